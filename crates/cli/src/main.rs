@@ -1,0 +1,2 @@
+//! The anysplit command.
+fn main() {}

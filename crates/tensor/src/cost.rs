@@ -1,0 +1,5 @@
+//! x
+/// x
+pub struct Cost; 
+/// x
+pub struct CostReport;

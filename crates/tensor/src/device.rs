@@ -1,0 +1,356 @@
+use std::fmt;
+use std::ops::Range;
+
+use crate::{DType, MatrixSource, Program, StepMeta};
+
+/// The function between the two halves of a feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU by the tanh formula.
+    GeluTanh,
+    /// GELU by the error function.
+    GeluErf,
+    /// max(x, 0).
+    Relu,
+}
+
+/// Which norm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x²) + eps) · (weight + weight_offset)`; no mean is taken off.
+    Rms {
+        /// 0, or 1 where a checkpoint stores the weight's distance from one (Gemma).
+        weight_offset: f32,
+    },
+    /// `(x − mean) / sqrt(var + eps) · weight + bias`, in two passes.
+    Layer,
+}
+
+/// A norm over whole rows or over heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Which norm.
+    pub kind: NormKind,
+    /// Added to the mean square or the variance.
+    pub eps: f32,
+}
+
+/// Heads that lie side by side in the columns of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadSpan {
+    /// First column of the first head.
+    pub first_col: usize,
+    /// Number of heads.
+    pub heads: usize,
+    /// Columns of each head.
+    pub head_dim: usize,
+}
+
+/// Rotary position embedding: the inverse frequencies, already scaled and rounded to f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeSpec {
+    /// One inverse frequency per rotated pair. Pair `i` is columns `i` and `i + inv_freq.len()` of a head;
+    /// columns from `2 · inv_freq.len()` on stay as they are.
+    pub inv_freq: Vec<f32>,
+}
+
+/// One layer's KV cache on one rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvSpec {
+    /// Number of blocks of [`crate::KV_BLOCK`] positions.
+    pub blocks: usize,
+    /// KV heads that this rank holds.
+    pub num_kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Stored type. Rounded to nearest, ties to even, when written.
+    pub dtype: DType,
+}
+
+/// Attention of one layer on one rank, over a matrix whose columns are `[q heads | k heads | v heads]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads on this rank.
+    pub num_heads: usize,
+    /// KV heads on this rank.
+    pub num_kv_heads: usize,
+    /// Query heads that share one KV head, in the whole model.
+    pub group: usize,
+    /// Place of this rank's first query head inside its group: local query head `h` reads local KV head
+    /// `(h + first_in_group) / group`.
+    pub first_in_group: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Scores are `(q · k) · scale`.
+    pub scale: f32,
+    /// `Some(c)`: scores become `c · tanh(score / c)`.
+    pub softcap: Option<f32>,
+    /// `Some(w)`: position `i` sees positions `j` with `i − w < j ≤ i`.
+    pub window: Option<usize>,
+}
+
+impl AttentionSpec {
+    /// The query heads' columns.
+    pub fn q(&self) -> HeadSpan {
+        HeadSpan { first_col: 0, heads: self.num_heads, head_dim: self.head_dim }
+    }
+    /// The key heads' columns.
+    pub fn k(&self) -> HeadSpan {
+        HeadSpan { first_col: self.num_heads * self.head_dim, heads: self.num_kv_heads, head_dim: self.head_dim }
+    }
+    /// The value heads' columns.
+    pub fn v(&self) -> HeadSpan {
+        let first_col = (self.num_heads + self.num_kv_heads) * self.head_dim;
+        HeadSpan { first_col, heads: self.num_kv_heads, head_dim: self.head_dim }
+    }
+    /// Columns of the matrix that [`Device::attention`] reads.
+    pub fn qkv_cols(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+}
+
+/// How a mixture of experts chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterSpec {
+    /// Experts chosen per token.
+    pub top_k: usize,
+    /// Whether the chosen weights are divided by their sum.
+    pub normalize: bool,
+}
+
+/// A change of one row of logits before a token is chosen from it. Columns are a rank's own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LogitEdit {
+    /// Adds to one logit (a bias; or, negative, a presence or frequency penalty).
+    Add {
+        /// Row of the logits.
+        row: usize,
+        /// Column of the logits.
+        col: usize,
+        /// What is added.
+        by: f32,
+    },
+    /// Divides a positive logit, multiplies a negative one (repetition penalty).
+    Repetition {
+        /// Row of the logits.
+        row: usize,
+        /// Column of the logits.
+        col: usize,
+        /// The penalty.
+        by: f32,
+    },
+    /// Divides a whole row (temperature).
+    Divide {
+        /// Row of the logits.
+        row: usize,
+        /// The divisor.
+        by: f32,
+    },
+}
+
+/// What went wrong on a device. Operations only enqueue; it surfaces where results are read.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{device}: {message}")]
+pub struct DeviceError {
+    /// The device.
+    pub device: String,
+    /// What happened.
+    pub message: String,
+}
+
+/// Something that runs a model's operations on tensors only it can read.
+///
+/// A device belongs to one rank and is used from one thread. Operations enqueue and return at once where
+/// the hardware allows it. What they compute, bit for bit, is fixed by NUMERICS.md and shown by
+/// [`crate::Reference`]; [`crate::conformance::run`] compares.
+///
+/// Shapes: `t` rows (tokens), `n` outputs, `k` inputs. An activation is a row-major matrix of f32.
+pub trait Device {
+    /// A matrix of activations.
+    type Tensor;
+    /// A packed weight `[n, k]`.
+    type Weight;
+    /// One layer's keys and values.
+    type Kv;
+    /// A step's positions and block tables, where the device wants them.
+    type Step;
+    /// Chosen experts and their weights, per token.
+    type Routing;
+    /// The (token, expert) pairs that a range of experts works on.
+    type Assignment;
+
+    // ---- memory ----
+
+    /// Short name: `cpu`, `reference`, ….
+    fn name(&self) -> String;
+    /// A matrix from host memory. `data [rows · cols]`.
+    fn upload(&self, data: &[f32], rows: usize, cols: usize) -> Self::Tensor;
+    /// A matrix of unspecified content.
+    fn alloc(&self, rows: usize, cols: usize) -> Self::Tensor;
+    /// A matrix to host memory, row-major, after all that was enqueued.
+    ///
+    /// # Errors
+    /// Whatever the device met since the last call.
+    fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>, DeviceError>;
+    /// `[rows, cols]`.
+    fn shape(&self, x: &Self::Tensor) -> [usize; 2];
+    /// Packs a weight, kept as `dtype` (nearest, ties to even; exact where it is stored so).
+    fn pack(&self, source: &dyn MatrixSource, dtype: DType) -> Self::Weight;
+    /// `(n, k)` of a weight.
+    fn weight_shape(&self, w: &Self::Weight) -> [usize; 2];
+    /// Bytes that a packed weight takes, padding included.
+    fn packed_bytes(&self, w: &Self::Weight) -> usize;
+    /// A KV cache of unspecified content.
+    fn alloc_kv(&self, spec: KvSpec) -> Self::Kv;
+    /// Brings a step's positions and block tables to the device, once per step.
+    fn begin(&self, meta: &StepMeta) -> Self::Step;
+
+    // ---- linear layers ----
+
+    /// `y[t, n] = Σ_k x[t, k] · w[n, k]`, k ascending by FMA from +0, then `+ bias[n]`.
+    ///
+    /// # Shapes
+    /// `x [t, k]`, `w [n, k]`, `bias [1, n]` → `[t, n]`
+    fn linear(&self, x: &Self::Tensor, w: &Self::Weight, bias: Option<&Self::Tensor>) -> Self::Tensor;
+    /// The partial sums of a program's nodes: each item is summed like [`Device::linear`], items are merged
+    /// as the program says.
+    ///
+    /// # Shapes
+    /// `x [t, k]`, `w [n, k]` → `[nodes · t, n]`, node-major: row `node · t + row`
+    fn linear_tree(&self, x: &Self::Tensor, w: &Self::Weight, program: &Program) -> Self::Tensor;
+    /// Rows of a weight, widened.
+    ///
+    /// # Shapes
+    /// `w [n, k]`, `rows [t]` → `[t, k]`
+    fn embed(&self, w: &Self::Weight, rows: &[u32]) -> Self::Tensor;
+
+    // ---- rows ----
+
+    /// Rows of a matrix. `x [t, c]`, `rows [r]` → `[r, c]`
+    fn gather_rows(&self, x: &Self::Tensor, rows: &[u32]) -> Self::Tensor;
+    /// Columns of a matrix. `x [t, c]` → `[t, cols.len()]`
+    fn gather_cols(&self, x: &Self::Tensor, cols: Range<usize>) -> Self::Tensor;
+    /// A norm of each row. Element i is summed in lane i mod 16 (squares by FMA), then the 16 by halves:
+    /// lane l += lane l + 8, then + 4, + 2, + 1. Then `r = 1 / sqrt(sum / c + eps)` and `y = (x · r) · w`
+    /// (`w = weight + weight_offset`, one add); for `Layer`, `y = fma((x − mean) · r, weight, bias)`.
+    ///
+    /// # Shapes
+    /// `x [t, c]`, `weight [1, c]`, `bias [1, c]` → `[t, c]`
+    fn norm(&self, x: &Self::Tensor, weight: &Self::Tensor, bias: Option<&Self::Tensor>, spec: NormSpec) -> Self::Tensor;
+    /// The same norm over each head, in place. `weight [1, head_dim]`
+    fn head_norm(&self, x: &mut Self::Tensor, span: HeadSpan, weight: &Self::Tensor, spec: NormSpec);
+    /// Cosines and sines for each row's position: `angle = f32(position) · inv_freq` in f32, then sine and cosine
+    /// in f64 rounded to f32.
+    ///
+    /// # Shapes
+    /// → `[t, 2 · pairs]`, first the cosines
+    fn rope_table(&self, step: &Self::Step, rope: &RopeSpec) -> Self::Tensor;
+    /// Rotates heads in place: `a' = fma(a, cos, −(b · sin))`, `b' = fma(b, cos, a · sin)`, with
+    /// a in column i and b in column i + pairs of the head.
+    fn rope(&self, x: &mut Self::Tensor, span: HeadSpan, table: &Self::Tensor);
+    /// `activation(x[t, i]) · x[t, f + i]`. `x [t, 2 f]` → `[t, f]`
+    fn gated(&self, x: &Self::Tensor, activation: Activation) -> Self::Tensor;
+    /// `activation(x)`, in place.
+    fn activate(&self, x: &mut Self::Tensor, activation: Activation);
+    /// `x = x + y`. `y [t, c]`, or `[1, c]` for a bias of every row.
+    fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
+    /// `x = x · by`.
+    fn scale(&self, x: &mut Self::Tensor, by: f32);
+    /// `x = cap · tanh(x / cap)`.
+    fn softcap(&self, x: &mut Self::Tensor, cap: f32);
+
+    // ---- attention ----
+
+    /// Writes the keys and values of every row to its position's block, rounded to the cache's type.
+    /// `qkv [t, qkv_cols]`
+    fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec);
+    /// Attention of every row over its sequence's cached positions, itself included (rule 4):
+    /// scores by FMA over head_dim ascending, `· scale`, soft cap; positions in tiles of 64 at absolute
+    /// multiples; per tile `m' = max(m, tile)` (by `if a > b`), `c = exp(m − m')`, weights `exp(s − m')`; the
+    /// tile's sum in 16 lanes (lane = position mod 16, ascending, from +0; unseen positions add nothing) and
+    /// then by halves; `l = fma(l, c, sum)`; `o = o · c`, then `o = fma(weight, v, o)` by position, ascending.
+    /// Segments of 1,024 positions each start from the first seen tile of their own (m = −∞, l = +0, o = +0,
+    /// c = 0 for it) and merge ascending: `m = max(m1, m2)`, `l = fma(l1, e^(m1−m), l2 · e^(m2−m))`, o likewise.
+    /// The result is `o / l`.
+    ///
+    /// # Shapes
+    /// `qkv [t, qkv_cols]` → `[t, num_heads · head_dim]`
+    fn attention(&self, qkv: &Self::Tensor, kv: &Self::Kv, step: &Self::Step, spec: &AttentionSpec) -> Self::Tensor;
+
+    // ---- experts ----
+
+    /// Chooses experts: softmax over all (max, `exp(x − max)`, sum ascending, divide), the `top_k` largest, ties to
+    /// the lower id, put in ascending order of ids; if `normalize`, divided by their sum in that order.
+    /// `logits [t, experts]`
+    fn route(&self, logits: &Self::Tensor, spec: RouterSpec) -> Self::Routing;
+    /// The pairs whose expert is in `experts`: sorted by expert, then by token.
+    fn assign(&self, routing: &Self::Routing, experts: Range<usize>) -> Self::Assignment;
+    /// A linear layer per expert on the tokens that chose it. `weights[e]` belongs to expert `experts.start + e`
+    /// of the assignment.
+    ///
+    /// # Shapes
+    /// `x [t, k]`, `weights[e] [n, k]` → `[pairs, n]`
+    fn grouped_linear(&self, x: &Self::Tensor, assignment: &Self::Assignment, weights: &[Self::Weight]) -> Self::Tensor;
+    /// [`Device::linear_tree`] per expert on rows that are pairs already.
+    ///
+    /// # Shapes
+    /// `x [pairs, k]` → `[nodes · pairs, n]`
+    fn grouped_linear_tree(
+        &self,
+        x: &Self::Tensor,
+        assignment: &Self::Assignment,
+        weights: &[Self::Weight],
+        program: &Program,
+    ) -> Self::Tensor;
+    /// The program's nodes of the tree over expert ids: item `i` is `weight · output` of expert `experts.start + i`
+    /// where a token chose it, and −0 (which adds nothing) where it did not.
+    ///
+    /// # Shapes
+    /// `y [pairs, n]` → `[nodes · t, n]`
+    fn combine(&self, y: &Self::Tensor, assignment: &Self::Assignment, program: &Program) -> Self::Tensor;
+
+    // ---- logits ----
+
+    /// Changes logits, in the order given.
+    fn edit_logits(&self, logits: &mut Self::Tensor, edits: &[LogitEdit]);
+    /// The largest logit of each row (`if a > b`, from −∞).
+    ///
+    /// # Errors
+    /// Whatever the device met since the last call; also by the next three.
+    fn row_max(&self, logits: &Self::Tensor) -> Result<Vec<f32>, DeviceError>;
+    /// Sums of `exp(x − max)` over the nodes of a tree whose items are panels of 16 columns (the last may be short,
+    /// its missing columns are +0), each panel summed by halves.
+    ///
+    /// # Shapes
+    /// `logits [t, n]`, `max [t]` → `[t · nodes]`, row-major
+    fn exp_sums(&self, logits: &Self::Tensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError>;
+    /// The `k` largest of each row (all, if there are fewer) as (logit, column), by logit descending, then column
+    /// ascending. Starts behind `skip` of them.
+    fn top_k(&self, logits: &Self::Tensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError>;
+    /// Single logits, by (row, column).
+    fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError>;
+}
+
+/// A device whose tensors are host memory, for collectives that reduce on the host.
+pub trait HostDevice: Device {
+    /// A matrix's elements.
+    fn as_slice<'a>(&self, x: &'a Self::Tensor) -> &'a [f32];
+    /// A matrix's elements, to be written.
+    fn as_mut_slice<'a>(&self, x: &'a mut Self::Tensor) -> &'a mut [f32];
+    /// Calls `work(range)` for ranges that together are `0..items`, each at least `grain` long but the last, on the
+    /// threads of this device, and returns when all are done.
+    fn parallel(&self, items: usize, grain: usize, work: &(dyn Fn(Range<usize>) + Sync));
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Activation::Silu => "silu",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::GeluErf => "gelu",
+            Activation::Relu => "relu",
+        })
+    }
+}

@@ -1,0 +1,29 @@
+//! What every crate shares: types of elements, the canonical reduction tree, the functions of one
+//! element, and the trait that devices implement.
+//!
+//! The arithmetic is fixed by NUMERICS.md; this crate holds its definitions, the other crates its
+//! fast implementations.
+
+pub mod conformance;
+pub mod cost;
+mod device;
+mod dtype;
+pub mod lanes;
+pub mod math;
+mod reference;
+mod source;
+mod step;
+mod trace;
+mod tree;
+
+pub use cost::{Cost, CostReport};
+pub use device::{
+    Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, NormKind, NormSpec, RopeSpec,
+    RouterSpec,
+};
+pub use dtype::DType;
+pub use reference::{Reference, ReferenceTensor};
+pub use source::{Concat, MatrixSource, Slice};
+pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
+pub use trace::Trace;
+pub use tree::{NodeId, Program, ReductionTree};

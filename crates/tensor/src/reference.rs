@@ -1,0 +1,4 @@
+/// x
+pub struct Reference; 
+/// x
+pub struct ReferenceTensor;
