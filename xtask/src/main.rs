@@ -1,2 +1,30 @@
-//! The project's own checks.
-fn main() {}
+//! The project's own checks: `cargo xtask tidy` and `cargo xtask golden`.
+
+mod golden;
+mod tidy;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask tidy            checks the rules of the code, without building it
+       cargo xtask golden [ARGS…] regenerates tests/golden with Hugging Face (ARGS go to make_golden.py)";
+
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository's root");
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let result = match args.split_first() {
+        Some((command, [])) if command == "tidy" => tidy::run(root),
+        Some((command, rest)) if command == "golden" => golden::run(root, rest),
+        _ => Err(USAGE.into()),
+    };
+    match result {
+        Ok(report) => {
+            println!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -4,10 +4,16 @@
 //! are missing. Results never depend on the number of ranks: `all_reduce` finishes a
 //! [`tensor::ReductionTree`], everything else only moves data.
 
+pub mod conformance;
 mod error;
+mod finish;
+mod shared;
+mod sim;
 mod solo;
 
 pub use error::CollectiveError;
+pub use shared::{SharedConfig, SharedGroup, SharedRank};
+pub use sim::ShapeGroup;
 pub use solo::Solo;
 
 use std::time::Duration;

@@ -1,1 +1,51 @@
-//! TODO
+//! Which sequences run in the next step, and in which KV blocks: a pure function of what it was told.
+//!
+//! No clock, no I/O, no threads, no randomness, and nothing of the other crates: the engine, a simulator and
+//! the tests drive the same code, and the same calls give the same answers.
+//!
+//! ```text
+//!            add                    schedule                        complete
+//!  Request ───────▶ waiting ───────────────────────▶ running ─────────────────────▶ (ended)
+//!            │      first come, first served,        │     ▲     stopped, or max_tokens
+//!            │      once all its blocks are free     │     │     reached: its blocks are free
+//!            ▼                                       └─────┘
+//!      SchedulerError                  one step: a decode row, or a chunk of its prompt
+//! ```
+//!
+//! A step is three lines of the engine:
+//!
+//! ```
+//! # use scheduler::{Request, Scheduler, SchedulerConfig};
+//! # let config = SchedulerConfig { num_blocks: 8, block_size: 16, max_num_seqs: 4, max_num_batched_tokens: 64 };
+//! # let run = |batch: &scheduler::Batch| {
+//! #     let sampled = batch.items.iter().filter(|i| i.samples);
+//! #     sampled.map(|i| (i.id, 0u32, false)).collect::<Vec<_>>()
+//! # };
+//! let mut scheduler = Scheduler::new(config);
+//! scheduler.add(Request { id: 0, prompt: vec![1, 2, 3], max_tokens: 5 })?;
+//! while let Some(batch) = scheduler.schedule() {
+//!     let outputs = run(&batch);
+//!     scheduler.complete(&batch, &outputs);
+//! }
+//! assert!(scheduler.is_idle());
+//! # Ok::<(), scheduler::SchedulerError>(())
+//! ```
+//!
+//! What holds after every call (asserted in debug builds):
+//! - A block is free or has exactly one holder.
+//! - The blocks that running sequences may still ask for are free: who is admitted finishes.
+//! - At most one running sequence is still in its prompt, so a step has room for a token of everyone and every
+//!   running sequence gets further in every step.
+
+mod batch;
+mod block_manager;
+mod error;
+mod invariants;
+mod request;
+mod scheduler;
+mod sequence;
+
+pub use batch::{Batch, BatchItem};
+pub use error::SchedulerError;
+pub use request::Request;
+pub use scheduler::{Scheduler, SchedulerConfig};

@@ -166,7 +166,8 @@ pub struct DeviceError {
 /// the hardware allows it. What they compute, bit for bit, is fixed by NUMERICS.md and shown by
 /// [`crate::Reference`]; [`crate::conformance::run`] compares.
 ///
-/// Shapes: `t` rows (tokens), `n` outputs, `k` inputs. An activation is a row-major matrix of f32.
+/// Shapes: `t` rows (tokens), `n` outputs, `k` inputs. An activation is a row-major matrix of f32. Any
+/// dimension may be 0.
 pub trait Device {
     /// A matrix of activations.
     type Tensor;
@@ -202,7 +203,7 @@ pub trait Device {
     fn weight_shape(&self, w: &Self::Weight) -> [usize; 2];
     /// Bytes that a packed weight takes, padding included.
     fn packed_bytes(&self, w: &Self::Weight) -> usize;
-    /// A KV cache of unspecified content.
+    /// A KV cache of unspecified content. Positions that a query does not see have no influence, whatever is there.
     fn alloc_kv(&self, spec: KvSpec) -> Self::Kv;
     /// Brings a step's positions and block tables to the device, once per step.
     fn begin(&self, meta: &StepMeta) -> Self::Step;
@@ -232,9 +233,26 @@ pub trait Device {
     fn gather_rows(&self, x: &Self::Tensor, rows: &[u32]) -> Self::Tensor;
     /// Columns of a matrix. `x [t, c]` → `[t, cols.len()]`
     fn gather_cols(&self, x: &Self::Tensor, cols: Range<usize>) -> Self::Tensor;
+    /// Parts of rows that lie one under the other, put side by side: column `j` of the result is column
+    /// `columns[j].1` of part `columns[j].0`.
+    ///
+    /// # Shapes
+    /// `x [parts · rows, c]` → `[rows, columns.len()]`
+    ///
+    /// # Errors
+    /// Whatever the device met since the last call: this default goes through host memory.
+    fn regroup(&self, x: &Self::Tensor, rows: usize, columns: &[(u32, u32)]) -> Result<Self::Tensor, DeviceError> {
+        let (from, width) = (self.download(x)?, self.shape(x)[1]);
+        let mut to = Vec::with_capacity(rows * columns.len());
+        for row in 0..rows {
+            to.extend(columns.iter().map(|&(part, col)| from[(part as usize * rows + row) * width + col as usize]));
+        }
+        Ok(self.upload(&to, rows, columns.len()))
+    }
     /// A norm of each row. Element i is summed in lane i mod 16 (squares by FMA), then the 16 by halves:
     /// lane l += lane l + 8, then + 4, + 2, + 1. Then `r = 1 / sqrt(sum / c + eps)` and `y = (x · r) · w`
-    /// (`w = weight + weight_offset`, one add); for `Layer`, `y = fma((x − mean) · r, weight, bias)`.
+    /// (`w = weight + weight_offset`, one add, also of 0; an RMS norm has no bias); for `Layer`,
+    /// `y = fma((x − mean) · r, weight, bias)`, where the mean is a sum by the same lanes `/ c` and no bias is +0.
     ///
     /// # Shapes
     /// `x [t, c]`, `weight [1, c]`, `bias [1, c]` → `[t, c]`
@@ -281,8 +299,8 @@ pub trait Device {
 
     // ---- experts ----
 
-    /// Chooses experts: softmax over all (max, `exp(x − max)`, sum ascending, divide), the `top_k` largest, ties to
-    /// the lower id, put in ascending order of ids; if `normalize`, divided by their sum in that order.
+    /// Chooses experts: softmax over all (max, `exp(x − max)`, sum ascending, divide), the `top_k` largest
+    /// quotients, ties to the lower id, put in ascending order of ids; if `normalize`, divided by their sum in that order.
     /// `logits [t, experts]`
     fn route(&self, logits: &Self::Tensor, spec: RouterSpec) -> Self::Routing;
     /// The pairs whose expert is in `experts`: sorted by expert, then by token.
@@ -291,7 +309,7 @@ pub trait Device {
     /// of the assignment.
     ///
     /// # Shapes
-    /// `x [t, k]`, `weights[e] [n, k]` → `[pairs, n]`
+    /// `x [t, k]`, `weights[e] [n, k]` → `[pairs, n]`; without weights `n` is 0
     fn grouped_linear(&self, x: &Self::Tensor, assignment: &Self::Assignment, weights: &[Self::Weight]) -> Self::Tensor;
     /// [`Device::linear_tree`] per expert on rows that are pairs already.
     ///
@@ -315,19 +333,19 @@ pub trait Device {
 
     /// Changes logits, in the order given.
     fn edit_logits(&self, logits: &mut Self::Tensor, edits: &[LogitEdit]);
-    /// The largest logit of each row (`if a > b`, from −∞).
+    /// The largest logit of each row (`if a > b`, from −∞). Where it is a zero, its sign is unspecified.
     ///
     /// # Errors
     /// Whatever the device met since the last call; also by the next three.
     fn row_max(&self, logits: &Self::Tensor) -> Result<Vec<f32>, DeviceError>;
-    /// Sums of `exp(x − max)` over the nodes of a tree whose items are panels of 16 columns (the last may be short,
-    /// its missing columns are +0), each panel summed by halves.
+    /// Sums of `exp(x − max)` over the nodes of a tree whose items are panels of 16 columns (item `i` is panel `i` of
+    /// these logits; the last may be short, its missing columns are +0), each panel summed by halves.
     ///
     /// # Shapes
     /// `logits [t, n]`, `max [t]` → `[t · nodes]`, row-major
     fn exp_sums(&self, logits: &Self::Tensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError>;
     /// The `k` largest of each row (all, if there are fewer) as (logit, column), by logit descending, then column
-    /// ascending. Starts behind `skip` of them.
+    /// ascending (+0 and −0 are equal). Starts behind `skip` of them.
     fn top_k(&self, logits: &Self::Tensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError>;
     /// Single logits, by (row, column).
     fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError>;

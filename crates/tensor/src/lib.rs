@@ -11,19 +11,23 @@ mod dtype;
 pub mod lanes;
 pub mod math;
 mod reference;
+mod shapes;
 mod source;
 mod step;
 mod trace;
 mod tree;
 
-pub use cost::{Cost, CostReport};
+pub use cost::{Cost, CostCounter, CostReport, OpCost};
 pub use device::{
     Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, NormKind, NormSpec, RopeSpec,
     RouterSpec,
 };
 pub use dtype::DType;
-pub use reference::{Reference, ReferenceTensor};
+pub use reference::{
+    Reference, ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor, ReferenceWeight,
+};
+pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight, Shapes};
 pub use source::{Concat, MatrixSource, Slice};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
-pub use trace::Trace;
+pub use trace::{Trace, TraceLog};
 pub use tree::{NodeId, Program, ReductionTree};

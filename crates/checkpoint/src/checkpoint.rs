@@ -1,0 +1,208 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use tensor::DType;
+
+use crate::files::{self, INDEX};
+use crate::header::{self, Entry};
+use crate::spelling::nearest;
+use crate::storage::Storage;
+use crate::view::widen;
+use crate::{CheckpointError, TensorView};
+
+/// How many names an error suggests.
+const SUGGESTIONS: usize = 3;
+
+/// A model's weights in safetensors files, mapped into memory and checked. Clones share the maps.
+#[derive(Clone)]
+pub struct Checkpoint {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// The directory, or the name of embedded bytes: for messages.
+    place: String,
+    files: Vec<(String, Storage)>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// A tensor's place.
+struct Tensor {
+    file: usize,
+    /// As the file spells it.
+    dtype: String,
+    shape: Vec<usize>,
+    /// Of the file.
+    bytes: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or `model.safetensors.index.json` with its shards, or the only other
+    /// `*.safetensors` of a directory. Reads the headers; the weights stay on disk until they are asked for.
+    ///
+    /// # Errors
+    /// If there are none, or if anything about the files is not as the format says.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let files = files::find(dir)?;
+        let mut checkpoint =
+            Inner { place: dir.display().to_string(), files: Vec::new(), tensors: BTreeMap::new() };
+        for shard in files.shards {
+            let storage = Storage::map(&dir.join(&shard))?;
+            checkpoint.add(shard, storage)?;
+        }
+        for (tensor, shard) in files.weight_map {
+            let found = checkpoint.tensors.get(&tensor).map(|found| &checkpoint.files[found.file].0);
+            if found != Some(&shard) {
+                let index = dir.join(INDEX).display().to_string();
+                return Err(CheckpointError::NotInShard { index, tensor, shard });
+            }
+        }
+        Ok(Checkpoint { inner: Arc::new(checkpoint) })
+    }
+
+    /// A whole safetensors file that is part of the program; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// If anything about the bytes is not as the format says.
+    pub fn from_bytes(name: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
+        let mut checkpoint = Inner { place: name.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add(name.to_owned(), Storage::Static(bytes))?;
+        Ok(Checkpoint { inner: Arc::new(checkpoint) })
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.inner.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.inner.tensors.contains_key(name)
+    }
+
+    /// The shape of a tensor, if there is one of that name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.inner.tensors.get(name).map(|tensor| tensor.shape.as_slice())
+    }
+
+    /// The type in which a tensor is stored, if there is one of that name and the type is read.
+    pub fn dtype_of(&self, name: &str) -> Option<DType> {
+        self.inner.tensors.get(name).and_then(|tensor| DType::parse(&tensor.dtype))
+    }
+
+    /// The matrix `name`, whose shape must be `shape`.
+    ///
+    /// # Shapes
+    /// `shape` is `[rows, cols]`.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or it has another shape, or is of a type that is not read.
+    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<TensorView<'_>, CheckpointError> {
+        let (bytes, dtype) = self.inner.bytes(name, &shape)?;
+        Ok(TensorView::stored(bytes, shape, dtype))
+    }
+
+    /// Matrix `index` of the packed tensor `name` of one matrix per expert.
+    ///
+    /// # Shapes
+    /// `shape` is `[experts, rows, cols]`; the view is `[rows, cols]`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::matrix`].
+    pub fn expert_matrix(
+        &self,
+        name: &str,
+        index: usize,
+        shape: [usize; 3],
+    ) -> Result<TensorView<'_>, CheckpointError> {
+        let [experts, rows, cols] = shape;
+        assert!(index < experts, "expert {index} of {experts}");
+        let (bytes, dtype) = self.inner.bytes(name, &shape)?;
+        let expert = bytes.len() / experts;
+        Ok(TensorView::stored(&bytes[index * expert..][..expert], [rows, cols], dtype))
+    }
+
+    /// The vector `name` of `len` elements, widened to f32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::matrix`].
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, CheckpointError> {
+        let (bytes, dtype) = self.inner.bytes(name, &[len])?;
+        let mut out = vec![0.0; len];
+        widen(bytes, dtype, &mut out);
+        Ok(out)
+    }
+
+    /// Bytes of all tensors as they are stored.
+    pub fn stored_bytes(&self) -> usize {
+        self.inner.tensors.values().map(|tensor| tensor.bytes.len()).sum()
+    }
+
+    /// The type in which most bytes are stored, of those that are read; `F32` if there are none.
+    pub fn dtype(&self) -> DType {
+        let bytes_of = |dtype: DType| -> usize {
+            let of_type = |tensor: &&Tensor| stored_dtype(&tensor.dtype) == Some(dtype);
+            self.inner.tensors.values().filter(of_type).map(|tensor| tensor.bytes.len()).sum()
+        };
+        let most = [DType::F16, DType::BF16, DType::F32].into_iter().max_by_key(|&dtype| bytes_of(dtype));
+        most.unwrap_or(DType::F32)
+    }
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Inner { place, files, tensors } = &*self.inner;
+        write!(f, "Checkpoint({place}: {} files, {} tensors)", files.len(), tensors.len())
+    }
+}
+
+impl Inner {
+    /// Adds the tensors of one file.
+    fn add(&mut self, name: String, storage: Storage) -> Result<(), CheckpointError> {
+        let file = self.files.len();
+        let entries = header::parse(&name, storage.bytes())?;
+        for Entry { name: tensor, dtype, shape, bytes } in entries {
+            if let Some(other) = self.tensors.get(&tensor) {
+                let first = self.files[other.file].0.clone();
+                return Err(CheckpointError::Duplicate { tensor, first, second: name });
+            }
+            self.tensors.insert(tensor, Tensor { file, dtype, shape, bytes });
+        }
+        self.files.push((name, storage));
+        Ok(())
+    }
+
+    /// A tensor's bytes and type, its shape checked.
+    fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], DType), CheckpointError> {
+        let Some(found) = self.tensors.get(name) else {
+            let nearest = nearest(name, self.tensors.keys().map(String::as_str), SUGGESTIONS);
+            return Err(CheckpointError::MissingTensor {
+                tensor: name.to_owned(),
+                place: self.place.clone(),
+                nearest,
+            });
+        };
+        let (tensor, (file, storage)) = (name.to_owned(), &self.files[found.file]);
+        if found.shape != shape {
+            let (expected, found) = (shape.to_vec(), found.shape.clone());
+            return Err(CheckpointError::Shape { tensor, expected, found, file: file.clone() });
+        }
+        let Some(dtype) = stored_dtype(&found.dtype) else {
+            let (dtype, file) = (found.dtype.clone(), file.clone());
+            return Err(CheckpointError::UnsupportedDtype { tensor, dtype, file });
+        };
+        Ok((&storage.bytes()[found.bytes.clone()], dtype))
+    }
+}
+
+/// The type of that name in a safetensors header, if it is read.
+fn stored_dtype(name: &str) -> Option<DType> {
+    match name {
+        "F32" => Some(DType::F32),
+        "F16" => Some(DType::F16),
+        "BF16" => Some(DType::BF16),
+        _ => None,
+    }
+}

@@ -1,0 +1,39 @@
+use std::fs::File;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::CheckpointError;
+
+/// The bytes of one file.
+pub(crate) enum Storage {
+    /// A file's pages, read when they are touched.
+    Mapped(Mmap),
+    /// Bytes that are part of the program.
+    Static(&'static [u8]),
+}
+
+impl Storage {
+    /// Maps a regular file.
+    pub(crate) fn map(path: &Path) -> Result<Self, CheckpointError> {
+        // Asked before opening: opening a pipe would wait for its writer.
+        let found = std::fs::metadata(path).map_err(CheckpointError::read(path))?;
+        if !found.is_file() {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
+            return Err(CheckpointError::Read { path: path.to_owned(), source });
+        }
+        let file = File::open(path).map_err(CheckpointError::read(path))?;
+        // SAFETY: the map is private and only read, as bytes, which have no invalid values. Another process that
+        // writes to the file changes weights, not memory safety; one that truncates it while it is in use ends
+        // this process with SIGBUS, as with every mapped checkpoint.
+        let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::read(path))?;
+        Ok(Storage::Mapped(map))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Storage::Mapped(map) => map,
+            Storage::Static(bytes) => bytes,
+        }
+    }
+}

@@ -1,0 +1,128 @@
+use std::ops::Range;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use tensor::{DType, MatrixSource};
+
+use crate::random::RandomMatrix;
+
+/// A matrix `[rows, cols]` of a [`crate::WeightSource`], read row by row and widened to f32.
+#[derive(Clone, Copy)]
+pub struct TensorView<'a> {
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+    values: Values<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Values<'a> {
+    /// Little endian, row-major, at any alignment.
+    Stored(&'a [u8]),
+    Random(RandomMatrix),
+    /// Shapes only.
+    Meta,
+}
+
+impl<'a> TensorView<'a> {
+    pub(crate) fn stored(bytes: &'a [u8], [rows, cols]: [usize; 2], dtype: DType) -> Self {
+        assert_eq!(bytes.len(), rows * cols * dtype.bytes(), "the header was checked");
+        TensorView { rows, cols, dtype, values: Values::Stored(bytes) }
+    }
+
+    pub(crate) fn random(matrix: RandomMatrix, [rows, cols]: [usize; 2], dtype: DType) -> Self {
+        TensorView { rows, cols, dtype, values: Values::Random(matrix) }
+    }
+
+    pub(crate) fn meta([rows, cols]: [usize; 2], dtype: DType) -> Self {
+        TensorView { rows, cols, dtype, values: Values::Meta }
+    }
+
+    /// The type in which the elements are stored; every element is exact in it.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes of one stored element.
+    pub fn bytes_per_element(&self) -> usize {
+        self.dtype.bytes()
+    }
+
+    /// Bytes of the whole stored matrix.
+    pub fn stored_bytes(&self) -> usize {
+        self.rows * self.cols * self.dtype.bytes()
+    }
+}
+
+impl MatrixSource for TensorView<'_> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn read(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        assert_eq!(cols.len(), out.len(), "one place for every column");
+        match self.values {
+            Values::Stored(bytes) => {
+                let (first, width) = (row * self.cols, self.dtype.bytes());
+                widen(&bytes[(first + cols.start) * width..(first + cols.end) * width], self.dtype, out);
+            }
+            Values::Random(matrix) => matrix.read(row, cols, self.dtype, out),
+            Values::Meta => panic!("weights of a Meta source have shapes and no values"),
+        }
+    }
+}
+
+/// Widens stored elements, exactly. `bytes [out.len() · dtype.bytes()]`, at any alignment.
+pub(crate) fn widen(bytes: &[u8], dtype: DType, out: &mut [f32]) {
+    match dtype {
+        DType::F32 => {
+            for (x, &b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *x = f32::from_le_bytes(b);
+            }
+        }
+        DType::BF16 => {
+            for (x, &b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *x = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
+            }
+        }
+        DType::F16 => {
+            // `half` uses the hardware's conversion, which wants aligned elements.
+            let mut aligned = [f16::ZERO; 256];
+            for (out, bytes) in out.chunks_mut(256).zip(bytes.chunks(512)) {
+                let aligned = &mut aligned[..out.len()];
+                for (h, &b) in aligned.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *h = f16::from_le_bytes(b);
+                }
+                aligned.convert_to_f32_slice(out);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_widens_exactly_at_every_alignment() {
+        let mut bytes = vec![0u8; 1];
+        bytes.extend((0..=u16::MAX).flat_map(u16::to_le_bytes));
+        let mut out = vec![0.0; 1 << 16];
+        for dtype in [DType::F16, DType::BF16] {
+            widen(&bytes[1..], dtype, &mut out);
+            for (bits, &x) in (0..=u16::MAX).zip(&out) {
+                let want = match dtype {
+                    DType::F16 => f16::from_bits(bits).to_f32(),
+                    _ => half::bf16::from_bits(bits).to_f32(),
+                };
+                assert!(x.to_bits() == want.to_bits() || x.is_nan() && want.is_nan(), "{dtype} {bits:#x}");
+            }
+        }
+    }
+}

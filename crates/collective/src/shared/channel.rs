@@ -1,0 +1,189 @@
+//! A rank's end of the region: steps that the borrow checker keeps in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::region::{Region, as_bytes};
+use super::sync::{Patience, Rendezvous, Stop};
+use crate::CollectiveError;
+
+/// An operation of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Op {
+    AllReduce,
+    AllGather,
+    AllGatherHost,
+    Broadcast,
+    Barrier,
+}
+
+impl Op {
+    const ALL: [(Op, &'static str); 5] = [
+        (Op::AllReduce, "all_reduce"),
+        (Op::AllGather, "all_gather"),
+        (Op::AllGatherHost, "all_gather_host"),
+        (Op::Broadcast, "broadcast"),
+        (Op::Barrier, "barrier"),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+}
+
+/// One call of an operation, as every rank must make it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    pub op: Op,
+    /// A size on which all ranks agree.
+    pub size: usize,
+    pub deadline: Option<Duration>,
+}
+
+impl Call {
+    /// What ranks compare: the operation above the size.
+    fn label(&self) -> u64 {
+        (self.op as u64) << 56 | (self.size as u64 & ((1 << 56) - 1))
+    }
+}
+
+/// A rank's end of the region.
+pub(super) struct Channel {
+    region: Arc<Region>,
+    rank: usize,
+    /// The step that this rank writes or publishes next. Unless the group has failed, it has waited for
+    /// the step before: that is what makes `slot_mut` sound.
+    step: u32,
+    /// Operations so far.
+    sequence: u64,
+    spin: Duration,
+}
+
+impl Channel {
+    pub fn new(region: Arc<Region>, rank: usize, spin: Duration) -> Self {
+        Channel { region, rank, step: 1, sequence: 0, spin }
+    }
+
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub fn size(&self) -> usize {
+        self.region.ranks()
+    }
+
+    pub fn slot_len(&self) -> usize {
+        self.region.slot_len()
+    }
+
+    /// Counts an operation.
+    pub fn begin(&mut self) -> Result<(), CollectiveError> {
+        self.sequence += 1;
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        if self.region.has_failed() { Err(self.failure()) } else { Ok(()) }
+    }
+
+    /// This rank's slot, to be filled before [`Channel::publish`].
+    pub fn slot(&mut self) -> Result<&mut [f32], CollectiveError> {
+        self.check()?;
+        // SAFETY: we are `rank`, we have waited for the step before (see the field; a failed wait fails the
+        // group, and then we do not get here), have not published this one, and `&mut self` is held.
+        Ok(unsafe { self.region.slot_mut(self.rank, self.step) })
+    }
+
+    /// Publishes the slot and waits for those of all ranks. `length` may differ between ranks.
+    pub fn publish(&mut self, call: &Call, length: usize) -> Result<Peers<'_>, CollectiveError> {
+        self.check()?;
+        let step = self.step;
+        self.region.set_label(self.rank, step, call.label(), length as u64);
+        self.region.publish(self.rank);
+        self.step = step.wrapping_add(1);
+        let patience = Patience { spin: self.spin, deadline: call.deadline };
+        if let Err(stop) = self.region.wait(step, &patience) {
+            return Err(self.stopped(call, stop));
+        }
+        for rank in 0..self.size() {
+            let (label, _) = self.region.label(rank, step);
+            if label != call.label() {
+                return Err(self.disagree(call, rank, label));
+            }
+        }
+        Ok(Peers { region: &self.region, step })
+    }
+
+    /// Fails the group, unless it has failed already.
+    pub fn fail(&self, rank: usize, message: &str) {
+        self.region.fail_with(rank, message);
+    }
+
+    /// Says that this rank is gone.
+    pub fn end(&self) {
+        self.region.end(self.rank);
+    }
+
+    fn failure(&self) -> CollectiveError {
+        let (rank, message) = self.region.explanation();
+        CollectiveError::Failed { rank, message }
+    }
+
+    /// Every wait that does not succeed fails the group: this rank could not go on with the others.
+    #[cold]
+    fn stopped(&self, call: &Call, stop: Stop) -> CollectiveError {
+        let (op, sequence, rank) = (call.op.name(), self.sequence, self.rank);
+        match stop {
+            Stop::Failed => self.failure(),
+            Stop::Ended(gone) => {
+                self.fail(gone, &format!("ended before {op} number {sequence}"));
+                self.failure()
+            }
+            Stop::Missing(missing) => {
+                let waited_s = call.deadline.unwrap_or_default().as_secs_f64().ceil() as u64;
+                let error = CollectiveError::Missing { op, sequence, rank, missing, waited_s };
+                self.fail(rank, &error.to_string());
+                error
+            }
+        }
+    }
+
+    #[cold]
+    fn disagree(&self, call: &Call, rank: usize, label: u64) -> CollectiveError {
+        let (theirs, size) = (label >> 56, label & ((1 << 56) - 1));
+        let theirs = Op::ALL.get(theirs as usize).map_or("nothing known", |(_, name)| name);
+        let message = format!(
+            "operation number {} is {} of {} on rank {}, but {theirs} of {size} on rank {rank}",
+            self.sequence,
+            call.op.name(),
+            call.size,
+            self.rank
+        );
+        self.fail(self.rank, &message);
+        self.failure()
+    }
+}
+
+/// The slots of one step. Gone before the next can be published, as it borrows the channel.
+pub(super) struct Peers<'a> {
+    region: &'a Region,
+    step: u32,
+}
+
+impl Peers<'_> {
+    /// A rank's slot.
+    pub fn slot(&self, rank: usize) -> &[f32] {
+        // SAFETY: `publish` has waited for this step, and the channel cannot publish again while we borrow it.
+        unsafe { self.region.slot(rank, self.step) }
+    }
+
+    /// A rank's slot, as bytes.
+    pub fn bytes(&self, rank: usize) -> &[u8] {
+        as_bytes(self.slot(rank))
+    }
+
+    /// The length that a rank published.
+    pub fn length(&self, rank: usize) -> usize {
+        self.region.label(rank, self.step).1 as usize
+    }
+}

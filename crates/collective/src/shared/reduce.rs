@@ -1,0 +1,197 @@
+//! `all_reduce`, in pieces of elements. Which piece or thread an element falls into does not change its sum.
+//!
+//! * One shot: every rank puts its nodes into its slot, reads everybody's and sums all elements for itself. One step,
+//!   the least latency.
+//! * Two shots, from three ranks on and for large payloads: every rank sums a slice of the elements, then the
+//!   slices are exchanged. A rank reads each node of others once in `ranks`, for one more step.
+
+use std::ops::Range;
+
+use tensor::HostDevice;
+
+use super::channel::{Call, Channel, Peers};
+use super::region::Shards;
+use crate::finish::Finish;
+use crate::{CollectiveError, ReducePlan};
+
+/// Payloads up to this many bytes stay on the caller: waking a pool costs more.
+const SERIAL_BYTES: usize = 64 << 10;
+/// Fewest elements that a thread of the pool gets.
+const GRAIN: usize = 4096;
+/// All nodes together, in bytes, from which two shots are faster than one.
+const TWO_SHOT_BYTES: usize = 256 << 10;
+/// Most bytes of one rank in a piece, so that it is still in the cache when others read it.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// Memory that one call leaves for the next.
+#[derive(Default)]
+pub(super) struct Scratch {
+    finish: Finish,
+}
+
+/// What one call works on.
+struct Reduce<'a, D> {
+    dev: &'a D,
+    call: &'a Call,
+    finish: &'a Finish,
+    plan: &'a ReducePlan,
+    rank: usize,
+    /// Elements of a node.
+    elements: usize,
+    /// This rank's nodes; `None`: its only node lies where the sum will be.
+    own: Option<&'a [f32]>,
+}
+
+pub(super) fn all_reduce<D: HostDevice>(
+    channel: &mut Channel,
+    call: &Call,
+    scratch: &mut Scratch,
+    dev: &D,
+    partial: D::Tensor,
+    rows: usize,
+    plan: &ReducePlan,
+) -> Result<D::Tensor, CollectiveError> {
+    let (rank, ranks) = (channel.rank(), channel.size());
+    let [have, cols] = dev.shape(&partial);
+    let nodes: usize = plan.nodes_of_rank.iter().sum();
+    assert_eq!(plan.nodes_of_rank.len(), ranks, "a plan for the group's ranks");
+    assert_eq!(plan.finish.merges.len(), nodes, "a plan whose items are the ranks' nodes");
+    assert_eq!(have, plan.nodes_of_rank[rank] * rows, "rank {rank} brings the nodes that it owns");
+    channel.begin()?;
+    scratch.finish.set(&plan.finish);
+
+    // A single node has the shape of the sum, which then takes its place: one buffer less to pass over.
+    let (partial, mut out) = match plan.nodes_of_rank[rank] {
+        1 => (None, partial),
+        _ => (Some(partial), dev.alloc(rows, cols)),
+    };
+    let own = partial.as_ref().map(|p| dev.as_slice(p));
+    let elements = rows * cols;
+    let reduce = Reduce { dev, call, finish: &scratch.finish, plan, rank, elements, own };
+    reduce.run(channel, dev.as_mut_slice(&mut out), nodes)?;
+    Ok(out)
+}
+
+impl<D: HostDevice> Reduce<'_, D> {
+    fn run(&self, channel: &mut Channel, out: &mut [f32], nodes: usize) -> Result<(), CollectiveError> {
+        let ranks = channel.size();
+        let two_shots = ranks > 2 && nodes * self.elements * size_of::<f32>() > TWO_SHOT_BYTES;
+        let most_nodes = self.plan.nodes_of_rank.iter().max().copied().unwrap_or(1).max(1);
+        let piece = channel.slot_len().min(PIECE_BYTES / size_of::<f32>()) / most_nodes;
+        assert!(piece > 0, "a slot holds one element of each of {most_nodes} nodes");
+        for start in (0..self.elements).step_by(piece) {
+            let piece = start..(start + piece).min(self.elements);
+            match two_shots {
+                false => self.one_shot(channel, out, piece)?,
+                true => self.two_shots(channel, out, piece, ranks)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn one_shot(&self, channel: &mut Channel, out: &mut [f32], piece: Range<usize>) -> Result<(), CollectiveError> {
+        self.put(channel.slot()?, out, &piece, piece.end..piece.end);
+        let peers = channel.publish(self.call, 0)?;
+        self.sum(&peers, out, &piece, piece.clone());
+        Ok(())
+    }
+
+    fn two_shots(
+        &self,
+        channel: &mut Channel,
+        out: &mut [f32],
+        piece: Range<usize>,
+        ranks: usize,
+    ) -> Result<(), CollectiveError> {
+        let slice = |rank| slice_of(&piece, rank, ranks);
+        let mine = slice(self.rank);
+        self.put(channel.slot()?, out, &piece, mine.clone());
+        let peers = channel.publish(self.call, 0)?;
+        self.sum(&peers, out, &piece, mine.clone());
+
+        let slot = &mut channel.slot()?[..mine.len()];
+        copy(self.dev, slot, &out[mine]);
+        let peers = channel.publish(self.call, 0)?;
+        for rank in (0..ranks).filter(|&r| r != self.rank) {
+            let slice = slice(rank);
+            let len = slice.len();
+            copy(self.dev, &mut out[slice], &peers.slot(rank)[..len]);
+        }
+        Ok(())
+    }
+
+    /// Puts a piece of every node of this rank into its slot, but for the elements `except`, which only we read.
+    fn put(&self, slot: &mut [f32], out: &[f32], piece: &Range<usize>, except: Range<usize>) {
+        for node in 0..self.plan.nodes_of_rank[self.rank] {
+            let own = match self.own {
+                Some(own) => &own[node * self.elements..][..self.elements],
+                None => out,
+            };
+            let slot = &mut slot[node * piece.len()..][..piece.len()];
+            for part in [piece.start..except.start, except.end..piece.end] {
+                copy(self.dev, &mut slot[part.start - piece.start..part.end - piece.start], &own[part]);
+            }
+        }
+    }
+
+    /// Sums the elements `range` of a piece.
+    fn sum(&self, peers: &Peers<'_>, out: &mut [f32], piece: &Range<usize>, range: Range<usize>) {
+        // A device need not be `Sync`: its threads get only what they read.
+        let (own, owners, me, elements) = (self.own, &self.plan.nodes_of_rank, self.rank, self.elements);
+        let item = |item: usize, r: Range<usize>| {
+            let (rank, node) = owner(owners, item);
+            match own {
+                _ if rank != me => {
+                    let at = node * piece.len() + r.start - piece.start;
+                    Some(&peers.slot(rank)[at..at + r.len()])
+                }
+                Some(own) => Some(&own[node * elements..][r]),
+                None => None,
+            }
+        };
+        let (finish, start) = (self.finish, range.start);
+        let bytes = range.len() * self.plan.finish.merges.len() * size_of::<f32>();
+        let out = Shards::new(&mut out[range.clone()]);
+        spread(self.dev, range.len(), bytes, &|part| {
+            // SAFETY: `parallel` calls with ranges that do not overlap.
+            let out = unsafe { out.range(part.clone()) };
+            finish.run(start + part.start..start + part.end, out, item);
+        });
+    }
+}
+
+/// The rank and its node that an item of a plan is.
+fn owner(nodes_of_rank: &[usize], mut item: usize) -> (usize, usize) {
+    for (rank, &nodes) in nodes_of_rank.iter().enumerate() {
+        if item < nodes {
+            return (rank, item);
+        }
+        item -= nodes;
+    }
+    unreachable!("a plan's items are the ranks' nodes")
+}
+
+/// The elements of a piece that a rank sums; they begin at cache lines.
+fn slice_of(piece: &Range<usize>, rank: usize, ranks: usize) -> Range<usize> {
+    let len = piece.len().div_ceil(ranks).next_multiple_of(16);
+    let at = |rank: usize| piece.start + (rank * len).min(piece.len());
+    at(rank)..at(rank + 1)
+}
+
+/// Runs `work` over `0..items`, on the device's threads if it is worth while.
+fn spread<D: HostDevice>(dev: &D, items: usize, bytes: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+    match bytes <= SERIAL_BYTES {
+        true => work(0..items),
+        false => dev.parallel(items, GRAIN, work),
+    }
+}
+
+/// Copies, on the device's threads if it is worth while.
+pub(super) fn copy<D: HostDevice>(dev: &D, to: &mut [f32], from: &[f32]) {
+    assert_eq!(to.len(), from.len(), "a copy of the whole slice");
+    let to = Shards::new(to);
+    spread(dev, from.len(), size_of_val(from), &|part| {
+        // SAFETY: `parallel` calls with ranges that do not overlap.
+        unsafe { to.range(part.clone()) }.copy_from_slice(&from[part]);
+    });
+}

@@ -1,0 +1,189 @@
+//! The micro-kernel: some rows times some panels, in registers.
+
+use std::ops::Range;
+
+use tensor::Program;
+
+use crate::simd::{Element, F32x16, LANES};
+
+/// Rows of the tallest tile: 6 × 1 panel are 12 AVX accumulators, the weights and a broadcast the other 4.
+pub(crate) const MAX_ROWS: usize = 6;
+/// Panels of the widest tile.
+pub(crate) const MAX_PANELS: usize = 4;
+
+/// The panels that a tile of `rows` rows takes: at least 8 AVX accumulators hide the latency of the FMA.
+pub(crate) const fn panels_for(rows: usize) -> usize {
+    match rows {
+        0 | 1 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    }
+}
+
+/// Runs `$body` with `$R` and `$P` as constants. `$panels` must be 1 to `panels_for($rows)`; what fits no
+/// constant takes the next smaller `$P`, so `$body` gives the number of panels that it did.
+macro_rules! with_tile {
+    ($rows:expr, $panels:expr, $R:ident, $P:ident => $body:expr) => {
+        $crate::kernels::tile::with_tile!(@ $rows, $panels, $R, $P, $body,
+            (1, 4..) 1 4, (1, 2..=3) 1 2, (1, _) 1 1, (2, 2..) 2 2, (2, _) 2 1, (3, 2..) 3 2, (3, _) 3 1,
+            (4, _) 4 1, (5, _) 5 1, (6, _) 6 1)
+    };
+    (@ $rows:expr, $panels:expr, $R:ident, $P:ident, $body:expr, $(($pr:pat, $pp:pat) $r:literal $p:literal),*) => {
+        match ($rows, $panels) {
+            $(($pr, $pp) => {
+                const $R: usize = $r;
+                const $P: usize = $p;
+                $body
+            })*
+            (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
+        }
+    };
+}
+pub(crate) use with_tile;
+
+/// A program whose steps are known to fit the inputs and the stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Steps<'a> {
+    pub(crate) inputs: &'a [Range<usize>],
+    pub(crate) merges: &'a [u32],
+    /// Vectors per row and panel that a tile keeps beside its accumulators.
+    pub(crate) stack: usize,
+}
+
+impl<'a> Steps<'a> {
+    /// # Panics
+    /// If the program reads beyond `k` inputs, merges what it has not pushed, or leaves other than its nodes.
+    pub(crate) fn new(program: &'a Program, k: usize) -> Self {
+        assert_eq!(program.inputs.len(), program.merges.len(), "a program has one count of merges per item");
+        let mut depth = 0;
+        for (inputs, &merges) in program.inputs.iter().zip(&program.merges) {
+            assert!(inputs.start <= inputs.end && inputs.end <= k, "a program reads {inputs:?} of {k} inputs");
+            assert!(merges as usize <= depth, "a program merges only what it pushed");
+            depth = depth + 1 - merges as usize;
+        }
+        assert_eq!(depth, program.nodes.len(), "a program leaves its nodes");
+        Steps { inputs: &program.inputs, merges: &program.merges, stack: program.max_stack() }
+    }
+}
+
+/// `acc[row][panel] += Σ x[row][i] · w[panel][i]`, i ascending. `w[panel]` points at groups of 16 elements,
+/// `stride` elements apart.
+///
+/// # Safety
+/// All of `x[row] + inputs` and `w[panel] + inputs · stride ..+ 16` must be readable.
+#[inline(always)]
+pub(crate) unsafe fn accumulate<V: F32x16, E: Element, const R: usize, const P: usize>(
+    acc: &mut [[V; P]; R],
+    x: [*const f32; R],
+    w: [*const E::Bits; P],
+    stride: usize,
+    inputs: Range<usize>,
+) {
+    for i in inputs {
+        let mut weights = [V::splat(0.0); P];
+        for p in 0..P {
+            // SAFETY: readable, by the caller's word.
+            weights[p] = E::widen(unsafe { &*w[p].add(i * stride).cast::<[E::Bits; LANES]>() });
+        }
+        for r in 0..R {
+            // SAFETY: readable, by the caller's word.
+            let x = V::splat(unsafe { *x[r].add(i) });
+            for p in 0..P {
+                acc[r][p] = weights[p].fma(x, acc[r][p]);
+            }
+        }
+    }
+}
+
+/// Where a tile's sums go.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a> {
+    /// The tile's first element.
+    pub(crate) out: *mut f32,
+    pub(crate) row_stride: usize,
+    pub(crate) node_stride: usize,
+    /// Columns from `out` to the end of the row; a tile may cover more.
+    pub(crate) cols: usize,
+    /// Added after the root, from the tile's first column on.
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// Runs a program on a tile. Items are summed in registers and merged through `stack`.
+///
+/// # Safety
+/// `x[row]` must have all inputs of the program, `w[panel]` as many groups of 16, `stack` room for
+/// `steps.stack · R · P` vectors of 64 bytes, and `to` must be writable for R rows of every node.
+#[inline(always)]
+pub(crate) unsafe fn run_program<V: F32x16, E: Element, const R: usize, const P: usize>(
+    x: [*const f32; R],
+    w: [*const E::Bits; P],
+    steps: Steps<'_>,
+    stack: *mut [f32; LANES],
+    to: Target<'_>,
+) {
+    let mut depth = 0;
+    let last = steps.inputs.len().wrapping_sub(1);
+    for (item, (inputs, &merges)) in steps.inputs.iter().zip(steps.merges).enumerate() {
+        let mut acc = [[V::splat(0.0); P]; R];
+        // SAFETY: the caller's.
+        unsafe { accumulate::<V, E, R, P>(&mut acc, x, w, LANES, inputs.clone()) };
+        for _ in 0..merges {
+            depth -= 1;
+            for r in 0..R {
+                for p in 0..P {
+                    // SAFETY: `Steps` says that so much was pushed, and the caller that there is room for it.
+                    let left = V::load(unsafe { &*stack.add((depth * R + r) * P + p) });
+                    acc[r][p] = left.add(acc[r][p]);
+                }
+            }
+        }
+        if item == last {
+            // SAFETY: what lies on the stack was pushed; the target is the caller's.
+            unsafe {
+                for node in 0..depth {
+                    let mut sums = [[V::splat(0.0); P]; R];
+                    for r in 0..R {
+                        for p in 0..P {
+                            sums[r][p] = V::load(&*stack.add((node * R + r) * P + p));
+                        }
+                    }
+                    write(&sums, node, to);
+                }
+                write(&acc, depth, to);
+            }
+            return;
+        }
+        for r in 0..R {
+            for p in 0..P {
+                // SAFETY: there is room for the deepest stack.
+                acc[r][p].store(unsafe { &mut *stack.add((depth * R + r) * P + p) });
+            }
+        }
+        depth += 1;
+    }
+}
+
+/// # Safety
+/// `to` must be writable for R rows of this node.
+#[inline(always)]
+unsafe fn write<V: F32x16, const R: usize, const P: usize>(sums: &[[V; P]; R], node: usize, to: Target<'_>) {
+    for r in 0..R {
+        for p in 0..P {
+            let col = p * LANES;
+            let len = LANES.min(to.cols.saturating_sub(col));
+            let mut sum = sums[r][p];
+            if let Some(bias) = to.bias {
+                sum = sum.add(V::load_first(&bias[col..col + len]));
+            }
+            // SAFETY: the caller's; `len` keeps to the row.
+            unsafe {
+                let out = to.out.add(node * to.node_stride + r * to.row_stride + col);
+                if len == LANES {
+                    sum.store(&mut *out.cast());
+                } else {
+                    sum.store_first(std::slice::from_raw_parts_mut(out, len));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Sixteen f32 numbers at a time: the only place that knows instruction sets.
+//!
+//! Every kernel is one generic function over [`F32x16`], written once. [`Isa::run`] instantiates it for an
+//! instruction set inside a function that may use that set. Lanes are never mixed (but in
+//! [`F32x16::sum_by_halves`], whose order is fixed), so all instantiations have the same bits.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod element;
+mod portable;
+
+use tensor::lanes::Lanes;
+
+pub(crate) use element::{Bf16, Element, F16, F32, with_element};
+
+/// Numbers in a vector, columns in a panel of weights, positions in a panel of keys.
+pub(crate) const LANES: usize = 16;
+
+/// A set of instructions that kernels exist for. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What every machine has. Slow: fused multiply-adds may be calls of a library function.
+    Portable,
+    /// AVX2, FMA and F16C of x86-64.
+    Avx2,
+}
+
+/// Work that is written once and run with the vectors of any instruction set.
+pub(crate) trait Kernel {
+    type Output;
+    /// Must be `#[inline(always)]`, like all that it calls with vectors.
+    fn run<V: F32x16>(self) -> Self::Output;
+}
+
+impl Isa {
+    /// The fastest set that this machine has.
+    pub fn detect() -> Self {
+        if Isa::Avx2.is_available() { Isa::Avx2 } else { Isa::Portable }
+    }
+
+    /// All sets that this machine has, the fastest last.
+    pub fn available() -> Vec<Self> {
+        [Isa::Portable, Isa::Avx2].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// Whether this machine has this set.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => false,
+        }
+    }
+
+    /// Runs a kernel with this set, which must be available: [`crate::CpuDevice::new`] checks it.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Isa::Portable => kernel.run::<portable::Portable>(),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: nobody gets to run kernels for a set that `is_available` denies.
+            Isa::Avx2 => unsafe { avx2::run(kernel) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => unreachable!("not available on this machine"),
+        }
+    }
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+        })
+    }
+}
+
+/// Sixteen f32 numbers.
+pub(crate) trait F32x16: Lanes {
+    fn load(from: &[f32; LANES]) -> Self;
+    fn store(self, to: &mut [f32; LANES]);
+    /// Widens bf16 in the order in which panels hold it: lane l is half-word 2 l, lane 8 + l half-word 2 l + 1.
+    fn load_bf16(from: &[u16; LANES]) -> Self;
+    /// Widens f16 in the order of memory.
+    fn load_f16(from: &[u16; LANES]) -> Self;
+    /// Whether any lane is not `<=` its limit (a NaN is not).
+    fn any_above(self, limit: Self) -> bool;
+
+    /// Up to 16 numbers; the lanes behind them are +0.
+    #[inline(always)]
+    fn load_first(from: &[f32]) -> Self {
+        let mut lanes = [0.0; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        Self::load(&lanes)
+    }
+
+    /// Stores the first `to.len()` lanes.
+    #[inline(always)]
+    fn store_first(self, to: &mut [f32]) {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes);
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
+
+    /// Lanes `from..to` of `self`, the others of `fill`.
+    #[inline(always)]
+    fn keep(self, from: usize, to: usize, fill: Self) -> Self {
+        let index = Self::load(&[0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.]);
+        let low = index.select_lt(Self::splat(from as f32), fill, self);
+        index.select_lt(Self::splat(to as f32), low, fill)
+    }
+
+    /// Lane l += lane l + 8, then + 4, + 2, + 1.
+    #[inline(always)]
+    fn sum_by_halves(self) -> f32 {
+        let mut a = [0.0; LANES];
+        self.store(&mut a);
+        for width in [8, 4, 2, 1] {
+            for l in 0..width {
+                a[l] += a[l + width];
+            }
+        }
+        a[0]
+    }
+
+    /// The largest lane, by `if a > b`.
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let mut a = [0.0; LANES];
+        self.store(&mut a);
+        for width in [8, 4, 2, 1] {
+            for l in 0..width {
+                a[l] = Lanes::max(a[l + width], a[l]);
+            }
+        }
+        a[0]
+    }
+}

@@ -1,0 +1,64 @@
+use tensor::{AttentionSpec, Device, HeadSpan};
+
+use crate::ModelError;
+use crate::architecture::Qkv;
+use crate::loader::Loader;
+use crate::norm::Norm;
+use crate::parallel::{ColumnParallelLinear, Module, Rank, RowParallelLinear};
+use crate::step::StepContext;
+
+/// Attention with grouped query heads over a paged KV cache.
+pub struct Attention<D: Device> {
+    qkv: ColumnParallelLinear<D>,
+    qk_norm: Option<(Norm<D>, Norm<D>)>,
+    o: RowParallelLinear<D>,
+    rope: Option<usize>,
+    spec: AttentionSpec,
+}
+
+impl<D: Device> Attention<D> {
+    /// Loads a layer's attention.
+    pub fn load(loader: &Loader<D>, layer: usize) -> Result<Self, ModelError> {
+        let config = &loader.layout.config;
+        let form = loader.layout.styles.layers[layer].attention;
+        let qkv: &[Module] = match config.architecture.qkv {
+            Qkv::Separate => &[Module::Q, Module::K, Module::V],
+            Qkv::Fused => &[Module::Qkv],
+        };
+        let qk_norm = match config.architecture.qk_norm {
+            true => Some((loader.norm(Module::QNorm, layer)?, loader.norm(Module::KNorm, layer)?)),
+            false => None,
+        };
+        Ok(Attention {
+            qkv: ColumnParallelLinear::load(loader, qkv, layer, form.up)?,
+            qk_norm,
+            o: RowParallelLinear::load(loader, Module::O, layer, form.down, &loader.layout.split.heads)?,
+            rope: config.layers[layer].rope,
+            spec: loader.layout.attention(layer, loader.rank),
+        })
+    }
+
+    /// `x [t, hidden_size]` → the same shape.
+    pub fn forward(
+        &self,
+        rank: Rank<D>,
+        x: &D::Tensor,
+        kv: &mut D::Kv,
+        step: &StepContext<D>,
+    ) -> Result<D::Tensor, ModelError> {
+        let (dev, spec) = (rank.dev, &self.spec);
+        let mut qkv = self.qkv.forward(rank, x)?;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q_norm.forward_heads(dev, &mut qkv, spec.q());
+            k_norm.forward_heads(dev, &mut qkv, spec.k());
+        }
+        if let Some(rope) = self.rope {
+            let heads = HeadSpan { heads: spec.num_heads + spec.num_kv_heads, ..spec.q() };
+            dev.rope(&mut qkv, heads, &step.rope_tables[rope]);
+        }
+        dev.store_kv(kv, &qkv, &step.device, spec);
+        let mixed = dev.attention(&qkv, kv, &step.device, spec);
+        self.o.forward(rank, &mixed)
+    }
+
+}

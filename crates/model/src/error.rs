@@ -1,0 +1,40 @@
+use checkpoint::CheckpointError;
+use collective::CollectiveError;
+use tensor::DeviceError;
+
+/// Why a model can't be loaded, split or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// config.json can't be used.
+    #[error("config.json: {0}")]
+    Config(String),
+    /// The tensor-parallel plan can't be used.
+    #[error("tp plan: {0}")]
+    Plan(String),
+    /// The model can't be split that way.
+    #[error("{0}")]
+    Split(String),
+    /// The step can't be run on this model.
+    #[error("{0}")]
+    Step(String),
+    /// Weights can't be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A rank is missing or failed.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// A device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl ModelError {
+    /// Whether the user's input is the cause (exit status 2), rather than a failure at run time (1).
+    pub fn is_usage(&self) -> bool {
+        match self {
+            ModelError::Config(_) | ModelError::Plan(_) | ModelError::Split(_) | ModelError::Step(_) => true,
+            ModelError::Checkpoint(e) => e.is_usage(),
+            ModelError::Collective(_) | ModelError::Device(_) => false,
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Reading a rank's part of a checkpoint onto its device.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use checkpoint::{CheckpointError, Fill, TensorView, WeightSource};
+use tensor::{Concat, DType, Device, MatrixSource, NormSpec, Slice};
+
+use crate::ModelError;
+use crate::norm::Norm;
+use crate::parallel::{Held, Layout, Module, ModuleSpec};
+
+/// What a rank has loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadStats {
+    /// Elements times stored type, without padding.
+    pub weight_bytes: u64,
+    /// What packed weights take, padding included.
+    pub packed_bytes: u64,
+}
+
+/// Loads one rank's weights.
+pub struct Loader<'a, D: Device> {
+    /// The rank's device.
+    pub dev: &'a D,
+    /// Where weights come from.
+    pub source: &'a WeightSource,
+    /// What is where.
+    pub layout: &'a Layout,
+    /// The rank.
+    pub rank: usize,
+    /// What weights are kept in; `None`: as stored.
+    pub dtype: Option<DType>,
+    /// Called with the bytes that each weight adds.
+    pub progress: &'a dyn Fn(u64),
+    stats: RefCell<LoadStats>,
+}
+
+/// A tensor of the checkpoint that has a module's rows, from some row on.
+struct Found<'a> {
+    view: TensorView<'a>,
+    first_row: usize,
+}
+
+impl<'a, D: Device> Loader<'a, D> {
+    /// A loader that has loaded nothing yet.
+    pub fn new(
+        dev: &'a D,
+        source: &'a WeightSource,
+        layout: &'a Layout,
+        rank: usize,
+        dtype: Option<DType>,
+        progress: &'a dyn Fn(u64),
+    ) -> Self {
+        Loader { dev, source, layout, rank, dtype, progress, stats: RefCell::default() }
+    }
+
+    /// What has been loaded so far.
+    pub fn stats(&self) -> LoadStats {
+        *self.stats.borrow()
+    }
+
+    /// Packs this rank's parts of some modules of one width into one weight, one under the other, and their
+    /// biases. `pad_to`: rows of zeros are added up to this number.
+    pub fn linear(
+        &self,
+        modules: &[Module],
+        layer: usize,
+        pad_to: usize,
+    ) -> Result<(D::Weight, Option<D::Tensor>), ModelError> {
+        let specs: Vec<_> = modules.iter().map(|&m| (m, self.layout.spec(m, layer))).collect();
+        let weight = self.weight(&specs, layer, pad_to)?;
+        let mut bias = Vec::new();
+        for (_, spec) in &specs {
+            if let Some(part) = spec.bias {
+                let held = self.layout.held(part, &spec.shape[..1], self.rank);
+                bias.extend(self.vector(&format!("{}.bias", spec.name), spec.shape[0], &held, BIAS)?);
+            }
+        }
+        if bias.is_empty() && specs.iter().all(|(_, spec)| spec.bias.is_none()) {
+            return Ok((weight, None));
+        }
+        let rows = self.dev.weight_shape(&weight)[0];
+        bias.resize(rows, 0.0);
+        Ok((weight, Some(self.dev.upload(&bias, 1, rows))))
+    }
+
+    fn weight(&self, specs: &[(Module, ModuleSpec)], layer: usize, pad_to: usize) -> Result<D::Weight, ModelError> {
+        let mut parts = Vec::new();
+        for (module, spec) in specs {
+            let held = self.layout.held(spec.part, &spec.shape, self.rank);
+            let found = self.find(*module, spec, layer)?;
+            parts.push((found, held));
+        }
+        let stored: Vec<DType> = parts.iter().map(|(found, _)| found.view.dtype()).collect();
+        let kept = |stored: DType| self.dtype.unwrap_or(stored);
+        for (found, held) in &parts {
+            self.count(held.elements() * kept(found.view.dtype()).bytes());
+        }
+        let dtype = match stored[..] {
+            [first, ref rest @ ..] if rest.iter().all(|d| *d == first) => kept(first),
+            _ => self.dtype.unwrap_or(DType::F32),
+        };
+        let slices: Vec<Slice> = parts
+            .iter()
+            .map(|(found, held)| {
+                let shift = |r: &Range<usize>| found.first_row + r.start..found.first_row + r.end;
+                Slice { of: &found.view, rows: held.rows.iter().map(shift).collect(), cols: held.cols.clone() }
+            })
+            .collect();
+        let rows: usize = slices.iter().map(|s| s.rows()).sum();
+        let zeros = Zeros { rows: pad_to.saturating_sub(rows), cols: slices[0].cols() };
+        let all = slices.iter().map(|s| s as &dyn MatrixSource).chain([&zeros as &dyn MatrixSource]).collect();
+        let packed = self.dev.pack(&Concat(all), dtype);
+        self.stats.borrow_mut().packed_bytes += self.dev.packed_bytes(&packed) as u64;
+        Ok(packed)
+    }
+
+    /// A norm's weight and bias.
+    pub fn norm(&self, module: Module, layer: usize) -> Result<Norm<D>, ModelError> {
+        let config = &self.layout.config;
+        let spec = self.layout.spec(module, layer);
+        let len = spec.shape[0];
+        let whole = Held { rows: std::iter::once(0..len).collect(), cols: 0..1 };
+        let fill = if config.architecture.norm == (tensor::NormKind::Rms { weight_offset: 1.0 }) { BIAS } else { Fill::NORM };
+        let weight = self.vector(&format!("{}.weight", spec.name), len, &whole, fill)?;
+        let bias = match spec.bias {
+            Some(_) => Some(self.vector(&format!("{}.bias", spec.name), len, &whole, BIAS)?),
+            None => None,
+        };
+        Ok(Norm {
+            weight: self.dev.upload(&weight, 1, len),
+            bias: bias.map(|b| self.dev.upload(&b, 1, len)),
+            spec: NormSpec { kind: config.architecture.norm, eps: config.norm_eps },
+        })
+    }
+
+    fn vector(&self, name: &str, len: usize, held: &Held, fill: Fill) -> Result<Vec<f32>, CheckpointError> {
+        let name = self.spelling(name);
+        let all = self.source.vector(&name, len, fill)?;
+        let kept = self.dtype.unwrap_or_else(|| self.source.stored_dtype(&name));
+        self.count(held.num_rows() * kept.bytes());
+        Ok(held.rows.iter().flat_map(|r| &all[r.clone()]).map(|&x| kept.round(x)).collect())
+    }
+
+    fn count(&self, bytes: usize) {
+        self.stats.borrow_mut().weight_bytes += bytes as u64;
+        (self.progress)(bytes as u64);
+    }
+
+    /// The tensor that has a module's weight: its own, or one that holds all experts.
+    fn find(&self, module: Module, spec: &ModuleSpec, layer: usize) -> Result<Found<'a>, CheckpointError> {
+        let (rows, cols) = (spec.shape[0], spec.shape[1]);
+        let name = self.spelling(&format!("{}.weight", spec.name));
+        if let Some(moe) = self.layout.config.moe.filter(|_| self.source.contains(&name) == Some(false)) {
+            let prefix = self.layout.config.architecture.names.layer.replace('*', &layer.to_string());
+            let (router, experts) = moe.names.packed;
+            let packed = |inner: &str| self.spelling(&format!("{prefix}.{experts}.{inner}"));
+            let view = |inner: &str, e: usize, shape| {
+                let name = packed(inner);
+                (self.source.contains(&name) == Some(true))
+                    .then(|| self.source.expert_matrix(&name, e, shape, Fill::LINEAR))
+            };
+            let both = [moe.num_experts, 2 * rows, cols];
+            let (view, first_row) = match module {
+                Module::ExpertGate(e) => (view("gate_up_proj", e, both), 0),
+                Module::ExpertUp(e) => (view("gate_up_proj", e, both), rows),
+                Module::ExpertDown(e) => (view("down_proj", e, [moe.num_experts, rows, cols]), 0),
+                Module::Router => {
+                    let name = self.spelling(&format!("{prefix}.{router}.weight"));
+                    (Some(self.source.matrix(&name, [rows, cols], Fill::LINEAR)), 0)
+                }
+                _ => (None, 0),
+            };
+            if let Some(view) = view {
+                return Ok(Found { view: view?, first_row });
+            }
+        }
+        Ok(Found { view: self.source.matrix(&name, [rows, cols], Fill::LINEAR)?, first_row: 0 })
+    }
+
+    /// The name as the checkpoint spells it: bare models are saved without the leading `model.`.
+    fn spelling(&self, name: &str) -> String {
+        match name.strip_prefix("model.") {
+            Some(bare) if self.source.contains(name) == Some(false) && self.source.contains(bare) == Some(true) => {
+                bare.into()
+            }
+            _ => name.into(),
+        }
+    }
+}
+
+/// Random biases are small.
+const BIAS: Fill = Fill::LINEAR;
+
+struct Zeros {
+    rows: usize,
+    cols: usize,
+}
+
+impl MatrixSource for Zeros {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn cols(&self) -> usize {
+        self.cols
+    }
+    fn read(&self, _: usize, _: Range<usize>, out: &mut [f32]) {
+        out.fill(0.0);
+    }
+}

@@ -1,0 +1,20 @@
+use tensor::{Device, HeadSpan, NormSpec};
+
+/// A norm of rows or of heads.
+pub struct Norm<D: Device> {
+    pub(crate) weight: D::Tensor,
+    pub(crate) bias: Option<D::Tensor>,
+    pub(crate) spec: NormSpec,
+}
+
+impl<D: Device> Norm<D> {
+    /// `x [t, hidden_size]` → the same shape.
+    pub fn forward(&self, dev: &D, x: &D::Tensor) -> D::Tensor {
+        dev.norm(x, &self.weight, self.bias.as_ref(), self.spec)
+    }
+
+    /// Each head of `span`, in place.
+    pub fn forward_heads(&self, dev: &D, x: &mut D::Tensor, span: HeadSpan) {
+        dev.head_norm(x, span, &self.weight, self.spec);
+    }
+}

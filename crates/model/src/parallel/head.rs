@@ -1,0 +1,160 @@
+//! The output head, whose vocabulary ids are split over ranks, and what is asked of logits without ever
+//! bringing them together: maxima, sums, candidates and single values travel.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use tensor::{Device, LogitEdit, Program, math};
+
+use super::embedding::split_vocab;
+use super::{Module, Rank, VocabParallelEmbedding};
+use crate::ModelError;
+use crate::loader::Loader;
+
+/// The output head.
+pub struct ParallelLmHead<D: Device> {
+    weight: Rc<D::Weight>,
+    softcap: Option<f32>,
+    vocab_size: usize,
+    /// The ids of this rank, and of all, where they are divided.
+    own: Range<usize>,
+    vocab: Vec<Range<usize>>,
+    /// What this rank sums, how many nodes each rank has, and what finishes the sum.
+    program: Program,
+    nodes_of_rank: Vec<usize>,
+    finish: Program,
+}
+
+/// A rank's columns of some rows of logits.
+pub struct Logits<D: Device> {
+    local: D::Tensor,
+}
+
+impl<D: Device> ParallelLmHead<D> {
+    /// Loads this rank's ids, or takes those of the embedding.
+    pub fn load(loader: &Loader<D>, embedding: &VocabParallelEmbedding<D>) -> Result<Self, ModelError> {
+        let layout = loader.layout;
+        let weight = match layout.config.tied {
+            true => embedding.weight(),
+            false => Rc::new(loader.linear(&[Module::Head], 0, 0)?.0),
+        };
+        let vocab_size = layout.config.vocab_size;
+        let panels = layout.split.vocab_panels();
+        let (vocab, panels, rank) = match split_vocab(layout, Module::Head) {
+            Some(vocab) => (vocab, panels.clone(), loader.rank),
+            None => (std::iter::once(0..vocab_size).collect(), panels.undivided(), 0),
+        };
+        let plan = panels.reduce_plan();
+        Ok(ParallelLmHead {
+            weight,
+            softcap: layout.config.logit_softcap,
+            vocab_size,
+            own: vocab[rank].clone(),
+            vocab,
+            program: panels.program(rank),
+            nodes_of_rank: plan.nodes_of_rank,
+            finish: plan.finish,
+        })
+    }
+
+    /// `hidden [t, hidden_size]` → this rank's columns of the logits.
+    pub fn forward(&self, dev: &D, hidden: &D::Tensor) -> Logits<D> {
+        let mut local = dev.linear(hidden, &self.weight, None);
+        if let Some(cap) = self.softcap {
+            dev.softcap(&mut local, cap);
+        }
+        Logits { local }
+    }
+
+    /// Ids of the whole vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Changes logits before a choice. Columns of `edits` are vocabulary ids; those of other ranks are skipped.
+    pub fn edit(&self, dev: &D, logits: &mut Logits<D>, edits: &[LogitEdit]) {
+        let local = |col: usize| self.own.contains(&col).then(|| col - self.own.start);
+        let own = edits.iter().filter_map(|edit| match *edit {
+            LogitEdit::Add { row, col, by } => local(col).map(|col| LogitEdit::Add { row, col, by }),
+            LogitEdit::Repetition { row, col, by } => local(col).map(|col| LogitEdit::Repetition { row, col, by }),
+            LogitEdit::Divide { .. } => Some(*edit),
+        });
+        dev.edit_logits(&mut logits.local, &own.collect::<Vec<_>>());
+    }
+
+    /// ln Σ exp(logit) of each row, in f64: the exact maximum plus the logarithm of the canonical sum.
+    pub fn log_sum_exp(&self, rank: Rank<D>, logits: &Logits<D>) -> Result<Vec<f64>, ModelError> {
+        let own_max = rank.dev.row_max(&logits.local)?;
+        let all = self.exchange(rank, own_max)?;
+        let rows = all[0].len();
+        let max = |row: usize| all.iter().map(|m| m[row]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let max: Vec<f32> = (0..rows).map(max).collect();
+        let sums = self.exchange(rank, rank.dev.exp_sums(&logits.local, &max, &self.program)?)?;
+        let finish = |row: usize| {
+            let mut nodes = Vec::with_capacity(self.finish.inputs.len());
+            for (sums, &n) in sums.iter().zip(&self.nodes_of_rank) {
+                nodes.extend_from_slice(&sums[row * n..(row + 1) * n]);
+            }
+            let sum = self.finish.run(|i| nodes[i])[0];
+            f64::from(max[row]) + math::ln_f64(f64::from(sum))
+        };
+        Ok((0..rows).map(finish).collect())
+    }
+
+    /// The `k` largest logits of each row with their ids, by logit descending, then id ascending.
+    pub fn top_k(&self, rank: Rank<D>, logits: &Logits<D>, k: usize) -> Result<Vec<Vec<(f32, u32)>>, ModelError> {
+        let mut own = rank.dev.top_k(&logits.local, 0, k)?;
+        for (_, id) in own.iter_mut().flatten() {
+            *id += self.own.start as u32;
+        }
+        if !self.divided() {
+            return Ok(own);
+        }
+        // Ids are below 2^24, so f32 carries them exactly.
+        let flat = own.iter().flatten().flat_map(|&(logit, id)| [logit, id as f32]).collect();
+        let all = self.exchange(rank, flat)?;
+        let rows = own.len();
+        let merge = |row: usize| {
+            let of_rank = |flat: &Vec<f32>| {
+                let n = flat.len() / rows;
+                flat[row * n..(row + 1) * n].chunks(2).map(|c| (c[0], c[1] as u32)).collect::<Vec<_>>()
+            };
+            let mut merged: Vec<(f32, u32)> = all.iter().flat_map(of_rank).collect();
+            merged.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            merged.truncate(k);
+            merged
+        };
+        Ok((0..rows).map(merge).collect())
+    }
+
+    /// Single logits, by (row, id).
+    pub fn pick(&self, rank: Rank<D>, logits: &Logits<D>, at: &[(usize, u32)]) -> Result<Vec<f32>, ModelError> {
+        let own: Vec<(usize, usize)> = at
+            .iter()
+            .filter(|(_, id)| self.own.contains(&(*id as usize)))
+            .map(|&(row, id)| (row, id as usize - self.own.start))
+            .collect();
+        let all = self.exchange(rank, rank.dev.pick(&logits.local, &own)?)?;
+        if !self.divided() {
+            return Ok(all.into_iter().next().unwrap_or_default());
+        }
+        // Each rank sent the values of its own ids, in the order of the question.
+        let mut parts: Vec<_> = all.iter().map(|part| part.iter().copied()).collect();
+        let value = |&(_, id): &(usize, u32)| {
+            let owner = self.vocab.partition_point(|range| range.end <= id as usize);
+            parts[owner].next().expect("every rank answers for its ids")
+        };
+        Ok(at.iter().map(value).collect())
+    }
+
+    fn divided(&self) -> bool {
+        self.vocab.len() > 1
+    }
+
+    fn exchange(&self, rank: Rank<D>, own: Vec<f32>) -> Result<Vec<Vec<f32>>, ModelError> {
+        match self.divided() {
+            true => Ok(rank.group.all_gather_host(&own)?),
+            false => Ok(vec![own]),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Linear layers whose weights are split over ranks.
+
+use std::ops::Range;
+
+use collective::ReducePlan;
+use tensor::{Device, Program};
+
+use super::gather::ColumnGather;
+use super::{DownForm, Module, Rank, SplitReduction, UpForm};
+use crate::ModelError;
+use crate::loader::Loader;
+
+/// A linear layer, or several of the same input, whose outputs are split.
+pub struct ColumnParallelLinear<D: Device> {
+    weight: D::Weight,
+    bias: Option<D::Tensor>,
+    gather: Option<ColumnGather>,
+}
+
+impl<D: Device> ColumnParallelLinear<D> {
+    /// Loads this rank's rows of `modules`, one under the other.
+    pub fn load(loader: &Loader<D>, modules: &[Module], layer: usize, form: UpForm) -> Result<Self, ModelError> {
+        let gather = (form == UpForm::Gathered).then(|| ColumnGather::new(loader.layout, modules, layer));
+        let (weight, bias) = loader.linear(modules, layer, gather.as_ref().map_or(0, |g| g.width))?;
+        Ok(ColumnParallelLinear { weight, bias, gather })
+    }
+
+    /// `x [t, k]` → this rank's columns, or all of them if they are gathered.
+    pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
+        let y = rank.dev.linear(x, &self.weight, self.bias.as_ref());
+        match &self.gather {
+            Some(gather) => gather.run(rank, &y),
+            None => Ok(y),
+        }
+    }
+}
+
+/// A linear layer whose inputs are split; its outputs are summed over a tree that all ranks finish together.
+pub struct RowParallelLinear<D: Device> {
+    weight: D::Weight,
+    bias: Option<D::Tensor>,
+    program: Program,
+    inputs: Option<Range<usize>>,
+    reduce: Option<ReducePlan>,
+    gather: Option<ColumnGather>,
+}
+
+impl<D: Device> RowParallelLinear<D> {
+    /// Loads this rank's columns of `module`, whose inputs are cut by `split`.
+    pub fn load(
+        loader: &Loader<D>,
+        module: Module,
+        layer: usize,
+        form: DownForm,
+        split: &SplitReduction,
+    ) -> Result<Self, ModelError> {
+        let gather = (form == DownForm::Gathered).then(|| ColumnGather::new(loader.layout, &[module], layer));
+        let (weight, bias) = loader.linear(&[module], layer, gather.as_ref().map_or(0, |g| g.width))?;
+        let divided = matches!(form, DownForm::Split | DownForm::SplitInput);
+        let program = if divided { split.program(loader.rank) } else { split.undivided().program(0) };
+        Ok(RowParallelLinear {
+            weight,
+            bias,
+            program,
+            inputs: (form == DownForm::SplitInput).then(|| split.inputs(loader.rank)),
+            reduce: divided.then(|| split.reduce_plan()),
+            gather,
+        })
+    }
+
+    /// `x [t, k]` (this rank's columns, or all) → `[t, n]`, the same on every rank.
+    pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
+        let dev = rank.dev;
+        let rows = dev.shape(x)[0];
+        let nodes = match &self.inputs {
+            Some(own) => dev.linear_tree(&dev.gather_cols(x, own.clone()), &self.weight, &self.program),
+            None => dev.linear_tree(x, &self.weight, &self.program),
+        };
+        let mut y = match &self.reduce {
+            Some(plan) => rank.group.all_reduce(dev, nodes, rows, plan)?,
+            None => nodes,
+        };
+        if let Some(bias) = &self.bias {
+            dev.add(&mut y, bias);
+        }
+        match &self.gather {
+            Some(gather) => gather.run(rank, &y),
+            None => Ok(y),
+        }
+    }
+}

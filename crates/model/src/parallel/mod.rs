@@ -1,0 +1,40 @@
+//! How a model is split over the ranks of a tensor-parallel group.
+//!
+//! The only code that knows what a rank holds, and the only code of this crate that calls a [`Collective`].
+
+mod cuts;
+mod embedding;
+mod expert;
+mod gather;
+mod head;
+mod layout;
+mod linear;
+mod split;
+mod styles;
+
+pub use embedding::VocabParallelEmbedding;
+pub use expert::ParallelExperts;
+pub use head::{Logits, ParallelLmHead};
+pub use layout::{Held, Layout, Module, ModuleSpec, Part};
+pub use linear::{ColumnParallelLinear, RowParallelLinear};
+pub use split::{ExpertSplit, Split, SplitReduction, VOCAB_PANEL};
+pub use styles::{BlockForm, DownForm, ExpertForm, LayerForms, Styles, UpForm, pattern, patterns};
+
+use collective::Collective;
+use tensor::Device;
+
+/// One rank: its device and its place in the group.
+pub struct Rank<'a, D: Device> {
+    /// The rank's device.
+    pub dev: &'a D,
+    /// The rank's handle on its group.
+    pub group: &'a dyn Collective<D>,
+}
+
+// Derived, these would ask the device to be copied.
+impl<D: Device> Clone for Rank<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<D: Device> Copy for Rank<'_, D> {}

@@ -1,0 +1,118 @@
+//! What single steps look like.
+
+use scheduler::{Batch, Request, Scheduler, SchedulerConfig, SchedulerError};
+
+fn config() -> SchedulerConfig {
+    SchedulerConfig { num_blocks: 8, block_size: 16, max_num_seqs: 4, max_num_batched_tokens: 10 }
+}
+
+fn request(id: u64, prompt_tokens: u32, max_tokens: usize) -> Request {
+    Request { id, prompt: (0..prompt_tokens).collect(), max_tokens }
+}
+
+/// `(id, start, tokens, samples)` of each item.
+type Shape = Vec<(u64, usize, usize, bool)>;
+
+fn shape(batch: &Batch) -> Shape {
+    batch.items.iter().map(|i| (i.id, i.start, i.tokens.len(), i.samples)).collect()
+}
+
+/// Runs one step whose every sampled token is 7; its shape, and who ended.
+fn step(scheduler: &mut Scheduler) -> (Shape, Vec<u64>) {
+    let batch = scheduler.schedule().expect("there is work");
+    let outputs: Vec<_> = batch.items.iter().filter(|i| i.samples).map(|i| (i.id, 7, false)).collect();
+    (shape(&batch), scheduler.complete(&batch, &outputs))
+}
+
+#[test]
+fn decode_rows_come_first_and_prompts_share_what_is_left() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.add(request(1, 8, 3)).expect("fits");
+    scheduler.add(request(2, 12, 1)).expect("fits");
+    assert_eq!(step(&mut scheduler), (vec![(1, 0, 8, true), (2, 0, 2, false)], vec![]));
+    assert_eq!(step(&mut scheduler), (vec![(1, 8, 1, true), (2, 2, 9, false)], vec![]));
+    assert_eq!(step(&mut scheduler), (vec![(1, 9, 1, true), (2, 11, 1, true)], vec![1, 2]));
+    assert!(scheduler.schedule().is_none() && scheduler.is_idle());
+    assert_eq!(scheduler.num_free_blocks(), 8);
+}
+
+#[test]
+fn blocks_are_taken_as_positions_grow() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.add(request(1, 15, 100)).expect("fits");
+    let mut free_after = || {
+        step(&mut scheduler);
+        scheduler.num_free_blocks()
+    };
+    let blocks = [free_after(), free_after(), free_after(), free_after(), free_after()];
+    // 10 positions, 15, 16, 17, 18.
+    assert_eq!(blocks, [7, 7, 7, 6, 6]);
+}
+
+#[test]
+fn nobody_overtakes_a_request_that_waits_for_blocks() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { max_num_batched_tokens: 100, ..config() });
+    scheduler.add(request(1, 16, 48)).expect("fits");
+    scheduler.add(request(2, 16, 100)).expect("fits alone");
+    scheduler.add(request(3, 1, 1)).expect("fits");
+    let (items, _) = step(&mut scheduler);
+    assert_eq!(items, [(1, 0, 16, true)], "4 blocks are promised to 1, 2 needs 8, 3 is behind 2");
+    assert!(scheduler.abort(2));
+    assert_eq!(step(&mut scheduler).0, [(1, 16, 1, true), (3, 0, 1, true)]);
+}
+
+#[test]
+fn no_more_sequences_run_than_a_step_has_tokens_for() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { max_num_batched_tokens: 2, ..config() });
+    for id in 0..3 {
+        scheduler.add(request(id, 1, 2)).expect("fits");
+    }
+    assert_eq!(step(&mut scheduler), (vec![(0, 0, 1, true), (1, 0, 1, true)], vec![]));
+    assert_eq!(step(&mut scheduler), (vec![(0, 1, 1, true), (1, 1, 1, true)], vec![0, 1]));
+    assert_eq!(step(&mut scheduler), (vec![(2, 0, 1, true)], vec![]));
+}
+
+#[test]
+fn a_stop_ends_a_request_before_its_max_tokens() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.add(request(1, 4, 50)).expect("fits");
+    let batch = scheduler.schedule().expect("there is work");
+    assert_eq!(scheduler.complete(&batch, &[(1, 9, true)]), [1]);
+    assert!(scheduler.is_idle());
+}
+
+#[test]
+fn an_id_may_come_back_while_the_step_of_its_aborted_namesake_runs() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.add(request(1, 4, 50)).expect("fits");
+    let batch = scheduler.schedule().expect("there is work");
+    assert!(scheduler.abort(1) && !scheduler.abort(1));
+    scheduler.add(request(1, 6, 2)).expect("the id is free");
+    assert_eq!(scheduler.complete(&batch, &[(1, 9, true)]), []);
+    assert_eq!(step(&mut scheduler).0, [(1, 0, 6, true)]);
+}
+
+#[test]
+fn what_cannot_run_is_refused_with_its_numbers() {
+    let mut scheduler = Scheduler::new(config());
+    assert_eq!(scheduler.add(request(1, 0, 5)), Err(SchedulerError::EmptyPrompt { id: 1 }));
+    assert_eq!(scheduler.add(request(1, 5, 0)), Err(SchedulerError::NoTokens { id: 1 }));
+    scheduler.add(request(1, 5, 5)).expect("fits");
+    assert_eq!(scheduler.add(request(1, 5, 5)), Err(SchedulerError::DuplicateId { id: 1 }));
+    scheduler.add(request(2, 100, 28)).expect("exactly 128 tokens");
+    let error = scheduler.add(request(3, 100, 29)).expect_err("129 tokens");
+    assert_eq!(
+        error.to_string(),
+        "request 3: 100 prompt tokens and max_tokens 29 do not fit in the KV cache, which holds 128 tokens (8 blocks of 16)"
+    );
+    assert!(scheduler.add(request(3, 1, usize::MAX)).is_err());
+}
+
+#[test]
+#[should_panic(expected = "one output if it samples")]
+fn a_missing_output_is_a_mistake() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.add(request(1, 4, 5)).expect("fits");
+    let batch = scheduler.schedule().expect("there is work");
+    scheduler.complete(&batch, &[]);
+}

@@ -1,0 +1,126 @@
+//! Mixtures of experts.
+
+use std::ops::Range;
+
+use super::values::Values;
+use super::{Case, Found, check};
+use crate::{DType, Device, Program, ReductionTree, RouterSpec};
+
+/// Routing, and the experts' linear layers up to their sum.
+///
+/// # Panics
+/// If the device differs from [`crate::Reference`].
+pub fn experts(dev: &impl Device) {
+    let all = [(4, 1), (4, 2), (4, 4), (7, 3), (8, 2), (60, 4), (128, 8)];
+    for (experts, top_k) in all {
+        for normalize in [false, true] {
+            for tokens in [0, 1, 2, 3, 13, 40] {
+                check(dev, &Route { tokens, experts, spec: RouterSpec { top_k, normalize } });
+            }
+        }
+    }
+    let mut dtypes = super::linear::DTYPES.into_iter().cycle();
+    for tokens in [0, 1, 2, 5, 13, 40] {
+        for (experts, ranges) in [
+            (4, vec![0..4, 0..1, 1..4, 1..3, 2..2]),
+            (7, vec![0..7, 0..3, 3..5, 5..7, 1..6]),
+            (33, vec![0..33, 5..20]),
+        ] {
+            for range in ranges {
+                let dtype = dtypes.next().expect("a cycle does not end");
+                check(
+                    dev,
+                    &Experts {
+                        tokens,
+                        experts,
+                        range,
+                        spec: RouterSpec { top_k: 2, normalize: true },
+                        dtype,
+                    },
+                );
+            }
+        }
+    }
+}
+
+/// Logits with ties and with experts that nobody chooses.
+fn router_logits(tokens: usize, experts: usize) -> Vec<f32> {
+    let mut values = Values::new(tokens * 1000 + experts);
+    let mut logits = values.vec(tokens * experts);
+    for (i, logit) in logits.iter_mut().enumerate() {
+        match i % experts {
+            2 => *logit = -20.0 - *logit,
+            e if e % 3 == 0 => *logit = (*logit * 0.5).round(),
+            _ => {}
+        }
+    }
+    logits
+}
+
+/// The weights of every expert, one by one, which is what a routing is.
+#[derive(Debug)]
+struct Route {
+    tokens: usize,
+    experts: usize,
+    spec: RouterSpec,
+}
+
+impl Case for Route {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let logits = dev.upload(&router_logits(self.tokens, self.experts), self.tokens, self.experts);
+        let routing = dev.route(&logits, self.spec);
+        let one = dev.pack(&Values::new(0).matrix(1, 0), DType::F32);
+        let no_inputs = dev.upload(&[], self.tokens, 0);
+        let mut found = Vec::new();
+        for expert in 0..self.experts {
+            let assignment = dev.assign(&routing, expert..expert + 1);
+            let zeros = dev.grouped_linear(&no_inputs, &assignment, std::slice::from_ref(&one));
+            let pairs = dev.shape(&zeros)[0];
+            let ones = dev.upload(&vec![1.0; pairs], pairs, 1);
+            let weights = dev.combine(&ones, &assignment, &Program::sequential(1));
+            found.push(Found::tensor(dev, "route", &weights));
+        }
+        found
+    }
+}
+
+/// What one rank does that holds a range of the experts.
+#[derive(Debug)]
+struct Experts {
+    tokens: usize,
+    experts: usize,
+    range: Range<usize>,
+    spec: RouterSpec,
+    dtype: DType,
+}
+
+impl Case for Experts {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let (hidden, intermediate) = (24, 72);
+        let mut values = Values::new(self.experts);
+        let logits = dev.upload(&router_logits(self.tokens, self.experts), self.tokens, self.experts);
+        let assignment = dev.assign(&dev.route(&logits, self.spec), self.range.clone());
+        let x = dev.upload(&values.vec(self.tokens * hidden), self.tokens, hidden);
+        let mut weights = |n, k| -> Vec<D::Weight> {
+            self.range.clone().map(|_| dev.pack(&values.matrix(n, k), self.dtype)).collect()
+        };
+        let up = weights(intermediate, hidden);
+        let y = dev.grouped_linear(&x, &assignment, &up);
+        let mut found = vec![Found::tensor(dev, "grouped_linear", &y)];
+
+        let granules = ReductionTree::over_granules(intermediate, 8);
+        for leaves in [0..3, 1..3, 0..1] {
+            let inputs = granules.inputs_of(leaves.clone());
+            let down = weights(hidden + 1, inputs.len());
+            let part = match self.range.is_empty() {
+                true => dev.upload(&[], 0, inputs.len()),
+                false => dev.gather_cols(&y, inputs),
+            };
+            let sums = dev.grouped_linear_tree(&part, &assignment, &down, &granules.program(leaves));
+            found.push(Found::tensor(dev, "grouped_linear_tree", &sums));
+        }
+        let of_ids = ReductionTree::over_ids(self.experts).program(self.range.clone());
+        found.push(Found::tensor(dev, "combine", &dev.combine(&y, &assignment, &of_ids)));
+        found
+    }
+}

@@ -1,0 +1,124 @@
+//! Linear layers and embeddings.
+
+use super::values::Values;
+use super::{Case, Found, check};
+use crate::{DType, Device, Program, ReductionTree};
+
+pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+/// One row, less than a register, tails of every kind, more than a tile.
+pub(super) const ROWS: [usize; 9] = [0, 1, 2, 3, 5, 6, 7, 13, 33];
+
+/// [`Device::linear`], [`Device::linear_tree`] and [`Device::embed`].
+///
+/// # Panics
+/// If the device differs from [`crate::Reference`].
+pub fn linear(dev: &impl Device) {
+    for dtype in DTYPES {
+        for n in [0, 1, 15, 16, 17, 48, 259] {
+            for k in [0, 1, 8, 12, 64, 136, 300] {
+                check(dev, &Linear { rows: &ROWS, n, k, dtype });
+            }
+        }
+        check(dev, &Linear { rows: &[1, 4, 70], n: 33, k: 1030, dtype });
+        check(dev, &Embed { n: 259, k: 17, dtype });
+        check(dev, &Embed { n: 16, k: 136, dtype });
+    }
+    let trees = [
+        ("6 heads of 8", ReductionTree::over_heads(6, 8)),
+        ("7 heads of 12", ReductionTree::over_heads(7, 12)),
+        ("2 heads of 64", ReductionTree::over_heads(2, 64)),
+        ("136 inputs", ReductionTree::over_granules(136, 64)),
+        ("136 inputs, at most 2 leaves", ReductionTree::over_granules(136, 2)),
+        ("300 inputs", ReductionTree::over_granules(300, 6)),
+    ];
+    let mut dtypes = DTYPES.into_iter().cycle();
+    for (of, tree) in &trees {
+        for start in 0..=tree.num_leaves() {
+            for end in start..=tree.num_leaves() {
+                let program = tree.program(start..end);
+                let dtype = dtypes.next().expect("a cycle does not end");
+                check(dev, &LinearTree { of, program, rows: &[1, 3, 6, 13], n: 1 + (end * 16) % 49, dtype });
+            }
+        }
+    }
+    let deep = ReductionTree::over_granules(3000, 64);
+    for leaves in [0..64, 1..63, 21..43, 0..22, 63..64] {
+        let program = deep.program(leaves);
+        check(dev, &LinearTree { of: "3000 inputs", program, rows: &[1, 5], n: 35, dtype: DType::BF16 });
+    }
+    let program = Program::sequential(77);
+    check(dev, &LinearTree { of: "no tree", program, rows: &[1, 5], n: 35, dtype: DType::F16 });
+}
+
+#[derive(Debug)]
+struct Linear {
+    rows: &'static [usize],
+    n: usize,
+    k: usize,
+    dtype: DType,
+}
+
+impl Case for Linear {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let mut values = Values::new(self.n * 1000 + self.k);
+        let weight = values.matrix(self.n, self.k);
+        let packed = dev.pack(&weight, self.dtype);
+        assert_eq!(dev.weight_shape(&packed), [self.n, self.k], "weight_shape");
+        let least = self.n * self.k * self.dtype.bytes();
+        assert!(dev.packed_bytes(&packed) >= least, "packed_bytes is less than {least}, in {self:?}");
+        let bias = dev.upload(&values.vec(self.n), 1, self.n);
+        let mut found = Vec::new();
+        for (i, &t) in self.rows.iter().enumerate() {
+            let x = dev.upload(&values.vec(t * self.k), t, self.k);
+            found.push(match (i + self.k) % 2 {
+                0 => Found::tensor(dev, "linear", &dev.linear(&x, &packed, None)),
+                _ => Found::tensor(dev, "linear with bias", &dev.linear(&x, &packed, Some(&bias))),
+            });
+        }
+        found
+    }
+}
+
+#[derive(Debug)]
+struct LinearTree {
+    #[expect(dead_code, reason = "for the message")]
+    of: &'static str,
+    program: Program,
+    rows: &'static [usize],
+    n: usize,
+    dtype: DType,
+}
+
+impl Case for LinearTree {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let k = self.program.num_inputs();
+        let mut values = Values::new(k);
+        let packed = dev.pack(&values.matrix(self.n, k), self.dtype);
+        let run = |&t: &usize| {
+            let x = dev.upload(&values.vec(t * k), t, k);
+            Found::tensor(dev, "linear_tree", &dev.linear_tree(&x, &packed, &self.program))
+        };
+        self.rows.iter().map(run).collect()
+    }
+}
+
+#[derive(Debug)]
+struct Embed {
+    n: usize,
+    k: usize,
+    dtype: DType,
+}
+
+impl Case for Embed {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let mut values = Values::new(self.n + self.k);
+        let packed = dev.pack(&values.matrix(self.n, self.k), self.dtype);
+        let run = |t: usize| {
+            let mut rows: Vec<u32> = (0..t).map(|_| values.below(self.n) as u32).collect();
+            // The last row, and one row twice.
+            rows.iter_mut().step_by(3).for_each(|row| *row = self.n as u32 - 1);
+            Found::tensor(dev, "embed", &dev.embed(&packed, &rows))
+        };
+        ROWS.into_iter().map(run).collect()
+    }
+}

@@ -1,4 +1,0 @@
-/// x
-pub struct Reference; 
-/// x
-pub struct ReferenceTensor;

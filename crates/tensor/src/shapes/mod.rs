@@ -1,0 +1,458 @@
+//! A device whose tensors have shapes and no elements. It checks what every operation is given, says what would
+//! come out, and tells a [`Recorder`] what happened: the shape rules of [`Device`], once, for [`crate::Trace`] and
+//! [`crate::Cost`].
+
+mod attention;
+mod experts;
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::{
+    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, KV_BLOCK, KvSpec, LogitEdit, MatrixSource, NormKind,
+    NormSpec, OpCost, Program, RopeSpec, RouterSpec, StepMeta,
+};
+
+/// FLOPs of a function of one element.
+const FUNCTION: usize = 10;
+/// Outputs of a weight that lie side by side.
+const PANEL: usize = 16;
+
+/// What listens to the operations of a [`Shapes`].
+pub trait Recorder {
+    /// The device's name.
+    const NAME: &'static str;
+    /// One operation: its name in [`Device`], what it costs, and its operands in words.
+    fn record(&self, op: &'static str, cost: OpCost, detail: fmt::Arguments<'_>);
+}
+
+/// The device. Where numbers are asked for, it answers as if all elements were zero.
+#[derive(Debug, Default)]
+pub struct Shapes<R> {
+    recorder: R,
+}
+
+/// Shape of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShapeTensor {
+    rows: usize,
+    cols: usize,
+}
+
+/// Shape and type of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShapeWeight {
+    n: usize,
+    k: usize,
+    dtype: DType,
+}
+
+/// How many experts each token chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShapeRouting {
+    tokens: usize,
+    experts: usize,
+    top_k: usize,
+}
+
+/// How many pairs a range of experts works on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShapeAssignment {
+    tokens: usize,
+    experts: Range<usize>,
+    pairs: usize,
+}
+
+impl ShapeTensor {
+    fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+}
+
+impl ShapeWeight {
+    fn packed_bytes(&self) -> usize {
+        self.n.next_multiple_of(PANEL) * self.k * self.dtype.bytes()
+    }
+}
+
+impl fmt::Display for ShapeTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}, {}]", self.rows, self.cols)
+    }
+}
+
+impl fmt::Display for ShapeWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [{}, {}]", short_name(self.dtype), self.n, self.k)
+    }
+}
+
+impl fmt::Display for HeadSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} heads of {} from column {}", self.heads, self.head_dim, self.first_col)
+    }
+}
+
+impl fmt::Display for NormKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NormKind::Rms { weight_offset: 0.0 } => f.write_str("rms"),
+            NormKind::Rms { weight_offset } => write!(f, "rms with weight + {weight_offset},"),
+            NormKind::Layer => f.write_str("layer"),
+        }
+    }
+}
+
+fn short_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::F16 => "f16",
+        DType::BF16 => "bf16",
+    }
+}
+
+/// ` {word}{value}` where there is a value.
+fn optional(word: &str, value: Option<impl fmt::Display>) -> String {
+    value.map_or(String::new(), |value| format!("{word}{value}"))
+}
+
+/// Costs by numbers of elements.
+fn cost(flops: usize, activations: usize) -> OpCost {
+    OpCost { calls: 1, flops: flops as u64, activation_bytes: 4 * activations as u64, ..OpCost::default() }
+}
+
+fn norm_flops(kind: NormKind) -> usize {
+    match kind {
+        NormKind::Rms { .. } => 4,
+        NormKind::Layer => 7,
+    }
+}
+
+fn same<T: PartialEq + fmt::Debug>(op: &str, what: &str, found: T, expected: T) {
+    assert!(found == expected, "{op}: {what}: {found:?}, expected {expected:?}");
+}
+
+fn span_fits(op: &str, span: HeadSpan, x: &ShapeTensor) {
+    assert!(span.first_col + span.heads * span.head_dim <= x.cols, "{op}: {span} do not fit in {x}");
+}
+
+fn rows_exist(op: &str, rows: &[u32], of: usize) {
+    let beyond = rows.iter().find(|row| **row as usize >= of);
+    assert!(beyond.is_none(), "{op}: row {beyond:?} of {of}");
+}
+
+impl<R: Recorder> Shapes<R> {
+    /// What listens.
+    pub fn recorder(&self) -> &R {
+        &self.recorder
+    }
+
+    fn record(&self, op: &'static str, cost: OpCost, detail: fmt::Arguments<'_>) {
+        self.recorder.record(op, cost, detail);
+    }
+}
+
+impl<R: Recorder> Device for Shapes<R> {
+    type Tensor = ShapeTensor;
+    type Weight = ShapeWeight;
+    type Kv = KvSpec;
+    type Step = StepMeta;
+    type Routing = ShapeRouting;
+    type Assignment = ShapeAssignment;
+
+    fn name(&self) -> String {
+        R::NAME.into()
+    }
+
+    fn upload(&self, data: &[f32], rows: usize, cols: usize) -> ShapeTensor {
+        same("upload", "elements", data.len(), rows * cols);
+        ShapeTensor { rows, cols }
+    }
+
+    fn alloc(&self, rows: usize, cols: usize) -> ShapeTensor {
+        ShapeTensor { rows, cols }
+    }
+
+    fn download(&self, x: &ShapeTensor) -> Result<Vec<f32>, DeviceError> {
+        self.record("download", cost(0, x.len()), format_args!("{x}"));
+        Ok(vec![0.0; x.len()])
+    }
+
+    fn shape(&self, x: &ShapeTensor) -> [usize; 2] {
+        [x.rows, x.cols]
+    }
+
+    fn pack(&self, source: &dyn MatrixSource, dtype: DType) -> ShapeWeight {
+        ShapeWeight { n: source.rows(), k: source.cols(), dtype }
+    }
+
+    fn weight_shape(&self, w: &ShapeWeight) -> [usize; 2] {
+        [w.n, w.k]
+    }
+
+    /// In panels of 16 outputs.
+    fn packed_bytes(&self, w: &ShapeWeight) -> usize {
+        w.packed_bytes()
+    }
+
+    fn alloc_kv(&self, spec: KvSpec) -> KvSpec {
+        spec
+    }
+
+    fn begin(&self, meta: &StepMeta) -> StepMeta {
+        let mut rows = 0;
+        for sequence in &meta.sequences {
+            same("begin", "first row of a sequence", sequence.rows.start, rows);
+            rows = sequence.rows.end;
+            let (end, blocks) = (sequence.start + sequence.rows.len(), sequence.block_table.len());
+            assert!(end <= blocks * KV_BLOCK, "begin: {end} positions in {blocks} blocks");
+        }
+        same("begin", "rows of all sequences", rows, meta.num_rows());
+        rows_exist("begin: logit_rows", &meta.logit_rows, rows);
+        meta.clone()
+    }
+
+    fn linear(&self, x: &ShapeTensor, w: &ShapeWeight, bias: Option<&ShapeTensor>) -> ShapeTensor {
+        same("linear", "inputs of x and of the weight", x.cols, w.k);
+        bias.inspect(|bias| same("linear", "bias", **bias, ShapeTensor { rows: 1, cols: w.n }));
+        let y = ShapeTensor { rows: x.rows, cols: w.n };
+        let bias_elements = bias.map_or(0, ShapeTensor::len);
+        let mut cost = cost(2 * y.len() * w.k, x.len() + bias_elements + y.len());
+        cost.weight_bytes = w.packed_bytes() as u64;
+        let plus_bias = if bias.is_some() { " + bias" } else { "" };
+        self.record("linear", cost, format_args!("{x} x {w}{plus_bias} -> {y}"));
+        y
+    }
+
+    fn linear_tree(&self, x: &ShapeTensor, w: &ShapeWeight, program: &Program) -> ShapeTensor {
+        same("linear_tree", "inputs of x and of the weight", x.cols, w.k);
+        same("linear_tree", "inputs of x and of the program", x.cols, program.num_inputs());
+        let nodes = program.num_nodes();
+        let y = ShapeTensor { rows: nodes * x.rows, cols: w.n };
+        let mut cost = cost(2 * x.len() * w.n, x.len() + y.len());
+        cost.weight_bytes = w.packed_bytes() as u64;
+        self.record("linear_tree", cost, format_args!("{x} x {w}, {nodes} nodes -> {y}"));
+        y
+    }
+
+    fn embed(&self, w: &ShapeWeight, rows: &[u32]) -> ShapeTensor {
+        rows_exist("embed", rows, w.n);
+        let y = ShapeTensor { rows: rows.len(), cols: w.k };
+        let weight_bytes = (y.len() * w.dtype.bytes()) as u64;
+        self.record("embed", OpCost { weight_bytes, ..cost(0, y.len()) }, format_args!("{w} -> {y}"));
+        y
+    }
+
+    fn gather_rows(&self, x: &ShapeTensor, rows: &[u32]) -> ShapeTensor {
+        rows_exist("gather_rows", rows, x.rows);
+        let y = ShapeTensor { rows: rows.len(), cols: x.cols };
+        self.record("gather_rows", cost(0, 2 * y.len()), format_args!("{x} -> {y}"));
+        y
+    }
+
+    fn gather_cols(&self, x: &ShapeTensor, cols: Range<usize>) -> ShapeTensor {
+        assert!(cols.start <= cols.end && cols.end <= x.cols, "gather_cols: columns {cols:?} of {x}");
+        let y = ShapeTensor { rows: x.rows, cols: cols.len() };
+        self.record("gather_cols", cost(0, 2 * y.len()), format_args!("{x}, columns {cols:?} -> {y}"));
+        y
+    }
+
+    fn norm(
+        &self,
+        x: &ShapeTensor,
+        weight: &ShapeTensor,
+        bias: Option<&ShapeTensor>,
+        spec: NormSpec,
+    ) -> ShapeTensor {
+        let row = ShapeTensor { rows: 1, cols: x.cols };
+        same("norm", "weight", *weight, row);
+        bias.inspect(|bias| same("norm", "bias", **bias, row));
+        assert!(bias.is_none() || spec.kind == NormKind::Layer, "norm: an RMS norm has no bias");
+        let weights = weight.cols + bias.map_or(0, ShapeTensor::len);
+        let plus_bias = if bias.is_some() { " + bias" } else { "" };
+        let cost = cost(norm_flops(spec.kind) * x.len(), 2 * x.len() + weights);
+        self.record("norm", cost, format_args!("{} {x}{plus_bias}", spec.kind));
+        *x
+    }
+
+    fn head_norm(&self, x: &mut ShapeTensor, span: HeadSpan, weight: &ShapeTensor, spec: NormSpec) {
+        span_fits("head_norm", span, x);
+        same("head_norm", "weight", *weight, ShapeTensor { rows: 1, cols: span.head_dim });
+        let elements = x.rows * span.heads * span.head_dim;
+        let cost = cost(norm_flops(spec.kind) * elements, 2 * elements + span.head_dim);
+        self.record("head_norm", cost, format_args!("{} {span} of {x}", spec.kind));
+    }
+
+    fn rope_table(&self, step: &StepMeta, rope: &RopeSpec) -> ShapeTensor {
+        let pairs = rope.inv_freq.len();
+        let y = ShapeTensor { rows: step.num_rows(), cols: 2 * pairs };
+        self.record("rope_table", cost(FUNCTION * y.len(), y.len()), format_args!("{pairs} pairs -> {y}"));
+        y
+    }
+
+    fn rope(&self, x: &mut ShapeTensor, span: HeadSpan, table: &ShapeTensor) {
+        span_fits("rope", span, x);
+        same("rope", "rows of x and of the table", x.rows, table.rows);
+        let pairs = table.cols / 2;
+        assert!(2 * pairs == table.cols && table.cols <= span.head_dim, "rope: {table} does not rotate {span}");
+        let cost = cost(6 * x.rows * span.heads * pairs, 4 * x.rows * span.heads * pairs + table.len());
+        self.record("rope", cost, format_args!("{span} of {x}, {pairs} pairs"));
+    }
+
+    fn gated(&self, x: &ShapeTensor, activation: Activation) -> ShapeTensor {
+        same("gated", "columns modulo 2", x.cols % 2, 0);
+        let y = ShapeTensor { rows: x.rows, cols: x.cols / 2 };
+        let cost = cost((FUNCTION + 1) * y.len(), x.len() + y.len());
+        self.record("gated", cost, format_args!("{activation} {x} -> {y}"));
+        y
+    }
+
+    fn activate(&self, x: &mut ShapeTensor, activation: Activation) {
+        self.record("activate", cost(FUNCTION * x.len(), 2 * x.len()), format_args!("{activation} {x}"));
+    }
+
+    fn add(&self, x: &mut ShapeTensor, y: &ShapeTensor) {
+        let fits = y.cols == x.cols && (y.rows == x.rows || y.rows == 1);
+        assert!(fits, "add: {y} to {x}");
+        self.record("add", cost(x.len(), 2 * x.len() + y.len()), format_args!("{x} + {y}"));
+    }
+
+    fn scale(&self, x: &mut ShapeTensor, by: f32) {
+        self.record("scale", cost(x.len(), 2 * x.len()), format_args!("{x} by {by}"));
+    }
+
+    fn softcap(&self, x: &mut ShapeTensor, cap: f32) {
+        self.record("softcap", cost((FUNCTION + 2) * x.len(), 2 * x.len()), format_args!("{x} at {cap}"));
+    }
+
+    fn store_kv(&self, kv: &mut KvSpec, qkv: &ShapeTensor, step: &StepMeta, spec: &AttentionSpec) {
+        let cost = attention::store(kv, qkv, step, spec);
+        let (t, dtype) = (qkv.rows, short_name(kv.dtype));
+        self.record("store_kv", cost, format_args!("{t} rows, {} heads of {}, {dtype}", kv.num_kv_heads, kv.head_dim));
+    }
+
+    fn attention(&self, qkv: &ShapeTensor, kv: &KvSpec, step: &StepMeta, spec: &AttentionSpec) -> ShapeTensor {
+        let (y, cost) = attention::attention(qkv, kv, step, spec);
+        let AttentionSpec { num_heads, num_kv_heads, group, first_in_group, head_dim, .. } = *spec;
+        let place = (first_in_group > 0).then(|| format!("{first_in_group} of {group}"));
+        let place = optional(", first in group ", place);
+        let window = optional(", window ", spec.window);
+        let softcap = optional(", softcap ", spec.softcap);
+        let detail = format_args!("heads {num_heads}/{num_kv_heads} of {head_dim}{place}{window}{softcap} -> {y}");
+        self.record("attention", cost, detail);
+        y
+    }
+
+    fn route(&self, logits: &ShapeTensor, RouterSpec { top_k, normalize }: RouterSpec) -> ShapeRouting {
+        let ShapeTensor { rows: tokens, cols: experts } = *logits;
+        assert!(top_k <= experts, "route: {top_k} of {experts} experts");
+        let cost = cost((FUNCTION + 3) * logits.len(), logits.len() + 2 * tokens * top_k);
+        let normalized = if normalize { ", normalized" } else { "" };
+        self.record("route", cost, format_args!("{logits}, top {top_k}{normalized}"));
+        ShapeRouting { tokens, experts, top_k }
+    }
+
+    fn assign(&self, routing: &ShapeRouting, experts: Range<usize>) -> ShapeAssignment {
+        let assignment = experts::assign(routing, experts);
+        let (experts, pairs) = (&assignment.experts, assignment.pairs);
+        self.record("assign", cost(0, 2 * pairs), format_args!("experts {experts:?} of {} -> {pairs} pairs", routing.experts));
+        assignment
+    }
+
+    fn grouped_linear(
+        &self,
+        x: &ShapeTensor,
+        assignment: &ShapeAssignment,
+        weights: &[ShapeWeight],
+    ) -> ShapeTensor {
+        same("grouped_linear", "rows and tokens", x.rows, assignment.tokens);
+        let w = experts::common("grouped_linear", x, assignment, weights);
+        let y = ShapeTensor { rows: assignment.pairs, cols: w.n };
+        let cost = experts::linear_cost(assignment, w, y);
+        self.record("grouped_linear", cost, format_args!("{x} x {} experts {w} -> {y}", weights.len()));
+        y
+    }
+
+    fn grouped_linear_tree(
+        &self,
+        x: &ShapeTensor,
+        assignment: &ShapeAssignment,
+        weights: &[ShapeWeight],
+        program: &Program,
+    ) -> ShapeTensor {
+        same("grouped_linear_tree", "rows and pairs", x.rows, assignment.pairs);
+        same("grouped_linear_tree", "inputs of x and of the program", x.cols, program.num_inputs());
+        let w = experts::common("grouped_linear_tree", x, assignment, weights);
+        let nodes = program.num_nodes();
+        let y = ShapeTensor { rows: nodes * x.rows, cols: w.n };
+        let cost = experts::linear_cost(assignment, w, y);
+        let detail = format_args!("{x} x {} experts {w}, {nodes} nodes -> {y}", weights.len());
+        self.record("grouped_linear_tree", cost, detail);
+        y
+    }
+
+    fn combine(&self, y: &ShapeTensor, assignment: &ShapeAssignment, program: &Program) -> ShapeTensor {
+        same("combine", "rows and pairs", y.rows, assignment.pairs);
+        same("combine", "items of the program and experts", program.inputs.len(), assignment.experts.len());
+        let nodes = program.num_nodes();
+        let sums = ShapeTensor { rows: nodes * assignment.tokens, cols: y.cols };
+        self.record("combine", cost(2 * y.len(), y.len() + sums.len()), format_args!("{y}, {nodes} nodes -> {sums}"));
+        sums
+    }
+
+    fn edit_logits(&self, logits: &mut ShapeTensor, edits: &[LogitEdit]) {
+        let mut elements = 0;
+        for &edit in edits {
+            let (row, cols) = match edit {
+                LogitEdit::Add { row, col, .. } | LogitEdit::Repetition { row, col, .. } => (row, col..col + 1),
+                LogitEdit::Divide { row, .. } => (row, 0..logits.cols),
+            };
+            assert!(row < logits.rows && cols.end <= logits.cols, "edit_logits: {edit:?} of {logits}");
+            elements += cols.len();
+        }
+        self.record("edit_logits", cost(elements, 2 * elements), format_args!("{logits}, {} edits", edits.len()));
+    }
+
+    fn row_max(&self, logits: &ShapeTensor) -> Result<Vec<f32>, DeviceError> {
+        self.record("row_max", cost(logits.len(), logits.len()), format_args!("{logits}"));
+        Ok(vec![0.0; logits.rows])
+    }
+
+    fn exp_sums(&self, logits: &ShapeTensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError> {
+        same("exp_sums", "maxima and rows", max.len(), logits.rows);
+        same("exp_sums", "items of the program and panels", program.inputs.len(), logits.cols.div_ceil(PANEL));
+        let cost = cost((FUNCTION + 2) * logits.len(), logits.len());
+        self.record("exp_sums", cost, format_args!("{logits}, {} nodes", program.num_nodes()));
+        let row = program.run(|panel| PANEL.min(logits.cols - panel * PANEL) as f32);
+        Ok(row.repeat(logits.rows))
+    }
+
+    fn top_k(&self, logits: &ShapeTensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
+        let behind = optional(" behind ", (skip > 0).then_some(skip));
+        self.record("top_k", cost(logits.len(), logits.len()), format_args!("{logits}, {k}{behind}"));
+        let row = (0..logits.cols as u32).skip(skip).take(k).map(|col| (0.0, col)).collect();
+        Ok(vec![row; logits.rows])
+    }
+
+    fn pick(&self, logits: &ShapeTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
+        for &(row, col) in at {
+            assert!(row < logits.rows && col < logits.cols, "pick: element [{row}, {col}] of {logits}");
+        }
+        self.record("pick", cost(0, at.len()), format_args!("{logits}, {}", at.len()));
+        Ok(vec![0.0; at.len()])
+    }
+}
+
+/// A step of sequences that have `[positions in the cache, rows]`, in blocks of ascending ids.
+#[cfg(test)]
+pub(crate) fn step(sequences: &[[usize; 2]]) -> StepMeta {
+    let mut meta = StepMeta::default();
+    let mut blocks = 0..;
+    for &[start, rows] in sequences {
+        let first = meta.tokens.len();
+        meta.tokens.resize(first + rows, 0);
+        let block_table = blocks.by_ref().take((start + rows).div_ceil(KV_BLOCK)).collect();
+        meta.sequences.push(crate::SequenceSpan { rows: first..first + rows, start, block_table });
+    }
+    meta
+}

@@ -1,0 +1,36 @@
+# One-line verbs. `just` lists them; each line also works without just.
+
+_list:
+    @just --list --unsorted
+
+# Builds the anysplit binary
+build:
+    cargo build --release
+
+# Runs all tests
+test *ARGS:
+    cargo test --workspace {{ARGS}}
+
+# Formats, then reports what clippy finds
+lint:
+    cargo fmt --all && cargo clippy --workspace --all-targets -- -D warnings
+
+# Checks the rules that no compiler knows
+tidy:
+    cargo xtask tidy
+
+# Regenerates tests/golden with Hugging Face
+golden *ARGS:
+    cargo xtask golden {{ARGS}}
+
+# Completes a prompt with the model that is inside the binary, split over three ranks
+demo PROMPT="Once upon a time":
+    cargo run --release -- generate --tp 3 --stats "{{PROMPT}}"
+
+# Measures decoding, as a fraction of what this machine could do
+bench *ARGS:
+    cargo run --release -- bench decode {{ARGS}}
+
+# What every change must pass
+ci:
+    .ci/run
