@@ -1,2 +1,62 @@
-//! The anysplit command.
-fn main() {}
+//! The `anysplit` command. Results go to stdout, everything else to stderr.
+//!
+//! Exit status: 0 done, 2 wrong use or unusable input, 1 failure at run time.
+
+mod args;
+mod bench;
+mod error;
+mod generate;
+mod model;
+mod progress;
+mod report;
+mod score;
+mod tp_plan;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use error::CliError;
+
+/// Runs language models split over several devices, with the same bits on any split.
+#[derive(Parser)]
+#[command(name = "anysplit", version, about, propagate_version = true, max_term_width = 110)]
+#[command(after_help = "Examples:\n  anysplit generate \"In the beginning\" --tp 2 --stats\n  \
+    anysplit score --text \"Call me Ishmael.\" --model ./Llama-3.2-1B --tp 3\n  \
+    anysplit tp-plan --model ./Llama-3.2-1B --tp 4")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Completes a prompt, or a file of prompts as one batch
+    Generate(Box<generate::GenerateArgs>),
+    /// Prints the log-probability of each token of a text, and its perplexity
+    Score(Box<score::ScoreArgs>),
+    /// Prints how each weight of a model is split, from its config.json alone
+    TpPlan(Box<tp_plan::TpPlanArgs>),
+    /// Measures speed, as fractions of what this machine can do
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return error::usage(&error),
+    };
+    let result = match cli.command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Score(args) => score::run(&args),
+        Command::TpPlan(args) => tp_plan::run(&args),
+        Command::Bench(command) => bench::run(&command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}

@@ -1,1 +1,17 @@
-//! TODO
+//! Runs a model over ranks: workers, scheduling, sampling, text.
+
+pub mod cpus;
+mod engine;
+mod error;
+mod launch;
+mod options;
+mod sampler;
+mod sampling;
+pub mod text;
+mod worker;
+
+pub use engine::{Completion, Engine, FinishReason, GenerateRequest, Timing};
+pub use error::EngineError;
+pub use options::EngineOptions;
+pub use sampling::SamplingParams;
+pub use worker::RankReport;

@@ -31,8 +31,8 @@ pub struct Loader<'a, D: Device> {
     pub rank: usize,
     /// What weights are kept in; `None`: as stored.
     pub dtype: Option<DType>,
-    /// Called with the bytes that each weight adds.
-    pub progress: &'a dyn Fn(u64),
+    /// Called with the bytes that each weight adds; an error ends the loading.
+    pub progress: &'a dyn Fn(u64) -> Result<(), ModelError>,
     stats: RefCell<LoadStats>,
 }
 
@@ -50,7 +50,7 @@ impl<'a, D: Device> Loader<'a, D> {
         layout: &'a Layout,
         rank: usize,
         dtype: Option<DType>,
-        progress: &'a dyn Fn(u64),
+        progress: &'a dyn Fn(u64) -> Result<(), ModelError>,
     ) -> Self {
         Loader { dev, source, layout, rank, dtype, progress, stats: RefCell::default() }
     }
@@ -95,7 +95,7 @@ impl<'a, D: Device> Loader<'a, D> {
         let stored: Vec<DType> = parts.iter().map(|(found, _)| found.view.dtype()).collect();
         let kept = |stored: DType| self.dtype.unwrap_or(stored);
         for (found, held) in &parts {
-            self.count(held.elements() * kept(found.view.dtype()).bytes());
+            self.count(held.elements() * kept(found.view.dtype()).bytes())?;
         }
         let dtype = match stored[..] {
             [first, ref rest @ ..] if rest.iter().all(|d| *d == first) => kept(first),
@@ -135,17 +135,17 @@ impl<'a, D: Device> Loader<'a, D> {
         })
     }
 
-    fn vector(&self, name: &str, len: usize, held: &Held, fill: Fill) -> Result<Vec<f32>, CheckpointError> {
+    fn vector(&self, name: &str, len: usize, held: &Held, fill: Fill) -> Result<Vec<f32>, ModelError> {
         let name = self.spelling(name);
         let all = self.source.vector(&name, len, fill)?;
         let kept = self.dtype.unwrap_or_else(|| self.source.stored_dtype(&name));
-        self.count(held.num_rows() * kept.bytes());
+        self.count(held.num_rows() * kept.bytes())?;
         Ok(held.rows.iter().flat_map(|r| &all[r.clone()]).map(|&x| kept.round(x)).collect())
     }
 
-    fn count(&self, bytes: usize) {
+    fn count(&self, bytes: usize) -> Result<(), ModelError> {
         self.stats.borrow_mut().weight_bytes += bytes as u64;
-        (self.progress)(bytes as u64);
+        (self.progress)(bytes as u64)
     }
 
     /// The tensor that has a module's weight: its own, or one that holds all experts.

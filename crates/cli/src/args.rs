@@ -1,0 +1,191 @@
+//! Flags that commands share. Each has an environment twin `ANYSPLIT_<FLAG>`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use engine::EngineOptions;
+use model::TpPlan;
+use tensor::DType;
+
+use crate::error::CliError;
+
+/// Which model, and what its weights are kept in.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// A directory, a hub id (org/name, org/name@revision), or nothing for the built-in demo model
+    #[arg(long, short, env = "ANYSPLIT_MODEL", value_name = "DIR|ID")]
+    pub model: Option<String>,
+    /// What weights are kept in; auto: as stored
+    #[arg(long, env = "ANYSPLIT_DTYPE", default_value = "auto", value_name = "TYPE")]
+    pub dtype: DTypeArg,
+    /// How weights are read; random: seeded weights from config.json alone
+    #[arg(long, env = "ANYSPLIT_LOAD_FORMAT", default_value = "auto", value_name = "FORMAT")]
+    pub load_format: LoadFormat,
+    /// Seed of random weights and of sampling
+    #[arg(long, env = "ANYSPLIT_SEED", value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+/// How a model is split over ranks.
+#[derive(Args)]
+pub struct SplitArgs {
+    /// Ranks that share every layer: 1 to the model's number of query heads
+    #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", value_name = "N")]
+    pub tensor_parallel_size: Option<usize>,
+    /// Unequal ranks: how much each gets in relation to the others
+    #[arg(long, env = "ANYSPLIT_RANK_WEIGHTS", value_delimiter = ',', value_name = "2,1,1")]
+    pub rank_weights: Option<Vec<f64>>,
+    /// auto, or a JSON file of patterns and styles in transformers' notation
+    #[arg(long, env = "ANYSPLIT_TP_PLAN", default_value = "auto", value_name = "auto|FILE")]
+    pub tp_plan: String,
+}
+
+/// How a model is run.
+#[derive(Args)]
+pub struct RunArgs {
+    /// What runs the model
+    #[arg(long, env = "ANYSPLIT_DEVICE", default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceArg,
+    /// Threads of each rank; default: cores divided by ranks
+    #[arg(long, env = "ANYSPLIT_THREADS_PER_RANK", value_name = "N")]
+    pub threads_per_rank: Option<usize>,
+    /// What keys and values are kept in; auto: as the weights
+    #[arg(long, env = "ANYSPLIT_KV_CACHE_DTYPE", default_value = "auto", value_name = "TYPE")]
+    pub kv_cache_dtype: DTypeArg,
+    /// Longest sequence; default: the model's
+    #[arg(long, env = "ANYSPLIT_MAX_MODEL_LEN", value_name = "N")]
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at a time
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_SEQS", default_value_t = 256, value_name = "N", value_parser = at_least_one)]
+    pub max_num_seqs: usize,
+    /// Tokens of a step; longer prompts go in chunks
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "N", value_parser = at_least_one)]
+    pub max_num_batched_tokens: usize,
+    /// Seconds after which a rank that the others wait for is an error
+    #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub comm_timeout: u64,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("it must be a whole number from 1 on".into()),
+    }
+}
+
+/// A type by name.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DTypeArg {
+    /// Whatever fits.
+    Auto,
+    /// 32 bits.
+    Float32,
+    /// 16 bits, the upper half of a float32.
+    Bfloat16,
+    /// 16 bits, IEEE.
+    Float16,
+}
+
+impl DTypeArg {
+    /// The type, unless it is left open.
+    pub fn get(self) -> Option<DType> {
+        match self {
+            DTypeArg::Auto => None,
+            DTypeArg::Float32 => Some(DType::F32),
+            DTypeArg::Bfloat16 => Some(DType::BF16),
+            DTypeArg::Float16 => Some(DType::F16),
+        }
+    }
+}
+
+/// How weights are read.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LoadFormat {
+    /// Whatever the directory holds.
+    Auto,
+    /// Safetensors files.
+    Safetensors,
+    /// Seeded weights from config.json alone.
+    Random,
+}
+
+/// What runs the model.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+impl SplitArgs {
+    /// One weight per rank.
+    pub fn weights(&self) -> Result<Vec<f64>, CliError> {
+        match (self.tensor_parallel_size, &self.rank_weights) {
+            (None, None) => Ok(vec![1.0]),
+            (Some(n), None) => Ok(vec![1.0; n]),
+            (None, Some(weights)) => Ok(weights.clone()),
+            (Some(n), Some(weights)) if weights.len() == n => Ok(weights.clone()),
+            (Some(n), Some(weights)) => Err(CliError::Usage(format!(
+                "--rank-weights has {} numbers, but --tp is {n}; give one per rank",
+                weights.len()
+            ))),
+        }
+    }
+
+    /// What is split otherwise than automatically.
+    pub fn plan(&self) -> Result<TpPlan, CliError> {
+        match self.tp_plan.as_str() {
+            "auto" => Ok(TpPlan::auto()),
+            file => Ok(TpPlan::parse(&checkpoint::json_file(Path::new(file))?)?),
+        }
+    }
+}
+
+/// Everything that the engine wants to know.
+pub fn engine_options(model: &ModelArgs, split: &SplitArgs, run: &RunArgs) -> Result<EngineOptions, CliError> {
+    // The processor is the best there is, until there are other devices.
+    let (DeviceArg::Auto | DeviceArg::Cpu) = run.device;
+    Ok(EngineOptions {
+        rank_weights: split.weights()?,
+        tp_plan: split.plan()?,
+        threads_per_rank: run.threads_per_rank,
+        dtype: model.dtype.get(),
+        kv_cache_dtype: run.kv_cache_dtype.get(),
+        max_model_len: run.max_model_len,
+        max_num_seqs: run.max_num_seqs,
+        max_num_batched_tokens: run.max_num_batched_tokens,
+        comm_timeout: Duration::from_secs(run.comm_timeout),
+        isa: None,
+    })
+}
+
+
+/// Token ids out of `1,2,3`.
+pub fn parse_ids(text: &str) -> Result<Vec<u32>, CliError> {
+    if text.trim().is_empty() {
+        return Err(CliError::Usage("--prompt-ids is empty; give token ids such as 1,2,3".into()));
+    }
+    let id = |part: &str| {
+        part.trim().parse().map_err(|_| {
+            CliError::Usage(format!("--prompt-ids: \"{part}\" is no token id; give whole numbers such as 1,2,3"))
+        })
+    };
+    text.split(',').map(id).collect()
+}
+
+/// The text of a file of prompts.
+pub fn read_prompts(file: &PathBuf) -> Result<Vec<String>, CliError> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| CliError::Usage(format!("--prompt-file {shown}: {e}")))?;
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    if let Some(empty) = lines.iter().position(String::is_empty) {
+        return Err(CliError::Usage(format!("--prompt-file {shown}: line {} is empty", empty + 1)));
+    }
+    match lines.is_empty() {
+        true => Err(CliError::Usage(format!("--prompt-file {shown} has no lines; give one prompt per line"))),
+        false => Ok(lines),
+    }
+}

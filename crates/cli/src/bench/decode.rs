@@ -1,0 +1,215 @@
+//! `anysplit bench decode`: prefill and decode of one sequence.
+
+use std::io::Write;
+
+use clap::Args;
+use comfy_table::{Table, presets};
+use cpu::limits;
+use engine::{Engine, EngineOptions, GenerateRequest, SamplingParams, Timing, cpus};
+use model::{Decoder, KvCache, Layout, Loader, ModelConfig, Rank, TpPlan};
+use serde_json::{Value, json};
+use tensor::{Cost, KV_BLOCK, SequenceSpan, StepMeta};
+
+use super::median;
+use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options};
+use crate::error::CliError;
+use crate::model::OpenModel;
+use crate::report::peak_rss_bytes;
+
+/// Prefill and decode of one sequence, as fractions of this machine's limits.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  anysplit bench decode\n  \
+    anysplit bench decode --model ./Llama-3.2-1B --load-format random --splits 1x2,2x1 --repeats 5\n\n\
+    Where several splits are given, their runs alternate, and so do the measurements of the limits.")]
+pub struct DecodeArgs {
+    /// Tokens of the prompt
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    prompt_len: usize,
+    /// Tokens to generate
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    gen_len: usize,
+    /// Times that each split is run; medians are shown
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    repeats: usize,
+    /// Splits to compare, ranks × threads per rank; in place of --tp and --threads-per-rank
+    #[arg(long, value_delimiter = ',', value_name = "1x2,2x1", value_parser = parse_split)]
+    splits: Vec<(usize, usize)>,
+    /// Prints one JSON value
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    split: SplitArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+fn parse_split(text: &str) -> Result<(usize, usize), String> {
+    let parts = text.split_once('x').map(|(r, t)| (r.parse(), t.parse()));
+    match parts {
+        Some((Ok(ranks), Ok(threads))) if ranks > 0 && threads > 0 => Ok((ranks, threads)),
+        _ => Err("give ranks and threads per rank, such as 2x1".into()),
+    }
+}
+
+/// One split's engine and what was measured on it.
+struct Candidate {
+    name: String,
+    engine: Engine,
+    ranks: usize,
+    runs: Vec<Run>,
+}
+
+/// One run, beside the limits measured just before it.
+struct Run {
+    timing: Timing,
+    bandwidth: f64,
+    flops: f64,
+}
+
+/// What a step costs whatever the split.
+struct Work {
+    prefill_flops: f64,
+    decode_weight_bytes: f64,
+}
+
+pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
+    if args.prompt_len == 0 || args.gen_len < 2 || args.repeats == 0 {
+        return Err(CliError::Usage("--prompt-len and --repeats must be at least 1, --gen-len at least 2".into()));
+    }
+    let options = engine_options(&args.model, &args.split, &args.run)?;
+    let splits: Vec<EngineOptions> = match args.splits.is_empty() {
+        true => vec![options],
+        false => args
+            .splits
+            .iter()
+            .map(|&(ranks, threads)| EngineOptions {
+                rank_weights: vec![1.0; ranks],
+                threads_per_rank: Some(threads),
+                ..options.clone()
+            })
+            .collect(),
+    };
+    let memory = limits::Memory::new();
+    let mut work = None;
+    let mut candidates = Vec::new();
+    for options in &splits {
+        let model = OpenModel::open(&args.model)?;
+        let (name, config) = (model.name.clone(), model.config.clone());
+        let engine = model.load(options)?;
+        work.get_or_insert_with(|| cost(&config, &engine, args.prompt_len));
+        candidates.push(Candidate { name, engine, ranks: options.rank_weights.len(), runs: Vec::new() });
+    }
+    let work = work.expect("there is at least one split").map_err(CliError::Model)?;
+    let vocab = candidates[0].engine.config().vocab_size;
+    let request = GenerateRequest {
+        prompt: (0..args.prompt_len).map(|i| (i * 7919 % vocab) as u32).collect(),
+        max_tokens: args.gen_len,
+        sampling: SamplingParams::default(),
+        stop_token_ids: Vec::new(),
+    };
+    // One run each that doesn't count, with few tokens.
+    let warm_up = GenerateRequest { max_tokens: 4, ..request.clone() };
+    for candidate in &mut candidates {
+        candidate.engine.generate(std::slice::from_ref(&warm_up), &mut |_, _| false)?;
+    }
+    for _ in 0..args.repeats {
+        for candidate in &mut candidates {
+            let threads = (candidate.ranks * candidate.engine.threads_per_rank()).min(cpus::available().len());
+            let cores = &cpus::available()[..threads];
+            let (before, flops) = (memory.read_bandwidth(cores), limits::fma_rate(cores));
+            candidate.engine.generate(std::slice::from_ref(&request), &mut |_, _| false)?;
+            let bandwidth = before.max(memory.read_bandwidth(cores));
+            candidate.runs.push(Run { timing: candidate.engine.timing(), bandwidth, flops });
+        }
+    }
+    let rows: Vec<Value> = candidates.iter().map(|c| c.row(args, &work)).collect();
+    let mut out = std::io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{}", json!({ "rows": rows }))?,
+        false => print(&mut out, &rows)?,
+    }
+    Ok(())
+}
+
+impl Candidate {
+    fn row(&self, args: &DecodeArgs, work: &Work) -> Value {
+        let of_runs = |f: &dyn Fn(&Run) -> f64| median(self.runs.iter().map(f).collect());
+        let rate = |(tokens, seconds): (usize, f64)| tokens as f64 / seconds;
+        let flops = |r: &Run| work.prefill_flops / r.timing.prefill.1 / (r.flops * 1e9);
+        let decode = |r: &Run| rate(r.timing.decode) * work.decode_weight_bytes / (r.bandwidth * 1e9);
+        json!({
+            "model": self.name,
+            "tp": self.ranks,
+            "threads_per_rank": self.engine.threads_per_rank(),
+            "dtype": self.engine.dtype().name(),
+            "quantization": null,
+            "batch": 1,
+            "prompt": args.prompt_len,
+            "gen": args.gen_len,
+            "prefill_tokens_per_s": of_runs(&|r| rate(r.timing.prefill)),
+            "decode_tokens_per_s": of_runs(&|r| rate(r.timing.decode)),
+            "decode_roofline_fraction": of_runs(&decode),
+            "prefill_flops_fraction": of_runs(&flops),
+            "read_gb_s": of_runs(&|r| r.bandwidth),
+            "fma_gflop_s": of_runs(&|r| r.flops),
+            "repeats": args.repeats,
+            "peak_rss_bytes": peak_rss_bytes(),
+        })
+    }
+}
+
+/// Counts what the real forward pass does, by running it on a device that only counts.
+fn cost(config: &ModelConfig, engine: &Engine, prompt: usize) -> Result<Work, model::ModelError> {
+    let layout = Layout::new(config.clone(), &[1.0], &TpPlan::auto())?;
+    let source = checkpoint::WeightSource::Meta { dtype: engine.dtype() };
+    let dev = Cost::new();
+    let decoder = Decoder::load(&Loader::new(&dev, &source, &layout, 0, None, &|_| Ok(())))?;
+    let group = collective::Solo::default();
+    let rank = Rank { dev: &dev, group: &group };
+    let blocks = (prompt + 1).div_ceil(KV_BLOCK);
+    let mut kv = KvCache::new(&dev, &layout, 0, blocks, engine.dtype());
+    let mut step = |start: usize, rows: usize| {
+        dev.reset();
+        let meta = StepMeta {
+            tokens: vec![0; rows],
+            sequences: vec![SequenceSpan { rows: 0..rows, start, block_table: (0..blocks as u32).collect() }],
+            logit_rows: vec![rows as u32 - 1],
+        };
+        let hidden = decoder.forward(rank, &meta, &mut kv)?;
+        decoder.logits(&dev, &hidden);
+        Ok::<_, model::ModelError>(dev.report())
+    };
+    let prefill = step(0, prompt)?.total();
+    let decode = step(prompt, 1)?.total();
+    Ok(Work { prefill_flops: prefill.flops as f64, decode_weight_bytes: decode.weight_bytes as f64 })
+}
+
+fn print(out: &mut impl Write, rows: &[Value]) -> Result<(), CliError> {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header([
+        "tp", "threads", "dtype", "prompt", "gen", "prefill tok/s", "of FMA peak", "decode tok/s", "of bandwidth",
+        "read GB/s", "GFLOP/s",
+    ]);
+    for row in rows {
+        let number = |key: &str, digits: usize| format!("{:.digits$}", row[key].as_f64().unwrap_or(f64::NAN));
+        let percent = |key: &str| format!("{:.0} %", 100.0 * row[key].as_f64().unwrap_or(f64::NAN));
+        let whole = |key: &str| row[key].to_string();
+        table.add_row([
+            whole("tp"),
+            whole("threads_per_rank"),
+            row["dtype"].as_str().unwrap_or_default().to_owned(),
+            whole("prompt"),
+            whole("gen"),
+            number("prefill_tokens_per_s", 1),
+            percent("prefill_flops_fraction"),
+            number("decode_tokens_per_s", 2),
+            percent("decode_roofline_fraction"),
+            number("read_gb_s", 1),
+            number("fma_gflop_s", 0),
+        ]);
+    }
+    writeln!(out, "{table}")?;
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! `anysplit bench`: speed, always beside the limit that was measured in the same run.
+
+mod decode;
+mod limits;
+
+use clap::Subcommand;
+
+use crate::error::CliError;
+
+/// What is measured.
+#[derive(Subcommand)]
+pub enum BenchCommand {
+    /// Memory bandwidth, arithmetic and core-to-core latency of this machine
+    Limits(limits::LimitsArgs),
+    /// Prefill and decode of one sequence, as fractions of those limits
+    Decode(Box<decode::DecodeArgs>),
+}
+
+pub fn run(command: &BenchCommand) -> Result<(), CliError> {
+    match command {
+        BenchCommand::Limits(args) => limits::run(args),
+        BenchCommand::Decode(args) => decode::run(args),
+    }
+}
+
+/// The middle of some numbers.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

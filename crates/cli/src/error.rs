@@ -1,0 +1,70 @@
+//! What ends a command early, and how it is told: one line.
+
+use std::process::ExitCode;
+
+use checkpoint::CheckpointError;
+use engine::EngineError;
+use engine::text::TextError;
+use model::ModelError;
+
+/// Why a command didn't finish.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Wrong use.
+    #[error("{0}")]
+    Usage(String),
+    /// The checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The model or its plan.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Tokenizer or template.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Writing results.
+    #[error("cannot write results: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl CliError {
+    fn is_usage(&self) -> bool {
+        match self {
+            CliError::Usage(_) | CliError::Text(_) => true,
+            CliError::Checkpoint(e) => e.is_usage(),
+            CliError::Model(e) => e.is_usage(),
+            CliError::Engine(e) => e.is_usage(),
+            CliError::Output(_) => false,
+        }
+    }
+
+    /// Prints the one line and gives the exit status.
+    pub fn report(&self) -> ExitCode {
+        eprintln!("error: {}", one_line(&self.to_string()));
+        ExitCode::from(if self.is_usage() { 2 } else { 1 })
+    }
+}
+
+/// What clap says of a command line, on one line; help and version as they are.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprintln!("{text}");
+        return ExitCode::from(2);
+    }
+    let told = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let told = told.split("\n\nFor more information").next().unwrap_or(told);
+    eprintln!("{}", one_line(told));
+    ExitCode::from(2)
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,108 @@
+//! The model that a command works on: where it is, its configuration, its weights, its tokenizer.
+
+use std::path::PathBuf;
+
+use checkpoint::{Checkpoint, WeightSource, config_file, generation_config_file, hub, json_bytes};
+use engine::text::Tokenizer;
+use engine::{Engine, EngineOptions};
+use model::ModelConfig;
+use tensor::DType;
+
+use crate::args::{LoadFormat, ModelArgs};
+use crate::error::CliError;
+use crate::progress::{DownloadBar, bytes_bar};
+
+/// The demo model, in the binary.
+mod demo {
+    pub const NAME: &str = "anysplit-demo";
+    pub const CONFIG: &[u8] = include_bytes!("../demo/config.json");
+    pub const GENERATION_CONFIG: &[u8] = include_bytes!("../demo/generation_config.json");
+    pub const WEIGHTS: &[u8] = include_bytes!("../demo/model.safetensors");
+    pub const TOKENIZER: &[u8] = include_bytes!("../demo/tokenizer.json");
+    pub const TOKENIZER_CONFIG: &[u8] = include_bytes!("../demo/tokenizer_config.json");
+}
+
+/// Where a model is.
+enum Place {
+    Demo,
+    Dir(PathBuf),
+}
+
+/// A model that isn't loaded yet.
+pub struct OpenModel {
+    /// What it is called in results.
+    pub name: String,
+    /// Its configuration.
+    pub config: ModelConfig,
+    source: WeightSource,
+    place: Place,
+    tokenizer: Result<Tokenizer, String>,
+}
+
+/// A model's name and configuration, without its weights. Takes a config.json itself, too.
+pub fn read_config(args: &ModelArgs) -> Result<(String, ModelConfig), CliError> {
+    let (name, place) = locate(args)?;
+    let config = parse_config(&place)?;
+    Ok((name, config))
+}
+
+impl OpenModel {
+    /// Finds a model, downloads it if it must be, and reads all but its weights.
+    pub fn open(args: &ModelArgs) -> Result<Self, CliError> {
+        let (name, place) = locate(args)?;
+        let config = parse_config(&place)?;
+        let source = match (args.load_format, &place) {
+            (LoadFormat::Random, _) => {
+                let dtype = args.dtype.get().or(config.dtype).unwrap_or(DType::BF16);
+                WeightSource::Random { seed: args.seed.unwrap_or(0), dtype }
+            }
+            (_, Place::Demo) => WeightSource::Files(Checkpoint::from_bytes(demo::NAME, demo::WEIGHTS)?),
+            (_, Place::Dir(dir)) => WeightSource::Files(Checkpoint::open(dir)?),
+        };
+        let tokenizer = match &place {
+            Place::Demo => Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG), None),
+            Place::Dir(dir) => Tokenizer::from_dir(dir),
+        };
+        Ok(OpenModel { name, config, source, place, tokenizer: tokenizer.map_err(|e| e.to_string()) })
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// There is none, or it can't be used.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, CliError> {
+        self.tokenizer.as_ref().map_err(|e| CliError::Usage(e.clone()))
+    }
+
+    /// Loads the weights over the ranks, with a progress bar.
+    pub fn load(self, options: &EngineOptions) -> Result<Engine, CliError> {
+        let _ = self.place;
+        let bar = bytes_bar("loading", 0);
+        let progress = |done: u64, total: u64| {
+            bar.set_length(total);
+            bar.set_position(done);
+        };
+        let engine = Engine::load(self.config, self.source, options, &progress);
+        bar.finish_and_clear();
+        Ok(engine?)
+    }
+}
+
+fn locate(args: &ModelArgs) -> Result<(String, Place), CliError> {
+    let Some(model) = &args.model else { return Ok((demo::NAME.into(), Place::Demo)) };
+    let dir = hub::resolve(model, &hub::HubConfig::from_env(), &mut DownloadBar::default())?;
+    Ok((model.clone(), Place::Dir(dir)))
+}
+
+fn parse_config(place: &Place) -> Result<ModelConfig, CliError> {
+    let (config, generation) = match place {
+        Place::Demo => (
+            json_bytes("config.json", demo::CONFIG)?,
+            Some(json_bytes("generation_config.json", demo::GENERATION_CONFIG)?),
+        ),
+        Place::Dir(path) if path.is_file() => (checkpoint::json_file(path)?, None),
+        Place::Dir(dir) => (config_file(dir)?, generation_config_file(dir)?),
+    };
+    Ok(ModelConfig::parse(&config, generation.as_ref())?)
+}
+

@@ -1,0 +1,130 @@
+//! What `--stats` and `--json` tell of a run.
+
+use comfy_table::{CellAlignment, Table, presets};
+use engine::{Engine, EngineError, RankReport, Timing};
+use serde_json::{Value, json};
+
+/// A number of bytes for people.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let (mut x, mut unit) = (n as f64, 0);
+    while x >= 1000.0 && unit + 1 < UNITS.len() {
+        x /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{x:.1} {}", UNITS[unit]) }
+}
+
+/// The most memory that this process has had, in bytes; 0 where the system doesn't say.
+pub fn peak_rss_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).map_or(0, |kb| kb * 1024)
+}
+
+/// What a run was.
+pub struct Stats {
+    load_s: f64,
+    timing: Timing,
+    threads_per_rank: usize,
+    ranks: Vec<RankReport>,
+    kv_bytes_per_token: Vec<u64>,
+}
+
+impl Stats {
+    /// Asks the ranks.
+    pub fn collect(engine: &mut Engine) -> Result<Self, EngineError> {
+        Ok(Stats {
+            load_s: engine.load_time().as_secs_f64(),
+            timing: engine.timing(),
+            threads_per_rank: engine.threads_per_rank(),
+            ranks: engine.reports()?,
+            kv_bytes_per_token: engine.kv_bytes_per_token().to_vec(),
+        })
+    }
+
+    /// Ranks of the group.
+    pub fn num_ranks(&self) -> usize {
+        self.ranks.len()
+    }
+
+    /// The `stats` object of `--json`.
+    pub fn json(&self) -> Value {
+        let rank = |r: &RankReport| {
+            json!({
+                "rank": r.rank,
+                "query_heads": r.query_heads,
+                "kv_heads": r.kv_heads,
+                "weight_bytes": r.weight_bytes,
+                "packed_bytes": r.packed_bytes,
+                "kv_cache_bytes": r.kv_cache_bytes,
+                "kv_bytes_per_token": self.kv_bytes_per_token[r.rank],
+                "all_reduce_calls": r.all_reduce_calls,
+                "all_reduce_bytes": r.all_reduce_bytes,
+                "all_reduce_s": r.all_reduce_s,
+                "vocab_collective_calls": r.vocab_collective_calls,
+            })
+        };
+        json!({
+            "load_s": self.load_s,
+            "ttft_ms": self.timing.time_to_first_token.as_secs_f64() * 1e3,
+            "prefill_tokens_per_s": rate(self.timing.prefill),
+            "decode_tokens_per_s": rate(self.timing.decode),
+            "peak_rss_bytes": peak_rss_bytes(),
+            "threads_per_rank": self.threads_per_rank,
+            "ranks": self.ranks.iter().map(rank).collect::<Vec<_>>(),
+        })
+    }
+
+    /// The same for people.
+    pub fn table(&self) -> String {
+        let show = |rate: Option<f64>| rate.map_or("-".into(), |r| format!("{r:.1} tokens/s"));
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_header([
+            "rank",
+            "query heads",
+            "KV heads",
+            "weights",
+            "packed",
+            "KV cache",
+            "KV/token",
+            "all-reduces",
+            "of bytes",
+            "waiting s",
+        ]);
+        for r in &self.ranks {
+            table.add_row([
+                r.rank.to_string(),
+                r.query_heads.to_string(),
+                r.kv_heads.to_string(),
+                bytes(r.weight_bytes),
+                bytes(r.packed_bytes),
+                bytes(r.kv_cache_bytes),
+                bytes(self.kv_bytes_per_token[r.rank]),
+                r.all_reduce_calls.to_string(),
+                bytes(r.all_reduce_bytes),
+                format!("{:.3}", r.all_reduce_s),
+            ]);
+        }
+        for column in table.column_iter_mut() {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let first = format!(
+            "{} ranks × {} threads · load {:.2} s · first token {:.1} ms · prefill {} · decode {} · peak memory {}",
+            self.ranks.len(),
+            self.threads_per_rank,
+            self.load_s,
+            self.timing.time_to_first_token.as_secs_f64() * 1e3,
+            show(rate(self.timing.prefill)),
+            show(rate(self.timing.decode)),
+            bytes(peak_rss_bytes()),
+        );
+        format!("{first}\n{table}\n(all-reduces and their bytes are those of one forward pass)")
+    }
+}
+
+/// Tokens per second, if there were any.
+fn rate((tokens, seconds): (usize, f64)) -> Option<f64> {
+    (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
+}

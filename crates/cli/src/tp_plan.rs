@@ -1,0 +1,169 @@
+//! `anysplit tp-plan`: how a model would be split, from its config.json alone.
+
+use std::io::Write;
+
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+use model::Layout;
+use model::parallel::{Module, Part, pattern};
+use serde_json::{Map, Value, json};
+use tensor::DType;
+
+use crate::args::{ModelArgs, SplitArgs};
+use crate::error::CliError;
+use crate::model::read_config;
+use crate::report::bytes;
+
+/// Prints how each weight of a model is split, from its config.json alone.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  anysplit tp-plan --tp 2\n  \
+    anysplit tp-plan --model ./OPT-175B --tp 8\n  \
+    anysplit tp-plan --model ./Llama-3.1-70B --rank-weights 2,1,1 --json > plan.json\n\n\
+    The JSON's \"plan\", or the whole JSON, is what --tp-plan FILE takes back.")]
+pub struct TpPlanArgs {
+    /// Prints one JSON value
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    split: SplitArgs,
+}
+
+/// One weight or bias and what each rank has of it.
+struct Row {
+    pattern: String,
+    name: String,
+    style: &'static str,
+    shape: Vec<usize>,
+    /// Shape and bytes.
+    ranks: Vec<(Vec<usize>, usize)>,
+}
+
+pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
+    let (_, config) = read_config(&args.model)?;
+    let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
+    let layout = Layout::new(config, &args.split.weights()?, &args.split.plan()?)?;
+    let rows = rows(&layout, dtype);
+    let mut out = std::io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{}", to_json(&layout, &rows, dtype))?,
+        false => print(&mut out, &layout, &rows, dtype)?,
+    }
+    Ok(())
+}
+
+fn rows(layout: &Layout, dtype: DType) -> Vec<Row> {
+    let mut modules: Vec<(Module, usize)> = Vec::new();
+    let outer = layout.outer_modules();
+    let (before, behind): (Vec<_>, Vec<_>) =
+        outer.into_iter().partition(|m| matches!(m, Module::Embed | Module::Positions));
+    modules.extend(before.into_iter().map(|m| (m, 0)));
+    for layer in 0..layout.config.num_layers() {
+        modules.extend(layout.layer_modules(layer).into_iter().map(|m| (m, layer)));
+    }
+    modules.extend(behind.into_iter().map(|m| (m, 0)));
+    modules.into_iter().flat_map(|(module, layer)| of_module(layout, module, layer, dtype)).collect()
+}
+
+fn of_module(layout: &Layout, module: Module, layer: usize, dtype: DType) -> Vec<Row> {
+    let spec = layout.spec(module, layer);
+    let row = |suffix: &str, shape: Vec<usize>, part: Part| {
+        let of_rank = |rank| {
+            let held = layout.held(part, &shape, rank);
+            let own = match shape.len() {
+                1 => vec![held.num_rows()],
+                _ => vec![held.num_rows(), held.cols.len()],
+            };
+            (own, held.elements() * dtype.bytes())
+        };
+        Row {
+            pattern: pattern(&layout.config, module),
+            name: format!("{}.{suffix}", spec.name),
+            style: spec.style.name(),
+            ranks: (0..layout.ranks()).map(of_rank).collect(),
+            shape,
+        }
+    };
+    let bias = spec.bias.map(|part| row("bias", spec.shape[..1].to_vec(), part));
+    std::iter::once(row("weight", spec.shape.clone(), spec.part)).chain(bias).collect()
+}
+
+fn bytes_per_rank(layout: &Layout, rows: &[Row]) -> Vec<usize> {
+    (0..layout.ranks()).map(|rank| rows.iter().map(|row| row.ranks[rank].1).sum()).collect()
+}
+
+fn to_json(layout: &Layout, rows: &[Row], dtype: DType) -> Value {
+    let mut plan = Map::new();
+    for row in rows {
+        plan.entry(row.pattern.clone()).or_insert_with(|| row.style.into());
+    }
+    let weight = |row: &Row| {
+        let rank = |(rank, (shape, bytes)): (usize, &(Vec<usize>, usize))| {
+            json!({ "rank": rank, "shape": shape, "bytes": bytes })
+        };
+        let ranks: Vec<Value> = row.ranks.iter().enumerate().map(rank).collect();
+        json!({ "name": row.name, "style": row.style, "shape": row.shape, "ranks": ranks })
+    };
+    let rank = |rank: usize| {
+        let attention = layout.attention(0, rank);
+        json!({ "rank": rank, "query_heads": attention.num_heads, "kv_heads": attention.num_kv_heads })
+    };
+    json!({
+        "tp": layout.ranks(),
+        "supported": true,
+        "dtype": dtype.name(),
+        "plan": plan,
+        "ranks": (0..layout.ranks()).map(rank).collect::<Vec<_>>(),
+        "weights": rows.iter().map(weight).collect::<Vec<_>>(),
+        "bytes_per_rank": bytes_per_rank(layout, rows),
+    })
+}
+
+/// One line per pattern, not per layer: layers differ only where a plan says so, and then both are shown.
+fn print(out: &mut impl Write, layout: &Layout, rows: &[Row], dtype: DType) -> Result<(), CliError> {
+    let config = &layout.config;
+    writeln!(
+        out,
+        "{} split over {} ranks: {} layers, {} query heads, {} KV heads, {}",
+        config.architecture.name,
+        layout.ranks(),
+        config.num_layers(),
+        config.num_heads,
+        config.num_kv_heads,
+        dtype,
+    )?;
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    let ranks = 0..layout.ranks();
+    table.set_header(
+        ["weight", "style", "shape"].map(String::from).into_iter().chain(ranks.clone().map(|r| format!("rank {r}"))),
+    );
+    let shape = |shape: &[usize]| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
+    let mut seen: Vec<(String, usize, String)> = Vec::new();
+    for row in rows {
+        let suffix = row.name.rsplit('.').next().unwrap_or_default();
+        let own = row.ranks.iter().map(|(s, _)| shape(s)).collect::<Vec<_>>().join(" ");
+        let key = (format!("{}.{suffix} {}", row.pattern, row.style), row.shape.iter().product(), own);
+        if seen.contains(&key) {
+            continue;
+        }
+        seen.push(key);
+        let cells = [format!("{}.{suffix}", row.pattern), row.style.into(), shape(&row.shape)];
+        table.add_row(cells.into_iter().chain(row.ranks.iter().map(|(s, _)| shape(s))));
+    }
+    let attention = |rank: usize| layout.attention(0, rank);
+    let line = |what: &str, of: &dyn Fn(usize) -> String| {
+        let cells = [what.to_owned(), String::new(), String::new()];
+        cells.into_iter().chain(ranks.clone().map(of)).collect::<Vec<_>>()
+    };
+    let totals = bytes_per_rank(layout, rows);
+    table.add_row(line("query heads", &|r| attention(r).num_heads.to_string()));
+    table.add_row(line("KV heads", &|r| attention(r).num_kv_heads.to_string()));
+    table.add_row(line("bytes", &|r| bytes(totals[r] as u64)));
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    writeln!(out, "{table}")?;
+    Ok(())
+}

@@ -1,0 +1,55 @@
+use model::ModelError;
+use scheduler::SchedulerError;
+
+/// Why a model can't be run, or stopped running.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A request or an option can't be.
+    #[error("{0}")]
+    Request(String),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// One rank's trouble.
+    #[error("rank {rank}: {source}")]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// What happened to it.
+        source: Box<ModelError>,
+    },
+    /// A rank's thread panicked.
+    #[error("rank {rank} stopped: {message}")]
+    Panicked {
+        /// The rank.
+        rank: usize,
+        /// The panic's message.
+        message: String,
+    },
+    /// The operating system gave no thread.
+    #[error("cannot start rank {rank}: {message}")]
+    Spawn {
+        /// The rank.
+        rank: usize,
+        /// The system's message.
+        message: String,
+    },
+}
+
+impl EngineError {
+    /// Whether the user's input is the cause (exit status 2), rather than a failure at run time (1).
+    pub fn is_usage(&self) -> bool {
+        match self {
+            EngineError::Request(_) => true,
+            EngineError::Model(e) => e.is_usage(),
+            EngineError::Rank { source, .. } => source.is_usage(),
+            EngineError::Panicked { .. } | EngineError::Spawn { .. } => false,
+        }
+    }
+}
+
+impl From<SchedulerError> for EngineError {
+    fn from(error: SchedulerError) -> Self {
+        EngineError::Request(error.to_string())
+    }
+}

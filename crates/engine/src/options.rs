@@ -1,0 +1,46 @@
+use std::time::Duration;
+
+use model::TpPlan;
+use tensor::DType;
+
+/// How a model is run.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// One weight per rank of the tensor-parallel group: ranks get work in proportion.
+    pub rank_weights: Vec<f64>,
+    /// What is split otherwise than automatically.
+    pub tp_plan: TpPlan,
+    /// Threads of each rank; `None`: the cores, shared out.
+    pub threads_per_rank: Option<usize>,
+    /// What weights are kept in; `None`: as stored.
+    pub dtype: Option<DType>,
+    /// What keys and values are kept in; `None`: what most weights are kept in.
+    pub kv_cache_dtype: Option<DType>,
+    /// Longest sequence; `None`: the model's.
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at a time.
+    pub max_num_seqs: usize,
+    /// Tokens of a step. Longer prompts go in chunks.
+    pub max_num_batched_tokens: usize,
+    /// A rank that keeps the others waiting longer is an error.
+    pub comm_timeout: Duration,
+    /// Kernels of this instruction set; `None`: the best that the machine has.
+    pub isa: Option<cpu::Isa>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            rank_weights: vec![1.0],
+            tp_plan: TpPlan::auto(),
+            threads_per_rank: None,
+            dtype: None,
+            kv_cache_dtype: None,
+            max_model_len: None,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 2048,
+            comm_timeout: Duration::from_secs(30),
+            isa: None,
+        }
+    }
+}

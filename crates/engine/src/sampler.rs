@@ -1,0 +1,159 @@
+//! Choosing tokens from logits that no rank has whole (NUMERICS.md, rule 6).
+//!
+//! Candidates are ordered by (logit descending, id ascending). Every rank sees the same candidates and so asks
+//! for more of them, or stops, as all others do; what rank 0 chose is what all run on.
+
+use model::{Decoder, Logits, ModelError, Rank};
+use tensor::{Device, DeviceError, math};
+
+use crate::sampling::Choice;
+
+/// How many candidates are asked for at first, and how many times more when they don't reach.
+const FIRST_CANDIDATES: usize = 64;
+const MORE_CANDIDATES: usize = 8;
+
+/// One token per row.
+///
+/// # Errors
+/// A rank is missing, or a logit isn't a number.
+pub(crate) fn sample<D: Device>(
+    rank: Rank<D>,
+    decoder: &Decoder<D>,
+    logits: &Logits<D>,
+    choices: &[Choice],
+) -> Result<Vec<u32>, ModelError> {
+    let head = decoder.head();
+    let greedy = choices.iter().all(|c| c.greedy);
+    let sums = if greedy { Vec::new() } else { head.log_sum_exp(rank, logits)? };
+    let mut chosen = vec![None; choices.len()];
+    let mut k = if greedy { 1 } else { FIRST_CANDIDATES.min(head.vocab_size()) };
+    loop {
+        let candidates = head.top_k(rank, logits, k)?;
+        for (row, (choice, candidates)) in choices.iter().zip(&candidates).enumerate() {
+            check_finite(rank, candidates)?;
+            let all = k >= head.vocab_size();
+            chosen[row] = chosen[row].or_else(|| match choice.greedy {
+                true => candidates.first().map(|c| c.1),
+                false => choose(choice, candidates, sums[row], all),
+            });
+        }
+        if let Some(tokens) = chosen.iter().copied().collect() {
+            return Ok(tokens);
+        }
+        k = (k * MORE_CANDIDATES).min(head.vocab_size());
+    }
+}
+
+fn check_finite<D: Device>(rank: Rank<D>, candidates: &[(f32, u32)]) -> Result<(), ModelError> {
+    match candidates.first() {
+        Some((logit, _)) if logit.is_finite() => Ok(()),
+        other => Err(ModelError::Device(DeviceError {
+            device: rank.dev.name(),
+            message: format!("the largest logit is {:?}, which is not a finite number", other.map(|c| c.0)),
+        })),
+    }
+}
+
+/// The token of a row, or `None` if more candidates are needed. `all`: there are no more.
+///
+/// min-p and top-k cut the candidates first; top-p then keeps the fewest whose probabilities reach p.
+fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: bool) -> Option<u32> {
+    let first = f64::from(candidates[0].0);
+    let weight = |i: usize| math::exp_f64((f64::from(candidates[i].0) - first).max(-690.0));
+    let likely = candidates.iter().enumerate().take_while(|(i, _)| weight(*i) >= f64::from(choice.min_p)).count();
+    let wanted = if choice.top_k == 0 { usize::MAX } else { choice.top_k };
+    let cut = likely.min(wanted);
+    let is_cut = cut < candidates.len() || wanted == cut || all;
+    // The mass that probabilities are relative to: the cut's own, or everything.
+    let total = match (choice.min_p > 0.0 || choice.top_k > 0, is_cut) {
+        (true, true) => (0..cut).map(weight).sum(),
+        (true, false) => return None,
+        (false, _) => math::exp_f64(log_sum_exp - first),
+    };
+    let cut = cut.min(candidates.len());
+    let mut kept = cut;
+    let mut mass = total;
+    if choice.top_p < 1.0 {
+        let goal = f64::from(choice.top_p) * total;
+        let mut sum = 0.0;
+        let reached = (0..cut).find(|&i| {
+            sum += weight(i);
+            sum >= goal
+        });
+        match reached {
+            Some(last) => (kept, mass) = (last + 1, sum),
+            None if is_cut => mass = sum,
+            None => return None,
+        }
+    }
+    let goal = choice.uniform * mass;
+    let mut sum = 0.0;
+    let found = (0..kept).find(|&i| {
+        sum += weight(i);
+        sum > goal
+    });
+    match found {
+        Some(i) => Some(candidates[i].1),
+        // Rounding may leave the goal just above the sum of all.
+        None if is_cut || kept < cut => Some(candidates[kept - 1].1),
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(top_k: usize, top_p: f32, min_p: f32, uniform: f64) -> Choice {
+        Choice { greedy: false, top_k, top_p, min_p, uniform }
+    }
+
+    /// Four tokens with probabilities 0.5, 0.25, 0.125, 0.125.
+    fn four() -> (Vec<(f32, u32)>, f64) {
+        let ln2 = std::f32::consts::LN_2;
+        (vec![(0.0, 9), (-ln2, 2), (-2.0 * ln2, 4), (-2.0 * ln2, 5)], std::f64::consts::LN_2)
+    }
+
+    #[test]
+    fn the_whole_distribution_is_walked_in_order() {
+        let (c, lse) = four();
+        let token = |u| choose(&params(0, 1.0, 0.0, u), &c, lse, true);
+        assert_eq!([0.0, 0.49, 0.51, 0.74, 0.76, 0.88, 0.999].map(token), [9, 9, 2, 2, 4, 5, 5].map(Some));
+    }
+
+    #[test]
+    fn cuts_renormalise() {
+        let (c, lse) = four();
+        assert_eq!(choose(&params(1, 1.0, 0.0, 0.99), &c, lse, true), Some(9));
+        assert_eq!(choose(&params(2, 1.0, 0.0, 0.6), &c, lse, true), Some(9));
+        assert_eq!(choose(&params(2, 1.0, 0.0, 0.7), &c, lse, true), Some(2));
+        assert_eq!(choose(&params(0, 0.7, 0.0, 0.99), &c, lse, true), Some(2));
+        assert_eq!(choose(&params(0, 1.0, 0.3, 0.99), &c, lse, true), Some(2));
+        assert_eq!(choose(&params(0, 1e-9, 0.0, 0.99), &c, lse, true), Some(9));
+    }
+
+    #[test]
+    fn more_candidates_are_asked_for_only_when_they_matter() {
+        let (c, lse) = four();
+        let two = &c[..2];
+        assert_eq!(choose(&params(0, 1.0, 0.0, 0.6), two, lse, false), Some(2));
+        assert_eq!(choose(&params(0, 1.0, 0.0, 0.8), two, lse, false), None);
+        assert_eq!(choose(&params(0, 0.7, 0.0, 0.8), two, lse, false), Some(2));
+        assert_eq!(choose(&params(0, 0.8, 0.0, 0.1), two, lse, false), None);
+        assert_eq!(choose(&params(3, 1.0, 0.0, 0.1), two, lse, false), None);
+        assert_eq!(choose(&params(2, 1.0, 0.0, 0.1), two, lse, false), Some(9));
+        assert_eq!(choose(&params(0, 1.0, 0.2, 0.1), two, lse, false), None);
+        assert_eq!(choose(&params(0, 1.0, 0.6, 0.1), two, lse, false), Some(9));
+    }
+
+    #[test]
+    fn frequencies_follow_probabilities() {
+        let (c, lse) = four();
+        let mut counts = [0; 10];
+        for i in 0..8000 {
+            let u = (i as f64 + 0.5) / 8000.0;
+            counts[choose(&params(0, 1.0, 0.0, u), &c, lse, true).unwrap() as usize] += 1;
+        }
+        assert_eq!([counts[9], counts[2], counts[4], counts[5]], [4000, 2000, 1000, 1000]);
+    }
+}
