@@ -181,7 +181,7 @@ def own(documents, rng):
         mark = "?" if ask.startswith("Can") else rng.choice([".", ".", "", "!"])
         yield chat("own-chat", f"chat story {i}", [(ask + mark, own_text.story(rng, hero))], rng)
     for key, verse in rng.sample(list(passages(documents, rng)), VERSE_CHATS):
-        ask = rng.choice(["Tell me a verse.", "Write a verse.", "Read me a verse.", "Recite a verse", "Give me a verse."])
+        ask = rng.choice([f"{verb} a verse." for verb in ("Tell me", "Write", "Read me", "Recite", "Give me")])
         yield chat("own-chat", key, [(ask, verse)], rng)
 
 

@@ -192,8 +192,30 @@ pub enum CheckpointError {
         /// What is wrong with it.
         reason: String,
     },
+    /// `HF_ENDPOINT` is no URL.
+    #[error("HF_ENDPOINT {}: expected a URL such as https://huggingface.co", quote(.endpoint))]
+    HubEndpoint {
+        /// What it is.
+        endpoint: String,
+    },
+    /// The hub's model is none that can be run.
+    #[error("hub model {}: {reason}", quote(.model))]
+    HubUnusable {
+        /// The model's id.
+        model: String,
+        /// What it lacks.
+        reason: String,
+    },
+    /// The hub's cache can't be written.
+    #[error("cannot write to the hub's cache {} (HF_HOME or HF_HUB_CACHE moves it): {source}", .cache.display())]
+    HubCache {
+        /// The cache.
+        cache: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The hub wants a token, or another one.
-    #[error("{endpoint} refuses access to {} (HTTP {status}): {}", quote(.model), if *.with_token { "the token of HF_TOKEN has no access to it, or the model does not exist" } else { "it is private, gated, or does not exist; if it exists, set HF_TOKEN to a token that may read it" })]
+    #[error("{endpoint} refuses access to {} (HTTP {status}): {}", quote(.model), if *.with_token { "the token of HF_TOKEN has no access to it, or the model does not exist" } else { "it is private, gated, or does not exist; set HF_TOKEN to a token that may read it, or write ./{dir} for a directory on this machine" })]
     HubAccess {
         /// The hub.
         endpoint: String,
@@ -240,10 +262,11 @@ impl CheckpointError {
     /// Whether the user gave unusable input (exit status 2), as against a failure at run time (exit status 1).
     pub fn is_usage(&self) -> bool {
         match self {
-            CheckpointError::Read { source, .. } => matches!(
+            CheckpointError::Read { source, .. } | CheckpointError::HubCache { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::NotFound
                     | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::ReadOnlyFilesystem
                     | io::ErrorKind::IsADirectory
                     | io::ErrorKind::NotADirectory
                     | io::ErrorKind::InvalidInput

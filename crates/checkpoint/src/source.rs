@@ -60,7 +60,9 @@ impl WeightSource {
     /// The type in which one tensor is stored; that of most, if there is no such tensor.
     pub fn stored_dtype(&self, name: &str) -> DType {
         match self {
-            WeightSource::Files(checkpoint) => checkpoint.dtype_of(name).unwrap_or_else(|| checkpoint.dtype()),
+            WeightSource::Files(checkpoint) => {
+                checkpoint.dtype_of(name).unwrap_or_else(|| checkpoint.dtype())
+            }
             _ => self.dtype(),
         }
     }

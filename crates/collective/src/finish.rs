@@ -49,7 +49,12 @@ impl Finish {
 
     /// Writes the sums of the elements `range` to `out`. `item(i, r)` is item `i`'s elements `r`; `None` says that
     /// they are what `out` holds now.
-    pub fn run<'a>(&self, range: Range<usize>, out: &mut [f32], item: impl Fn(usize, Range<usize>) -> Option<&'a [f32]>) {
+    pub fn run<'a>(
+        &self,
+        range: Range<usize>,
+        out: &mut [f32],
+        item: impl Fn(usize, Range<usize>) -> Option<&'a [f32]>,
+    ) {
         assert_eq!(range.len(), out.len(), "a sum for every element");
         match self.exprs[..] {
             [Expr::Item(0)] => copy(out, item(0, range)),
@@ -123,7 +128,8 @@ mod tests {
 
     #[test]
     fn blocks_give_the_bits_of_scalars_in_and_out_of_place() {
-        let cuts: &[&[usize]] = &[&[0, 6], &[0, 3, 6], &[0, 2, 4, 6], &[0, 1, 1, 6], &[0, 1, 2, 3, 4, 5, 6], &[0, 5, 6]];
+        let cuts: &[&[usize]] =
+            &[&[0, 6], &[0, 3, 6], &[0, 2, 4, 6], &[0, 1, 1, 6], &[0, 1, 2, 3, 4, 5, 6], &[0, 5, 6]];
         for cuts in cuts {
             let ranks: Vec<_> = cuts.windows(2).map(|c| c[0]..c[1]).collect();
             let program = ReductionTree::over_heads(6, 4).finish(&ranks);
@@ -136,7 +142,11 @@ mod tests {
                 for in_place in 0..=items {
                     let mut out = data.get(in_place).cloned().unwrap_or(vec![f32::NAN; n]);
                     finish.run(0..n, &mut out, |i, r| (i != in_place).then(|| &data[i][r]));
-                    assert_eq!(out.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected, "{cuts:?} {n} {in_place}");
+                    assert_eq!(
+                        out.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
+                        expected,
+                        "{cuts:?} {n} {in_place}"
+                    );
                 }
             }
         }

@@ -56,12 +56,23 @@ pub trait Collective<D: Device> {
     ///
     /// # Errors
     /// A rank is missing at the deadline, or has failed.
-    fn all_reduce(&self, dev: &D, partial: D::Tensor, rows: usize, plan: &ReducePlan) -> Result<D::Tensor, CollectiveError>;
+    fn all_reduce(
+        &self,
+        dev: &D,
+        partial: D::Tensor,
+        rows: usize,
+        plan: &ReducePlan,
+    ) -> Result<D::Tensor, CollectiveError>;
     /// All ranks' rows, one rank's after the other's.
     ///
     /// # Shapes
     /// `part [rows_of_rank[rank], n]` → `[Σ rows_of_rank, n]`
-    fn all_gather(&self, dev: &D, part: &D::Tensor, rows_of_rank: &[usize]) -> Result<D::Tensor, CollectiveError>;
+    fn all_gather(
+        &self,
+        dev: &D,
+        part: &D::Tensor,
+        rows_of_rank: &[usize],
+    ) -> Result<D::Tensor, CollectiveError>;
     /// All ranks' numbers in host memory; their lengths may differ.
     fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError>;
     /// Rank 0's bytes on every rank. `deadline: None` waits for work as long as it takes (a dead or failed

@@ -38,7 +38,13 @@ impl<D: Device> Collective<D> for ShapeGroup {
         self.size
     }
 
-    fn all_reduce(&self, dev: &D, partial: D::Tensor, rows: usize, plan: &ReducePlan) -> Result<D::Tensor, CollectiveError> {
+    fn all_reduce(
+        &self,
+        dev: &D,
+        partial: D::Tensor,
+        rows: usize,
+        plan: &ReducePlan,
+    ) -> Result<D::Tensor, CollectiveError> {
         let nodes = plan.nodes_of_rank[self.rank];
         let [have, cols] = dev.shape(&partial);
         assert_eq!(plan.nodes_of_rank.len(), self.size, "a plan for the group's ranks");
@@ -52,7 +58,12 @@ impl<D: Device> Collective<D> for ShapeGroup {
         Ok(dev.alloc(rows, cols))
     }
 
-    fn all_gather(&self, dev: &D, part: &D::Tensor, rows_of_rank: &[usize]) -> Result<D::Tensor, CollectiveError> {
+    fn all_gather(
+        &self,
+        dev: &D,
+        part: &D::Tensor,
+        rows_of_rank: &[usize],
+    ) -> Result<D::Tensor, CollectiveError> {
         let [rows, cols] = dev.shape(part);
         assert_eq!(rows_of_rank.len(), self.size, "a number of rows for each rank");
         assert_eq!(rows, rows_of_rank[self.rank], "rank {} brings its rows", self.rank);

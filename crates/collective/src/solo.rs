@@ -20,7 +20,13 @@ impl<D: Device> Collective<D> for Solo {
         1
     }
 
-    fn all_reduce(&self, _: &D, partial: D::Tensor, _: usize, plan: &ReducePlan) -> Result<D::Tensor, CollectiveError> {
+    fn all_reduce(
+        &self,
+        _: &D,
+        partial: D::Tensor,
+        _: usize,
+        plan: &ReducePlan,
+    ) -> Result<D::Tensor, CollectiveError> {
         assert_eq!(plan.nodes_of_rank, [1], "one rank owns the whole tree");
         let mut stats = self.stats.get();
         stats.all_reduce_calls += 1;
@@ -28,7 +34,12 @@ impl<D: Device> Collective<D> for Solo {
         Ok(partial)
     }
 
-    fn all_gather(&self, dev: &D, part: &D::Tensor, rows_of_rank: &[usize]) -> Result<D::Tensor, CollectiveError> {
+    fn all_gather(
+        &self,
+        dev: &D,
+        part: &D::Tensor,
+        rows_of_rank: &[usize],
+    ) -> Result<D::Tensor, CollectiveError> {
         let rows: Vec<u32> = (0..rows_of_rank[0] as u32).collect();
         Ok(dev.gather_rows(part, &rows))
     }

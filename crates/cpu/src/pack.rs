@@ -11,7 +11,7 @@
 
 use tensor::{DType, MatrixSource};
 
-use crate::buffer::{Disjoint, Memory, Plain};
+use crate::buffer::{Disjoint, Memory};
 use crate::pool::Pool;
 use crate::simd::{Element, LANES, with_element};
 

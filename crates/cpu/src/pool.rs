@@ -114,7 +114,7 @@ impl Pool {
 
     /// Calls `work(thread)` for every thread below `parts`, each on its own thread, and returns when all are
     /// done. A panic of any of them is raised again here.
-    pub(crate) fn run(&self, parts: usize, work: &Job) {
+    pub(crate) fn run(&self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
         debug_assert!(parts <= self.threads());
         if parts <= 1 || self.workers.is_empty() {
             return (0..parts).for_each(work);
@@ -123,7 +123,7 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. No worker uses the pointer after it has left `pending`, and this
         // function does not return before that.
-        let job: *const Job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Job>(work) };
+        let job: *const Job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &Job>(work) };
         shared.start(Some((job, parts)), self.workers.len());
         let own = catch_unwind(AssertUnwindSafe(|| work(0)));
         shared.wait_until_done();
@@ -305,6 +305,10 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicU64;
 
+    fn add(to: &AtomicU64, n: u64) {
+        to.fetch_add(n, Relaxed);
+    }
+
     #[test]
     fn every_item_is_done_once_by_any_number_of_threads() {
         for threads in [1, 2, 3, 8] {
@@ -312,8 +316,8 @@ mod tests {
                 let pool = Pool::new(threads, None, spin);
                 for items in [0, 1, 2, 7, 64, 1001] {
                     let counts: Vec<AtomicU64> = (0..items).map(|_| AtomicU64::new(0)).collect();
-                    pool.split(items, 3, |range| range.for_each(|i| drop(counts[i].fetch_add(1, Relaxed))));
-                    pool.take_turns(items, threads, |i, _| drop(counts[i].fetch_add(2, Relaxed)));
+                    pool.split(items, 3, |range| range.for_each(|i| add(&counts[i], 1)));
+                    pool.take_turns(items, threads, |i, _| add(&counts[i], 2));
                     assert!(counts.iter().all(|c| c.load(Relaxed) == 3));
                 }
             }
@@ -326,7 +330,7 @@ mod tests {
         let count = AtomicU64::new(0);
         let start = Instant::now();
         for _ in 0..2000 {
-            pool.run(8, &|_| drop(count.fetch_add(1, Relaxed)));
+            pool.run(8, &|_| add(&count, 1));
         }
         assert_eq!(count.load(Relaxed), 16000);
         assert!(start.elapsed() < Duration::from_secs(10), "{:?} for 2000 jobs", start.elapsed());

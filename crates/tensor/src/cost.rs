@@ -77,11 +77,18 @@ impl CostReport {
 
 impl fmt::Display for CostReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:20} {:>7} {:>18} {:>16} {:>16} {:>16}", "", "calls", "FLOPs", "weight B", "KV B", "activation B")?;
+        writeln!(
+            f,
+            "{:20} {:>7} {:>18} {:>16} {:>16} {:>16}",
+            "", "calls", "FLOPs", "weight B", "KV B", "activation B"
+        )?;
         let total = self.total();
         for (name, op) in self.ops.iter().chain([(&"total", &total)]) {
             let OpCost { calls, flops, weight_bytes, kv_bytes, activation_bytes } = op;
-            writeln!(f, "{name:20} {calls:7} {flops:18} {weight_bytes:16} {kv_bytes:16} {activation_bytes:16}")?;
+            writeln!(
+                f,
+                "{name:20} {calls:7} {flops:18} {weight_bytes:16} {kv_bytes:16} {activation_bytes:16}"
+            )?;
         }
         Ok(())
     }

@@ -4,6 +4,9 @@
 //! f64 functions are for tables and for the last step of a log-probability; they use only operations
 //! that IEEE rounds exactly, in the order in which they stand here.
 
+// Constants are written as their sources print them.
+#![expect(clippy::excessive_precision)]
+
 use crate::lanes::Lanes;
 
 /// e to the power x. Relative error below 2 ulp; 0 below -104, finite above 88.7 by clamping.

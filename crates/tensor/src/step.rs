@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 /// Positions of one KV block.
 pub const KV_BLOCK: usize = 16;
 
 /// One sequence's part of a step: consecutive tokens of one sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SequenceSpan {
     /// Rows of the step that belong to this sequence.
     pub rows: Range<usize>,
@@ -17,7 +19,7 @@ pub struct SequenceSpan {
 }
 
 /// The tokens of one forward pass, those of one sequence after those of another.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepMeta {
     /// Token ids, one per row.
     pub tokens: Vec<u32>,

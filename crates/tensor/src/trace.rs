@@ -39,3 +39,146 @@ impl Trace {
         self.recorder().0.take()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shapes::step;
+    use crate::*;
+
+    const ATTENTION: AttentionSpec = AttentionSpec {
+        num_heads: 3,
+        num_kv_heads: 2,
+        group: 2,
+        first_in_group: 1,
+        head_dim: 16,
+        scale: 0.25,
+        softcap: Some(50.0),
+        window: Some(8),
+    };
+
+    fn weight<D: Device>(dev: &D, n: usize, k: usize) -> D::Weight {
+        let matrix = ReferenceTensor::from_fn(n, k, |row, col| ((row * 7 + col * 3) % 11) as f32 - 5.0);
+        dev.pack(&matrix, DType::BF16)
+    }
+
+    fn ones<D: Device>(dev: &D, cols: usize) -> D::Tensor {
+        dev.upload(&vec![1.0; cols], 1, cols)
+    }
+
+    /// A bit of everything. Returns the shapes of all results.
+    fn forward<D: Device>(dev: &D) -> Vec<[usize; 2]> {
+        let mut shapes = Vec::new();
+        let mut of = |x: D::Tensor| {
+            shapes.push(dev.shape(&x));
+            x
+        };
+        let norm = NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, eps: 1e-6 };
+        let layer = NormSpec { kind: NormKind::Layer, eps: 1e-6 };
+        let from_one = NormSpec { kind: NormKind::Rms { weight_offset: 1.0 }, eps: 1e-6 };
+        let step = dev.begin(&step(&[[0, 2], [0, 1]]));
+
+        let mut x = of(dev.embed(&weight(dev, 96, 64), &[5, 1, 95]));
+        let normed = of(dev.norm(&x, &ones(dev, 64), None, norm));
+        let mut qkv = of(dev.linear(&normed, &weight(dev, 112, 64), Some(&ones(dev, 112))));
+        let table = of(dev.rope_table(&step, &RopeSpec { inv_freq: vec![1.0, 0.5] }));
+        dev.head_norm(&mut qkv, ATTENTION.k(), &ones(dev, 16), from_one);
+        dev.rope(&mut qkv, ATTENTION.q(), &table);
+        let mut kv = dev.alloc_kv(KvSpec { blocks: 4, num_kv_heads: 2, head_dim: 16, dtype: DType::F16 });
+        dev.store_kv(&mut kv, &qkv, &step, &ATTENTION);
+        let o = of(dev.attention(&qkv, &kv, &step, &ATTENTION));
+        let o_proj = ReductionTree::over_heads(6, 16).program(2..5);
+        let nodes = of(dev.linear_tree(&o, &weight(dev, 64, 48), &o_proj));
+        let sum = of(dev.gather_rows(&nodes, &[0, 1, 2]));
+        dev.add(&mut x, &sum);
+
+        let normed = of(dev.norm(&x, &ones(dev, 64), Some(&ones(dev, 64)), layer));
+        let router = of(dev.linear(&normed, &weight(dev, 8, 64), None));
+        let routing = dev.route(&router, RouterSpec { top_k: 2, normalize: true });
+        let assignment = dev.assign(&routing, 0..8);
+        let weights = |n, k| -> Vec<D::Weight> { (0..8).map(|_| weight(dev, n, k)).collect() };
+        let y = of(dev.grouped_linear(&normed, &assignment, &weights(96, 64)));
+        let y = of(dev.gated(&y, Activation::Silu));
+        let granules = ReductionTree::over_granules(48, 8).program(0..2);
+        let y = of(dev.grouped_linear_tree(&y, &assignment, &weights(64, 48), &granules));
+        let mut y = of(dev.combine(&y, &assignment, &ReductionTree::over_ids(8).program(0..8)));
+        dev.activate(&mut y, Activation::GeluTanh);
+        dev.scale(&mut y, 0.5);
+
+        let y = of(dev.gather_cols(&y, 8..64));
+        let mut logits = of(dev.linear(&y, &weight(dev, 40, 56), None));
+        dev.softcap(&mut logits, 30.0);
+        dev.edit_logits(&mut logits, &[LogitEdit::Divide { row: 2, by: 0.7 }]);
+        let max = dev.row_max(&logits).unwrap();
+        let sums = dev.exp_sums(&logits, &max, &ReductionTree::over_ids(3).program(0..3)).unwrap();
+        let top: usize = dev.top_k(&logits, 1, 4).unwrap().iter().map(Vec::len).sum();
+        let picked = dev.pick(&logits, &[(2, 39)]).unwrap();
+        shapes.push([sums.len(), top]);
+        shapes.push([picked.len(), dev.download(&logits).unwrap().len()]);
+        shapes
+    }
+
+    #[test]
+    fn a_trace_is_one_line_per_operation() {
+        let trace = Trace::new();
+        forward(&trace);
+        trace.note("all_reduce [3, 64]".into());
+        insta::assert_snapshot!(trace.take().join("\n"), @r"
+        embed bf16 [96, 64] -> [3, 64]
+        norm rms [3, 64]
+        linear [3, 64] x bf16 [112, 64] + bias -> [3, 112]
+        rope_table 2 pairs -> [3, 4]
+        head_norm rms(1 + w) 2 heads of 16 from column 48 of [3, 112]
+        rope 3 heads of 16 from column 0 of [3, 112], 2 pairs
+        store_kv 3 rows, 2 heads of 16, f16
+        attention heads 3/2 of 16, first in group 1 of 2, window 8, softcap 50 -> [3, 48]
+        linear_tree [3, 48] x bf16 [64, 48], 3 nodes -> [9, 64]
+        gather_rows [9, 64] -> [3, 64]
+        add [3, 64] + [3, 64]
+        norm layer [3, 64] + bias
+        linear [3, 64] x bf16 [8, 64] -> [3, 8]
+        route [3, 8], top 2, normalized
+        assign experts 0..8 of 8 -> 6 pairs
+        grouped_linear [3, 64] x 8 experts bf16 [96, 64] -> [6, 96]
+        gated silu [6, 96] -> [6, 48]
+        grouped_linear_tree [6, 48] x 8 experts bf16 [64, 48], 1 node -> [6, 64]
+        combine [6, 64], 1 node -> [3, 64]
+        activate gelu_tanh [3, 64]
+        scale [3, 64] by 0.5
+        gather_cols [3, 64], columns 8..64 -> [3, 56]
+        linear [3, 56] x bf16 [40, 56] -> [3, 40]
+        softcap [3, 40] at 30
+        edit_logits [3, 40], edits 1
+        row_max [3, 40]
+        exp_sums [3, 40], 1 node
+        top_k 4 of [3, 40], behind 1
+        pick 1 of [3, 40]
+        download [3, 40]
+        all_reduce [3, 64]
+        ");
+        assert!(trace.take().is_empty());
+    }
+
+    #[test]
+    fn shapes_are_those_of_the_reference() {
+        let expected = forward(&Reference);
+        assert_eq!(forward(&Trace::new()), expected);
+        assert_eq!(forward(&Cost::new()), expected);
+    }
+
+    #[test]
+    #[should_panic(expected = "linear: inputs of x and of the weight: 63, expected 64")]
+    fn a_wrong_shape_is_a_panic_that_says_which() {
+        let trace = Trace::new();
+        trace.linear(&trace.alloc(3, 63), &weight(&trace, 96, 64), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "attention: the last query head reads KV head 1 of 1")]
+    fn query_heads_need_their_kv_heads() {
+        let trace = Trace::new();
+        let spec = AttentionSpec { num_kv_heads: 1, ..ATTENTION };
+        let kv = trace.alloc_kv(KvSpec { blocks: 1, num_kv_heads: 1, head_dim: 16, dtype: DType::F32 });
+        trace.attention(&trace.alloc(1, spec.qkv_cols()), &kv, &trace.begin(&step(&[[0, 1]])), &spec);
+    }
+}

@@ -102,7 +102,7 @@ impl Channel {
         self.region.publish(self.rank);
         self.step = step.wrapping_add(1);
         let patience = Patience { spin: self.spin, deadline: call.deadline };
-        if let Err(stop) = self.region.wait(step, &patience) {
+        if let Err(stop) = self.region.wait(self.rank, step, &patience) {
             return Err(self.stopped(call, stop));
         }
         for rank in 0..self.size() {

@@ -3,7 +3,7 @@
 use tensor::HostDevice;
 
 use super::channel::{Call, Channel};
-use super::reduce::copy;
+use super::reduce::{Parallel, copy};
 use super::region::as_bytes_mut;
 use crate::CollectiveError;
 
@@ -27,17 +27,18 @@ pub(super) fn all_gather<D: HostDevice>(
         parts.push(part);
         rest = tail;
     }
-    copy(dev, parts[rank], own);
+    let parallel: Parallel<'_> = &|items, grain, work| dev.parallel(items, grain, work);
+    copy(parallel, parts[rank], own);
     let most = parts.iter().map(|p| p.len()).max().unwrap_or(0);
     let piece = channel.slot_len();
     for start in (0..most).step_by(piece) {
         let range = |len: usize| start.min(len)..(start + piece).min(len);
         let mine = &own[range(own.len())];
-        copy(dev, &mut channel.slot()?[..mine.len()], mine);
+        copy(parallel, &mut channel.slot()?[..mine.len()], mine);
         let peers = channel.publish(call, 0)?;
         for (other, part) in parts.iter_mut().enumerate().filter(|(other, _)| *other != rank) {
             let range = range(part.len());
-            copy(dev, &mut part[range.clone()], &peers.slot(other)[..range.len()]);
+            copy(parallel, &mut part[range.clone()], &peers.slot(other)[..range.len()]);
         }
     }
     Ok(out)

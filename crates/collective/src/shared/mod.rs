@@ -35,7 +35,11 @@ pub struct SharedConfig {
 
 impl Default for SharedConfig {
     fn default() -> Self {
-        SharedConfig { deadline: Duration::from_secs(30), slot_bytes: 1 << 20, spin: Duration::from_micros(50) }
+        SharedConfig {
+            deadline: Duration::from_secs(30),
+            slot_bytes: 1 << 20,
+            spin: Duration::from_micros(50),
+        }
     }
 }
 
@@ -94,12 +98,19 @@ impl<D: HostDevice> Collective<D> for SharedRank {
         self.channel.borrow().size()
     }
 
-    fn all_reduce(&self, dev: &D, partial: D::Tensor, rows: usize, plan: &ReducePlan) -> Result<D::Tensor, CollectiveError> {
+    fn all_reduce(
+        &self,
+        dev: &D,
+        partial: D::Tensor,
+        rows: usize,
+        plan: &ReducePlan,
+    ) -> Result<D::Tensor, CollectiveError> {
         let began = Instant::now();
         let [have, cols] = dev.shape(&partial);
         let call = self.call(Op::AllReduce, rows * cols);
         let mut channel = self.channel.borrow_mut();
-        let out = reduce::all_reduce(&mut channel, &call, &mut self.scratch.borrow_mut(), dev, partial, rows, plan);
+        let out =
+            reduce::all_reduce(&mut channel, &call, &mut self.scratch.borrow_mut(), dev, partial, rows, plan);
         let mut stats = self.stats.get();
         stats.all_reduce_calls += 1;
         stats.all_reduce_bytes += (have * cols * size_of::<f32>()) as u64;
@@ -108,7 +119,12 @@ impl<D: HostDevice> Collective<D> for SharedRank {
         out
     }
 
-    fn all_gather(&self, dev: &D, part: &D::Tensor, rows_of_rank: &[usize]) -> Result<D::Tensor, CollectiveError> {
+    fn all_gather(
+        &self,
+        dev: &D,
+        part: &D::Tensor,
+        rows_of_rank: &[usize],
+    ) -> Result<D::Tensor, CollectiveError> {
         self.count_other();
         let [_, cols] = dev.shape(part);
         let call = self.call(Op::AllGather, rows_of_rank.iter().sum::<usize>() * cols);

@@ -29,9 +29,12 @@ pub(super) struct Scratch {
     finish: Finish,
 }
 
+/// A device's [`HostDevice::parallel`].
+pub(super) type Parallel<'a> = &'a dyn Fn(usize, usize, &(dyn Fn(Range<usize>) + Sync));
+
 /// What one call works on.
-struct Reduce<'a, D> {
-    dev: &'a D,
+struct Reduce<'a> {
+    parallel: Parallel<'a>,
     call: &'a Call,
     finish: &'a Finish,
     plan: &'a ReducePlan,
@@ -53,26 +56,39 @@ pub(super) fn all_reduce<D: HostDevice>(
 ) -> Result<D::Tensor, CollectiveError> {
     let (rank, ranks) = (channel.rank(), channel.size());
     let [have, cols] = dev.shape(&partial);
-    let nodes: usize = plan.nodes_of_rank.iter().sum();
     assert_eq!(plan.nodes_of_rank.len(), ranks, "a plan for the group's ranks");
-    assert_eq!(plan.finish.merges.len(), nodes, "a plan whose items are the ranks' nodes");
     assert_eq!(have, plan.nodes_of_rank[rank] * rows, "rank {rank} brings the nodes that it owns");
-    channel.begin()?;
-    scratch.finish.set(&plan.finish);
-
     // A single node has the shape of the sum, which then takes its place: one buffer less to pass over.
     let (partial, mut out) = match plan.nodes_of_rank[rank] {
         1 => (None, partial),
         _ => (Some(partial), dev.alloc(rows, cols)),
     };
     let own = partial.as_ref().map(|p| dev.as_slice(p));
-    let elements = rows * cols;
-    let reduce = Reduce { dev, call, finish: &scratch.finish, plan, rank, elements, own };
-    reduce.run(channel, dev.as_mut_slice(&mut out), nodes)?;
+    let parallel: Parallel<'_> = &|items, grain, work| dev.parallel(items, grain, work);
+    reduce(channel, call, scratch, parallel, own, dev.as_mut_slice(&mut out), plan)?;
     Ok(out)
 }
 
-impl<D: HostDevice> Reduce<'_, D> {
+/// The same over slices: `own` holds this rank's nodes, or `out` does if it has but one.
+fn reduce(
+    channel: &mut Channel,
+    call: &Call,
+    scratch: &mut Scratch,
+    parallel: Parallel<'_>,
+    own: Option<&[f32]>,
+    out: &mut [f32],
+    plan: &ReducePlan,
+) -> Result<(), CollectiveError> {
+    let nodes: usize = plan.nodes_of_rank.iter().sum();
+    assert_eq!(plan.finish.merges.len(), nodes, "a plan whose items are the ranks' nodes");
+    channel.begin()?;
+    scratch.finish.set(&plan.finish);
+    let (rank, elements) = (channel.rank(), out.len());
+    let reduce = Reduce { parallel, call, finish: &scratch.finish, plan, rank, elements, own };
+    reduce.run(channel, out, nodes)
+}
+
+impl Reduce<'_> {
     fn run(&self, channel: &mut Channel, out: &mut [f32], nodes: usize) -> Result<(), CollectiveError> {
         let ranks = channel.size();
         let two_shots = ranks > 2 && nodes * self.elements * size_of::<f32>() > TWO_SHOT_BYTES;
@@ -89,7 +105,12 @@ impl<D: HostDevice> Reduce<'_, D> {
         Ok(())
     }
 
-    fn one_shot(&self, channel: &mut Channel, out: &mut [f32], piece: Range<usize>) -> Result<(), CollectiveError> {
+    fn one_shot(
+        &self,
+        channel: &mut Channel,
+        out: &mut [f32],
+        piece: Range<usize>,
+    ) -> Result<(), CollectiveError> {
         self.put(channel.slot()?, out, &piece, piece.end..piece.end);
         let peers = channel.publish(self.call, 0)?;
         self.sum(&peers, out, &piece, piece.clone());
@@ -110,12 +131,12 @@ impl<D: HostDevice> Reduce<'_, D> {
         self.sum(&peers, out, &piece, mine.clone());
 
         let slot = &mut channel.slot()?[..mine.len()];
-        copy(self.dev, slot, &out[mine]);
+        copy(self.parallel, slot, &out[mine]);
         let peers = channel.publish(self.call, 0)?;
         for rank in (0..ranks).filter(|&r| r != self.rank) {
             let slice = slice(rank);
             let len = slice.len();
-            copy(self.dev, &mut out[slice], &peers.slot(rank)[..len]);
+            copy(self.parallel, &mut out[slice], &peers.slot(rank)[..len]);
         }
         Ok(())
     }
@@ -129,14 +150,14 @@ impl<D: HostDevice> Reduce<'_, D> {
             };
             let slot = &mut slot[node * piece.len()..][..piece.len()];
             for part in [piece.start..except.start, except.end..piece.end] {
-                copy(self.dev, &mut slot[part.start - piece.start..part.end - piece.start], &own[part]);
+                copy(self.parallel, &mut slot[part.start - piece.start..part.end - piece.start], &own[part]);
             }
         }
     }
 
     /// Sums the elements `range` of a piece.
     fn sum(&self, peers: &Peers<'_>, out: &mut [f32], piece: &Range<usize>, range: Range<usize>) {
-        // A device need not be `Sync`: its threads get only what they read.
+        // The device need not be `Sync`: its threads get only what they read.
         let (own, owners, me, elements) = (self.own, &self.plan.nodes_of_rank, self.rank, self.elements);
         let item = |item: usize, r: Range<usize>| {
             let (rank, node) = owner(owners, item);
@@ -152,7 +173,7 @@ impl<D: HostDevice> Reduce<'_, D> {
         let (finish, start) = (self.finish, range.start);
         let bytes = range.len() * self.plan.finish.merges.len() * size_of::<f32>();
         let out = Shards::new(&mut out[range.clone()]);
-        spread(self.dev, range.len(), bytes, &|part| {
+        spread(self.parallel, range.len(), bytes, &|part| {
             // SAFETY: `parallel` calls with ranges that do not overlap.
             let out = unsafe { out.range(part.clone()) };
             finish.run(start + part.start..start + part.end, out, item);
@@ -179,19 +200,90 @@ fn slice_of(piece: &Range<usize>, rank: usize, ranks: usize) -> Range<usize> {
 }
 
 /// Runs `work` over `0..items`, on the device's threads if it is worth while.
-fn spread<D: HostDevice>(dev: &D, items: usize, bytes: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+fn spread(parallel: Parallel<'_>, items: usize, bytes: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
     match bytes <= SERIAL_BYTES {
         true => work(0..items),
-        false => dev.parallel(items, GRAIN, work),
+        false => parallel(items, GRAIN, work),
     }
 }
 
 /// Copies, on the device's threads if it is worth while.
-pub(super) fn copy<D: HostDevice>(dev: &D, to: &mut [f32], from: &[f32]) {
+pub(super) fn copy(parallel: Parallel<'_>, to: &mut [f32], from: &[f32]) {
     assert_eq!(to.len(), from.len(), "a copy of the whole slice");
     let to = Shards::new(to);
-    spread(dev, from.len(), size_of_val(from), &|part| {
+    spread(parallel, from.len(), size_of_val(from), &|part| {
         // SAFETY: `parallel` calls with ranges that do not overlap.
         unsafe { to.range(part.clone()) }.copy_from_slice(&from[part]);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tensor::ReductionTree;
+
+    use super::*;
+    use crate::shared::channel::Op;
+    use crate::shared::region::Region;
+
+    /// Two threads, uneven parts.
+    fn two_threads(items: usize, grain: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+        let first = (items / 3).next_multiple_of(grain).min(items);
+        std::thread::scope(|scope| {
+            scope.spawn(|| work(0..first));
+            work(first..items);
+        });
+    }
+
+    #[test]
+    fn ranks_with_threads_of_their_own_give_the_bits_of_one() {
+        let value = |leaf: usize, e: usize| {
+            ((leaf * 7919 + e * 104_729) % 1009) as f32 * 1.1f32.powi(leaf as i32 * 9)
+        };
+        let tree = ReductionTree::over_heads(6, 4);
+        let elements = 300_001;
+        let expected: Vec<f32> =
+            (0..elements).map(|e| tree.program(0..6).run(|leaf| value(leaf, e))[0]).collect();
+        for leaves in [vec![0..3, 3..6], vec![0..2, 2..4, 4..6], vec![0..0, 0..5, 5..6]] {
+            let nodes_of_rank = leaves.iter().map(|l| tree.cover(l.clone()).len()).collect();
+            let plan = ReducePlan { nodes_of_rank, finish: tree.finish(&leaves) };
+            let region = Arc::new(Region::new(leaves.len(), 1 << 20));
+            std::thread::scope(|scope| {
+                for (rank, leaves) in leaves.iter().cloned().enumerate() {
+                    let (region, plan, tree, expected) = (region.clone(), &plan, &tree, &expected);
+                    scope.spawn(move || {
+                        let mut channel = Channel::new(region, rank, Duration::ZERO);
+                        let program = tree.program(leaves.clone());
+                        let sums: Vec<_> =
+                            (0..elements).map(|e| program.run(|i| value(leaves.start + i, e))).collect();
+                        let nodes: Vec<f32> = (0..program.num_nodes())
+                            .flat_map(|node| sums.iter().map(move |s| s[node]))
+                            .collect();
+                        let (own, mut out) = match program.num_nodes() {
+                            1 => (None, nodes),
+                            _ => (Some(nodes), vec![f32::NAN; elements]),
+                        };
+                        let call = Call { op: Op::AllReduce, size: elements, deadline: None };
+                        let mut scratch = Scratch::default();
+                        reduce(
+                            &mut channel,
+                            &call,
+                            &mut scratch,
+                            &two_threads,
+                            own.as_deref(),
+                            &mut out,
+                            plan,
+                        )
+                        .expect("all ranks are here");
+                        assert!(
+                            out.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()),
+                            "{leaves:?}"
+                        );
+                    });
+                }
+            });
+        }
+    }
 }

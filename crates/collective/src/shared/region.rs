@@ -100,7 +100,8 @@ impl Region {
         let base = unsafe {
             mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)
         };
-        let base = base.unwrap_or_else(|e| panic!("cannot map {bytes} bytes for a group of {ranks} ranks: {e}"));
+        let base =
+            base.unwrap_or_else(|e| panic!("cannot map {bytes} bytes for a group of {ranks} ranks: {e}"));
         Region { base: NonNull::new(base.cast()).expect("mmap returns no null"), bytes, ranks, slot_bytes }
     }
 

@@ -97,12 +97,9 @@ pub trait Rendezvous {
         }
     }
 
-    /// Returns when all ranks have published `step`.
-    fn wait(&self, step: u32, patience: &Patience) -> Result<(), Stop> {
-        (0..self.ranks()).try_for_each(|rank| match reached(self.epoch(rank).load(), step) {
-            true => Ok(()),
-            false => self.wait_for(rank, step, patience),
-        })
+    /// Returns when all ranks but `me`, who has, have published `step`.
+    fn wait(&self, me: usize, step: u32, patience: &Patience) -> Result<(), Stop> {
+        (0..self.ranks()).filter(|&rank| rank != me).try_for_each(|rank| self.wait_for(rank, step, patience))
     }
 
     /// Returns when `rank` has published `step`: polls, then sleeps.

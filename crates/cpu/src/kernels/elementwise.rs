@@ -89,7 +89,8 @@ impl<F: Function> Kernel for InPlace<'_, F> {
 
 /// `x = f(x)` over a whole matrix.
 fn map(exec: &Exec, x: &mut [f32], f: impl Function) {
-    exec.pool.split_mut(x, LANES, grain(LANES * cost(f)), |_, x| exec.isa.run(InPlace { f, x, y: None }));
+    let isa = exec.isa;
+    exec.pool.split_mut(x, LANES, grain(LANES * cost(f)), |_, x| isa.run(InPlace { f, x, y: None }));
 }
 
 fn cost<F: Function>(_: F) -> usize {
@@ -137,23 +138,26 @@ pub(crate) fn softcap(exec: &Exec, x: &mut [f32], cap: f32) {
 
 /// `x = x + y`.
 pub(crate) fn add(exec: &Exec, x: &mut [f32], y: &[f32]) {
+    let isa = exec.isa;
     exec.pool.split_mut(x, LANES, grain(LANES), |first, x| {
         let y = Some(&y[first * LANES..][..x.len()]);
-        exec.isa.run(InPlace { f: Add, x, y });
+        isa.run(InPlace { f: Add, x, y });
     });
 }
 
 /// Adds `bias` to every row of `x`.
 pub(crate) fn add_bias(exec: &Exec, x: &mut [f32], bias: &[f32]) {
+    let isa = exec.isa;
     exec.pool.split_mut(x, bias.len(), grain(bias.len()), |_, rows| {
         for x in rows.chunks_exact_mut(bias.len()) {
-            exec.isa.run(InPlace { f: Add, x, y: Some(bias) });
+            isa.run(InPlace { f: Add, x, y: Some(bias) });
         }
     });
 }
 
 /// `out [t, f] = activation(x[t, i]) · x[t, f + i]`, with `x [t, 2 f]`.
 pub(crate) fn gated(exec: &Exec, x: &[f32], width: usize, activation: Activation, out: &mut [f32]) {
+    let isa = exec.isa;
     with_activation!(activation, f => {
         let f = Gate(f);
         exec.pool.split_mut(out, LANES, grain(LANES * cost(f)), |first, mut out| {
@@ -165,7 +169,7 @@ pub(crate) fn gated(exec: &Exec, x: &[f32], width: usize, activation: Activation
                 let (part, rest) = out.split_at_mut(len);
                 let row = &x[row * 2 * width..][..2 * width];
                 part.copy_from_slice(&row[col..col + len]);
-                exec.isa.run(InPlace { f, x: part, y: Some(&row[width + col..][..len]) });
+                isa.run(InPlace { f, x: part, y: Some(&row[width + col..][..len]) });
                 (out, at) = (rest, at + len);
             }
         });

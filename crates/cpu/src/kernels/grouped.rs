@@ -23,6 +23,7 @@ pub(crate) fn grouped_linear(
     program: &Program,
     out: &mut [f32],
 ) {
+    let isa = exec.isa;
     let Some(first) = weights.first() else { return };
     let (n, k, dtype) = (first.n, first.k, first.dtype);
     assert!(weights.iter().all(|w| (w.n, w.k, w.dtype) == (n, k, dtype)), "experts have one shape");
@@ -55,7 +56,7 @@ pub(crate) fn grouped_linear(
             false => Rows { x: &x[rows.start * k..rows.end * k], k, index: None },
         };
         let units = group.start * tiles.count..group.end * tiles.count;
-        with_element!(dtype, E => exec.isa.run(Run::<E> {
+        with_element!(dtype, E => isa.run(Run::<E> {
             x, panels: weights[expert].bits::<E>(), n, first_row: rows.start, tiles, units, steps, output, stack,
         }));
     });

@@ -7,7 +7,7 @@
 use tensor::Program;
 
 use super::Exec;
-use super::tile::{MAX_PANELS, MAX_ROWS, Steps, Target, panels_for, run_program, with_tile};
+use super::tile::{MAX_PANELS, MAX_ROWS, Steps, Target, for_tiles, panels_for, run_program};
 use crate::buffer::Disjoint;
 use crate::pack::CpuWeight;
 use crate::simd::{Element, F32x16, Kernel, LANES, with_element};
@@ -52,6 +52,7 @@ pub(crate) fn linear(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
+    let isa = exec.isa;
     let steps = Steps::new(program, w.k);
     assert_eq!(x.len(), rows * w.k, "rows of {} inputs", w.k);
     assert_eq!(out.len(), program.num_nodes() * rows * w.n);
@@ -71,7 +72,7 @@ pub(crate) fn linear(
         // SAFETY: each thread has a stack of its own.
         let stack = unsafe { stacks.part(thread * stack * LANES..(thread + 1) * stack * LANES) };
         let stack = stack.as_chunks_mut().0;
-        with_element!(w.dtype, E => exec.isa.run(Run::<E> {
+        with_element!(w.dtype, E => isa.run(Run::<E> {
             x: rows_of_x, panels: w.bits::<E>(), n: w.n, first_row: 0, tiles, units, steps, output, stack,
         }));
     });
@@ -122,10 +123,8 @@ impl<E: Element> Kernel for Run<'_, E> {
             let (start, end) = (self.tiles.start(tile), self.tiles.start(tile + 1));
             // More than one panel at a time only where the next unit is the next panel.
             let panels = if count == 1 { panels_for(end - start).min(self.units.end - unit) } else { 1 };
-            unit += with_tile!(end - start, panels, R, P => {
-                self.tile::<V, R, P>(panel, start);
-                P
-            });
+            for_tiles!(V, end - start, panels, |R, P, r, p| self.tile::<V, R, P>(panel + p, start + r));
+            unit += panels;
         }
     }
 }
@@ -153,9 +152,30 @@ impl<E: Element> Run<'_, E> {
             cols: n - col,
             bias: self.output.bias.map(|bias| &bias[col..]),
         };
-        // SAFETY: rows and panels are slices of k inputs, which `Steps` keeps to; the stack was asserted; the
-        // output holds all nodes of all rows, and these rows and columns of it belong to this thread.
-        unsafe { run_program::<V, E, R, P>(x, w, self.steps, self.stack.as_mut_ptr(), to) };
+        let stack = self.stack.as_mut_ptr();
+        V::call(Tile::<E, R, P> { x, w, steps: self.steps, stack, to });
+    }
+}
+
+/// One tile. Rows and panels must have all inputs of the program, the stack room for it, and the tile's part of
+/// the output must belong to this thread.
+struct Tile<'a, E: Element, const R: usize, const P: usize> {
+    x: [*const f32; R],
+    w: [*const E::Bits; P],
+    steps: Steps<'a>,
+    stack: *mut [f32; LANES],
+    to: Target<'a>,
+}
+
+impl<E: Element, const R: usize, const P: usize> Kernel for Tile<'_, E, R, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        // SAFETY: `Run::tile`, which alone makes tiles, takes rows and panels from slices of k inputs, to which
+        // `Steps` keeps, and asserts the room on the stack; the output holds all nodes of all rows, and units
+        // are divided among threads.
+        unsafe { run_program::<V, E, R, P>(self.x, self.w, self.steps, self.stack, self.to) };
     }
 }
 

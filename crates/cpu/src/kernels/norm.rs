@@ -15,20 +15,22 @@ pub(crate) struct Norm<'a> {
 
 /// `out = norm(x)`, row by row.
 pub(crate) fn norm(exec: &Exec, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
+    let isa = exec.isa;
     let cols = norm.weight.len();
     assert!(norm.bias.is_none_or(|b| b.len() == cols), "a norm's bias is as long as its weight");
     exec.pool.split_mut(out, cols, grain(cols), |first, out| {
         out.copy_from_slice(&x[first * cols..][..out.len()]);
-        exec.isa.run(Rows { rows: out, row_len: cols, first_col: 0, heads: 1, norm });
+        isa.run(Rows { rows: out, row_len: cols, first_col: 0, heads: 1, norm });
     });
 }
 
 /// Each head of each row becomes its norm.
 pub(crate) fn head_norm(exec: &Exec, x: &mut [f32], cols: usize, span: HeadSpan, norm: Norm<'_>) {
+    let isa = exec.isa;
     assert_eq!(norm.weight.len(), span.head_dim, "a head's norm has head_dim weights");
     assert!(span.first_col + span.heads * span.head_dim <= cols, "heads lie in the columns");
     exec.pool.split_mut(x, cols, grain(span.heads * span.head_dim), |_, rows| {
-        exec.isa.run(Rows { rows, row_len: cols, first_col: span.first_col, heads: span.heads, norm });
+        isa.run(Rows { rows, row_len: cols, first_col: span.first_col, heads: span.heads, norm });
     });
 }
 

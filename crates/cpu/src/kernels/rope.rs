@@ -24,13 +24,14 @@ pub(crate) fn table(exec: &Exec, positions: &[u32], inv_freq: &[f32], table: &mu
 
 /// Rotates the heads of `span` in every row of `x [rows, cols]`.
 pub(crate) fn rotate(exec: &Exec, x: &mut [f32], cols: usize, span: HeadSpan, table: &[f32], pairs: usize) {
+    let isa = exec.isa;
     assert!(2 * pairs <= span.head_dim, "{pairs} pairs in a head of {}", span.head_dim);
     assert!(span.first_col + span.heads * span.head_dim <= cols, "heads lie in the columns");
     if pairs == 0 || span.heads == 0 {
         return;
     }
     exec.pool.split_mut(x, cols, grain(span.heads * span.head_dim), |first, rows| {
-        exec.isa.run(Rotate { rows, cols, span, table: &table[first * 2 * pairs..], pairs });
+        isa.run(Rotate { rows, cols, span, table: &table[first * 2 * pairs..], pairs });
     });
 }
 

@@ -20,26 +20,43 @@ pub(crate) const fn panels_for(rows: usize) -> usize {
     }
 }
 
-/// Runs `$body` with `$R` and `$P` as constants. `$panels` must be 1 to `panels_for($rows)`; what fits no
-/// constant takes the next smaller `$P`, so `$body` gives the number of panels that it did.
-macro_rules! with_tile {
-    ($rows:expr, $panels:expr, $R:ident, $P:ident => $body:expr) => {
-        $crate::kernels::tile::with_tile!(@ $rows, $panels, $R, $P, $body,
-            (1, 4..) 1 4, (1, 2..=3) 1 2, (1, _) 1 1, (2, 2..) 2 2, (2, _) 2 1, (3, 2..) 3 2, (3, _) 3 1,
-            (4, _) 4 1, (5, _) 5 1, (6, _) 6 1)
-    };
-    (@ $rows:expr, $panels:expr, $R:ident, $P:ident, $body:expr, $(($pr:pat, $pp:pat) $r:literal $p:literal),*) => {
-        match ($rows, $panels) {
+/// Covers `$rows` rows (at most [`MAX_ROWS`]) times `$panels` panels with tiles: runs `$body` for each, with its
+/// size as the constants `$R` and `$P` and its first row and panel as `$row` and `$panel`.
+macro_rules! for_tiles {
+    ($V:ident, $rows:expr, $panels:expr, |$R:ident, $P:ident, $row:ident, $panel:ident| $body:expr) => {{
+        let (rows, panels): (usize, usize) = ($rows, $panels);
+        let mut $panel = 0;
+        while $panel < panels {
+            if $V::TILED {
+                let $row = 0;
+                $panel += $crate::kernels::tile::for_tiles!(
+                    @(rows, panels - $panel), $R, $P, $body,
+                    (1, 4..) 1 4, (1, 2..) 1 2, (1, _) 1 1, (2, 2..) 2 2, (2, _) 2 1, (3, 2..) 3 2, (3, _) 3 1,
+                    (4, _) 4 1, (5, _) 5 1, (6, _) 6 1
+                );
+            } else {
+                const $R: usize = 1;
+                const $P: usize = 1;
+                for $row in 0..rows {
+                    $body;
+                }
+                $panel += 1;
+            }
+        }
+    }};
+    (@$size:expr, $R:ident, $P:ident, $body:expr, $(($pr:pat, $pp:pat) $r:literal $p:literal),*) => {
+        match $size {
             $(($pr, $pp) => {
                 const $R: usize = $r;
                 const $P: usize = $p;
-                $body
+                $body;
+                $P
             })*
-            (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
+            (rows, _) => unreachable!("no tile of {rows} rows"),
         }
     };
 }
-pub(crate) use with_tile;
+pub(crate) use for_tiles;
 
 /// A program whose steps are known to fit the inputs and the stack.
 #[derive(Clone, Copy)]

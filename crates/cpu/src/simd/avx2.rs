@@ -14,6 +14,7 @@ use super::{F32x16, Kernel, LANES};
 pub(crate) struct Avx2(__m256, __m256);
 
 /// Runs a kernel with AVX2.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
@@ -107,6 +108,13 @@ impl Lanes for Avx2 {
 }
 
 impl F32x16 for Avx2 {
+    const TILED: bool = true;
+
+    #[inline(always)]
+    fn call<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the machine has AVX2, see the module.
+        unsafe { run(kernel) }
+    }
     #[inline(always)]
     fn load(from: &[f32; LANES]) -> Self {
         let from = from.as_ptr();
@@ -141,6 +149,11 @@ impl F32x16 for Avx2 {
             let high = _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast()));
             Avx2(low, high)
         }
+    }
+    #[inline(always)]
+    fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch of a bad address does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
     }
     #[inline(always)]
     fn any_above(self, limit: Self) -> bool {

@@ -60,7 +60,7 @@ impl Isa {
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
-            Isa::Portable => kernel.run::<portable::Portable>(),
+            Isa::Portable => portable::run(kernel),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: nobody gets to run kernels for a set that `is_available` denies.
             Isa::Avx2 => unsafe { avx2::run(kernel) },
@@ -81,6 +81,11 @@ impl std::fmt::Display for Isa {
 
 /// Sixteen f32 numbers.
 pub(crate) trait F32x16: Lanes {
+    /// Whether the registers hold more than one vector of sums. If not, all tiles are one row times one panel.
+    const TILED: bool;
+
+    /// Runs a part of a kernel as a function of its own, which keeps functions at a size that compiles fast.
+    fn call<K: Kernel>(kernel: K) -> K::Output;
     fn load(from: &[f32; LANES]) -> Self;
     fn store(self, to: &mut [f32; LANES]);
     /// Widens bf16 in the order in which panels hold it: lane l is half-word 2 l, lane 8 + l half-word 2 l + 1.
@@ -89,6 +94,10 @@ pub(crate) trait F32x16: Lanes {
     fn load_f16(from: &[u16; LANES]) -> Self;
     /// Whether any lane is not `<=` its limit (a NaN is not).
     fn any_above(self, limit: Self) -> bool;
+
+    /// Asks for a cache line that will be read soon. Any address will do.
+    #[inline(always)]
+    fn prefetch(_at: *const u8) {}
 
     /// Up to 16 numbers; the lanes behind them are +0.
     #[inline(always)]

@@ -3,11 +3,17 @@
 use half::{bf16, f16};
 use tensor::lanes::Lanes;
 
-use super::{F32x16, LANES};
+use super::{F32x16, Kernel, LANES};
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Portable([f32; LANES]);
+
+/// Runs a kernel.
+#[inline(never)]
+pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Portable>()
+}
 
 /// Applies `f` to every lane. A plain loop: the compiler turns it into whatever vectors it may use.
 #[inline(always)]
@@ -75,6 +81,12 @@ impl Lanes for Portable {
 }
 
 impl F32x16 for Portable {
+    const TILED: bool = false;
+
+    #[inline(always)]
+    fn call<K: Kernel>(kernel: K) -> K::Output {
+        run(kernel)
+    }
     #[inline(always)]
     fn load(from: &[f32; LANES]) -> Self {
         Portable(*from)

@@ -38,7 +38,8 @@ fn imbalance(cuts: &[usize], shares: &[f64]) -> f64 {
 pub(super) fn heads(num_heads: usize, num_kv_heads: usize, shares: &[f64]) -> Vec<usize> {
     if shares.len() <= num_kv_heads {
         let cuts = nearest(num_heads, num_heads / num_kv_heads, shares);
-        if imbalance(&cuts, shares) <= MAX_IMBALANCE {
+        let all_have_some = ranges(&cuts).iter().all(|range| !range.is_empty());
+        if all_have_some && imbalance(&cuts, shares) <= MAX_IMBALANCE {
             return cuts;
         }
     }
@@ -71,17 +72,17 @@ pub(super) fn leaves(tree: &ReductionTree, targets: &[f64]) -> Vec<usize> {
             Some([above.saturating_sub(1), above])
         })
         .collect();
-    // Best way to every candidate of each cut: (excess, nodes, distance), the cuts so far.
-    type Way = (f64, usize, f64, Vec<usize>);
-    let mut ways: Vec<Way> = vec![(0.0, 0, 0.0, vec![0])];
+    // Best way to every candidate of each cut: what exceeds the first bound, what exceeds the second, nodes,
+    // distance; and the cuts so far.
+    type Way = (f64, f64, usize, f64, Vec<usize>);
+    let mut ways: Vec<Way> = vec![(0.0, 0.0, 0, 0.0, vec![0])];
     let mut goal = 0.0;
     for (rank, target) in targets.iter().enumerate() {
         goal += target;
         let ends = candidates.get(rank).map_or(vec![tree.num_leaves()], |c| c.to_vec());
         let largest_leaf = (0..tree.num_leaves()).map(|l| tree.inputs_of(l..l + 1).len()).max().unwrap_or(0);
-        let allowed = (target * MAX_IMBALANCE).min(target + largest_leaf as f64);
         let next = ends.into_iter().filter_map(|end| {
-            let step = |(excess, nodes, distance, cuts): &Way| {
+            let step = |(over_leaf, over_share, nodes, distance, cuts): &Way| {
                 let start = cuts[cuts.len() - 1];
                 if start > end {
                     return None;
@@ -90,17 +91,19 @@ pub(super) fn leaves(tree: &ReductionTree, targets: &[f64]) -> Vec<usize> {
                 let mut cuts = cuts.clone();
                 cuts.push(end);
                 Some((
-                    excess.max(share - allowed),
+                    over_leaf.max(share - target - largest_leaf as f64),
+                    over_share.max(share - target * MAX_IMBALANCE),
                     nodes + tree.cover(start..end).len(),
                     distance + (boundaries[end] as f64 - goal).abs(),
                     cuts,
                 ))
             };
-            ways.iter().filter_map(step).min_by(|a, b| (a.0, a.1, a.2).partial_cmp(&(b.0, b.1, b.2)).expect("finite"))
+            let key = |way: &Way| (way.0, way.1, way.2, way.3);
+            ways.iter().filter_map(step).min_by(|a, b| key(a).partial_cmp(&key(b)).expect("finite"))
         });
         ways = next.collect();
     }
-    ways.into_iter().next().map(|way| way.3).expect("the ceiling of every target is a way")
+    ways.into_iter().next().map(|way| way.4).expect("the ceiling of every target is a way")
 }
 
 #[cfg(test)]

@@ -58,7 +58,11 @@ impl<D: Device> ParallelExperts<D> {
     /// `x [t, hidden_size]` → the same shape, the same on every rank.
     pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
         let dev = rank.dev;
-        let rows = dev.shape(x)[0];
+        let [rows, hidden_size] = dev.shape(x);
+        if let (true, Some(plan)) = (self.own.is_empty(), &self.reduce_tokens) {
+            // More ranks than experts: this one has nothing to say, not even zeros.
+            return Ok(rank.group.all_reduce(dev, dev.alloc(0, hidden_size), rows, plan)?);
+        }
         let routing = dev.route(&dev.linear(x, &self.router, None), self.spec);
         let chosen = dev.assign(&routing, self.own.clone());
         let hidden = dev.gated(&dev.grouped_linear(x, &chosen, &self.gate_up), self.activation);

@@ -120,7 +120,8 @@ impl<D: Device> ParallelLmHead<D> {
                 flat[row * n..(row + 1) * n].chunks(2).map(|c| (c[0], c[1] as u32)).collect::<Vec<_>>()
             };
             let mut merged: Vec<(f32, u32)> = all.iter().flat_map(of_rank).collect();
-            merged.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            // Adding +0 makes zeros equal, whatever their sign.
+            merged.sort_by(|a, b| (b.0 + 0.0).total_cmp(&(a.0 + 0.0)).then(a.1.cmp(&b.1)));
             merged.truncate(k);
             merged
         };

@@ -65,7 +65,8 @@ fn specs() -> Vec<AttentionSpec> {
         AttentionSpec { window: Some(8), softcap: Some(50.0), ..spec(4, 2, 16) },
         AttentionSpec { window: Some(64), ..spec(2, 1, 16) },
         AttentionSpec { window: Some(100), softcap: Some(2.0), ..spec(2, 2, 12) },
-        // Ranks whose cut goes through a group.
+        // A rank without heads, and ranks whose cut goes through a group.
+        AttentionSpec { num_heads: 0, num_kv_heads: 0, ..spec(4, 2, 8) },
         AttentionSpec { num_heads: 3, group: 2, first_in_group: 1, ..spec(4, 2, 8) },
         AttentionSpec { num_heads: 3, group: 4, first_in_group: 2, ..spec(8, 2, 16) },
         AttentionSpec { num_heads: 7, group: 5, first_in_group: 4, window: Some(8), ..spec(15, 3, 12) },

@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use super::{
-    Pair, ReferenceAssignment, ReferenceRouting, ReferenceTensor, ReferenceWeight, dot, max, run_tree,
-};
+use super::types::Pair;
+use super::{ReferenceAssignment, ReferenceRouting, ReferenceTensor, ReferenceWeight, dot, max, run_tree};
 use crate::{Program, RouterSpec, math};
 
 /// The experts of one token, and their weights.

@@ -5,6 +5,11 @@ mod attention;
 mod experts;
 mod logits;
 mod rows;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use types::{ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor, ReferenceWeight};
 
 use std::ops::Range;
 
@@ -16,102 +21,6 @@ use crate::{
 /// The device whose results are right by definition.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
-
-/// A matrix in host memory.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ReferenceTensor {
-    /// Number of rows.
-    pub rows: usize,
-    /// Number of columns.
-    pub cols: usize,
-    /// The elements, row-major.
-    pub data: Vec<f32>,
-}
-
-/// A weight `[n, k]`, rounded to its type and widened again.
-#[derive(Clone, Debug)]
-pub struct ReferenceWeight {
-    dtype: DType,
-    values: ReferenceTensor,
-}
-
-/// One layer's keys and values.
-#[derive(Clone, Debug)]
-pub struct ReferenceKv {
-    spec: KvSpec,
-    /// At `block · KV_BLOCK + slot` the heads' keys, and the heads' values; nothing where nothing was written.
-    written: Vec<Option<(Vec<f32>, Vec<f32>)>>,
-}
-
-/// Per token the chosen experts with their weights, by ascending id.
-#[derive(Clone, Debug)]
-pub struct ReferenceRouting {
-    experts: usize,
-    chosen: Vec<Vec<(usize, f32)>>,
-}
-
-/// The pairs that a range of experts works on.
-#[derive(Clone, Debug)]
-pub struct ReferenceAssignment {
-    tokens: usize,
-    experts: Range<usize>,
-    pairs: Vec<Pair>,
-}
-
-/// A token and one of the experts that it chose.
-#[derive(Clone, Copy, Debug)]
-struct Pair {
-    expert: usize,
-    token: usize,
-    weight: f32,
-}
-
-impl ReferenceTensor {
-    /// A matrix by its elements' rows and columns.
-    pub fn from_fn(rows: usize, cols: usize, mut element: impl FnMut(usize, usize) -> f32) -> Self {
-        let mut data = Vec::with_capacity(rows * cols);
-        for row in 0..rows {
-            for col in 0..cols {
-                data.push(element(row, col));
-            }
-        }
-        ReferenceTensor { rows, cols, data }
-    }
-
-    /// The elements of one row.
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.data[row * self.cols..(row + 1) * self.cols]
-    }
-
-    fn at(&self, row: usize, col: usize) -> f32 {
-        self.row(row)[col]
-    }
-
-    fn head_mut(&mut self, row: usize, span: HeadSpan, head: usize) -> &mut [f32] {
-        assert!(
-            head < span.heads && span.first_col + span.heads * span.head_dim <= self.cols,
-            "heads beyond the row"
-        );
-        let first = row * self.cols + span.first_col + head * span.head_dim;
-        &mut self.data[first..first + span.head_dim]
-    }
-
-    fn map(&mut self, f: impl Fn(f32) -> f32) {
-        self.data.iter_mut().for_each(|x| *x = f(*x));
-    }
-}
-
-impl MatrixSource for ReferenceTensor {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-    fn cols(&self) -> usize {
-        self.cols
-    }
-    fn read(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
-        out.copy_from_slice(&self.row(row)[cols]);
-    }
-}
 
 /// Products summed in ascending order by FMA, from +0.
 fn dot(a: &[f32], b: &[f32]) -> f32 {

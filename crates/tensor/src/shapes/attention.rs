@@ -1,10 +1,13 @@
 //! Shapes and costs of the KV cache and of attention.
 
 use super::{FUNCTION, ShapeTensor, cost, same};
-use crate::{AttentionSpec, KvSpec, OpCost, StepMeta};
+use crate::{AttentionSpec, KV_BLOCK, KvSpec, OpCost, SequenceSpan, StepMeta};
 
 pub(super) fn store(kv: &KvSpec, qkv: &ShapeTensor, step: &StepMeta, spec: &AttentionSpec) -> OpCost {
     check("store_kv", kv, qkv, step, spec);
+    for sequence in &step.sequences {
+        blocks_exist("store_kv", sequence, sequence.start, kv);
+    }
     let elements = qkv.rows * 2 * kv.num_kv_heads * kv.head_dim;
     OpCost { kv_bytes: (elements * kv.dtype.bytes()) as u64, ..cost(0, elements) }
 }
@@ -24,9 +27,11 @@ pub(super) fn attention(
     let window = spec.window.unwrap_or(usize::MAX);
     assert!(window > 0, "attention: a window of no positions");
     let (mut seen, mut read) = (0, 0);
-    for sequence in &step.sequences {
-        let ends = sequence.start + 1..sequence.start + 1 + sequence.rows.len();
-        read += ends.clone().last().map_or(0, |last| last - ends.start.saturating_sub(window));
+    for sequence in step.sequences.iter().filter(|sequence| !sequence.rows.is_empty()) {
+        let ends = sequence.start + 1..=sequence.start + sequence.rows.len();
+        let first = ends.start().saturating_sub(window);
+        blocks_exist("attention", sequence, first, kv);
+        read += ends.end() - first;
         seen += ends.map(|end| end.min(window)).sum::<usize>();
     }
     let y = ShapeTensor { rows: qkv.rows, cols: num_heads * head_dim };
@@ -40,7 +45,12 @@ fn check(op: &str, kv: &KvSpec, qkv: &ShapeTensor, step: &StepMeta, spec: &Atten
     same(op, "shape of qkv", [qkv.rows, qkv.cols], [step.num_rows(), spec.qkv_cols()]);
     same(op, "KV heads of the cache", kv.num_kv_heads, spec.num_kv_heads);
     same(op, "head_dim of the cache", kv.head_dim, spec.head_dim);
-    for block in step.sequences.iter().flat_map(|sequence| &sequence.block_table) {
+}
+
+/// Blocks before `first` may be gone: what no window sees is freed.
+fn blocks_exist(op: &str, sequence: &SequenceSpan, first: usize, kv: &KvSpec) {
+    let end = sequence.start + sequence.rows.len();
+    for block in &sequence.block_table[first / KV_BLOCK..end.div_ceil(KV_BLOCK)] {
         assert!((*block as usize) < kv.blocks, "{op}: block {block} of {}", kv.blocks);
     }
 }

@@ -4,18 +4,22 @@
 
 mod attention;
 mod experts;
+mod types;
+
+pub use types::{ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight};
 
 use std::fmt;
 use std::ops::Range;
 
+use self::types::short_name;
 use crate::{
-    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, KV_BLOCK, KvSpec, LogitEdit, MatrixSource, NormKind,
-    NormSpec, OpCost, Program, RopeSpec, RouterSpec, StepMeta,
+    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, KV_BLOCK, KvSpec, LogitEdit,
+    MatrixSource, NormKind, NormSpec, OpCost, Program, RopeSpec, RouterSpec, StepMeta,
 };
 
 /// FLOPs of a function of one element.
 const FUNCTION: usize = 10;
-/// Outputs of a weight that lie side by side.
+/// Columns of a panel: outputs of a weight that lie side by side, or ids of the vocabulary.
 const PANEL: usize = 16;
 
 /// What listens to the operations of a [`Shapes`].
@@ -32,88 +36,16 @@ pub struct Shapes<R> {
     recorder: R,
 }
 
-/// Shape of a matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShapeTensor {
-    rows: usize,
-    cols: usize,
+/// The words and the value, where there is one.
+fn optional(words: &str, value: Option<impl fmt::Display>) -> String {
+    value.map_or(String::new(), |value| format!("{words}{value}"))
 }
 
-/// Shape and type of a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShapeWeight {
-    n: usize,
-    k: usize,
-    dtype: DType,
-}
-
-/// How many experts each token chose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShapeRouting {
-    tokens: usize,
-    experts: usize,
-    top_k: usize,
-}
-
-/// How many pairs a range of experts works on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShapeAssignment {
-    tokens: usize,
-    experts: Range<usize>,
-    pairs: usize,
-}
-
-impl ShapeTensor {
-    fn len(&self) -> usize {
-        self.rows * self.cols
+fn nodes_of(program: &Program) -> String {
+    match program.num_nodes() {
+        1 => "1 node".into(),
+        nodes => format!("{nodes} nodes"),
     }
-}
-
-impl ShapeWeight {
-    fn packed_bytes(&self) -> usize {
-        self.n.next_multiple_of(PANEL) * self.k * self.dtype.bytes()
-    }
-}
-
-impl fmt::Display for ShapeTensor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}, {}]", self.rows, self.cols)
-    }
-}
-
-impl fmt::Display for ShapeWeight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} [{}, {}]", short_name(self.dtype), self.n, self.k)
-    }
-}
-
-impl fmt::Display for HeadSpan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} heads of {} from column {}", self.heads, self.head_dim, self.first_col)
-    }
-}
-
-impl fmt::Display for NormKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NormKind::Rms { weight_offset: 0.0 } => f.write_str("rms"),
-            NormKind::Rms { weight_offset } => write!(f, "rms with weight + {weight_offset},"),
-            NormKind::Layer => f.write_str("layer"),
-        }
-    }
-}
-
-fn short_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "f32",
-        DType::F16 => "f16",
-        DType::BF16 => "bf16",
-    }
-}
-
-/// ` {word}{value}` where there is a value.
-fn optional(word: &str, value: Option<impl fmt::Display>) -> String {
-    value.map_or(String::new(), |value| format!("{word}{value}"))
 }
 
 /// Costs by numbers of elements.
@@ -218,7 +150,7 @@ impl<R: Recorder> Device for Shapes<R> {
         let y = ShapeTensor { rows: x.rows, cols: w.n };
         let bias_elements = bias.map_or(0, ShapeTensor::len);
         let mut cost = cost(2 * y.len() * w.k, x.len() + bias_elements + y.len());
-        cost.weight_bytes = w.packed_bytes() as u64;
+        cost.weight_bytes = w.bytes_read(x.rows);
         let plus_bias = if bias.is_some() { " + bias" } else { "" };
         self.record("linear", cost, format_args!("{x} x {w}{plus_bias} -> {y}"));
         y
@@ -230,8 +162,8 @@ impl<R: Recorder> Device for Shapes<R> {
         let nodes = program.num_nodes();
         let y = ShapeTensor { rows: nodes * x.rows, cols: w.n };
         let mut cost = cost(2 * x.len() * w.n, x.len() + y.len());
-        cost.weight_bytes = w.packed_bytes() as u64;
-        self.record("linear_tree", cost, format_args!("{x} x {w}, {nodes} nodes -> {y}"));
+        cost.weight_bytes = w.bytes_read(x.rows);
+        self.record("linear_tree", cost, format_args!("{x} x {w}, {} -> {y}", nodes_of(program)));
         y
     }
 
@@ -294,7 +226,10 @@ impl<R: Recorder> Device for Shapes<R> {
         span_fits("rope", span, x);
         same("rope", "rows of x and of the table", x.rows, table.rows);
         let pairs = table.cols / 2;
-        assert!(2 * pairs == table.cols && table.cols <= span.head_dim, "rope: {table} does not rotate {span}");
+        assert!(
+            2 * pairs == table.cols && table.cols <= span.head_dim,
+            "rope: {table} does not rotate {span}"
+        );
         let cost = cost(6 * x.rows * span.heads * pairs, 4 * x.rows * span.heads * pairs + table.len());
         self.record("rope", cost, format_args!("{span} of {x}, {pairs} pairs"));
     }
@@ -328,17 +263,28 @@ impl<R: Recorder> Device for Shapes<R> {
     fn store_kv(&self, kv: &mut KvSpec, qkv: &ShapeTensor, step: &StepMeta, spec: &AttentionSpec) {
         let cost = attention::store(kv, qkv, step, spec);
         let (t, dtype) = (qkv.rows, short_name(kv.dtype));
-        self.record("store_kv", cost, format_args!("{t} rows, {} heads of {}, {dtype}", kv.num_kv_heads, kv.head_dim));
+        self.record(
+            "store_kv",
+            cost,
+            format_args!("{t} rows, {} heads of {}, {dtype}", kv.num_kv_heads, kv.head_dim),
+        );
     }
 
-    fn attention(&self, qkv: &ShapeTensor, kv: &KvSpec, step: &StepMeta, spec: &AttentionSpec) -> ShapeTensor {
+    fn attention(
+        &self,
+        qkv: &ShapeTensor,
+        kv: &KvSpec,
+        step: &StepMeta,
+        spec: &AttentionSpec,
+    ) -> ShapeTensor {
         let (y, cost) = attention::attention(qkv, kv, step, spec);
         let AttentionSpec { num_heads, num_kv_heads, group, first_in_group, head_dim, .. } = *spec;
         let place = (first_in_group > 0).then(|| format!("{first_in_group} of {group}"));
         let place = optional(", first in group ", place);
         let window = optional(", window ", spec.window);
         let softcap = optional(", softcap ", spec.softcap);
-        let detail = format_args!("heads {num_heads}/{num_kv_heads} of {head_dim}{place}{window}{softcap} -> {y}");
+        let detail =
+            format_args!("heads {num_heads}/{num_kv_heads} of {head_dim}{place}{window}{softcap} -> {y}");
         self.record("attention", cost, detail);
         y
     }
@@ -355,7 +301,11 @@ impl<R: Recorder> Device for Shapes<R> {
     fn assign(&self, routing: &ShapeRouting, experts: Range<usize>) -> ShapeAssignment {
         let assignment = experts::assign(routing, experts);
         let (experts, pairs) = (&assignment.experts, assignment.pairs);
-        self.record("assign", cost(0, 2 * pairs), format_args!("experts {experts:?} of {} -> {pairs} pairs", routing.experts));
+        self.record(
+            "assign",
+            cost(0, 2 * pairs),
+            format_args!("experts {experts:?} of {} -> {pairs} pairs", routing.experts),
+        );
         assignment
     }
 
@@ -386,7 +336,7 @@ impl<R: Recorder> Device for Shapes<R> {
         let nodes = program.num_nodes();
         let y = ShapeTensor { rows: nodes * x.rows, cols: w.n };
         let cost = experts::linear_cost(assignment, w, y);
-        let detail = format_args!("{x} x {} experts {w}, {nodes} nodes -> {y}", weights.len());
+        let detail = format_args!("{x} x {} experts {w}, {} -> {y}", weights.len(), nodes_of(program));
         self.record("grouped_linear_tree", cost, detail);
         y
     }
@@ -396,7 +346,11 @@ impl<R: Recorder> Device for Shapes<R> {
         same("combine", "items of the program and experts", program.inputs.len(), assignment.experts.len());
         let nodes = program.num_nodes();
         let sums = ShapeTensor { rows: nodes * assignment.tokens, cols: y.cols };
-        self.record("combine", cost(2 * y.len(), y.len() + sums.len()), format_args!("{y}, {nodes} nodes -> {sums}"));
+        self.record(
+            "combine",
+            cost(2 * y.len(), y.len() + sums.len()),
+            format_args!("{y}, {} -> {sums}", nodes_of(program)),
+        );
         sums
     }
 
@@ -404,13 +358,19 @@ impl<R: Recorder> Device for Shapes<R> {
         let mut elements = 0;
         for &edit in edits {
             let (row, cols) = match edit {
-                LogitEdit::Add { row, col, .. } | LogitEdit::Repetition { row, col, .. } => (row, col..col + 1),
+                LogitEdit::Add { row, col, .. } | LogitEdit::Repetition { row, col, .. } => {
+                    (row, col..col + 1)
+                }
                 LogitEdit::Divide { row, .. } => (row, 0..logits.cols),
             };
             assert!(row < logits.rows && cols.end <= logits.cols, "edit_logits: {edit:?} of {logits}");
             elements += cols.len();
         }
-        self.record("edit_logits", cost(elements, 2 * elements), format_args!("{logits}, {} edits", edits.len()));
+        self.record(
+            "edit_logits",
+            cost(elements, 2 * elements),
+            format_args!("{logits}, edits {}", edits.len()),
+        );
     }
 
     fn row_max(&self, logits: &ShapeTensor) -> Result<Vec<f32>, DeviceError> {
@@ -418,18 +378,33 @@ impl<R: Recorder> Device for Shapes<R> {
         Ok(vec![0.0; logits.rows])
     }
 
-    fn exp_sums(&self, logits: &ShapeTensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError> {
+    fn exp_sums(
+        &self,
+        logits: &ShapeTensor,
+        max: &[f32],
+        program: &Program,
+    ) -> Result<Vec<f32>, DeviceError> {
         same("exp_sums", "maxima and rows", max.len(), logits.rows);
-        same("exp_sums", "items of the program and panels", program.inputs.len(), logits.cols.div_ceil(PANEL));
+        same(
+            "exp_sums",
+            "items of the program and panels",
+            program.inputs.len(),
+            logits.cols.div_ceil(PANEL),
+        );
         let cost = cost((FUNCTION + 2) * logits.len(), logits.len());
-        self.record("exp_sums", cost, format_args!("{logits}, {} nodes", program.num_nodes()));
+        self.record("exp_sums", cost, format_args!("{logits}, {}", nodes_of(program)));
         let row = program.run(|panel| PANEL.min(logits.cols - panel * PANEL) as f32);
         Ok(row.repeat(logits.rows))
     }
 
-    fn top_k(&self, logits: &ShapeTensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
-        let behind = optional(" behind ", (skip > 0).then_some(skip));
-        self.record("top_k", cost(logits.len(), logits.len()), format_args!("{logits}, {k}{behind}"));
+    fn top_k(
+        &self,
+        logits: &ShapeTensor,
+        skip: usize,
+        k: usize,
+    ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
+        let behind = optional(", behind ", (skip > 0).then_some(skip));
+        self.record("top_k", cost(logits.len(), logits.len()), format_args!("{k} of {logits}{behind}"));
         let row = (0..logits.cols as u32).skip(skip).take(k).map(|col| (0.0, col)).collect();
         Ok(vec![row; logits.rows])
     }
@@ -438,7 +413,7 @@ impl<R: Recorder> Device for Shapes<R> {
         for &(row, col) in at {
             assert!(row < logits.rows && col < logits.cols, "pick: element [{row}, {col}] of {logits}");
         }
-        self.record("pick", cost(0, at.len()), format_args!("{logits}, {}", at.len()));
+        self.record("pick", cost(0, at.len()), format_args!("{} of {logits}", at.len()));
         Ok(vec![0.0; at.len()])
     }
 }

@@ -1,0 +1,205 @@
+//! The synchronisation of `shared`, model-checked: every interleaving (up to a number of preemptions) and
+//! every outcome that the memory model allows. A lost wake-up shows as a deadlock, a missing
+//! happens-before as a concurrent access to a slot.
+
+#[allow(dead_code, missing_docs)]
+#[path = "/tmp/sync_mut.rs"]
+mod sync;
+
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicU32, Ordering::*};
+use loom::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+use sync::{Patience, Rendezvous, Stop, Word};
+
+/// The futex: a kernel compares and queues under a lock that wakers take, too.
+struct LoomWord {
+    value: AtomicU32,
+    queue: Mutex<()>,
+    woken: Condvar,
+}
+
+impl Word for LoomWord {
+    fn load(&self) -> u32 {
+        self.value.load(Acquire)
+    }
+    fn fetch_add(&self, by: u32) -> u32 {
+        self.value.fetch_add(by, AcqRel)
+    }
+    fn fetch_or(&self, bits: u32) -> u32 {
+        self.value.fetch_or(bits, AcqRel)
+    }
+    fn fetch_and(&self, bits: u32) -> u32 {
+        self.value.fetch_and(bits, AcqRel)
+    }
+    fn replace(&self, from: u32, to: u32) -> bool {
+        self.value.compare_exchange(from, to, AcqRel, Acquire).is_ok()
+    }
+    fn sleep(&self, expected: u32, _: Option<Duration>) {
+        let queue = self.queue.lock().unwrap();
+        if self.value.load(Relaxed) == expected {
+            drop(self.woken.wait(queue).unwrap());
+        }
+    }
+    fn wake(&self) {
+        let _queue = self.queue.lock().unwrap();
+        self.woken.notify_all();
+    }
+}
+
+struct Group {
+    epochs: Vec<LoomWord>,
+    failure: LoomWord,
+    slots: Vec<[UnsafeCell<u32>; 2]>,
+    message: UnsafeCell<u32>,
+}
+
+impl Rendezvous for Group {
+    type Word = LoomWord;
+    fn ranks(&self) -> usize {
+        self.epochs.len()
+    }
+    fn epoch(&self, rank: usize) -> &LoomWord {
+        &self.epochs[rank]
+    }
+    fn failure(&self) -> &LoomWord {
+        &self.failure
+    }
+}
+
+const PATIENCE: Patience = Patience { spin: Duration::ZERO, deadline: None };
+
+impl Group {
+    fn new(ranks: usize) -> Arc<Self> {
+        let word = || LoomWord { value: AtomicU32::new(0), queue: Mutex::new(()), woken: Condvar::new() };
+        Arc::new(Group {
+            epochs: (0..ranks).map(|_| word()).collect(),
+            failure: word(),
+            slots: (0..ranks).map(|_| [UnsafeCell::new(0), UnsafeCell::new(0)]).collect(),
+            message: UnsafeCell::new(0),
+        })
+    }
+
+    /// A step as `shared` makes it: writes its slot, publishes, waits, reads all slots.
+    fn step(&self, rank: usize, step: u32) -> Result<(), Stop> {
+        if self.has_failed() {
+            return Err(Stop::Failed);
+        }
+        let at = step as usize % 2;
+        // SAFETY: loom checks that no other access happens at the same time, here and below.
+        self.slots[rank][at].with_mut(|slot| unsafe { *slot = step * 10 + rank as u32 });
+        self.publish(rank);
+        self.wait(rank, step, &PATIENCE)?;
+        for (other, slots) in self.slots.iter().enumerate() {
+            // SAFETY: as above.
+            assert_eq!(slots[at].with(|slot| unsafe { *slot }), step * 10 + other as u32);
+        }
+        Ok(())
+    }
+
+    fn fail_with(&self, message: u32) {
+        // SAFETY: as above.
+        self.fail(|| self.message.with_mut(|m| unsafe { *m = message }));
+    }
+
+    fn why(&self) -> u32 {
+        self.await_explanation();
+        // SAFETY: as above.
+        self.message.with(|m| unsafe { *m })
+    }
+}
+
+/// Runs `work` on every rank of a group, rank 0 on this thread.
+fn check(ranks: usize, preemptions: usize, work: fn(&Group, usize)) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(preemptions);
+    model.check(move || {
+        let group = Group::new(ranks);
+        let spawn = |rank| {
+            let group = group.clone();
+            loom::thread::spawn(move || work(&group, rank))
+        };
+        let others: Vec<_> = (1..ranks).map(spawn).collect();
+        work(&group, 0);
+        others.into_iter().for_each(|t| t.join().unwrap());
+    });
+}
+
+#[test]
+fn two_ranks_see_each_others_slots() {
+    check(2, 3, |group, rank| (1..=3).for_each(|step| group.step(rank, step).unwrap()));
+}
+
+#[test]
+fn three_ranks_see_each_others_slots() {
+    check(3, 1, |group, rank| (1..=2).for_each(|step| group.step(rank, step).unwrap()));
+}
+
+#[test]
+fn a_clean_end_is_silent() {
+    check(2, 3, |group, rank| {
+        (1..=2).for_each(|step| group.step(rank, step).unwrap());
+        group.end(rank);
+    });
+}
+
+#[test]
+fn a_failure_ends_who_waits() {
+    check(3, 2, |group, rank| match rank {
+        2 => group.fail_with(7),
+        _ => {
+            assert_eq!(group.step(rank, 1), Err(Stop::Failed));
+            assert_eq!(group.why(), 7);
+        }
+    });
+}
+
+#[test]
+fn the_first_of_two_failures_wins() {
+    check(3, 2, |group, rank| {
+        if rank > 0 {
+            group.fail_with(rank as u32);
+        } else {
+            assert_eq!(group.step(0, 1), Err(Stop::Failed));
+        }
+        let first = group.why();
+        assert!(first == 1 || first == 2);
+        assert_eq!(group.why(), first);
+    });
+}
+
+#[test]
+fn an_end_is_noticed_by_who_waits_for_another_rank() {
+    // Rank 0 waits for rank 1 first, which never comes.
+    check(3, 2, |group, rank| match rank {
+        0 => {
+            assert_eq!(group.step(0, 1), Err(Stop::Ended(2)));
+            group.fail_with(2);
+        }
+        1 => {}
+        _ => group.end(2),
+    });
+}
+
+#[test]
+fn all_who_wait_learn_of_an_end() {
+    check(3, 1, |group, rank| match rank {
+        2 => group.end(2),
+        _ => {
+            let stop = group.step(rank, 1).unwrap_err();
+            assert!(stop == Stop::Ended(2) || stop == Stop::Failed);
+            group.fail_with(2);
+        }
+    });
+}
+
+#[test]
+fn an_end_between_steps_spoils_only_the_next() {
+    check(2, 3, |group, rank| {
+        group.step(rank, 1).unwrap();
+        match rank {
+            0 => assert_eq!(group.step(0, 2), Err(Stop::Ended(1))),
+            _ => group.end(1),
+        }
+    });
+}
