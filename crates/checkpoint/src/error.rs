@@ -185,7 +185,7 @@ pub enum CheckpointError {
 
     // ---- the hub
     /// A model's name is neither a path nor an id of the hub.
-    #[error("model {}: {reason}; give a directory (./{{dir}}) or a hub id (org/name, org/name@revision)", quote(.model))]
+    #[error("model {}: {reason}; give a directory (./dir) or a hub id (org/name, org/name@revision)", quote(.model))]
     ModelName {
         /// What was given.
         model: String,
@@ -215,7 +215,7 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// The hub wants a token, or another one.
-    #[error("{endpoint} refuses access to {} (HTTP {status}): {}", quote(.model), if *.with_token { "the token of HF_TOKEN has no access to it, or the model does not exist" } else { "it is private, gated, or does not exist; set HF_TOKEN to a token that may read it, or write ./{dir} for a directory on this machine" })]
+    #[error("{endpoint} refuses access to {} (HTTP {status}): {}", quote(.model), if *.with_token { "the token of HF_TOKEN has no access to it, or the model does not exist" } else { "it is private, gated, or does not exist; set HF_TOKEN to a token that may read it, or write ./dir for a directory on this machine" })]
     HubAccess {
         /// The hub.
         endpoint: String,

@@ -103,7 +103,10 @@ fn offsets_that_do_not_fit_are_named() {
     let overflow = r#"{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,8]}"#;
     says(&entry(overflow), &[r#"tensor "w""#, "larger than any file"]);
     says(&entry(r#"{"dtype":"F32","shape":[2],"data_offsets":[8,0]}"#), &["run backwards"]);
-    says(&entry(r#"{"dtype":"F32","shape":[3],"data_offsets":[0,8]}"#), &["F32 [3] takes 12 bytes", "hold 8"]);
+    says(
+        &entry(r#"{"dtype":"F32","shape":[3],"data_offsets":[0,8]}"#),
+        &["F32 [3] takes 12 bytes", "hold 8"],
+    );
     says(&entry(r#"{"dtype":"F4","shape":[15],"data_offsets":[0,8]}"#), &["bad header"]);
     says(&entry(r#"{"dtype":"F32","shape":[3],"data_offsets":[0,12]}"#), &["a file of", "incomplete"]);
     says(&entry(r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#), &["a file of", "damaged"]);

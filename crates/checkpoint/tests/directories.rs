@@ -2,9 +2,7 @@
 
 mod common;
 
-use checkpoint::{
-    Checkpoint, CheckpointError, config_file, generation_config_file, json_bytes, json_file,
-};
+use checkpoint::{Checkpoint, CheckpointError, config_file, generation_config_file, json_bytes, json_file};
 use common::{dir_of, f32_file};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -40,15 +38,8 @@ fn shards_of_an_index_are_one_checkpoint() {
 
 #[test]
 fn an_index_may_only_name_files_beside_it() {
-    let outside = [
-        "../x.safetensors",
-        "/etc/x.safetensors",
-        "a/b.safetensors",
-        "..\\x.safetensors",
-        "x.bin",
-        "..",
-        "",
-    ];
+    let outside =
+        ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\x.safetensors", "x.bin", "..", ""];
     for shard in outside {
         let index = index(&[("a", shard)]);
         says(&[(INDEX, &index)], &[INDEX, &format!("{shard:?}"), "not a plain *.safetensors file name"]);
@@ -132,7 +123,10 @@ fn configs_are_objects_of_reasonable_size() {
 
     common::write(dir.path(), "generation_config.json", b"{\n \"top_k\": }");
     let broken = generation_config_file(dir.path()).unwrap_err().to_string();
-    assert!(broken.contains("generation_config.json: not valid JSON") && broken.contains("line 2"), "{broken}");
+    assert!(
+        broken.contains("generation_config.json: not valid JSON") && broken.contains("line 2"),
+        "{broken}"
+    );
 
     let file = std::fs::File::create(dir.path().join("config.json")).unwrap();
     file.set_len(17 << 20).unwrap();
@@ -142,8 +136,13 @@ fn configs_are_objects_of_reasonable_size() {
     let missing = json_file(&dir.path().join("tokenizer.json")).unwrap_err();
     assert!(missing.to_string().contains("tokenizer.json") && missing.is_usage(), "{missing}");
     let bomb = "[".repeat(1 << 20);
-    for (bytes, kind) in [(b"null".as_slice(), "null"), (b"3", "a number"), (bomb.as_bytes(), "recursion limit")] {
+    for (bytes, kind) in
+        [(b"null".as_slice(), "null"), (b"3", "a number"), (bomb.as_bytes(), "recursion limit")]
+    {
         let error = json_bytes("config.json", bytes).unwrap_err();
-        assert!(matches!(error, CheckpointError::BadJson { .. }) && error.to_string().contains(kind), "{error}");
+        assert!(
+            matches!(error, CheckpointError::BadJson { .. }) && error.to_string().contains(kind),
+            "{error}"
+        );
     }
 }

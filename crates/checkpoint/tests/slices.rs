@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::time::Instant;
-
 use checkpoint::{Checkpoint, Fill, WeightSource};
 use common::{f32_file, file_of};
 use half::{bf16, f16};
@@ -125,7 +123,11 @@ fn seeded_weights_are_the_same_in_every_build() {
     let source = WeightSource::Random { seed: 42, dtype: DType::F32 };
     let first = source.vector("model.norm.weight", 4, Fill::LINEAR).unwrap();
     let bits: Vec<u32> = first.iter().map(|x| x.to_bits()).collect();
-    assert_eq!(bits, [1018088007, 3148890926, 3140123544, 3171775729], "the hash changed: every seeded model changed with it");
+    assert_eq!(
+        bits,
+        [1018088007, 3148890926, 3140123544, 3171775729],
+        "the hash changed: every seeded model changed with it"
+    );
 }
 
 #[test]
@@ -142,35 +144,4 @@ fn meta_weights_have_shapes() {
 fn reading_meta_weights_is_a_programmers_error() {
     let source = WeightSource::Meta { dtype: DType::BF16 };
     source.matrix("w", [1, 1], Fill::LINEAR).unwrap().read(0, 0..1, &mut [0.0]);
-}
-
-/// Not a promise, a figure: `cargo test --release -p checkpoint --test slices -- --nocapture rates`.
-#[test]
-fn rates_of_reading() {
-    let (rows, cols) = (64, 16384);
-    let bytes: &[u8] = vec![1u8; rows * cols * 4 + 1].leak();
-    let mut out = vec![0.0; cols];
-    let mut report = |what: &str, matrix: &dyn MatrixSource| {
-        let start = Instant::now();
-        for row in (0..rows).cycle().take(rows * 4) {
-            matrix.read(row, 0..cols, &mut out);
-        }
-        let rate = (rows * 4 * cols) as f64 / start.elapsed().as_secs_f64() / 1e6;
-        println!("{what}: {rate:.0} M elements/s");
-        assert!(std::hint::black_box(&out).iter().all(|x| x.is_finite()));
-    };
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let source = WeightSource::Random { seed: 1, dtype };
-        report(&format!("random {dtype}"), &source.matrix("w", [rows, cols], Fill::LINEAR).unwrap());
-        let length = rows * cols * dtype.bytes();
-        let name = match dtype {
-            DType::F32 => "F32",
-            DType::F16 => "F16",
-            DType::BF16 => "BF16",
-        };
-        let header = format!(r#"{{"w":{{"dtype":"{name}","shape":[{rows},{cols}],"data_offsets":[0,{length}]}}}}"#);
-        let file = file_of(&header, &bytes[..length]).leak();
-        let checkpoint = Checkpoint::from_bytes("demo", file).unwrap();
-        report(&format!("stored {dtype}"), &checkpoint.matrix("w", [rows, cols]).unwrap());
-    }
 }

@@ -232,7 +232,7 @@ where
 
     fn a_failure_ends_all(&self) {
         let (last, began) = (self.ranks - 1, Instant::now());
-        for op in 0..4 {
+        for op in 0..OPS {
             for failing in [0, last] {
                 let expected =
                     CollectiveError::Failed { rank: failing, message: "out of memory: größer".into() };
@@ -255,7 +255,7 @@ where
 
     fn an_end_ends_all(&self) {
         let (last, began) = (self.ranks - 1, Instant::now());
-        for op in 0..4 {
+        for op in 0..OPS {
             for ending in [0, last] {
                 self.on_all(LONG, |rank, group, dev| {
                     group.barrier().expect("barrier");
@@ -274,7 +274,9 @@ where
     }
 }
 
-/// One of four calls that wait for all ranks; `broadcast` without a deadline.
+/// Calls that wait for all ranks; `broadcast` without a deadline.
+const OPS: u32 = 5;
+
 fn call<D: Device>(
     op: u32,
     group: &impl Collective<D>,
@@ -285,7 +287,12 @@ fn call<D: Device>(
         0 => group.broadcast(&mut vec![1, 2, 3], None),
         1 => group.barrier(),
         2 => group.all_gather_host(&[1.0]).map(drop),
-        _ => group.all_gather(dev, &dev.upload(&[1.0], 1, 1), &vec![1; ranks]).map(drop),
+        3 => group.all_gather(dev, &dev.upload(&[1.0], 1, 1), &vec![1; ranks]).map(drop),
+        _ => {
+            let cuts: Vec<usize> = (0..=ranks).collect();
+            let split = Split::new(&ReductionTree::over_ids(ranks), &cuts);
+            group.all_reduce(dev, dev.upload(&[1.0], 1, 1), 1, &split.plan).map(drop)
+        }
     }
 }
 

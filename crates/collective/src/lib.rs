@@ -80,6 +80,11 @@ pub trait Collective<D: Device> {
     fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError>;
     /// Returns when every rank has called it.
     fn barrier(&self) -> Result<(), CollectiveError>;
+    /// Whether the group can go on, asked without waiting for anyone.
+    ///
+    /// # Errors
+    /// A rank has failed.
+    fn check(&self) -> Result<(), CollectiveError>;
     /// Tells the group that this rank cannot go on: every call of every rank fails from now on with this message.
     fn fail(&self, message: &str);
     /// Counts so far.

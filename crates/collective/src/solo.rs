@@ -56,6 +56,10 @@ impl<D: Device> Collective<D> for Solo {
         Ok(())
     }
 
+    fn check(&self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
     fn fail(&self, _: &str) {}
 
     fn stats(&self) -> CollectiveStats {

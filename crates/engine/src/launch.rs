@@ -121,10 +121,12 @@ fn load<M: MakeDevice>(
     let loader = Loader::new(&dev, &shared.source, &shared.layout, rank, shared.options.weight_dtype, &count);
     let decoder = Decoder::load(&loader).inspect_err(|error| group.fail(&error.to_string()))?;
     let loaded = loader.stats();
-    group.settle()?;
-    let kv_dtype = shared.options.kv_dtype;
+    drop(loader);
+    // However long the slowest takes: all go on together, with deadlines from here on.
+    group.broadcast(&mut Vec::new(), None)?;
+    let LaunchOptions { kv_dtype, comm_timeout, .. } = shared.options;
     let (last, last_forward) = Default::default();
-    Ok(Worker { dev, group, decoder, loaded, kv_dtype, kv: None, last, last_forward })
+    Ok(Worker { dev, group, decoder, loaded, kv_dtype, comm_timeout, kv: None, last, last_forward })
 }
 
 /// Of all ranks' errors the one that isn't about another rank.

@@ -97,6 +97,7 @@ pub(crate) struct Worker<D: Device> {
     pub decoder: Decoder<D>,
     pub loaded: LoadStats,
     pub kv_dtype: DType,
+    pub comm_timeout: Duration,
     pub kv: Option<KvCache<D>>,
     /// What the last forward pass and its choice spent.
     pub last: CollectiveStats,
@@ -105,7 +106,7 @@ pub(crate) struct Worker<D: Device> {
 }
 
 impl<D: Device> Worker<D> {
-    /// Does what rank 0 says until it says stop.
+    /// Does what rank 0 says until it says stop. Waits for that as long as it takes.
     pub fn follow(&mut self) -> Result<(), ModelError> {
         let mut bytes = Vec::new();
         loop {
@@ -121,7 +122,7 @@ impl<D: Device> Worker<D> {
     /// Rank 0: has all ranks do something.
     pub fn lead(&mut self, command: &Command) -> Result<Reply, ModelError> {
         let mut bytes = postcard::to_stdvec(command).expect("a command can be written");
-        self.group.broadcast(&mut bytes, None::<Duration>)?;
+        self.group.broadcast(&mut bytes, Some(self.comm_timeout))?;
         self.run(command)
     }
 

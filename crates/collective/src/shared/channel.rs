@@ -82,7 +82,8 @@ impl Channel {
         self.check()
     }
 
-    fn check(&self) -> Result<(), CollectiveError> {
+    /// Whether the group can go on.
+    pub fn check(&self) -> Result<(), CollectiveError> {
         if self.region.has_failed() { Err(self.failure()) } else { Ok(()) }
     }
 

@@ -148,6 +148,10 @@ impl<D: HostDevice> Collective<D> for SharedRank {
         channel.publish(&self.call(Op::Barrier, 0), 0).map(drop)
     }
 
+    fn check(&self) -> Result<(), CollectiveError> {
+        self.channel.borrow().check()
+    }
+
     fn fail(&self, message: &str) {
         let channel = self.channel.borrow();
         channel.fail(channel.rank(), message);

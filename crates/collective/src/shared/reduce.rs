@@ -21,7 +21,7 @@ const GRAIN: usize = 4096;
 /// All nodes together, in bytes, from which two shots are faster than one.
 const TWO_SHOT_BYTES: usize = 256 << 10;
 /// Most bytes of one rank in a piece, so that it is still in the cache when others read it.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = 1024 << 10;
 
 /// Memory that one call leaves for the next.
 #[derive(Default)]

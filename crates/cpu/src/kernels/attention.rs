@@ -13,7 +13,7 @@ use tensor::{AttentionSpec, KV_BLOCK, SequenceSpan, math};
 use super::Exec;
 use super::cache::{CpuKv, padded};
 use super::elementwise::soft_cap;
-use super::linear::Tiles;
+use super::rows::Tiles;
 use super::tile::{accumulate, for_tiles};
 use crate::buffer::Disjoint;
 use crate::simd::{Element, F32x16, Kernel, LANES, with_element};
@@ -486,7 +486,7 @@ impl<E: Element, const R: usize, const P: usize> Kernel for Scores<'_, E, R, P> 
         }
         let mut acc = [[V::splat(0.0); P]; R];
         // SAFETY: each query is head_dim long, each panel of keys head_dim groups of 16.
-        unsafe { accumulate::<V, E, R, P>(&mut acc, x, w, LANES, 0..head_dim) };
+        unsafe { accumulate::<V, E, R, P>(&mut acc, x, 1, w, LANES, 0..head_dim) };
         for r in 0..R {
             for p in 0..P {
                 acc[r][p].store(self.scores[r * TILE + p * KV_BLOCK..].first_chunk_mut().expect("a block of scores"));
@@ -537,7 +537,7 @@ impl<E: Element, const R: usize, const P: usize> Kernel for Values<'_, E, R, P> 
             let to = (seen.end - block * KV_BLOCK).min(KV_BLOCK);
             // SAFETY: 16 weights per query and block; 16 rows of values, `width` apart, with P groups from
             // `first` on in each.
-            unsafe { accumulate::<V, E, R, P>(&mut acc, x, w, width, from..to) };
+            unsafe { accumulate::<V, E, R, P>(&mut acc, x, 1, w, width, from..to) };
         }
         for r in 0..R {
             for p in 0..P {

@@ -6,8 +6,9 @@
 use tensor::Program;
 
 use super::Exec;
-use super::linear::{Output, Rows, Run, Tiles, stack_vectors};
+use super::linear::{Output, Run, stack_vectors};
 use super::moe::CpuAssignment;
+use super::rows::{TiledRows, Tiles, interleave};
 use super::tile::{MAX_PANELS, Steps};
 use crate::buffer::Disjoint;
 use crate::pack::CpuWeight;
@@ -42,6 +43,11 @@ pub(crate) fn grouped_linear(
     let output = Output { out: &out, rows: pairs, bias: None };
     let groups = first.panels().div_ceil(MAX_PANELS);
     let busy = assignment.busy_experts();
+    let rows_of: Vec<_> = busy.iter().map(|&expert| assignment.pairs_of(expert)).collect();
+    let tokens = assignment.tokens();
+    let interleaved =
+        interleave(exec, x, k, &rows_of, |pair| if by_token { tokens[pair] as usize } else { pair });
+    let x = interleaved.as_slice();
     let parts = pairs * n * k.max(1) / super::grain(1) + 1;
     exec.pool.take_turns(busy.len() * groups, parts, |item, thread| {
         // SAFETY: each thread has a stack of its own.
@@ -49,15 +55,12 @@ pub(crate) fn grouped_linear(
         let stack = stack.as_chunks_mut().0;
         let expert = busy[item / groups];
         let group = item % groups * MAX_PANELS..(item % groups * MAX_PANELS + MAX_PANELS).min(first.panels());
-        let rows = assignment.pairs_of(expert);
+        let rows = rows_of[item / groups].clone();
         let tiles = Tiles::of(rows.len());
-        let x = match by_token {
-            true => Rows { x, k, index: Some(&assignment.tokens()[rows.clone()]) },
-            false => Rows { x: &x[rows.start * k..rows.end * k], k, index: None },
-        };
+        let x = TiledRows { data: &x[rows.start * k..rows.end * k], k, tiles };
         let units = group.start * tiles.count..group.end * tiles.count;
         with_element!(dtype, E => isa.run(Run::<E> {
-            x, panels: weights[expert].bits::<E>(), n, first_row: rows.start, tiles, units, steps, output, stack,
+            x, panels: weights[expert].bits::<E>(), n, first_row: rows.start, units, steps, output, stack,
         }));
     });
 }

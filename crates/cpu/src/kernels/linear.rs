@@ -4,29 +4,16 @@
 //! panel, which stays in the cache, so that weights come from memory once. A thread owns a contiguous run of
 //! (panel, tile of rows): one panel with many rows is shared as well as many panels with one row.
 
+use std::ops::Range;
+
 use tensor::Program;
 
 use super::Exec;
 use super::tile::{MAX_PANELS, MAX_ROWS, Steps, Target, for_tiles, panels_for, run_program};
+use super::rows::{TiledRows, Tiles, interleave};
 use crate::buffer::Disjoint;
 use crate::pack::CpuWeight;
 use crate::simd::{Element, F32x16, Kernel, LANES, with_element};
-
-/// The rows that a linear layer reads: rows of a matrix, all or by index.
-#[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    pub(crate) x: &'a [f32],
-    pub(crate) k: usize,
-    pub(crate) index: Option<&'a [u32]>,
-}
-
-impl Rows<'_> {
-    #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> &[f32] {
-        let row = self.index.map_or(row, |index| index[row] as usize);
-        &self.x[row * self.k..(row + 1) * self.k]
-    }
-}
 
 /// A row-major matrix of results that threads share, node above node.
 #[derive(Clone, Copy)]
@@ -66,46 +53,33 @@ pub(crate) fn linear(
     let stacks = Disjoint::new(stacks.as_mut_slice());
     let out = Disjoint::new(out);
     let output = Output { out: &out, rows, bias };
-    let rows_of_x = Rows { x, k: w.k, index: None };
+    let interleaved = (rows > 1).then(|| interleave(exec, x, w.k, &[0..rows], |row| row));
+    let x = TiledRows { data: interleaved.as_ref().map_or(x, |x| x.as_slice()), k: w.k, tiles };
     let cost = w.k.max(8) * LANES * rows / tiles.count.max(1) / 2;
     exec.pool.split_with(w.panels() * tiles.count, super::grain(cost), |units, thread| {
         // SAFETY: each thread has a stack of its own.
         let stack = unsafe { stacks.part(thread * stack * LANES..(thread + 1) * stack * LANES) };
         let stack = stack.as_chunks_mut().0;
         with_element!(w.dtype, E => isa.run(Run::<E> {
-            x: rows_of_x, panels: w.bits::<E>(), n: w.n, first_row: 0, tiles, units, steps, output, stack,
+            x, panels: w.bits::<E>(), n: w.n, first_row: 0, units, steps, output, stack,
         }));
     });
 }
 
-/// Rows cut into tiles of nearly the same height.
-#[derive(Clone, Copy)]
-pub(crate) struct Tiles {
-    pub(crate) rows: usize,
-    pub(crate) count: usize,
-}
-
-impl Tiles {
-    pub(crate) fn of(rows: usize) -> Self {
-        Tiles { rows, count: rows.div_ceil(MAX_ROWS) }
-    }
-
-    /// First row of a tile.
-    #[inline(always)]
-    pub(crate) fn start(&self, tile: usize) -> usize {
-        self.rows * tile / self.count
-    }
-}
+/// Rows that are multiplied by all panels before the next rows are take no more, so that they stay in a shared
+/// cache. The weights come from memory once for each such block.
+const BLOCK_BYTES: usize = 4 << 20;
+/// But so many that fetching the weights costs little.
+const MIN_BLOCK_TILES: usize = 8;
 
 /// A thread's part of a linear layer: units are (panel, tile), tile by tile, then panel by panel.
 pub(crate) struct Run<'a, E: Element> {
-    pub(crate) x: Rows<'a>,
+    pub(crate) x: TiledRows<'a>,
     pub(crate) panels: &'a [E::Bits],
     pub(crate) n: usize,
     /// Row of the output where `x` begins.
     pub(crate) first_row: usize,
-    pub(crate) tiles: Tiles,
-    pub(crate) units: std::ops::Range<usize>,
+    pub(crate) units: Range<usize>,
     pub(crate) steps: Steps<'a>,
     pub(crate) output: Output<'a>,
     pub(crate) stack: &'a mut [[f32; LANES]],
@@ -116,28 +90,36 @@ impl<E: Element> Kernel for Run<'_, E> {
 
     #[inline(always)]
     fn run<V: F32x16>(mut self) {
-        let count = self.tiles.count;
-        let mut unit = self.units.start;
-        while unit < self.units.end {
-            let (panel, tile) = (unit / count, unit % count);
-            let (start, end) = (self.tiles.start(tile), self.tiles.start(tile + 1));
-            // More than one panel at a time only where the next unit is the next panel.
-            let panels = if count == 1 { panels_for(end - start).min(self.units.end - unit) } else { 1 };
-            for_tiles!(V, end - start, panels, |R, P, r, p| self.tile::<V, R, P>(panel + p, start + r));
-            unit += panels;
+        let count = self.x.tiles.count;
+        let block = (BLOCK_BYTES / (4 * MAX_ROWS * self.x.k.max(1))).max(MIN_BLOCK_TILES);
+        for first_tile in (0..count).step_by(block) {
+            let tiles = first_tile..(first_tile + block).min(count);
+            let mut panel = self.units.start / count;
+            while panel * count < self.units.end {
+                // The first and the last panel of a thread may be shared with others.
+                let from = tiles.start.max(self.units.start.saturating_sub(panel * count));
+                let to = tiles.end.min(self.units.end - panel * count);
+                // One tile is narrow enough to take some panels at a time.
+                let panels = if count == 1 { panels_for(self.x.tiles.rows).min(self.units.end - panel) } else { 1 };
+                for tile in from..to {
+                    let rows = self.x.tiles.start(tile)..self.x.tiles.start(tile + 1);
+                    for_tiles!(V, rows.len(), panels, |R, P, r, p| {
+                        self.tile::<V, R, P>(panel + p, rows.clone(), r);
+                    });
+                }
+                panel += panels;
+            }
         }
     }
 }
 
 impl<E: Element> Run<'_, E> {
-    /// R rows from `row` times P panels from `panel`.
+    /// R rows, from the `r`-th of a tile on, times P panels from `panel`.
     #[inline(always)]
-    fn tile<V: F32x16, const R: usize, const P: usize>(&mut self, panel: usize, row: usize) {
+    fn tile<V: F32x16, const R: usize, const P: usize>(&mut self, panel: usize, rows: Range<usize>, r: usize) {
         let (k, n) = (self.x.k, self.n);
-        let mut x = [std::ptr::null(); R];
-        for r in 0..R {
-            x[r] = self.x.row(row + r).as_ptr();
-        }
+        let (x, x_stride) = (self.x.tile(rows.clone()), rows.len());
+        assert!(r + R <= x_stride && x.len() == x_stride * k, "the rows lie in the tile");
         let panels = &self.panels[panel * k * LANES..(panel + P) * k * LANES];
         let mut w = [panels.as_ptr(); P];
         for p in 0..P {
@@ -146,21 +128,23 @@ impl<E: Element> Run<'_, E> {
         assert!(self.stack.len() >= self.steps.stack * R * P, "the stack has room for the program");
         let col = panel * LANES;
         let to = Target {
-            out: self.output.at((self.first_row + row) * n + col),
+            out: self.output.at((self.first_row + rows.start + r) * n + col),
             row_stride: n,
             node_stride: self.output.rows * n,
             cols: n - col,
             bias: self.output.bias.map(|bias| &bias[col..]),
         };
         let stack = self.stack.as_mut_ptr();
-        V::call(Tile::<E, R, P> { x, w, steps: self.steps, stack, to });
+        V::call(Tile::<E, R, P> { x: x[r.min(x.len())..].as_ptr(), x_stride, w, steps: self.steps, stack, to });
     }
 }
 
 /// One tile. Rows and panels must have all inputs of the program, the stack room for it, and the tile's part of
 /// the output must belong to this thread.
 struct Tile<'a, E: Element, const R: usize, const P: usize> {
-    x: [*const f32; R],
+    x: *const f32,
+    /// Rows of the tile that these rows are part of.
+    x_stride: usize,
     w: [*const E::Bits; P],
     steps: Steps<'a>,
     stack: *mut [f32; LANES],
@@ -172,10 +156,12 @@ impl<E: Element, const R: usize, const P: usize> Kernel for Tile<'_, E, R, P> {
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
+        // All rows of a tile are a constant stride apart, which the compiler should know.
+        let x_stride = if V::TILED { R } else { self.x_stride };
         // SAFETY: `Run::tile`, which alone makes tiles, takes rows and panels from slices of k inputs, to which
         // `Steps` keeps, and asserts the room on the stack; the output holds all nodes of all rows, and units
         // are divided among threads.
-        unsafe { run_program::<V, E, R, P>(self.x, self.w, self.steps, self.stack, self.to) };
+        unsafe { run_program::<V, E, R, P>(self.x, x_stride, self.w, self.steps, self.stack, self.to) };
     }
 }
 

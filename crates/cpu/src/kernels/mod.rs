@@ -9,6 +9,7 @@ pub(crate) mod logits;
 pub(crate) mod moe;
 pub(crate) mod norm;
 pub(crate) mod rope;
+pub(crate) mod rows;
 pub(crate) mod tile;
 
 use std::rc::Rc;

@@ -11,11 +11,15 @@ pub(crate) const MAX_ROWS: usize = 6;
 /// Panels of the widest tile.
 pub(crate) const MAX_PANELS: usize = 4;
 
+/// Inputs by which a prefetch of weights is ahead. Tiles of some rows read one or two panels, and with the many
+/// products between two lines the hardware alone does not look far enough; four panels of one row need no help.
+const AHEAD: usize = 64;
+
 /// The panels that a tile of `rows` rows takes: at least 8 AVX accumulators hide the latency of the FMA.
 pub(crate) const fn panels_for(rows: usize) -> usize {
     match rows {
         0 | 1 => 4,
-        2 | 3 => 2,
+        2 => 2,
         _ => 1,
     }
 }
@@ -31,7 +35,7 @@ macro_rules! for_tiles {
                 let $row = 0;
                 $panel += $crate::kernels::tile::for_tiles!(
                     @(rows, panels - $panel), $R, $P, $body,
-                    (1, 4..) 1 4, (1, 2..) 1 2, (1, _) 1 1, (2, 2..) 2 2, (2, _) 2 1, (3, 2..) 3 2, (3, _) 3 1,
+                    (1, 4..) 1 4, (1, 2..) 1 2, (1, _) 1 1, (2, 2..) 2 2, (2, _) 2 1, (3, _) 3 1,
                     (4, _) 4 1, (5, _) 5 1, (6, _) 6 1
                 );
             } else {
@@ -83,28 +87,32 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// `acc[row][panel] += Σ x[row][i] · w[panel][i]`, i ascending. `w[panel]` points at groups of 16 elements,
-/// `stride` elements apart.
+/// `acc[row][panel] += Σ x(row, i) · w(panel, i)`, i ascending. `x(row, i)` lies at `x[row] + i · x_stride`,
+/// `w(panel, i)` is a group of 16 elements at `w[panel] + i · w_stride`.
 ///
 /// # Safety
-/// All of `x[row] + inputs` and `w[panel] + inputs · stride ..+ 16` must be readable.
+/// All of these must be readable.
 #[inline(always)]
 pub(crate) unsafe fn accumulate<V: F32x16, E: Element, const R: usize, const P: usize>(
     acc: &mut [[V; P]; R],
     x: [*const f32; R],
+    x_stride: usize,
     w: [*const E::Bits; P],
-    stride: usize,
+    w_stride: usize,
     inputs: Range<usize>,
 ) {
     for i in inputs {
         let mut weights = [V::splat(0.0); P];
         for p in 0..P {
+            if R > 1 {
+                V::prefetch(w[p].wrapping_add((i + AHEAD) * w_stride).cast());
+            }
             // SAFETY: readable, by the caller's word.
-            weights[p] = E::widen(unsafe { &*w[p].add(i * stride).cast::<[E::Bits; LANES]>() });
+            weights[p] = E::widen(unsafe { &*w[p].add(i * w_stride).cast::<[E::Bits; LANES]>() });
         }
         for r in 0..R {
             // SAFETY: readable, by the caller's word.
-            let x = V::splat(unsafe { *x[r].add(i) });
+            let x = V::splat(unsafe { *x[r].add(i * x_stride) });
             for p in 0..P {
                 acc[r][p] = weights[p].fma(x, acc[r][p]);
             }
@@ -125,25 +133,31 @@ pub(crate) struct Target<'a> {
     pub(crate) bias: Option<&'a [f32]>,
 }
 
-/// Runs a program on a tile. Items are summed in registers and merged through `stack`.
+/// Runs a program on a tile. Items are summed in registers and merged through `stack`. Input i of row r
+/// is `x[i · x_stride + r]`.
 ///
 /// # Safety
-/// `x[row]` must have all inputs of the program, `w[panel]` as many groups of 16, `stack` room for
+/// `x` must have all inputs of the program, `w[panel]` as many groups of 16, `stack` room for
 /// `steps.stack · R · P` vectors of 64 bytes, and `to` must be writable for R rows of every node.
 #[inline(always)]
 pub(crate) unsafe fn run_program<V: F32x16, E: Element, const R: usize, const P: usize>(
-    x: [*const f32; R],
+    x: *const f32,
+    x_stride: usize,
     w: [*const E::Bits; P],
     steps: Steps<'_>,
     stack: *mut [f32; LANES],
     to: Target<'_>,
 ) {
     let mut depth = 0;
+    let mut rows = [x; R];
+    for r in 0..R {
+        rows[r] = x.wrapping_add(r);
+    }
     let last = steps.inputs.len().wrapping_sub(1);
     for (item, (inputs, &merges)) in steps.inputs.iter().zip(steps.merges).enumerate() {
         let mut acc = [[V::splat(0.0); P]; R];
         // SAFETY: the caller's.
-        unsafe { accumulate::<V, E, R, P>(&mut acc, x, w, LANES, inputs.clone()) };
+        unsafe { accumulate::<V, E, R, P>(&mut acc, rows, x_stride, w, LANES, inputs.clone()) };
         for _ in 0..merges {
             depth -= 1;
             for r in 0..R {

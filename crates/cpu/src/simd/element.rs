@@ -69,7 +69,11 @@ impl Element for Bf16 {
     }
     fn narrow(from: &[f32], to: &mut [u16]) {
         for (from, to) in from.iter().zip(to) {
-            *to = bf16::from_f32(*from).to_bits();
+            // Without branches, so that it becomes vectors. A NaN stays one.
+            let bits = from.to_bits();
+            let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16;
+            let quiet = (bits >> 16) | 0x40;
+            *to = if from.is_nan() { quiet } else { rounded } as u16;
         }
     }
     #[inline(always)]
