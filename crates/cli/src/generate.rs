@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -110,7 +111,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let name = model.name.clone();
     let mut engine = model.load(&options)?;
     let mut texts: Vec<Option<Text>> = match &tokenizer {
-        Some(tokenizer) => requests.iter().map(|_| Some(Text::new(tokenizer, &args.stop))).collect(),
+        Some(tokenizer) => requests.iter().map(|r| Some(Text::new(tokenizer, &args.stop, &r.prompt))).collect(),
         None => requests.iter().map(|_| None).collect(),
     };
     let streamed = !args.json && requests.len() == 1;
@@ -223,7 +224,7 @@ impl GenerateArgs {
             // A template writes the special tokens itself.
             true => {
                 let message = Message { role: "user".into(), content: text.clone() };
-                let rendered = tokenizer.chat_template()?.render(&[message], true, &Map::new())?;
+                let rendered = tokenizer.chat_template(false)?.render(&[message], true, &Map::new())?;
                 Ok(tokenizer.encode(&rendered, false)?)
             }
             false => Ok(tokenizer.encode(text, true)?),
@@ -247,9 +248,9 @@ struct Text {
 }
 
 impl Text {
-    fn new(tokenizer: &Tokenizer, stop: &[String]) -> Self {
-        let (decoder, stop) = (StreamDecoder::new(tokenizer, true), StopMatcher::new(stop));
-        Text { decoder, stop, all: String::new(), ended: false }
+    fn new(tokenizer: &Arc<Tokenizer>, stop: &[String], prompt: &[u32]) -> Self {
+        let decoder = StreamDecoder::after_prompt(tokenizer.clone(), true, prompt);
+        Text { decoder, stop: StopMatcher::new(stop), all: String::new(), ended: false }
     }
 
     /// The text that is certain now and wasn't before.
@@ -261,10 +262,12 @@ impl Text {
     }
 
     fn take(&mut self, piece: &str) -> String {
-        let found = self.stop.push(piece);
-        self.ended |= found.stopped;
-        self.all += &found.text;
-        found.text
+        let text = self.stop.push(piece).unwrap_or_else(|stopped| {
+            self.ended = true;
+            stopped.text
+        });
+        self.all += &text;
+        text
     }
 
     /// What was held back.
@@ -272,7 +275,7 @@ impl Text {
         if self.ended {
             return String::new();
         }
-        let rest = self.decoder.finish();
+        let rest = self.decoder.finish().unwrap_or_default();
         let mut text = self.take(&rest);
         if !self.ended {
             let held = self.stop.finish();

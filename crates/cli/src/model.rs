@@ -1,9 +1,10 @@
 //! The model that a command works on: where it is, its configuration, its weights, its tokenizer.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use checkpoint::{Checkpoint, WeightSource, config_file, generation_config_file, hub, json_bytes};
-use engine::text::Tokenizer;
+use engine::text::{TextError, Tokenizer};
 use engine::{Engine, EngineOptions};
 use model::ModelConfig;
 use tensor::DType;
@@ -35,13 +36,12 @@ pub struct OpenModel {
     /// Its configuration.
     pub config: ModelConfig,
     source: WeightSource,
-    place: Place,
-    tokenizer: Result<Tokenizer, String>,
+    tokenizer: Result<Arc<Tokenizer>, TextError>,
 }
 
 /// A model's name and configuration, without its weights. Takes a config.json itself, too.
 pub fn read_config(args: &ModelArgs) -> Result<(String, ModelConfig), CliError> {
-    let (name, place) = locate(args)?;
+    let (name, place) = locate(args, false)?;
     let config = parse_config(&place)?;
     Ok((name, config))
 }
@@ -49,7 +49,7 @@ pub fn read_config(args: &ModelArgs) -> Result<(String, ModelConfig), CliError> 
 impl OpenModel {
     /// Finds a model, downloads it if it must be, and reads all but its weights.
     pub fn open(args: &ModelArgs) -> Result<Self, CliError> {
-        let (name, place) = locate(args)?;
+        let (name, place) = locate(args, args.load_format != LoadFormat::Random)?;
         let config = parse_config(&place)?;
         let source = match (args.load_format, &place) {
             (LoadFormat::Random, _) => {
@@ -63,20 +63,19 @@ impl OpenModel {
             Place::Demo => Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG), None),
             Place::Dir(dir) => Tokenizer::from_dir(dir),
         };
-        Ok(OpenModel { name, config, source, place, tokenizer: tokenizer.map_err(|e| e.to_string()) })
+        Ok(OpenModel { name, config, source, tokenizer: tokenizer.map(Arc::new) })
     }
 
     /// The tokenizer.
     ///
     /// # Errors
     /// There is none, or it can't be used.
-    pub fn tokenizer(&self) -> Result<&Tokenizer, CliError> {
-        self.tokenizer.as_ref().map_err(|e| CliError::Usage(e.clone()))
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>, CliError> {
+        Ok(self.tokenizer.as_ref().map_err(TextError::clone)?)
     }
 
     /// Loads the weights over the ranks, with a progress bar.
     pub fn load(self, options: &EngineOptions) -> Result<Engine, CliError> {
-        let _ = self.place;
         let bar = bytes_bar("loading", 0);
         let progress = |done: u64, total: u64| {
             bar.set_length(total);
@@ -88,9 +87,13 @@ impl OpenModel {
     }
 }
 
-fn locate(args: &ModelArgs) -> Result<(String, Place), CliError> {
+fn locate(args: &ModelArgs, weights: bool) -> Result<(String, Place), CliError> {
     let Some(model) = &args.model else { return Ok((demo::NAME.into(), Place::Demo)) };
-    let dir = hub::resolve(model, &hub::HubConfig::from_env(), &mut DownloadBar::default())?;
+    let (hub_config, mut bar) = (hub::HubConfig::from_env(), DownloadBar::default());
+    let dir = match weights {
+        true => hub::resolve(model, &hub_config, &mut bar)?,
+        false => hub::resolve_without_weights(model, &hub_config, &mut bar)?,
+    };
     Ok((model.clone(), Place::Dir(dir)))
 }
 

@@ -14,7 +14,11 @@ fn tree(k: usize, leaf: usize) -> Program {
     let items = k / leaf;
     Program { inputs: (0..items).map(|i| i * leaf..(i + 1) * leaf).collect(), merges: (1..=items as u32).map(u32::trailing_zeros).collect(), nodes: vec![0] }
 }
-fn best(n: usize, mut f: impl FnMut()) -> f64 { (0..n).map(|_| { let t = cpu_s(); f(); cpu_s() - t }).fold(f64::MAX, f64::min) }
+fn best(n: usize, mut f: impl FnMut()) -> f64 {
+    let mut reps = 1;
+    loop { let t = std::time::Instant::now(); for _ in 0..reps { f() } if t.elapsed().as_secs_f64() > 0.1 { break } reps *= 2; }
+    (0..n.min(4)).map(|_| { let t = cpu_s(); for _ in 0..reps { f() } cpu_s() - t }).fold(f64::MAX, f64::min) / reps as f64
+}
 fn main() {
     let fma = fma_rate(&LimitsConfig { repeats: 15, ..LimitsConfig::new(1) });
     let b = best(5, || { fma_rate(&LimitsConfig { repeats: 1, ..LimitsConfig::new(1) }); });

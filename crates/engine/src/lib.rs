@@ -7,7 +7,7 @@ mod launch;
 mod options;
 mod sampler;
 mod sampling;
-//pub mod text;
+pub mod text;
 mod worker;
 
 pub use engine::{Completion, Engine, FinishReason, GenerateRequest, Timing};

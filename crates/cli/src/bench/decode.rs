@@ -10,7 +10,7 @@ use model::{Decoder, KvCache, Layout, Loader, ModelConfig, Rank, TpPlan};
 use serde_json::{Value, json};
 use tensor::{Cost, KV_BLOCK, SequenceSpan, StepMeta};
 
-use super::median;
+use super::limits::{BUFFER_BYTES, config as limits_config};
 use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options};
 use crate::error::CliError;
 use crate::model::OpenModel;
@@ -61,7 +61,7 @@ struct Candidate {
     runs: Vec<Run>,
 }
 
-/// One run, beside the limits measured just before it.
+/// One run, beside the limits measured around it.
 struct Run {
     timing: Timing,
     bandwidth: f64,
@@ -91,7 +91,6 @@ pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
             })
             .collect(),
     };
-    let memory = limits::Memory::new();
     let mut work = None;
     let mut candidates = Vec::new();
     for options in &splits {
@@ -111,16 +110,16 @@ pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
     };
     // One run each that doesn't count, with few tokens.
     let warm_up = GenerateRequest { max_tokens: 4, ..request.clone() };
+    let mut bandwidths = Vec::new();
     for candidate in &mut candidates {
         candidate.engine.generate(std::slice::from_ref(&warm_up), &mut |_, _| false)?;
+        bandwidths.push(limits::ReadBandwidth::new(&candidate.limits(), BUFFER_BYTES));
     }
     for _ in 0..args.repeats {
-        for candidate in &mut candidates {
-            let threads = (candidate.ranks * candidate.engine.threads_per_rank()).min(cpus::available().len());
-            let cores = &cpus::available()[..threads];
-            let (before, flops) = (memory.read_bandwidth(cores), limits::fma_rate(cores));
+        for (candidate, memory) in candidates.iter_mut().zip(&mut bandwidths) {
+            let (before, flops) = (memory.measure(), limits::fma_rate(&candidate.limits()));
             candidate.engine.generate(std::slice::from_ref(&request), &mut |_, _| false)?;
-            let bandwidth = before.max(memory.read_bandwidth(cores));
+            let bandwidth = (before + memory.measure()) / 2.0;
             candidate.runs.push(Run { timing: candidate.engine.timing(), bandwidth, flops });
         }
     }
@@ -134,8 +133,13 @@ pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
 }
 
 impl Candidate {
+    /// The limits of as many threads as it has, at most one per core.
+    fn limits(&self) -> limits::LimitsConfig {
+        limits_config((self.ranks * self.engine.threads_per_rank()).min(cpus::available().len()))
+    }
+
     fn row(&self, args: &DecodeArgs, work: &Work) -> Value {
-        let of_runs = |f: &dyn Fn(&Run) -> f64| median(self.runs.iter().map(f).collect());
+        let of_runs = |f: &dyn Fn(&Run) -> f64| limits::median(self.runs.iter().map(f).collect());
         let rate = |(tokens, seconds): (usize, f64)| tokens as f64 / seconds;
         let flops = |r: &Run| work.prefill_flops / r.timing.prefill.1 / (r.flops * 1e9);
         let decode = |r: &Run| rate(r.timing.decode) * work.decode_weight_bytes / (r.bandwidth * 1e9);

@@ -19,28 +19,28 @@ pub struct LimitsArgs {
     json: bool,
 }
 
+/// Bytes of the buffer that is read: far more than any cache.
+pub const BUFFER_BYTES: usize = 1 << 30;
+const REPEATS: usize = 7;
+
 pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
-    let cores = cpus::available().to_vec();
-    let memory = limits::Memory::new();
-    let mut threads = Vec::new();
-    let mut count = 1;
-    while count <= cores.len() {
-        threads.push(count);
-        count = if count * 2 > cores.len() && count < cores.len() { cores.len() } else { count * 2 };
-    }
-    let rows: Vec<_> = threads
-        .iter()
-        .map(|&n| (n, memory.read_bandwidth(&cores[..n]), limits::fma_rate(&cores[..n])))
+    let cores = cpus::available();
+    let rows: Vec<_> = thread_counts(cores.len())
+        .into_iter()
+        .map(|threads| {
+            let config = config(threads);
+            (threads, limits::read_bandwidth(&config, BUFFER_BYTES), limits::fma_rate(&config))
+        })
         .collect();
-    let pair = (cores.len() > 1).then(|| limits::core_to_core(cores[0], cores[1]));
+    let pair = cores.get(1).and_then(|&other| limits::core_to_core(cores[0], other, REPEATS));
     let mut out = std::io::stdout().lock();
     if args.json {
         let row = |(n, bandwidth, flops): &(usize, f64, f64)| {
             json!({ "threads": n, "read_gb_s": bandwidth, "fma_gflop_s": flops })
         };
-        let pair = pair.map(|p| json!({ "latency_ns": p.latency_ns, "rate_gb_s": p.rate_gb_s }));
+        let pair = pair.map(|p| json!({ "latency_ns": p.latency_ns, "rate_gb_s": p.rate_gb_per_s }));
         let rows: Vec<_> = rows.iter().map(row).collect();
-        writeln!(out, "{}", json!({ "isa": cpu::Isa::detect().name(), "rows": rows, "core_to_core": pair }))?;
+        writeln!(out, "{}", json!({ "isa": cpu::Isa::detect().to_string(), "rows": rows, "core_to_core": pair }))?;
         return Ok(());
     }
     let mut table = Table::new();
@@ -50,7 +50,19 @@ pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
     }
     writeln!(out, "{table}")?;
     if let Some(pair) = pair {
-        writeln!(out, "core to core: {:.0} ns, {:.1} GB/s", pair.latency_ns, pair.rate_gb_s)?;
+        writeln!(out, "core to core: {:.0} ns, {:.1} GB/s", pair.latency_ns, pair.rate_gb_per_s)?;
     }
     Ok(())
+}
+
+/// So many threads, each on a core of its own if there are enough.
+pub fn config(threads: usize) -> limits::LimitsConfig {
+    let cores = cpus::available().get(..threads).map(<[usize]>::to_vec);
+    limits::LimitsConfig { threads, cores, repeats: REPEATS }
+}
+
+/// 1, 2, 4, … and all.
+fn thread_counts(cores: usize) -> Vec<usize> {
+    let powers = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|&n| n < cores);
+    powers.chain([cores]).collect()
 }

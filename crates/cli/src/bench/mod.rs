@@ -22,9 +22,3 @@ pub fn run(command: &BenchCommand) -> Result<(), CliError> {
         BenchCommand::Decode(args) => decode::run(args),
     }
 }
-
-/// The middle of some numbers.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}

@@ -270,6 +270,8 @@ impl Kernel for Merge<'_, '_> {
 
 /// What a thread needs for an item.
 struct Scratch<'a> {
+    /// The queries, tile after tile, interleaved: `[head_dim][rows]` each.
+    x: &'a mut [f32],
     /// `[queries, TILE]`: scores, then weights.
     scores: &'a mut [f32],
     /// By how much a query's output shrinks in this tile.
@@ -280,15 +282,17 @@ struct Scratch<'a> {
 
 impl<'a> Scratch<'a> {
     fn len(queries: usize, head_dim: usize) -> usize {
-        queries * TILE + queries.next_multiple_of(LANES) + 2 * State::len(queries, head_dim)
+        let x = (queries * head_dim).next_multiple_of(LANES);
+        queries * TILE + x + queries.next_multiple_of(LANES) + 2 * State::len(queries, head_dim)
     }
 
     fn new(data: &'a mut [f32], queries: usize, head_dim: usize) -> Self {
         let (scores, rest) = data.split_at_mut(queries * TILE);
+        let (x, rest) = rest.split_at_mut((queries * head_dim).next_multiple_of(LANES));
         let (shrink, rest) = rest.split_at_mut(queries.next_multiple_of(LANES));
         let (segment, total) = rest.split_at_mut(State::len(queries, head_dim));
         let (segment, total) = (State::new(segment, queries, head_dim), State::new(total, queries, head_dim));
-        Scratch { scores, shrink, segment, total }
+        Scratch { x, scores, shrink, segment, total }
     }
 }
 
@@ -305,15 +309,17 @@ impl<E: Element> Kernel for Run<'_, '_, E> {
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let Scratch { scores, shrink, segment: later, total } = self.scratch;
+        let Scratch { x, scores, shrink, segment: later, total } = self.scratch;
         let mut walk = Walk::<E> {
             job: self.job,
             item: self.item,
             heads: self.job.heads_of(self.item.kv_head),
+            x,
             scores,
             shrink,
             of: PhantomData,
         };
+        walk.interleave_queries();
         total.clear();
         for (i, segment) in self.item.segments.clone().enumerate() {
             if i == 0 {
@@ -332,6 +338,7 @@ struct Walk<'a, E> {
     job: Job<'a>,
     item: &'a Item,
     heads: Range<usize>,
+    x: &'a mut [f32],
     scores: &'a mut [f32],
     shrink: &'a mut [f32],
     of: PhantomData<E>,
@@ -356,6 +363,29 @@ impl<E: Element> Walk<'_, E> {
         from..seen.end.saturating_sub(tile * TILE).clamp(from, TILE)
     }
 
+    /// Whether all queries see all positions of a tile.
+    #[inline(always)]
+    fn all_visible(&self, tile: usize) -> bool {
+        self.visible(0, tile).end == TILE && self.visible(self.queries() - 1, tile).start == 0
+    }
+
+    fn interleave_queries(&mut self) {
+        let head_dim = self.job.spec.head_dim;
+        let tiles = Tiles::of(self.queries());
+        for t in 0..tiles.count {
+            let (query, end) = (tiles.start(t), tiles.start(t + 1));
+            for q in query..end {
+                let head = self.heads.start + q % self.heads.len();
+                let at = self.row(q) * self.job.spec.qkv_cols() + head * head_dim;
+                let from = &self.job.qkv[at..at + head_dim];
+                let to = &mut self.x[query * head_dim..end * head_dim];
+                for (to, from) in to[q - query..].iter_mut().step_by(end - query).zip(from) {
+                    *to = *from;
+                }
+            }
+        }
+    }
+
     #[inline(always)]
     fn segment<V: F32x16>(&mut self, segment: usize, state: &mut State<'_>) {
         let position = |row| self.job.position(self.item.sequence, row);
@@ -367,16 +397,21 @@ impl<E: Element> Walk<'_, E> {
         for tile in first / TILE..end.div_ceil(TILE) {
             let from = first.saturating_sub(tile * TILE) / KV_BLOCK;
             let to = (end - tile * TILE).min(TILE).div_ceil(KV_BLOCK);
+            let all = self.all_visible(tile);
             self.scores::<V>(tile, from..to);
             for query in 0..self.queries() {
-                let seen = self.visible(query, tile);
+                let seen = if all { 0..TILE } else { self.visible(query, tile) };
                 if !seen.is_empty() {
                     let (m, l, _) = state.query(query);
                     let scores = &mut self.scores[query * TILE..(query + 1) * TILE];
                     self.shrink[query] = softmax::<V>(scores, seen, self.job.spec, m, l);
                 }
             }
-            self.values::<V>(tile, state);
+            if all {
+                self.values_of_some::<V>(tile, 0..self.queries(), 0..TILE, state);
+            } else {
+                self.values_of_all::<V>(tile, state);
+            }
         }
     }
 
@@ -387,26 +422,35 @@ impl<E: Element> Walk<'_, E> {
         for t in 0..tiles.count {
             let (query, end) = (tiles.start(t), tiles.start(t + 1));
             for_tiles!(V, end - query, blocks.len(), |R, P, r, p| {
-                self.scores_tile::<V, R, P>(tile, query + r, blocks.start + p)
+                self.scores_tile::<V, R, P>(tile, query..end, r, blocks.start + p)
             });
         }
     }
 
+    /// R queries, from the `r`-th of some that are interleaved on, times P blocks.
     #[inline(always)]
-    fn scores_tile<V: F32x16, const R: usize, const P: usize>(&mut self, tile: usize, query: usize, block: usize) {
+    fn scores_tile<V: F32x16, const R: usize, const P: usize>(
+        &mut self,
+        tile: usize,
+        queries: Range<usize>,
+        r: usize,
+        block: usize,
+    ) {
         let head_dim = self.job.spec.head_dim;
-        let mut x: [&[f32]; R] = [&[]; R];
-        for r in 0..R {
-            let head = self.heads.start + (query + r) % self.heads.len();
-            let at = self.row(query + r) * self.job.spec.qkv_cols() + head * head_dim;
-            x[r] = &self.job.qkv[at..at + head_dim];
-        }
-        let mut keys: [&[E::Bits]; P] = [&[]; P];
+        let (mut keys, mut values): ([&[E::Bits]; P], [&[E::Bits]; P]) = ([&[]; P], [&[]; P]);
         for p in 0..P {
-            keys[p] = self.job.kv.keys::<E>(self.block(tile, block + p), self.item.kv_head);
+            let id = self.block(tile, block + p);
+            keys[p] = self.job.kv.keys::<E>(id, self.item.kv_head);
+            values[p] = self.job.kv.values::<E>(id, self.item.kv_head);
         }
-        let scores = &mut self.scores[query * TILE + block * KV_BLOCK..];
-        V::call(Scores::<E, R, P> { x, keys, scores });
+        V::call(Scores::<E, R, P> {
+            x: &self.x[queries.start * head_dim..queries.end * head_dim],
+            x_stride: queries.len(),
+            r,
+            keys,
+            values,
+            scores: &mut self.scores[(queries.start + r) * TILE + block * KV_BLOCK..],
+        });
     }
 
     #[inline(always)]
@@ -414,27 +458,38 @@ impl<E: Element> Walk<'_, E> {
         self.job.sequences[self.item.sequence].block_table[tile * BLOCKS + block]
     }
 
-    /// Adds a tile's weighted values to the queries that see some of them.
+    /// Adds a tile's weighted values to the queries that see some of them; queries that see the same together.
     #[inline(always)]
-    fn values<V: F32x16>(&mut self, tile: usize, state: &mut State<'_>) {
+    fn values_of_all<V: F32x16>(&mut self, tile: usize, state: &mut State<'_>) {
         let queries = self.queries();
         let mut query = 0;
         while query < queries {
             let seen = self.visible(query, tile);
-            let mut same = 1;
-            while query + same < queries && self.visible(query + same, tile) == seen {
-                same += 1;
+            let mut end = query + 1;
+            while end < queries && self.visible(end, tile) == seen {
+                end += 1;
             }
             if !seen.is_empty() {
-                let tiles = Tiles::of(same);
-                for t in 0..tiles.count {
-                    let (start, end) = (query + tiles.start(t), query + tiles.start(t + 1));
-                    for_tiles!(V, end - start, state.width / LANES, |R, P, r, group| {
-                        self.values_tile::<V, R, P>(tile, start + r, group, seen.clone(), state)
-                    });
-                }
+                self.values_of_some::<V>(tile, query..end, seen, state);
             }
-            query += same;
+            query = end;
+        }
+    }
+
+    #[inline(always)]
+    fn values_of_some<V: F32x16>(
+        &mut self,
+        tile: usize,
+        queries: Range<usize>,
+        seen: Range<usize>,
+        state: &mut State<'_>,
+    ) {
+        let tiles = Tiles::of(queries.len());
+        for t in 0..tiles.count {
+            let (start, end) = (queries.start + tiles.start(t), queries.start + tiles.start(t + 1));
+            for_tiles!(V, end - start, state.width / LANES, |R, P, r, group| {
+                self.values_tile::<V, R, P>(tile, start + r, group, seen.clone(), state)
+            });
         }
     }
 
@@ -448,13 +503,19 @@ impl<E: Element> Walk<'_, E> {
         state: &mut State<'_>,
     ) {
         let mut values: [&[E::Bits]; BLOCKS] = [&[]; BLOCKS];
+        let mut next: [&[E::Bits]; BLOCKS] = [&[]; BLOCKS];
+        let table = &self.job.sequences[self.item.sequence].block_table;
         for block in seen.start / KV_BLOCK..seen.end.div_ceil(KV_BLOCK) {
-            values[block] = self.job.kv.values::<E>(self.block(tile, block), self.item.kv_head);
+            let at = tile * BLOCKS + block;
+            values[block] = self.job.kv.values::<E>(table[at], self.item.kv_head);
+            let next_block = table.get(at + BLOCKS).unwrap_or(&table[at]);
+            next[block] = self.job.kv.keys::<E>(*next_block, self.item.kv_head);
         }
         V::call(Values::<E, R, P> {
             weights: &self.scores[query * TILE..(query + R) * TILE],
             shrink: &self.shrink[query..query + R],
             values,
+            next,
             width: state.width,
             first: group * LANES,
             seen,
@@ -465,8 +526,13 @@ impl<E: Element> Walk<'_, E> {
 
 /// The scores of R queries for P blocks.
 struct Scores<'a, E: Element, const R: usize, const P: usize> {
-    x: [&'a [f32]; R],
+    /// `[head_dim, x_stride]`, of which columns `r..r + R` are meant.
+    x: &'a [f32],
+    x_stride: usize,
+    r: usize,
     keys: [&'a [E::Bits]; P],
+    /// Needed soon.
+    values: [&'a [E::Bits]; P],
     /// From the first query's first block on; rows of `TILE`.
     scores: &'a mut [f32],
 }
@@ -476,17 +542,19 @@ impl<E: Element, const R: usize, const P: usize> Kernel for Scores<'_, E, R, P> 
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let head_dim = self.x[0].len();
-        let (mut x, mut w) = ([std::ptr::null(); R], [std::ptr::null(); P]);
+        let head_dim = self.x.len() / self.x_stride;
+        assert!(self.r + R <= self.x_stride);
+        // All queries of a tile are a constant stride apart, which the compiler should know.
+        let x_stride = if V::TILED { R } else { self.x_stride };
+        let mut x = [std::ptr::null(); R];
         for r in 0..R {
-            x[r] = self.x[r][..head_dim].as_ptr();
+            x[r] = self.x.as_ptr().wrapping_add(self.r + r);
         }
-        for p in 0..P {
-            w[p] = self.keys[p][..head_dim * LANES].as_ptr();
-        }
+        let w = self.keys.map(|keys| keys[..head_dim * LANES].as_ptr());
+        let ahead = Some(self.values.map(<[_]>::as_ptr));
         let mut acc = [[V::splat(0.0); P]; R];
         // SAFETY: each query is head_dim long, each panel of keys head_dim groups of 16.
-        unsafe { accumulate::<V, E, R, P>(&mut acc, x, 1, w, LANES, 0..head_dim) };
+        unsafe { accumulate::<V, E, R, P>(&mut acc, x, x_stride, w, LANES, ahead, 0..head_dim) };
         for r in 0..R {
             for p in 0..P {
                 acc[r][p].store(self.scores[r * TILE + p * KV_BLOCK..].first_chunk_mut().expect("a block of scores"));
@@ -502,6 +570,8 @@ struct Values<'a, E: Element, const R: usize, const P: usize> {
     shrink: &'a [f32],
     /// `[16, width]` each.
     values: [&'a [E::Bits]; BLOCKS],
+    /// The keys of the next tile, needed soon.
+    next: [&'a [E::Bits]; BLOCKS],
     width: usize,
     /// First of the elements.
     first: usize,
@@ -526,18 +596,19 @@ impl<E: Element, const R: usize, const P: usize> Kernel for Values<'_, E, R, P> 
         }
         for block in seen.start / KV_BLOCK..seen.end.div_ceil(KV_BLOCK) {
             let values = &self.values[block][..KV_BLOCK * width];
-            let (mut x, mut w) = ([std::ptr::null(); R], [std::ptr::null(); P]);
+            let (mut x, mut w, mut ahead) = ([std::ptr::null(); R], [std::ptr::null(); P], [std::ptr::null(); P]);
             for r in 0..R {
                 x[r] = self.weights[r * TILE + block * KV_BLOCK..].as_ptr();
             }
             for p in 0..P {
                 w[p] = values[first + p * LANES..].as_ptr();
+                ahead[p] = self.next[block].as_ptr().wrapping_add(first + p * LANES);
             }
             let from = seen.start.saturating_sub(block * KV_BLOCK);
             let to = (seen.end - block * KV_BLOCK).min(KV_BLOCK);
             // SAFETY: 16 weights per query and block; 16 rows of values, `width` apart, with P groups from
             // `first` on in each.
-            unsafe { accumulate::<V, E, R, P>(&mut acc, x, 1, w, width, from..to) };
+            unsafe { accumulate::<V, E, R, P>(&mut acc, x, 1, w, width, Some(ahead), from..to) };
         }
         for r in 0..R {
             for p in 0..P {
@@ -569,8 +640,10 @@ fn softmax<V: F32x16>(
         if let Some(cap) = spec.softcap {
             s = soft_cap(s, cap);
         }
-        let Range { start, end } = lanes(group);
-        s = s.keep(start, end, V::splat(f32::NEG_INFINITY));
+        let lanes = lanes(group);
+        if lanes.len() < LANES {
+            s = s.keep(lanes.start, lanes.end, V::splat(f32::NEG_INFINITY));
+        }
         max = s.max(max);
         s.store(&mut groups[group]);
     }
@@ -578,8 +651,11 @@ fn softmax<V: F32x16>(
     let shrink = if *l == 0.0 { 0.0 } else { math::exp(*m - new) };
     let mut sum = V::splat(0.0);
     for group in seen.start / LANES..seen.end.div_ceil(LANES) {
-        let Range { start, end } = lanes(group);
-        let weights = math::exp(V::load(&groups[group]).sub(V::splat(new))).keep(start, end, V::splat(0.0));
+        let lanes = lanes(group);
+        let mut weights = math::exp(V::load(&groups[group]).sub(V::splat(new)));
+        if lanes.len() < LANES {
+            weights = weights.keep(lanes.start, lanes.end, V::splat(0.0));
+        }
         sum = sum.add(weights);
         weights.store(&mut groups[group]);
     }

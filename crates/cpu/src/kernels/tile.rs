@@ -87,8 +87,10 @@ impl<'a> Steps<'a> {
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 /// `acc[row][panel] += Σ x(row, i) · w(panel, i)`, i ascending. `x(row, i)` lies at `x[row] + i · x_stride`,
-/// `w(panel, i)` is a group of 16 elements at `w[panel] + i · w_stride`.
+/// `w(panel, i)` is a group of 16 elements at `w[panel] + i · w_stride`. What lies likewise at `ahead` is fetched to
+/// the cache.
 ///
 /// # Safety
 /// All of these must be readable.
@@ -99,13 +101,14 @@ pub(crate) unsafe fn accumulate<V: F32x16, E: Element, const R: usize, const P: 
     x_stride: usize,
     w: [*const E::Bits; P],
     w_stride: usize,
+    ahead: Option<[*const E::Bits; P]>,
     inputs: Range<usize>,
 ) {
     for i in inputs {
         let mut weights = [V::splat(0.0); P];
         for p in 0..P {
-            if R > 1 {
-                V::prefetch(w[p].wrapping_add((i + AHEAD) * w_stride).cast());
+            if let Some(ahead) = ahead {
+                V::prefetch(ahead[p].wrapping_add(i * w_stride).cast());
             }
             // SAFETY: readable, by the caller's word.
             weights[p] = E::widen(unsafe { &*w[p].add(i * w_stride).cast::<[E::Bits; LANES]>() });
@@ -153,11 +156,12 @@ pub(crate) unsafe fn run_program<V: F32x16, E: Element, const R: usize, const P:
     for r in 0..R {
         rows[r] = x.wrapping_add(r);
     }
+    let ahead = (R > 1).then(|| w.map(|w| w.wrapping_add(AHEAD * LANES)));
     let last = steps.inputs.len().wrapping_sub(1);
     for (item, (inputs, &merges)) in steps.inputs.iter().zip(steps.merges).enumerate() {
         let mut acc = [[V::splat(0.0); P]; R];
         // SAFETY: the caller's.
-        unsafe { accumulate::<V, E, R, P>(&mut acc, rows, x_stride, w, LANES, inputs.clone()) };
+        unsafe { accumulate::<V, E, R, P>(&mut acc, rows, x_stride, w, LANES, ahead, inputs.clone()) };
         for _ in 0..merges {
             depth -= 1;
             for r in 0..R {

@@ -48,7 +48,7 @@ pub(super) fn environment() -> Environment<'static> {
         functions::dict(value, update_with)
     });
     // None of these is Jinja's; each makes more than it is given.
-    env.remove_function("debug");
+    env.remove_global("debug");
     ["chain", "zip", "pprint"].iter().for_each(|name| env.remove_filter(name));
 
     add_payments(&mut env);
@@ -186,14 +186,9 @@ pub(super) fn replace(
 }
 
 /// Jinja's `indent(width=4, first=False, blank=False)`; the width may be the text itself.
-fn indent(
-    state: &State,
-    value: Value,
-    width: Option<Value>,
-    first: Option<bool>,
-    blank: Option<bool>,
-    kwargs: Kwargs,
-) -> Result<String, Error> {
+fn indent(state: &State, value: Value, args: Rest<Value>) -> Result<String, Error> {
+    type Args = (Option<Value>, Option<bool>, Option<bool>, Kwargs);
+    let (width, first, blank, kwargs): Args = from_args(&args)?;
     let width = width.or(kwargs.get("width")?);
     let first = first.or(kwargs.get("first")?).unwrap_or(false);
     let blank = blank.or(kwargs.get("blank")?).unwrap_or(false);

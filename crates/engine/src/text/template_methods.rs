@@ -87,16 +87,19 @@ fn string_method(
                 None => text.rsplit(separator).collect(),
             };
             pieces.reverse();
-            Value::from(pieces)
+            pieces.into_iter().map(Value::from).collect()
         }
         "partition" | "rpartition" => {
             let (separator,): (&str,) = from_args(args)?;
-            let (from_left, none) = match name {
+            let (pair, none) = match name {
                 "partition" => (text.split_once(separator), [text, "", ""]),
                 _ => (text.rsplit_once(separator), ["", "", text]),
             };
-            let parts = from_left.map_or(none, |(before, after)| [before, separator, after]);
-            Value::from(parts.to_vec())
+            let parts = match pair {
+                Some((before, after)) => [before, separator, after],
+                None => none,
+            };
+            parts.into_iter().map(Value::from).collect()
         }
         _ => unknown_method_callback(state, value, name, args)?,
     })
