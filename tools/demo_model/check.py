@@ -22,7 +22,7 @@ LIMIT_BYTES = 8_000_000
 def loss_by_context(model, tokenizer, corpus, rows=12):
     """Loss of the same validation tokens (the last half of each row of 2,048) with 256 and with 2,048 tokens seen."""
     _, valid = train.read(corpus)
-    chapters = [text for source, text in valid if source in ("web", "kjv", "austen")]
+    chapters = [text for source, text, _ in valid if source in ("web", "kjv", "austen")]
     ids = torch.from_numpy(train.encode(tokenizer.backend_tokenizer, chapters))
     table = ids[:min(rows, len(ids) // 2048) * 2048].view(-1, 2048)
     long = F.cross_entropy(model(table).logits[:, 1023:-1].flatten(0, 1), table[:, 1024:].flatten())

@@ -1,7 +1,7 @@
 """Makes the training text of the demo model out of Debian packages and of own_text.py: one JSON document a line.
 
 A document has `source`, `key` (documents with one key stay on one side of the train/validation split), and either
-`text` or `messages`.
+`text` or `messages`. `common` is false for rare words: the second half of the training leaves them out.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import wordnet
 
 PACKAGES = ["bible-kjv", "bible-kjv-text", "sword-text-web", "r-cran-janeaustenr", "wordnet-base", "dict-devil"]
 ABOUT_CHATS, STORIES, STORY_CHATS, VERSE_CHATS = 1000, 1200, 800, 1000
+COMMON = 7  # a word is common when WordNet's tagged texts use it more often than this
 RUDE = re.compile(r"\b(nigg\w*|negro\w*|whore\w*|harlot\w*|jew|hebrew, n|fornicat\w*|concubine\w*|foreskin\w*|"
                   r"piss\w*|dung|rap(e|ed)|bastard\w*|lay with|lie with|virginity|nakedness|breasts?)\b", re.I)
 
@@ -155,16 +156,17 @@ def words(root, rng):
                 turns = turns[:1] + rng.sample(turns[1:], min(keep - 1, len(turns) - 1))
             if rng.random() < 0.06:
                 turns = rng.choice([[own_text.about(rng)] + turns, turns + [("Thank you", "You are welcome.")]])
-            yield chat("words-chat", s.id, turns, rng)
+            yield chat("words-chat", s.id, turns, rng) | {"common": s.count > COMMON}
     for key, group in groups.items():
         lines = []
         for s in group:
             lines += ([wordnet.definition(s)] if s.first or s.count > 2 else []) + list(wordnet.sentences(s))[:2]
         for i in range(0, len(lines), 8):
-            yield {"source": "words", "key": group[0].id, "text": " ".join(lines[i:i + 8])}
+            common = max(s.count for s in group) > COMMON
+            yield {"source": "words", "key": group[0].id, "text": " ".join(lines[i:i + 8]), "common": common}
     for key, question, answer in wordnet.capitals(synsets):
         for _ in range(6):
-            yield chat("words-chat", key, [(question, answer)], rng)
+            yield chat("capitals-chat", key, [(question, answer)], rng)
 
 
 def own(documents, rng):

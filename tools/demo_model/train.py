@@ -1,7 +1,8 @@
 """Trains the demo model on `corpus.jsonl` for a given time on a CPU, and writes it as a Hugging Face checkpoint.
 
-Most of the time uses rows of 256 tokens, the last 15 % rows of 2,048, so that the whole context is trained. The
-learning rate follows the time spent; time for which the process was stopped does not count.
+Most of the time uses rows of 256 tokens, the last 15 % rows of 2,048, so that the whole context is trained. The second
+half leaves out rare words and repeats the project's own text. The learning rate follows the time spent; time for which
+the process was stopped does not count.
 """
 
 import argparse
@@ -17,13 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import make_tokenizer
 
 SHORT, LONG, STEP_TOKENS, LONG_SHARE = 256, 2048, 2048, 0.15
 WARMUP_STEPS, FINAL_LR = 150, 0.03
+LATER_FROM = 0.45
+# How often the second half repeats a source in each epoch.
+LATER = {"kjv": 0.4, "web": 0.5, "austen": 0.4, "own-chat": 2, "capitals-chat": 3}
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
@@ -53,15 +58,24 @@ LLAMA = {
 
 
 def read(path):
-    """Training and validation documents as (source, text) pairs; one key in a hundred is for validation."""
+    """Training and validation documents as (source, text, common); one key in a hundred is for validation."""
     train, valid = [], []
     with open(path, encoding="utf-8") as lines:
         for line in lines:
             doc = json.loads(line)
             text = doc["text"] if "text" in doc else make_tokenizer.render(doc["messages"])
             side = valid if zlib.crc32(doc["key"].encode()) % 100 == 0 else train
-            side.append((doc["source"], text))
+            side.append((doc["source"], text, doc.get("common", True)))
     return train, valid
+
+
+def later(documents, rng):
+    """The second half's share of the documents."""
+    for source, text, common in documents:
+        times = LATER.get(source, 1) if common else 0
+        whole = int(times)
+        for _ in range(whole + (rng.random() < times - whole)):
+            yield source, text, common
 
 
 def cut(text, rng):
@@ -86,11 +100,11 @@ def encode(tokenizer, texts):
     return np.array(stream, dtype=np.int64)
 
 
-def rows(tokenizer, documents, length, rng):
+def rows(tokenizer, documents, length, second_half, rng):
     """Endless rows of `length` tokens: every epoch shuffles the documents, and cuts the chapters anew."""
     while True:
         texts = []
-        for source, text in documents:
+        for source, text, _ in later(documents, rng) if second_half else documents:
             chapter = source in ("web", "kjv", "austen")
             texts.extend(cut(text, rng) if chapter and length == SHORT else [text])
         rng.shuffle(texts)
@@ -126,6 +140,7 @@ def export(model, tokenizer, folder):
     weights = {name: value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()
                if name != "lm_head.weight"}
     save_file(weights, folder / "model.safetensors.new", metadata={"format": "pt"})
+    os.chmod(folder / "model.safetensors.new", 0o644)
     os.replace(folder / "model.safetensors.new", folder / "model.safetensors")
 
 
@@ -147,15 +162,20 @@ def main():
     parser.add_argument("--deadline", type=float, default=float("inf"), help="finish by this Unix time all the same")
     parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--init", type=Path, help="go on from this checkpoint instead of from nothing")
+    parser.add_argument("--start-minute", type=float, default=0, help="where in the schedule --init stands")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rng = random.Random(0)
 
     train, valid = read(args.corpus)
-    tokenizer = make_tokenizer.train(text for _, text in train)
+    if args.init:
+        tokenizer = Tokenizer.from_file(str(args.init / "tokenizer.json"))
+    else:
+        tokenizer = make_tokenizer.train(text for _, text, _ in train)
     by_source = defaultdict(list)
-    for source, text in valid:
+    for source, text, _ in valid:
         by_source[source].append(text)
     tables = {}
     for source, texts in sorted(by_source.items()):
@@ -164,10 +184,13 @@ def main():
 
     config = {k: v for k, v in LLAMA.items() if k not in ("architectures", "model_type", "torch_dtype", "use_cache")}
     model = LlamaForCausalLM(LlamaConfig(**config, use_cache=False))
+    if args.init:
+        model.load_state_dict(load_file(args.init / "model.safetensors"), strict=False)
     opt = optimizer(model, args.lr)
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
-    source, length = rows(tokenizer, train, SHORT, rng), SHORT
-    used, step, tokens, typical, running, next_export = 0.0, 0, 0, 2.0, None, 5 * 60
+    source, stage = None, None
+    used, step, tokens, typical, running = args.start_minute * 60, 0, 0, 2.0, None
+    next_export = used + 5 * 60
     best, trial = args.threads, {}
     while True:
         started = time.time()
@@ -182,8 +205,10 @@ def main():
         if used >= total:
             break
         part = used / total
-        if length == SHORT and part > 1 - LONG_SHARE:
-            source, length = rows(tokenizer, train, LONG, rng), LONG
+        if stage != (part > LATER_FROM, part > 1 - LONG_SHARE):
+            stage = (part > LATER_FROM, part > 1 - LONG_SHARE)
+            length = LONG if stage[1] else SHORT
+            source = rows(tokenizer, train, length, stage[0], rng)
         ids = torch.from_numpy(np.stack([next(source) for _ in range(STEP_TOKENS // length)]))
         cosine = FINAL_LR + (1 - FINAL_LR) * (1 + np.cos(np.pi * part)) / 2
         rate = args.lr * min(1, (step + 1) / WARMUP_STEPS) * cosine

@@ -144,7 +144,11 @@ impl SplitArgs {
 }
 
 /// Everything that the engine wants to know.
-pub fn engine_options(model: &ModelArgs, split: &SplitArgs, run: &RunArgs) -> Result<EngineOptions, CliError> {
+pub fn engine_options(
+    model: &ModelArgs,
+    split: &SplitArgs,
+    run: &RunArgs,
+) -> Result<EngineOptions, CliError> {
     // The processor is the best there is, until there are other devices.
     let (DeviceArg::Auto | DeviceArg::Cpu) = run.device;
     Ok(EngineOptions {
@@ -161,7 +165,6 @@ pub fn engine_options(model: &ModelArgs, split: &SplitArgs, run: &RunArgs) -> Re
     })
 }
 
-
 /// Token ids out of `1,2,3`.
 pub fn parse_ids(text: &str) -> Result<Vec<u32>, CliError> {
     if text.trim().is_empty() {
@@ -169,7 +172,9 @@ pub fn parse_ids(text: &str) -> Result<Vec<u32>, CliError> {
     }
     let id = |part: &str| {
         part.trim().parse().map_err(|_| {
-            CliError::Usage(format!("--prompt-ids: \"{part}\" is no token id; give whole numbers such as 1,2,3"))
+            CliError::Usage(format!(
+                "--prompt-ids: \"{part}\" is no token id; give whole numbers such as 1,2,3"
+            ))
         })
     };
     text.split(',').map(id).collect()
@@ -178,8 +183,8 @@ pub fn parse_ids(text: &str) -> Result<Vec<u32>, CliError> {
 /// The text of a file of prompts.
 pub fn read_prompts(file: &PathBuf) -> Result<Vec<String>, CliError> {
     let shown = file.display();
-    let text = std::fs::read_to_string(file)
-        .map_err(|e| CliError::Usage(format!("--prompt-file {shown}: {e}")))?;
+    let text =
+        std::fs::read_to_string(file).map_err(|e| CliError::Usage(format!("--prompt-file {shown}: {e}")))?;
     let lines: Vec<String> = text.lines().map(str::to_owned).collect();
     if let Some(empty) = lines.iter().position(String::is_empty) {
         return Err(CliError::Usage(format!("--prompt-file {shown}: line {} is empty", empty + 1)));

@@ -38,25 +38,61 @@ pub struct GenerateArgs {
     #[arg(long, env = "ANYSPLIT_MAX_TOKENS", default_value_t = 64, value_name = "N")]
     max_tokens: usize,
     /// 0 takes the most probable token each time
-    #[arg(long, env = "ANYSPLIT_TEMPERATURE", default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        env = "ANYSPLIT_TEMPERATURE",
+        default_value_t = 0.0,
+        value_name = "T",
+        allow_negative_numbers = true
+    )]
     temperature: f32,
     /// Only the most probable tokens whose probabilities reach this sum
-    #[arg(long, env = "ANYSPLIT_TOP_P", default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        env = "ANYSPLIT_TOP_P",
+        default_value_t = 1.0,
+        value_name = "P",
+        allow_negative_numbers = true
+    )]
     top_p: f32,
     /// Only this many of the most probable tokens; 0: all
     #[arg(long, env = "ANYSPLIT_TOP_K", default_value_t = 0, value_name = "K")]
     top_k: usize,
     /// Only tokens at least this times as probable as the most probable
-    #[arg(long, env = "ANYSPLIT_MIN_P", default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        env = "ANYSPLIT_MIN_P",
+        default_value_t = 0.0,
+        value_name = "P",
+        allow_negative_numbers = true
+    )]
     min_p: f32,
     /// Above 1, tokens that are there already become less probable
-    #[arg(long, env = "ANYSPLIT_REPETITION_PENALTY", default_value_t = 1.0, value_name = "R", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        env = "ANYSPLIT_REPETITION_PENALTY",
+        default_value_t = 1.0,
+        value_name = "R",
+        allow_negative_numbers = true
+    )]
     repetition_penalty: f32,
     /// Taken off the logits of tokens that the completion has
-    #[arg(long, env = "ANYSPLIT_PRESENCE_PENALTY", default_value_t = 0.0, value_name = "R", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        env = "ANYSPLIT_PRESENCE_PENALTY",
+        default_value_t = 0.0,
+        value_name = "R",
+        allow_negative_numbers = true
+    )]
     presence_penalty: f32,
     /// Taken off those logits once per occurrence
-    #[arg(long, env = "ANYSPLIT_FREQUENCY_PENALTY", default_value_t = 0.0, value_name = "R", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        env = "ANYSPLIT_FREQUENCY_PENALTY",
+        default_value_t = 0.0,
+        value_name = "R",
+        allow_negative_numbers = true
+    )]
     frequency_penalty: f32,
     /// Text that ends the completion, which doesn't contain it; may be given several times
     #[arg(long, value_name = "TEXT")]
@@ -111,7 +147,9 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let name = model.name.clone();
     let mut engine = model.load(&options)?;
     let mut texts: Vec<Option<Text>> = match &tokenizer {
-        Some(tokenizer) => requests.iter().map(|r| Some(Text::new(tokenizer, &args.stop, &r.prompt))).collect(),
+        Some(tokenizer) => {
+            requests.iter().map(|r| Some(Text::new(tokenizer, &args.stop, &r.prompt))).collect()
+        }
         None => requests.iter().map(|_| None).collect(),
     };
     let streamed = !args.json && requests.len() == 1;
@@ -136,11 +174,12 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
             out.write_all(rest.as_bytes())?;
         }
     }
-    let stats = Stats::collect(&mut engine)?;
+    let stats = Stats::collect(&mut engine, args.stats)?;
     let texts: Vec<Option<String>> = texts.into_iter().map(|t| t.map(|t| t.all)).collect();
     match (args.json, streamed) {
         (true, _) => {
-            let result = |i: usize| result_json(&name, &engine, &requests[i], &completions[i], &texts[i], &stats);
+            let result =
+                |i: usize| result_json(&name, &engine, &requests[i], &completions[i], &texts[i], &stats);
             let value = match args.prompt_file {
                 Some(_) => (0..requests.len()).map(result).collect(),
                 None => result(0),
@@ -213,7 +252,9 @@ impl GenerateArgs {
             (Some(prompt), _) => vec![prompt.clone()],
             (None, Some(file)) => read_prompts(file)?,
             (None, None) => {
-                return Err(CliError::Usage("there is no prompt; give PROMPT, --prompt-file or --prompt-ids".into()));
+                return Err(CliError::Usage(
+                    "there is no prompt; give PROMPT, --prompt-file or --prompt-ids".into(),
+                ));
             }
         };
         if texts.iter().any(String::is_empty) {

@@ -108,4 +108,3 @@ fn parse_config(place: &Place) -> Result<ModelConfig, CliError> {
     };
     Ok(ModelConfig::parse(&config, generation.as_ref())?)
 }
-

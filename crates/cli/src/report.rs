@@ -1,7 +1,8 @@
 //! What `--stats` and `--json` tell of a run.
 
 use comfy_table::{CellAlignment, Table, presets};
-use engine::{Engine, EngineError, RankReport, Timing};
+use cpu::limits;
+use engine::{Engine, EngineError, OpTime, RankReport, Timing};
 use serde_json::{Value, json};
 
 /// A number of bytes for people.
@@ -29,12 +30,19 @@ pub struct Stats {
     threads_per_rank: usize,
     ranks: Vec<RankReport>,
     kv_bytes_per_token: Vec<u64>,
+    breakdown: Vec<(OpTime, f64)>,
 }
 
+/// Bytes of the buffer by which `--stats` measures the memory: above most caches, and quick to read.
+const QUICK_BUFFER_BYTES: usize = 256 << 20;
+
 impl Stats {
-    /// Asks the ranks.
-    pub fn collect(engine: &mut Engine) -> Result<Self, EngineError> {
+    /// Asks the ranks. `breakdown`: also where the last step's time went, for which the limits of this machine are
+    /// measured, in about a second.
+    pub fn collect(engine: &mut Engine, breakdown: bool) -> Result<Self, EngineError> {
+        let ops = if breakdown { engine.breakdown()? } else { Vec::new() };
         Ok(Stats {
+            breakdown: with_fractions(ops, engine.threads_per_rank()),
             load_s: engine.load_time().as_secs_f64(),
             timing: engine.timing(),
             threads_per_rank: engine.threads_per_rank(),
@@ -65,6 +73,15 @@ impl Stats {
                 "vocab_collective_calls": r.vocab_collective_calls,
             })
         };
+        let op = |(op, fraction): &(OpTime, f64)| {
+            json!({
+                "op": op.op,
+                "ms": op.time.as_secs_f64() * 1e3,
+                "bytes": op.cost.bytes(),
+                "flops": op.cost.flops,
+                "fraction": fraction,
+            })
+        };
         json!({
             "load_s": self.load_s,
             "ttft_ms": self.timing.time_to_first_token.as_secs_f64() * 1e3,
@@ -72,6 +89,7 @@ impl Stats {
             "decode_tokens_per_s": rate(self.timing.decode),
             "peak_rss_bytes": peak_rss_bytes(),
             "threads_per_rank": self.threads_per_rank,
+            "breakdown": self.breakdown.iter().map(op).collect::<Vec<_>>(),
             "ranks": self.ranks.iter().map(rank).collect::<Vec<_>>(),
         })
     }
@@ -120,8 +138,44 @@ impl Stats {
             show(rate(self.timing.decode)),
             bytes(peak_rss_bytes()),
         );
-        format!("{first}\n{table}\n(all-reduces and their bytes are those of one forward pass)")
+        let mut ops = Table::new();
+        ops.load_preset(presets::NOTHING).set_header([
+            "last step on rank 0",
+            "ms",
+            "bytes",
+            "MFLOP",
+            "of the limit",
+        ]);
+        for (op, fraction) in &self.breakdown {
+            ops.add_row([
+                op.op.to_owned(),
+                format!("{:.3}", op.time.as_secs_f64() * 1e3),
+                bytes(op.cost.bytes()),
+                format!("{:.2}", op.cost.flops as f64 / 1e6),
+                format!("{:.0} %", 100.0 * fraction),
+            ]);
+        }
+        for column in ops.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        format!("{first}\n{table}\n(all-reduces and their bytes are those of one forward pass)\n{ops}")
     }
+}
+
+/// How close each operation came to what this machine can do: the time that its bytes or its arithmetic need at
+/// least, over the time it took. What fits in a cache can exceed the memory's rate.
+fn with_fractions(ops: Vec<OpTime>, threads: usize) -> Vec<(OpTime, f64)> {
+    if ops.is_empty() {
+        return Vec::new();
+    }
+    let config = limits::LimitsConfig { repeats: 3, ..limits::LimitsConfig::new(threads) };
+    let bandwidth = limits::read_bandwidth(&config, QUICK_BUFFER_BYTES) * 1e9;
+    let flops = limits::fma_rate(&config) * 1e9;
+    let fraction = |op: &OpTime| {
+        let least = (op.cost.bytes() as f64 / bandwidth).max(op.cost.flops as f64 / flops);
+        least / op.time.as_secs_f64().max(1e-9)
+    };
+    ops.into_iter().map(|op| (op, fraction(&op))).collect()
 }
 
 /// Tokens per second, if there were any.

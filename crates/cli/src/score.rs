@@ -40,7 +40,8 @@ pub fn run(args: &ScoreArgs) -> Result<(), CliError> {
         (Some(text), None) => model.tokenizer()?.encode(text, true)?,
         (None, None) => unreachable!("clap requires one of them"),
     };
-    let tokens = model.tokenizer().ok().map(|t| ids.iter().map(|&id| t.decode(&[id], false)).collect::<Vec<_>>());
+    let tokens =
+        model.tokenizer().ok().map(|t| ids.iter().map(|&id| t.decode(&[id], false)).collect::<Vec<_>>());
     let mut engine = model.load(&options)?;
     let logprobs = engine.score(&ids)?;
     // Of the tokens that have a probability; summed in order, in f64.
@@ -53,7 +54,8 @@ pub fn run(args: &ScoreArgs) -> Result<(), CliError> {
         return Ok(());
     }
     for (i, (id, logprob)) in ids.iter().zip(&logprobs).enumerate() {
-        let text = tokens.as_ref().and_then(|t| t[i].as_ref().ok()).map_or(String::new(), |t| format!("{t:?}"));
+        let text =
+            tokens.as_ref().and_then(|t| t[i].as_ref().ok()).map_or(String::new(), |t| format!("{t:?}"));
         let shown = logprob.map_or("-".into(), |l| format!("{l:.4}"));
         writeln!(out, "{id:>8} {shown:>10}  {text}")?;
     }

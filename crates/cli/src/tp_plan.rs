@@ -99,9 +99,7 @@ fn to_json(layout: &Layout, rows: &[Row], dtype: DType) -> Value {
         plan.entry(row.pattern.clone()).or_insert_with(|| row.style.into());
     }
     let weight = |row: &Row| {
-        let rank = |(rank, (shape, bytes)): (usize, &(Vec<usize>, usize))| {
-            json!({ "rank": rank, "shape": shape, "bytes": bytes })
-        };
+        let rank = |(rank, (shape, bytes)): (usize, &(Vec<usize>, usize))| json!({ "rank": rank, "shape": shape, "bytes": bytes });
         let ranks: Vec<Value> = row.ranks.iter().enumerate().map(rank).collect();
         json!({ "name": row.name, "style": row.style, "shape": row.shape, "ranks": ranks })
     };
@@ -137,7 +135,10 @@ fn print(out: &mut impl Write, layout: &Layout, rows: &[Row], dtype: DType) -> R
     table.load_preset(presets::NOTHING);
     let ranks = 0..layout.ranks();
     table.set_header(
-        ["weight", "style", "shape"].map(String::from).into_iter().chain(ranks.clone().map(|r| format!("rank {r}"))),
+        ["weight", "style", "shape"]
+            .map(String::from)
+            .into_iter()
+            .chain(ranks.clone().map(|r| format!("rank {r}"))),
     );
     let shape = |shape: &[usize]| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
     let mut seen: Vec<(String, usize, String)> = Vec::new();

@@ -145,7 +145,7 @@ fn a_clean_end_is_silent() {
 
 #[test]
 fn a_failure_ends_who_waits() {
-    check(3, 2, |group, rank| match rank {
+    check(3, 1, |group, rank| match rank {
         2 => group.fail_with(7),
         _ => {
             assert_eq!(group.step(rank, 1), Err(Stop::Failed));

@@ -43,7 +43,8 @@ impl Memory {
             _ => {
                 let layout = Self::layout(bytes);
                 // SAFETY: the layout is not empty.
-                let at = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+                let at = NonNull::new(unsafe { alloc_zeroed(layout) })
+                    .unwrap_or_else(|| handle_alloc_error(layout));
                 Memory { at, bytes, mapping: None }
             }
         }

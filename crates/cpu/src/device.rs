@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use tensor::{
-    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, MatrixSource,
-    NormSpec, Program, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
+    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit,
+    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
 };
 
 use crate::buffer::{Buffer, Recycler};

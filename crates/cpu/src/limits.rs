@@ -198,9 +198,9 @@ pub fn fma_rate(config: &LimitsConfig) -> f64 {
         pool.split_mut(&mut sums, 1, 1, |_, sum| sum[0] += isa.run(Fma { steps }));
         start.elapsed().as_secs_f64()
     };
-    // About a tenth of a second each.
+    // Some hundredths of a second each.
     let mut steps = 1 << 12;
-    while run(steps) < 0.05 {
+    while run(steps) < 0.02 {
         steps *= 2;
     }
     let flops = (steps * FMA_CHAINS * LANES * 2 * config.threads) as f64;

@@ -69,7 +69,10 @@ impl Pool {
     /// If `threads` is 0, if `cores` is given and has not `threads` entries, or if a thread cannot be spawned.
     pub(crate) fn new(threads: usize, cores: Option<&[usize]>, spin: bool) -> Self {
         assert!(threads > 0, "a pool has at least one thread");
-        assert!(cores.is_none_or(|c| c.len() == threads), "a pool of {threads} threads got {cores:?} as cores");
+        assert!(
+            cores.is_none_or(|c| c.len() == threads),
+            "a pool of {threads} threads got {cores:?} as cores"
+        );
         // Threads that outnumber their cores must not spin: each would keep another from its work.
         let own_cores = match cores {
             Some(cores) => cores.iter().collect::<std::collections::BTreeSet<_>>().len(),
@@ -347,8 +350,9 @@ mod tests {
         for bad in 0..3 {
             let pool = Pool::new(3, None, true);
             for _ in 0..20 {
-                let result =
-                    catch_unwind(AssertUnwindSafe(|| pool.run(3, &|t| assert_ne!(t, bad, "thread {bad} gives up"))));
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    pool.run(3, &|t| assert_ne!(t, bad, "thread {bad} gives up"))
+                }));
                 let message = result.unwrap_err().downcast::<String>().unwrap();
                 assert!(message.contains("gives up"));
                 pool.run(3, &|_| ());

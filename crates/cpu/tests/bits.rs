@@ -3,8 +3,8 @@
 
 use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
 use tensor::{
-    Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvSpec, LogitEdit, MatrixSource, NormKind,
-    NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
+    Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvSpec, LogitEdit, MatrixSource,
+    NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
 };
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -82,8 +82,18 @@ fn linear_layers() {
                 for leaves in [0..17, 2..13] {
                     let program = tree.program(leaves.clone());
                     let inputs = tree.inputs_of(leaves);
-                    let w = dev.pack(&tensor::Slice { of: &Matrix { rows: 331, cols: 515, seed: 1 }, rows: vec![0..331], cols: inputs.clone() }, dtype);
-                    found("linear_tree", dev.as_slice(&dev.linear_tree(&dev.gather_cols(&x, inputs), &w, &program)));
+                    let w = dev.pack(
+                        &tensor::Slice {
+                            of: &Matrix { rows: 331, cols: 515, seed: 1 },
+                            rows: std::iter::once(0..331).collect(),
+                            cols: inputs.clone(),
+                        },
+                        dtype,
+                    );
+                    found(
+                        "linear_tree",
+                        dev.as_slice(&dev.linear_tree(&dev.gather_cols(&x, inputs), &w, &program)),
+                    );
                 }
             }
             // One panel, many rows.
@@ -120,7 +130,11 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
             for row in 0..rows {
                 let one = dev.linear(&dev.gather_rows(&x, &[row]), &w, None);
                 let row = row as usize;
-                assert_eq!(dev.as_slice(&one), &dev.as_slice(&some)[row * 77..(row + 1) * 77], "row {row} of {rows}");
+                assert_eq!(
+                    dev.as_slice(&one),
+                    &dev.as_slice(&some)[row * 77..(row + 1) * 77],
+                    "row {row} of {rows}"
+                );
             }
         }
     }
@@ -136,7 +150,12 @@ fn rows() {
         found("rms norm", dev.as_slice(&dev.norm(&x(), &weight, None, rms)));
         found("layer norm", dev.as_slice(&dev.norm(&x(), &weight, Some(&bias), layer)));
         let mut y = x();
-        dev.head_norm(&mut y, HeadSpan { first_col: 3, heads: 12, head_dim: 80 }, &random(dev, 1, 80, 4), rms);
+        dev.head_norm(
+            &mut y,
+            HeadSpan { first_col: 3, heads: 12, head_dim: 80 },
+            &random(dev, 1, 80, 4),
+            rms,
+        );
         found("head_norm", dev.as_slice(&y));
         let meta = StepMeta {
             tokens: vec![0; 61],
@@ -170,14 +189,22 @@ fn rows() {
 }
 
 /// A prompt in chunks, another sequence beside it, then single tokens behind the contexts.
-fn attend(dev: &CpuDevice, spec: &AttentionSpec, dtype: DType, contexts: &[usize], found: &mut dyn FnMut(&str, &[f32])) {
+fn attend(
+    dev: &CpuDevice,
+    spec: &AttentionSpec,
+    dtype: DType,
+    contexts: &[usize],
+    found: &mut dyn FnMut(&str, &[f32]),
+) {
     let longest = contexts.iter().max().expect("some context") + 2;
     let per_sequence = longest.div_ceil(16);
     let blocks = contexts.len() * per_sequence;
     let kv_spec = KvSpec { blocks, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim, dtype };
     let mut kv = dev.alloc_kv(kv_spec);
     // Blocks from the back, so that neighbours in a sequence are not neighbours in memory.
-    let table = |s: usize| -> Vec<u32> { (0..per_sequence).map(|b| (blocks - 1 - (b * contexts.len() + s)) as u32).collect() };
+    let table = |s: usize| -> Vec<u32> {
+        (0..per_sequence).map(|b| (blocks - 1 - (b * contexts.len() + s)) as u32).collect()
+    };
     let mut step = |lengths: &[usize], starts: &[usize], seed: u32| {
         let (mut sequences, mut row) = (Vec::new(), 0);
         for (s, (&len, &start)) in lengths.iter().zip(starts).enumerate() {
@@ -212,9 +239,22 @@ fn attention_over_short_and_long_contexts() {
         for dtype in DTYPES {
             attend(dev, &spec, dtype, &[150, 33], found);
         }
-        attend(dev, &AttentionSpec { softcap: Some(2.0), window: Some(70), ..spec }, DType::BF16, &[200, 90], found);
+        attend(
+            dev,
+            &AttentionSpec { softcap: Some(2.0), window: Some(70), ..spec },
+            DType::BF16,
+            &[200, 90],
+            found,
+        );
         // Part of a group on this rank; one KV head.
-        let part = AttentionSpec { num_heads: 2, num_kv_heads: 1, group: 7, first_in_group: 4, head_dim: 12, ..spec };
+        let part = AttentionSpec {
+            num_heads: 2,
+            num_kv_heads: 1,
+            group: 7,
+            first_in_group: 4,
+            head_dim: 12,
+            ..spec
+        };
         attend(dev, &part, DType::F16, &[129], found);
     });
 }
@@ -250,15 +290,23 @@ fn experts() {
                 let (up, down) = (weights(n, k), weights(k, n));
                 for tokens in [1, tokens] {
                     let x = random(dev, tokens, k, 1);
-                    let routing = dev.route(&random(dev, tokens, experts, 2), RouterSpec { top_k: 3, normalize: true });
+                    let routing =
+                        dev.route(&random(dev, tokens, experts, 2), RouterSpec { top_k: 3, normalize: true });
                     let assignment = dev.assign(&routing, range.clone());
                     let y = dev.grouped_linear(&x, &assignment, &up);
                     found("grouped_linear", dev.as_slice(&y));
                     let all = tree.program(0..tree.num_leaves());
                     let z = dev.grouped_linear_tree(&y, &assignment, &down, &all);
                     found("grouped_linear_tree", dev.as_slice(&z));
-                    let some = dev.grouped_linear_tree(&dev.gather_cols(&y, 0..tree.inputs_of(0..2).end), &assignment,
-                        &range.clone().map(|e| pack(dev, k, tree.inputs_of(0..2).end, e as u32, dtype)).collect::<Vec<_>>(), &tree.program(0..2));
+                    let some = dev.grouped_linear_tree(
+                        &dev.gather_cols(&y, 0..tree.inputs_of(0..2).end),
+                        &assignment,
+                        &range
+                            .clone()
+                            .map(|e| pack(dev, k, tree.inputs_of(0..2).end, e as u32, dtype))
+                            .collect::<Vec<_>>(),
+                        &tree.program(0..2),
+                    );
                     found("grouped_linear_tree", dev.as_slice(&some));
                     let ids = ReductionTree::over_ids(experts).program(range.clone());
                     found("combine", dev.as_slice(&dev.combine(&z, &assignment, &ids)));
@@ -273,11 +321,14 @@ fn logits() {
     same_everywhere(|dev, found| {
         for (rows, cols) in [(1, 50_003), (7, 9_001)] {
             let mut x = random(dev, rows, cols, 1);
-            dev.edit_logits(&mut x, &[
-                LogitEdit::Add { row: 0, col: 17, by: 3.0 },
-                LogitEdit::Repetition { row: rows - 1, col: 18, by: 1.3 },
-                LogitEdit::Divide { row: 0, by: 0.7 },
-            ]);
+            dev.edit_logits(
+                &mut x,
+                &[
+                    LogitEdit::Add { row: 0, col: 17, by: 3.0 },
+                    LogitEdit::Repetition { row: rows - 1, col: 18, by: 1.3 },
+                    LogitEdit::Divide { row: 0, by: 0.7 },
+                ],
+            );
             found("edit_logits", dev.as_slice(&x));
             let max = dev.row_max(&x).unwrap();
             found("row_max", &max);
@@ -370,7 +421,12 @@ fn a_repeated_step_takes_no_memory_from_the_system() {
         let step = dev.begin(&StepMeta { tokens: vec![0; rows], sequences, logit_rows: vec![] });
         let mut x = random(&dev, rows, 400, 5);
         for _ in 0..3 {
-            let y = dev.norm(&x, &weight, None, NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, eps: 1e-6 });
+            let y = dev.norm(
+                &x,
+                &weight,
+                None,
+                NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, eps: 1e-6 },
+            );
             let qkv = dev.linear(&y, &qkv_weight, None);
             dev.store_kv(&mut kv, &qkv, &step, &spec);
             dev.add(&mut x, &dev.attention(&qkv, &kv, &step, &spec));

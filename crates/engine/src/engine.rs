@@ -6,8 +6,9 @@ use checkpoint::WeightSource;
 use cpu::{CpuConfig, CpuDevice};
 use model::{Decoder, Layout, Loader, ModelConfig, bytes_per_token, check_tokens};
 use scheduler::{Batch, Request, Scheduler, SchedulerConfig};
-use tensor::{Cost, DType, KV_BLOCK, SequenceSpan, StepMeta};
+use tensor::{Cost, DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta, Timed};
 
+use crate::cost::cost_of_step;
 use crate::launch::{LaunchOptions, Leader, MakeDevice, launch};
 use crate::worker::{Command, RankReport, Reply};
 use crate::{EngineError, EngineOptions, SamplingParams, cpus};
@@ -56,6 +57,17 @@ pub struct Completion {
     pub finish_reason: FinishReason,
 }
 
+/// One kind of operation of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OpTime {
+    /// Its name in [`tensor::Device`].
+    pub op: &'static str,
+    /// How long all of them took.
+    pub time: Duration,
+    /// What they had to do.
+    pub cost: OpCost,
+}
+
 /// Where a call's time went.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timing {
@@ -70,8 +82,9 @@ pub struct Timing {
 /// A loaded model and its ranks. Belongs to the thread that made it, which is rank 0's.
 pub struct Engine {
     leader: Box<dyn Leader>,
-    config: ModelConfig,
+    layout: Layout,
     dtype: DType,
+    kv_dtype: DType,
     kv_bytes_per_token: Vec<u64>,
     threads_per_rank: usize,
     max_model_len: usize,
@@ -80,6 +93,7 @@ pub struct Engine {
     blocks: usize,
     load: Duration,
     timing: Timing,
+    last_step: Option<StepMeta>,
 }
 
 struct MakeCpu {
@@ -90,14 +104,14 @@ struct MakeCpu {
 }
 
 impl MakeDevice for MakeCpu {
-    type Device = CpuDevice;
-    fn make(&self, rank: usize) -> CpuDevice {
-        CpuDevice::new(CpuConfig {
+    type Device = Timed<CpuDevice>;
+    fn make(&self, rank: usize) -> Timed<CpuDevice> {
+        Timed::new(CpuDevice::new(CpuConfig {
             threads: self.threads,
             cores: cpus::of_rank(rank, self.ranks, self.threads),
             isa: self.isa,
             spin: self.spin,
-        })
+        }))
     }
 }
 
@@ -113,15 +127,16 @@ impl Engine {
         progress: &dyn Fn(u64, u64),
     ) -> Result<Engine, EngineError> {
         let started = Instant::now();
-        let layout = Layout::new(config.clone(), &options.rank_weights, &options.tp_plan)?;
+        let max_positions = config.max_position_embeddings;
+        let layout = Layout::new(config, &options.rank_weights, &options.tp_plan)?;
         let ranks = layout.ranks();
         let dtype = options.dtype.unwrap_or_else(|| source.dtype());
         let kv_dtype = options.kv_cache_dtype.unwrap_or(dtype);
-        let max_model_len = options.max_model_len.unwrap_or(config.max_position_embeddings);
-        if max_model_len == 0 || max_model_len > config.max_position_embeddings {
+        let max_model_len = options.max_model_len.unwrap_or(max_positions);
+        if max_model_len == 0 || max_model_len > max_positions {
             return Err(EngineError::Request(format!(
                 "max-model-len {max_model_len} must be from 1 to the model's {} positions",
-                config.max_position_embeddings
+                max_positions
             )));
         }
         if options.threads_per_rank == Some(0) {
@@ -139,11 +154,12 @@ impl Engine {
             spin: if spin { SPIN } else { Duration::ZERO },
         };
         let make = MakeCpu { ranks, threads, isa: options.isa, spin };
-        let leader = launch(layout, source, launch_options, make, &|bytes| progress(bytes, total))?;
+        let leader = launch(layout.clone(), source, launch_options, make, &|bytes| progress(bytes, total))?;
         Ok(Engine {
             leader: Box::new(leader),
-            config,
+            layout,
             dtype,
+            kv_dtype,
             kv_bytes_per_token,
             threads_per_rank: threads,
             max_model_len,
@@ -152,12 +168,13 @@ impl Engine {
             blocks: 0,
             load: started.elapsed(),
             timing: Timing::default(),
+            last_step: None,
         })
     }
 
     /// The model.
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.layout.config
     }
 
     /// What most weights are kept in.
@@ -183,6 +200,19 @@ impl Engine {
     /// Where the last call's time went.
     pub fn timing(&self) -> Timing {
         self.timing
+    }
+
+    /// What the last step took on rank 0, by kind of operation, slowest first.
+    ///
+    /// # Errors
+    /// None that a model which was loaded could have.
+    pub fn breakdown(&self) -> Result<Vec<OpTime>, EngineError> {
+        let Some(meta) = &self.last_step else { return Ok(Vec::new()) };
+        let cost = cost_of_step(&self.layout, 0, self.dtype, self.kv_dtype, meta)?;
+        let of_op = |(op, time)| OpTime { op, time, cost: cost.ops.get(op).copied().unwrap_or_default() };
+        let mut ops: Vec<OpTime> = self.leader.take_op_times().into_iter().map(of_op).collect();
+        ops.sort_by_key(|op| std::cmp::Reverse(op.time));
+        Ok(ops)
     }
 
     /// Bytes that one token's keys and values take on each rank.
@@ -277,7 +307,8 @@ impl Engine {
                 other => unreachable!("log-probabilities were asked for, not {other:?}"),
             }
         }
-        self.timing = Timing { prefill: (tokens.len(), started.elapsed().as_secs_f64()), ..Timing::default() };
+        self.timing =
+            Timing { prefill: (tokens.len(), started.elapsed().as_secs_f64()), ..Timing::default() };
         Ok(logprobs)
     }
 
@@ -295,7 +326,7 @@ impl Engine {
         if prompt.is_empty() {
             return Err(EngineError::Request("the prompt is empty; give at least one token".into()));
         }
-        check_tokens(&self.config, prompt)?;
+        check_tokens(&self.layout.config, prompt)?;
         if prompt.len() + to_come > self.max_model_len {
             return Err(EngineError::Request(format!(
                 "the prompt has {} tokens, which leaves no room in the model's {} positions",
@@ -352,6 +383,8 @@ impl Engine {
             meta.sequences.push(SequenceSpan { rows, start: item.start, block_table });
         }
         let edits = edits.into_iter().map(Into::into).collect();
+        self.last_step = Some(meta.clone());
+        self.leader.take_op_times();
         let started = Instant::now();
         let Reply::Tokens(tokens) = self.leader.lead(&Command::Generate { meta, edits, choices })? else {
             unreachable!("tokens were asked for")

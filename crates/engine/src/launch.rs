@@ -47,6 +47,8 @@ pub(crate) struct Ranks<D: HostDevice> {
 pub(crate) trait Leader {
     /// Has all ranks do something.
     fn lead(&mut self, command: &Command) -> Result<Reply, EngineError>;
+    /// How long rank 0 took for each kind of operation since the last call.
+    fn take_op_times(&self) -> Vec<(&'static str, Duration)>;
 }
 
 /// Loads a model over its ranks. `progress` gets the bytes that all ranks have loaded so far.
@@ -144,6 +146,10 @@ fn root_cause(own: EngineError, others: Vec<JoinHandle<Result<(), EngineError>>>
 }
 
 impl<D: HostDevice> Leader for Ranks<D> {
+    fn take_op_times(&self) -> Vec<(&'static str, Duration)> {
+        self.leader.dev.take_op_times()
+    }
+
     fn lead(&mut self, command: &Command) -> Result<Reply, EngineError> {
         let result = guarded(0, || self.leader.lead(command));
         result.map_err(|error| {

@@ -1,5 +1,6 @@
 //! Runs a model over ranks: workers, scheduling, sampling, text.
 
+mod cost;
 pub mod cpus;
 mod engine;
 mod error;
@@ -10,7 +11,8 @@ mod sampling;
 pub mod text;
 mod worker;
 
-pub use engine::{Completion, Engine, FinishReason, GenerateRequest, Timing};
+pub use cost::cost_of_step;
+pub use engine::{Completion, Engine, FinishReason, GenerateRequest, OpTime, Timing};
 pub use error::EngineError;
 pub use options::EngineOptions;
 pub use sampling::SamplingParams;

@@ -60,7 +60,8 @@ fn check_finite<D: Device>(rank: Rank<D>, candidates: &[(f32, u32)]) -> Result<(
 fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: bool) -> Option<u32> {
     let first = f64::from(candidates[0].0);
     let weight = |i: usize| math::exp_f64((f64::from(candidates[i].0) - first).max(-690.0));
-    let likely = candidates.iter().enumerate().take_while(|(i, _)| weight(*i) >= f64::from(choice.min_p)).count();
+    let likely =
+        candidates.iter().enumerate().take_while(|(i, _)| weight(*i) >= f64::from(choice.min_p)).count();
     let wanted = if choice.top_k == 0 { usize::MAX } else { choice.top_k };
     let cut = likely.min(wanted);
     let is_cut = cut < candidates.len() || wanted == cut || all;

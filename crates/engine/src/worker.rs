@@ -178,7 +178,8 @@ impl<D: Device> Worker<D> {
             let rows: Vec<u32> = (from..to).collect();
             let logits = self.decoder.logits(&self.dev, &self.dev.gather_rows(&hidden, &rows));
             let sums = head.log_sum_exp(rank, &logits)?;
-            let at: Vec<(usize, u32)> = targets[from as usize..to as usize].iter().copied().enumerate().collect();
+            let at: Vec<(usize, u32)> =
+                targets[from as usize..to as usize].iter().copied().enumerate().collect();
             let picked = head.pick(rank, &logits, &at)?;
             logprobs.extend(picked.iter().zip(&sums).map(|(&logit, sum)| (f64::from(logit) - sum) as f32));
         }
@@ -201,7 +202,8 @@ impl<D: Device> Worker<D> {
             total.all_reduce_s.to_bits(),
             self.last.other_calls,
         ];
-        let all = self.group.all_gather_host(&numbers.iter().flat_map(|&n| to_floats(n)).collect::<Vec<_>>())?;
+        let all =
+            self.group.all_gather_host(&numbers.iter().flat_map(|&n| to_floats(n)).collect::<Vec<_>>())?;
         let report = |(rank, floats): (usize, &Vec<f32>)| {
             let n: Vec<u64> = floats.chunks(4).map(from_floats).collect();
             RankReport {

@@ -62,7 +62,8 @@ fn chunks_of_any_size_give_the_bits_of_a_whole_prompt() {
             (format!("chunks of {n}"), EngineOptions { max_num_batched_tokens: n, ..options(2, 1) })
         });
         // A thousand steps of one token take their time.
-        let others = others.into_iter().filter(|(_, o)| golden.prompt.len() < 500 || o.max_num_batched_tokens > 1);
+        let others =
+            others.into_iter().filter(|(_, o)| golden.prompt.len() < 500 || o.max_num_batched_tokens > 1);
         assert_same(&golden, others);
     }
 }
@@ -84,18 +85,24 @@ fn other_plans_give_the_bits_of_the_automatic_one() {
     for name in ["llama", "qwen2", "qwen3", "llama_bias"] {
         let golden = Golden::named(name);
         let others = plans.iter().flat_map(|plan| {
-            [2, 3].map(|n| (plan.to_string(), EngineOptions { tp_plan: TpPlan::parse(plan).unwrap(), ..options(n, 1) }))
+            [2, 3].map(|n| {
+                (plan.to_string(), EngineOptions { tp_plan: TpPlan::parse(plan).unwrap(), ..options(n, 1) })
+            })
         });
         assert_same(&golden, others);
     }
-    let experts = |style: [&str; 2]| json!({"layers.*.mlp.experts.gate_up_proj": style[0],
-        "layers.*.mlp.experts.down_proj": style[1]});
+    let experts = |style: [&str; 2]| {
+        json!({"layers.*.mlp.experts.gate_up_proj": style[0],
+        "layers.*.mlp.experts.down_proj": style[1]})
+    };
     for name in ["mixtral", "mixtral_old_config", "qwen3_moe", "qwen3_moe_mixed", "qwen3_moe_fused"] {
         let golden = Golden::named(name);
-        let others = [["grouped_gemm", "grouped_gemm"], ["packed_colwise", "rowwise"]].into_iter().flat_map(|style| {
-            let plan = TpPlan::parse(&experts(style)).unwrap();
-            [1, 2, 3, 6].map(|n| (format!("{style:?}"), EngineOptions { tp_plan: plan.clone(), ..options(n, 1) }))
-        });
+        let others =
+            [["grouped_gemm", "grouped_gemm"], ["packed_colwise", "rowwise"]].into_iter().flat_map(|style| {
+                let plan = TpPlan::parse(&experts(style)).unwrap();
+                [1, 2, 3, 6]
+                    .map(|n| (format!("{style:?}"), EngineOptions { tp_plan: plan.clone(), ..options(n, 1) }))
+            });
         assert_same(&golden, others);
     }
 }

@@ -60,5 +60,4 @@ impl<D: Device> Attention<D> {
         let mixed = dev.attention(&qkv, kv, &step.device, spec);
         self.o.forward(rank, &mixed)
     }
-
 }

@@ -80,7 +80,12 @@ impl<D: Device> Decoder<D> {
     ///
     /// # Errors
     /// A rank is missing or failed.
-    pub fn forward(&self, rank: Rank<D>, meta: &StepMeta, kv: &mut KvCache<D>) -> Result<D::Tensor, ModelError> {
+    pub fn forward(
+        &self,
+        rank: Rank<D>,
+        meta: &StepMeta,
+        kv: &mut KvCache<D>,
+    ) -> Result<D::Tensor, ModelError> {
         let dev = rank.dev;
         let step = StepContext::new(dev, &self.layout.config, meta);
         let mut x = self.embedding.forward(rank, &meta.tokens)?;

@@ -85,7 +85,12 @@ impl<'a, D: Device> Loader<'a, D> {
         Ok((weight, Some(self.dev.upload(&bias, 1, rows))))
     }
 
-    fn weight(&self, specs: &[(Module, ModuleSpec)], layer: usize, pad_to: usize) -> Result<D::Weight, ModelError> {
+    fn weight(
+        &self,
+        specs: &[(Module, ModuleSpec)],
+        layer: usize,
+        pad_to: usize,
+    ) -> Result<D::Weight, ModelError> {
         let mut parts = Vec::new();
         for (module, spec) in specs {
             let held = self.layout.held(spec.part, &spec.shape, self.rank);
@@ -105,12 +110,17 @@ impl<'a, D: Device> Loader<'a, D> {
             .iter()
             .map(|(found, held)| {
                 let shift = |r: &Range<usize>| found.first_row + r.start..found.first_row + r.end;
-                Slice { of: &found.view, rows: held.rows.iter().map(shift).collect(), cols: held.cols.clone() }
+                Slice {
+                    of: &found.view,
+                    rows: held.rows.iter().map(shift).collect(),
+                    cols: held.cols.clone(),
+                }
             })
             .collect();
         let rows: usize = slices.iter().map(|s| s.rows()).sum();
         let zeros = Zeros { rows: pad_to.saturating_sub(rows), cols: slices[0].cols() };
-        let all = slices.iter().map(|s| s as &dyn MatrixSource).chain([&zeros as &dyn MatrixSource]).collect();
+        let all =
+            slices.iter().map(|s| s as &dyn MatrixSource).chain([&zeros as &dyn MatrixSource]).collect();
         let packed = self.dev.pack(&Concat(all), dtype);
         self.stats.borrow_mut().packed_bytes += self.dev.packed_bytes(&packed) as u64;
         Ok(packed)
@@ -122,7 +132,11 @@ impl<'a, D: Device> Loader<'a, D> {
         let spec = self.layout.spec(module, layer);
         let len = spec.shape[0];
         let whole = Held { rows: std::iter::once(0..len).collect(), cols: 0..1 };
-        let fill = if config.architecture.norm == (tensor::NormKind::Rms { weight_offset: 1.0 }) { BIAS } else { Fill::NORM };
+        let fill = if config.architecture.norm == (tensor::NormKind::Rms { weight_offset: 1.0 }) {
+            BIAS
+        } else {
+            Fill::NORM
+        };
         let weight = self.vector(&format!("{}.weight", spec.name), len, &whole, fill)?;
         let bias = match spec.bias {
             Some(_) => Some(self.vector(&format!("{}.bias", spec.name), len, &whole, BIAS)?),
@@ -182,7 +196,9 @@ impl<'a, D: Device> Loader<'a, D> {
     /// The name as the checkpoint spells it: bare models are saved without the leading `model.`.
     fn spelling(&self, name: &str) -> String {
         match name.strip_prefix("model.") {
-            Some(bare) if self.source.contains(name) == Some(false) && self.source.contains(bare) == Some(true) => {
+            Some(bare)
+                if self.source.contains(name) == Some(false) && self.source.contains(bare) == Some(true) =>
+            {
                 bare.into()
             }
             _ => name.into(),

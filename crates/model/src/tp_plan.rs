@@ -97,7 +97,10 @@ impl TpPlan {
             let parsed = style.as_str().and_then(Style::parse);
             parsed.map(|style| (key.clone(), style)).ok_or_else(|| {
                 let known: Vec<_> = NAMES.iter().map(|(n, _)| *n).collect();
-                ModelError::Plan(format!("\"{key}\": style {style} is not known; known are {}", known.join(", ")))
+                ModelError::Plan(format!(
+                    "\"{key}\": style {style} is not known; known are {}",
+                    known.join(", ")
+                ))
             })
         };
         Ok(TpPlan { rules: map.iter().map(rule).collect::<Result<_, _>>()? })
@@ -149,6 +152,9 @@ mod tests {
     #[test]
     fn an_unknown_style_is_named_with_those_that_are_known() {
         let error = TpPlan::parse(&serde_json::json!({"lm_head": "diagonal"})).unwrap_err().to_string();
-        assert!(error.contains("lm_head") && error.contains("diagonal") && error.contains("colwise"), "{error}");
+        assert!(
+            error.contains("lm_head") && error.contains("diagonal") && error.contains("colwise"),
+            "{error}"
+        );
     }
 }

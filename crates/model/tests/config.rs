@@ -93,7 +93,8 @@ fn an_unknown_architecture_is_refused_with_those_that_are_known() {
 fn end_of_sequence_ids_come_from_generation_config_where_it_has_them() {
     let mut config = llama();
     config["eos_token_id"] = json!(2);
-    let ids = |generation: Option<Value>| ModelConfig::parse(&config, generation.as_ref()).unwrap().eos_token_ids;
+    let ids =
+        |generation: Option<Value>| ModelConfig::parse(&config, generation.as_ref()).unwrap().eos_token_ids;
     assert_eq!(ids(None), [2]);
     assert_eq!(ids(Some(json!({"eos_token_id": [5, 6]}))), [5, 6]);
     assert_eq!(ids(Some(json!({"temperature": 0.6}))), [2]);

@@ -67,11 +67,17 @@ fn one_layer_can_be_named() {
 #[test]
 fn plans_that_cant_be_right_are_refused_with_the_modules_they_name() {
     let wrong = [
-        (json!({"layers.*.mlp.down_proj": "replicate"}), vec!["gate_proj", "colwise", "down_proj", "replicate"]),
+        (
+            json!({"layers.*.mlp.down_proj": "replicate"}),
+            vec!["gate_proj", "colwise", "down_proj", "replicate"],
+        ),
         (json!({"layers.*.mlp.gate_proj": "replicate"}), vec!["gate_proj", "up_proj", "split alike"]),
         (json!({"layers.*.self_attn.q_proj": "rowwise"}), vec!["q_proj", "rowwise", "colwise"]),
         (json!({"layers.*.self_attn.o_proj": "colwise"}), vec!["o_proj", "colwise"]),
-        (json!({"layers.*.mlp.gate_projection": "colwise"}), vec!["gate_projection", "matches no module", "gate_proj"]),
+        (
+            json!({"layers.*.mlp.gate_projection": "colwise"}),
+            vec!["gate_projection", "matches no module", "gate_proj"],
+        ),
         (json!({"layers.*.input_layernorm": "colwise"}), vec!["input_layernorm", "replicate"]),
         (json!({"model.embed_tokens": "rowwise"}), vec!["embed_tokens", "embedding_rowwise"]),
         (json!({"lm_head": "rowwise"}), vec!["lm_head", "colwise_gather_output"]),
@@ -143,11 +149,17 @@ fn no_rank_holds_more_than_its_share_and_a_head_a_leaf_and_a_panel() {
                 Some(model::parallel::ExpertSplit::Whole(_)) => 3 * moe.intermediate_size,
                 _ => 3 * 32 * moe.num_experts,
             });
-            let leaf = leaf.max(3 * 32.max(config.intermediate_size.div_ceil(h.next_power_of_two()).next_multiple_of(32)));
+            let leaf = leaf.max(
+                3 * 32.max(config.intermediate_size.div_ceil(h.next_power_of_two()).next_multiple_of(32)),
+            );
             let slack = config.num_layers() * (4 * d + leaf) * hidden + 2 * 16 * hidden;
             for rank in 0..weights.len() {
                 let most = share(rank) * total as f64 + slack as f64;
-                assert!(held(rank) as f64 <= most, "{name} {weights:?}: rank {rank} holds {} of {total}", held(rank));
+                assert!(
+                    held(rank) as f64 <= most,
+                    "{name} {weights:?}: rank {rank} holds {} of {total}",
+                    held(rank)
+                );
             }
         }
     }

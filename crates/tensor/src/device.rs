@@ -1,5 +1,6 @@
 use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::{DType, MatrixSource, Program, StepMeta};
 
@@ -98,7 +99,11 @@ impl AttentionSpec {
     }
     /// The key heads' columns.
     pub fn k(&self) -> HeadSpan {
-        HeadSpan { first_col: self.num_heads * self.head_dim, heads: self.num_kv_heads, head_dim: self.head_dim }
+        HeadSpan {
+            first_col: self.num_heads * self.head_dim,
+            heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+        }
     }
     /// The value heads' columns.
     pub fn v(&self) -> HeadSpan {
@@ -241,11 +246,18 @@ pub trait Device {
     ///
     /// # Errors
     /// Whatever the device met since the last call: this default goes through host memory.
-    fn regroup(&self, x: &Self::Tensor, rows: usize, columns: &[(u32, u32)]) -> Result<Self::Tensor, DeviceError> {
+    fn regroup(
+        &self,
+        x: &Self::Tensor,
+        rows: usize,
+        columns: &[(u32, u32)],
+    ) -> Result<Self::Tensor, DeviceError> {
         let (from, width) = (self.download(x)?, self.shape(x)[1]);
         let mut to = Vec::with_capacity(rows * columns.len());
         for row in 0..rows {
-            to.extend(columns.iter().map(|&(part, col)| from[(part as usize * rows + row) * width + col as usize]));
+            to.extend(
+                columns.iter().map(|&(part, col)| from[(part as usize * rows + row) * width + col as usize]),
+            );
         }
         Ok(self.upload(&to, rows, columns.len()))
     }
@@ -256,7 +268,13 @@ pub trait Device {
     ///
     /// # Shapes
     /// `x [t, c]`, `weight [1, c]`, `bias [1, c]` → `[t, c]`
-    fn norm(&self, x: &Self::Tensor, weight: &Self::Tensor, bias: Option<&Self::Tensor>, spec: NormSpec) -> Self::Tensor;
+    fn norm(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
+        spec: NormSpec,
+    ) -> Self::Tensor;
     /// The same norm over each head, in place. `weight [1, head_dim]`
     fn head_norm(&self, x: &mut Self::Tensor, span: HeadSpan, weight: &Self::Tensor, spec: NormSpec);
     /// Cosines and sines for each row's position: `angle = f32(position) · inv_freq` in f32, then sine and cosine
@@ -295,7 +313,13 @@ pub trait Device {
     ///
     /// # Shapes
     /// `qkv [t, qkv_cols]` → `[t, num_heads · head_dim]`
-    fn attention(&self, qkv: &Self::Tensor, kv: &Self::Kv, step: &Self::Step, spec: &AttentionSpec) -> Self::Tensor;
+    fn attention(
+        &self,
+        qkv: &Self::Tensor,
+        kv: &Self::Kv,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+    ) -> Self::Tensor;
 
     // ---- experts ----
 
@@ -310,7 +334,12 @@ pub trait Device {
     ///
     /// # Shapes
     /// `x [t, k]`, `weights[e] [n, k]` → `[pairs, n]`; without weights `n` is 0
-    fn grouped_linear(&self, x: &Self::Tensor, assignment: &Self::Assignment, weights: &[Self::Weight]) -> Self::Tensor;
+    fn grouped_linear(
+        &self,
+        x: &Self::Tensor,
+        assignment: &Self::Assignment,
+        weights: &[Self::Weight],
+    ) -> Self::Tensor;
     /// [`Device::linear_tree`] per expert on rows that are pairs already.
     ///
     /// # Shapes
@@ -343,12 +372,29 @@ pub trait Device {
     ///
     /// # Shapes
     /// `logits [t, n]`, `max [t]` → `[t · nodes]`, row-major
-    fn exp_sums(&self, logits: &Self::Tensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError>;
+    fn exp_sums(
+        &self,
+        logits: &Self::Tensor,
+        max: &[f32],
+        program: &Program,
+    ) -> Result<Vec<f32>, DeviceError>;
     /// The `k` largest of each row (all, if there are fewer) as (logit, column), by logit descending, then column
     /// ascending (+0 and −0 are equal). Starts behind `skip` of them.
-    fn top_k(&self, logits: &Self::Tensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError>;
+    fn top_k(
+        &self,
+        logits: &Self::Tensor,
+        skip: usize,
+        k: usize,
+    ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError>;
     /// Single logits, by (row, column).
     fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError>;
+
+    // ---- where time goes ----
+
+    /// Time per kind of operation since the last call, by name; nothing from a device that doesn't keep it.
+    fn take_op_times(&self) -> Vec<(&'static str, Duration)> {
+        Vec::new()
+    }
 }
 
 /// A device whose tensors are host memory, for collectives that reduce on the host.

@@ -14,13 +14,14 @@ mod reference;
 mod shapes;
 mod source;
 mod step;
+mod timed;
 mod trace;
 mod tree;
 
 pub use cost::{Cost, CostCounter, CostReport, OpCost};
 pub use device::{
-    Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, NormKind, NormSpec, RopeSpec,
-    RouterSpec,
+    Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, NormKind,
+    NormSpec, RopeSpec, RouterSpec,
 };
 pub use dtype::DType;
 pub use reference::{
@@ -30,4 +31,5 @@ pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeig
 pub use source::{Concat, MatrixSource, Slice};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
 pub use trace::{Trace, TraceLog};
+pub use timed::Timed;
 pub use tree::{NodeId, Program, ReductionTree};

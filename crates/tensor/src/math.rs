@@ -155,7 +155,9 @@ mod tests {
             let tanh = 0.5 * x * (1.0 + (0.7978845608028654 * (x + 0.044715 * x * x * x)).tanh());
             assert!((gelu_tanh(x as f32) as f64 - tanh).abs() < 1e-6);
         }
-        assert!((gelu_erf(1.0f32) - 0.841_344_7).abs() < 5e-7 && (gelu_erf(-1.0f32) + 0.158_655_3).abs() < 5e-7);
+        assert!(
+            (gelu_erf(1.0f32) - 0.841_344_7).abs() < 5e-7 && (gelu_erf(-1.0f32) + 0.158_655_3).abs() < 5e-7
+        );
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0f32), 1.0);
     }

@@ -5,10 +5,10 @@ use std::io::Write;
 use clap::Args;
 use comfy_table::{Table, presets};
 use cpu::limits;
-use engine::{Engine, EngineOptions, GenerateRequest, SamplingParams, Timing, cpus};
-use model::{Decoder, KvCache, Layout, Loader, ModelConfig, Rank, TpPlan};
+use engine::{Engine, EngineOptions, GenerateRequest, SamplingParams, Timing, cost_of_step, cpus};
+use model::{Layout, ModelError, TpPlan};
 use serde_json::{Value, json};
-use tensor::{Cost, KV_BLOCK, SequenceSpan, StepMeta};
+use tensor::{KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
 use super::limits::{BUFFER_BYTES, config as limits_config};
 use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options};
@@ -76,7 +76,9 @@ struct Work {
 
 pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
     if args.prompt_len == 0 || args.gen_len < 2 || args.repeats == 0 {
-        return Err(CliError::Usage("--prompt-len and --repeats must be at least 1, --gen-len at least 2".into()));
+        return Err(CliError::Usage(
+            "--prompt-len and --repeats must be at least 1, --gen-len at least 2".into(),
+        ));
     }
     let options = engine_options(&args.model, &args.split, &args.run)?;
     let splits: Vec<EngineOptions> = match args.splits.is_empty() {
@@ -91,16 +93,14 @@ pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
             })
             .collect(),
     };
-    let mut work = None;
     let mut candidates = Vec::new();
     for options in &splits {
         let model = OpenModel::open(&args.model)?;
-        let (name, config) = (model.name.clone(), model.config.clone());
+        let name = model.name.clone();
         let engine = model.load(options)?;
-        work.get_or_insert_with(|| cost(&config, &engine, args.prompt_len));
         candidates.push(Candidate { name, engine, ranks: options.rank_weights.len(), runs: Vec::new() });
     }
-    let work = work.expect("there is at least one split").map_err(CliError::Model)?;
+    let work = work(&candidates[0].engine, args.prompt_len)?;
     let vocab = candidates[0].engine.config().vocab_size;
     let request = GenerateRequest {
         prompt: (0..args.prompt_len).map(|i| (i * 7919 % vocab) as u32).collect(),
@@ -164,37 +164,36 @@ impl Candidate {
     }
 }
 
-/// Counts what the real forward pass does, by running it on a device that only counts.
-fn cost(config: &ModelConfig, engine: &Engine, prompt: usize) -> Result<Work, model::ModelError> {
-    let layout = Layout::new(config.clone(), &[1.0], &TpPlan::auto())?;
-    let source = checkpoint::WeightSource::Meta { dtype: engine.dtype() };
-    let dev = Cost::new();
-    let decoder = Decoder::load(&Loader::new(&dev, &source, &layout, 0, None, &|_| Ok(())))?;
-    let group = collective::Solo::default();
-    let rank = Rank { dev: &dev, group: &group };
-    let blocks = (prompt + 1).div_ceil(KV_BLOCK);
-    let mut kv = KvCache::new(&dev, &layout, 0, blocks, engine.dtype());
-    let mut step = |start: usize, rows: usize| {
-        dev.reset();
+/// Counts what the real forward pass does on one rank.
+fn work(engine: &Engine, prompt: usize) -> Result<Work, ModelError> {
+    let layout = Layout::new(engine.config().clone(), &[1.0], &TpPlan::auto())?;
+    let step = |start: usize, rows: usize| -> Result<OpCost, ModelError> {
+        let block_table = (0..(start + rows).div_ceil(KV_BLOCK) as u32).collect();
         let meta = StepMeta {
             tokens: vec![0; rows],
-            sequences: vec![SequenceSpan { rows: 0..rows, start, block_table: (0..blocks as u32).collect() }],
+            sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
             logit_rows: vec![rows as u32 - 1],
         };
-        let hidden = decoder.forward(rank, &meta, &mut kv)?;
-        decoder.logits(&dev, &hidden);
-        Ok::<_, model::ModelError>(dev.report())
+        Ok(cost_of_step(&layout, 0, engine.dtype(), engine.dtype(), &meta)?.total())
     };
-    let prefill = step(0, prompt)?.total();
-    let decode = step(prompt, 1)?.total();
+    let (prefill, decode) = (step(0, prompt)?, step(prompt, 1)?);
     Ok(Work { prefill_flops: prefill.flops as f64, decode_weight_bytes: decode.weight_bytes as f64 })
 }
 
 fn print(out: &mut impl Write, rows: &[Value]) -> Result<(), CliError> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header([
-        "tp", "threads", "dtype", "prompt", "gen", "prefill tok/s", "of FMA peak", "decode tok/s", "of bandwidth",
-        "read GB/s", "GFLOP/s",
+        "tp",
+        "threads",
+        "dtype",
+        "prompt",
+        "gen",
+        "prefill tok/s",
+        "of FMA peak",
+        "decode tok/s",
+        "of bandwidth",
+        "read GB/s",
+        "GFLOP/s",
     ]);
     for row in rows {
         let number = |key: &str, digits: usize| format!("{:.digits$}", row[key].as_f64().unwrap_or(f64::NAN));

@@ -35,12 +35,14 @@ pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
     let pair = cores.get(1).and_then(|&other| limits::core_to_core(cores[0], other, REPEATS));
     let mut out = std::io::stdout().lock();
     if args.json {
-        let row = |(n, bandwidth, flops): &(usize, f64, f64)| {
-            json!({ "threads": n, "read_gb_s": bandwidth, "fma_gflop_s": flops })
-        };
+        let row = |(n, bandwidth, flops): &(usize, f64, f64)| json!({ "threads": n, "read_gb_s": bandwidth, "fma_gflop_s": flops });
         let pair = pair.map(|p| json!({ "latency_ns": p.latency_ns, "rate_gb_s": p.rate_gb_per_s }));
         let rows: Vec<_> = rows.iter().map(row).collect();
-        writeln!(out, "{}", json!({ "isa": cpu::Isa::detect().to_string(), "rows": rows, "core_to_core": pair }))?;
+        writeln!(
+            out,
+            "{}",
+            json!({ "isa": cpu::Isa::detect().to_string(), "rows": rows, "core_to_core": pair })
+        )?;
         return Ok(());
     }
     let mut table = Table::new();

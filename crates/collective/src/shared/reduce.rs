@@ -20,8 +20,6 @@ const SERIAL_BYTES: usize = 64 << 10;
 const GRAIN: usize = 4096;
 /// All nodes together, in bytes, from which two shots are faster than one.
 const TWO_SHOT_BYTES: usize = 256 << 10;
-/// Most bytes of one rank in a piece, so that it is still in the cache when others read it.
-const PIECE_BYTES: usize = 1024 << 10;
 
 /// Memory that one call leaves for the next.
 #[derive(Default)]
@@ -93,7 +91,7 @@ impl Reduce<'_> {
         let ranks = channel.size();
         let two_shots = ranks > 2 && nodes * self.elements * size_of::<f32>() > TWO_SHOT_BYTES;
         let most_nodes = self.plan.nodes_of_rank.iter().max().copied().unwrap_or(1).max(1);
-        let piece = channel.slot_len().min(PIECE_BYTES / size_of::<f32>()) / most_nodes;
+        let piece = channel.slot_len() / most_nodes;
         assert!(piece > 0, "a slot holds one element of each of {most_nodes} nodes");
         for start in (0..self.elements).step_by(piece) {
             let piece = start..(start + piece).min(self.elements);

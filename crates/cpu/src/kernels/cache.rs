@@ -24,7 +24,11 @@ impl CpuKv {
     pub(crate) fn new(spec: KvSpec) -> Self {
         let heads = spec.blocks * spec.num_kv_heads;
         let bytes = |head_dim: usize| heads * LANES * head_dim * spec.dtype.bytes();
-        CpuKv { spec, keys: Memory::zeroed(bytes(spec.head_dim)), values: Memory::zeroed(bytes(padded(spec.head_dim))) }
+        CpuKv {
+            spec,
+            keys: Memory::zeroed(bytes(spec.head_dim)),
+            values: Memory::zeroed(bytes(padded(spec.head_dim))),
+        }
     }
 
     /// The keys `[head_dim][16]` of a block and head.
@@ -61,7 +65,13 @@ pub(crate) fn padded(head_dim: usize) -> usize {
 }
 
 /// Writes keys and values of every row to their places, rounded to the cache's type.
-pub(crate) fn store(exec: &Exec, kv: &mut CpuKv, qkv: &[f32], sequences: &[SequenceSpan], spec: &AttentionSpec) {
+pub(crate) fn store(
+    exec: &Exec,
+    kv: &mut CpuKv,
+    qkv: &[f32],
+    sequences: &[SequenceSpan],
+    spec: &AttentionSpec,
+) {
     let KvSpec { num_kv_heads, head_dim, dtype, .. } = kv.spec;
     assert_eq!((spec.num_kv_heads, spec.head_dim), (num_kv_heads, head_dim), "the cache holds these heads");
     with_element!(dtype, E => {

@@ -186,7 +186,14 @@ pub(crate) fn gather_rows(exec: &Exec, x: &[f32], cols: usize, rows: &[u32], out
 }
 
 /// Columns `first..` of a matrix, as many as `out` has.
-pub(crate) fn gather_cols(exec: &Exec, x: &[f32], cols: usize, first_col: usize, out_cols: usize, out: &mut [f32]) {
+pub(crate) fn gather_cols(
+    exec: &Exec,
+    x: &[f32],
+    cols: usize,
+    first_col: usize,
+    out_cols: usize,
+    out: &mut [f32],
+) {
     exec.pool.split_mut(out, out_cols, grain(out_cols), |first, out| {
         for (row, out) in out.chunks_exact_mut(out_cols).enumerate() {
             out.copy_from_slice(&x[(first + row) * cols + first_col..][..out_cols]);

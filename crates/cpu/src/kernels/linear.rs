@@ -9,8 +9,8 @@ use std::ops::Range;
 use tensor::Program;
 
 use super::Exec;
-use super::tile::{MAX_PANELS, MAX_ROWS, Steps, Target, for_tiles, panels_for, run_program};
 use super::rows::{TiledRows, Tiles, interleave};
+use super::tile::{MAX_PANELS, MAX_ROWS, Steps, Target, for_tiles, panels_for, run_program};
 use crate::buffer::Disjoint;
 use crate::pack::CpuWeight;
 use crate::simd::{Element, F32x16, Kernel, LANES, with_element};
@@ -53,7 +53,8 @@ pub(crate) fn linear(
     let stacks = Disjoint::new(stacks.as_mut_slice());
     let out = Disjoint::new(out);
     let output = Output { out: &out, rows, bias };
-    let interleaved = (rows > 1).then(|| interleave(exec, x, w.k, &[0..rows], |row| row));
+    let interleaved =
+        (rows > 1).then(|| interleave(exec, x, w.k, std::slice::from_ref(&(0..rows)), |row| row));
     let x = TiledRows { data: interleaved.as_ref().map_or(x, |x| x.as_slice()), k: w.k, tiles };
     let cost = w.k.max(8) * LANES * rows / tiles.count.max(1) / 2;
     exec.pool.split_with(w.panels() * tiles.count, super::grain(cost), |units, thread| {
@@ -100,7 +101,8 @@ impl<E: Element> Kernel for Run<'_, E> {
                 let from = tiles.start.max(self.units.start.saturating_sub(panel * count));
                 let to = tiles.end.min(self.units.end - panel * count);
                 // One tile is narrow enough to take some panels at a time.
-                let panels = if count == 1 { panels_for(self.x.tiles.rows).min(self.units.end - panel) } else { 1 };
+                let panels =
+                    if count == 1 { panels_for(self.x.tiles.rows).min(self.units.end - panel) } else { 1 };
                 for tile in from..to {
                     let rows = self.x.tiles.start(tile)..self.x.tiles.start(tile + 1);
                     for_tiles!(V, rows.len(), panels, |R, P, r, p| {
@@ -116,7 +118,12 @@ impl<E: Element> Kernel for Run<'_, E> {
 impl<E: Element> Run<'_, E> {
     /// R rows, from the `r`-th of a tile on, times P panels from `panel`.
     #[inline(always)]
-    fn tile<V: F32x16, const R: usize, const P: usize>(&mut self, panel: usize, rows: Range<usize>, r: usize) {
+    fn tile<V: F32x16, const R: usize, const P: usize>(
+        &mut self,
+        panel: usize,
+        rows: Range<usize>,
+        r: usize,
+    ) {
         let (k, n) = (self.x.k, self.n);
         let (x, x_stride) = (self.x.tile(rows.clone()), rows.len());
         assert!(r + R <= x_stride && x.len() == x_stride * k, "the rows lie in the tile");
@@ -135,7 +142,14 @@ impl<E: Element> Run<'_, E> {
             bias: self.output.bias.map(|bias| &bias[col..]),
         };
         let stack = self.stack.as_mut_ptr();
-        V::call(Tile::<E, R, P> { x: x[r.min(x.len())..].as_ptr(), x_stride, w, steps: self.steps, stack, to });
+        V::call(Tile::<E, R, P> {
+            x: x[r.min(x.len())..].as_ptr(),
+            x_stride,
+            w,
+            steps: self.steps,
+            stack,
+            to,
+        });
     }
 }
 

@@ -96,7 +96,11 @@ pub(crate) fn exp_sums(exec: &Exec, logits: &[f32], cols: usize, max: &[f32], pr
             let len = sums.len().min(panels - panel);
             let (part, rest) = sums.split_at_mut(len);
             let x = &logits[row * cols..(row + 1) * cols];
-            isa.run(ExpSums { x: &x[panel * LANES..cols.min((panel + len) * LANES)], max: max[row], sums: part });
+            isa.run(ExpSums {
+                x: &x[panel * LANES..cols.min((panel + len) * LANES)],
+                max: max[row],
+                sums: part,
+            });
             (sums, at) = (rest, at + len);
         }
     });
@@ -125,7 +129,8 @@ impl Kernel for ExpSums<'_> {
             *sum = math::exp(V::load(x).sub(max)).sum_by_halves();
         }
         if !tail.is_empty() {
-            let sum = math::exp(V::load_first(tail).sub(max)).keep(0, tail.len(), V::splat(0.0)).sum_by_halves();
+            let sum =
+                math::exp(V::load_first(tail).sub(max)).keep(0, tail.len(), V::splat(0.0)).sum_by_halves();
             self.sums[groups.len()] = sum;
         }
     }
@@ -194,7 +199,8 @@ impl Kernel for Largest<'_> {
     #[inline(always)]
     fn run<V: F32x16>(self) -> Vec<u64> {
         let head = self.wanted.min(self.x.len()).next_multiple_of(LANES).min(self.x.len());
-        let mut keys: Vec<u64> = (self.first_col..).zip(&self.x[..head]).map(|(col, &x)| key(x, col)).collect();
+        let mut keys: Vec<u64> =
+            (self.first_col..).zip(&self.x[..head]).map(|(col, &x)| key(x, col)).collect();
         keys.sort_unstable_by_key(|&key| Reverse(key));
         keys.truncate(self.wanted);
         let mut heap: BinaryHeap<Reverse<u64>> = keys.into_iter().map(Reverse).collect();

@@ -66,15 +66,18 @@ pub(crate) fn route(exec: &Exec, logits: &[f32], tokens: usize, spec: RouterSpec
     let isa = exec.isa;
     let num_experts = logits.len().checked_div(tokens).unwrap_or(0);
     let top_k = spec.top_k.min(num_experts);
-    let mut routing = CpuRouting { tokens, top_k, experts: vec![0; tokens * top_k], weights: vec![0.0; tokens * top_k] };
+    let mut routing =
+        CpuRouting { tokens, top_k, experts: vec![0; tokens * top_k], weights: vec![0.0; tokens * top_k] };
     let mut softmax = exec.scratch::<f32>(logits.len());
     let softmax = Disjoint::new(softmax.as_mut_slice());
     let (experts, weights) = (Disjoint::new(&mut routing.experts), Disjoint::new(&mut routing.weights));
     exec.pool.split(tokens, grain(num_experts * (8 + top_k)), |range| {
         for token in range {
-            let (all, chosen) = (token * num_experts..(token + 1) * num_experts, token * top_k..(token + 1) * top_k);
+            let (all, chosen) =
+                (token * num_experts..(token + 1) * num_experts, token * top_k..(token + 1) * top_k);
             // SAFETY: each token has rows of its own.
-            let (p, experts, weights) = unsafe { (softmax.part(all.clone()), experts.part(chosen.clone()), weights.part(chosen)) };
+            let (p, experts, weights) =
+                unsafe { (softmax.part(all.clone()), experts.part(chosen.clone()), weights.part(chosen)) };
             p.copy_from_slice(&logits[all]);
             isa.run(Softmax(p));
             choose(p, experts);
@@ -174,29 +177,40 @@ pub(crate) fn assign(routing: &CpuRouting, experts: Range<usize>) -> CpuAssignme
 }
 
 /// `out [nodes · tokens, n]`: the program over the experts of the assignment, for every token.
-pub(crate) fn combine(exec: &Exec, y: &[f32], n: usize, assignment: &CpuAssignment, program: &Program, out: &mut [f32]) {
+pub(crate) fn combine(
+    exec: &Exec,
+    y: &[f32],
+    n: usize,
+    assignment: &CpuAssignment,
+    program: &Program,
+    out: &mut [f32],
+) {
     let isa = exec.isa;
     let tokens = assignment.tokens;
     assert_eq!(program.merges.len(), assignment.num_experts(), "one item per expert of the assignment");
     assert_eq!(out.len(), program.num_nodes() * tokens * n);
     let out = Disjoint::new(out);
-    exec.pool.split(tokens, grain(n * (assignment.top_k + program.num_nodes()) + program.merges.len()), |range| {
-        let mut sums = Sums::default();
-        for token in range {
-            let chosen = &assignment.by_token[token * assignment.top_k..(token + 1) * assignment.top_k];
-            sums.plan(chosen, program);
-            for (node, pairs) in sums.nodes.iter().enumerate() {
-                let row = (node * tokens + token) * n;
-                // SAFETY: each token has rows of its own.
-                let out = unsafe { out.part(row..row + n) };
-                let Some(steps) = pairs.clone() else {
-                    out.fill(-0.0);
-                    continue;
-                };
-                isa.run(Sum { y, n, weights: &assignment.pair_weight, steps: &sums.steps[steps], out });
+    exec.pool.split(
+        tokens,
+        grain(n * (assignment.top_k + program.num_nodes()) + program.merges.len()),
+        |range| {
+            let mut sums = Sums::default();
+            for token in range {
+                let chosen = &assignment.by_token[token * assignment.top_k..(token + 1) * assignment.top_k];
+                sums.plan(chosen, program);
+                for (node, pairs) in sums.nodes.iter().enumerate() {
+                    let row = (node * tokens + token) * n;
+                    // SAFETY: each token has rows of its own.
+                    let out = unsafe { out.part(row..row + n) };
+                    let Some(steps) = pairs.clone() else {
+                        out.fill(-0.0);
+                        continue;
+                    };
+                    isa.run(Sum { y, n, weights: &assignment.pair_weight, steps: &sums.steps[steps], out });
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// One node's sum for one token: push a pair, or merge the top two.
@@ -259,7 +273,9 @@ impl Kernel for Sum<'_> {
         let whole = self.n / LANES * LANES;
         for col in (0..whole).step_by(LANES) {
             let mut stack = [V::splat(0.0); MAX_STACK];
-            self.steps(&mut stack, |pair| V::load(self.y[pair * self.n + col..].first_chunk().expect("a whole group")));
+            self.steps(&mut stack, |pair| {
+                V::load(self.y[pair * self.n + col..].first_chunk().expect("a whole group"))
+            });
             stack[0].store((&mut self.out[col..col + LANES]).try_into().expect("a whole group"));
         }
         for col in whole..self.n {

@@ -49,7 +49,8 @@ impl Kernel for Rotate<'_> {
     #[inline(always)]
     fn run<V: F32x16>(self) {
         let HeadSpan { first_col, heads, head_dim } = self.span;
-        for (row, table) in self.rows.chunks_exact_mut(self.cols).zip(self.table.chunks_exact(2 * self.pairs)) {
+        for (row, table) in self.rows.chunks_exact_mut(self.cols).zip(self.table.chunks_exact(2 * self.pairs))
+        {
             let (cos, sin) = table.split_at(self.pairs);
             for head in row[first_col..][..heads * head_dim].chunks_exact_mut(head_dim) {
                 let (a, b) = head[..2 * self.pairs].split_at_mut(self.pairs);

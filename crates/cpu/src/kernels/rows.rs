@@ -76,7 +76,13 @@ pub(crate) fn interleave(
     out
 }
 
-fn interleave_tile(x: &[f32], k: usize, rows: Range<usize>, source: &impl Fn(usize) -> usize, out: &mut [f32]) {
+fn interleave_tile(
+    x: &[f32],
+    k: usize,
+    rows: Range<usize>,
+    source: &impl Fn(usize) -> usize,
+    out: &mut [f32],
+) {
     let mut from: [&[f32]; MAX_ROWS] = [&[]; MAX_ROWS];
     for (from, row) in from.iter_mut().zip(rows.clone()) {
         *from = &x[source(row) * k..(source(row) + 1) * k];

@@ -78,7 +78,10 @@ impl<'a> Steps<'a> {
         assert_eq!(program.inputs.len(), program.merges.len(), "a program has one count of merges per item");
         let mut depth = 0;
         for (inputs, &merges) in program.inputs.iter().zip(&program.merges) {
-            assert!(inputs.start <= inputs.end && inputs.end <= k, "a program reads {inputs:?} of {k} inputs");
+            assert!(
+                inputs.start <= inputs.end && inputs.end <= k,
+                "a program reads {inputs:?} of {k} inputs"
+            );
             assert!(merges as usize <= depth, "a program merges only what it pushed");
             depth = depth + 1 - merges as usize;
         }

@@ -22,6 +22,7 @@ const FUEL_PER_NODE: u64 = 2_000;
 const FUEL_MAX: u64 = 20_000_000;
 const BUDGET_BYTES: u64 = 128 << 20;
 const BUDGET_BYTES_PER_BYTE: u64 = 32;
+const BUDGET_BYTES_PER_NODE: u64 = 4 << 10;
 const OUTPUT_BYTES: u64 = 1 << 20;
 const OUTPUT_BYTES_PER_BYTE: u64 = 2;
 
@@ -110,11 +111,13 @@ impl ChatTemplate {
         let mut size = Size::default();
         messages.iter().chain(kwargs.values()).for_each(|value| size.add(value, 0));
         if size.depth > 128 {
-            return Err(TextError::TemplateLimit { reason: "its input nests more than 128 deep".to_string() });
+            return Err(TextError::TemplateLimit {
+                reason: "its input nests more than 128 deep".to_string(),
+            });
         }
 
         let budget = Value::from_object(Budget::new(
-            BUDGET_BYTES + BUDGET_BYTES_PER_BYTE * size.bytes,
+            BUDGET_BYTES + BUDGET_BYTES_PER_BYTE * size.bytes + BUDGET_BYTES_PER_NODE * size.nodes,
             self.now_unix_s.unwrap_or_else(now_unix_s),
         ));
         let mut variables: Vec<(String, Value)> = vec![
@@ -134,9 +137,9 @@ impl ChatTemplate {
         };
         let mut env = self.env.clone();
         env.set_fuel(Some((FUEL + FUEL_PER_NODE * size.nodes).min(FUEL_MAX)));
-        let rendered = env
-            .get_template(NAME)
-            .and_then(|template| template.render_captured_to(Value::from_iter(variables), &mut out).map(drop));
+        let rendered = env.get_template(NAME).and_then(|template| {
+            template.render_captured_to(Value::from_iter(variables), &mut out).map(drop)
+        });
         let budget = budget.downcast_object_ref::<Budget>().expect("the value is the budget");
         match rendered {
             Ok(()) => Ok(String::from_utf8(out.bytes).expect("a template writes text")),
@@ -152,7 +155,10 @@ fn check_arguments(kwargs: &Map<String, serde_json::Value>) -> Result<(), TextEr
             return refuse("it is set by the messages");
         }
         let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
-        if name.is_empty() || !name.chars().all(is_name) || name.starts_with(|char: char| char.is_ascii_digit()) {
+        if name.is_empty()
+            || !name.chars().all(is_name)
+            || name.starts_with(|char: char| char.is_ascii_digit())
+        {
             return refuse("it is no name");
         }
     }

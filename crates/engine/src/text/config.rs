@@ -83,9 +83,10 @@ fn token_text(value: Option<&Value>, name: &str) -> Result<Option<String>, TextE
     };
     match text.and_then(Value::as_str) {
         Some(text) => Ok(Some(text.to_string())),
-        None => {
-            Err(TextError::malformed(NAME, format!("{name} is neither a string nor an object with a content")))
-        }
+        None => Err(TextError::malformed(
+            NAME,
+            format!("{name} is neither a string nor an object with a content"),
+        )),
     }
 }
 

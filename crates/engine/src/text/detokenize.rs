@@ -130,7 +130,8 @@ fn has(decoder: Option<&DecoderWrapper>, is: fn(&DecoderWrapper) -> bool) -> boo
 
 impl Window {
     fn must_wait(&self, last_token: &str) -> bool {
-        let is_rare = self.held.len() > HELD_TOKENS_MAX && !self.held.len().is_multiple_of(4 * HELD_TOKENS_MAX);
+        let is_rare =
+            self.held.len() > HELD_TOKENS_MAX && !self.held.len().is_multiple_of(4 * HELD_TOKENS_MAX);
         (self.has_byte_fallback && is_byte_token(last_token)) || is_rare
     }
 

@@ -5,20 +5,21 @@
 //! puts the payments into the template.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use minijinja::value::{Object, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
 /// The name of the budget among a template's variables: one that no template can write.
 pub(super) const BUDGET_VARIABLE: &str = "<budget>";
-/// What a value costs beside its text.
+/// What a value costs beside its text: to copy, and to look at.
 const NODE_BYTES: u64 = 16;
-/// Comparing is this much cheaper than copying.
+const NODE_SCAN_BYTES: u64 = 8;
+/// Comparing text is this much cheaper than copying it.
 const SCAN_DISCOUNT: u64 = 64;
 /// JSON from a request nests 128 deep at most.
 const DEPTH_MAX: usize = 130;
-/// The largest factor of `*`, as a number and as a length.
+/// The largest factor of `*` where texts or lists are multiplied, as a number and as a length.
 const FACTOR_MAX: u64 = 4096;
 
 /// What is left for one rendering, and why it ended.
@@ -27,6 +28,8 @@ pub(super) struct Budget {
     left: AtomicU64,
     raised: OnceLock<String>,
     exhausted: OnceLock<&'static str>,
+    has_large_factor: AtomicBool,
+    has_text_factor: AtomicBool,
     pub now_unix_s: i64,
 }
 
@@ -40,7 +43,14 @@ enum Price {
 
 impl Budget {
     pub fn new(bytes: u64, now_unix_s: i64) -> Self {
-        Self { left: AtomicU64::new(bytes), raised: OnceLock::new(), exhausted: OnceLock::new(), now_unix_s }
+        Self {
+            left: AtomicU64::new(bytes),
+            raised: OnceLock::new(),
+            exhausted: OnceLock::new(),
+            has_large_factor: AtomicBool::new(false),
+            has_text_factor: AtomicBool::new(false),
+            now_unix_s,
+        }
     }
 
     /// The message of `raise_exception`, if the template called it.
@@ -65,7 +75,8 @@ impl Budget {
 
     /// Pays for bytes.
     pub fn charge(&self, bytes: u64) -> Result<(), Error> {
-        let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
+        let left =
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
         left.map(|_| ()).map_err(|_| self.exhaust("it makes far more text than it was given"))
     }
 
@@ -87,47 +98,49 @@ impl Budget {
         }
     }
 
-    /// Pays for an operand of `*`: with both at most [`FACTOR_MAX`], the product is paid for.
+    /// Pays for an operand of `*`, as if the other were [`FACTOR_MAX`]. An operand does not know the other, so a
+    /// rendering may multiply texts, or by larger numbers, but not do both.
     pub fn charge_factor(&self, value: &Value) -> Result<(), Error> {
-        let size = match value.kind() {
-            ValueKind::Number if value.is_integer() => i128::try_from(value.clone()).map_or(u64::MAX, |factor| {
-                u64::try_from(factor.max(0)).unwrap_or(u64::MAX)
-            }),
-            ValueKind::Number => return Ok(()),
-            ValueKind::String => value.as_str().map_or(0, |text| text.len() as u64),
-            _ => value.len().unwrap_or(0) as u64,
-        };
-        if size > FACTOR_MAX {
-            return Err(self.exhaust("a factor of * is larger than 4096"));
+        let refuse = || Err(self.exhaust("it repeats a text or a list more than 4096 times"));
+        if value.kind() == ValueKind::Number {
+            let is_large = f64::try_from(value.clone()).is_ok_and(|factor| factor > FACTOR_MAX as f64);
+            self.has_large_factor.fetch_or(is_large, Ordering::Relaxed);
+        } else if value.as_str().is_some() || value.as_object().is_some() {
+            self.has_text_factor.store(true, Ordering::Relaxed);
+            let len = value.as_str().map_or_else(|| value.len().unwrap_or(0), str::len) as u64;
+            if len > FACTOR_MAX {
+                return refuse();
+            }
+            self.charge(len * FACTOR_MAX)?;
         }
-        if value.kind() == ValueKind::Number { Ok(()) } else { self.charge(size * FACTOR_MAX) }
+        let both =
+            self.has_large_factor.load(Ordering::Relaxed) && self.has_text_factor.load(Ordering::Relaxed);
+        if both { refuse() } else { Ok(()) }
     }
 
     fn walk(&self, value: &Value, depth: usize, price: Price) -> Result<(), Error> {
         if depth > DEPTH_MAX {
             return Err(self.exhaust("its values nest too deep"));
         }
-        if let Some(text) = value.as_str() {
-            let bytes = text.len() as u64;
-            return self.charge(if price == Price::Scan { bytes / SCAN_DISCOUNT + 1 } else { bytes });
-        }
-        let Some(object) = value.as_object() else { return self.charge(1) };
+        let (node_bytes, discount) = match price {
+            Price::Copy => (NODE_BYTES, 1),
+            Price::Scan => (NODE_SCAN_BYTES, SCAN_DISCOUNT),
+        };
+        self.charge(node_bytes + value.as_str().map_or(0, str::len) as u64 / discount)?;
+        let Some(object) = value.as_object() else { return Ok(()) };
         // A namespace can be changed, so it is the one thing that could contain itself.
         if object.type_name().ends_with("::Namespace") {
             return Err(self.exhaust("it puts a namespace into a value"));
         }
-        self.charge(NODE_BYTES)?;
         match value.kind() {
             ValueKind::Map => {
                 for (key, item) in object.try_iter_pairs().into_iter().flatten() {
-                    self.charge(NODE_BYTES)?;
                     self.walk(&key, depth + 1, price)?;
                     self.walk(&item, depth + 1, price)?;
                 }
             }
             ValueKind::Seq | ValueKind::Iterable => {
                 for item in object.try_iter().into_iter().flatten() {
-                    self.charge(NODE_BYTES)?;
                     self.walk(&item, depth + 1, price)?;
                 }
             }

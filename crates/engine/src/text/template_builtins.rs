@@ -73,9 +73,12 @@ fn add_payments(env: &mut Environment<'static>) {
         });
     }
     env.add_filter(TEXT, |state: &State, value: Value| {
-        with_budget(state, |budget| match value.as_str() {
-            Some(text) => budget.charge(text.len() as u64).map(|()| value),
-            None => python_str(&value, budget).map(Value::from),
+        with_budget(state, |budget| match value.kind() {
+            ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
+                python_str(&value, budget).map(Value::from)
+            }
+            // A number stays one: in `a * b ~ c`, this is b.
+            _ => budget.charge_text(&value).map(|()| value),
         })
     });
     env.add_filter(RAW, |state: &State, bytes: u64| {
@@ -137,7 +140,9 @@ fn tojson(state: &State, value: Value, kwargs: Kwargs) -> Result<String, Error> 
         },
         separators: match separators.filter(|separators| !separators.is_none()) {
             None => None,
-            Some(pair) => Some((pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string())),
+            Some(pair) => {
+                Some((pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string()))
+            }
         },
         sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
         ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),

@@ -19,7 +19,7 @@ pub(super) const SCAN: &str = "_scan";
 pub(super) const STORE: &str = "_store";
 /// Pays for a whole copy.
 pub(super) const COPY: &str = "_copy";
-/// Pays for a value as text, and turns it into that.
+/// Pays for a value as text, and turns a list or a dict into that.
 pub(super) const TEXT: &str = "_text";
 /// Pays for an operand of `*`.
 pub(super) const FACTOR: &str = "_factor";
@@ -28,12 +28,22 @@ pub(super) const RAW: &str = "_raw";
 
 /// Filters whose cost does not grow with the size of the items.
 const SHALLOW_FILTERS: [&str; 17] = [
-    "length", "count", "list", "first", "last", "reverse", "items", "default", "d", "batch", "slice", "tojson",
-    "join", "string", "replace", "indent", "format",
+    "length", "count", "list", "first", "last", "reverse", "items", "default", "d", "batch", "slice",
+    "tojson", "join", "string", "replace", "indent", "format",
 ];
 /// Filters that look through the items.
 const SCAN_FILTERS: [&str; 11] = [
-    "select", "reject", "selectattr", "rejectattr", "sort", "unique", "groupby", "dictsort", "min", "max", "sum",
+    "select",
+    "reject",
+    "selectattr",
+    "rejectattr",
+    "sort",
+    "unique",
+    "groupby",
+    "dictsort",
+    "min",
+    "max",
+    "sum",
 ];
 /// Names that are no operand.
 const KEYWORDS: [&str; 10] = ["and", "or", "not", "in", "is", "if", "else", "recursive", "ignore", "import"];
@@ -58,7 +68,8 @@ pub(super) fn guard(source: &str) -> Result<String, TextError> {
         push_raw(&mut out, &rest[..start]).map_err(|reason| syntax(source, rest, reason))?;
         rest = &rest[start..];
         if rest.starts_with("{#") {
-            let end = rest[2..].find("#}").ok_or_else(|| syntax(source, rest, "a comment without an end"))? + 4;
+            let end =
+                rest[2..].find("#}").ok_or_else(|| syntax(source, rest, "a comment without an end"))? + 4;
             out.push_str(&rest[..end]);
             rest = &rest[end..];
             continue;
@@ -322,7 +333,9 @@ impl<'a> Tag<'a> {
         let mut is_slice = false;
         while index < close {
             is_slice |= self.text(index) == ":";
-            index = if matches!(self.text(index), "(" | "[" | "{") { self.tokens[index].partner } else { index } + 1;
+            index =
+                if matches!(self.text(index), "(" | "[" | "{") { self.tokens[index].partner } else { index }
+                    + 1;
         }
         if let Some(start) = self.operand_start(open - 1).filter(|_| is_slice) {
             self.tokens[start].before.push('(');
@@ -361,7 +374,9 @@ fn token(text: &str, first: char) -> Result<(Kind, usize), &'static str> {
     let bytes = text.as_bytes();
     let run = |is_in: fn(&u8) -> bool| bytes.iter().take_while(|byte| is_in(byte)).count();
     Ok(match first {
-        'a'..='z' | 'A'..='Z' | '_' => (Kind::Name, run(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')),
+        'a'..='z' | 'A'..='Z' | '_' => {
+            (Kind::Name, run(|byte| byte.is_ascii_alphanumeric() || *byte == b'_'))
+        }
         '0'..='9' => (Kind::Number, number(bytes)),
         '\'' | '"' => {
             let mut at = 1;

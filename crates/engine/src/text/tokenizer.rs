@@ -117,7 +117,9 @@ impl Tokenizer {
 
     /// Whether an id is that of a special token.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.id_to_token(id).is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
+        self.inner
+            .id_to_token(id)
+            .is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
     }
 
     /// The special tokens that the config names.
@@ -155,7 +157,8 @@ impl Tokenizer {
 /// A file of the folder, or `None` if it is not there.
 fn read(dir: &Path, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, TextError> {
     let path = dir.join(name);
-    let unreadable = |error: std::io::Error| TextError::Unreadable { path: path.clone(), reason: error.to_string() };
+    let unreadable =
+        |error: std::io::Error| TextError::Unreadable { path: path.clone(), reason: error.to_string() };
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -178,7 +181,8 @@ fn add_boundaries(inner: &mut tokenizers::Tokenizer, config: &TokenizerConfig) -
         Some((text.to_string(), inner.token_to_id(text)?))
     };
     let (bos, eos) = (token("bos_token"), token("eos_token"));
-    let around = catch(|| inner.encode_fast("", true)).map_err(|reason| TextError::malformed(TOKENIZER, reason))?;
+    let around =
+        catch(|| inner.encode_fast("", true)).map_err(|reason| TextError::malformed(TOKENIZER, reason))?;
     let ids = around.get_ids();
     let is_at = |id: Option<&u32>, token: &Option<(String, u32)>| {
         id.zip(token.as_ref()).is_some_and(|(id, token)| *id == token.1)
@@ -195,7 +199,10 @@ fn add_boundaries(inner: &mut tokenizers::Tokenizer, config: &TokenizerConfig) -
         token.as_ref().map(|(text, _)| format!("{text}:{sequence}")).into_iter()
     };
     let around = |name: &str, sequence| {
-        piece(&bos, sequence).chain([format!("{name}:{sequence}")]).chain(piece(&eos, sequence)).collect::<Vec<_>>()
+        piece(&bos, sequence)
+            .chain([format!("{name}:{sequence}")])
+            .chain(piece(&eos, sequence))
+            .collect::<Vec<_>>()
     };
     let processor = TemplateProcessing::builder()
         .try_single(around("$A", 0))

@@ -10,6 +10,10 @@ pub(super) const MISTRAL: Architecture = Architecture {
     o_bias: Bias::No,
     ffn_bias: Bias::No,
     windows: Windows::All(Some(4096)),
-    defaults: &[("rope_theta", 10_000.0), ("max_position_embeddings", 131_072.0), ("num_key_value_heads", 8.0)],
+    defaults: &[
+        ("rope_theta", 10_000.0),
+        ("max_position_embeddings", 131_072.0),
+        ("num_key_value_heads", 8.0),
+    ],
     ..LLAMA
 };

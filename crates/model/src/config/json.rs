@@ -22,7 +22,8 @@ impl<'a> Json<'a> {
 
     /// The value under a key or its other name; null counts as missing.
     pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
-        let alias = self.architecture.aliases.iter().find(|(ours, _)| *ours == key).map(|(_, theirs)| *theirs);
+        let alias =
+            self.architecture.aliases.iter().find(|(ours, _)| *ours == key).map(|(_, theirs)| *theirs);
         [Some(key), alias].into_iter().flatten().find_map(|k| self.config.get(k)).filter(|v| !v.is_null())
     }
 
@@ -43,7 +44,10 @@ impl<'a> Json<'a> {
         };
         match value.as_u64() {
             Some(n) if n >= least && n <= most as u64 => Ok(Some(n as usize)),
-            _ => Err(self.error(format!("{key} is {value}, which must be a whole number from {least} to {most}"))),
+            _ => {
+                Err(self
+                    .error(format!("{key} is {value}, which must be a whole number from {least} to {most}")))
+            }
         }
     }
 
@@ -90,9 +94,9 @@ impl<'a> Json<'a> {
     pub(super) fn bool(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => {
-                value.as_bool().ok_or_else(|| self.error(format!("{key} is {value}, which must be true or false")))
-            }
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.error(format!("{key} is {value}, which must be true or false"))),
         }
     }
 
@@ -101,7 +105,8 @@ impl<'a> Json<'a> {
     }
 
     pub(super) fn dtype(&self) -> Result<Option<DType>, ModelError> {
-        let Some((key, name)) = ["dtype", "torch_dtype"].iter().find_map(|k| self.text(k).map(|n| (k, n))) else {
+        let Some((key, name)) = ["dtype", "torch_dtype"].iter().find_map(|k| self.text(k).map(|n| (k, n)))
+        else {
             return Ok(None);
         };
         let dtype = DType::parse(name.trim_start_matches("torch."));
@@ -119,9 +124,8 @@ impl<'a> Json<'a> {
         let sliding = |v: &Value| match v.as_str() {
             Some("sliding_attention") => Ok(true),
             Some("full_attention") => Ok(false),
-            _ => Err(self.error(format!(
-                "layer type {v} is not known; known are full_attention, sliding_attention"
-            ))),
+            _ => Err(self
+                .error(format!("layer type {v} is not known; known are full_attention, sliding_attention"))),
         };
         list.iter().map(sliding).collect::<Result<_, _>>().map(Some)
     }
@@ -146,6 +150,8 @@ pub(super) fn token_ids(config: &Value, key: &str) -> Result<Vec<u32>, String> {
             .iter()
             .map(|v| one(v).ok_or_else(|| format!("{key} holds {v}, which is no token id")))
             .collect(),
-        Some(value) => one(value).map(|id| vec![id]).ok_or_else(|| format!("{key} is {value}, which is no token id")),
+        Some(value) => {
+            one(value).map(|id| vec![id]).ok_or_else(|| format!("{key} is {value}, which is no token id"))
+        }
     }
 }

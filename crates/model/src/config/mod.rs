@@ -223,7 +223,9 @@ fn check_only(json: &Json, architecture: &Architecture) -> Result<(), ModelError
             Only::SameAs(other) => {
                 let (a, b) = (json.maybe_size(key, 1 << 20)?, json.size(other, 1 << 20)?);
                 if a.is_some_and(|a| a != b) {
-                    return Err(json.error(format!("{key} must be {other} ({b}); the other form is not supported")));
+                    return Err(
+                        json.error(format!("{key} must be {other} ({b}); the other form is not supported"))
+                    );
                 }
             }
             Only::Bool(_) => {}
@@ -291,7 +293,9 @@ fn moe(json: &Json, names: Moe) -> Result<MoeConfig, ModelError> {
     let num_experts = json.size(names.num_experts, 1 << 14)?;
     let top_k = json.size("num_experts_per_tok", 1 << 10)?;
     if top_k > num_experts {
-        return Err(json.error(format!("num_experts_per_tok {top_k} exceeds {} {num_experts}", names.num_experts)));
+        return Err(
+            json.error(format!("num_experts_per_tok {top_k} exceeds {} {num_experts}", names.num_experts))
+        );
     }
     let intermediate_size = json.size(names.intermediate_size, 1 << 22)?;
     Ok(MoeConfig { num_experts, top_k, intermediate_size, normalize: bias(json, names.normalize)?, names })

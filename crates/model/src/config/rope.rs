@@ -48,7 +48,8 @@ fn rope(
     head_dim: usize,
 ) -> Result<RopeSpec, ModelError> {
     let number = |key: &str| -> Result<f32, ModelError> {
-        let value = parameters.get(key).ok_or_else(|| json.error(format!("rope scaling: {key} is missing")))?;
+        let value =
+            parameters.get(key).ok_or_else(|| json.error(format!("rope scaling: {key} is missing")))?;
         positive(key, value).map_err(|e| json.error(format!("rope scaling: {e}")))
     };
     let base = if parameters.contains_key("rope_theta") { number("rope_theta")? } else { base? };
@@ -71,7 +72,8 @@ fn rope(
             inv_freq.iter_mut().for_each(|f| *f /= factor);
         }
         "llama3" => {
-            let (factor, low, high) = (number("factor")?, number("low_freq_factor")?, number("high_freq_factor")?);
+            let (factor, low, high) =
+                (number("factor")?, number("low_freq_factor")?, number("high_freq_factor")?);
             let key = "original_max_position_embeddings";
             let original = match json.maybe_positive(key)? {
                 Some(original) => original,

@@ -20,7 +20,10 @@ impl<D: Device> VocabParallelEmbedding<D> {
     /// Loads this rank's ids.
     pub fn load(loader: &Loader<D>) -> Result<Self, ModelError> {
         let (weight, _) = loader.linear(&[Module::Embed], 0, 0)?;
-        Ok(VocabParallelEmbedding { weight: Rc::new(weight), vocab: split_vocab(loader.layout, Module::Embed) })
+        Ok(VocabParallelEmbedding {
+            weight: Rc::new(weight),
+            vocab: split_vocab(loader.layout, Module::Embed),
+        })
     }
 
     /// The weight, for a head that is tied to it.

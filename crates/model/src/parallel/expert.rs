@@ -29,7 +29,9 @@ impl<D: Device> ParallelExperts<D> {
         let moe = layout.config.moe.expect("a layer of experts is in a mixture of experts");
         let split = layout.split.experts.as_ref().expect("a mixture's experts are cut");
         let own = layout.own_experts(loader.rank);
-        let gate_up = own.clone().map(|e| Ok(loader.linear(&[Module::ExpertGate(e), Module::ExpertUp(e)], layer, 0)?.0));
+        let gate_up = own
+            .clone()
+            .map(|e| Ok(loader.linear(&[Module::ExpertGate(e), Module::ExpertUp(e)], layer, 0)?.0));
         let down = own.clone().map(|e| Ok(loader.linear(&[Module::ExpertDown(e)], layer, 0)?.0));
         let all_ids = || SplitReduction::over_ids(moe.num_experts);
         let inside = || SplitReduction::over_granules(moe.intermediate_size, layout.config.num_heads);

@@ -76,7 +76,9 @@ impl<D: Device> ParallelLmHead<D> {
         let local = |col: usize| self.own.contains(&col).then(|| col - self.own.start);
         let own = edits.iter().filter_map(|edit| match *edit {
             LogitEdit::Add { row, col, by } => local(col).map(|col| LogitEdit::Add { row, col, by }),
-            LogitEdit::Repetition { row, col, by } => local(col).map(|col| LogitEdit::Repetition { row, col, by }),
+            LogitEdit::Repetition { row, col, by } => {
+                local(col).map(|col| LogitEdit::Repetition { row, col, by })
+            }
             LogitEdit::Divide { .. } => Some(*edit),
         });
         dev.edit_logits(&mut logits.local, &own.collect::<Vec<_>>());
@@ -87,7 +89,8 @@ impl<D: Device> ParallelLmHead<D> {
         let own_max = rank.dev.row_max(&logits.local)?;
         let all = self.exchange(rank, own_max)?;
         let rows = all[0].len();
-        let max = |row: usize| all.iter().map(|m| m[row]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let max =
+            |row: usize| all.iter().map(|m| m[row]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
         let max: Vec<f32> = (0..rows).map(max).collect();
         let sums = self.exchange(rank, rank.dev.exp_sums(&logits.local, &max, &self.program)?)?;
         let finish = |row: usize| {
@@ -102,7 +105,12 @@ impl<D: Device> ParallelLmHead<D> {
     }
 
     /// The `k` largest logits of each row with their ids, by logit descending, then id ascending.
-    pub fn top_k(&self, rank: Rank<D>, logits: &Logits<D>, k: usize) -> Result<Vec<Vec<(f32, u32)>>, ModelError> {
+    pub fn top_k(
+        &self,
+        rank: Rank<D>,
+        logits: &Logits<D>,
+        k: usize,
+    ) -> Result<Vec<Vec<(f32, u32)>>, ModelError> {
         let mut own = rank.dev.top_k(&logits.local, 0, k)?;
         for (_, id) in own.iter_mut().flatten() {
             *id += self.own.start as u32;
@@ -129,7 +137,12 @@ impl<D: Device> ParallelLmHead<D> {
     }
 
     /// Single logits, by (row, id).
-    pub fn pick(&self, rank: Rank<D>, logits: &Logits<D>, at: &[(usize, u32)]) -> Result<Vec<f32>, ModelError> {
+    pub fn pick(
+        &self,
+        rank: Rank<D>,
+        logits: &Logits<D>,
+        at: &[(usize, u32)],
+    ) -> Result<Vec<f32>, ModelError> {
         let own: Vec<(usize, usize)> = at
             .iter()
             .filter(|(_, id)| self.own.contains(&(*id as usize)))

@@ -19,7 +19,12 @@ pub struct ColumnParallelLinear<D: Device> {
 
 impl<D: Device> ColumnParallelLinear<D> {
     /// Loads this rank's rows of `modules`, one under the other.
-    pub fn load(loader: &Loader<D>, modules: &[Module], layer: usize, form: UpForm) -> Result<Self, ModelError> {
+    pub fn load(
+        loader: &Loader<D>,
+        modules: &[Module],
+        layer: usize,
+        form: UpForm,
+    ) -> Result<Self, ModelError> {
         let gather = (form == UpForm::Gathered).then(|| ColumnGather::new(loader.layout, modules, layer));
         let (weight, bias) = loader.linear(modules, layer, gather.as_ref().map_or(0, |g| g.width))?;
         Ok(ColumnParallelLinear { weight, bias, gather })

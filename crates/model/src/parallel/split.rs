@@ -102,7 +102,8 @@ impl Split {
         }
         let shares: Vec<f64> = weights.iter().map(|w| w / total).collect();
         let head_cuts = cuts::heads(config.num_heads, config.num_kv_heads, &shares);
-        let heads = SplitReduction::new(ReductionTree::over_heads(config.num_heads, config.head_dim), &head_cuts);
+        let heads =
+            SplitReduction::new(ReductionTree::over_heads(config.num_heads, config.head_dim), &head_cuts);
         let group = config.group();
         let held = attention_sizes(config, &cuts::ranges(&head_cuts));
         let panels = config.vocab_size.div_ceil(VOCAB_PANEL);
@@ -190,7 +191,8 @@ fn split_ffn(
 /// already comes to its share. Never negative; adds up to `items`.
 fn even_out(held: &[f64], size: usize, items: usize, shares: &[f64]) -> Vec<f64> {
     let total: f64 = held.iter().sum::<f64>() + (size * items) as f64;
-    let wanted: Vec<f64> = held.iter().zip(shares).map(|(h, s)| (s * total - h).max(0.0) / size as f64).collect();
+    let wanted: Vec<f64> =
+        held.iter().zip(shares).map(|(h, s)| (s * total - h).max(0.0) / size as f64).collect();
     let sum: f64 = wanted.iter().sum();
     wanted.iter().map(|w| w / sum * items as f64).collect()
 }

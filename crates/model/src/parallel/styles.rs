@@ -151,7 +151,9 @@ fn all_names(config: &ModelConfig) -> Vec<String> {
         names.extend(layer_modules(config, layer).into_iter().flat_map(|m| aliases(config, m, layer)));
         if let Some(moe) = &config.moe {
             for hook in [moe.names.packed.1, moe.names.experts] {
-                names.push(format!("{}.{hook}", config.architecture.names.layer).replace('*', &layer.to_string()));
+                names.push(
+                    format!("{}.{hook}", config.architecture.names.layer).replace('*', &layer.to_string()),
+                );
             }
         }
     }
@@ -177,7 +179,8 @@ impl Resolver<'_> {
         for &module in &modules {
             self.check_whole(module, layer)?;
         }
-        let present = |wanted: &[Module]| modules.iter().copied().filter(|m| wanted.contains(m)).collect::<Vec<_>>();
+        let present =
+            |wanted: &[Module]| modules.iter().copied().filter(|m| wanted.contains(m)).collect::<Vec<_>>();
         let attention =
             self.block(&present(&[Module::Q, Module::K, Module::V, Module::Qkv]), Module::O, layer)?;
         let up = present(&[Module::Gate, Module::Up, Module::GateUp]);
@@ -188,7 +191,8 @@ impl Resolver<'_> {
     /// Norms, routers and tables of positions are on every rank.
     fn check_whole(&self, module: Module, layer: usize) -> Result<(), ModelError> {
         use Module::*;
-        let whole = matches!(module, PreAttention | PostAttention | PreFfn | PostFfn | QNorm | KNorm | Router);
+        let whole =
+            matches!(module, PreAttention | PostAttention | PreFfn | PostFfn | QNorm | KNorm | Router);
         match self.style(module, layer, Style::Replicate) {
             style if whole && style != Style::Replicate => Err(ModelError::Plan(format!(
                 "{}: style {style} can't be right for it; replicate or sequence_parallel can",
@@ -234,7 +238,9 @@ impl Resolver<'_> {
         };
         let down = match (form, style) {
             (UpForm::Split, Style::Rowwise) => DownForm::Split,
-            (UpForm::Split, _) => return wrong("a colwise layer leaves split outputs, which only rowwise takes"),
+            (UpForm::Split, _) => {
+                return wrong("a colwise layer leaves split outputs, which only rowwise takes");
+            }
             (_, Style::RowwiseSplitInput) => DownForm::SplitInput,
             (_, Style::ColwiseGatherOutput) => DownForm::Gathered,
             (_, Style::Replicate) => DownForm::Replicated,
@@ -251,7 +257,8 @@ impl Resolver<'_> {
         for layer in (0..self.config.num_layers()).filter(|&l| self.config.layers[l].moe) {
             for e in 0..moe.num_experts {
                 for module in [Module::ExpertGate(e), Module::ExpertUp(e), Module::ExpertDown(e)] {
-                    let sliced = if matches!(module, Module::ExpertDown(_)) { Style::Rowwise } else { Style::Colwise };
+                    let sliced =
+                        if matches!(module, Module::ExpertDown(_)) { Style::Rowwise } else { Style::Colwise };
                     let auto = if auto == ExpertForm::Whole { Style::GroupedGemm } else { sliced };
                     let style = self.style(module, layer, auto);
                     let named = self.named(module, layer);

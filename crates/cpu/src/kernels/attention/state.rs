@@ -1,0 +1,155 @@
+//! What is known of queries while their positions are walked.
+
+use tensor::lanes::Lanes;
+use tensor::{AttentionSpec, math};
+
+use std::ops::Range;
+
+use super::TILE;
+use crate::kernels::cache::padded;
+use crate::kernels::elementwise::soft_cap;
+use crate::simd::{F32x16, Kernel, LANES};
+
+/// Running maximum, sum and output of some queries: `[m | l | o [head_dim, padded]]`, each for all queries.
+/// l = 0 until a query has seen something.
+pub(super) struct State<'a> {
+    pub(super) data: &'a mut [f32],
+    pub(super) queries: usize,
+    pub(super) width: usize,
+}
+
+impl<'a> State<'a> {
+    pub(super) fn len(queries: usize, head_dim: usize) -> usize {
+        (queries * (2 + padded(head_dim))).next_multiple_of(LANES)
+    }
+
+    pub(super) fn new(data: &'a mut [f32], queries: usize, head_dim: usize) -> Self {
+        State { data, queries, width: padded(head_dim) }
+    }
+
+    #[inline(always)]
+    pub(super) fn clear(&mut self) {
+        self.data.fill(0.0);
+        self.data[..self.queries].fill(f32::NEG_INFINITY);
+    }
+
+    /// m, l and o of a query.
+    #[inline(always)]
+    pub(super) fn query(&mut self, query: usize) -> (&mut f32, &mut f32, &mut [f32]) {
+        let (m, rest) = self.data.split_at_mut(self.queries);
+        let (l, o) = rest.split_at_mut(self.queries);
+        (&mut m[query], &mut l[query], &mut o[query * self.width..(query + 1) * self.width])
+    }
+
+    /// Takes in the state of the segment that follows.
+    #[inline(always)]
+    pub(super) fn merge<V: F32x16>(&mut self, next: &mut State<'_>, queries: usize) {
+        for query in 0..queries {
+            let (m1, l1, o1) = self.query(query);
+            let (m2, l2, o2) = next.query(query);
+            if *l2 == 0.0 {
+                continue;
+            }
+            if *l1 == 0.0 {
+                (*m1, *l1) = (*m2, *l2);
+                o1.copy_from_slice(o2);
+                continue;
+            }
+            let m = Lanes::max(*m1, *m2);
+            let (c1, c2) = (math::exp(*m1 - m), math::exp(*m2 - m));
+            (*m1, *l1) = (m, l1.fma(c1, *l2 * c2));
+            for (o1, o2) in o1.as_chunks_mut::<LANES>().0.iter_mut().zip(o2.as_chunks::<LANES>().0) {
+                V::load(o1).fma(V::splat(c1), V::load(o2).mul(V::splat(c2))).store(o1);
+            }
+        }
+    }
+}
+
+pub(super) struct Merge<'a, 'b> {
+    pub(super) total: &'a mut State<'b>,
+    pub(super) next: &'a mut State<'b>,
+    pub(super) queries: usize,
+}
+
+impl Kernel for Merge<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        self.total.merge::<V>(self.next, self.queries);
+    }
+}
+
+/// What a thread needs for an item.
+pub(super) struct Scratch<'a> {
+    /// The queries, tile after tile, interleaved: `[head_dim][rows]` each.
+    pub(super) x: &'a mut [f32],
+    /// `[queries, TILE]`: scores, then weights.
+    pub(super) scores: &'a mut [f32],
+    /// By how much a query's output shrinks in this tile.
+    pub(super) shrink: &'a mut [f32],
+    pub(super) segment: State<'a>,
+    pub(super) total: State<'a>,
+}
+
+impl<'a> Scratch<'a> {
+    pub(super) fn len(queries: usize, head_dim: usize) -> usize {
+        let x = (queries * head_dim).next_multiple_of(LANES);
+        queries * TILE + x + queries.next_multiple_of(LANES) + 2 * State::len(queries, head_dim)
+    }
+
+    pub(super) fn new(data: &'a mut [f32], queries: usize, head_dim: usize) -> Self {
+        let (scores, rest) = data.split_at_mut(queries * TILE);
+        let (x, rest) = rest.split_at_mut((queries * head_dim).next_multiple_of(LANES));
+        let (shrink, rest) = rest.split_at_mut(queries.next_multiple_of(LANES));
+        let (segment, total) = rest.split_at_mut(State::len(queries, head_dim));
+        let (segment, total) = (State::new(segment, queries, head_dim), State::new(total, queries, head_dim));
+        Scratch { x, scores, shrink, segment, total }
+    }
+}
+
+/// Turns a query's scores of a tile into weights; updates its maximum and sum. Gives the factor by which what
+/// was added before shrinks.
+#[inline(always)]
+pub(super) fn softmax<V: F32x16>(
+    scores: &mut [f32],
+    seen: Range<usize>,
+    spec: &AttentionSpec,
+    m: &mut f32,
+    l: &mut f32,
+) -> f32 {
+    let groups = scores.as_chunks_mut::<LANES>().0;
+    // A group's lanes that are seen.
+    let lanes = |group: usize| {
+        let from = seen.start.saturating_sub(group * LANES).min(LANES);
+        from..seen.end.saturating_sub(group * LANES).clamp(from, LANES)
+    };
+    let mut max = V::splat(f32::NEG_INFINITY);
+    for group in seen.start / LANES..seen.end.div_ceil(LANES) {
+        let mut s = V::load(&groups[group]).mul(V::splat(spec.scale));
+        if let Some(cap) = spec.softcap {
+            s = soft_cap(s, cap);
+        }
+        let lanes = lanes(group);
+        if lanes.len() < LANES {
+            s = s.keep(lanes.start, lanes.end, V::splat(f32::NEG_INFINITY));
+        }
+        max = s.max(max);
+        s.store(&mut groups[group]);
+    }
+    let new = Lanes::max(*m, max.largest());
+    let shrink = if *l == 0.0 { 0.0 } else { math::exp(*m - new) };
+    let mut sum = V::splat(0.0);
+    for group in seen.start / LANES..seen.end.div_ceil(LANES) {
+        let lanes = lanes(group);
+        let mut weights = math::exp(V::load(&groups[group]).sub(V::splat(new)));
+        if lanes.len() < LANES {
+            weights = weights.keep(lanes.start, lanes.end, V::splat(0.0));
+        }
+        sum = sum.add(weights);
+        weights.store(&mut groups[group]);
+    }
+    *m = new;
+    *l = l.fma(shrink, sum.sum_by_halves());
+    shrink
+}

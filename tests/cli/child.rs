@@ -1,0 +1,145 @@
+//! Runs `anysplit` as a child and checks how it ends.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A child that takes longer is killed, and fails its test.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Bad input is found before anything long begins.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A command line.
+pub struct Anysplit {
+    command: assert_cmd::Command,
+    shown: String,
+}
+
+/// How a child ended.
+pub struct Ended {
+    shown: String,
+    output: Output,
+    took: Duration,
+}
+
+/// `anysplit` with arguments that are divided by spaces. Variables of the outer environment that it would heed are
+/// not there.
+pub fn anysplit(arguments: &str) -> Anysplit {
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_anysplit"));
+    for (name, _) in std::env::vars_os() {
+        if is_heeded(&name) {
+            command.env_remove(name);
+        }
+    }
+    command.timeout(LIMIT);
+    let mut this = Anysplit { command, shown: "anysplit".into() };
+    for argument in arguments.split_whitespace() {
+        this = this.arg(argument);
+    }
+    this
+}
+
+/// Whether the binary looks at an environment variable of that name.
+pub fn is_heeded(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let prefixes = ["ANYSPLIT_", "HF_", "HUGGING", "COLUMNS", "XDG_CACHE_HOME", "NO_COLOR", "CLICOLOR", "RUST_"];
+    prefixes.iter().any(|prefix| name.starts_with(prefix))
+}
+
+impl Anysplit {
+    /// One argument more, spaces and all.
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.shown += &format!(" {:?}", argument.as_ref());
+        self.command.arg(argument);
+        self
+    }
+
+    /// `--model` and where it is.
+    pub fn model(self, model: impl AsRef<Path>) -> Self {
+        self.arg("--model").arg(model.as_ref())
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.shown = format!("{name}={:?} {}", value.as_ref(), self.shown);
+        self.command.env(name, value);
+        self
+    }
+
+    /// Runs it in this directory.
+    pub fn within(mut self, dir: &Path) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
+    pub fn run(mut self) -> Ended {
+        let started = Instant::now();
+        let output = self.command.output().expect("the child can be started");
+        let took = started.elapsed();
+        assert!(took < LIMIT, "{} did not end within {LIMIT:?}", self.shown);
+        Ended { shown: self.shown, output, took }
+    }
+
+    /// Runs it to success and gives what it printed. Nothing is on stderr.
+    pub fn prints(self) -> String {
+        let (stdout, stderr) = self.run().succeeds();
+        assert_eq!(stderr, "");
+        stdout
+    }
+
+    /// Runs it to success and gives the one JSON value that it printed.
+    pub fn json(self) -> Value {
+        let shown = self.shown.clone();
+        let stdout = self.prints();
+        assert!(stdout.ends_with('\n'), "{shown}: {stdout:?}");
+        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{shown} printed no JSON value: {e}\n{stdout}"))
+    }
+
+    /// Runs it to exit status 2, and to one line that has all these parts, which is returned.
+    #[track_caller]
+    pub fn refused(self, parts: &[&str]) -> String {
+        self.run().refused(parts)
+    }
+}
+
+impl Ended {
+    /// stdout and stderr of a success.
+    #[track_caller]
+    pub fn succeeds(self) -> (String, String) {
+        let (stdout, stderr) = (text(&self.output.stdout), text(&self.output.stderr));
+        assert!(self.output.status.success(), "{}: {}\n{stderr}", self.shown, self.output.status);
+        (stdout, stderr)
+    }
+
+    /// Checks the contract for wrong use and unusable input.
+    #[track_caller]
+    pub fn refused(self, parts: &[&str]) -> String {
+        let line = self.fails_with(2);
+        for part in parts {
+            assert!(line.contains(part), "{}\nsaid:       {line}\nshould say: {part}", self.shown);
+        }
+        assert!(self.took < REFUSAL_LIMIT, "{} took {:?} to say: {line}", self.shown, self.took);
+        line
+    }
+
+    /// Checks the exit status and that stderr is one line, without `error: `.
+    #[track_caller]
+    pub fn fails_with(&self, status: i32) -> String {
+        let (stdout, stderr) = (text(&self.output.stdout), text(&self.output.stderr));
+        let whole = format!("{}: {}\nstdout: {stdout:?}\nstderr: {stderr:?}", self.shown, self.output.status);
+        assert_eq!(self.output.status.code(), Some(status), "{whole}");
+        assert_eq!(stdout, "", "{whole}");
+        let line = stderr.strip_suffix('\n').expect(&whole);
+        assert!(!line.contains(|c: char| c.is_control()), "one line, without control characters: {whole}");
+        assert!(!line.contains("panicked") && line.len() < 1500, "{whole}");
+        let line = line.strip_prefix("error: ").expect(&whole);
+        assert!(!line.starts_with("error"), "{whole}");
+        line.to_owned()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("what is printed is UTF-8")
+}

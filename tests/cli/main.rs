@@ -1,0 +1,22 @@
+//! The real binary, from end to end: what a user types, and what comes back.
+//!
+//! Every child has a time limit, so nothing here can hang.
+
+mod bad_arguments;
+mod bad_config;
+mod bad_prompts;
+mod bad_text;
+mod bad_weights;
+mod bench;
+mod checkpoints;
+mod child;
+mod hub;
+mod json_shapes;
+mod sampling;
+mod same_answers;
+mod same_bits;
+mod stats;
+mod terminal;
+mod text;
+mod tp_plan;
+mod tp_plan_file;
