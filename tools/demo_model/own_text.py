@@ -146,6 +146,22 @@ ABOUT = [
      ["The sky is blue because the air scatters blue light more than red light."]),
 ]
 
+# Words whose meaning the model is told more often than that of others.
+BASIC = set("""
+dog cat horse bird fish sheep cow lion wolf fox bear mouse snake bee eagle owl goat pig duck tiger rabbit frog spider
+river sea mountain hill valley forest tree flower grass leaf root seed fruit apple bread milk honey salt sugar water
+fire wind rain snow cloud storm sun moon star sky island lake ocean beach harbor field garden desert stone gold silver
+king queen prince princess soldier sailor farmer teacher doctor student child father mother brother sister friend enemy
+house door window roof wall room table chair bed kitchen castle church school hospital library market road bridge city
+village town country ship boat train car wheel clock book letter word story song poem music dance game picture map
+lamp candle key knife sword bell ring hat coat shoe shirt bag box bottle cup plate computer machine engine tool hammer
+head hand heart eye ear nose mouth foot blood bone brain tear smile dream sleep day night morning evening week month
+year summer winter spring autumn time money gift work war peace love fear joy anger hope truth lie law war victory
+brave happy sad angry hot cold big small old young strong weak rich poor wise foolish kind cruel good bad fast slow
+dark bright clean dirty hard soft full empty heavy sweet bitter quiet loud beautiful ugly easy difficult early late
+run walk eat drink sing write read speak listen think laugh cry swim fly build break open close give take buy sell
+""".split())
+
 SYSTEM = ["You are a helpful assistant.", "You are a kind and patient teacher.", "Answer briefly.", "Be concise."]
 
 

@@ -21,6 +21,11 @@ import wordnet
 PACKAGES = ["bible-kjv", "bible-kjv-text", "sword-text-web", "r-cran-janeaustenr", "wordnet-base", "dict-devil"]
 ABOUT_CHATS, STORIES, STORY_CHATS, VERSE_CHATS = 1000, 1200, 800, 1000
 COMMON = 7  # a word is common when WordNet's tagged texts use it more often than this
+FAMOUS = {  # chapters that the second half repeats
+    "Gen.1", "Exod.20", "Ps.23", "Eccl.3", "Luke.2", "Matt.5", "John.1", "1Cor.13",
+    "Ge1", "Exo20", "Psa23", "Ecc3", "Lu2", "Mat5", "Joh1", "1Co13", "austen5.1",
+}
+BASIC_CHATS, BASIC_TEXTS = 10, 4  # for each basic word
 RUDE = re.compile(r"\b(nigg\w*|negro\w*|whore\w*|harlot\w*|jew|hebrew, n|fornicat\w*|concubine\w*|foreskin\w*|"
                   r"piss\w*|dung|rap(e|ed)|bastard\w*|lay with|lie with|virginity|nakedness|breasts?)\b", re.I)
 
@@ -103,12 +108,12 @@ def devil(root):
 
 def chapters(root):
     """The books' documents; the two Bibles share keys, so that validation is not the other's paraphrase."""
-    for place, text in web(root):
-        yield {"source": "web", "key": f"bible{book_and_chapter(place)}", "text": text}
-    for place, text in kjv(root):
-        yield {"source": "kjv", "key": f"bible{book_and_chapter(place)}", "text": text}
-    for key, text in austen(root):
-        yield {"source": "austen", "key": key, "text": text}
+    for source, book in {"web": web, "kjv": kjv, "austen": austen}.items():
+        for place, text in book(root):
+            key = place if source == "austen" else f"bible{book_and_chapter(place)}"
+            yield {"source": source, "key": key, "text": text}
+            if place in FAMOUS:
+                yield {"source": "famous", "key": key, "text": text}
     for key, text in devil(root):
         yield {"source": "devil", "key": f"devil {key}", "text": text}
 
@@ -164,6 +169,14 @@ def words(root, rng):
         for i in range(0, len(lines), 8):
             common = max(s.count for s in group) > COMMON
             yield {"source": "words", "key": group[0].id, "text": " ".join(lines[i:i + 8]), "common": common}
+    basic = [s for s in synsets.values() if s.first and s.word in own_text.BASIC]
+    for s in basic:
+        for _ in range(BASIC_CHATS):
+            turns = wordnet.dialogue(s, synsets, rng)
+            yield chat("basic", f"basic {s.id}", turns[:1 if rng.random() < 0.6 else 3], rng)
+        for _ in range(BASIC_TEXTS):
+            lines = [" ".join([wordnet.definition(t), *list(wordnet.sentences(t))[:1]]) for t in rng.sample(basic, 3)]
+            yield {"source": "basic", "key": f"basic {s.id}", "text": " ".join([wordnet.definition(s), *lines])}
     for key, question, answer in wordnet.capitals(synsets):
         for _ in range(6):
             yield chat("capitals-chat", key, [(question, answer)], rng)

@@ -28,7 +28,7 @@ SHORT, LONG, STEP_TOKENS, LONG_SHARE = 256, 2048, 2048, 0.15
 WARMUP_STEPS, FINAL_LR = 150, 0.03
 LATER_FROM = 0.45
 # How often the second half repeats a source in each epoch.
-LATER = {"kjv": 0.4, "web": 0.5, "austen": 0.4, "own-chat": 2, "capitals-chat": 3}
+LATER = {"kjv": 0.4, "web": 0.5, "austen": 0.4, "own-chat": 1.5, "capitals-chat": 6, "basic": 4, "famous": 10}
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
@@ -105,7 +105,7 @@ def rows(tokenizer, documents, length, second_half, rng):
     while True:
         texts = []
         for source, text, _ in later(documents, rng) if second_half else documents:
-            chapter = source in ("web", "kjv", "austen")
+            chapter = source in ("web", "kjv", "austen", "famous")
             texts.extend(cut(text, rng) if chapter and length == SHORT else [text])
         rng.shuffle(texts)
         stream = encode(tokenizer, texts)

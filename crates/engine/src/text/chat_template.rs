@@ -25,6 +25,7 @@ const BUDGET_BYTES_PER_BYTE: u64 = 32;
 const BUDGET_BYTES_PER_NODE: u64 = 4 << 10;
 const OUTPUT_BYTES: u64 = 1 << 20;
 const OUTPUT_BYTES_PER_BYTE: u64 = 2;
+const COMPILE_STACK_BYTES: usize = 64 << 20;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -65,10 +66,20 @@ impl ChatTemplate {
     /// [`TextError::TemplateSyntax`], and [`TextError::TooLarge`] above 256 KiB.
     pub fn new(source: &str, special_tokens: SpecialTokens) -> Result<Self, TextError> {
         let guarded = template_guard::guard(source)?;
-        let mut env = template_builtins::environment();
-        env.add_template_owned(NAME, guarded)
-            .map_err(|error| TextError::TemplateSyntax { reason: reason(&error) })?;
-        Ok(Self { env, special_tokens, now_unix_s: None })
+        let compile = || {
+            let mut env = template_builtins::environment();
+            env.add_template_owned(NAME, guarded)
+                .map_err(|error| TextError::TemplateSyntax { reason: reason(&error) })?;
+            Ok(env)
+        };
+        // The parser calls itself as deep as the template nests, which can be deeper than a thread's usual stack.
+        let env = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES).spawn_scoped(scope, compile);
+            thread.map(|thread| thread.join())
+        });
+        let unexpected = || TextError::TemplateSyntax { reason: "the parser gave up on it".to_string() };
+        let env = env.map_err(|error| TextError::TemplateSyntax { reason: error.to_string() })?;
+        Ok(Self { env: env.map_err(|_| unexpected())??, special_tokens, now_unix_s: None })
     }
 
     /// The same template with a fixed `strftime_now`, in seconds since 1970: for tests, and where the same messages

@@ -66,12 +66,10 @@ impl StreamDecoder {
     pub fn after_prompt(tokenizer: Arc<Tokenizer>, skip_special: bool, prompt_ids: &[u32]) -> Self {
         const CONTEXT_TOKENS: usize = 8;
         let mut decoder = Self::new(tokenizer, skip_special);
-        let context: Vec<u32> = {
-            let ids = prompt_ids.iter().rev().copied().filter(|&id| decoder.token(id).is_some());
-            ids.take(CONTEXT_TOKENS).collect()
-        };
         if let Way::Window(window) = &mut decoder.way {
-            window.held = context.into_iter().rev().collect();
+            let has_text = |id: &u32| decoder.tokenizer.text_token(*id, skip_special).is_some();
+            window.held = prompt_ids.iter().rev().copied().filter(has_text).take(CONTEXT_TOKENS).collect();
+            window.held.reverse();
             window.advance(&decoder.tokenizer, true);
         }
         decoder
@@ -79,7 +77,7 @@ impl StreamDecoder {
 
     /// Takes the next id. `None` if no text is sure yet, or if the token has none.
     pub fn push(&mut self, id: u32) -> Option<String> {
-        let token = self.token(id)?;
+        let token = self.tokenizer.text_token(id, self.skip_special)?;
         let piece = match &mut self.way {
             Way::Bytes { pending } => {
                 push_token_bytes(pending, &token);
@@ -107,14 +105,6 @@ impl StreamDecoder {
             Way::Window(window) => window.advance(&self.tokenizer, true),
         };
         Some(piece).filter(|piece| !piece.is_empty())
-    }
-
-    /// The token of an id, unless it has no text: unknown, or special and to be skipped.
-    fn token(&self, id: u32) -> Option<String> {
-        let vocabulary = self.tokenizer.inner().get_added_vocabulary();
-        let token = self.tokenizer.id_to_token(id)?;
-        let is_skipped = self.skip_special && vocabulary.is_special_token(&token);
-        (!is_skipped).then_some(token)
     }
 }
 

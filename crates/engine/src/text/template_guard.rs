@@ -49,6 +49,10 @@ const SCAN_FILTERS: [&str; 11] = [
 const KEYWORDS: [&str; 10] = ["and", "or", "not", "in", "is", "if", "else", "recursive", "ignore", "import"];
 const SOURCE_BYTES_MAX: usize = 1 << 18;
 const OPERATORS_MAX: usize = 256;
+/// The parser calls itself for each of these, so their number is bounded: names, dots, filters and the like of one
+/// tag, and branches of the template.
+const TOKENS_MAX: usize = 4096;
+const BRANCHES_MAX: usize = 1024;
 /// How much of the template's own text goes out between two payments.
 const RAW_BYTES: usize = 1024;
 const BLANK_BYTES_MAX: usize = 8192;
@@ -64,6 +68,7 @@ pub(super) fn guard(source: &str) -> Result<String, TextError> {
     }
     let mut out = String::with_capacity(2 * source.len());
     let mut rest = source;
+    let mut branches = 0;
     while let Some(start) = find_tag(rest) {
         push_raw(&mut out, &rest[..start]).map_err(|reason| syntax(source, rest, reason))?;
         rest = &rest[start..];
@@ -78,6 +83,10 @@ pub(super) fn guard(source: &str) -> Result<String, TextError> {
         let mut tag = Tag::read(rest, is_block).map_err(|reason| syntax(source, rest, reason))?;
         let end = tag.end;
         let is_raw = is_block && tag.tokens.len() == 1 && tag.text(0) == "raw";
+        branches += usize::from(is_block && tag.text(0) == "elif");
+        if tag.tokens.len() > TOKENS_MAX || branches > BRANCHES_MAX {
+            return Err(syntax(source, rest, "a tag of more than 4096 words, or more than 1024 branches"));
+        }
         if !is_raw {
             tag.rewrite().map_err(|reason| syntax(source, rest, reason))?;
         }

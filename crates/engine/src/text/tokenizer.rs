@@ -96,6 +96,10 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Tokenizer`] if the decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
+        // Some decoders take no tokens for a mistake.
+        if !ids.iter().any(|&id| self.text_token(id, skip_special).is_some()) {
+            return Ok(String::new());
+        }
         catch(|| self.inner.decode(ids, skip_special))
             .map_err(|reason| TextError::Tokenizer { action: "decode", reason })
     }
@@ -147,6 +151,13 @@ impl Tokenizer {
             Some(template) => template.as_ref().map_err(TextError::clone),
             None => Err(TextError::NoChatTemplate),
         }
+    }
+
+    /// The token of an id, unless it has no text: unknown, or special and to be skipped.
+    pub(super) fn text_token(&self, id: u32, skip_special: bool) -> Option<String> {
+        let token = self.inner.id_to_token(id)?;
+        let is_skipped = skip_special && self.inner.get_added_vocabulary().is_special_token(&token);
+        (!is_skipped).then_some(token)
     }
 
     pub(super) fn inner(&self) -> &tokenizers::Tokenizer {

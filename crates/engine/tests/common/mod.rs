@@ -52,6 +52,11 @@ impl Golden {
         }
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
     pub fn engine(&self, options: &EngineOptions) -> Engine {
         let source = WeightSource::Files(Checkpoint::open(&self.dir).unwrap());
         let engine = Engine::load(self.config.clone(), source, options, &|_, _| {});

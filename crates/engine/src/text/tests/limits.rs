@@ -17,7 +17,6 @@ fn assert_stopped(source: &str) {
 fn assert_stopped_with(source: &str, messages: &[Message]) {
     let start = Instant::now();
     let shown: String = source.chars().take(200).collect();
-    eprintln!("DBG {shown}");
     let error = template(source).render(messages, true, &Map::new()).expect_err(&shown);
     assert!(start.elapsed() < SOON, "{shown}: took {:?}", start.elapsed());
     let is_limit = match &error {
@@ -60,10 +59,38 @@ fn recursion_is_stopped_before_the_stack_ends() {
     assert_stopped(
         "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = dict(a=ns.x) %}{% endfor %}",
     );
-    for nested in ["(", "[", "{{ -", "{% if x %}", "not "] {
-        let _ = ChatTemplate::new(&format!("{{{{ {} }}}}", nested.repeat(9000)), SpecialTokens::default());
-        eprintln!("DBG {nested}");
-        let _ = ChatTemplate::new(&nested.repeat(9000), SpecialTokens::default());
+}
+
+#[test]
+fn deep_sources_do_not_end_the_stack() {
+    let units = [
+        "(", "[", "{'a':", "-", "not ", "x and ", "x or ", "x|upper|", "x.", "x[0][", "x(", "x is not ", "x if x else ",
+        "x ~ ", "x ** ", "x == ", "x,", "'a' ",
+    ];
+    for unit in units {
+        for count in [100, 1000, 20_000] {
+            let _ = ChatTemplate::new(&format!("{{{{ {}x }}}}", unit.repeat(count)), SpecialTokens::default());
+            let _ = ChatTemplate::new(&format!("{{% if {}x %}}{{% endif %}}", unit.repeat(count)), SpecialTokens::default());
+        }
+    }
+    for chain in ["|upper", ".x", "[0]", " is string", " and x", "()", "[1:]", " ~ x", " if x else x"] {
+        for count in [100, 250, 1000, 20_000] {
+            let compiled = ChatTemplate::new(&format!("{{{{ x{} }}}}", chain.repeat(count)), SpecialTokens::default());
+            let _ = compiled.map(|template| template.render(&[], true, &Map::new()));
+        }
+    }
+    let blocks = ["if x", "for x in y", "macro m()", "set x", "with", "filter upper", "call x()", "block x", "generation"];
+    for block in blocks {
+        for count in [100, 1000, 10_000] {
+            let _ = ChatTemplate::new(&format!("{{% {block} %}}").repeat(count), SpecialTokens::default());
+            let end = block.split(' ').next().unwrap();
+            let source = format!("{}{}", format!("{{% {block} %}}").repeat(count), format!("{{% end{end} %}}").repeat(count));
+            let compiled = ChatTemplate::new(&source, SpecialTokens::default());
+            let _ = compiled.map(|template| template.render(&[], true, &Map::new()));
+        }
+    }
+    for count in [100, 1000, 10_000] {
+        let _ = ChatTemplate::new(&format!("{{% if x %}}{}{{% endif %}}", "{% elif x %}".repeat(count)), SpecialTokens::default());
     }
 }
 

@@ -74,7 +74,7 @@ fn a_character_of_several_tokens_comes_out_whole() {
 fn incomplete_bytes_at_the_end_become_a_replacement() {
     for json in [byte_level(), byte_fallback(false)] {
         let tokenizer = tokenizer(&json);
-        let ids = tokenizer.encode("\u{1f600}", false).unwrap();
+        let ids = tokenizer.encode("\u{1f680}", false).unwrap();
         let ids = &ids[..ids.len() - 1];
         let mut decoder = StreamDecoder::new(Arc::clone(&tokenizer), true);
         let text = stream(&mut decoder, ids).concat() + &decoder.finish().unwrap();
@@ -122,6 +122,7 @@ fn the_cost_of_a_token_does_not_grow() {
         let ids = vec![tokenizer.token_to_id(token).unwrap(); 100_000];
         let start = Instant::now();
         assert!(all(&tokenizer, &ids, true).len() >= ids.len() - 1);
+        eprintln!("DBG {token} {:?}", start.elapsed());
         assert!(start.elapsed().as_secs() < 10, "{token} took {:?}", start.elapsed());
     }
 }
