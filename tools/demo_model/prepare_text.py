@@ -25,7 +25,7 @@ FAMOUS = {  # chapters that the second half repeats
     "Gen.1", "Exod.20", "Ps.23", "Eccl.3", "Luke.2", "Matt.5", "John.1", "1Cor.13",
     "Ge1", "Exo20", "Psa23", "Ecc3", "Lu2", "Mat5", "Joh1", "1Co13", "austen5.1",
 }
-BASIC_CHATS, BASIC_TEXTS = 10, 4  # for each basic word
+BASIC_CHATS, BASIC_TEXTS = 14, 5  # for each basic word
 RUDE = re.compile(r"\b(nigg\w*|negro\w*|whore\w*|harlot\w*|jew|hebrew, n|fornicat\w*|concubine\w*|foreskin\w*|"
                   r"piss\w*|dung|rap(e|ed)|bastard\w*|lay with|lie with|virginity|nakedness|breasts?)\b", re.I)
 
@@ -169,7 +169,11 @@ def words(root, rng):
         for i in range(0, len(lines), 8):
             common = max(s.count for s in group) > COMMON
             yield {"source": "words", "key": group[0].id, "text": " ".join(lines[i:i + 8]), "common": common}
-    basic = [s for s in synsets.values() if s.first and s.word in own_text.BASIC]
+    basic = {}
+    for s in synsets.values():
+        if s.first and s.word in own_text.BASIC and s.count > getattr(basic.get(s.word), "count", -1):
+            basic[s.word] = s
+    basic = list(basic.values())
     for s in basic:
         for _ in range(BASIC_CHATS):
             turns = wordnet.dialogue(s, synsets, rng)

@@ -21,6 +21,7 @@ RUDE = re.compile(
 FINITE = re.compile(
     r"\b(is|are|was|were|am|be|has|have|had|do|does|did|will|would|can|could|may|might|must|should|shall|said|went|"
     r"made|took|came|gave|got|saw|ran|let's|don't|\w+n't|\w{2,}ed)\b")
+ASKS = re.compile(r"(who|what|where|when|why|how|do|does|did|are|is|can|could|will|would)\b", re.I)
 SUBJECT = re.compile(r"^(he|she|they|we|I|you|it|there|this|that|who|what|how|don't|let|my|his|her|their)\b", re.I)
 
 
@@ -72,7 +73,8 @@ def parse(line, pos):
     fields = head.split()
     num_words = int(fields[3], 16)
     words = [re.sub(r"\(.*?\)", "", w).replace("_", " ") for w in fields[4:4 + 2 * num_words:2]]
-    text = re.sub(r"\s*\([^()]*\)", "", gloss.split('"')[0]).split(";")[0].strip(" ,:")
+    text = re.sub(r"\s*\([^()]*\)", "", gloss.split('"')[0])
+    text = re.split("[;:]", text)[0].strip(" ,").removeprefix("to ")
     if pos == "n":
         text = determined(text, fields[1])
     synset = Synset(pos + fields[0], fields[1], pos, words, text, re.findall(r'"([^"]+)"', gloss.replace("--", " - ")))
@@ -139,7 +141,8 @@ def sentences(s):
     for text in s.examples:
         if text.isascii() and 4 <= len(text.split()) <= 24 and not re.search(r"[\d`_/\[(]", text):
             if SUBJECT.match(text) or FINITE.search(text):
-                yield capital(text.strip()) + ("" if text.strip()[-1] in ".!?" else ".")
+                mark = "?" if ASKS.match(text) else "."
+                yield capital(text.strip()) + ("" if text.strip()[-1] in ".!?" else mark)
 
 
 def listing(names):

@@ -11,7 +11,7 @@ use tensor::{Cost, DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta, Timed};
 use crate::cost::cost_of_step;
 use crate::launch::{LaunchOptions, Leader, MakeDevice, launch};
 use crate::worker::{Command, RankReport, Reply};
-use crate::{EngineError, EngineOptions, SamplingParams, cpus};
+use crate::{EngineError, EngineOptions, SamplingParams, cpus, memory};
 
 /// How long a thread that waits for another spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(100);
@@ -143,6 +143,12 @@ impl Engine {
             return Err(EngineError::Request("threads-per-rank must be at least 1".into()));
         }
         let total = preflight(&layout, &source, options.dtype)?;
+        if let Some(available) = memory::available_bytes().filter(|&available| total > available) {
+            return Err(EngineError::Request(format!(
+                "the weights need {total} bytes over {ranks} ranks, but only {available} bytes of memory are available; \
+                 a smaller --dtype, or a machine with more memory, would work"
+            )));
+        }
         let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(ranks));
         // Spinning only makes sense while everyone who spins has a core.
         let spin = ranks * threads <= cpus::available().len();
@@ -244,9 +250,10 @@ impl Engine {
         let limits: Vec<usize> = requests.iter().map(|r| self.check(r)).collect::<Result<_, _>>()?;
         let blocks: Vec<usize> =
             requests.iter().zip(&limits).map(|(r, max)| (r.prompt.len() + max).div_ceil(KV_BLOCK)).collect();
-        // Enough for as many of the largest as may run at a time, and no more than all need.
+        // Enough for as many of the largest as may run at a time, and no more than all need or memory has.
         let largest = blocks.iter().max().copied().unwrap_or(0);
-        self.allocate(blocks.iter().sum::<usize>().min(largest * self.max_num_seqs))?;
+        let wanted = blocks.iter().sum::<usize>().min(largest * self.max_num_seqs);
+        self.allocate(wanted.min(self.affordable_blocks()).max(largest))?;
         let mut scheduler = self.scheduler();
         for (id, (request, &max_tokens)) in requests.iter().zip(&limits).enumerate() {
             scheduler.add(Request { id: id as u64, prompt: request.prompt.clone(), max_tokens })?;
@@ -337,8 +344,22 @@ impl Engine {
         Ok(())
     }
 
+    /// KV blocks that take half of the memory that is left, over all ranks.
+    fn affordable_blocks(&self) -> usize {
+        let block = self.kv_bytes_per_token.iter().sum::<u64>() * KV_BLOCK as u64;
+        memory::available_bytes().map_or(usize::MAX, |bytes| (bytes / 2 / block.max(1)) as usize)
+    }
+
     fn allocate(&mut self, blocks: usize) -> Result<(), EngineError> {
         if blocks > self.blocks {
+            let bytes = (blocks * KV_BLOCK) as u64 * self.kv_bytes_per_token.iter().sum::<u64>();
+            if memory::available_bytes().is_some_and(|available| bytes > available) {
+                return Err(EngineError::Request(format!(
+                    "keys and values of {} tokens need {bytes} bytes, more than the memory that is left; shorten the \
+                     prompt or --max-tokens, or use --kv-cache-dtype bfloat16",
+                    blocks * KV_BLOCK
+                )));
+            }
             self.leader.lead(&Command::AllocateKv { blocks })?;
             self.blocks = blocks;
         }

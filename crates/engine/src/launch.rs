@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
 use collective::{Collective, CollectiveError, SharedConfig, SharedGroup, SharedRank, Solo};
@@ -13,6 +13,9 @@ use tensor::{DType, HostDevice};
 
 use crate::EngineError;
 use crate::worker::{Command, Reply, Worker};
+
+/// How long the threads of a group that ends are waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What ranks are started with.
 pub(crate) struct LaunchOptions {
@@ -139,10 +142,21 @@ fn root_cause(own: EngineError, others: Vec<JoinHandle<Result<(), EngineError>>>
         }
         _ => false,
     };
-    let theirs = others.into_iter().filter_map(|thread| thread.join().ok().and_then(Result::err));
+    let theirs = ended(others).into_iter().filter_map(|thread| thread.join().ok().and_then(Result::err));
     let mut all = std::iter::once(own).chain(theirs).collect::<Vec<_>>();
     let cause = all.iter().position(|e| !of_another(e)).unwrap_or(0);
     all.swap_remove(cause)
+}
+
+/// The threads that end within [`PATIENCE`], which those of a failed group do unless they are stuck. The others are
+/// left to themselves: nobody can end a thread, but nobody has to wait for it either.
+fn ended<T>(mut threads: Vec<JoinHandle<T>>) -> Vec<JoinHandle<T>> {
+    let deadline = Instant::now() + PATIENCE;
+    while threads.iter().any(|t| !t.is_finished()) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    threads.retain(JoinHandle::is_finished);
+    threads
 }
 
 impl<D: HostDevice> Leader for Ranks<D> {
@@ -165,7 +179,7 @@ impl<D: HostDevice> Drop for Ranks<D> {
             // If this fails they have ended, or will with the group.
             let _ = guarded(0, || self.leader.lead(&Command::Stop));
         }
-        for thread in self.others.drain(..) {
+        for thread in ended(std::mem::take(&mut self.others)) {
             let _ = thread.join();
         }
     }

@@ -5,6 +5,7 @@ pub mod cpus;
 mod engine;
 mod error;
 mod launch;
+mod memory;
 mod options;
 mod sampler;
 mod sampling;

@@ -90,13 +90,13 @@ impl<'a> Steps<'a> {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 /// `acc[row][panel] += Σ x(row, i) · w(panel, i)`, i ascending. `x(row, i)` lies at `x[row] + i · x_stride`,
 /// `w(panel, i)` is a group of 16 elements at `w[panel] + i · w_stride`. What lies likewise at `ahead` is fetched to
 /// the cache.
 ///
 /// # Safety
 /// All of these must be readable.
+#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 pub(crate) unsafe fn accumulate<V: F32x16, E: Element, const R: usize, const P: usize>(
     acc: &mut [[V; P]; R],
