@@ -23,7 +23,7 @@ ABOUT_CHATS, STORIES, STORY_CHATS, VERSE_CHATS = 1000, 1200, 800, 1000
 COMMON = 7  # a word is common when WordNet's tagged texts use it more often than this
 FAMOUS = {  # chapters that the second half repeats
     "Gen.1", "Exod.20", "Ps.23", "Eccl.3", "Luke.2", "Matt.5", "John.1", "1Cor.13",
-    "Ge1", "Exo20", "Psa23", "Ecc3", "Lu2", "Mat5", "Joh1", "1Co13", "austen5.1",
+    "Ge1", "Exo20", "Psa23", "Eccl3", "Luke2", "Mat5", "John1", "1Cor13", "austen5.1",
 }
 BASIC_CHATS, BASIC_TEXTS = 14, 5  # for each basic word
 RUDE = re.compile(r"\b(nigg\w*|negro\w*|whore\w*|harlot\w*|jew|hebrew, n|fornicat\w*|concubine\w*|foreskin\w*|"
@@ -141,6 +141,15 @@ def chat(source, key, turns, rng):
     return {"source": source, "key": key, "messages": messages}
 
 
+def some(turns, meaning, rng):
+    """One turn of a dialogue, or the first and one or two others; `meaning` is how often the one is the first."""
+    if rng.random() < 0.45:
+        return turns[:1] + rng.sample(turns[1:], min(rng.randint(1, 2), len(turns) - 1))
+    if rng.random() < meaning:
+        return turns[:1]
+    return [rng.choice([t for t in turns if not re.search(r"\b(use|of) it\b", t[0], re.I)] or turns[:1])]
+
+
 def words(root, rng):
     """WordNet as prose (related words together) and as chats."""
     synsets = wordnet.load(root / "usr/share/wordnet")
@@ -152,13 +161,7 @@ def words(root, rng):
             turns = wordnet.dialogue(s, synsets, rng)
             if not turns:
                 continue
-            keep = 1 if rng.random() < 0.55 else rng.randint(2, 3)
-            if keep == 1 and rng.random() < 0.6 and s.count <= 30:
-                turns = turns[:1]
-            elif keep == 1:
-                turns = [rng.choice([t for t in turns if not re.search(r"\b(use|of) it\b", t[0], re.I)] or turns[:1])]
-            else:
-                turns = turns[:1] + rng.sample(turns[1:], min(keep - 1, len(turns) - 1))
+            turns = some(turns, 0.6 if s.count <= 30 else 0.0, rng)
             if rng.random() < 0.06:
                 turns = rng.choice([[own_text.about(rng)] + turns, turns + [("Thank you", "You are welcome.")]])
             yield chat("words-chat", s.id, turns, rng) | {"common": s.count > COMMON}
@@ -176,8 +179,8 @@ def words(root, rng):
     basic = list(basic.values())
     for s in basic:
         for _ in range(BASIC_CHATS):
-            turns = wordnet.dialogue(s, synsets, rng)
-            yield chat("basic", f"basic {s.id}", turns[:1 if rng.random() < 0.6 else 3], rng)
+            turns = some(wordnet.dialogue(s, synsets, rng), 0.5, rng)
+            yield chat("basic", f"basic {s.id}", turns, rng)
         for _ in range(BASIC_TEXTS):
             lines = [" ".join([wordnet.definition(t), *list(wordnet.sentences(t))[:1]]) for t in rng.sample(basic, 3)]
             yield {"source": "basic", "key": f"basic {s.id}", "text": " ".join([wordnet.definition(s), *lines])}

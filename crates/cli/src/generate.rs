@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use engine::text::{Message, StopMatcher, StreamDecoder, Tokenizer};
+use engine::text::{Message, StopMatcher, StreamDecoder, TextError, Tokenizer};
 use engine::{Completion, Engine, GenerateRequest, SamplingParams};
 use serde_json::{Map, Value, json};
 
@@ -126,10 +126,12 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     sampling.check()?;
     let model = OpenModel::open(&args.model)?;
     let prompts = args.prompts(&model)?;
-    let tokenizer = match (&args.prompt_ids, args.stop.is_empty()) {
-        // Ids need no tokenizer, unless something else does.
-        (Some(_), true) => model.tokenizer().ok().cloned(),
-        _ => Some(model.tokenizer()?.clone()),
+    let tokenizer = match model.tokenizer() {
+        // Ids need no tokenizer, unless something else does. One that is there must be right.
+        Err(CliError::Text(TextError::MissingTokenizer { .. })) if args.prompt_ids.is_some() && args.stop.is_empty() => {
+            None
+        }
+        found => Some(found?.clone()),
     };
     let mut stop_token_ids = args.stop_token_ids.clone();
     if !args.ignore_eos {
