@@ -140,21 +140,3 @@ fn a_generation_config_that_cannot_be_used_is_named() {
         anysplit("generate --prompt-ids 1").model(&copy).refused(&["generation_config.json", part]);
     }
 }
-
-#[test]
-fn a_model_larger_than_any_memory_is_refused() {
-    let copy = Copy::of("llama");
-    copy.edit("config.json", |config| {
-        config["hidden_size"] = json!(1 << 20);
-        config["intermediate_size"] = json!(1 << 22);
-        config["num_hidden_layers"] = json!(4096);
-    });
-    anysplit("generate --prompt-ids 1 --load-format random").model(&copy).refused(&["memory"]);
-}
-
-#[test]
-fn a_cache_larger_than_any_memory_is_refused() {
-    let copy = Copy::of("llama");
-    copy.edit("config.json", |config| config["max_position_embeddings"] = json!(1 << 28));
-    anysplit("generate --prompt-ids 1 --max-tokens 268000000 --ignore-eos").model(&copy).refused(&["memory"]);
-}

@@ -35,11 +35,8 @@ pub fn anysplit(arguments: &str) -> Anysplit {
         }
     }
     command.timeout(LIMIT);
-    let mut this = Anysplit { command, shown: "anysplit".into() };
-    for argument in arguments.split_whitespace() {
-        this = this.arg(argument);
-    }
-    this
+    let this = Anysplit { command, shown: "anysplit".into() };
+    this.args(arguments)
 }
 
 /// Whether the binary looks at an environment variable of that name.
@@ -50,6 +47,11 @@ pub fn is_heeded(name: &OsStr) -> bool {
 }
 
 impl Anysplit {
+    /// More arguments, divided by spaces.
+    pub fn args(self, arguments: &str) -> Self {
+        arguments.split_whitespace().fold(self, Anysplit::arg)
+    }
+
     /// One argument more, spaces and all.
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.shown += &format!(" {:?}", argument.as_ref());

@@ -128,7 +128,9 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let prompts = args.prompts(&model)?;
     let tokenizer = match model.tokenizer() {
         // Ids need no tokenizer, unless something else does. One that is there must be right.
-        Err(CliError::Text(TextError::MissingTokenizer { .. })) if args.prompt_ids.is_some() && args.stop.is_empty() => {
+        Err(CliError::Text(TextError::MissingTokenizer { .. }))
+            if args.prompt_ids.is_some() && args.stop.is_empty() =>
+        {
             None
         }
         found => Some(found?.clone()),

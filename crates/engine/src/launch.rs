@@ -119,14 +119,16 @@ fn load<M: MakeDevice>(
     progress: &dyn Fn(u64),
 ) -> Result<Worker<M::Device>, ModelError> {
     let dev = shared.make.make(rank);
-    let count = |bytes: u64| {
-        progress(shared.loaded_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes);
-        group.check().map_err(ModelError::from)
+    let (decoder, loaded) = {
+        let count = |bytes: u64| {
+            progress(shared.loaded_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes);
+            group.check().map_err(ModelError::from)
+        };
+        let loader =
+            Loader::new(&dev, &shared.source, &shared.layout, rank, shared.options.weight_dtype, &count);
+        let decoder = Decoder::load(&loader).inspect_err(|error| group.fail(&error.to_string()))?;
+        (decoder, loader.stats())
     };
-    let loader = Loader::new(&dev, &shared.source, &shared.layout, rank, shared.options.weight_dtype, &count);
-    let decoder = Decoder::load(&loader).inspect_err(|error| group.fail(&error.to_string()))?;
-    let loaded = loader.stats();
-    drop(loader);
     // However long the slowest takes: all go on together, with deadlines from here on.
     group.broadcast(&mut Vec::new(), None)?;
     let LaunchOptions { kv_dtype, comm_timeout, .. } = shared.options;

@@ -25,7 +25,11 @@ fn the_reference_device_gives_the_bits_of_the_cpu_on_every_architecture() {
         let meta = StepMeta {
             tokens: golden.prompt[..rows].to_vec(),
             // The blocks lie in memory in another order than in the engine.
-            sequences: vec![SequenceSpan { rows: 0..rows, start: 0, block_table: (0..blocks as u32).rev().collect() }],
+            sequences: vec![SequenceSpan {
+                rows: 0..rows,
+                start: 0,
+                block_table: (0..blocks as u32).rev().collect(),
+            }],
             logit_rows: (0..rows as u32).collect(),
         };
         let hidden = decoder.forward(rank, &meta, &mut kv).unwrap();
@@ -36,7 +40,13 @@ fn the_reference_device_gives_the_bits_of_the_cpu_on_every_architecture() {
         for (i, (logit, sum)) in picked.iter().zip(&sums).enumerate() {
             let expected = (f64::from(*logit) - sum) as f32;
             let got = ours[i + 1].unwrap();
-            assert_eq!(got.to_bits(), expected.to_bits(), "{}: token {}: {got} {expected}", golden.name, i + 1);
+            assert_eq!(
+                got.to_bits(),
+                expected.to_bits(),
+                "{}: token {}: {got} {expected}",
+                golden.name,
+                i + 1
+            );
         }
     }
 }

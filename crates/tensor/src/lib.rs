@@ -30,6 +30,6 @@ pub use reference::{
 pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight, Shapes};
 pub use source::{Concat, MatrixSource, Slice};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
-pub use trace::{Trace, TraceLog};
 pub use timed::Timed;
+pub use trace::{Trace, TraceLog};
 pub use tree::{NodeId, Program, ReductionTree};

@@ -74,7 +74,8 @@ impl ChatTemplate {
         };
         // The parser calls itself as deep as the template nests, which can be deeper than a thread's usual stack.
         let env = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES).spawn_scoped(scope, compile);
+            let thread =
+                std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES).spawn_scoped(scope, compile);
             thread.map(|thread| thread.join())
         });
         let unexpected = || TextError::TemplateSyntax { reason: "the parser gave up on it".to_string() };

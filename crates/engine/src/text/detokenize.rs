@@ -142,14 +142,18 @@ impl Window {
             None if !is_end => return String::new(),
             None => text[common_prefix_len(&text, &self.context_text)..].to_string(),
         };
-        // A context must have text of its own: what a decoder drops before the first token is dropped there.
-        match tokenizer.decode(&self.held, false) {
-            Ok(held_text) if !held_text.is_empty() => {
-                (self.context, self.context_text) = (std::mem::take(&mut self.held), held_text);
-            }
-            _ => {
-                (self.context, self.context_text) = (all, text);
-                self.held.clear();
+        // The next context has text of its own: what a decoder drops before a first token is dropped in there.
+        let mut context_len = self.held.len();
+        self.held.clear();
+        loop {
+            let context = &all[all.len() - context_len..];
+            match tokenizer.decode(context, false) {
+                Ok(context_text) if context_len == all.len() || !context_text.is_empty() => {
+                    (self.context, self.context_text) = (context.to_vec(), context_text);
+                    break;
+                }
+                _ if context_len == all.len() => break,
+                _ => context_len += 1,
             }
         }
         piece

@@ -64,33 +64,71 @@ fn recursion_is_stopped_before_the_stack_ends() {
 #[test]
 fn deep_sources_do_not_end_the_stack() {
     let units = [
-        "(", "[", "{'a':", "-", "not ", "x and ", "x or ", "x|upper|", "x.", "x[0][", "x(", "x is not ", "x if x else ",
-        "x ~ ", "x ** ", "x == ", "x,", "'a' ",
+        "(",
+        "[",
+        "{'a':",
+        "-",
+        "not ",
+        "x and ",
+        "x or ",
+        "x|upper|",
+        "x.",
+        "x[0][",
+        "x(",
+        "x is not ",
+        "x if x else ",
+        "x ~ ",
+        "x ** ",
+        "x == ",
+        "x,",
+        "'a' ",
     ];
     for unit in units {
         for count in [100, 1000, 20_000] {
-            let _ = ChatTemplate::new(&format!("{{{{ {}x }}}}", unit.repeat(count)), SpecialTokens::default());
-            let _ = ChatTemplate::new(&format!("{{% if {}x %}}{{% endif %}}", unit.repeat(count)), SpecialTokens::default());
+            let _ =
+                ChatTemplate::new(&format!("{{{{ {}x }}}}", unit.repeat(count)), SpecialTokens::default());
+            let _ = ChatTemplate::new(
+                &format!("{{% if {}x %}}{{% endif %}}", unit.repeat(count)),
+                SpecialTokens::default(),
+            );
         }
     }
     for chain in ["|upper", ".x", "[0]", " is string", " and x", "()", "[1:]", " ~ x", " if x else x"] {
         for count in [100, 250, 1000, 20_000] {
-            let compiled = ChatTemplate::new(&format!("{{{{ x{} }}}}", chain.repeat(count)), SpecialTokens::default());
+            let compiled =
+                ChatTemplate::new(&format!("{{{{ x{} }}}}", chain.repeat(count)), SpecialTokens::default());
             let _ = compiled.map(|template| template.render(&[], true, &Map::new()));
         }
     }
-    let blocks = ["if x", "for x in y", "macro m()", "set x", "with", "filter upper", "call x()", "block x", "generation"];
+    let blocks = [
+        "if x",
+        "for x in y",
+        "macro m()",
+        "set x",
+        "with",
+        "filter upper",
+        "call x()",
+        "block x",
+        "generation",
+    ];
     for block in blocks {
         for count in [100, 1000, 10_000] {
             let _ = ChatTemplate::new(&format!("{{% {block} %}}").repeat(count), SpecialTokens::default());
             let end = block.split(' ').next().unwrap();
-            let source = format!("{}{}", format!("{{% {block} %}}").repeat(count), format!("{{% end{end} %}}").repeat(count));
+            let source = format!(
+                "{}{}",
+                format!("{{% {block} %}}").repeat(count),
+                format!("{{% end{end} %}}").repeat(count)
+            );
             let compiled = ChatTemplate::new(&source, SpecialTokens::default());
             let _ = compiled.map(|template| template.render(&[], true, &Map::new()));
         }
     }
     for count in [100, 1000, 10_000] {
-        let _ = ChatTemplate::new(&format!("{{% if x %}}{}{{% endif %}}", "{% elif x %}".repeat(count)), SpecialTokens::default());
+        let _ = ChatTemplate::new(
+            &format!("{{% if x %}}{}{{% endif %}}", "{% elif x %}".repeat(count)),
+            SpecialTokens::default(),
+        );
     }
 }
 
