@@ -19,6 +19,8 @@ use super::Tokenizer;
 
 /// A window that waits for more bytes is decoded at every token up to this many, then more rarely.
 const HELD_TOKENS_MAX: usize = 16;
+/// Tokens without any text do not make the context longer than this.
+const CONTEXT_TOKENS_MAX: usize = 64;
 
 /// Turns a stream of token ids into pieces of text that, put together, are exactly [`Tokenizer::decode`] of all ids.
 #[derive(Debug, Clone)]
@@ -144,15 +146,16 @@ impl Window {
         };
         // The next context has text of its own: what a decoder drops before a first token is dropped in there.
         let mut context_len = self.held.len();
+        let longest = all.len().min(context_len.max(CONTEXT_TOKENS_MAX));
         self.held.clear();
         loop {
             let context = &all[all.len() - context_len..];
             match tokenizer.decode(context, false) {
-                Ok(context_text) if context_len == all.len() || !context_text.is_empty() => {
+                Ok(context_text) if context_len >= longest || !context_text.is_empty() => {
                     (self.context, self.context_text) = (context.to_vec(), context_text);
                     break;
                 }
-                _ if context_len == all.len() => break,
+                _ if context_len >= longest => break,
                 _ => context_len += 1,
             }
         }
