@@ -17,6 +17,7 @@ fn unknown_commands_flags_and_values_are_named() {
     anysplit("generate x --device tpu").refused(&["tpu", "--device", "cpu"]);
     anysplit("generate x --max-tokens many").refused(&["many", "--max-tokens"]);
     anysplit("generate x --seed 0.5").refused(&["0.5", "--seed"]);
+    anysplit("generate x --seed -1").refused(&["-1", "--seed"]);
     anysplit("generate x --stop-token-ids 1,x").refused(&["x", "--stop-token-ids"]);
     anysplit("generate x --max-num-seqs 0").refused(&["--max-num-seqs", "from 1"]);
     anysplit("generate x --max-num-batched-tokens 0").refused(&["--max-num-batched-tokens", "from 1"]);
@@ -49,12 +50,13 @@ fn arguments_that_contradict_each_other_are_named() {
 #[test]
 fn ranks_are_from_one_to_the_query_heads() {
     for command in ["generate x", "score --text x", "tp-plan"] {
-        for tp in [0, 9, 4096, usize::MAX] {
-            let tp = tp.to_string();
-            anysplit(command).arg("--tp").arg(&tp).refused(&["tensor parallel size", &tp, "8 query heads"]);
+        for tp in ["0", "9", "4096"] {
+            anysplit(command).args("--tp").arg(tp).refused(&["tensor parallel size", tp, "8 query heads"]);
         }
-        anysplit(command).arg("--tp=-1").refused(&["--tensor-parallel-size", "-1"]);
-        anysplit(command).arg("--tp=two").refused(&["--tensor-parallel-size", "two"]);
+        let all = usize::MAX.to_string();
+        anysplit(command).arg("--tp").arg(&all).refused(&["tensor parallel size", &all, "query heads"]);
+        anysplit(command).args("--tp -1").refused(&["--tensor-parallel-size", "-1"]);
+        anysplit(command).args("--tp two").refused(&["--tensor-parallel-size", "two"]);
     }
     let six = golden("llama1");
     anysplit("score --prompt-ids 1,2 --tp 7").model(six).refused(&["7", "6 query heads"]);
@@ -97,7 +99,7 @@ fn sampling_parameters_that_cannot_be_are_named() {
     anysplit("generate x --min-p 1.5").refused(&["min_p is 1.5"]);
     anysplit("generate x --repetition-penalty 0").refused(&["repetition_penalty is 0"]);
     anysplit("generate x --frequency-penalty 2.5").refused(&["frequency_penalty is 2.5"]);
-    anysplit("generate x --top-k=-1").refused(&["--top-k", "-1"]);
+    anysplit("generate x --top-k -1").refused(&["--top-k", "-1"]);
     anysplit("generate x --stop").arg("").refused(&["--stop is empty"]);
 }
 
@@ -132,10 +134,16 @@ fn a_tp_plan_that_cannot_be_right_names_what_is_wrong() {
     plan_refused(half.to_string(), &["mlp.gate_proj", "colwise", "mlp.down_proj", "replicate"]);
     let torn = json!({ "model.layers.*.self_attn.k_proj": "replicate" });
     plan_refused(torn.to_string(), &["self_attn.q_proj", "self_attn.k_proj", "alike"]);
-    let norm = json!({ "model.norm": "colwise" });
-    plan_refused(norm.to_string(), &["model.norm", "colwise", "replicate"]);
+    let norm = json!({ "model.layers.*.input_layernorm": "colwise" });
+    plan_refused(norm.to_string(), &["input_layernorm", "colwise", "replicate"]);
     let embedding = json!({ "model.embed_tokens": "colwise" });
     plan_refused(embedding.to_string(), &["model.embed_tokens", "colwise"]);
+}
+
+#[test]
+fn a_tp_plan_cannot_split_the_final_norm() {
+    let norm = json!({ "model.norm": "colwise" });
+    plan_refused(norm.to_string(), &["model.norm", "colwise", "replicate"]);
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn a_malformed_config_says_where() {
     let malformed: &[(&[u8], &str)] = &[
         (b"", "line 1"),
         (&whole[..whole.len() / 2], "line"),
-        (b"[1, 2]", "an object"),
+        (b"[1, 2]", "JSON object"),
         (b"{\"vocab_size\": 3,}", "line 1 column 18"),
         (b"{\"vocab_size\": NaN}", "line 1 column 16"),
         (b"\xff\xfe{}", "config.json"),
@@ -85,8 +85,8 @@ fn impossible_numbers_are_named() {
     }
     refused("gemma2", |config| config["attn_logit_softcapping"] = json!(-50), &["attn_logit_softcapping", "-50"]);
     refused("mistral", |config| config["sliding_window"] = json!(0), &["sliding_window", "0"]);
-    refused("llama", |config| config["eos_token_id"] = json!("</s>"), &["eos_token_id", "</s>"]);
-    refused("llama", |config| config["eos_token_id"] = json!([273, -1]), &["eos_token_id", "-1"]);
+    refused("llama1", |config| config["eos_token_id"] = json!("</s>"), &["eos_token_id", "</s>"]);
+    refused("llama1", |config| config["eos_token_id"] = json!([2, -1]), &["eos_token_id", "-1"]);
     refused("llama", |config| config["tie_word_embeddings"] = json!("no"), &["tie_word_embeddings", "true or false"]);
 }
 
@@ -135,8 +135,31 @@ fn what_is_not_known_is_named_with_what_is() {
 #[test]
 fn a_generation_config_that_cannot_be_used_is_named() {
     let copy = Copy::of("llama");
-    for (text, part) in [("{", "line 1"), ("[]", "an object"), ("{\"eos_token_id\": \"</s>\"}", "eos_token_id")] {
+    for (text, part) in [("{", "line 1"), ("[]", "JSON object"), ("{\"eos_token_id\": \"</s>\"}", "eos_token_id")] {
         copy.write("generation_config.json", text);
         anysplit("generate --prompt-ids 1").model(&copy).refused(&["generation_config.json", part]);
     }
+}
+
+#[test]
+fn a_model_larger_than_any_memory_is_refused() {
+    let copy = Copy::of("llama");
+    copy.edit("config.json", |config| {
+        config["hidden_size"] = json!(1 << 20);
+        config["intermediate_size"] = json!(1 << 22);
+        config["num_hidden_layers"] = json!(4096);
+    });
+    anysplit("generate --prompt-ids 1 --load-format random --tp 2").model(&copy).refused(&["memory"]);
+}
+
+#[test]
+fn a_cache_larger_than_any_memory_is_refused() {
+    let copy = Copy::of("llama");
+    copy.edit("config.json", |config| {
+        config["max_position_embeddings"] = json!(1 << 28);
+        config["head_dim"] = json!(1 << 12);
+        config["num_key_value_heads"] = json!(8);
+    });
+    let long = "generate --load-format random --prompt-ids 1 --max-tokens 268000000 --ignore-eos";
+    anysplit(long).model(&copy).refused(&["memory", "--max-tokens"]);
 }

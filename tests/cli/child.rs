@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -14,7 +14,7 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// A command line.
 pub struct Anysplit {
-    command: assert_cmd::Command,
+    command: Command,
     shown: String,
 }
 
@@ -28,22 +28,21 @@ pub struct Ended {
 /// `anysplit` with arguments that are divided by spaces. Variables of the outer environment that it would heed are
 /// not there.
 pub fn anysplit(arguments: &str) -> Anysplit {
-    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_anysplit"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anysplit"));
     for (name, _) in std::env::vars_os() {
         if is_heeded(&name) {
             command.env_remove(name);
         }
     }
-    command.timeout(LIMIT);
     let this = Anysplit { command, shown: "anysplit".into() };
     this.args(arguments)
 }
 
 /// Whether the binary looks at an environment variable of that name.
-pub fn is_heeded(name: &OsStr) -> bool {
+fn is_heeded(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     let prefixes = ["ANYSPLIT_", "HF_", "HUGGING", "COLUMNS", "XDG_CACHE_HOME", "NO_COLOR", "CLICOLOR", "RUST_"];
-    prefixes.iter().any(|prefix| name.starts_with(prefix))
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) || name.to_ascii_lowercase().ends_with("_proxy")
 }
 
 impl Anysplit {
@@ -76,9 +75,15 @@ impl Anysplit {
         self
     }
 
-    pub fn run(mut self) -> Ended {
+    /// The command itself, for tests that want to hold its pipes. It has no time limit.
+    pub fn command(self) -> Command {
+        self.command
+    }
+
+    pub fn run(self) -> Ended {
         let started = Instant::now();
-        let output = self.command.output().expect("the child can be started");
+        let mut command = assert_cmd::Command::from_std(self.command);
+        let output = command.timeout(LIMIT).output().expect("the child can be started");
         let took = started.elapsed();
         assert!(took < LIMIT, "{} did not end within {LIMIT:?}", self.shown);
         Ended { shown: self.shown, output, took }

@@ -53,10 +53,10 @@ fn a_plan_changes_no_byte() {
             "layers.1.self_attn.k_proj": "replicate", "layers.1.self_attn.v_proj": "replicate",
             "layers.1.self_attn.o_proj": "rowwise_split_input", "lm_head": "replicate", "embed_tokens": "replicate"}"#,
     );
-    let score = |split: &str| anysplit(split).arg("--prompt-ids").arg(golden_prompt("llama")).model(&copy);
-    let want = score("score --json").prints();
+    let score = || anysplit("score --json --prompt-ids").arg(golden_prompt("llama")).model(&copy);
+    let want = score().prints();
     for tp in ["1", "2", "3", "5"] {
-        let planned = score("score --json --tp").arg(tp).arg("--tp-plan").arg(copy.file("plan.json"));
+        let planned = score().arg("--tp").arg(tp).arg("--tp-plan").arg(copy.file("plan.json"));
         assert_eq!(planned.prints(), want, "{tp} ranks");
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use engine::EngineOptions;
 use model::TpPlan;
@@ -27,6 +28,9 @@ pub struct ModelArgs {
     pub seed: Option<u64>,
 }
 
+/// Query heads that no model has more of: what is longer than this isn't made a list of.
+const HEADS_MAX: usize = 1 << 12;
+
 /// How a model is split over ranks.
 #[derive(Args)]
 pub struct SplitArgs {
@@ -40,6 +44,9 @@ pub struct SplitArgs {
     #[arg(long, env = "ANYSPLIT_TP_PLAN", default_value = "auto", value_name = "auto|FILE")]
     pub tp_plan: String,
 }
+
+/// A year: longer than anyone waits, and short enough for every clock.
+const COMM_TIMEOUT_MAX_S: u64 = 31_536_000;
 
 /// How a model is run.
 #[derive(Args)]
@@ -63,8 +70,13 @@ pub struct RunArgs {
     #[arg(long, env = "ANYSPLIT_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "N", value_parser = at_least_one)]
     pub max_num_batched_tokens: usize,
     /// Seconds after which a rank that the others wait for is an error
-    #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=COMM_TIMEOUT_MAX_S))]
     pub comm_timeout: u64,
+}
+
+/// What the environment says of a flag: true or false, 1 or 0, yes or no, on or off.
+pub fn yes_or_no() -> impl TypedValueParser<Value = bool> {
+    BoolishValueParser::new()
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -124,6 +136,9 @@ impl SplitArgs {
     pub fn weights(&self) -> Result<Vec<f64>, CliError> {
         match (self.tensor_parallel_size, &self.rank_weights) {
             (None, None) => Ok(vec![1.0]),
+            (Some(n), None) if n > HEADS_MAX => Err(CliError::Usage(format!(
+                "tensor parallel size {n} must be from 1 to the model's number of query heads"
+            ))),
             (Some(n), None) => Ok(vec![1.0; n]),
             (None, Some(weights)) => Ok(weights.clone()),
             (Some(n), Some(weights)) if weights.len() == n => Ok(weights.clone()),
@@ -185,7 +200,8 @@ pub fn read_prompts(file: &PathBuf) -> Result<Vec<String>, CliError> {
     let shown = file.display();
     let text =
         std::fs::read_to_string(file).map_err(|e| CliError::Usage(format!("--prompt-file {shown}: {e}")))?;
-    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    // Some editors begin a file with a mark of its byte order, which is no part of the first prompt.
+    let lines: Vec<String> = text.trim_start_matches('\u{feff}').lines().map(str::to_owned).collect();
     if let Some(empty) = lines.iter().position(String::is_empty) {
         return Err(CliError::Usage(format!("--prompt-file {shown}: line {} is empty", empty + 1)));
     }

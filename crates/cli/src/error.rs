@@ -1,5 +1,6 @@
 //! What ends a command early, and how it is told: one line.
 
+use std::any::Any;
 use std::process::ExitCode;
 
 use checkpoint::CheckpointError;
@@ -61,8 +62,18 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     }
     let told = text.split("\n\nUsage:").next().unwrap_or(&text);
     let told = told.split("\n\nFor more information").next().unwrap_or(told);
-    eprintln!("{}", one_line(told));
+    eprintln!("{}", one_line(told).replace(" tip: ", "; "));
     ExitCode::from(2)
+}
+
+/// Tells what nobody expected, and gives the exit status.
+pub fn panicked(panic: &(dyn Any + Send)) -> ExitCode {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    eprintln!(
+        "error: this is a defect of anysplit: {} (RUST_BACKTRACE=1 shows where)",
+        one_line(text.unwrap_or("it panicked"))
+    );
+    ExitCode::from(1)
 }
 
 fn one_line(text: &str) -> String {

@@ -10,7 +10,7 @@ use engine::text::{Message, StopMatcher, StreamDecoder, TextError, Tokenizer};
 use engine::{Completion, Engine, GenerateRequest, SamplingParams};
 use serde_json::{Map, Value, json};
 
-use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, read_prompts};
+use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, read_prompts, yes_or_no};
 use crate::error::CliError;
 use crate::model::OpenModel;
 use crate::report::Stats;
@@ -26,88 +26,52 @@ pub struct GenerateArgs {
     #[arg(conflicts_with_all = ["prompt_file", "prompt_ids"])]
     prompt: Option<String>,
     /// A file with one prompt per line; they run as one batch
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt_ids")]
+    #[arg(long, env = "ANYSPLIT_PROMPT_FILE", value_name = "FILE", conflicts_with = "prompt_ids")]
     prompt_file: Option<PathBuf>,
     /// Token ids instead of text; no tokenizer is needed
-    #[arg(long, value_name = "1,2,3")]
+    #[arg(long, env = "ANYSPLIT_PROMPT_IDS", value_name = "1,2,3")]
     prompt_ids: Option<String>,
     /// Takes the prompt as a user's message, by the model's chat template
-    #[arg(long, conflicts_with = "prompt_ids")]
+    #[arg(long, env = "ANYSPLIT_CHAT", value_parser = yes_or_no(), conflicts_with = "prompt_ids")]
     chat: bool,
     /// The most tokens to generate
     #[arg(long, env = "ANYSPLIT_MAX_TOKENS", default_value_t = 64, value_name = "N")]
     max_tokens: usize,
     /// 0 takes the most probable token each time
-    #[arg(
-        long,
-        env = "ANYSPLIT_TEMPERATURE",
-        default_value_t = 0.0,
-        value_name = "T",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, env = "ANYSPLIT_TEMPERATURE", default_value_t = 0.0, value_name = "T")]
     temperature: f32,
     /// Only the most probable tokens whose probabilities reach this sum
-    #[arg(
-        long,
-        env = "ANYSPLIT_TOP_P",
-        default_value_t = 1.0,
-        value_name = "P",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, env = "ANYSPLIT_TOP_P", default_value_t = 1.0, value_name = "P")]
     top_p: f32,
     /// Only this many of the most probable tokens; 0: all
     #[arg(long, env = "ANYSPLIT_TOP_K", default_value_t = 0, value_name = "K")]
     top_k: usize,
     /// Only tokens at least this times as probable as the most probable
-    #[arg(
-        long,
-        env = "ANYSPLIT_MIN_P",
-        default_value_t = 0.0,
-        value_name = "P",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, env = "ANYSPLIT_MIN_P", default_value_t = 0.0, value_name = "P")]
     min_p: f32,
     /// Above 1, tokens that are there already become less probable
-    #[arg(
-        long,
-        env = "ANYSPLIT_REPETITION_PENALTY",
-        default_value_t = 1.0,
-        value_name = "R",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, env = "ANYSPLIT_REPETITION_PENALTY", default_value_t = 1.0, value_name = "R")]
     repetition_penalty: f32,
     /// Taken off the logits of tokens that the completion has
-    #[arg(
-        long,
-        env = "ANYSPLIT_PRESENCE_PENALTY",
-        default_value_t = 0.0,
-        value_name = "R",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, env = "ANYSPLIT_PRESENCE_PENALTY", default_value_t = 0.0, value_name = "R")]
     presence_penalty: f32,
     /// Taken off those logits once per occurrence
-    #[arg(
-        long,
-        env = "ANYSPLIT_FREQUENCY_PENALTY",
-        default_value_t = 0.0,
-        value_name = "R",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, env = "ANYSPLIT_FREQUENCY_PENALTY", default_value_t = 0.0, value_name = "R")]
     frequency_penalty: f32,
     /// Text that ends the completion, which doesn't contain it; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, env = "ANYSPLIT_STOP", value_name = "TEXT")]
     stop: Vec<String>,
     /// Token ids that end the completion, besides the model's own
-    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    #[arg(long, env = "ANYSPLIT_STOP_TOKEN_IDS", value_name = "ID", value_delimiter = ',')]
     stop_token_ids: Vec<u32>,
     /// Runs to --max-tokens, whatever the model says
-    #[arg(long, env = "ANYSPLIT_IGNORE_EOS")]
+    #[arg(long, env = "ANYSPLIT_IGNORE_EOS", value_parser = yes_or_no())]
     ignore_eos: bool,
     /// Prints where memory and time went, to stderr
-    #[arg(long, env = "ANYSPLIT_STATS")]
+    #[arg(long, env = "ANYSPLIT_STATS", value_parser = yes_or_no())]
     stats: bool,
     /// Prints one JSON value; with --prompt-file an array
-    #[arg(long)]
+    #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]
     json: bool,
     #[command(flatten)]
     model: ModelArgs,

@@ -14,13 +14,13 @@ mod tp_plan;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use error::CliError;
 
 /// Runs language models split over several devices, with the same bits on any split.
 #[derive(Parser)]
-#[command(name = "anysplit", version, about, propagate_version = true, max_term_width = 110)]
+#[command(name = "anysplit", version, propagate_version = true, max_term_width = 110)]
 #[command(after_help = "Examples:\n  anysplit generate \"In the beginning\" --tp 2 --stats\n  \
     anysplit score --text \"Call me Ishmael.\" --model ./Llama-3.2-1B --tp 3\n  \
     anysplit tp-plan --model ./Llama-3.2-1B --tp 4")]
@@ -42,8 +42,26 @@ enum Command {
     Bench(bench::BenchCommand),
 }
 
+/// So that `--tp -1` is told to be a wrong value, not an unknown flag.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let allow = |arg: clap::Arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(allow).mut_subcommands(with_negative_numbers)
+}
+
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    // What panics is told in one line, by the engine with its rank or by `panicked`; RUST_BACKTRACE shows where.
+    if std::env::var_os("RUST_BACKTRACE").is_none_or(|value| value == "0") {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    std::panic::catch_unwind(command).unwrap_or_else(|panic| error::panicked(&*panic))
+}
+
+fn command() -> ExitCode {
+    let matches = with_negative_numbers(Cli::command()).try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return error::usage(&error),
     };

@@ -30,6 +30,7 @@ pub struct Stats {
     threads_per_rank: usize,
     ranks: Vec<RankReport>,
     kv_bytes_per_token: Vec<u64>,
+    peak_rss_bytes: u64,
     breakdown: Vec<(OpTime, f64)>,
 }
 
@@ -42,6 +43,8 @@ impl Stats {
     pub fn collect(engine: &mut Engine, breakdown: bool) -> Result<Self, EngineError> {
         let ops = if breakdown { engine.breakdown()? } else { Vec::new() };
         Ok(Stats {
+            // Before the limits are measured, which takes a buffer of its own.
+            peak_rss_bytes: peak_rss_bytes(),
             breakdown: with_fractions(ops, engine.threads_per_rank()),
             load_s: engine.load_time().as_secs_f64(),
             timing: engine.timing(),
@@ -87,7 +90,7 @@ impl Stats {
             "ttft_ms": self.timing.time_to_first_token.as_secs_f64() * 1e3,
             "prefill_tokens_per_s": rate(self.timing.prefill),
             "decode_tokens_per_s": rate(self.timing.decode),
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_rss_bytes": self.peak_rss_bytes,
             "threads_per_rank": self.threads_per_rank,
             "breakdown": self.breakdown.iter().map(op).collect::<Vec<_>>(),
             "ranks": self.ranks.iter().map(rank).collect::<Vec<_>>(),
@@ -136,7 +139,7 @@ impl Stats {
             self.timing.time_to_first_token.as_secs_f64() * 1e3,
             show(rate(self.timing.prefill)),
             show(rate(self.timing.decode)),
-            bytes(peak_rss_bytes()),
+            bytes(self.peak_rss_bytes),
         );
         let mut ops = Table::new();
         ops.load_preset(presets::NOTHING).set_header([
@@ -158,7 +161,8 @@ impl Stats {
         for column in ops.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        format!("{first}\n{table}\n(all-reduces and their bytes are those of one forward pass)\n{ops}")
+        format!("{first}\n{table}\n(all-reduces and their bytes are those of one forward pass)\n{ops}\n\
+             (the limit is memory bandwidth or arithmetic, whichever takes longer; what lies in a cache can exceed it)")
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Args;
 use serde_json::json;
 
-use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids};
+use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, yes_or_no};
 use crate::error::CliError;
 use crate::model::OpenModel;
 
@@ -15,13 +15,19 @@ use crate::model::OpenModel;
     anysplit score --model ./Llama-3.2-1B --tp 3 --prompt-ids 128000,791,4996 --json")]
 pub struct ScoreArgs {
     /// The text
-    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_ids", required_unless_present = "prompt_ids")]
+    #[arg(
+        long,
+        env = "ANYSPLIT_TEXT",
+        value_name = "TEXT",
+        conflicts_with = "prompt_ids",
+        required_unless_present = "prompt_ids"
+    )]
     text: Option<String>,
     /// Token ids instead of a text
-    #[arg(long, value_name = "1,2,3")]
+    #[arg(long, env = "ANYSPLIT_PROMPT_IDS", value_name = "1,2,3")]
     prompt_ids: Option<String>,
     /// Prints one JSON value
-    #[arg(long)]
+    #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]
     json: bool,
     #[command(flatten)]
     model: ModelArgs,

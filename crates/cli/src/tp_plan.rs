@@ -9,7 +9,7 @@ use model::parallel::{Module, Part, pattern};
 use serde_json::{Map, Value, json};
 use tensor::DType;
 
-use crate::args::{ModelArgs, SplitArgs};
+use crate::args::{ModelArgs, SplitArgs, yes_or_no};
 use crate::error::CliError;
 use crate::model::read_config;
 use crate::report::bytes;
@@ -22,7 +22,7 @@ use crate::report::bytes;
     The JSON's \"plan\", or the whole JSON, is what --tp-plan FILE takes back.")]
 pub struct TpPlanArgs {
     /// Prints one JSON value
-    #[arg(long)]
+    #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
@@ -94,9 +94,14 @@ fn bytes_per_rank(layout: &Layout, rows: &[Row]) -> Vec<usize> {
 }
 
 fn to_json(layout: &Layout, rows: &[Row], dtype: DType) -> Value {
+    // A pattern has the style of its first layer; layers that differ, as a plan can make them, follow by name.
     let mut plan = Map::new();
     for row in rows {
-        plan.entry(row.pattern.clone()).or_insert_with(|| row.style.into());
+        let style = plan.entry(row.pattern.clone()).or_insert_with(|| row.style.into());
+        if *style != *row.style {
+            let module = row.name.rsplit_once('.').map_or(&*row.name, |(module, _)| module);
+            plan.insert(module.into(), row.style.into());
+        }
     }
     let weight = |row: &Row| {
         let rank = |(rank, (shape, bytes)): (usize, &(Vec<usize>, usize))| json!({ "rank": rank, "shape": shape, "bytes": bytes });

@@ -16,6 +16,9 @@ use crate::{EngineError, EngineOptions, SamplingParams, cpus, memory};
 /// How long a thread that waits for another spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(100);
 
+/// Threads of all ranks together: above any machine's cores, below what systems refuse.
+const MAX_THREADS: usize = 4096;
+
 /// What someone wants completed.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
@@ -150,6 +153,12 @@ impl Engine {
             )));
         }
         let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(ranks));
+        if threads.saturating_mul(ranks) > MAX_THREADS {
+            return Err(EngineError::Request(format!(
+                "threads-per-rank {threads} on {ranks} ranks are more than {MAX_THREADS} threads; this machine has {} cores",
+                cpus::available().len()
+            )));
+        }
         // Spinning only makes sense while everyone who spins has a core.
         let spin = ranks * threads <= cpus::available().len();
         let kv_bytes_per_token = (0..ranks).map(|rank| bytes_per_token(&layout, rank, kv_dtype)).collect();
@@ -252,7 +261,7 @@ impl Engine {
             requests.iter().zip(&limits).map(|(r, max)| (r.prompt.len() + max).div_ceil(KV_BLOCK)).collect();
         // Enough for as many of the largest as may run at a time, and no more than all need or memory has.
         let largest = blocks.iter().max().copied().unwrap_or(0);
-        let wanted = blocks.iter().sum::<usize>().min(largest * self.max_num_seqs);
+        let wanted = blocks.iter().sum::<usize>().min(largest.saturating_mul(self.max_num_seqs));
         self.allocate(wanted.min(self.affordable_blocks()).max(largest))?;
         let mut scheduler = self.scheduler();
         for (id, (request, &max_tokens)) in requests.iter().zip(&limits).enumerate() {

@@ -69,7 +69,7 @@ pub(crate) fn launch<M: MakeDevice + 'static>(
     let config = SharedConfig { deadline: options.comm_timeout, spin: options.spin, ..Default::default() };
     let shared = Arc::new(Shared { layout, source, options, make, loaded_bytes: AtomicU64::new(0) });
     if ranks == 1 {
-        let leader = load(&shared, 0, Box::new(Solo::default()), progress)?;
+        let leader = guarded(0, || load(&shared, 0, Box::new(Solo::default()), progress))?;
         return Ok(Ranks { leader, others: Vec::new() });
     }
     let mut handles = SharedGroup::new(ranks, config).into_iter();
@@ -186,3 +186,6 @@ impl<D: HostDevice> Drop for Ranks<D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,11 +47,15 @@ pub(crate) fn sample<D: Device>(
 fn check_finite<D: Device>(rank: Rank<D>, candidates: &[(f32, u32)]) -> Result<(), ModelError> {
     match candidates.first() {
         Some((logit, _)) if logit.is_finite() => Ok(()),
-        other => Err(ModelError::Device(DeviceError {
-            device: rank.dev.name(),
-            message: format!("the largest logit is {:?}, which is not a finite number", other.map(|c| c.0)),
-        })),
+        other => Err(not_finite(rank, other.map_or(f32::NAN, |c| c.0))),
     }
+}
+
+pub(crate) fn not_finite<D: Device>(rank: Rank<D>, logit: f32) -> ModelError {
+    ModelError::Device(DeviceError {
+        device: rank.dev.name(),
+        message: format!("a logit is {logit}, which is not a finite number; the weights may be damaged"),
+    })
 }
 
 /// The token of a row, or `None` if more candidates are needed. `all`: there are no more.

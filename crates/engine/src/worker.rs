@@ -7,7 +7,7 @@ use model::{Decoder, KvCache, LoadStats, ModelError, Rank};
 use serde::{Deserialize, Serialize};
 use tensor::{DType, Device, LogitEdit, StepMeta};
 
-use crate::sampler::sample;
+use crate::sampler::{not_finite, sample};
 use crate::sampling::Choice;
 
 /// Rows of logits that are made at a time when a whole prompt is scored.
@@ -181,6 +181,9 @@ impl<D: Device> Worker<D> {
             let at: Vec<(usize, u32)> =
                 targets[from as usize..to as usize].iter().copied().enumerate().collect();
             let picked = head.pick(rank, &logits, &at)?;
+            if let Some(&logit) = picked.iter().find(|logit| !logit.is_finite()) {
+                return Err(not_finite(rank, logit));
+            }
             logprobs.extend(picked.iter().zip(&sums).map(|(&logit, sum)| (f64::from(logit) - sum) as f32));
         }
         self.last = difference(self.group.stats(), before);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tensor::{KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
 use super::limits::{BUFFER_BYTES, config as limits_config};
-use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options};
+use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, yes_or_no};
 use crate::error::CliError;
 use crate::model::OpenModel;
 use crate::report::peak_rss_bytes;
@@ -23,19 +23,25 @@ use crate::report::peak_rss_bytes;
     Where several splits are given, their runs alternate, and so do the measurements of the limits.")]
 pub struct DecodeArgs {
     /// Tokens of the prompt
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, env = "ANYSPLIT_PROMPT_LEN", default_value_t = 512, value_name = "N")]
     prompt_len: usize,
     /// Tokens to generate
-    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(long, env = "ANYSPLIT_GEN_LEN", default_value_t = 64, value_name = "N")]
     gen_len: usize,
     /// Times that each split is run; medians are shown
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    #[arg(long, env = "ANYSPLIT_REPEATS", default_value_t = 3, value_name = "N")]
     repeats: usize,
     /// Splits to compare, ranks × threads per rank; in place of --tp and --threads-per-rank
-    #[arg(long, value_delimiter = ',', value_name = "1x2,2x1", value_parser = parse_split)]
+    #[arg(
+        long,
+        env = "ANYSPLIT_SPLITS",
+        value_delimiter = ',',
+        value_name = "1x2,2x1",
+        value_parser = parse_split
+    )]
     splits: Vec<(usize, usize)>,
     /// Prints one JSON value
-    #[arg(long)]
+    #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]
     json: bool,
     #[command(flatten)]
     model: ModelArgs,
@@ -99,6 +105,13 @@ pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
         let name = model.name.clone();
         let engine = model.load(options)?;
         candidates.push(Candidate { name, engine, ranks: options.rank_weights.len(), runs: Vec::new() });
+    }
+    let positions = candidates[0].engine.max_model_len();
+    if args.prompt_len.saturating_add(args.gen_len) > positions {
+        return Err(CliError::Usage(format!(
+            "--prompt-len {} and --gen-len {} exceed the {positions} positions of the longest sequence",
+            args.prompt_len, args.gen_len
+        )));
     }
     let work = work(&candidates[0].engine, args.prompt_len)?;
     let vocab = candidates[0].engine.config().vocab_size;

@@ -8,6 +8,7 @@ use cpu::limits;
 use engine::cpus;
 use serde_json::json;
 
+use crate::args::yes_or_no;
 use crate::error::CliError;
 
 /// Memory bandwidth, arithmetic and core-to-core latency of this machine.
@@ -15,7 +16,7 @@ use crate::error::CliError;
 #[command(after_help = "Example:\n  anysplit bench limits --json")]
 pub struct LimitsArgs {
     /// Prints one JSON value
-    #[arg(long)]
+    #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]
     json: bool,
 }
 

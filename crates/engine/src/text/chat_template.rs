@@ -1,6 +1,7 @@
 //! A checkpoint's chat template: Jinja, rendered as transformers renders it.
 
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::Value;
@@ -20,9 +21,9 @@ const RESERVED: [&str; 2] = ["messages", "add_generation_prompt"];
 const FUEL: u64 = 300_000;
 const FUEL_PER_NODE: u64 = 2_000;
 const FUEL_MAX: u64 = 20_000_000;
-const BUDGET_BYTES: u64 = 128 << 20;
+const BUDGET_BYTES: u64 = 64 << 20;
 const BUDGET_BYTES_PER_BYTE: u64 = 32;
-const BUDGET_BYTES_PER_NODE: u64 = 4 << 10;
+const BUDGET_BYTES_PER_NODE: u64 = 16 << 10;
 const OUTPUT_BYTES: u64 = 1 << 20;
 const OUTPUT_BYTES_PER_BYTE: u64 = 2;
 const COMPILE_STACK_BYTES: usize = 64 << 20;
@@ -149,13 +150,17 @@ impl ChatTemplate {
         };
         let mut env = self.env.clone();
         env.set_fuel(Some((FUEL + FUEL_PER_NODE * size.nodes).min(FUEL_MAX)));
-        let rendered = env.get_template(NAME).and_then(|template| {
+        let rendered = catch_unwind(AssertUnwindSafe(|| {
+            let template = env.get_template(NAME)?;
             template.render_captured_to(Value::from_iter(variables), &mut out).map(drop)
-        });
+        }));
         let budget = budget.downcast_object_ref::<Budget>().expect("the value is the budget");
         match rendered {
-            Ok(()) => Ok(String::from_utf8(out.bytes).expect("a template writes text")),
-            Err(error) => Err(failure(&error, budget, out.is_full)),
+            Ok(Ok(())) => Ok(String::from_utf8(out.bytes).expect("a template writes text")),
+            Ok(Err(error)) => Err(failure(&error, budget, out.is_full)),
+            Err(_) => {
+                Err(TextError::TemplateFailed { reason: "the template engine gave up on it".to_string() })
+            }
         }
     }
 }

@@ -19,6 +19,7 @@ mod template_builtins;
 mod template_guard;
 mod template_methods;
 mod template_python;
+mod template_tags;
 mod template_time;
 mod tokenizer;
 

@@ -4,7 +4,7 @@ use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, filters, functions};
 
 use super::template_budget::{Budget, with_budget};
-use super::template_guard::{COPY, FACTOR, RAW, SCAN, SHALLOW, STORE, TEXT};
+use super::template_guard::{COPY, FACTOR, RAW, SCAN, SHALLOW, SLICE, STORE, TEXT};
 use super::template_methods::call_method;
 use super::template_python::{JsonStyle, json_dumps, python_str};
 use super::template_time::strftime;
@@ -81,6 +81,7 @@ fn add_payments(env: &mut Environment<'static>) {
             _ => budget.charge_text(&value).map(|()| value),
         })
     });
+    env.add_filter(SLICE, slice);
     env.add_filter(RAW, |state: &State, bytes: u64| {
         with_budget(state, |budget| budget.charge(bytes)).map(|()| "")
     });
@@ -152,6 +153,57 @@ fn tojson(state: &State, value: Value, kwargs: Kwargs) -> Result<String, Error> 
         return Err(Error::new(ErrorKind::UndefinedError, "an undefined value cannot be written as JSON"));
     }
     with_budget(state, |budget| json_dumps(&value, &style, budget))
+}
+
+/// Python's `value[start:stop:step]`.
+fn slice(
+    state: &State,
+    value: Value,
+    start: Option<i64>,
+    stop: Option<i64>,
+    step: Option<i64>,
+) -> Result<Value, Error> {
+    with_budget(state, |budget| budget.charge_shallow(&value))?;
+    match (value.as_str(), value.kind()) {
+        (Some(text), _) => {
+            let chars: Vec<char> = text.chars().collect();
+            Ok(slice_indices(chars.len(), start, stop, step)?
+                .map(|index| chars[index])
+                .collect::<String>()
+                .into())
+        }
+        (None, ValueKind::Seq | ValueKind::Iterable) => {
+            let items: Vec<Value> = value.try_iter()?.collect();
+            Ok(slice_indices(items.len(), start, stop, step)?.map(|index| items[index].clone()).collect())
+        }
+        (None, ValueKind::Undefined) => Err(ErrorKind::UndefinedError.into()),
+        (None, kind) => {
+            Err(Error::new(ErrorKind::InvalidOperation, format!("a value of the kind {kind} has no parts")))
+        }
+    }
+}
+
+/// The indices of a slice of so many items: bounds count from the end if negative, and are moved to the nearest end.
+fn slice_indices(
+    len: usize,
+    start: Option<i64>,
+    stop: Option<i64>,
+    step: Option<i64>,
+) -> Result<impl Iterator<Item = usize>, Error> {
+    let (len, step) = (len as i64, step.unwrap_or(1));
+    if step == 0 {
+        return Err(Error::new(ErrorKind::InvalidOperation, "slice step cannot be zero"));
+    }
+    let (lowest, highest) = if step > 0 { (0, len) } else { (-1, len - 1) };
+    let bound = |bound: Option<i64>, missing: i64| {
+        bound.map_or(missing, |at| if at < 0 { at.saturating_add(len) } else { at }.clamp(lowest, highest))
+    };
+    let (first, last) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
+    let (start, stop) = (bound(start, first), bound(stop, last));
+    let indices = std::iter::successors(Some(start), move |index| index.checked_add(step));
+    Ok(indices
+        .take_while(move |&index| if step > 0 { index < stop } else { index > stop })
+        .map(|index| index as usize))
 }
 
 /// Python's `separator.join(value)`, of any values as Jinja's filter has it.

@@ -1,7 +1,7 @@
 //! Puts payments into the source of a template, so that no single instruction can do unbounded work.
 //!
 //! ```text
-//! {{ a ~ b|upper }}          becomes   {{ a|_text ~ b|_copy|upper|_text }}
+//! {{ a ~ b|upper }}          becomes   {{ a|_text ~ b|_text|upper|_text }}
 //! {% set ns.x = [y] + z %}   becomes   {% set ns.x = (([y]|_copy)|_shallow + z|_shallow|_store) %}
 //! ```
 //!
@@ -10,6 +10,7 @@
 //! `generation` tag of Hugging Face, which marks what a training run learns from, becomes the scope that it opens.
 
 use super::TextError;
+use super::template_tags::{Kind, Tag, find_endraw, find_tag};
 
 /// Pays for a copy that shares its parts.
 pub(super) const SHALLOW: &str = "_shallow";
@@ -26,6 +27,10 @@ pub(super) const FACTOR: &str = "_factor";
 /// Pays for the template's own text.
 pub(super) const RAW: &str = "_raw";
 
+/// Copies a part of a text or a list.
+pub(super) const SLICE: &str = "_slice";
+const SLICE_FROM: &str = "|_slice(";
+const SLICE_FROM_START: &str = "|_slice(none";
 /// Filters whose cost does not grow with the size of the items.
 const SHALLOW_FILTERS: [&str; 17] = [
     "length", "count", "list", "first", "last", "reverse", "items", "default", "d", "batch", "slice",
@@ -45,6 +50,9 @@ const SCAN_FILTERS: [&str; 11] = [
     "max",
     "sum",
 ];
+/// Filters that take any value for its text.
+const TEXT_FILTERS: [&str; 9] =
+    ["upper", "lower", "title", "capitalize", "trim", "safe", "escape", "e", "lines"];
 /// Names that are no operand.
 const KEYWORDS: [&str; 10] = ["and", "or", "not", "in", "is", "if", "else", "recursive", "ignore", "import"];
 const SOURCE_BYTES_MAX: usize = 1 << 18;
@@ -107,22 +115,6 @@ fn syntax(source: &str, rest: &str, reason: &str) -> TextError {
     TextError::TemplateSyntax { reason: format!("{reason} (line {line})") }
 }
 
-fn find_tag(text: &str) -> Option<usize> {
-    text.as_bytes().windows(2).position(|pair| pair[0] == b'{' && matches!(pair[1], b'{' | b'%' | b'#'))
-}
-
-/// The place just before `{% endraw %}`.
-fn find_endraw(text: &str) -> Option<usize> {
-    text.match_indices("{%").map(|(index, _)| index).find(|&index| {
-        let tag = &text[index + 2..];
-        let tag = tag.strip_prefix(['-', '+']).unwrap_or(tag).trim_start();
-        tag.strip_prefix("endraw").is_some_and(|tag| {
-            let tag = tag.trim_start();
-            tag.strip_prefix(['-', '+']).unwrap_or(tag).starts_with("%}")
-        })
-    })
-}
-
 /// Copies the template's own text. A payment goes between two characters that are not blank, where it changes nothing
 /// of how blanks around tags are trimmed.
 fn push_raw(out: &mut String, text: &str) -> Result<(), &'static str> {
@@ -143,96 +135,20 @@ fn push_raw(out: &mut String, text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Name,
-    Number,
-    Text,
-    Punctuation,
-}
-
-struct Token {
-    kind: Kind,
-    start: usize,
-    end: usize,
-    /// The other bracket of a pair.
-    partner: usize,
-    before: String,
-    after: String,
-}
-
-/// One `{{ … }}` or `{% … %}`, from the start of `source`.
-struct Tag<'a> {
-    source: &'a str,
-    end: usize,
-    is_block: bool,
-    tokens: Vec<Token>,
-}
-
 impl<'a> Tag<'a> {
-    fn read(source: &'a str, is_block: bool) -> Result<Self, &'static str> {
-        let close = if is_block { "%}" } else { "}}" };
-        let mut tag = Self { source, end: 0, is_block, tokens: Vec::new() };
-        let mut open = Vec::new();
-        let mut at = 2;
-        if matches!(source.as_bytes().get(2), Some(b'-' | b'+')) {
-            at += 1;
-        }
-        loop {
-            let rest = &source[at..];
-            let Some(first) = rest.chars().next() else { return Err("a tag without an end") };
-            if first.is_ascii_whitespace() {
-                at += 1;
-                continue;
-            }
-            let unmarked = rest.strip_prefix(['-', '+']).unwrap_or(rest);
-            if open.is_empty() && unmarked.starts_with(close) {
-                tag.end = source.len() - unmarked.len() + close.len();
-                return Ok(tag);
-            }
-            let (kind, len) = token(rest, first)?;
-            let index = tag.tokens.len();
-            let mut partner = usize::MAX;
-            match first {
-                '(' | '[' | '{' => open.push(index),
-                ')' | ']' | '}' => {
-                    partner = open.pop().ok_or("a bracket that was not opened")?;
-                    tag.tokens[partner].partner = index;
-                }
-                _ => {}
-            }
-            let (before, after) = (String::new(), String::new());
-            tag.tokens.push(Token { kind, start: at, end: at + len, partner, before, after });
-            at += len;
-        }
-    }
-
-    fn text(&self, index: usize) -> &'a str {
-        self.tokens.get(index).map_or("", |token| &self.source[token.start..token.end])
-    }
-
-    fn write(&self, out: &mut String) {
-        let mut at = 0;
-        for (index, token) in self.tokens.iter().enumerate() {
-            out.push_str(&self.source[at..token.start]);
-            out.push_str(&token.before);
-            out.push_str(match (self.is_block && self.tokens.len() == 1, self.text(index)) {
-                (true, "generation") => "with",
-                (true, "endgeneration") => "endwith",
-                (_, text) => text,
-            });
-            out.push_str(&token.after);
-            at = token.end;
-        }
-        out.push_str(&self.source[at..self.end]);
-    }
-
     fn rewrite(&mut self) -> Result<(), &'static str> {
+        if self.is_block && self.tokens.len() == 1 {
+            self.tokens[0].instead = match self.text(0) {
+                "generation" => Some("with"),
+                "endgeneration" => Some("endwith"),
+                _ => None,
+            };
+        }
         let mut loop_in = (self.is_block && self.text(0) == "for").then_some(());
         let mut operators = 0;
         for index in 0..self.tokens.len() {
             match self.text(index) {
-                "[" if self.ends_operand(index.wrapping_sub(1)) => self.pay_slice(index),
+                "[" if self.ends_operand(index.wrapping_sub(1)) => self.pay_slice(index)?,
                 "[" | "{" => {
                     self.tokens[index].before.push('(');
                     let close = self.tokens[index].partner;
@@ -249,7 +165,10 @@ impl<'a> Tag<'a> {
                     if self.ends_operand(left) {
                         operators += 1;
                         self.pay(left, price);
-                        self.pay(self.operand_end(index + 1), price);
+                        let right = self.operand_end(index + 1);
+                        // What a test looks at must keep its kind.
+                        let is_tested = self.text(right + 1) == "is";
+                        self.pay(right, if is_tested && price == TEXT { COPY } else { price });
                     }
                 }
             }
@@ -292,6 +211,9 @@ impl<'a> Tag<'a> {
     fn operand_start(&self, mut index: usize) -> Option<usize> {
         loop {
             if self.tokens[index].kind == Kind::Punctuation {
+                if !matches!(self.text(index), ")" | "]" | "}") {
+                    return None;
+                }
                 index = self.tokens[index].partner;
                 if !self.ends_operand(index.wrapping_sub(1)) {
                     return Some(index);
@@ -327,6 +249,8 @@ impl<'a> Tag<'a> {
             SHALLOW
         } else if SCAN_FILTERS.contains(&name) {
             SCAN
+        } else if TEXT_FILTERS.contains(&name) {
+            TEXT
         } else {
             COPY
         };
@@ -335,21 +259,31 @@ impl<'a> Tag<'a> {
         }
     }
 
-    /// `x[a:b]` copies; the brackets keep what follows it on the outside.
-    fn pay_slice(&mut self, open: usize) {
+    /// `x[a:b]` becomes `(x|_slice(a,b))`: it pays for its copy, and minijinja's own panics on an empty text.
+    fn pay_slice(&mut self, open: usize) -> Result<(), &'static str> {
         let close = self.tokens[open].partner;
+        let mut colons = Vec::new();
         let mut index = open + 1;
-        let mut is_slice = false;
         while index < close {
-            is_slice |= self.text(index) == ":";
-            index =
-                if matches!(self.text(index), "(" | "[" | "{") { self.tokens[index].partner } else { index }
-                    + 1;
+            match self.text(index) {
+                ":" => colons.push(index),
+                "(" | "[" | "{" => index = self.tokens[index].partner,
+                _ => {}
+            }
+            index += 1;
         }
-        if let Some(start) = self.operand_start(open - 1).filter(|_| is_slice) {
-            self.tokens[start].before.push('(');
-            self.tokens[close].after.push_str(&format!("|{SHALLOW})"));
+        if colons.is_empty() {
+            return Ok(());
         }
+        let start = self.operand_start(open - 1).ok_or("a slice of what is no name, text or bracket")?;
+        let is_missing = |index: usize| index == close || colons.contains(&index);
+        self.tokens[open].instead = Some(if is_missing(open + 1) { SLICE_FROM_START } else { SLICE_FROM });
+        for &colon in &colons {
+            self.tokens[colon].instead = Some(if is_missing(colon + 1) { ",none" } else { "," });
+        }
+        self.tokens[start].before.push('(');
+        self.tokens[close].instead = Some("))");
+        Ok(())
     }
 
     /// `{% set ns.x = … %}`: a namespace outlives the scope, so it must not come to contain itself.
@@ -376,46 +310,4 @@ fn price(operator: &str) -> Option<&'static str> {
         "==" | "!=" | "<" | ">" | "<=" | ">=" | "in" => SCAN,
         _ => return None,
     })
-}
-
-/// The kind and the length of the token that `text` begins with.
-fn token(text: &str, first: char) -> Result<(Kind, usize), &'static str> {
-    let bytes = text.as_bytes();
-    let run = |is_in: fn(&u8) -> bool| bytes.iter().take_while(|byte| is_in(byte)).count();
-    Ok(match first {
-        'a'..='z' | 'A'..='Z' | '_' => {
-            (Kind::Name, run(|byte| byte.is_ascii_alphanumeric() || *byte == b'_'))
-        }
-        '0'..='9' => (Kind::Number, number(bytes)),
-        '\'' | '"' => {
-            let mut at = 1;
-            while let Some(&byte) = bytes.get(at) {
-                match byte {
-                    b'\\' => at += 2,
-                    byte if byte == first as u8 => return Ok((Kind::Text, at + 1)),
-                    _ => at += 1,
-                }
-            }
-            return Err("a text without an end");
-        }
-        _ if ["==", "!=", "<=", ">=", "**", "//"].iter().any(|pair| text.starts_with(pair)) => {
-            (Kind::Punctuation, 2)
-        }
-        _ if first.is_ascii_punctuation() => (Kind::Punctuation, 1),
-        _ => return Err("a character that is in no expression"),
-    })
-}
-
-/// The length of `12`, `1_000`, `0x1f`, `1.5` or `1e-5`. The dot of `x.0.y` begins no fraction.
-fn number(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let is_fraction = byte == b'.' && bytes.get(at + 1).is_some_and(u8::is_ascii_digit);
-        let is_sign = matches!(byte, b'+' | b'-') && matches!(bytes[at - 1], b'e' | b'E') && bytes[1] != b'x';
-        if !(byte.is_ascii_alphanumeric() || byte == b'_' || is_fraction || is_sign) {
-            break;
-        }
-        at += 1;
-    }
-    at
 }

@@ -11,6 +11,7 @@ pub(super) fn python_str(value: &Value, budget: &Budget) -> Result<String, Error
     let mut out = String::new();
     match value.as_str() {
         Some(text) => out.push_str(text),
+        None if value.is_undefined() => {}
         None => write_repr(&mut out, value),
     }
     Ok(out)
@@ -21,6 +22,7 @@ fn write_repr(out: &mut String, value: &Value) {
     match value.kind() {
         ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
         ValueKind::Number => write_number(out, value),
+        ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::Map => {
             out.push('{');
             for (index, (key, item)) in pairs(value).into_iter().enumerate() {

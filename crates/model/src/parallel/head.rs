@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use tensor::{Device, LogitEdit, Program, math};
+use tensor::{Device, DeviceError, LogitEdit, Program, math};
 
 use super::embedding::split_vocab;
 use super::{Module, Rank, VocabParallelEmbedding};
@@ -85,6 +85,9 @@ impl<D: Device> ParallelLmHead<D> {
     }
 
     /// ln Σ exp(logit) of each row, in f64: the exact maximum plus the logarithm of the canonical sum.
+    ///
+    /// # Errors
+    /// A rank is missing, or a logit isn't a finite number.
     pub fn log_sum_exp(&self, rank: Rank<D>, logits: &Logits<D>) -> Result<Vec<f64>, ModelError> {
         let own_max = rank.dev.row_max(&logits.local)?;
         let all = self.exchange(rank, own_max)?;
@@ -99,9 +102,16 @@ impl<D: Device> ParallelLmHead<D> {
                 nodes.extend_from_slice(&sums[row * n..(row + 1) * n]);
             }
             let sum = self.finish.run(|i| nodes[i])[0];
-            f64::from(max[row]) + math::ln_f64(f64::from(sum))
+            // A logit that isn't a number makes the sum none, one that is infinite the maximum or the sum.
+            match max[row].is_finite() && sum.is_finite() {
+                true => Ok(f64::from(max[row]) + math::ln_f64(f64::from(sum))),
+                false => Err(ModelError::Device(DeviceError {
+                    device: rank.dev.name(),
+                    message: "a logit is not a finite number; the weights may be damaged".into(),
+                })),
+            }
         };
-        Ok((0..rows).map(finish).collect())
+        (0..rows).map(finish).collect()
     }
 
     /// The `k` largest logits of each row with their ids, by logit descending, then id ascending.

@@ -84,6 +84,10 @@ impl Styles {
         }
         let resolver = Resolver { config, plan };
         let layers = (0..config.num_layers()).map(|layer| resolver.layer(layer)).collect::<Result<_, _>>()?;
+        if config.position_rows().is_some() {
+            resolver.check_whole(Module::Positions, 0)?;
+        }
+        resolver.check_whole(Module::FinalNorm, 0)?;
         let embed_replicated = resolver.vocabulary(Module::Embed, Style::EmbeddingRowwise)?;
         let head_replicated = resolver.vocabulary(Module::Head, Style::ColwiseGatherOutput)?;
         if config.tied && embed_replicated != head_replicated {
@@ -191,8 +195,10 @@ impl Resolver<'_> {
     /// Norms, routers and tables of positions are on every rank.
     fn check_whole(&self, module: Module, layer: usize) -> Result<(), ModelError> {
         use Module::*;
-        let whole =
-            matches!(module, PreAttention | PostAttention | PreFfn | PostFfn | QNorm | KNorm | Router);
+        let whole = matches!(
+            module,
+            PreAttention | PostAttention | PreFfn | PostFfn | QNorm | KNorm | Router | Positions | FinalNorm
+        );
         match self.style(module, layer, Style::Replicate) {
             style if whole && style != Style::Replicate => Err(ModelError::Plan(format!(
                 "{}: style {style} can't be right for it; replicate or sequence_parallel can",

@@ -1,6 +1,6 @@
 use serde_json::{Map, Value, json};
 
-use super::families::CASES;
+use super::conversations::CASES;
 use super::snippets::SNIPPETS;
 use crate::text::{ChatTemplate, Message, SpecialTokens, TextError};
 

@@ -1,7 +1,9 @@
 //! Promises of the text folder.
 
 mod chat;
+mod conversations;
 mod families;
+mod guard;
 mod limits;
 mod random;
 mod snippets;

@@ -1,4 +1,4 @@
-//! Small templates, one feature or two each, and what transformers makes of them (as in `families`).
+//! Small templates, one feature or two each, and what transformers makes of them (as in `conversations`).
 
 /// Template and text.
 pub(super) const SNIPPETS: &[(&str, &str)] = &[
@@ -168,6 +168,15 @@ c  d",
         r"{{ 'line1\nline2'.splitlines() }} {{ 'x' is eq 'x' }} {{ 4 is divisibleby 2 }} {{ 4 is even }} {{ 'a' is in ['a'] }} {{ 'é' | upper }} {{ ' x ' | trim }}{{ 'xax' | trim('x') }}",
         r"['line1', 'line2'] True True True True É xa",
     ),
+    (
+        r"{{ ['a', none] | upper }} {{ {'k': 'v'} | trim }} {{ none | lower }} {{ 1.5 | trim }}",
+        r"['A', NONE] {'k': 'v'} none 1.5",
+    ),
+    (
+        r"{{ ''[::-1] }}{{ [][::-1] }} {{ 'abcdef'[4:1:-1] }} {{ 'abcdef'[1:5:2] }} {{ 'abcdef'[-3:-1] }} {{ 'abc'[5:] }} {{ 'abc'[:9] }} {{ 'abc'[::-2] }} {{ 'abc'[1:2:-1] }} {{ [1, 2, 3][-9:2] }} {{ [1, 2, 3][1 if true else 0:][0] }} {{ [[1, 2], 3][0][1:][::-1] }} {{ range(5)[1:3] | list }}",
+        r"[] edc bd de  abc ca  [1, 2] 2 [2] [1, 2]",
+    ),
+    (r"{{ [nope, none] }}{{ nope }}", r"[Undefined, None]"),
     (
         r"{{ 1000000 * 3 }} {{ 5000 * 2.5 }} {{ 100000 * 100000 }} {{ -2 * 3 }}",
         r"3000000 12500.0 10000000000 -6",

@@ -122,6 +122,6 @@ fn the_cost_of_a_token_does_not_grow() {
         let ids = vec![tokenizer.token_to_id(token).unwrap(); 100_000];
         let start = Instant::now();
         assert!(all(&tokenizer, &ids, true).len() >= ids.len() - 1);
-        assert!(start.elapsed().as_secs() < 10, "{token} took {:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 20, "{token} took {:?}", start.elapsed());
     }
 }

@@ -1,0 +1,114 @@
+//! A rank that fails while the others load ends them all, at once, and its own message is what is reported.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use checkpoint::{Checkpoint, config_file};
+use cpu::{CpuConfig, CpuDevice};
+use model::{ModelConfig, TpPlan};
+
+use super::*;
+
+/// Far longer than a test may take: nobody waits for it.
+const COMM_TIMEOUT: Duration = Duration::from_secs(60);
+const AT_ONCE: Duration = Duration::from_secs(5);
+/// Ranks race, so every case is run several times.
+const TIMES: usize = 10;
+
+/// Makes devices for all ranks but one.
+struct AllBut(Option<usize>);
+
+impl MakeDevice for AllBut {
+    type Device = CpuDevice;
+    fn make(&self, rank: usize) -> CpuDevice {
+        assert!(self.0 != Some(rank), "no cores are left for it");
+        CpuDevice::new(CpuConfig { threads: 1, cores: None, isa: None, spin: false })
+    }
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+/// Launches a checkpoint, and gives what became of it.
+fn launch_dir(
+    dir: &Path,
+    ranks: usize,
+    plan: &str,
+    make: AllBut,
+    progress: &dyn Fn(u64),
+) -> Result<Ranks<CpuDevice>, EngineError> {
+    let config = ModelConfig::parse(&config_file(dir).unwrap(), None).unwrap();
+    let plan = TpPlan::parse(&serde_json::from_str(plan).unwrap()).unwrap();
+    let layout = Layout::new(config, &vec![1.0; ranks], &plan).unwrap();
+    let source = WeightSource::Files(Checkpoint::open(dir).unwrap());
+    let options = LaunchOptions {
+        weight_dtype: None,
+        kv_dtype: DType::F32,
+        comm_timeout: COMM_TIMEOUT,
+        spin: Duration::ZERO,
+    };
+    launch(layout, source, options, make, progress)
+}
+
+/// Runs a launch that fails, several times; every time it says the same, at once.
+fn fails_with(message: &str, launch: impl Fn() -> Result<Ranks<CpuDevice>, EngineError>) {
+    for _ in 0..TIMES {
+        let started = Instant::now();
+        let error = launch().err().expect("a rank failed");
+        let took = started.elapsed();
+        assert!(took < AT_ONCE, "after {took:?}: {error}");
+        assert_eq!(error.to_string(), message);
+    }
+}
+
+#[test]
+fn a_rank_without_a_device_ends_all_with_its_own_message() {
+    for failing in 0..4 {
+        let launch = || launch_dir(&golden("llama"), 4, "{}", AllBut(Some(failing)), &|_| {});
+        fails_with(&format!("rank {failing} stopped: no cores are left for it"), launch);
+    }
+}
+
+#[test]
+fn a_rank_that_stops_halfway_ends_all_with_its_own_message() {
+    let halfway = |bytes| assert!(bytes < 50_000, "the bar is broken");
+    let launch = || launch_dir(&golden("llama"), 3, "{}", AllBut(None), &halfway);
+    fails_with("rank 0 stopped: the bar is broken", launch);
+}
+
+#[test]
+fn a_rank_that_misses_its_own_weights_ends_all_with_its_own_message() {
+    // Whole experts go to ranks, so only the last rank looks for the last expert.
+    let plan = r#"{"layers.*.mlp.experts.*.gate_proj": "grouped_gemm", "layers.*.mlp.experts.*.up_proj": "grouped_gemm",
+        "layers.*.mlp.experts.*.down_proj": "grouped_gemm"}"#;
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = ("layers.1.mlp.experts.6.down_proj", "layers.1.mlp.experts.6.down_prox");
+    for name in ["config.json", "model.safetensors"] {
+        let mut bytes = std::fs::read(golden("qwen3_moe").join(name)).unwrap();
+        if let Some(at) = bytes.windows(from.len()).position(|window| window == from.as_bytes()) {
+            bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        }
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    for _ in 0..TIMES {
+        let started = Instant::now();
+        let error = launch_dir(dir.path(), 3, plan, AllBut(None), &|_| {}).err().expect("a rank failed");
+        assert!(started.elapsed() < AT_ONCE);
+        assert!(error.is_usage());
+        let line = error.to_string();
+        assert!(line.starts_with("rank 2: no tensor \"model.layers.1.mlp.experts.6.down_proj"), "{line}");
+    }
+}
+
+#[test]
+fn a_single_rank_that_stops_is_an_error_too() {
+    let launch = || launch_dir(&golden("llama"), 1, "{}", AllBut(Some(0)), &|_| {});
+    fails_with("rank 0 stopped: no cores are left for it", launch);
+}
+
+#[test]
+fn ranks_that_all_load_are_launched() {
+    let mut ranks = launch_dir(&golden("llama"), 4, "{}", AllBut(None), &|_| {}).unwrap();
+    assert!(matches!(ranks.lead(&Command::Report), Ok(Reply::Reports(reports)) if reports.len() == 4));
+}
