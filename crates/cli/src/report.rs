@@ -161,8 +161,10 @@ impl Stats {
         for column in ops.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        format!("{first}\n{table}\n(all-reduces and their bytes are those of one forward pass)\n{ops}\n\
-             (the limit is memory bandwidth or arithmetic, whichever takes longer; what lies in a cache can exceed it)")
+        format!(
+            "{first}\n{table}\n(all-reduces and their bytes are those of one forward pass)\n{ops}\n\
+             (the limit is memory bandwidth or arithmetic, whichever takes longer; what lies in a cache can exceed it)"
+        )
     }
 }
 
