@@ -72,7 +72,7 @@ fn a_rank_without_a_device_ends_all_with_its_own_message() {
 
 #[test]
 fn a_rank_that_stops_halfway_ends_all_with_its_own_message() {
-    let halfway = |bytes| assert!(bytes < 50_000, "the bar is broken");
+    let halfway = |bytes| assert!(bytes < 20_000, "the bar is broken");
     let launch = || launch_dir(&golden("llama"), 3, "{}", AllBut(None), &halfway);
     fails_with("rank 0 stopped: the bar is broken", launch);
 }
