@@ -78,14 +78,8 @@ fn rank_weights_are_one_positive_number_per_rank() {
 
 #[test]
 fn sampling_parameters_that_cannot_be_are_named() {
-    let names = [
-        "temperature",
-        "top-p",
-        "min-p",
-        "repetition-penalty",
-        "presence-penalty",
-        "frequency-penalty",
-    ];
+    let names =
+        ["temperature", "top-p", "min-p", "repetition-penalty", "presence-penalty", "frequency-penalty"];
     for name in names {
         for value in ["nan", "NaN", "-inf", "inf", "-3"] {
             let told = name.replace('-', "_");
@@ -107,7 +101,8 @@ fn sampling_parameters_that_cannot_be_are_named() {
 fn plan_refused(plan: impl AsRef<[u8]>, parts: &[&str]) {
     let copy = Copy::of("llama");
     copy.write("plan.json", plan);
-    let with_plan = |command: &str| anysplit(command).model(&copy).arg("--tp-plan").arg(copy.file("plan.json"));
+    let with_plan =
+        |command: &str| anysplit(command).model(&copy).arg("--tp-plan").arg(copy.file("plan.json"));
     let score = with_plan("score --prompt-ids 1,2 --tp 2").refused(parts);
     assert_eq!(score, with_plan("tp-plan --tp 2").refused(parts));
     with_plan("score --prompt-ids 1,2").refused(parts);

@@ -64,18 +64,29 @@ fn impossible_sizes_are_named_with_what_is_possible() {
         "vocab_size",
         "max_position_embeddings",
     ];
-    let impossible = [json!(0), json!(-1), json!(1.5), json!("64"), json!([8]), json!(1e300), json!(u64::MAX)];
+    let impossible =
+        [json!(0), json!(-1), json!(1.5), json!("64"), json!([8]), json!(1e300), json!(u64::MAX)];
     for (key, value) in sizes.iter().zip(impossible.iter().cycle()) {
-        refused("llama", |config| config[*key] = value.clone(), &[key, &value.to_string(), "whole number from 1"]);
+        refused(
+            "llama",
+            |config| config[*key] = value.clone(),
+            &[key, &value.to_string(), "whole number from 1"],
+        );
     }
     for value in impossible {
-        refused("llama", |config| config["hidden_size"] = value.clone(), &["hidden_size", &value.to_string()]);
+        refused(
+            "llama",
+            |config| config["hidden_size"] = value.clone(),
+            &["hidden_size", &value.to_string()],
+        );
     }
 }
 
 #[test]
 fn impossible_numbers_are_named() {
-    for (key, value) in [("rms_norm_eps", json!(-1e-5)), ("rms_norm_eps", json!("small")), ("rms_norm_eps", json!(0))] {
+    for (key, value) in
+        [("rms_norm_eps", json!(-1e-5)), ("rms_norm_eps", json!("small")), ("rms_norm_eps", json!(0))]
+    {
         refused("llama", |config| config[key] = value.clone(), &[key, &value.to_string(), "positive number"]);
     }
     for value in [json!(0.0), json!(-10000.0), json!("10000"), json!(1e300)] {
@@ -83,16 +94,28 @@ fn impossible_numbers_are_named() {
         refused("llama", |config| config["rope_parameters"]["rope_theta"] = value.clone(), &parts);
         refused("llama1", |config| config["rope_theta"] = value.clone(), &parts);
     }
-    refused("gemma2", |config| config["attn_logit_softcapping"] = json!(-50), &["attn_logit_softcapping", "-50"]);
+    refused(
+        "gemma2",
+        |config| config["attn_logit_softcapping"] = json!(-50),
+        &["attn_logit_softcapping", "-50"],
+    );
     refused("mistral", |config| config["sliding_window"] = json!(0), &["sliding_window", "0"]);
     refused("llama1", |config| config["eos_token_id"] = json!("</s>"), &["eos_token_id", "</s>"]);
     refused("llama1", |config| config["eos_token_id"] = json!([2, -1]), &["eos_token_id", "-1"]);
-    refused("llama", |config| config["tie_word_embeddings"] = json!("no"), &["tie_word_embeddings", "true or false"]);
+    refused(
+        "llama",
+        |config| config["tie_word_embeddings"] = json!("no"),
+        &["tie_word_embeddings", "true or false"],
+    );
 }
 
 #[test]
 fn numbers_that_do_not_go_together_are_named() {
-    refused("llama", |config| config["num_key_value_heads"] = json!(3), &["num_attention_heads 8", "num_key_value_heads 3"]);
+    refused(
+        "llama",
+        |config| config["num_key_value_heads"] = json!(3),
+        &["num_attention_heads 8", "num_key_value_heads 3"],
+    );
     refused("llama", |config| config["head_dim"] = json!(7), &["head_dim 7", "even"]);
     let without_head_dim = |config: &mut Value| {
         config.as_object_mut().unwrap().remove("head_dim");
@@ -108,7 +131,8 @@ fn numbers_that_do_not_go_together_are_named() {
 
 #[test]
 fn missing_keys_are_named_with_the_architecture() {
-    for key in ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"] {
+    for key in ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"]
+    {
         let remove = |config: &mut Value| drop(config.as_object_mut().unwrap().remove(key));
         refused("llama", remove, &[key, "missing", "Llama"]);
     }
@@ -135,7 +159,9 @@ fn what_is_not_known_is_named_with_what_is() {
 #[test]
 fn a_generation_config_that_cannot_be_used_is_named() {
     let copy = Copy::of("llama");
-    for (text, part) in [("{", "line 1"), ("[]", "JSON object"), ("{\"eos_token_id\": \"</s>\"}", "eos_token_id")] {
+    for (text, part) in
+        [("{", "line 1"), ("[]", "JSON object"), ("{\"eos_token_id\": \"</s>\"}", "eos_token_id")]
+    {
         copy.write("generation_config.json", text);
         anysplit("generate --prompt-ids 1").model(&copy).refused(&["generation_config.json", part]);
     }

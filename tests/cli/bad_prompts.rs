@@ -21,7 +21,9 @@ fn an_empty_file_or_line_of_prompts_is_refused() {
     let copy = Copy::empty();
     let with = |text: &[u8], parts: &[&str]| {
         copy.write("prompts.txt", text);
-        anysplit("generate --prompt-file").arg(copy.file("prompts.txt")).refused(&[&["prompts.txt"], parts].concat());
+        anysplit("generate --prompt-file")
+            .arg(copy.file("prompts.txt"))
+            .refused(&[&["prompts.txt"], parts].concat());
     };
     with(b"", &["no lines"]);
     with(b"\n", &["line 1 is empty"]);
@@ -38,7 +40,13 @@ fn a_token_id_beyond_the_vocabulary_is_named() {
             let child = anysplit(command).arg("--prompt-ids").arg(ids).model(golden("llama"));
             child.refused(&[&format!("token id {id} "), "277 ids"]);
         }
-        for (ids, part) in [("1,4294967296", "4294967296"), ("1,-2", "-2"), ("1,two", "two"), ("1,,2", "\"\""), ("1.5", "1.5")] {
+        for (ids, part) in [
+            ("1,4294967296", "4294967296"),
+            ("1,-2", "-2"),
+            ("1,two", "two"),
+            ("1,,2", "\"\""),
+            ("1.5", "1.5"),
+        ] {
             anysplit(command).arg("--prompt-ids").arg(ids).refused(&["--prompt-ids", part, "1,2,3"]);
         }
     }
@@ -55,7 +63,8 @@ fn a_tokenizer_with_more_ids_than_the_model_is_found_at_the_prompt() {
 #[test]
 fn a_prompt_longer_than_the_model_is_refused_with_both_lengths() {
     let ids = |n: usize| vec!["1"; n].join(",");
-    let run = |command: &str, n: usize| anysplit(command).arg("--prompt-ids").arg(ids(n)).model(golden("opt"));
+    let run =
+        |command: &str, n: usize| anysplit(command).arg("--prompt-ids").arg(ids(n)).model(golden("opt"));
     run("generate", 161).refused(&["161 tokens", "160 positions"]);
     // A prompt that fills the model leaves no room for an answer, but can be scored.
     run("generate", 160).refused(&["160 tokens", "160 positions"]);

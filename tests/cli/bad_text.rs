@@ -32,7 +32,9 @@ fn a_malformed_tokenizer_is_named() {
 #[test]
 fn a_missing_chat_template_is_named() {
     let copy = Copy::of("llama");
-    copy.edit("tokenizer_config.json", |config| drop(config.as_object_mut().unwrap().remove("chat_template")));
+    copy.edit("tokenizer_config.json", |config| {
+        drop(config.as_object_mut().unwrap().remove("chat_template"))
+    });
     anysplit("generate hello --chat").model(&copy).refused(&["no chat template"]);
     anysplit("generate hello --max-tokens 2").model(&copy).prints();
 }
@@ -63,7 +65,10 @@ fn a_template_that_never_ends_is_stopped() {
 #[test]
 fn a_template_that_fails_says_why() {
     template_refused("{% for m in messages %}", &["the chat template is malformed"]);
-    template_refused("{{ raise_exception('only roles that\nalternate') }}", &["refuses", "only roles that alternate"]);
+    template_refused(
+        "{{ raise_exception('only roles that\nalternate') }}",
+        &["refuses", "only roles that alternate"],
+    );
     template_refused("{{ messages[0].content.nothing() }}", &["the chat template failed", "line 1"]);
     template_refused("{% include '/etc/passwd' %}", &["the chat template"]);
     template_refused("{{ ''.__class__.__mro__ }}", &["the chat template"]);

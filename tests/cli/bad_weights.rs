@@ -83,7 +83,8 @@ fn offsets_beyond_the_file_are_refused() {
     let copy = Copy::of("llama");
     let (_, data) = split_safetensors(&copy.read(FILE));
     copy.edit_header(FILE, |header| {
-        let bytes = header[K]["data_offsets"][1].as_u64().unwrap() - header[K]["data_offsets"][0].as_u64().unwrap();
+        let bytes =
+            header[K]["data_offsets"][1].as_u64().unwrap() - header[K]["data_offsets"][0].as_u64().unwrap();
         header[K]["data_offsets"] = json!([data.len(), data.len() as u64 + bytes]);
     });
     refused(&copy, &[FILE]);
@@ -101,7 +102,8 @@ fn a_wrong_shape_says_which_is_right() {
     copy.edit("config.json", |config| config["intermediate_size"] = json!(41));
     refused(&copy, &["mlp.gate_proj.weight", "expected [41, 32]", "found [40, 32]", FILE]);
     let flat = with_header(|header| {
-        header[K]["shape"] = json!([header[K]["shape"][0].as_u64().unwrap() * header[K]["shape"][1].as_u64().unwrap()]);
+        header[K]["shape"] =
+            json!([header[K]["shape"][0].as_u64().unwrap() * header[K]["shape"][1].as_u64().unwrap()]);
     });
     refused(&flat, &[K, "expected [32, 32]", "found [1024]", FILE]);
     let vocabulary = Copy::of("llama");
@@ -145,7 +147,8 @@ fn a_damaged_shard_is_named() {
 
 #[test]
 fn an_index_that_leaves_its_directory_is_refused() {
-    let outside = ["../model.safetensors", "/etc/model.safetensors", "a/b.safetensors", "..", "../../etc/passwd"];
+    let outside =
+        ["../model.safetensors", "/etc/model.safetensors", "a/b.safetensors", "..", "../../etc/passwd"];
     for name in outside {
         let copy = Copy::of("llama31_old_config");
         copy.edit(INDEX, |index| index["weight_map"]["model.norm.weight"] = json!(name));

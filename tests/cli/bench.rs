@@ -12,7 +12,11 @@ fn is_rate(value: &Value) -> bool {
 #[test]
 fn limits_has_a_row_per_number_of_threads() {
     let found = anysplit("bench limits --json").json();
-    assert_shape(&found, &json!({ "isa": "", "rows": [{ "threads": 1, "read_gb_s": 0.1, "fma_gflop_s": 0.1 }] }), "limits");
+    assert_shape(
+        &found,
+        &json!({ "isa": "", "rows": [{ "threads": 1, "read_gb_s": 0.1, "fma_gflop_s": 0.1 }] }),
+        "limits",
+    );
     let rows = found["rows"].as_array().unwrap();
     assert_eq!(rows[0]["threads"], 1);
     assert!(rows.iter().all(|row| is_rate(&row["read_gb_s"]) && is_rate(&row["fma_gflop_s"])));
@@ -23,7 +27,8 @@ fn limits_has_a_row_per_number_of_threads() {
 
 #[test]
 fn decode_has_a_row_per_split_with_its_fractions_of_the_limit() {
-    let found = anysplit("bench decode --prompt-len 16 --gen-len 4 --repeats 1 --splits 1x1,2x1 --json").json();
+    let found =
+        anysplit("bench decode --prompt-len 16 --gen-len 4 --repeats 1 --splits 1x1,2x1 --json").json();
     let like = json!({ "rows": [{
         "model": "", "tp": 1, "threads_per_rank": 1, "dtype": "", "batch": 1, "prompt": 1, "gen": 1,
         "prefill_tokens_per_s": 0.1, "decode_tokens_per_s": 0.1, "decode_roofline_fraction": 0.1,
@@ -34,7 +39,13 @@ fn decode_has_a_row_per_split_with_its_fractions_of_the_limit() {
     let splits: Vec<_> = rows.iter().map(|r| (r["tp"].as_u64(), r["threads_per_rank"].as_u64())).collect();
     assert_eq!(splits, [(Some(1), Some(1)), (Some(2), Some(1))]);
     for row in rows {
-        assert_eq!((&row["prompt"], &row["gen"], &row["quantization"]), (&json!(16), &json!(4), &Value::Null));
-        assert!(["decode_roofline_fraction", "prefill_flops_fraction"].iter().all(|key| is_rate(&row[*key])), "{row}");
+        assert_eq!(
+            (&row["prompt"], &row["gen"], &row["quantization"]),
+            (&json!(16), &json!(4), &Value::Null)
+        );
+        assert!(
+            ["decode_roofline_fraction", "prefill_flops_fraction"].iter().all(|key| is_rate(&row[*key])),
+            "{row}"
+        );
     }
 }

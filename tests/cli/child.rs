@@ -41,7 +41,8 @@ pub fn anysplit(arguments: &str) -> Anysplit {
 /// Whether the binary looks at an environment variable of that name.
 fn is_heeded(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    let prefixes = ["ANYSPLIT_", "HF_", "HUGGING", "COLUMNS", "XDG_CACHE_HOME", "NO_COLOR", "CLICOLOR", "RUST_"];
+    let prefixes =
+        ["ANYSPLIT_", "HF_", "HUGGING", "COLUMNS", "XDG_CACHE_HOME", "NO_COLOR", "CLICOLOR", "RUST_"];
     prefixes.iter().any(|prefix| name.starts_with(prefix)) || name.to_ascii_lowercase().ends_with("_proxy")
 }
 
@@ -101,7 +102,8 @@ impl Anysplit {
         let shown = self.shown.clone();
         let stdout = self.prints();
         assert!(stdout.ends_with('\n'), "{shown}: {stdout:?}");
-        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{shown} printed no JSON value: {e}\n{stdout}"))
+        serde_json::from_str(&stdout)
+            .unwrap_or_else(|e| panic!("{shown} printed no JSON value: {e}\n{stdout}"))
     }
 
     /// Runs it to exit status 2, and to one line that has all these parts, which is returned.

@@ -63,9 +63,11 @@ fn a_broken_download_is_taken_up_where_it_broke() {
     let mut hub = hub_of("qwen2");
     hub.breaks.insert("model.safetensors".into(), 40_000);
     let (server, home) = (Server::start(hub), Copy::empty());
-    let found = with_hub("score --json --prompt-ids 1,2,3 --model org/tiny", &server.endpoint(), &home).prints();
+    let found =
+        with_hub("score --json --prompt-ids 1,2,3 --model org/tiny", &server.endpoint(), &home).prints();
     assert_eq!(found, anysplit("score --json --prompt-ids 1,2,3").model(golden("qwen2")).prints());
-    let ranges: Vec<_> = server.requests_of("model.safetensors").into_iter().filter_map(|r| r.range).collect();
+    let ranges: Vec<_> =
+        server.requests_of("model.safetensors").into_iter().filter_map(|r| r.range).collect();
     assert!(ranges.contains(&"bytes=40000-".to_owned()), "{ranges:?}");
 }
 

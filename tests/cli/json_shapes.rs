@@ -24,7 +24,9 @@ pub fn assert_shape(found: &Value, like: &Value, place: &str) {
             found.iter().for_each(|value| assert_shape(value, &like[0], place));
         }
         (found, Value::Null) => assert!(found.is_null() || found.is_number(), "{place}: {found}"),
-        (found, Value::Number(n)) if n.is_u64() => assert!(found.is_u64(), "{place}: {found} is no whole number"),
+        (found, Value::Number(n)) if n.is_u64() => {
+            assert!(found.is_u64(), "{place}: {found} is no whole number")
+        }
         (found, Value::Number(_)) => assert!(found.is_f64(), "{place}: {found} is no fraction"),
         (Value::String(_), Value::String(_)) | (Value::Bool(_), Value::Bool(_)) => {}
         (found, like) => panic!("{place}: {found} is of another type than {like}"),
@@ -149,5 +151,8 @@ fn tp_plan_prints_its_shape() {
     let q = "model.layers.0.self_attn.q_proj.weight";
     let weight = found["weights"].as_array().unwrap().iter().find(|w| w["name"] == q).unwrap();
     let half = |rank: usize| json!({ "rank": rank, "shape": [32, 32], "bytes": 32 * 32 * 4 });
-    assert_eq!(*weight, json!({ "name": q, "style": "colwise", "shape": [64, 32], "ranks": [half(0), half(1)] }));
+    assert_eq!(
+        *weight,
+        json!({ "name": q, "style": "colwise", "shape": [64, 32], "ranks": [half(0), half(1)] })
+    );
 }

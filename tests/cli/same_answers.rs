@@ -6,7 +6,12 @@ use crate::checkpoints::{Copy, golden, golden_json, golden_prompt};
 use crate::child::anysplit;
 
 fn generate(name: &str, more: &str) -> Value {
-    anysplit("generate --json").arg("--prompt-ids").arg(golden_prompt(name)).model(golden(name)).args(more).json()
+    anysplit("generate --json")
+        .arg("--prompt-ids")
+        .arg(golden_prompt(name))
+        .model(golden(name))
+        .args(more)
+        .json()
 }
 
 #[test]
@@ -51,7 +56,8 @@ fn random_weights_need_only_a_config() {
     });
     let copy = Copy::of_config(&config);
     let run = |more: &str| {
-        let child = anysplit("generate --json --load-format random --prompt-ids 7,8,9 --max-tokens 16 --ignore-eos");
+        let child =
+            anysplit("generate --json --load-format random --prompt-ids 7,8,9 --max-tokens 16 --ignore-eos");
         child.args(more).model(&copy).json()
     };
     let one = run("--tp 1");

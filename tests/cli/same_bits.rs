@@ -70,7 +70,10 @@ fn scores_agree_with_hugging_face() {
         assert_eq!(found["token_ids"], golden["prompt_token_ids"]);
         let pairs = found["logprobs"].as_array().unwrap().iter().zip(golden["logprobs"].as_array().unwrap());
         for (ours, theirs) in pairs.skip(1) {
-            assert!((ours.as_f64().unwrap() - theirs.as_f64().unwrap()).abs() < 1e-4, "{name}: {ours}, {theirs}");
+            assert!(
+                (ours.as_f64().unwrap() - theirs.as_f64().unwrap()).abs() < 1e-4,
+                "{name}: {ours}, {theirs}"
+            );
         }
     }
 }

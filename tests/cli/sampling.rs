@@ -23,7 +23,9 @@ fn a_seed_gives_the_same_tokens_on_any_split() {
         "--repetition-penalty 1.3 --frequency-penalty 0.5",
     ] {
         let want = sample(&format!("{settings} --seed 11"));
-        for split in ["--tp 1 --threads-per-rank 2", "--tp 3", "--tp 8 --threads-per-rank 1", "--rank-weights 5,1"] {
+        for split in
+            ["--tp 1 --threads-per-rank 2", "--tp 3", "--tp 8 --threads-per-rank 1", "--rank-weights 5,1"]
+        {
             assert_eq!(sample(&format!("{settings} --seed 11 {split}")), want, "{settings} {split}");
         }
     }
@@ -36,7 +38,9 @@ fn another_seed_gives_other_tokens() {
 
 #[test]
 fn a_run_without_a_seed_says_which_it_had() {
-    let run = |more: &str| anysplit("generate hello --max-tokens 16 --ignore-eos --temperature 1 --json").args(more).json();
+    let run = |more: &str| {
+        anysplit("generate hello --max-tokens 16 --ignore-eos --temperature 1 --json").args(more).json()
+    };
     let first = run("");
     let seed = first["seed"].as_u64().expect("the seed is told").to_string();
     assert_eq!(run(&format!("--seed {seed}"))["token_ids"], first["token_ids"]);
@@ -54,7 +58,8 @@ fn the_narrowest_sampling_is_greedy() {
 fn penalties_change_what_is_said() {
     // This one repeats itself when it is left alone.
     let run = |more: &str| {
-        let child = anysplit("generate --max-tokens 24 --ignore-eos --json --prompt-ids").arg(golden_prompt("llama_eos"));
+        let child = anysplit("generate --max-tokens 24 --ignore-eos --json --prompt-ids")
+            .arg(golden_prompt("llama_eos"));
         tokens(child.model(golden("llama_eos")).args(more))
     };
     let greedy = run("");
@@ -63,7 +68,8 @@ fn penalties_change_what_is_said() {
     }
 }
 
-const PROMPTS: [&str; 4] = ["In the beginning", "A", "The sea was calm, and the ship lay at", "What is a harbor?"];
+const PROMPTS: [&str; 4] =
+    ["In the beginning", "A", "The sea was calm, and the ship lay at", "What is a harbor?"];
 
 #[test]
 fn a_batch_gives_each_prompt_what_it_gets_alone() {
@@ -90,6 +96,7 @@ fn a_batch_prints_its_texts_in_the_order_of_its_prompts() {
     let copy = Copy::empty();
     copy.write("prompts.txt", PROMPTS.join("\n") + "\n");
     let printed = anysplit("generate --max-tokens 12 --prompt-file").arg(copy.file("prompts.txt")).prints();
-    let alone: String = PROMPTS.iter().map(|prompt| anysplit("generate --max-tokens 12").arg(prompt).prints()).collect();
+    let alone: String =
+        PROMPTS.iter().map(|prompt| anysplit("generate --max-tokens 12").arg(prompt).prints()).collect();
     assert_eq!(printed, alone);
 }

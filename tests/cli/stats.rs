@@ -14,7 +14,8 @@ fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
 }
 
 fn stats(name: &str, split: &str) -> Value {
-    let child = anysplit("generate --json --max-tokens 3 --prompt-ids").arg(golden_prompt(name)).model(golden(name));
+    let child =
+        anysplit("generate --json --max-tokens 3 --prompt-ids").arg(golden_prompt(name)).model(golden(name));
     child.args(split).json()["stats"].clone()
 }
 
@@ -24,7 +25,9 @@ fn stored_bytes(name: &str, plan: &Value) -> u64 {
     let mut bytes = 0;
     for file in files.filter(|file| file.extension().is_some_and(|e| e == "safetensors")) {
         let (header, _) = split_safetensors(&std::fs::read(file).unwrap());
-        for (tensor, entry) in header.as_object().unwrap().iter().filter(|(tensor, _)| *tensor != "__metadata__") {
+        for (tensor, entry) in
+            header.as_object().unwrap().iter().filter(|(tensor, _)| *tensor != "__metadata__")
+        {
             let is_planned = |w: &Value| w["name"].as_str().unwrap().ends_with(tensor.as_str());
             if list(plan, "weights").iter().any(is_planned) {
                 bytes += number(&entry["data_offsets"][1]) - number(&entry["data_offsets"][0]);
@@ -36,7 +39,9 @@ fn stored_bytes(name: &str, plan: &Value) -> u64 {
 
 #[test]
 fn two_all_reduces_per_layer_are_counted_on_every_rank() {
-    for (name, layers) in [("llama", 2), ("gemma2", 3), ("mixtral", 2), ("llama_eos", 1), ("gemma3_old_config", 4)] {
+    for (name, layers) in
+        [("llama", 2), ("gemma2", 3), ("mixtral", 2), ("llama_eos", 1), ("gemma3_old_config", 4)]
+    {
         for split in ["--tp 1", "--tp 2", "--tp 3", "--rank-weights 1,4"] {
             for rank in list(&stats(name, split), "ranks") {
                 assert_eq!(number(&rank["all_reduce_calls"]), 2 * layers, "{name} {split}: {rank}");
@@ -51,7 +56,8 @@ fn weight_bytes_are_the_checkpoint_and_what_is_replicated() {
         for split in ["--tp 1", "--tp 3", "--tp 6", "--rank-weights 1,3"] {
             let plan = anysplit("tp-plan --json").args(split).model(golden(name)).json();
             let stats = stats(name, split);
-            let held: Vec<u64> = list(&stats, "ranks").iter().map(|rank| number(&rank["weight_bytes"])).collect();
+            let held: Vec<u64> =
+                list(&stats, "ranks").iter().map(|rank| number(&rank["weight_bytes"])).collect();
             let planned: Vec<u64> = list(&plan, "bytes_per_rank").iter().map(number).collect();
             assert_eq!(held, planned, "{name} {split}");
             // What more than one rank has, counted by the plan's own shapes.
@@ -87,7 +93,10 @@ fn heads_and_caches_are_those_of_the_split() {
         assert_eq!(of("kv_bytes_per_token"), per_token, "{split}");
         // Whole blocks for the prompt of 120 and the answer of 3.
         for (cache, per_token) in of("kv_cache_bytes").iter().zip(per_token) {
-            assert!(*cache >= 123 * per_token && *cache % per_token == 0 && *cache < 256 * per_token, "{split}: {cache}");
+            assert!(
+                *cache >= 123 * per_token && *cache % per_token == 0 && *cache < 256 * per_token,
+                "{split}: {cache}"
+            );
         }
     }
     let halved = stats("llama", "--kv-cache-dtype bfloat16");

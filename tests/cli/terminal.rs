@@ -53,7 +53,10 @@ fn every_flag_has_a_twin_in_the_environment() {
             let (_, flag) = entry.split_once("--").expect("every entry has a long name");
             let name: String = flag.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
             let twin = format!("[env: ANYSPLIT_{}=", name.to_uppercase().replace('-', "_"));
-            assert!(matches!(&*name, "help" | "version") || entry.contains(&twin), "{command}: no {twin}] in: {entry}");
+            assert!(
+                matches!(&*name, "help" | "version") || entry.contains(&twin),
+                "{command}: no {twin}] in: {entry}"
+            );
         }
     }
 }
@@ -68,10 +71,18 @@ fn twins_do_what_their_flags_do() {
         .env("ANYSPLIT_SEED", "17")
         .env("ANYSPLIT_THREADS_PER_RANK", "1")
         .json();
-    assert_eq!((&found["parallel"]["tp"], &found["dtype"], &found["seed"]), (&2.into(), &"float32".into(), &17.into()));
-    assert_eq!((&found["usage"]["completion_tokens"], &found["stats"]["threads_per_rank"]), (&3.into(), &1.into()));
+    assert_eq!(
+        (&found["parallel"]["tp"], &found["dtype"], &found["seed"]),
+        (&2.into(), &"float32".into(), &17.into())
+    );
+    assert_eq!(
+        (&found["usage"]["completion_tokens"], &found["stats"]["threads_per_rank"]),
+        (&3.into(), &1.into())
+    );
     let model = golden("llama");
-    let found = anysplit("score --json --prompt-ids 1,2,3").env("ANYSPLIT_MODEL", &model).env("ANYSPLIT_RANK_WEIGHTS", "2,1");
+    let found = anysplit("score --json --prompt-ids 1,2,3")
+        .env("ANYSPLIT_MODEL", &model)
+        .env("ANYSPLIT_RANK_WEIGHTS", "2,1");
     assert_eq!(found.prints(), anysplit("score --json --prompt-ids 1,2,3").model(&model).prints());
     // What is typed wins.
     let found = anysplit("tp-plan --tp 3 --json").env("ANYSPLIT_TENSOR_PARALLEL_SIZE", "2").json();
@@ -106,7 +117,8 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 
 #[test]
 fn a_reader_that_never_looks_is_no_error() {
-    for command in ["tp-plan", "score --text hello", "generate hello --json", "generate hello --max-tokens 4"] {
+    for command in ["tp-plan", "score --text hello", "generate hello --json", "generate hello --max-tokens 4"]
+    {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = anysplit(command).command().stdout(writer).stderr(Stdio::piped()).output().unwrap();
@@ -120,7 +132,8 @@ fn results_that_cannot_be_written_are_a_failure() {
     // A device on which nothing has room, where there is one.
     let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else { return };
     for command in ["tp-plan --json", "generate hello --max-tokens 4"] {
-        let child = anysplit(command).command().stdout(full.try_clone().unwrap()).stderr(Stdio::piped()).output();
+        let child =
+            anysplit(command).command().stdout(full.try_clone().unwrap()).stderr(Stdio::piped()).output();
         let output = child.unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{command}: {told}");

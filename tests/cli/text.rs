@@ -24,7 +24,11 @@ fn text_is_that_of_hugging_face() {
         let golden = golden_json(name);
         let want = golden["greedy_text"].as_str().unwrap();
         let found = generate(name, "--dtype float32 --max-tokens 24 --ignore-eos --json").json();
-        assert_eq!((&found["token_ids"], found["text"].as_str().unwrap()), (&golden["greedy_token_ids"], want), "{name}");
+        assert_eq!(
+            (&found["token_ids"], found["text"].as_str().unwrap()),
+            (&golden["greedy_token_ids"], want),
+            "{name}"
+        );
         let streamed = generate(name, "--dtype float32 --max-tokens 24 --ignore-eos").prints();
         assert_eq!(streamed, format!("{want}\n"), "{name}");
     }
@@ -33,13 +37,15 @@ fn text_is_that_of_hugging_face() {
 #[test]
 fn prompts_become_the_ids_of_hugging_face() {
     for name in ["llama", "qwen3"] {
-        let text: Value = serde_json::from_slice(&std::fs::read(golden(name).join("text.json")).unwrap()).unwrap();
+        let text: Value =
+            serde_json::from_slice(&std::fs::read(golden(name).join("text.json")).unwrap()).unwrap();
         for case in text["texts"].as_array().unwrap() {
             let words = case["text"].as_str().unwrap();
             if words.is_empty() {
                 continue;
             }
-            let found = anysplit("generate --max-tokens 1 --json").model(golden(name)).arg("--").arg(words).json();
+            let found =
+                anysplit("generate --max-tokens 1 --json").model(golden(name)).arg("--").arg(words).json();
             assert_eq!(found["prompt_token_ids"], case["token_ids"], "{name}: {words:?}");
         }
     }
@@ -47,7 +53,8 @@ fn prompts_become_the_ids_of_hugging_face() {
 
 #[test]
 fn chat_writes_the_prompt_of_the_models_template() {
-    let text: Value = serde_json::from_slice(&std::fs::read(golden("llama").join("text.json")).unwrap()).unwrap();
+    let text: Value =
+        serde_json::from_slice(&std::fs::read(golden("llama").join("text.json")).unwrap()).unwrap();
     // The golden conversation has a system message before the user's; each message begins with the same token.
     let whole = ids(&text["chat"]["token_ids"]);
     let begins: Vec<usize> = (0..whole.len()).filter(|&i| whole[i] == whole[1]).collect();
@@ -56,7 +63,9 @@ fn chat_writes_the_prompt_of_the_models_template() {
     let found = anysplit("generate --chat --max-tokens 1 --json").arg(said).model(golden("llama")).json();
     assert_eq!(ids(&found["prompt_token_ids"]), want);
 
-    let demo = |more: &str| anysplit("generate hello --max-tokens 1 --json").args(more).json()["prompt_token_ids"].clone();
+    let demo = |more: &str| {
+        anysplit("generate hello --max-tokens 1 --json").args(more).json()["prompt_token_ids"].clone()
+    };
     let (plain, chat) = (ids(&demo("")), ids(&demo("--chat")));
     assert!(chat.len() > plain.len(), "{chat:?}");
     assert_eq!(chat.iter().filter(|&&id| id == plain[0]).count(), 1, "one begin of sequence: {chat:?}");
@@ -71,7 +80,11 @@ fn a_stop_string_is_found_across_tokens_and_is_not_printed() {
         let at = whole.find(stop).expect("the stop string is there");
         let run = |more: &str| generate("llama", "--max-tokens 24 --ignore-eos --stop").arg(stop).args(more);
         let found = run("--json").json();
-        assert_eq!((found["text"].as_str().unwrap(), &found["finish_reason"]), (&whole[..at], &json!("stop")), "{stop:?}");
+        assert_eq!(
+            (found["text"].as_str().unwrap(), &found["finish_reason"]),
+            (&whole[..at], &json!("stop")),
+            "{stop:?}"
+        );
         assert!(found["token_ids"].as_array().unwrap().len() <= 24);
         assert_eq!(run("").prints(), format!("{}\n", &whole[..at]), "{stop:?}");
         assert_eq!(run("--tp 3").prints(), format!("{}\n", &whole[..at]), "{stop:?}");
@@ -99,12 +112,16 @@ fn a_stop_token_ends_the_completion_and_is_its_last_id() {
 #[test]
 fn the_end_of_sequence_is_generation_configs_unless_it_is_ignored() {
     let golden = golden_json("llama_eos");
-    let (greedy, stops_after) = (ids(&golden["greedy_token_ids"]), golden["stops_after"].as_u64().unwrap() as usize);
+    let (greedy, stops_after) =
+        (ids(&golden["greedy_token_ids"]), golden["stops_after"].as_u64().unwrap() as usize);
     let run = |more: &str| generate("llama_eos", "--dtype float32 --max-tokens 24 --json").args(more).json();
     for split in ["", "--tp 3"] {
         let found = run(split);
         assert_eq!(ids(&found["token_ids"]), greedy[..stops_after]);
-        assert_eq!((&found["finish_reason"], &found["usage"]["completion_tokens"]), (&json!("stop"), &json!(stops_after)));
+        assert_eq!(
+            (&found["finish_reason"], &found["usage"]["completion_tokens"]),
+            (&json!("stop"), &json!(stops_after))
+        );
     }
     let ignored = run("--ignore-eos");
     assert_eq!((ids(&ignored["token_ids"]), &ignored["finish_reason"]), (greedy.clone(), &json!("length")));

@@ -19,7 +19,10 @@ fn opt_175b_has_twelve_heads_on_each_of_eight_ranks() {
         "torch_dtype": "float16", "bos_token_id": 2, "eos_token_id": 2,
     }));
     let found = anysplit("tp-plan --tp 8 --json").model(&copy).json();
-    assert_eq!((&found["tp"], &found["supported"], &found["dtype"]), (&json!(8), &json!(true), &json!("float16")));
+    assert_eq!(
+        (&found["tp"], &found["supported"], &found["dtype"]),
+        (&json!(8), &json!(true), &json!("float16"))
+    );
     assert_eq!(numbers(&found["ranks"], "query_heads"), [12; 8]);
     assert_eq!(numbers(&found["ranks"], "kv_heads"), [12; 8]);
     let plan = &found["plan"];
@@ -52,7 +55,9 @@ fn the_demo_model_has_a_plan_too() {
     let found = anysplit("tp-plan --tp 3 --json").json();
     assert_eq!(numbers(&found["ranks"], "query_heads").iter().sum::<u64>(), 8);
     let table = anysplit("tp-plan --rank-weights 3,1").prints();
-    for part in ["split over 2 ranks", "model.layers.*.self_attn.q_proj.weight", "rowwise", "query heads", "bytes"] {
+    for part in
+        ["split over 2 ranks", "model.layers.*.self_attn.q_proj.weight", "rowwise", "query heads", "bytes"]
+    {
         assert!(table.contains(part), "{table}\nshould have {part}");
     }
 }
@@ -90,7 +95,8 @@ fn no_rank_holds_more_than_its_share_and_one_head_one_leaf_and_one_panel() {
         let mut held = vec![0; tp];
         let mut all = 0;
         for weight in found["weights"].as_array().unwrap().iter().filter(|w| w["style"] != "replicate") {
-            all += weight["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product::<u64>() * 2;
+            all +=
+                weight["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product::<u64>() * 2;
             for (held, bytes) in held.iter_mut().zip(numbers(&weight["ranks"], "bytes")) {
                 *held += bytes;
             }

@@ -39,7 +39,12 @@ fn transformers_own_plan_of_llama_equals_auto() {
         assert_eq!(auto["plan"][key], *style, "{key}");
     }
     // Without the prefix, as some write it.
-    let bare: Value = verbatim.as_object().unwrap().iter().map(|(key, style)| (key.replacen("model.", "", 1), style.clone())).collect();
+    let bare: Value = verbatim
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(key, style)| (key.replacen("model.", "", 1), style.clone()))
+        .collect();
     assert_eq!(planned("llama", &bare, "--tp 4"), auto);
 }
 
@@ -48,7 +53,9 @@ fn what_a_plan_names_is_split_as_it_says() {
     let replicated = json!({ "layers.1.mlp.gate_proj": "replicate", "layers.1.mlp.up_proj": "replicate",
         "layers.1.mlp.down_proj": "replicate", "model.norm": "sequence_parallel" });
     let found = planned("llama", &replicated, "--tp 2");
-    let style = |name: &str| found["weights"].as_array().unwrap().iter().find(|w| w["name"] == name).unwrap()["style"].clone();
+    let style = |name: &str| {
+        found["weights"].as_array().unwrap().iter().find(|w| w["name"] == name).unwrap()["style"].clone()
+    };
     assert_eq!(style("model.layers.0.mlp.up_proj.weight"), "colwise");
     assert_eq!(style("model.layers.1.mlp.up_proj.weight"), "replicate");
     assert_eq!(style("model.layers.1.mlp.down_proj.weight"), "replicate");
@@ -58,7 +65,9 @@ fn what_a_plan_names_is_split_as_it_says() {
 fn what_tp_plan_printed_runs_with_the_same_bits() {
     let copy = Copy::empty();
     copy.write("plan.json", anysplit("tp-plan --tp 3 --json").model(golden("qwen3")).prints());
-    let score = |more: &str| anysplit("score --json --prompt-ids").arg(golden_prompt("qwen3")).model(golden("qwen3")).args(more);
+    let score = |more: &str| {
+        anysplit("score --json --prompt-ids").arg(golden_prompt("qwen3")).model(golden("qwen3")).args(more)
+    };
     let want = score("").prints();
     assert_eq!(score("--tp 3 --tp-plan").arg(copy.file("plan.json")).prints(), want);
     let by_environment = score("--tp 3").env("ANYSPLIT_TP_PLAN", copy.file("plan.json"));
