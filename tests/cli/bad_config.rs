@@ -171,9 +171,9 @@ fn a_generation_config_that_cannot_be_used_is_named() {
 fn a_model_larger_than_any_memory_is_refused() {
     let copy = Copy::of("llama");
     copy.edit("config.json", |config| {
-        config["hidden_size"] = json!(1 << 20);
-        config["intermediate_size"] = json!(1 << 22);
-        config["num_hidden_layers"] = json!(4096);
+        config["hidden_size"] = json!(1 << 16);
+        config["intermediate_size"] = json!(1 << 18);
+        config["num_hidden_layers"] = json!(200);
     });
     anysplit("generate --prompt-ids 1 --load-format random --tp 2").model(&copy).refused(&["memory"]);
 }

@@ -45,7 +45,10 @@ fn every_flag_has_a_twin_in_the_environment() {
         for line in options.lines().take_while(|line| !line.starts_with("Example")) {
             match line.trim_start().starts_with('-') && line.find('-').is_some_and(|column| column < 8) {
                 true => entries.push(line.trim().to_owned()),
-                false => *entries.last_mut().expect("an entry begins with its flags") += line.trim(),
+                false => {
+                    *entries.last_mut().expect("an entry begins with its flags") +=
+                        &format!(" {}", line.trim())
+                }
             }
         }
         assert!(entries.len() > 2, "{help}");

@@ -89,7 +89,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 /// A type by name.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DTypeArg {
-    /// Whatever fits.
+    /// As stored, or as the weights.
     Auto,
     /// 32 bits.
     Float32,

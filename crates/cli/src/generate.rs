@@ -37,7 +37,7 @@ pub struct GenerateArgs {
     /// The most tokens to generate
     #[arg(long, env = "ANYSPLIT_MAX_TOKENS", default_value_t = 64, value_name = "N")]
     max_tokens: usize,
-    /// 0 takes the most probable token each time
+    /// How far choices stray from the most probable token; 0 always takes that
     #[arg(long, env = "ANYSPLIT_TEMPERATURE", default_value_t = 0.0, value_name = "T")]
     temperature: f32,
     /// Only the most probable tokens whose probabilities reach this sum

@@ -5,7 +5,8 @@ use std::io::Write;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use model::Layout;
-use model::parallel::{Module, Part, pattern};
+use model::parallel::{ExpertForm, Module, Part, pattern};
+use model::tp_plan::Style;
 use serde_json::{Map, Value, json};
 use tensor::DType;
 
@@ -149,14 +150,20 @@ fn print(out: &mut impl Write, layout: &Layout, rows: &[Row], dtype: DType) -> R
     let mut seen: Vec<(String, usize, String)> = Vec::new();
     for row in rows {
         let suffix = row.name.rsplit('.').next().unwrap_or_default();
-        let own = row.ranks.iter().map(|(s, _)| shape(s)).collect::<Vec<_>>().join(" ");
+        // Whole experts differ only in where they are, which has a row of its own.
+        let whole = row.style == Style::GroupedGemm.name();
+        let shown = |(own, _): &(Vec<usize>, usize)| if whole { "whole".into() } else { shape(own) };
+        let own = match whole {
+            true => String::new(),
+            false => row.ranks.iter().map(shown).collect::<Vec<_>>().join(" "),
+        };
         let key = (format!("{}.{suffix} {}", row.pattern, row.style), row.shape.iter().product(), own);
         if seen.contains(&key) {
             continue;
         }
         seen.push(key);
         let cells = [format!("{}.{suffix}", row.pattern), row.style.into(), shape(&row.shape)];
-        table.add_row(cells.into_iter().chain(row.ranks.iter().map(|(s, _)| shape(s))));
+        table.add_row(cells.into_iter().chain(row.ranks.iter().map(shown)));
     }
     let attention = |rank: usize| layout.attention(0, rank);
     let line = |what: &str, of: &dyn Fn(usize) -> String| {
@@ -166,6 +173,11 @@ fn print(out: &mut impl Write, layout: &Layout, rows: &[Row], dtype: DType) -> R
     let totals = bytes_per_rank(layout, rows);
     table.add_row(line("query heads", &|r| attention(r).num_heads.to_string()));
     table.add_row(line("KV heads", &|r| attention(r).num_kv_heads.to_string()));
+    if layout.config.moe.is_some() {
+        let whole = layout.styles.experts == ExpertForm::Whole;
+        let experts = if whole { "whole experts" } else { "sliced experts" };
+        table.add_row(line(experts, &|r| layout.own_experts(r).len().to_string()));
+    }
     table.add_row(line("bytes", &|r| bytes(totals[r] as u64)));
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);

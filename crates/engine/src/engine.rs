@@ -197,6 +197,11 @@ impl Engine {
         self.dtype
     }
 
+    /// What keys and values are kept in.
+    pub fn kv_cache_dtype(&self) -> DType {
+        self.kv_dtype
+    }
+
     /// Threads of each rank.
     pub fn threads_per_rank(&self) -> usize {
         self.threads_per_rank
@@ -432,6 +437,9 @@ impl Engine {
 /// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much there is to load.
 fn preflight(layout: &Layout, source: &WeightSource, dtype: Option<DType>) -> Result<u64, EngineError> {
     let mut total = 0;
+    // Random weights lack nothing, and needn't be made to be counted.
+    let meta = WeightSource::Meta { dtype: source.dtype() };
+    let source = if matches!(source, WeightSource::Random { .. }) { &meta } else { source };
     for rank in 0..layout.ranks() {
         let dev = Cost::new();
         let loader = Loader::new(&dev, source, layout, rank, dtype, &|_| Ok(()));

@@ -1,8 +1,21 @@
 //! What memory there is.
 
-/// Bytes that new allocations can get without swapping; `None` where the system doesn't say.
+use std::fs::read_to_string;
+
+/// Bytes that new allocations can get without swapping, within this process's container; `None` where the system
+/// doesn't say.
 pub fn available_bytes() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let info = read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kb| kb * 1024)
+    let machine = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024;
+    Some(container_bytes().map_or(machine, |container| container.min(machine)))
+}
+
+/// What the container's limit leaves, if there is one. Files that are only cached can be dropped.
+fn container_bytes() -> Option<u64> {
+    let text = |file: &str| read_to_string(format!("/sys/fs/cgroup/{file}")).ok();
+    let number = |file: &str| text(file)?.trim().parse::<u64>().ok();
+    let stat = text("memory.stat")?;
+    let cached = stat.lines().find_map(|line| line.strip_prefix("file ")?.trim().parse::<u64>().ok());
+    Some((number("memory.max")? + cached.unwrap_or(0)).saturating_sub(number("memory.current")?))
 }

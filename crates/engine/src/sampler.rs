@@ -24,7 +24,8 @@ pub(crate) fn sample<D: Device>(
 ) -> Result<Vec<u32>, ModelError> {
     let head = decoder.head();
     let greedy = choices.iter().all(|c| c.greedy);
-    let sums = if greedy { Vec::new() } else { head.log_sum_exp(rank, logits)? };
+    // Greedy rows need no probabilities, but the sum is also what notices a logit that isn't a number.
+    let sums = head.log_sum_exp(rank, logits)?;
     let mut chosen = vec![None; choices.len()];
     let mut k = if greedy { 1 } else { FIRST_CANDIDATES.min(head.vocab_size()) };
     loop {

@@ -7,10 +7,13 @@ use tensor::LogitEdit;
 
 use crate::EngineError;
 
+/// Temperatures below this are greedy, as they are for vLLM: dividing by them would overflow.
+const GREEDY_BELOW: f32 = 1e-5;
+
 /// A request's sampling parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// 0 takes the most probable token.
+    /// 0, or so little that it comes to the same, takes the most probable token.
     pub temperature: f32,
     /// Only the k most probable tokens; 0: all.
     pub top_k: usize,
@@ -66,6 +69,10 @@ impl SamplingParams {
         Ok(())
     }
 
+    fn greedy(&self) -> bool {
+        self.temperature < GREEDY_BELOW
+    }
+
     /// What changes a row of logits before the choice: penalties, then temperature.
     pub(crate) fn edits(&self, row: usize, prompt: &[u32], completion: &[u32]) -> Vec<LogitEdit> {
         let mut edits = Vec::new();
@@ -84,7 +91,7 @@ impl SamplingParams {
             let by = |count: usize| -(self.presence_penalty + self.frequency_penalty * count as f32);
             edits.extend(counts.iter().map(|(&id, &n)| LogitEdit::Add { row, col: id as usize, by: by(n) }));
         }
-        if self.temperature != 0.0 {
+        if !self.greedy() {
             edits.push(LogitEdit::Divide { row, by: self.temperature });
         }
         edits
@@ -93,7 +100,7 @@ impl SamplingParams {
     /// What a rank needs to choose, `position` being that of the token to come.
     pub(crate) fn choice(&self, position: usize) -> Choice {
         Choice {
-            greedy: self.temperature == 0.0,
+            greedy: self.greedy(),
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,

@@ -27,8 +27,8 @@ pub struct Architecture {
     pub ffn: FfnForm,
     /// Bias of the feed-forward network.
     pub ffn_bias: Bias,
-    /// Keys that may name the activation, and which it is where they are missing.
-    pub activation: (&'static [&'static str], Activation),
+    /// Key of the activation, and which it is where it is missing.
+    pub activation: (&'static str, Activation),
     /// How a token knows its place.
     pub positions: Positions,
     /// Which layers see only a window.

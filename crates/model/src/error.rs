@@ -8,6 +8,9 @@ pub enum ModelError {
     /// config.json can't be used.
     #[error("config.json: {0}")]
     Config(String),
+    /// generation_config.json can't be used.
+    #[error("generation_config.json: {0}")]
+    GenerationConfig(String),
     /// The tensor-parallel plan can't be used.
     #[error("tp plan: {0}")]
     Plan(String),
@@ -32,7 +35,11 @@ impl ModelError {
     /// Whether the user's input is the cause (exit status 2), rather than a failure at run time (1).
     pub fn is_usage(&self) -> bool {
         match self {
-            ModelError::Config(_) | ModelError::Plan(_) | ModelError::Split(_) | ModelError::Step(_) => true,
+            ModelError::Config(_)
+            | ModelError::GenerationConfig(_)
+            | ModelError::Plan(_)
+            | ModelError::Split(_)
+            | ModelError::Step(_) => true,
             ModelError::Checkpoint(e) => e.is_usage(),
             ModelError::Collective(_) | ModelError::Device(_) => false,
         }

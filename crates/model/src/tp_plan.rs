@@ -52,6 +52,20 @@ const NAMES: &[(&str, Style)] = &[
     ("sequence_parallel", Style::Replicate),
     ("replicated_with_grad_allreduce", Style::Replicate),
     ("ep_router", Style::Replicate),
+    ("ep_dispatch_experts", Style::ExpertHook),
+];
+
+/// Styles of transformers that no module of a known architecture can have here.
+const UNSUPPORTED: &[&str] = &[
+    "all_reduce",
+    "embedding_colwise",
+    "gather",
+    "local",
+    "local_params",
+    "megamoe_experts",
+    "megamoe_router",
+    "mla_kv_a_proj",
+    "moe_identity_expert",
 ];
 
 impl Style {
@@ -97,10 +111,11 @@ impl TpPlan {
             let parsed = style.as_str().and_then(Style::parse);
             parsed.map(|style| (key.clone(), style)).ok_or_else(|| {
                 let known: Vec<_> = NAMES.iter().map(|(n, _)| *n).collect();
-                ModelError::Plan(format!(
-                    "\"{key}\": style {style} is not known; known are {}",
-                    known.join(", ")
-                ))
+                let what = match style.as_str() {
+                    Some(name) if UNSUPPORTED.contains(&name) => "is not supported",
+                    _ => "is not known",
+                };
+                ModelError::Plan(format!("\"{key}\": style {style} {what}; known are {}", known.join(", ")))
             })
         };
         Ok(TpPlan { rules: map.iter().map(rule).collect::<Result<_, _>>()? })

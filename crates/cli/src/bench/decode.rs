@@ -37,7 +37,8 @@ pub struct DecodeArgs {
         env = "ANYSPLIT_SPLITS",
         value_delimiter = ',',
         value_name = "1x2,2x1",
-        value_parser = parse_split
+        value_parser = parse_split,
+        conflicts_with_all = ["tensor_parallel_size", "threads_per_rank", "rank_weights"]
     )]
     splits: Vec<(usize, usize)>,
     /// Prints one JSON value
@@ -51,11 +52,16 @@ pub struct DecodeArgs {
     run: RunArgs,
 }
 
+/// More ranks, or threads of one, than any machine has use for.
+const MOST: usize = 4096;
+
 fn parse_split(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('x').map(|(r, t)| (r.parse(), t.parse()));
     match parts {
-        Some((Ok(ranks), Ok(threads))) if ranks > 0 && threads > 0 => Ok((ranks, threads)),
-        _ => Err("give ranks and threads per rank, such as 2x1".into()),
+        Some((Ok(ranks), Ok(threads))) if (1..=MOST).contains(&ranks) && (1..=MOST).contains(&threads) => {
+            Ok((ranks, threads))
+        }
+        _ => Err(format!("give ranks and threads per rank, such as 2x1, each from 1 to {MOST}")),
     }
 }
 
@@ -123,11 +129,13 @@ pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
     };
     // One run each that doesn't count, with few tokens.
     let warm_up = GenerateRequest { max_tokens: 4, ..request.clone() };
-    let mut bandwidths = Vec::new();
     for candidate in &mut candidates {
         candidate.engine.generate(std::slice::from_ref(&warm_up), &mut |_, _| false)?;
-        bandwidths.push(limits::ReadBandwidth::new(&candidate.limits(), BUFFER_BYTES));
     }
+    // Before the buffers of the measurement: they are no memory of the model's.
+    let peak_rss_bytes = peak_rss_bytes();
+    let mut bandwidths: Vec<_> =
+        candidates.iter().map(|c| limits::ReadBandwidth::new(&c.limits(), BUFFER_BYTES)).collect();
     for _ in 0..args.repeats {
         for (candidate, memory) in candidates.iter_mut().zip(&mut bandwidths) {
             let (before, flops) = (memory.measure(), limits::fma_rate(&candidate.limits()));
@@ -136,7 +144,7 @@ pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
             candidate.runs.push(Run { timing: candidate.engine.timing(), bandwidth, flops });
         }
     }
-    let rows: Vec<Value> = candidates.iter().map(|c| c.row(args, &work)).collect();
+    let rows: Vec<Value> = candidates.iter().map(|c| c.row(args, &work, peak_rss_bytes)).collect();
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", json!({ "rows": rows }))?,
@@ -151,7 +159,7 @@ impl Candidate {
         limits_config((self.ranks * self.engine.threads_per_rank()).min(cpus::available().len()))
     }
 
-    fn row(&self, args: &DecodeArgs, work: &Work) -> Value {
+    fn row(&self, args: &DecodeArgs, work: &Work, peak_rss_bytes: u64) -> Value {
         let of_runs = |f: &dyn Fn(&Run) -> f64| limits::median(self.runs.iter().map(f).collect());
         let rate = |(tokens, seconds): (usize, f64)| tokens as f64 / seconds;
         let flops = |r: &Run| work.prefill_flops / r.timing.prefill.1 / (r.flops * 1e9);
@@ -172,7 +180,7 @@ impl Candidate {
             "read_gb_s": of_runs(&|r| r.bandwidth),
             "fma_gflop_s": of_runs(&|r| r.flops),
             "repeats": args.repeats,
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_rss_bytes": peak_rss_bytes,
         })
     }
 }
@@ -187,7 +195,7 @@ fn work(engine: &Engine, prompt: usize) -> Result<Work, ModelError> {
             sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
             logit_rows: vec![rows as u32 - 1],
         };
-        Ok(cost_of_step(&layout, 0, engine.dtype(), engine.dtype(), &meta)?.total())
+        Ok(cost_of_step(&layout, 0, engine.dtype(), engine.kv_cache_dtype(), &meta)?.total())
     };
     let (prefill, decode) = (step(0, prompt)?, step(prompt, 1)?);
     Ok(Work { prefill_flops: prefill.flops as f64, decode_weight_bytes: decode.weight_bytes as f64 })

@@ -16,7 +16,7 @@ pub(super) const GEMMA2: Architecture = Architecture {
     },
     norm: NormKind::Rms { weight_offset: 1.0 },
     ffn_bias: Bias::No,
-    activation: (&["hidden_activation"], Activation::GeluTanh),
+    activation: ("hidden_activation", Activation::GeluTanh),
     windows: Windows::AllButEvery(2),
     scale: Scale::Key("query_pre_attn_scalar"),
     score_softcap: Some("attn_logit_softcapping"),

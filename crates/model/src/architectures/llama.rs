@@ -39,7 +39,7 @@ pub(super) const LLAMA: Architecture = Architecture {
     qk_norm: false,
     ffn: FfnForm::Gated,
     ffn_bias: Bias::Key("mlp_bias", false),
-    activation: (&["hidden_act"], Activation::Silu),
+    activation: ("hidden_act", Activation::Silu),
     positions: Positions::Rope,
     windows: Windows::No,
     scale: Scale::HeadDim,

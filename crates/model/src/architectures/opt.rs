@@ -26,7 +26,7 @@ pub(super) const OPT: Architecture = Architecture {
     o_bias: Bias::Key("enable_bias", true),
     ffn: FfnForm::Plain,
     ffn_bias: Bias::Key("enable_bias", true),
-    activation: (&["activation_function"], Activation::Relu),
+    activation: ("activation_function", Activation::Relu),
     positions: Positions::Learned { offset: 2 },
     tied: true,
     aliases: &[("intermediate_size", "ffn_dim")],

@@ -1,6 +1,6 @@
 //! Reading numbers out of config.json so that an impossible one is an error that names it.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tensor::DType;
 
 use crate::ModelError;
@@ -100,15 +100,27 @@ impl<'a> Json<'a> {
         }
     }
 
-    pub(super) fn text(&self, key: &str) -> Option<&'a str> {
-        self.get(key).and_then(Value::as_str)
+    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+        self.get(key).map(|value| self.is_text(key, value)).transpose()
+    }
+
+    pub(super) fn is_text(&self, key: &str, value: &'a Value) -> Result<&'a str, ModelError> {
+        value.as_str().ok_or_else(|| self.error(format!("{key} is {value}, which must be a name in quotes")))
+    }
+
+    /// A JSON object, or none given.
+    pub(super) fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>, ModelError> {
+        let object = |value: &'a Value| {
+            value
+                .as_object()
+                .ok_or_else(|| self.error(format!("{key} is {value}, which must be a JSON object")))
+        };
+        self.get(key).map(object).transpose()
     }
 
     pub(super) fn dtype(&self) -> Result<Option<DType>, ModelError> {
-        let Some((key, name)) = ["dtype", "torch_dtype"].iter().find_map(|k| self.text(k).map(|n| (k, n)))
-        else {
-            return Ok(None);
-        };
+        let key = if self.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+        let Some(name) = self.text(key)? else { return Ok(None) };
         let dtype = DType::parse(name.trim_start_matches("torch."));
         dtype.map(Some).ok_or_else(|| {
             self.error(format!("{key} \"{name}\" is not known; known are float32, float16, bfloat16"))

@@ -106,6 +106,9 @@ impl ModelConfig {
         let architecture = find_architecture(config)?;
         let json = Json::new(config, architecture);
         check_only(&json, architecture)?;
+        if json.get("quantization_config").is_some() {
+            return Err(json.error("quantization_config: quantized checkpoints are not supported; one in float32, float16 or bfloat16 would work"));
+        }
         let hidden_size = json.size("hidden_size", 1 << 20)?;
         let num_heads = json.size("num_attention_heads", 1 << 12)?;
         let num_kv_heads = match json.maybe_size("num_key_value_heads", 1 << 12)? {
@@ -130,6 +133,11 @@ impl ModelConfig {
         let windows = windows(&json, architecture.windows, num_layers)?;
         let (ropes, rope_of_layer) = rope::ropes(&json, architecture.positions, head_dim, &windows)?;
         let moe = architecture.moe.map(|names| moe(&json, names)).transpose()?;
+        if moe.is_some_and(|moe| num_layers * moe.num_experts > MOST_EXPERTS) {
+            return Err(json.error(format!(
+                "{num_layers} layers of experts make more than {MOST_EXPERTS} experts in all"
+            )));
+        }
         let sparse = moe_layers(&json, moe.as_ref(), num_layers)?;
         let layers = windows
             .into_iter()
@@ -194,9 +202,21 @@ impl ModelConfig {
     }
 }
 
+/// More experts in all layers than any model has.
+const MOST_EXPERTS: usize = 1 << 17;
+
 fn find_architecture(config: &Value) -> Result<&'static Architecture, ModelError> {
-    let named = config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-    let typed = config.get("model_type").and_then(Value::as_str);
+    let wrong = |key: &str, what: &str| ModelError::Config(format!("{key} must be {what}"));
+    let named = match config.get("architectures") {
+        None | Some(Value::Null) => None,
+        Some(list) => Some(list.get(0).and_then(Value::as_str).ok_or_else(|| {
+            wrong("architectures", "a list that begins with a name, such as [\"LlamaForCausalLM\"]")
+        })?),
+    };
+    let typed = match config.get("model_type") {
+        None | Some(Value::Null) => None,
+        Some(name) => Some(name.as_str().ok_or_else(|| wrong("model_type", "a name in quotes"))?),
+    };
     let found = match (named, typed) {
         (Some(name), _) => ALL.iter().find(|a| a.name == name),
         (None, Some(model_type)) => ALL.iter().find(|a| a.model_type == model_type),
@@ -243,10 +263,8 @@ fn bias(json: &Json, bias: Bias) -> Result<bool, ModelError> {
 }
 
 fn activation(json: &Json, architecture: &Architecture) -> Result<Activation, ModelError> {
-    let (keys, default) = architecture.activation;
-    let Some((key, name)) = keys.iter().find_map(|k| json.text(k).map(|name| (k, name))) else {
-        return Ok(default);
-    };
+    let (key, default) = architecture.activation;
+    let Some(name) = json.text(key)? else { return Ok(default) };
     match name {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
@@ -316,8 +334,7 @@ fn moe_layers(json: &Json, moe: Option<&MoeConfig>, layers: usize) -> Result<Vec
 /// The ids of generation_config.json stand before config.json's, as they do for Hugging Face's `generate`.
 fn eos_token_ids(json: &Json, generation: Option<&Value>) -> Result<Vec<u32>, ModelError> {
     if let Some(generation) = generation.filter(|g| g.get("eos_token_id").is_some_and(|id| !id.is_null())) {
-        return json::token_ids(generation, "eos_token_id")
-            .map_err(|e| ModelError::Config(format!("generation_config.json: {e}")));
+        return json::token_ids(generation, "eos_token_id").map_err(ModelError::GenerationConfig);
     }
     json.token_ids("eos_token_id")
 }

@@ -19,26 +19,22 @@ pub(super) fn ropes(
         Positions::Rope => None,
         Positions::RopePerLayerType(key, default) => Some((key, default)),
     };
-    let parameters = json.get("rope_parameters").and_then(Value::as_object);
+    let parameters = json.object("rope_parameters")?;
+    let scaling = json.object("rope_scaling")?; // Where both generations' keys are there, the older rules.
     let of_type = |name: &str| parameters.and_then(|p| p.get(name)).and_then(Value::as_object);
     let none = Map::new();
     let Some((key, default)) = local_base else {
-        let found = scaling(json).or_else(|| of_type("full_attention")).or(parameters).unwrap_or(&none);
+        let found = scaling.or_else(|| of_type("full_attention")).or(parameters).unwrap_or(&none);
         let rope = rope(json, found, json.positive("rope_theta"), head_dim)?;
         return Ok((vec![rope], vec![Some(0); windows.len()]));
     };
-    let full = scaling(json).or_else(|| of_type("full_attention")).unwrap_or(&none);
+    let full = scaling.or_else(|| of_type("full_attention")).unwrap_or(&none);
     let local = of_type("sliding_attention").unwrap_or(&none);
     let full = rope(json, full, json.positive("rope_theta"), head_dim)?;
     let base = json.maybe_positive(key).map(|base| base.unwrap_or(default));
     let local = rope(json, local, base, head_dim)?;
     let of_layer = windows.iter().map(|window| Some(usize::from(window.is_some()))).collect();
     Ok((vec![full, local], of_layer))
-}
-
-/// `rope_scaling` of the older config.json; where both generations' keys are there, it rules.
-fn scaling<'a>(json: &Json<'a>) -> Option<&'a Map<String, Value>> {
-    json.get("rope_scaling").and_then(Value::as_object)
 }
 
 fn rope(
@@ -64,8 +60,8 @@ fn rope(
         )));
     }
     let mut inv_freq = inverse_frequencies(base, rotated);
-    let kind = ["rope_type", "type"].iter().find_map(|k| parameters.get(*k)).and_then(Value::as_str);
-    match kind.unwrap_or("default") {
+    let kind = ["rope_type", "type"].iter().find_map(|k| parameters.get(*k).map(|kind| (*k, kind)));
+    match kind.map_or(Ok("default"), |(key, kind)| json.is_text(key, kind))? {
         "default" => {}
         "linear" => {
             let factor = number("factor")?;

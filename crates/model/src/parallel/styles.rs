@@ -2,7 +2,7 @@
 
 use super::layout::{Module, layer_modules, name};
 use crate::ModelError;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, MoeConfig};
 use crate::tp_plan::{Style, TpPlan};
 
 /// How the first half of a block (q, k, v; gate, up) leaves its outputs.
@@ -145,6 +145,11 @@ fn aliases(config: &ModelConfig, module: Module, layer: usize) -> Vec<String> {
     names
 }
 
+/// Modules that hold experts, by which transformers says how it wraps them.
+fn hooks(moe: &MoeConfig) -> [&'static str; 2] {
+    [moe.names.packed.1, moe.names.experts]
+}
+
 fn all_names(config: &ModelConfig) -> Vec<String> {
     let mut names: Vec<String> = [Module::Embed, Module::Positions, Module::FinalNorm, Module::Head]
         .map(|m| name(config, m))
@@ -154,11 +159,10 @@ fn all_names(config: &ModelConfig) -> Vec<String> {
     for layer in 0..config.num_layers() {
         names.extend(layer_modules(config, layer).into_iter().flat_map(|m| aliases(config, m, layer)));
         if let Some(moe) = &config.moe {
-            for hook in [moe.names.packed.1, moe.names.experts] {
-                names.push(
-                    format!("{}.{hook}", config.architecture.names.layer).replace('*', &layer.to_string()),
-                );
-            }
+            // Plans of an architecture also name what this model happens not to have: dense layers.
+            let dense = [Module::Gate, Module::Up, Module::Down].map(|m| name(config, m));
+            let hooks = hooks(moe).map(|hook| format!("{}.{hook}", config.architecture.names.layer));
+            names.extend(dense.into_iter().chain(hooks).map(|n| n.replacen('*', &layer.to_string(), 1)));
         }
     }
     names
@@ -261,6 +265,7 @@ impl Resolver<'_> {
         let auto = if moe.top_k > 2 { ExpertForm::Whole } else { ExpertForm::Sliced };
         let mut found: Option<(ExpertForm, String)> = None;
         for layer in (0..self.config.num_layers()).filter(|&l| self.config.layers[l].moe) {
+            self.check_hooks(&moe, layer)?;
             for e in 0..moe.num_experts {
                 for module in [Module::ExpertGate(e), Module::ExpertUp(e), Module::ExpertDown(e)] {
                     let sliced =
@@ -291,6 +296,24 @@ impl Resolver<'_> {
             }
         }
         Ok(found.map_or(auto, |(form, _)| form))
+    }
+
+    /// What holds experts can only say how they are wrapped.
+    fn check_hooks(&self, moe: &MoeConfig, layer: usize) -> Result<(), ModelError> {
+        for hook in hooks(moe) {
+            let named = format!("{}.{hook}", self.config.architecture.names.layer).replacen(
+                '*',
+                &layer.to_string(),
+                1,
+            );
+            let style = self.plan.style_of(std::slice::from_ref(&named));
+            if let Some(style) = style.filter(|s| !matches!(s, Style::ExpertHook)) {
+                return Err(ModelError::Plan(format!(
+                    "{named}: style {style} can't be right for it; moe_tp_experts can, and {named}.gate_up_proj takes others"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the embedding or the head is on every rank.
