@@ -80,6 +80,20 @@ fn generate_prints_an_array_for_a_file_of_prompts() {
 }
 
 #[test]
+fn stats_say_where_the_last_step_went() {
+    let found = anysplit("generate hello --json --stats --max-tokens 4 --ignore-eos").run().succeeds().0;
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let breakdown = json!([{ "op": "", "ms": 0.1, "bytes": 1, "flops": 1, "fraction": 0.1 }]);
+    assert_shape(&found["stats"]["breakdown"], &breakdown, "breakdown");
+    let ops: Vec<&str> =
+        found["stats"]["breakdown"].as_array().unwrap().iter().map(|row| row["op"].as_str().unwrap()).collect();
+    assert!(["linear", "linear_tree", "attention", "norm"].iter().all(|op| ops.contains(op)), "{ops:?}");
+    // It takes a measurement, so it is made only when it is asked for.
+    let plain = anysplit("generate hello --json --max-tokens 4").json();
+    assert_eq!(plain["stats"]["breakdown"], json!([]));
+}
+
+#[test]
 fn text_is_null_without_a_tokenizer() {
     let found = anysplit("generate --prompt-ids 1,2 --max-tokens 3 --json").model(golden("qwen2")).json();
     assert_shape(&found, &generation(), "generate");
