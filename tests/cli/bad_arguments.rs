@@ -23,6 +23,7 @@ fn unknown_commands_flags_and_values_are_named() {
     anysplit("generate x --max-num-batched-tokens 0").refused(&["--max-num-batched-tokens", "from 1"]);
     anysplit("generate x --comm-timeout 0").refused(&["--comm-timeout"]);
     anysplit("generate x --threads-per-rank 0").refused(&["threads-per-rank", "at least 1"]);
+    anysplit("generate x --threads-per-rank 100000").refused(&["threads-per-rank", "100000"]);
     anysplit("generate x --max-tokens 0").refused(&["max-tokens", "at least 1"]);
     anysplit("generate x --max-model-len 0").refused(&["max-model-len", "2048"]);
     anysplit("generate x --max-model-len 2049").refused(&["max-model-len 2049", "2048"]);

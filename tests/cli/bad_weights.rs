@@ -122,6 +122,23 @@ fn a_wrong_dtype_is_named_with_those_that_are_right() {
 }
 
 #[test]
+fn weights_that_are_no_numbers_are_a_failure_not_an_answer() {
+    for number in [f32::NAN, f32::INFINITY] {
+        let copy = Copy::of("llama");
+        let (header, mut data) = split_safetensors(&copy.read(FILE));
+        let head = header["lm_head.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+        data[head..head + 4].copy_from_slice(&number.to_le_bytes());
+        copy.write(FILE, safetensors_of(&header.to_string(), &data));
+        for split in ["--tp 1", "--tp 3"] {
+            let ended = anysplit("score --prompt-ids 1,2,3").args(split).model(&copy).run();
+            assert!(ended.fails_with(1).contains("not a finite number"));
+            let ended = anysplit("generate --prompt-ids 1,2,3 --json").args(split).model(&copy).run();
+            assert!(ended.fails_with(1).contains("not a finite number"));
+        }
+    }
+}
+
+#[test]
 fn a_missing_tensor_is_named() {
     let copy = with_header(|header| {
         let entry = header.as_object_mut().unwrap().remove(K).unwrap();

@@ -85,8 +85,12 @@ fn stats_say_where_the_last_step_went() {
     let found: Value = serde_json::from_str(&found).unwrap();
     let breakdown = json!([{ "op": "", "ms": 0.1, "bytes": 1, "flops": 1, "fraction": 0.1 }]);
     assert_shape(&found["stats"]["breakdown"], &breakdown, "breakdown");
-    let ops: Vec<&str> =
-        found["stats"]["breakdown"].as_array().unwrap().iter().map(|row| row["op"].as_str().unwrap()).collect();
+    let ops: Vec<&str> = found["stats"]["breakdown"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["op"].as_str().unwrap())
+        .collect();
     assert!(["linear", "linear_tree", "attention", "norm"].iter().all(|op| ops.contains(op)), "{ops:?}");
     // It takes a measurement, so it is made only when it is asked for.
     let plain = anysplit("generate hello --json --max-tokens 4").json();

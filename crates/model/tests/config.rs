@@ -73,6 +73,12 @@ fn impossible_numbers_are_named() {
         ("tie_word_embeddings", json!("yes")),
         ("torch_dtype", json!("int3")),
         ("eos_token_id", json!(-1)),
+        ("rope_scaling", json!("linear")),
+        ("rope_parameters", json!([])),
+        ("rope_parameters", json!({"rope_type": 5})),
+        ("hidden_act", json!(5)),
+        ("architectures", json!("LlamaForCausalLM")),
+        ("quantization_config", json!({"quant_method": "gptq"})),
     ];
     for (key, value) in wrong {
         let error = with(key, value.clone()).unwrap_err();

@@ -82,7 +82,9 @@ fn plans_that_cant_be_right_are_refused_with_the_modules_they_name() {
         (json!({"model.embed_tokens": "rowwise"}), vec!["embed_tokens", "embedding_rowwise"]),
         (json!({"lm_head": "rowwise"}), vec!["lm_head", "colwise_gather_output"]),
         (json!({"lm_head": 3}), vec!["lm_head", "3", "not known"]),
-        (json!({"layers.*.mlp.up_proj": "gather"}), vec!["up_proj", "gather", "not known"]),
+        (json!({"layers.*.mlp.up_proj": "gather"}), vec!["up_proj", "gather", "not supported"]),
+        (json!({"layers.*.mlp.up_proj": "diagonal"}), vec!["up_proj", "diagonal", "not known"]),
+        (json!({"model.norm": "colwise"}), vec!["model.norm", "replicate"]),
         (json!(["colwise"]), vec!["JSON object"]),
     ];
     for (plan, words) in wrong {
@@ -105,6 +107,33 @@ fn experts_can_be_sliced_or_whole() {
     let sliced = json!({"layers.*.mlp.experts.gate_up_proj": "packed_colwise",
         "layers.*.mlp.experts.down_proj": "rowwise", "layers.*.mlp.experts": "moe_tp_experts"});
     assert!(!whole(&layout("qwen3_moe", 2, sliced).unwrap()));
+}
+
+#[test]
+fn transformers_plans_of_experts_are_taken_verbatim() {
+    let attention =
+        [("q_proj", "colwise"), ("k_proj", "colwise"), ("v_proj", "colwise"), ("o_proj", "rowwise")];
+    let mut plan: serde_json::Map<String, Value> =
+        attention.iter().map(|(m, s)| (format!("layers.*.self_attn.{m}"), json!(s))).collect();
+    for norm in ["q_norm", "k_norm"] {
+        plan.insert(format!("layers.*.self_attn.{norm}"), json!("replicated_with_grad_allreduce"));
+    }
+    // A model without dense layers is no reason to refuse a plan that names them.
+    for (module, style) in [("gate_proj", "colwise"), ("up_proj", "colwise"), ("down_proj", "rowwise")] {
+        plan.insert(format!("layers.*.mlp.{module}"), json!(style));
+    }
+    let experts = [
+        ("experts.gate_up_proj", "packed_colwise"),
+        ("experts.down_proj", "rowwise"),
+        ("experts", "moe_tp_experts"),
+    ];
+    plan.extend(experts.iter().map(|(m, s)| (format!("layers.*.mlp.{m}"), json!(s))));
+    for name in ["qwen3_moe", "qwen3_moe_mixed", "qwen3_moe_fused"] {
+        let sliced = layout(name, 2, plan.clone().into()).unwrap();
+        assert_eq!(sliced.styles.experts, model::parallel::ExpertForm::Sliced);
+    }
+    let error = layout("mixtral", 2, json!({"layers.*.mlp.experts": "colwise"})).unwrap_err();
+    assert!(error.contains("experts") && error.contains("moe_tp_experts"), "{error}");
 }
 
 #[test]
