@@ -152,7 +152,8 @@ fn what_is_not_known_is_named_with_what_is() {
     let yarn = |config: &mut Value| config["rope_parameters"]["rope_type"] = json!("yarn");
     refused("llama", yarn, &["yarn", "llama3", "linear"]);
     refused("gemma3", |config| config["layer_types"][0] = json!("mamba"), &["mamba", "sliding_attention"]);
-    let quantized = |config: &mut Value| config["quantization_config"] = json!({ "quant_method": "awq", "bits": 4 });
+    let quantized =
+        |config: &mut Value| config["quantization_config"] = json!({ "quant_method": "awq", "bits": 4 });
     refused("llama", quantized, &["quantization_config", "bfloat16"]);
     let post_norm = anysplit("tp-plan").model(crate::checkpoints::golden("opt_post_norm"));
     post_norm.refused(&["config.json", "do_layer_norm_before"]);

@@ -132,9 +132,9 @@ impl Stats {
             column.set_cell_alignment(CellAlignment::Right);
         }
         let first = format!(
-            "{} ranks × {} threads · load {:.2} s · first token {:.1} ms · prefill {} · decode {} · peak memory {}",
-            self.ranks.len(),
-            self.threads_per_rank,
+            "{} × {} · load {:.2} s · first token {:.1} ms · prefill {} · decode {} · peak memory {}",
+            count(self.ranks.len(), "rank"),
+            count(self.threads_per_rank, "thread"),
             self.load_s,
             self.timing.time_to_first_token.as_secs_f64() * 1e3,
             show(rate(self.timing.prefill)),
@@ -182,6 +182,11 @@ fn with_fractions(ops: Vec<OpTime>, threads: usize) -> Vec<(OpTime, f64)> {
         least / op.time.as_secs_f64().max(1e-9)
     };
     ops.into_iter().map(|op| (op, fraction(&op))).collect()
+}
+
+/// A number of things in words.
+fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Tokens per second, if there were any.
