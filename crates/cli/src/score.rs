@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 use serde_json::json;
+use tensor::math;
 
 use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, yes_or_no};
 use crate::error::CliError;
@@ -52,7 +53,9 @@ pub fn run(args: &ScoreArgs) -> Result<(), CliError> {
     let logprobs = engine.score(&ids)?;
     // Of the tokens that have a probability; summed in order, in f64.
     let known: Vec<f64> = logprobs.iter().flatten().map(|&l| f64::from(l)).collect();
-    let perplexity = (!known.is_empty()).then(|| (-known.iter().sum::<f64>() / known.len() as f64).exp());
+    let mean = |all: &[f64]| -all.iter().sum::<f64>() / all.len() as f64;
+    // The project's own function: the same digits on every system. JSON has no infinity.
+    let perplexity = (!known.is_empty()).then(|| math::exp_f64(mean(&known).min(700.0)));
     let mut out = std::io::stdout().lock();
     if args.json {
         let value = json!({ "token_ids": ids, "logprobs": logprobs, "perplexity": perplexity });
