@@ -210,15 +210,3 @@ pub enum MoeLayers {
     /// Layer i if (i + 1) is a multiple of `decoder_sparse_step` and i isn't in `mlp_only_layers`.
     SparseStep,
 }
-
-/// What a norm needs.
-pub trait NormKindExt {
-    /// Whether it has a bias beside its weight.
-    fn has_bias(&self) -> bool;
-}
-
-impl NormKindExt for NormKind {
-    fn has_bias(&self) -> bool {
-        *self == NormKind::Layer
-    }
-}

@@ -29,6 +29,13 @@ pub enum NormKind {
     Layer,
 }
 
+impl NormKind {
+    /// Whether it has a bias beside its weight.
+    pub fn has_bias(self) -> bool {
+        self == NormKind::Layer
+    }
+}
+
 /// A norm over whole rows or over heads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NormSpec {

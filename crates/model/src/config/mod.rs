@@ -76,7 +76,7 @@ pub struct LayerConfig {
 }
 
 /// A mixture of experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct MoeConfig {
     /// Experts of a layer.
     pub num_experts: usize,
@@ -89,13 +89,6 @@ pub struct MoeConfig {
     /// Names.
     pub names: Moe,
 }
-
-impl PartialEq for Moe {
-    fn eq(&self, other: &Self) -> bool {
-        self.experts == other.experts
-    }
-}
-impl Eq for Moe {}
 
 impl ModelConfig {
     /// Reads config.json, and generation_config.json where there is one (its end-of-sequence ids count too).

@@ -10,7 +10,7 @@ use super::cuts;
 use super::split::{ExpertSplit, Split};
 use super::styles::{DownForm, ExpertForm, Styles, UpForm};
 use crate::ModelError;
-use crate::architecture::{FfnForm, NormKindExt, Qkv};
+use crate::architecture::{FfnForm, Qkv};
 use crate::config::ModelConfig;
 use crate::tp_plan::{Style, TpPlan};
 

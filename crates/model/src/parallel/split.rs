@@ -147,11 +147,6 @@ impl Split {
         self.vocab[rank].clone()
     }
 
-    /// The rank that holds a vocabulary id.
-    pub fn vocab_owner(&self, id: usize) -> usize {
-        self.vocab.partition_point(|range| range.end <= id)
-    }
-
     /// The reduction over panels of the vocabulary that a log-sum-exp follows.
     pub fn vocab_panels(&self) -> &SplitReduction {
         &self.vocab_panels
