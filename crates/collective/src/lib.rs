@@ -7,15 +7,18 @@
 pub mod conformance;
 mod error;
 mod finish;
+pub mod mesh;
 mod shared;
 mod sim;
 mod solo;
 
 pub use error::CollectiveError;
+pub use mesh::{Coordinates, Mesh};
 pub use shared::{SharedConfig, SharedGroup, SharedRank};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
 
+use std::sync::Arc;
 use std::time::Duration;
 use tensor::{Device, Program};
 
@@ -31,7 +34,7 @@ pub struct ReducePlan {
 /// What a rank has spent on collectives so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CollectiveStats {
-    /// All-reduces.
+    /// All-reduces. A reduce-scatter counts as one (with the all-gather that follows it).
     pub all_reduce_calls: u64,
     /// Bytes that this rank contributed to all-reduces.
     pub all_reduce_bytes: u64,
@@ -39,28 +42,94 @@ pub struct CollectiveStats {
     pub all_reduce_s: f64,
     /// Other data collectives (the vocabulary's exchanges and the like).
     pub other_calls: u64,
+    /// Bytes that this rank sent to other ranks by all-to-all and point to point.
+    pub sent_bytes: u64,
 }
 
-/// One rank's handle on its group.
+/// Where a rank is: what it does now or did last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The operation; empty before the first.
+    pub op: &'static str,
+    /// Its number since the group began.
+    pub sequence: u64,
+}
+
+/// A group seen from outside of the rank's thread: whoever watches the ranks tells it that one is lost.
+pub trait Watched: Send + Sync {
+    /// Ends every call of this rank, now and from now on, with [`CollectiveError::Failed`]. The first failure counts.
+    fn abort(&self, rank: usize, message: &str);
+    /// Where this rank is.
+    fn progress(&self) -> Progress;
+}
+
+/// One rank's handle on its group: what does not need a device.
 ///
-/// All ranks make the same calls in the same order.
-pub trait Collective<D: Device> {
+/// All ranks make the same collective calls in the same order. [`Group::send_bytes`], [`Group::recv_bytes`] and
+/// [`Group::try_recv_bytes`] concern two ranks only: messages from one rank to another arrive in the order in which they
+/// were sent, whatever collectives happen in between.
+pub trait Group {
     /// This rank.
     fn rank(&self) -> usize;
     /// Ranks in the group.
     fn size(&self) -> usize;
+    /// All ranks' numbers in host memory; their lengths may differ.
+    ///
+    /// # Errors
+    /// A rank is missing at the deadline, or has failed; so for all others.
+    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError>;
+    /// `parts[r]` goes to rank `r`; what came from rank `r` is the result's `r`-th. Lengths may differ, also be 0.
+    fn all_to_all_host(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError>;
+    /// Rank 0's bytes on every rank. `deadline: None` waits for work as long as it takes (a dead or failed
+    /// rank still ends it).
+    fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError>;
+    /// Returns when every rank has called it.
+    fn barrier(&self) -> Result<(), CollectiveError>;
+    /// Sends a message to another rank. Returns as soon as the transport has taken it over, which it does at once
+    /// while its buffers (some MiB) have room; else it waits for the receiver, for the group's deadline at most.
+    fn send_bytes(&self, bytes: &[u8], to: usize) -> Result<(), CollectiveError>;
+    /// The next message of another rank. `deadline: None` waits as long as it takes (a dead or failed rank ends it).
+    fn recv_bytes(&self, from: usize, deadline: Option<Duration>) -> Result<Vec<u8>, CollectiveError>;
+    /// The next message of another rank, if it has begun to arrive.
+    fn try_recv_bytes(&self, from: usize) -> Result<Option<Vec<u8>>, CollectiveError>;
+    /// Whether the group can go on, asked without waiting for anyone.
+    ///
+    /// # Errors
+    /// A rank has failed.
+    fn check(&self) -> Result<(), CollectiveError>;
+    /// Tells the group that this rank cannot go on: every call of every rank fails from now on with this message.
+    fn fail(&self, message: &str);
+    /// The group, for whoever watches this rank.
+    fn watched(&self) -> Arc<dyn Watched>;
+    /// Counts so far.
+    fn stats(&self) -> CollectiveStats;
+}
+
+/// A group whose ranks exchange a device's tensors.
+pub trait Collective<D: Device>: Group {
     /// Finishes a reduction tree on every rank.
     ///
     /// # Shapes
     /// `partial [nodes_of_rank[rank] · t, n]`, node-major → `[t, n]`. A rank without nodes passes `[0, n]`.
     ///
     /// # Errors
-    /// A rank is missing at the deadline, or has failed.
+    /// A rank is missing, or has failed; so for all others.
     fn all_reduce(
         &self,
         dev: &D,
         partial: D::Tensor,
         rows: usize,
+        plan: &ReducePlan,
+    ) -> Result<D::Tensor, CollectiveError>;
+    /// Finishes a reduction tree; each rank gets only its own rows of the sum. The bits of [`Collective::all_reduce`].
+    ///
+    /// # Shapes
+    /// `partial [nodes_of_rank[rank] · t, n]`, node-major, with `t = Σ rows_of_rank` → `[rows_of_rank[rank], n]`
+    fn reduce_scatter(
+        &self,
+        dev: &D,
+        partial: D::Tensor,
+        rows_of_rank: &[usize],
         plan: &ReducePlan,
     ) -> Result<D::Tensor, CollectiveError>;
     /// All ranks' rows, one rank's after the other's.
@@ -73,20 +142,30 @@ pub trait Collective<D: Device> {
         part: &D::Tensor,
         rows_of_rank: &[usize],
     ) -> Result<D::Tensor, CollectiveError>;
-    /// All ranks' numbers in host memory; their lengths may differ.
-    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError>;
-    /// Rank 0's bytes on every rank. `deadline: None` waits for work as long as it takes (a dead or failed
-    /// rank still ends it).
-    fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError>;
-    /// Returns when every rank has called it.
-    fn barrier(&self) -> Result<(), CollectiveError>;
-    /// Whether the group can go on, asked without waiting for anyone.
+    /// Rows to every rank and from every rank: first those for (from) rank 0, then rank 1 and so on, a rank's own
+    /// among them. `rows_from[r]` is what rank `r` has in its `rows_to` for this rank.
     ///
-    /// # Errors
-    /// A rank has failed.
-    fn check(&self) -> Result<(), CollectiveError>;
-    /// Tells the group that this rank cannot go on: every call of every rank fails from now on with this message.
-    fn fail(&self, message: &str);
-    /// Counts so far.
-    fn stats(&self) -> CollectiveStats;
+    /// # Shapes
+    /// `x [Σ rows_to, n]` → `[Σ rows_from, n]`
+    fn all_to_all(
+        &self,
+        dev: &D,
+        x: &D::Tensor,
+        rows_to: &[usize],
+        rows_from: &[usize],
+    ) -> Result<D::Tensor, CollectiveError>;
+    /// Sends a matrix to another rank; returns like [`Group::send_bytes`] and keeps its place among those messages.
+    fn send(&self, dev: &D, x: &D::Tensor, to: usize) -> Result<(), CollectiveError>;
+    /// The matrix that another rank sent. `deadline: None` waits as long as it takes.
+    ///
+    /// # Shapes
+    /// → `[rows, cols]`, as sent
+    fn recv(
+        &self,
+        dev: &D,
+        from: usize,
+        rows: usize,
+        cols: usize,
+        deadline: Option<Duration>,
+    ) -> Result<D::Tensor, CollectiveError>;
 }

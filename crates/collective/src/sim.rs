@@ -1,9 +1,11 @@
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tensor::Device;
 
-use crate::{Collective, CollectiveError, CollectiveStats, ReducePlan};
+use crate::solo::Unwatched;
+use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Watched};
 
 /// One rank of a group that exists only on paper, for devices whose tensors have shapes but no data
 /// ([`tensor::Trace`], [`tensor::Cost`]): results have the right shape, counts are kept, nothing moves.
@@ -27,9 +29,22 @@ impl ShapeGroup {
         self.stats.set(stats);
         (self.note)(line);
     }
+
+    /// Notes a reduction of `rows` rows.
+    fn note_reduce(&self, op: &str, [have, cols]: [usize; 2], rows: usize, plan: &ReducePlan) {
+        let nodes = plan.nodes_of_rank[self.rank];
+        assert_eq!(plan.nodes_of_rank.len(), self.size, "a plan for the group's ranks");
+        assert_eq!(have, nodes * rows, "rank {} brings the nodes that it owns", self.rank);
+        let mut stats = self.stats.get();
+        stats.all_reduce_calls += 1;
+        stats.all_reduce_bytes += (have * cols * size_of::<f32>()) as u64;
+        self.stats.set(stats);
+        let plural = if nodes == 1 { "" } else { "s" };
+        (self.note)(&format!("{op} {nodes} node{plural} of [{rows}, {cols}]"));
+    }
 }
 
-impl<D: Device> Collective<D> for ShapeGroup {
+impl Group for ShapeGroup {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -38,6 +53,57 @@ impl<D: Device> Collective<D> for ShapeGroup {
         self.size
     }
 
+    /// Every rank's part is like this rank's.
+    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
+        self.note_other(&format!("all_gather_host {} numbers", part.len()));
+        Ok(vec![part.to_vec(); self.size])
+    }
+
+    /// What comes from every rank is like what goes there.
+    fn all_to_all_host(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        self.note_other(&format!("all_to_all_host {} bytes", parts.iter().map(Vec::len).sum::<usize>()));
+        Ok(parts.to_vec())
+    }
+
+    fn broadcast(&self, bytes: &mut Vec<u8>, _: Option<Duration>) -> Result<(), CollectiveError> {
+        self.note_other(&format!("broadcast {} bytes", bytes.len()));
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<(), CollectiveError> {
+        (self.note)("barrier");
+        Ok(())
+    }
+
+    fn send_bytes(&self, bytes: &[u8], to: usize) -> Result<(), CollectiveError> {
+        self.note_other(&format!("send {} bytes to rank {to}", bytes.len()));
+        Ok(())
+    }
+
+    fn recv_bytes(&self, from: usize, _: Option<Duration>) -> Result<Vec<u8>, CollectiveError> {
+        panic!("a group on paper has no bytes from rank {from}")
+    }
+
+    fn try_recv_bytes(&self, _: usize) -> Result<Option<Vec<u8>>, CollectiveError> {
+        Ok(None)
+    }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn fail(&self, _: &str) {}
+
+    fn watched(&self) -> Arc<dyn Watched> {
+        Arc::new(Unwatched)
+    }
+
+    fn stats(&self) -> CollectiveStats {
+        self.stats.get()
+    }
+}
+
+impl<D: Device> Collective<D> for ShapeGroup {
     fn all_reduce(
         &self,
         dev: &D,
@@ -45,17 +111,21 @@ impl<D: Device> Collective<D> for ShapeGroup {
         rows: usize,
         plan: &ReducePlan,
     ) -> Result<D::Tensor, CollectiveError> {
-        let nodes = plan.nodes_of_rank[self.rank];
-        let [have, cols] = dev.shape(&partial);
-        assert_eq!(plan.nodes_of_rank.len(), self.size, "a plan for the group's ranks");
-        assert_eq!(have, nodes * rows, "rank {} brings the nodes that it owns", self.rank);
-        let mut stats = self.stats.get();
-        stats.all_reduce_calls += 1;
-        stats.all_reduce_bytes += (have * cols * size_of::<f32>()) as u64;
-        self.stats.set(stats);
-        let plural = if nodes == 1 { "" } else { "s" };
-        (self.note)(&format!("all_reduce {nodes} node{plural} of [{rows}, {cols}]"));
-        Ok(dev.alloc(rows, cols))
+        let shape = dev.shape(&partial);
+        self.note_reduce("all_reduce", shape, rows, plan);
+        Ok(dev.alloc(rows, shape[1]))
+    }
+
+    fn reduce_scatter(
+        &self,
+        dev: &D,
+        partial: D::Tensor,
+        rows_of_rank: &[usize],
+        plan: &ReducePlan,
+    ) -> Result<D::Tensor, CollectiveError> {
+        let shape = dev.shape(&partial);
+        self.note_reduce("reduce_scatter", shape, rows_of_rank.iter().sum(), plan);
+        Ok(dev.alloc(rows_of_rank[self.rank], shape[1]))
     }
 
     fn all_gather(
@@ -72,29 +142,34 @@ impl<D: Device> Collective<D> for ShapeGroup {
         Ok(dev.alloc(all, cols))
     }
 
-    /// Every rank's part is like this rank's.
-    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        self.note_other(&format!("all_gather_host {} numbers", part.len()));
-        Ok(vec![part.to_vec(); self.size])
+    fn all_to_all(
+        &self,
+        dev: &D,
+        x: &D::Tensor,
+        rows_to: &[usize],
+        rows_from: &[usize],
+    ) -> Result<D::Tensor, CollectiveError> {
+        let [rows, cols] = dev.shape(x);
+        assert_eq!(rows, rows_to.iter().sum::<usize>(), "rank {} brings its rows", self.rank);
+        self.note_other(&format!("all_to_all [{rows}, {cols}]"));
+        Ok(dev.alloc(rows_from.iter().sum(), cols))
     }
 
-    fn broadcast(&self, bytes: &mut Vec<u8>, _: Option<Duration>) -> Result<(), CollectiveError> {
-        self.note_other(&format!("broadcast {} bytes", bytes.len()));
+    fn send(&self, dev: &D, x: &D::Tensor, to: usize) -> Result<(), CollectiveError> {
+        let [rows, cols] = dev.shape(x);
+        self.note_other(&format!("send [{rows}, {cols}] to rank {to}"));
         Ok(())
     }
 
-    fn barrier(&self) -> Result<(), CollectiveError> {
-        (self.note)("barrier");
-        Ok(())
-    }
-
-    fn check(&self) -> Result<(), CollectiveError> {
-        Ok(())
-    }
-
-    fn fail(&self, _: &str) {}
-
-    fn stats(&self) -> CollectiveStats {
-        self.stats.get()
+    fn recv(
+        &self,
+        dev: &D,
+        from: usize,
+        rows: usize,
+        cols: usize,
+        _: Option<Duration>,
+    ) -> Result<D::Tensor, CollectiveError> {
+        self.note_other(&format!("recv [{rows}, {cols}] from rank {from}"));
+        Ok(dev.alloc(rows, cols))
     }
 }

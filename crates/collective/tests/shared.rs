@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use collective::{Collective, CollectiveError, SharedConfig, SharedGroup, SharedRank, conformance};
+use collective::{Collective, CollectiveError, Group, SharedConfig, SharedGroup, SharedRank, conformance};
 use tensor::Reference;
 
 fn group(slot_bytes: usize) -> impl Fn(usize, Duration) -> Vec<SharedRank> {
@@ -42,7 +42,7 @@ fn on_all<R: Send>(ranks: Vec<SharedRank>, work: impl Fn(usize, SharedRank) -> R
 }
 
 fn barrier(group: &SharedRank) -> Result<(), CollectiveError> {
-    Collective::<Reference>::barrier(group)
+    Group::barrier(group)
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn an_end_is_noticed_while_another_rank_is_still_away() {
 fn ranks_that_make_different_calls_are_told() {
     let ended = on_all(SharedGroup::new(2, SharedConfig::default()), |rank, group| match rank {
         0 => barrier(&group).unwrap_err().to_string(),
-        _ => Collective::<Reference>::all_gather_host(&group, &[1.0]).unwrap_err().to_string(),
+        _ => Group::all_gather_host(&group, &[1.0]).unwrap_err().to_string(),
     });
     for error in ended {
         assert!(error.contains("operation number 1 is"), "{error}");
@@ -106,7 +106,7 @@ fn every_size_of_message_survives() {
     for message in ["".to_string(), "x".repeat(5000), "ü".repeat(5000)] {
         let ended = on_all(SharedGroup::new(2, SharedConfig::default()), |rank, group| match rank {
             0 => {
-                Collective::<Reference>::fail(&group, &message);
+                Group::fail(&group, &message);
                 message.clone()
             }
             _ => match barrier(&group).unwrap_err() {

@@ -241,6 +241,7 @@ fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStat
         all_reduce_bytes: after.all_reduce_bytes - before.all_reduce_bytes,
         all_reduce_s: after.all_reduce_s - before.all_reduce_s,
         other_calls: after.other_calls - before.other_calls,
+        sent_bytes: after.sent_bytes - before.sent_bytes,
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tensor::HostDevice;
 
-use crate::{Collective, CollectiveError, CollectiveStats, ReducePlan};
+use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Watched};
 use channel::{Call, Channel, Op};
 use region::Region;
 
@@ -89,7 +89,7 @@ impl SharedRank {
     }
 }
 
-impl<D: HostDevice> Collective<D> for SharedRank {
+impl Group for SharedRank {
     fn rank(&self) -> usize {
         self.channel.borrow().rank()
     }
@@ -98,6 +98,58 @@ impl<D: HostDevice> Collective<D> for SharedRank {
         self.channel.borrow().size()
     }
 
+    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
+        self.count_other();
+        gather::all_gather_host(&mut self.channel.borrow_mut(), &self.call(Op::AllGatherHost, 0), part)
+    }
+
+    fn all_to_all_host(&self, _: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        unimplemented!()
+    }
+
+    fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError> {
+        self.count_other();
+        let first = Call { deadline, ..self.call(Op::Broadcast, 0) };
+        gather::broadcast(&mut self.channel.borrow_mut(), &first, &self.call(Op::Broadcast, 0), bytes)
+    }
+
+    fn barrier(&self) -> Result<(), CollectiveError> {
+        let mut channel = self.channel.borrow_mut();
+        channel.begin()?;
+        channel.publish(&self.call(Op::Barrier, 0), 0).map(drop)
+    }
+
+    fn send_bytes(&self, _: &[u8], _: usize) -> Result<(), CollectiveError> {
+        unimplemented!()
+    }
+
+    fn recv_bytes(&self, _: usize, _: Option<Duration>) -> Result<Vec<u8>, CollectiveError> {
+        unimplemented!()
+    }
+
+    fn try_recv_bytes(&self, _: usize) -> Result<Option<Vec<u8>>, CollectiveError> {
+        unimplemented!()
+    }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        self.channel.borrow().check()
+    }
+
+    fn fail(&self, message: &str) {
+        let channel = self.channel.borrow();
+        channel.fail(channel.rank(), message);
+    }
+
+    fn watched(&self) -> Arc<dyn Watched> {
+        unimplemented!()
+    }
+
+    fn stats(&self) -> CollectiveStats {
+        self.stats.get()
+    }
+}
+
+impl<D: HostDevice> Collective<D> for SharedRank {
     fn all_reduce(
         &self,
         dev: &D,
@@ -119,6 +171,16 @@ impl<D: HostDevice> Collective<D> for SharedRank {
         out
     }
 
+    fn reduce_scatter(
+        &self,
+        _: &D,
+        _: D::Tensor,
+        _: &[usize],
+        _: &ReducePlan,
+    ) -> Result<D::Tensor, CollectiveError> {
+        unimplemented!()
+    }
+
     fn all_gather(
         &self,
         dev: &D,
@@ -131,34 +193,29 @@ impl<D: HostDevice> Collective<D> for SharedRank {
         gather::all_gather(&mut self.channel.borrow_mut(), &call, dev, part, rows_of_rank)
     }
 
-    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        self.count_other();
-        gather::all_gather_host(&mut self.channel.borrow_mut(), &self.call(Op::AllGatherHost, 0), part)
+    fn all_to_all(
+        &self,
+        _: &D,
+        _: &D::Tensor,
+        _: &[usize],
+        _: &[usize],
+    ) -> Result<D::Tensor, CollectiveError> {
+        unimplemented!()
     }
 
-    fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError> {
-        self.count_other();
-        let first = Call { deadline, ..self.call(Op::Broadcast, 0) };
-        gather::broadcast(&mut self.channel.borrow_mut(), &first, &self.call(Op::Broadcast, 0), bytes)
+    fn send(&self, _: &D, _: &D::Tensor, _: usize) -> Result<(), CollectiveError> {
+        unimplemented!()
     }
 
-    fn barrier(&self) -> Result<(), CollectiveError> {
-        let mut channel = self.channel.borrow_mut();
-        channel.begin()?;
-        channel.publish(&self.call(Op::Barrier, 0), 0).map(drop)
-    }
-
-    fn check(&self) -> Result<(), CollectiveError> {
-        self.channel.borrow().check()
-    }
-
-    fn fail(&self, message: &str) {
-        let channel = self.channel.borrow();
-        channel.fail(channel.rank(), message);
-    }
-
-    fn stats(&self) -> CollectiveStats {
-        self.stats.get()
+    fn recv(
+        &self,
+        _: &D,
+        _: usize,
+        _: usize,
+        _: usize,
+        _: Option<Duration>,
+    ) -> Result<D::Tensor, CollectiveError> {
+        unimplemented!()
     }
 }
 
