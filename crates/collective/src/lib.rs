@@ -7,12 +7,14 @@
 pub mod conformance;
 mod error;
 mod finish;
+mod members;
 pub mod mesh;
 mod shared;
 mod sim;
 mod solo;
 
 pub use error::CollectiveError;
+pub use members::Members;
 pub use mesh::{Coordinates, Mesh};
 pub use shared::{SharedConfig, SharedGroup, SharedRank};
 pub use sim::ShapeGroup;
