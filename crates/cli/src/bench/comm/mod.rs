@@ -44,9 +44,9 @@ pub struct CommArgs {
     /// Smallest size; K, M and G are powers of 1024
     #[arg(long, short = 'b', env = "ANYSPLIT_MIN_BYTES", default_value = "1K", value_name = "SIZE", value_parser = parse_size)]
     min_bytes: usize,
-    /// Largest size
-    #[arg(long, short = 'e', env = "ANYSPLIT_MAX_BYTES", default_value = "4M", value_name = "SIZE", value_parser = parse_size)]
-    max_bytes: usize,
+    /// Largest size; default: 4M, or the smallest size if that is more
+    #[arg(long, short = 'e', env = "ANYSPLIT_MAX_BYTES", value_name = "SIZE", value_parser = parse_size)]
+    max_bytes: Option<usize>,
     /// Each size is so many times the one before
     #[arg(long, short = 'f', env = "ANYSPLIT_FACTOR", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
     factor: u64,
@@ -77,6 +77,8 @@ pub struct CommArgs {
 const RANKS_MAX: i64 = 1024;
 /// Sizes beyond this are no collective's of a model.
 const SIZE_MAX: usize = 4 << 30;
+/// The largest size unless another is asked for.
+const MAX_BYTES: usize = 4 << 20;
 /// Tokens of a step whose size counts as prefill.
 const PREFILL_TOKENS: usize = 512;
 const REPEATS_OF_LIMITS: usize = 7;
@@ -111,11 +113,9 @@ fn parse_size(text: &str) -> Result<usize, String> {
 }
 
 pub fn run(args: &CommArgs) -> Result<(), CliError> {
-    if args.min_bytes > args.max_bytes {
-        return Err(CliError::Usage(format!(
-            "--min-bytes {} is more than --max-bytes {}; swap them",
-            args.min_bytes, args.max_bytes
-        )));
+    if let Some(max) = args.max_bytes.filter(|&max| max < args.min_bytes) {
+        let told = format!("--min-bytes {} is more than --max-bytes {max}; swap them", args.min_bytes);
+        return Err(CliError::Usage(told));
     }
     let uses = uses(args)?;
     let settings = args.settings(&uses);
@@ -168,7 +168,8 @@ impl CommArgs {
     fn settings(&self, uses: &[(usize, &str)]) -> Settings {
         let factor = usize::try_from(self.factor).unwrap_or(usize::MAX);
         let powers = std::iter::successors(Some(self.min_bytes), |size| size.checked_mul(factor));
-        let mut sizes: Vec<usize> = powers.take_while(|&size| size <= self.max_bytes).collect();
+        let max = self.max_bytes.unwrap_or(MAX_BYTES.max(self.min_bytes));
+        let mut sizes: Vec<usize> = powers.take_while(|&size| size <= max).collect();
         sizes.extend(uses.iter().map(|(bytes, _)| bytes));
         sizes.sort();
         sizes.dedup();
