@@ -4,6 +4,8 @@
 //! are missing. Results never depend on the number of ranks: `all_reduce` finishes a
 //! [`tensor::ReductionTree`], everything else only moves data.
 
+mod boxed;
+mod compressed;
 pub mod conformance;
 mod error;
 mod finish;
@@ -13,6 +15,7 @@ mod shared;
 mod sim;
 mod solo;
 
+pub use compressed::{Compressed, WireDType};
 pub use error::CollectiveError;
 pub use members::Members;
 pub use mesh::{Coordinates, Mesh};
