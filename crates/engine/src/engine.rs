@@ -301,7 +301,7 @@ impl Engine {
 
     /// What the call came to.
     fn finish(&mut self, started: Instant) -> Result<(), EngineError> {
-        self.replica.drain(&mut *self.leader)?;
+        self.replica.settle(&mut *self.leader)?;
         self.timing = self.replica.timing;
         self.last_step = self.replica.last_step.clone();
         self.note_bubble(started, self.replica.steps, 2 * self.plan.mesh.pp);
