@@ -158,7 +158,7 @@ impl Place {
         };
         let Place { launcher, rank, size, local_rank, local_size, node } = self;
         let run = vars.text("TORCHELASTIC_RUN_ID").or(job_id).unwrap_or_default();
-        let job_key = format!("{run} {port} {size}");
+        let job_key = format!("{run} {port}");
         Ok(Found::Job(JobEnv {
             launcher,
             rank,
@@ -175,10 +175,15 @@ impl Place {
 
 /// A port for a job, below those that systems give to outgoing connections.
 fn port_of(job_id: &str) -> u16 {
-    let hash = job_id.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    });
+    let hash = hash(job_id);
     16_384 + ((hash ^ hash >> 32) % 16_384) as u16
+}
+
+/// FNV-1a: the same on every host, for things that are no secret.
+pub(crate) fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+    })
 }
 
 fn torchrun(vars: &Vars<'_>) -> Result<Found, JobError> {

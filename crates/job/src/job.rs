@@ -1,0 +1,166 @@
+//! A process's membership in its job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use collective::Secret;
+
+use crate::env::JobEnv;
+use crate::frame::{Failure, Seat};
+use crate::host::{Host, number_hosts, side_by_side};
+use crate::rendezvous::{self, Link};
+use crate::report::{Ending, Report};
+use crate::watch::Watch;
+use crate::{Fingerprint, JobError};
+
+/// How a job is joined.
+#[derive(Clone, Debug)]
+pub struct JobOptions {
+    /// What keeps others out; needed unless all is on loopback.
+    pub secret: Secret,
+    /// A rank that is silent for so long is dead.
+    pub comm_timeout: Duration,
+    /// All ranks must have come within this time.
+    pub startup_timeout: Duration,
+    /// When another rank has ended the job, the process gets this long to end in order; then it exits.
+    /// `None` leaves it to itself.
+    pub exit_after: Option<Duration>,
+    /// Where the launcher wants to read why the process ended.
+    pub report: Option<Report>,
+}
+
+impl Default for JobOptions {
+    fn default() -> Self {
+        JobOptions {
+            secret: Secret::none(),
+            comm_timeout: Duration::from_secs(30),
+            startup_timeout: Duration::from_secs(60),
+            exit_after: Some(Duration::from_millis(500)),
+            report: None,
+        }
+    }
+}
+
+/// A process's membership in its job: it meets the other ranks, watches them and is watched.
+///
+/// A job ends with [`Job::finish`]. One that is dropped instead ends it for all, as a failure of this rank.
+pub struct Job {
+    rank: usize,
+    seats: Vec<Seat>,
+    node_of_rank: Vec<usize>,
+    watch: Arc<Watch>,
+    link: Option<Link>,
+    report: Option<Report>,
+}
+
+impl Job {
+    /// Meets the other ranks. All call it with the same fingerprint.
+    ///
+    /// # Errors
+    /// The ranks are not all there in time, or do not belong together: then all of them get the same line. The secret is
+    /// wrong or missing, the port taken, rank 0 not to be found.
+    pub fn join(env: &JobEnv, fingerprint: &Fingerprint, options: &JobOptions) -> Result<Job, JobError> {
+        let host = Host::this(env.node);
+        let watch = Watch::new(env.rank, options.comm_timeout);
+        let meeting = rendezvous::join(
+            env,
+            &host,
+            fingerprint,
+            &options.secret,
+            options.startup_timeout,
+            watch.clone(),
+        )?;
+        let node_of_rank = number_hosts(meeting.seats.iter().map(|seat| seat.host.as_str()));
+        let job = Job {
+            rank: env.rank,
+            seats: meeting.seats,
+            node_of_rank,
+            watch,
+            link: Some(meeting.link),
+            report: options.report.clone(),
+        };
+        if let Some(patience) = options.exit_after {
+            job.guard(patience)?;
+        }
+        Ok(job)
+    }
+
+    /// This process's rank.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Ranks in the job.
+    pub fn size(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// The name of each rank's host.
+    pub fn hosts(&self) -> Vec<&str> {
+        self.seats.iter().map(|seat| seat.host_name.as_str()).collect()
+    }
+
+    /// The host of each rank as a number; hosts are counted in the order of their first ranks. Ranks of one host can
+    /// share memory.
+    pub fn node_of_rank(&self) -> &[usize] {
+        &self.node_of_rank
+    }
+
+    /// All ranks, those of one host side by side, rank 0 first.
+    pub fn order(&self) -> Vec<usize> {
+        side_by_side(&self.node_of_rank)
+    }
+
+    /// Leaves the job, with what went wrong if something did. Waits until the cause is known, and on rank 0 until all
+    /// ranks have left. Returns how the process should end, if not well; the launcher has been told.
+    pub fn finish(mut self, result: Result<(), Failure>) -> Option<Ending> {
+        let failure = result.err();
+        self.leave(failure.clone());
+        let (rank, host, report) = (self.rank, self.host_name(), self.report.as_ref());
+        let ending = match (self.watch.verdict(), failure) {
+            (Some(verdict), _) => Ending::of_verdict(rank, host, &verdict, report),
+            (None, Some(failure)) => Ending::of_failure(rank, host, &failure, report),
+            (None, None) => return None,
+        };
+        report.inspect(|report| report.send(&ending));
+        Some(ending)
+    }
+
+    fn host_name(&self) -> &str {
+        &self.seats[self.rank].host_name
+    }
+
+    fn leave(&mut self, failure: Option<Failure>) {
+        self.watch.leave();
+        match self.link.take() {
+            Some(Link::Hub(hub)) => hub.leave(failure),
+            Some(Link::Member(member)) => member.leave(failure),
+            None => {}
+        }
+    }
+
+    /// Ends the process if it does not end by itself after a verdict: it may be loading, or computing for long.
+    fn guard(&self, patience: Duration) -> Result<(), JobError> {
+        let (watch, report) = (self.watch.clone(), self.report.clone());
+        let (rank, host) = (self.rank, self.host_name().to_owned());
+        let spawned = std::thread::Builder::new().name("job guard".into()).spawn(move || {
+            let Some(verdict) = watch.wait_for_a_doomed_process(patience) else { return };
+            let ending = Ending::of_verdict(rank, &host, &verdict, report.as_ref());
+            report.inspect(|report| report.send(&ending));
+            if ending.is_printed {
+                eprintln!("error: {}", ending.message);
+            }
+            std::process::exit(ending.code.into());
+        });
+        spawned.map(drop).map_err(|e| JobError::system("cannot start a thread to watch the job", e))
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if self.link.is_some() {
+            let what = if std::thread::panicking() { "panicked" } else { "left without a reason" };
+            self.leave(Some(Failure::own(what, 1)));
+        }
+    }
+}
