@@ -8,12 +8,14 @@ pub mod conformance;
 mod error;
 mod finish;
 pub mod mesh;
+mod secret;
 mod shared;
 mod sim;
 mod solo;
 
 pub use error::CollectiveError;
 pub use mesh::{Coordinates, Mesh};
+pub use secret::{Role, Secret, authenticate};
 pub use shared::{SharedConfig, SharedGroup, SharedRank};
 pub use sim::ShapeGroup;
 pub use solo::Solo;

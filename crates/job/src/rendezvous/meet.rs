@@ -14,6 +14,8 @@ use crate::watch::member::Member;
 
 /// One try to connect. Rank 0 answers within a round trip, or is not there yet.
 const TRY: Duration = Duration::from_secs(2);
+/// The same where several ports are tried, of which strangers may have some.
+const TRY_IN_WINDOW: Duration = Duration::from_millis(500);
 /// Between two rounds of tries.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How much later than its own deadline rank 0 may say who was missing.
@@ -55,7 +57,7 @@ fn reach(party: &Party<'_>, hosts: &[IpAddr]) -> Result<TcpStream, JobError> {
     loop {
         for (host, port) in hosts.iter().flat_map(|host| env.ports.clone().map(move |port| (*host, port))) {
             let at = SocketAddr::new(host, port);
-            match attempt(party, at) {
+            match attempt(party, at, if is_window { TRY_IN_WINDOW } else { TRY }) {
                 Ok(stream) => return Ok(stream),
                 // It is of this job, as it has said before.
                 Err(Stranger::Secret) => {
@@ -77,14 +79,14 @@ fn reach(party: &Party<'_>, hosts: &[IpAddr]) -> Result<TcpStream, JobError> {
     }
 }
 
-fn attempt(party: &Party<'_>, at: SocketAddr) -> Result<TcpStream, Stranger> {
+fn attempt(party: &Party<'_>, at: SocketAddr, patience: Duration) -> Result<TcpStream, Stranger> {
     let other = |e: std::io::Error| Stranger::Other(e.to_string());
     let left = party.until.saturating_duration_since(Instant::now());
-    let mut stream = TcpStream::connect_timeout(&at, left.clamp(PAUSE, TRY)).map_err(other)?;
+    let mut stream = TcpStream::connect_timeout(&at, left.clamp(PAUSE, patience)).map_err(other)?;
     // A port that nobody listens on can connect to itself, if the system picks it for the connection.
     if stream.local_addr().ok() == stream.peer_addr().ok() {
         return Err(Stranger::Other("nobody listens".into()));
     }
-    party.credentials.check(&mut stream, Role::Connects, party.until.min(Instant::now() + TRY))?;
+    party.credentials.check(&mut stream, Role::Connects, party.until.min(Instant::now() + patience))?;
     Ok(stream)
 }
