@@ -63,6 +63,17 @@ pub enum JobError {
         /// Whether this process was told so by rank 0, which says it itself.
         is_echo: bool,
     },
+    /// Ranks that were to share memory can't.
+    #[error(
+        "ranks {} and {} are on different hosts ({} and {}): the backend shared connects none, auto and tcp do \
+         (ANYSPLIT_COMM_BACKEND)", .ranks[0], .ranks[1], .hosts[0], .hosts[1]
+    )]
+    NotShared {
+        /// Two ranks of a group.
+        ranks: [usize; 2],
+        /// Their hosts.
+        hosts: [String; 2],
+    },
     /// The job has ended because of a rank.
     #[error("{message}")]
     Lost {
@@ -98,7 +109,8 @@ impl JobError {
             | JobError::NoSecret { .. }
             | JobError::Unresolved { .. }
             | JobError::Port { .. }
-            | JobError::WrongSecret { .. } => true,
+            | JobError::WrongSecret { .. }
+            | JobError::NotShared { .. } => true,
             JobError::Refused { is_usage, .. } => *is_usage,
             JobError::Unreachable { .. }
             | JobError::Lost { .. }

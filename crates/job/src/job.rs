@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective::Secret;
+use collective::{Group, Secret};
 
 use crate::env::JobEnv;
 use crate::frame::{Failure, Seat};
+use crate::group::{Backend, JobGroup, Maker};
 use crate::host::{Host, number_hosts, side_by_side};
 use crate::rendezvous::{self, Link};
 use crate::report::{Ending, Report};
@@ -27,6 +28,8 @@ pub struct JobOptions {
     pub exit_after: Option<Duration>,
     /// Where the launcher wants to read why the process ended.
     pub report: Option<Report>,
+    /// What groups exchange over; all ranks say the same.
+    pub backend: Backend,
 }
 
 impl Default for JobOptions {
@@ -37,6 +40,7 @@ impl Default for JobOptions {
             startup_timeout: Duration::from_secs(60),
             exit_after: Some(Duration::from_millis(500)),
             report: None,
+            backend: Backend::Auto,
         }
     }
 }
@@ -51,6 +55,7 @@ pub struct Job {
     watch: Arc<Watch>,
     link: Option<Link>,
     report: Option<Report>,
+    backend: Backend,
 }
 
 impl Job {
@@ -78,6 +83,7 @@ impl Job {
             watch,
             link: Some(meeting.link),
             report: options.report.clone(),
+            backend: options.backend,
         };
         if let Some(patience) = options.exit_after {
             job.guard(patience)?;
@@ -111,10 +117,40 @@ impl Job {
         side_by_side(&self.node_of_rank)
     }
 
+    /// This rank's part of a group of `members`, world ranks in the order of the group's ranks. All members call it with
+    /// the same arguments, and make their groups in the same order; an `id` is used once. Every wait in the group ends
+    /// after `deadline`, or as soon as a rank of the job is lost.
+    ///
+    /// # Errors
+    /// A member is lost or does not come, the system has no memory to share, or the backend can't connect these ranks.
+    ///
+    /// # Panics
+    /// If this rank is no member, or the members are no ranks of the job or come twice.
+    pub fn group(&self, id: u16, members: &[usize], deadline: Duration) -> Result<JobGroup, JobError> {
+        assert!(members.contains(&self.rank), "rank {} makes a group of {members:?}", self.rank);
+        let is_twice = |i: usize| members[..i].contains(&members[i]);
+        let is_bad = |i: usize| members[i] >= self.size() || is_twice(i);
+        assert!(!(0..members.len()).any(is_bad), "{members:?} of {} ranks", self.size());
+        let link = self.link.as_ref().expect("a job has its connection until it is finished");
+        let maker = Maker {
+            backend: self.backend,
+            hosts: &self.hosts(),
+            node_of_rank: &self.node_of_rank,
+            watch: &self.watch,
+            link,
+        };
+        let group = maker.make(id, members, deadline)?;
+        self.watch.register(members, group.watched());
+        Ok(group)
+    }
+
     /// Leaves the job, with what went wrong if something did. Waits until the cause is known, and on rank 0 until all
     /// ranks have left. Returns how the process should end, if not well; the launcher has been told.
     pub fn finish(mut self, result: Result<(), Failure>) -> Option<Ending> {
-        let failure = result.err();
+        self.conclude(result.err())
+    }
+
+    fn conclude(&mut self, failure: Option<Failure>) -> Option<Ending> {
         self.leave(failure.clone());
         let (rank, host, report) = (self.rank, self.host_name(), self.report.as_ref());
         let ending = match (self.watch.verdict(), failure) {
@@ -160,7 +196,7 @@ impl Drop for Job {
     fn drop(&mut self) {
         if self.link.is_some() {
             let what = if std::thread::panicking() { "panicked" } else { "left without a reason" };
-            self.leave(Some(Failure::own(what, 1)));
+            self.conclude(Some(Failure::own(what, 1)));
         }
     }
 }

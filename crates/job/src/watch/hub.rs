@@ -121,7 +121,10 @@ impl Running {
                 }
             }
             Event::Frame(rank, _) => self.roll.gone(rank, &Broken::Garbage, pace.timeout),
-            Event::Gone(rank, why) => self.roll.gone(rank, &why, pace.timeout),
+            Event::Gone(rank, why) => {
+                self.roll.beat(0, self.watch.place());
+                self.roll.gone(rank, &why, pace.timeout);
+            }
             Event::Leave(failure) => self.roll.goodbye(0, failure, until),
             Event::Came(_, line, _) => line.close(),
             Event::Stranger(_) => {}

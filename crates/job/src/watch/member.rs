@@ -79,7 +79,7 @@ fn listen(watch: &Watch, seat: &Seat, mut reader: FrameReader) {
     };
     if let Some(why) = why {
         // The first verdict counts: one from rank 0 stays.
-        watch.condemn(lost(0, seat, &why, timeout, &place));
+        watch.condemn(lost(0, seat, &why, timeout, &place, (watch.me, &watch.place())));
     }
     watch.end();
 }

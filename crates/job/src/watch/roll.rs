@@ -51,7 +51,7 @@ impl Roll {
             return;
         }
         self.standing[rank] = Standing::Left;
-        let verdict = lost(rank, &self.seats[rank], why, timeout, &self.places[rank]);
+        let verdict = lost(rank, &self.seats[rank], why, timeout, &self.places[rank], (0, &self.places[0]));
         self.verdict.get_or_insert(verdict);
     }
 
@@ -81,18 +81,28 @@ fn title(rank: usize, seat: &Seat) -> String {
     format!("rank {rank} on {}", seat.host_name)
 }
 
-/// The verdict on a rank that is lost without a word.
-pub(super) fn lost(rank: usize, seat: &Seat, why: &Broken, timeout: Duration, place: &Place) -> Verdict {
+/// The verdict on a rank that is lost without a word: where it was when it last said so, or where another rank is.
+pub(super) fn lost(
+    rank: usize,
+    seat: &Seat,
+    why: &Broken,
+    timeout: Duration,
+    place: &Place,
+    (witness, elsewhere): (usize, &Place),
+) -> Verdict {
     let what = match why {
         Broken::Closed => "died".to_owned(),
         Broken::Silent => format!("went silent for {} s", timeout.as_secs_f32()),
         Broken::Garbage => "sent what is no message of this version".to_owned(),
     };
-    let place = match place {
-        Place { op, .. } if op.is_empty() => " before its first collective".to_owned(),
-        Place { op, sequence } => format!(" in {op} number {sequence}"),
+    let place = match (place, elsewhere) {
+        (Place { op, sequence }, _) if !op.is_empty() => format!("in {op} number {sequence}"),
+        (_, Place { op, sequence }) if !op.is_empty() => {
+            format!("while rank {witness} was in {op} number {sequence}")
+        }
+        _ => "before the first collective".to_owned(),
     };
-    let message = format!("{} (pid {}) {what}{place}", title(rank, seat), seat.pid);
+    let message = format!("{} (pid {}) {what} {place}", title(rank, seat), seat.pid);
     Verdict { rank: rank as u32, message, code: 1, is_alive: false }
 }
 
@@ -129,7 +139,12 @@ mod tests {
         dead.gone(1, &Broken::Closed, TIMEOUT);
         dead.gone(2, &Broken::Closed, TIMEOUT);
         let message = &dead.verdict(now).expect("one").message;
-        assert_eq!(message, "rank 1 on host-1 (pid 101) died before its first collective");
+        assert_eq!(message, "rank 1 on host-1 (pid 101) died before the first collective");
+        let mut early = roll();
+        early.beat(0, Place { op: "barrier".into(), sequence: 1 });
+        early.gone(1, &Broken::Closed, TIMEOUT);
+        let message = &early.verdict(now).expect("one").message;
+        assert_eq!(message, "rank 1 on host-1 (pid 101) died while rank 0 was in barrier number 1");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Jobs whose ranks are threads of the test.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod ranks;
+
 use std::net::TcpListener;
 use std::time::Duration;
 
