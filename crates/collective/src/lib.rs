@@ -8,17 +8,21 @@ pub mod conformance;
 mod error;
 mod finish;
 pub mod mesh;
+pub mod message;
 mod secret;
 mod shared;
 mod sim;
 mod solo;
+mod tcp;
 
 pub use error::CollectiveError;
 pub use mesh::{Coordinates, Mesh};
+pub use message::Messages;
 pub use secret::{Role, Secret, authenticate};
 pub use shared::{SharedConfig, SharedGroup, SharedRank, SharedSegment};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
+pub use tcp::{TcpConfig, TcpMesh, TcpRank};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -139,7 +139,7 @@ pub fn authenticate(
         Role::Accepts => [theirs, mine],
     };
     let proof: [u8; WORD] = secret.hmac(role, &challenges).finalize().into_bytes().into();
-    let mut verify = |stream: &mut _| {
+    let verify = |stream: &mut _| {
         let mut proof = [0; WORD];
         read_exact(stream, &mut proof, deadline)?;
         let expected = secret.hmac(role.other(), &challenges);
