@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective::{
-    Collective, CollectiveError, CollectiveStats, Group, ReducePlan, SharedRank, Solo, Watched,
+    Collective, CollectiveError, CollectiveStats, Group, ReducePlan, SharedRank, Solo, TcpRank, Watched,
 };
 use tensor::HostDevice;
 
@@ -45,6 +45,8 @@ pub enum JobGroup {
     Solo(Solo),
     /// All ranks are on one host.
     Shared(SharedRank),
+    /// Ranks are on several hosts.
+    Tcp(TcpRank),
 }
 
 macro_rules! each {
@@ -52,6 +54,7 @@ macro_rules! each {
         match $group {
             JobGroup::Solo($rank) => $call,
             JobGroup::Shared($rank) => $call,
+            JobGroup::Tcp($rank) => $call,
         }
     };
 }
@@ -62,6 +65,7 @@ impl JobGroup {
         match self {
             JobGroup::Solo(_) => "nothing",
             JobGroup::Shared(_) => "shared memory",
+            JobGroup::Tcp(_) => "TCP",
         }
     }
 }

@@ -1,9 +1,10 @@
 //! A process's membership in its job.
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective::{Group, Secret};
+use collective::{CollectiveError, Group, Secret, TcpConfig, TcpMesh};
 
 use crate::env::JobEnv;
 use crate::frame::{Failure, Seat};
@@ -56,6 +57,8 @@ pub struct Job {
     link: Option<Link>,
     report: Option<Report>,
     backend: Backend,
+    /// Connections for data, if ranks are on several hosts.
+    mesh: Option<TcpMesh>,
 }
 
 impl Job {
@@ -76,7 +79,7 @@ impl Job {
             watch.clone(),
         )?;
         let node_of_rank = number_hosts(meeting.seats.iter().map(|seat| seat.host.as_str()));
-        let job = Job {
+        let mut job = Job {
             rank: env.rank,
             seats: meeting.seats,
             node_of_rank,
@@ -84,11 +87,36 @@ impl Job {
             link: Some(meeting.link),
             report: options.report.clone(),
             backend: options.backend,
+            mesh: None,
         };
         if let Some(patience) = options.exit_after {
             job.guard(patience)?;
         }
+        match job.connect(meeting.listener, options) {
+            Ok(mesh) => job.mesh = mesh,
+            Err(error) => {
+                job.leave(Some(Failure::echo(error.to_string())));
+                let verdict = job.watch.verdict();
+                return Err(verdict.map_or(error.into(), |v| JobError::Lost { message: v.message }));
+            }
+        }
         Ok(job)
+    }
+
+    /// Connections with all other ranks, if some of them can't share memory or need not.
+    fn connect(
+        &self,
+        listener: TcpListener,
+        options: &JobOptions,
+    ) -> Result<Option<TcpMesh>, CollectiveError> {
+        let is_one_host = self.node_of_rank.iter().all(|&node| node == 0);
+        if options.backend == Backend::Shared || (options.backend == Backend::Auto && is_one_host) {
+            return Ok(None);
+        }
+        let address = |(rank, seat): (usize, &Seat)| (rank != self.rank).then_some(seat.data);
+        let peers: Vec<_> = self.seats.iter().enumerate().map(address).collect();
+        let config = TcpConfig { connect_deadline: options.startup_timeout, ..TcpConfig::default() };
+        TcpMesh::connect(self.rank, listener, &peers, &options.secret, &config).map(Some)
     }
 
     /// This process's rank.
@@ -138,6 +166,7 @@ impl Job {
             node_of_rank: &self.node_of_rank,
             watch: &self.watch,
             link,
+            mesh: self.mesh.as_ref(),
         };
         let group = maker.make(id, members, deadline)?;
         self.watch.register(members, group.watched());

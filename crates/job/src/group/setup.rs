@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use collective::{SharedConfig, SharedRank, SharedSegment, Solo};
+use collective::{SharedConfig, SharedRank, SharedSegment, Solo, TcpMesh};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsRawFd;
@@ -30,6 +30,8 @@ pub(crate) struct Maker<'a> {
     pub node_of_rank: &'a [usize],
     pub watch: &'a Watch,
     pub link: &'a Link,
+    /// There if ranks are on several hosts, or the backend says so.
+    pub mesh: Option<&'a TcpMesh>,
 }
 
 impl Maker<'_> {
@@ -40,13 +42,15 @@ impl Maker<'_> {
         }
         let node = |rank: usize| self.node_of_rank[rank];
         let elsewhere = members.iter().copied().find(|&rank| node(rank) != node(members[0]));
-        match (self.backend, elsewhere) {
-            (Backend::Auto | Backend::Shared, None) => self.share(id, members, deadline).map(JobGroup::Shared),
-            (Backend::Shared, Some(rank)) => Err(JobError::NotShared {
-                ranks: [members[0], rank],
-                hosts: [members[0], rank].map(|rank| self.hosts[rank].to_owned()),
-            }),
-            _ => unreachable!(),
+        match (self.backend, elsewhere, self.mesh) {
+            (Backend::Auto | Backend::Shared, None, _) => {
+                self.share(id, members, deadline).map(JobGroup::Shared)
+            }
+            (Backend::Auto | Backend::Tcp, _, Some(mesh)) => Ok(JobGroup::Tcp(mesh.group(id, members, deadline)?)),
+            (_, elsewhere, _) => {
+                let ranks = [members[0], elsewhere.unwrap_or(members[1])];
+                Err(JobError::NotShared { ranks, hosts: ranks.map(|rank| self.hosts[rank].to_owned()) })
+            }
         }
     }
 
