@@ -111,7 +111,7 @@ impl<D: Device> Decoder<D> {
         meta: &StepMeta,
         kv: &mut KvCache<D>,
     ) -> Result<D::Tensor, ModelError> {
-        let pipeline = Pipeline { group: rank.group, previous: None, next: None };
+        let pipeline = Pipeline::new(rank.group, None, None);
         let hidden = self.forward_stage(rank, &pipeline, meta, kv)?;
         Ok(hidden.expect("the last stage has hidden states"))
     }

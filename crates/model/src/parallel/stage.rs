@@ -1,7 +1,8 @@
 //! Pipeline stages: consecutive layers of a model, and what travels between them.
 
+use std::cell::Cell;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use collective::Collective;
 use tensor::Device;
@@ -166,9 +167,16 @@ pub struct Pipeline<'a, D: Device> {
     pub previous: Option<usize>,
     /// The same place one stage later.
     pub next: Option<usize>,
+    /// How long this rank has waited for the stage before.
+    pub waited: Cell<Duration>,
 }
 
-impl<D: Device> Pipeline<'_, D> {
+impl<'a, D: Device> Pipeline<'a, D> {
+    /// A rank's place between its neighbours.
+    pub fn new(group: &'a dyn Collective<D>, previous: Option<usize>, next: Option<usize>) -> Self {
+        Pipeline { group, previous, next, waited: Cell::default() }
+    }
+
     /// Hands the residual stream on. Each rank of a stage sends only its share of the rows, so that an activation
     /// travels once.
     ///
@@ -198,10 +206,12 @@ impl<D: Device> Pipeline<'_, D> {
         let previous = self.previous.expect("the first stage takes nothing over");
         let rows = even_rows(tokens, rank.group.size());
         let (own, hidden_size) = (rows[rank.group.rank()], layout.config.hidden_size);
+        let began = Instant::now();
         let part = match own {
             0 => rank.dev.alloc(0, hidden_size),
             own => self.group.recv(rank.dev, previous, own, hidden_size, AS_LONG_AS_IT_TAKES)?,
         };
+        self.waited.set(self.waited.get() + began.elapsed());
         match rank.stream {
             Stream::Replicated if rank.group.size() > 1 => {
                 Ok(rank.group.all_gather(rank.dev, &part, &rows)?)
