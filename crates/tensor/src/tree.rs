@@ -158,6 +158,11 @@ impl ReductionTree {
         self.program(leaves).nodes
     }
 
+    /// Every node but the root, and its parent.
+    pub fn nodes_and_parents(&self) -> impl Iterator<Item = (NodeId, NodeId)> {
+        (0..).zip(&self.nodes).filter_map(|(id, node)| Some((id, node.parent?)))
+    }
+
     /// The leaves under a node.
     pub fn leaves_of(&self, node: NodeId) -> Range<usize> {
         self.nodes[node as usize].leaves.clone()
