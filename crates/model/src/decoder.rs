@@ -10,7 +10,8 @@ use crate::kv_cache::KvCache;
 use crate::loader::Loader;
 use crate::norm::Norm;
 use crate::parallel::{
-    ExpertCounts, Layout, Logits, Module, ParallelLmHead, Pipeline, Rank, Stage, Stream, VocabParallelEmbedding,
+    ExpertCounts, Layout, Logits, Module, ParallelLmHead, Pipeline, Rank, Stage, Stream,
+    VocabParallelEmbedding,
 };
 use crate::step::StepContext;
 

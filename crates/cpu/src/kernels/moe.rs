@@ -109,8 +109,12 @@ pub(crate) fn routing_to_host(routing: &CpuRouting) -> Vec<Vec<(u32, f32)>> {
 
 pub(crate) fn routing_from_host(choices: &[Vec<(u32, f32)>], experts: usize) -> CpuRouting {
     let (tokens, top_k) = (choices.len(), choices.iter().map(Vec::len).max().unwrap_or(0));
-    let mut routing =
-        CpuRouting { tokens, top_k, experts: vec![NOBODY; tokens * top_k], weights: vec![0.0; tokens * top_k] };
+    let mut routing = CpuRouting {
+        tokens,
+        top_k,
+        experts: vec![NOBODY; tokens * top_k],
+        weights: vec![0.0; tokens * top_k],
+    };
     for (token, chosen) in choices.iter().enumerate() {
         assert!(chosen.is_sorted_by(|a, b| a.0 < b.0), "choices ascend: {chosen:?}");
         assert!(chosen.last().is_none_or(|c| (c.0 as usize) < experts), "{chosen:?} of {experts} experts");

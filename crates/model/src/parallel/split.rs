@@ -5,9 +5,9 @@ use std::ops::Range;
 use collective::ReducePlan;
 use tensor::{Program, ReductionTree};
 
+use super::cuts;
 use super::placement::{self, ExpertOptions, Placement};
 use super::styles::ExpertForm;
-use super::cuts;
 use crate::ModelError;
 use crate::config::ModelConfig;
 
