@@ -4,6 +4,7 @@ use std::any::Any;
 use std::process::ExitCode;
 
 use checkpoint::CheckpointError;
+use collective::CollectiveError;
 use engine::EngineError;
 use engine::text::TextError;
 use model::ModelError;
@@ -23,6 +24,9 @@ pub enum CliError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Ranks that were measured.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
     /// Tokenizer or template.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -38,7 +42,7 @@ impl CliError {
             CliError::Checkpoint(e) => e.is_usage(),
             CliError::Model(e) => e.is_usage(),
             CliError::Engine(e) => e.is_usage(),
-            CliError::Output(_) => false,
+            CliError::Collective(_) | CliError::Output(_) => false,
         }
     }
 

@@ -10,6 +10,7 @@ mod model;
 mod progress;
 mod report;
 mod score;
+mod startup;
 mod tp_plan;
 
 use std::process::ExitCode;

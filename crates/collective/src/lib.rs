@@ -4,6 +4,8 @@
 //! are missing. Results never depend on the number of ranks: `all_reduce` finishes a
 //! [`tensor::ReductionTree`], everything else only moves data.
 
+mod boxed;
+mod compressed;
 pub mod conformance;
 mod error;
 mod finish;
@@ -13,10 +15,11 @@ mod shared;
 mod sim;
 mod solo;
 
+pub use compressed::{Compressed, WireDType};
 pub use error::CollectiveError;
 pub use members::Members;
 pub use mesh::{Coordinates, Mesh};
-pub use shared::{SharedConfig, SharedGroup, SharedRank};
+pub use shared::{SharedConfig, SharedGroup, SharedRank, SharedSegment};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
 

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
-use model::{ModelConfig, bytes_per_token, check_tokens};
-use tensor::{DType, KV_BLOCK, SequenceSpan, StepMeta};
+use model::parallel::even_rows;
+use model::{Layout, ModelConfig, bytes_per_token, check_tokens};
+use tensor::{DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
 use crate::call::Call;
 use crate::cost::cost_of_step;
@@ -53,6 +54,19 @@ pub struct Bubble {
     pub steps: usize,
     /// The most that could be on their way at a time.
     pub micro_batches: usize,
+}
+
+/// What sequence parallelism saves one rank in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Savings {
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Norms and residual adds, done once per rank.
+    pub replicated: OpCost,
+    /// Done once per token.
+    pub split: OpCost,
+    /// Bytes of the residual stream, without and with.
+    pub stream_bytes: (u64, u64),
 }
 
 impl Engine {
@@ -161,6 +175,55 @@ impl Engine {
         let mut ops: Vec<OpTime> = self.leader.take_op_times().into_iter().map(of_op).collect();
         ops.sort_by_key(|op| std::cmp::Reverse(op.time));
         Ok(ops)
+    }
+
+    /// Measures what the ranks of this replica's first stage pay for the all-reduces of one token, in seconds.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub fn all_reduces_per_token_s(&mut self) -> Result<f64, EngineError> {
+        self.leader.issue(&Command::TimeAllReduce)?;
+        let reports = self.leader.reports()?;
+        let of_stage = |pp: usize| {
+            let of = reports.iter().filter(move |r| r.place.1 == pp).filter_map(|r| r.row_all_reduce_s);
+            2.0 * self.plan.stages[pp].layers.len() as f64 * of.fold(0.0, f64::max)
+        };
+        Ok((0..self.plan.mesh.pp).map(of_stage).sum())
+    }
+
+    /// What sequence parallelism saves rank 0 in a step of `tokens` tokens: the cost of norms and residual adds without
+    /// it and with it, and the bytes of the residual stream.
+    ///
+    /// # Errors
+    /// None that a model which was loaded could have.
+    pub fn sequence_savings(&self, tokens: usize) -> Result<Option<Savings>, EngineError> {
+        if !self.plan.layout.sequence_parallel {
+            return Ok(None);
+        }
+        let meta = StepMeta {
+            tokens: vec![0; tokens],
+            sequences: vec![SequenceSpan {
+                rows: 0..tokens,
+                start: 0,
+                block_table: (0..tokens.div_ceil(KV_BLOCK) as u32).collect(),
+            }],
+            logit_rows: vec![tokens as u32 - 1],
+        };
+        let cost = |sequence_parallel| -> Result<OpCost, EngineError> {
+            let layout = Layout { sequence_parallel, ..self.plan.layout.clone() };
+            let cost = cost_of_step(&layout, &self.plan.stages[0], 0, self.dtype, self.kv_dtype, &meta)?;
+            let mut sum = OpCost::default();
+            ["norm", "add"].iter().filter_map(|op| cost.ops.get(op)).for_each(|op| sum += *op);
+            Ok(sum)
+        };
+        let row = (self.config().hidden_size * size_of::<f32>()) as u64;
+        let own = even_rows(tokens, self.plan.mesh.tp)[0] as u64;
+        Ok(Some(Savings {
+            tokens,
+            replicated: cost(false)?,
+            split: cost(true)?,
+            stream_bytes: (tokens as u64 * row, own * row),
+        }))
     }
 
     /// What each rank of all replicas holds and has spent.

@@ -23,7 +23,7 @@ pub mod text;
 mod worker;
 
 pub use cost::cost_of_step;
-pub use engine::{Bubble, Engine};
+pub use engine::{Bubble, Engine, Savings};
 pub use error::EngineError;
 pub use memory::peak_rss_bytes;
 pub use options::EngineOptions;
