@@ -124,9 +124,8 @@ impl<W: Wire> Reduce<'_, W> {
                 0 => receives.push(team.from(r, &mut [])),
                 _ if len == self.elements => receives.push(team.from(r, bytemuck::cast_slice_mut(nodes))),
                 n if len == 0 => receives.extend((0..n).map(|_| team.from(r, &mut []))),
-                _ => receives.extend(
-                    nodes.chunks_mut(len).map(|node| team.from(r, bytemuck::cast_slice_mut(node))),
-                ),
+                _ => receives
+                    .extend(nodes.chunks_mut(len).map(|node| team.from(r, bytemuck::cast_slice_mut(node)))),
             }
         }
         team.wire.exchange(self.call, &sends, &mut receives)

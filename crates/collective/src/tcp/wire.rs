@@ -163,7 +163,8 @@ fn post(state: &mut State, exchange: &mut Exchange<'_>) -> bool {
     (0..exchange.sends.len()).all(|send| {
         let sending = &exchange.sends[send];
         let left = sending.bytes.len() - sending.sent;
-        let fits = state.link(sending.peer).filter(|link| link.closed.is_none() && link.queued + left <= ROOM);
+        let fits =
+            state.link(sending.peer).filter(|link| link.closed.is_none() && link.queued + left <= ROOM);
         fits.map(|link| link.take_over(exchange, send)).is_some()
     })
 }
