@@ -81,7 +81,7 @@ impl<'a> Watch<'a> {
             self.advance();
             // What the kernel doesn't let go even of SIGKILL, is not waited for.
             let given_up = matches!(self.phase, Phase::Killed(until) if Instant::now() >= until);
-            if given_up || self.processes.iter_mut().fold(true, |gone, process| process.is_gone() && gone) {
+            if given_up || self.processes.iter_mut().all(Process::is_gone) {
                 return self.outcome();
             }
             let wait = self.until_next(next_beat);
