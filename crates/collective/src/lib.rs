@@ -10,6 +10,9 @@ pub mod conformance;
 mod error;
 mod finish;
 pub mod mesh;
+pub mod message;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod shared;
 mod sim;
 mod solo;
@@ -17,6 +20,7 @@ mod solo;
 pub use compressed::{Compressed, WireDType};
 pub use error::CollectiveError;
 pub use mesh::{Coordinates, Mesh};
+pub use message::Messages;
 pub use shared::{SharedConfig, SharedGroup, SharedRank};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
