@@ -21,7 +21,7 @@ pub use compressed::{Compressed, WireDType};
 pub use error::CollectiveError;
 pub use mesh::{Coordinates, Mesh};
 pub use message::Messages;
-pub use shared::{SharedConfig, SharedGroup, SharedRank};
+pub use shared::{SharedConfig, SharedGroup, SharedRank, SharedSegment};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
 
