@@ -41,4 +41,7 @@ pub enum CollectiveError {
     /// A group secret that cannot be used.
     #[error("group secret: {0}")]
     Secret(String),
+    /// MPI.
+    #[error("MPI: {0}")]
+    Mpi(String),
 }

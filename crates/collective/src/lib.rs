@@ -12,6 +12,8 @@ mod finish;
 mod members;
 pub mod mesh;
 pub mod message;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod secret;
 mod shared;
 mod sim;
