@@ -14,6 +14,8 @@ mod deploy;
 mod deploy_fields;
 mod deploy_shell;
 mod hub;
+mod job_child;
+mod jobs_faults;
 mod jobs_same_bytes;
 mod json_shapes;
 mod launch;
