@@ -37,7 +37,8 @@ fn sliced_and_whole_experts_score_with_the_bits_of_one_rank() {
         let want = bits(&golden.engine(&alone).score(&golden.prompt).unwrap());
         for tp in 2..=golden.config.num_heads.min(6) {
             for form in forms(&golden, tp) {
-                for (sequence_parallel, pipeline_parallel_size) in [(false, 1), (true, 1), (true, 2)] {
+                for (sequence_parallel, stages) in [(false, 1), (true, 1), (true, 2)] {
+                    let pipeline_parallel_size = stages.min(golden.config.num_layers());
                     let options = EngineOptions { sequence_parallel, pipeline_parallel_size, ..form.clone() };
                     let got = bits(&golden.engine(&options).score(&golden.prompt).unwrap());
                     assert!(got == want, "{name}, {options:?}: the bits differ");
