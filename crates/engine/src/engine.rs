@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
+use job::Job;
 use model::parallel::even_rows;
 use model::{Layout, ModelConfig, bytes_per_token, check_tokens};
 use tensor::{DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta};
@@ -10,6 +11,7 @@ use tensor::{DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 use crate::call::Call;
 use crate::cost::cost_of_step;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
+use crate::groups;
 use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
@@ -81,11 +83,34 @@ impl Engine {
         progress: &dyn Fn(u64, u64),
     ) -> Result<Engine, EngineError> {
         let started = Instant::now();
-        let prepared = Prepared::new(config, source, options)?;
-        let (plan, total) = (prepared.plan(), prepared.total);
-        let settings = prepared.settings;
-        let leader = launch::launch(prepared.setup, &|bytes| progress(bytes, total))?;
+        let prepared = Prepared::new(config, source, options, None)?;
+        let Prepared { setup, settings, total } = prepared;
+        let plan = Plan { mesh: setup.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
+        let leader = launch::launch(setup, &|bytes| progress(bytes, total))?;
         Ok(Engine::with(Box::new(leader), plan, settings, options, started.elapsed()))
+    }
+
+    /// Does this process's part of a job of several, one rank each. Rank 0 gets the engine; every other rank works
+    /// until that is dropped, and gets nothing.
+    ///
+    /// # Errors
+    /// Those of [`Engine::load`]; a rank of the job is lost.
+    pub fn join(
+        config: ModelConfig,
+        source: WeightSource,
+        options: &EngineOptions,
+        job: &Job,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Option<Engine>, EngineError> {
+        let started = Instant::now();
+        let Prepared { setup, settings, total } = Prepared::new(config, source, options, Some(job))?;
+        let plan = Plan { mesh: setup.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
+        let groups = groups::of_job(plan.mesh, job, options.comm_timeout)?;
+        if job.rank() > 0 {
+            return launch::live(&setup, groups).map(|()| None);
+        }
+        let leader = launch::lead(&setup, groups, &|bytes| progress(bytes, total))?;
+        Ok(Some(Engine::with(Box::new(leader), plan, settings, options, started.elapsed())))
     }
 
     fn with(
@@ -301,7 +326,7 @@ impl Engine {
 
     /// What the call came to.
     fn finish(&mut self, started: Instant) -> Result<(), EngineError> {
-        self.replica.drain(&mut *self.leader)?;
+        self.replica.settle(&mut *self.leader)?;
         self.timing = self.replica.timing;
         self.last_step = self.replica.last_step.clone();
         self.note_bubble(started, self.replica.steps, 2 * self.plan.mesh.pp);

@@ -32,4 +32,5 @@ pub use options::EngineOptions;
 pub use plan::Plan;
 pub use report::RankReport;
 pub use request::{Completion, FinishReason, GenerateRequest, OpTime, Timing};
+pub use router::Router;
 pub use sampling::SamplingParams;

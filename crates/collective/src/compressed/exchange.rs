@@ -133,15 +133,12 @@ pub(super) fn even_slices(elements: usize, ranks: usize) -> Vec<Range<usize>> {
     (0..ranks).map(|rank| at(rank)..at(rank + 1)).collect()
 }
 
+/// What is done with one part: its number, the part, and memory that it may use.
+type Work<'a> = dyn Fn(usize, &mut [f32], &mut Vec<f32>) + Sync + 'a;
+
 /// Calls `work(piece, part, scratch)` for the parts of `out`, each `len` long but the last, on the device's threads if
 /// `values` are many.
-fn spread<D: HostDevice>(
-    dev: &D,
-    out: &mut [f32],
-    len: usize,
-    values: usize,
-    work: &(dyn Fn(usize, &mut [f32], &mut Vec<f32>) + Sync),
-) {
+fn spread<D: HostDevice>(dev: &D, out: &mut [f32], len: usize, values: usize, work: &Work<'_>) {
     if values <= SERIAL {
         let mut scratch = Vec::new();
         return out.chunks_mut(len).enumerate().for_each(|(piece, part)| work(piece, part, &mut scratch));
