@@ -5,11 +5,11 @@ mod common;
 use std::time::Duration;
 
 use checkpoint::{Checkpoint, WeightSource};
-use collective::{CollectiveStats, Group, SharedConfig, SharedGroup};
+use collective::{CollectiveStats, Group, ShapeGroup, SharedConfig, SharedGroup};
 use model::parallel::{ExpertCounts, ExpertForm, ExpertOptions, ExpertPlacement, expert_bytes, imbalance};
 use model::{Decoder, KvCache, Layout, Loader, ModelConfig, Rank, Stage, TpPlan};
 use serde_json::json;
-use tensor::{DType, KV_BLOCK, Reference, SequenceSpan, StepMeta};
+use tensor::{Cost, DType, KV_BLOCK, Reference, SequenceSpan, StepMeta};
 
 const MIXTURES: [&str; 5] =
     ["mixtral", "mixtral_old_config", "qwen3_moe", "qwen3_moe_mixed", "qwen3_moe_fused"];
@@ -268,6 +268,38 @@ fn what_an_exchange_is_expected_to_move_is_exact_where_all_experts_are_chosen() 
             let steps = of(2 * ranks) + of(1);
             // The single token of the second step is where it is: on one rank, of which all have as many experts.
             assert!(counts.sent_bytes.abs_diff(steps) <= 2, "{ranks} ranks: {} {steps}", counts.sent_bytes);
+        }
+    }
+}
+
+#[test]
+fn every_mode_runs_on_paper_on_every_rank() {
+    for name in ["mixtral", "qwen3_moe"] {
+        let mixture = Mixture::open(name);
+        for ranks in 1..=mixture.config.num_heads.min(6) {
+            for ((mode, options), rank) in
+                modes(&mixture, ranks).into_iter().flat_map(|m| (0..ranks).map(move |r| (m.clone(), r)))
+            {
+                let layout = mixture.layout(&vec![1.0; ranks], &options);
+                let (dev, source) = (Cost::new(), WeightSource::Meta { dtype: DType::BF16 });
+                let stage = Stage::whole(&layout.config);
+                let loader = Loader::new(&dev, &source, &layout, rank, None, &|_| Ok(()));
+                let decoder = Decoder::load(&loader, &stage).unwrap();
+                let mut kv = KvCache::new(&dev, &layout, &stage, rank, 1, DType::BF16);
+                let rows = 2 * ranks;
+                let meta = StepMeta {
+                    tokens: vec![1; rows],
+                    sequences: vec![SequenceSpan { rows: 0..rows, start: 0, block_table: vec![0] }],
+                    logit_rows: vec![0],
+                };
+                let group = ShapeGroup::new(rank, ranks, |_| {});
+                decoder.forward(Rank::new(&dev, &group), &meta, &mut kv).unwrap();
+                let weights = dev.report().ops["grouped_linear"].weight_bytes;
+                // A slice may be empty; a rank that has whole experts has work for them.
+                let busy = layout.styles.experts == ExpertForm::Whole
+                    && !layout.own_experts(mixture.config.num_layers() - 1, rank).is_empty();
+                assert!(weights > 0 || !busy, "{name}, {mode}, rank {rank} of {ranks}");
+            }
         }
     }
 }
