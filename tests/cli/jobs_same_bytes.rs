@@ -70,9 +70,14 @@ fn second_node(arguments: &str, name: &str, split: &str) -> Child {
 fn two_nodes_on_loopback_print_the_bytes_of_one_rank() {
     for name in ["llama", "mixtral"] {
         let want = want(name);
-        for (per_node, split) in
-            [(1, "--tp 2"), (1, "--pp 2"), (2, "--tp 2 --pp 2"), (2, "--tp 4"), (1, "--tp 2 --sp"), (1, "--dp 2")]
-        {
+        for (per_node, split) in [
+            (1, "--tp 2"),
+            (1, "--pp 2"),
+            (2, "--tp 2 --pp 2"),
+            (2, "--tp 4"),
+            (1, "--tp 2 --sp"),
+            (1, "--dp 2"),
+        ] {
             let node = |rank: usize, port: u16| {
                 format!(
                     "launch --nnodes 2 --nproc-per-node {per_node} --node-rank {rank} --master-addr 127.0.0.1 \
@@ -133,7 +138,11 @@ fn a_plain_command_joins_the_job_of_whoever_started_it() {
     let port = free_port();
     let slurm = played(|rank| {
         let mut all = vec![("SLURM_PROCID", number(rank)), ("SLURM_NTASKS", number(2))];
-        all.extend([("SLURM_LOCALID", number(rank)), ("SLURM_NODEID", number(0)), ("SLURM_JOB_ID", number(7))]);
+        all.extend([
+            ("SLURM_LOCALID", number(rank)),
+            ("SLURM_NODEID", number(0)),
+            ("SLURM_JOB_ID", number(7)),
+        ]);
         all.extend([("SLURM_STEP_ID", number(0)), ("SLURM_JOB_NODELIST", "localhost".into())]);
         all.extend(address(port));
         all

@@ -10,6 +10,7 @@ use model::TpPlan;
 use tensor::DType;
 
 use crate::error::CliError;
+use crate::membership::JobArgs;
 
 /// Which model, and what its weights are kept in.
 #[derive(Args)]
@@ -69,9 +70,6 @@ pub struct SplitArgs {
     pub tp_plan: String,
 }
 
-/// A year: longer than anyone waits, and short enough for every clock.
-pub const COMM_TIMEOUT_MAX_S: u64 = 31_536_000;
-
 /// How a model is run.
 #[derive(Args)]
 pub struct RunArgs {
@@ -93,9 +91,8 @@ pub struct RunArgs {
     /// Tokens of a step; longer prompts go in chunks
     #[arg(long, env = "ANYSPLIT_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "N", value_parser = at_least_one)]
     pub max_num_batched_tokens: usize,
-    /// Seconds after which a rank that the others wait for is an error
-    #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=COMM_TIMEOUT_MAX_S))]
-    pub comm_timeout: u64,
+    #[command(flatten)]
+    pub job: JobArgs,
 }
 
 /// What the environment says of a flag: true or false, 1 or 0, yes or no, on or off.
@@ -207,7 +204,7 @@ pub fn engine_options(
         max_model_len: run.max_model_len,
         max_num_seqs: run.max_num_seqs,
         max_num_batched_tokens: run.max_num_batched_tokens,
-        comm_timeout: Duration::from_secs(run.comm_timeout),
+        comm_timeout: Duration::from_secs(run.job.comm_timeout),
         isa: None,
     })
 }

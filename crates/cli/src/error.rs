@@ -62,10 +62,26 @@ impl CliError {
     /// Prints the one line and gives the exit status.
     pub fn report(&self) -> ExitCode {
         eprintln!("error: {}", one_line(&self.to_string()));
+        ExitCode::from(self.status())
+    }
+
+    /// The exit status.
+    pub fn status(&self) -> u8 {
         match self {
-            CliError::Job { status, .. } => ExitCode::from(*status),
-            _ => ExitCode::from(if self.is_usage() { 2 } else { 1 }),
+            CliError::Job { status, .. } => *status,
+            _ if self.is_usage() => 2,
+            _ => 1,
         }
+    }
+}
+
+/// The exit status of a command that ran in this process alone, after its one line if it failed.
+pub fn ended(result: Result<(), CliError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => error.report(),
     }
 }
 
@@ -96,6 +112,7 @@ pub fn panicked(panic: &(dyn Any + Send)) -> ExitCode {
     ExitCode::from(1)
 }
 
-fn one_line(text: &str) -> String {
+/// A text without line breaks.
+pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }

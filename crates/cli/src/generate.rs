@@ -12,9 +12,9 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, read_prompts, yes_or_no};
 use crate::error::CliError;
+use crate::membership::Membership;
 use crate::model::OpenModel;
 use crate::report::Stats;
-use crate::startup;
 
 /// Completes a prompt, or a file of prompts as one batch.
 #[derive(Args)]
@@ -79,11 +79,11 @@ pub struct GenerateArgs {
     #[command(flatten)]
     split: SplitArgs,
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
 }
 
-pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let options = engine_options(&args.model, &args.split, &args.run, None)?;
+pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError> {
+    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
     if args.stop.iter().any(String::is_empty) {
         return Err(CliError::Usage("--stop is empty; give the text that ends the completion".into()));
     }
@@ -114,8 +114,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         })
         .collect();
     let name = model.name.clone();
-    let mut engine = model.load(&options)?;
-    startup::tell(&mut engine, false)?;
+    let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
     let mut texts: Vec<Option<Text>> = match &tokenizer {
         Some(tokenizer) => {
             requests.iter().map(|r| Some(Text::new(tokenizer, &args.stop, &r.prompt))).collect()

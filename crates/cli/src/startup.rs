@@ -5,10 +5,11 @@ use engine::{Engine, EngineError, RankReport};
 /// Lines of the table; a job of more stages is told in part.
 const LINES_MAX: usize = 10;
 
-/// Tells which rank is what, unless there is nothing to tell: a plain tensor-parallel group of threads.
-pub fn tell(engine: &mut Engine, of_job: bool) -> Result<(), EngineError> {
+/// Tells which rank is what, unless there is nothing to tell: a plain tensor-parallel group of threads. `quiet`: tells it
+/// of a job only.
+pub fn tell(engine: &mut Engine, of_job: bool, quiet: bool) -> Result<(), EngineError> {
     let mesh = engine.plan().mesh;
-    if of_job || mesh.pp > 1 || mesh.dp > 1 {
+    if of_job || (!quiet && (mesh.pp > 1 || mesh.dp > 1)) {
         let reports = engine.reports()?;
         table(engine, &reports).iter().for_each(|line| eprintln!("{line}"));
         warn_of_split_groups(engine, &reports)?;

@@ -15,6 +15,7 @@ use tensor::{KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 use super::limits::{BUFFER_BYTES, config as limits_config};
 use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, yes_or_no};
 use crate::error::CliError;
+use crate::membership::Membership;
 use crate::model::OpenModel;
 
 /// Prefill and decode of one sequence, as fractions of this machine's limits.
@@ -50,7 +51,7 @@ pub struct DecodeArgs {
     #[command(flatten)]
     split: SplitArgs,
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
 }
 
 /// More ranks, or threads of one, than any machine has use for.
@@ -87,13 +88,13 @@ struct Work {
     decode_weight_bytes: f64,
 }
 
-pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
+pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     if args.prompt_len == 0 || args.gen_len < 2 || args.repeats == 0 {
         return Err(CliError::Usage(
             "--prompt-len and --repeats must be at least 1, --gen-len at least 2".into(),
         ));
     }
-    let options = engine_options(&args.model, &args.split, &args.run, None)?;
+    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
     let splits: Vec<EngineOptions> = match args.splits.is_empty() {
         true => vec![options],
         false => args
@@ -106,11 +107,14 @@ pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
             })
             .collect(),
     };
+    if membership.ranks().is_some() && splits.len() > 1 {
+        return Err(CliError::Usage("--splits compares threads of one process; a job has one split".into()));
+    }
     let mut candidates = Vec::new();
     for options in &splits {
         let model = OpenModel::open(&args.model)?;
         let name = model.name.clone();
-        let engine = model.load(options)?;
+        let Some(engine) = model.load(options, membership, &args.run, true)? else { return Ok(()) };
         candidates.push(Candidate { name, engine, ranks: options.rank_weights.len(), runs: Vec::new() });
     }
     let positions = candidates[0].engine.max_model_len();

@@ -4,9 +4,11 @@ mod comm;
 mod decode;
 mod limits;
 
+use std::process::ExitCode;
+
 use clap::Subcommand;
 
-use crate::error::CliError;
+use crate::{error, membership};
 
 /// What is measured.
 #[derive(Subcommand)]
@@ -19,10 +21,12 @@ pub enum BenchCommand {
     Comm(comm::CommArgs),
 }
 
-pub fn run(command: &BenchCommand) -> Result<(), CliError> {
+pub fn run(command: &BenchCommand) -> ExitCode {
     match command {
-        BenchCommand::Limits(args) => limits::run(args),
-        BenchCommand::Decode(args) => decode::run(args),
-        BenchCommand::Comm(args) => comm::run(args),
+        BenchCommand::Limits(args) => error::ended(limits::run(args)),
+        BenchCommand::Decode(args) => {
+            membership::run(&args.run.job, |membership| decode::run(args, membership))
+        }
+        BenchCommand::Comm(args) => error::ended(comm::run(args)),
     }
 }
