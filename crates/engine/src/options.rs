@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use model::TpPlan;
+use model::parallel::ExpertOptions;
 use tensor::DType;
 
 /// How a model is run.
@@ -18,6 +19,8 @@ pub struct EngineOptions {
     pub data_parallel_size: usize,
     /// Whether the residual stream is split by token between the parallel regions.
     pub sequence_parallel: bool,
+    /// How a mixture's experts are split.
+    pub experts: ExpertOptions,
     /// Threads of each rank; `None`: the cores, shared out.
     pub threads_per_rank: Option<usize>,
     /// What weights are kept in; `None`: as stored.
@@ -45,6 +48,7 @@ impl Default for EngineOptions {
             pp_layers: None,
             data_parallel_size: 1,
             sequence_parallel: false,
+            experts: ExpertOptions::default(),
             threads_per_rank: None,
             dtype: None,
             kv_cache_dtype: None,

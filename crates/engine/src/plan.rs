@@ -38,7 +38,8 @@ impl Plan {
             return Err(EngineError::Request(not_the_ranks(&config, ranks, [tp, pp, dp])));
         }
         let stages = Stage::cut(&config, pp, options.pp_layers.as_deref())?;
-        let mut layout = Layout::new(config, &options.rank_weights, &options.tp_plan)?;
+        let mut layout =
+            Layout::with_experts(config, &options.rank_weights, &options.tp_plan, &options.experts)?;
         layout.sequence_parallel = options.sequence_parallel;
         let whole = layout.config.moe.is_some() && layout.styles.experts == ExpertForm::Whole;
         let ep = if whole { tp } else { 1 };

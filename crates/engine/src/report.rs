@@ -1,6 +1,7 @@
 //! What one rank holds and has spent.
 
 use collective::Coordinates;
+use model::parallel::ExpertCounts;
 use serde::{Deserialize, Serialize};
 
 /// What one rank holds and has spent.
@@ -36,6 +37,8 @@ pub struct RankReport {
     pub vocab_collective_calls: u64,
     /// Bytes that it sent to single ranks for one forward pass: activations, tokens for experts.
     pub sent_bytes: u64,
+    /// What it has counted of its layers' experts since the last report, by layer.
+    pub experts: Vec<(usize, ExpertCounts)>,
     /// Seconds at work, not waiting for the stage before, since the last call of the engine began.
     pub busy_s: f64,
     /// Seconds of the all-reduce of one row, where that was measured.

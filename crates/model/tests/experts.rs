@@ -5,11 +5,11 @@ mod common;
 use std::time::Duration;
 
 use checkpoint::{Checkpoint, WeightSource};
-use collective::{CollectiveStats, Group, SharedConfig, SharedGroup};
+use collective::{CollectiveStats, Group, ShapeGroup, SharedConfig, SharedGroup};
 use model::parallel::{ExpertCounts, ExpertForm, ExpertOptions, ExpertPlacement, expert_bytes, imbalance};
 use model::{Decoder, KvCache, Layout, Loader, ModelConfig, Rank, Stage, TpPlan};
 use serde_json::json;
-use tensor::{DType, KV_BLOCK, Reference, SequenceSpan, StepMeta};
+use tensor::{Cost, DType, KV_BLOCK, Reference, SequenceSpan, StepMeta};
 
 const MIXTURES: [&str; 5] =
     ["mixtral", "mixtral_old_config", "qwen3_moe", "qwen3_moe_mixed", "qwen3_moe_fused"];
@@ -110,7 +110,7 @@ fn whole(placement: ExpertPlacement) -> ExpertOptions {
 
 /// A number that looks like chance.
 fn hash(a: usize, b: usize) -> usize {
-    let h = (a as u64 * 0x9E37_79B9_7F4A_7C15 ^ b as u64).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    let h = ((a as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ b as u64).wrapping_mul(0xD6E8_FEB8_6659_FD93);
     (h ^ h >> 32) as usize
 }
 
@@ -268,6 +268,44 @@ fn what_an_exchange_is_expected_to_move_is_exact_where_all_experts_are_chosen() 
             let steps = of(2 * ranks) + of(1);
             // The single token of the second step is where it is: on one rank, of which all have as many experts.
             assert!(counts.sent_bytes.abs_diff(steps) <= 2, "{ranks} ranks: {} {steps}", counts.sent_bytes);
+        }
+    }
+}
+
+#[test]
+fn every_mode_runs_on_paper_on_every_rank() {
+    for name in ["mixtral", "qwen3_moe"] {
+        let mixture = Mixture::open(name);
+        for ranks in 1..=mixture.config.num_heads.min(6) {
+            for ((mode, options), rank) in
+                modes(&mixture, ranks).into_iter().flat_map(|m| (0..ranks).map(move |r| (m.clone(), r)))
+            {
+                let layout = mixture.layout(&vec![1.0; ranks], &options);
+                let (dev, source) = (Cost::new(), WeightSource::Meta { dtype: DType::BF16 });
+                let stage = Stage::whole(&layout.config);
+                let loader = Loader::new(&dev, &source, &layout, rank, None, &|_| Ok(()));
+                let decoder = Decoder::load(&loader, &stage).unwrap();
+                // So many that on paper, too, every expert is chosen among the tokens of every rank.
+                let rows = ranks * mixture.num_experts();
+                let blocks = rows.div_ceil(KV_BLOCK);
+                let mut kv = KvCache::new(&dev, &layout, &stage, rank, blocks, DType::BF16);
+                let meta = StepMeta {
+                    tokens: vec![1; rows],
+                    sequences: vec![SequenceSpan {
+                        rows: 0..rows,
+                        start: 0,
+                        block_table: (0..blocks as u32).collect(),
+                    }],
+                    logit_rows: vec![0],
+                };
+                let group = ShapeGroup::new(rank, ranks, |_| {});
+                decoder.forward(Rank::new(&dev, &group), &meta, &mut kv).unwrap();
+                let weights = dev.report().ops.get("grouped_linear").map_or(0, |op| op.weight_bytes);
+                // A slice may be empty; a rank that has whole experts has work for them.
+                let busy = layout.styles.experts == ExpertForm::Whole
+                    && !layout.own_experts(mixture.config.num_layers() - 1, rank).is_empty();
+                assert!(weights > 0 || !busy, "{name}, {mode}, rank {rank} of {ranks}");
+            }
         }
     }
 }

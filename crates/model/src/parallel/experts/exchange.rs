@@ -179,3 +179,51 @@ impl<D: Device> ParallelExperts<D> {
         dev.combine(&outputs, &runs, &exchange.program)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(word: u32) -> [u8; ENTRY] {
+        let [a, b, c, d] = word.to_le_bytes();
+        [a, b, c, d, 0, 0, 0, 0]
+    }
+
+    #[test]
+    fn what_is_dispatched_is_read_by_its_rank() {
+        let rank_of = [0, 1, 0, 1, 1, 1];
+        let choices = vec![vec![(0, 0.5), (2, 0.25), (4, 0.125)], vec![], vec![(3, 1.0), (4, 2.0)]];
+        let sent = Exchange::new(&rank_of, 0).dispatch(&choices, 2);
+        assert_eq!(sent.rows, [vec![0], vec![0, 2]]);
+        assert_eq!(sent.runs, [vec![(0, 1.0), (4, 1.0)], vec![], vec![(3, 1.0)]]);
+        let own = Exchange::new(&rank_of, 0).work(&[sent.entries[0].clone(), Vec::new()]).unwrap();
+        assert_eq!((own.rows_of_rank, own.runs_of_rank), (vec![1, 0], vec![1, 0]));
+        assert_eq!(
+            (own.tokens, own.runs),
+            (vec![vec![(0, 0.5), (1, 0.25)]], vec![vec![(0, 0.5), (2, 0.25)]])
+        );
+        let other = Exchange::new(&rank_of, 1).work(&[sent.entries[1].clone(), Vec::new()]).unwrap();
+        assert_eq!(other.tokens, [vec![(2, 0.125)], vec![(1, 1.0), (2, 2.0)]]);
+        assert_eq!(other.runs, [vec![(4, 0.125)], vec![(3, 1.0), (4, 2.0)]]);
+    }
+
+    #[test]
+    fn choices_that_cant_be_read_are_their_senders_failure() {
+        let exchange = Exchange::new(&[0, 1, 0, 1], 1);
+        let begins = TOKEN | RUN;
+        let wrong: [Vec<u8>; 7] = [
+            vec![0; ENTRY - 1],
+            entry(1).to_vec(),
+            entry(TOKEN | 1).to_vec(),
+            entry(begins).to_vec(),
+            entry(begins | 4).to_vec(),
+            [entry(begins | 3), entry(1)].concat(),
+            [entry(begins | 3), entry(TOKEN | 1)].concat(),
+        ];
+        for bytes in wrong {
+            let received = [entry(begins | 1).to_vec(), bytes.clone(), Vec::new()];
+            let failed = exchange.work(&received).err();
+            assert!(matches!(failed, Some(CollectiveError::Failed { rank: 1, .. })), "{bytes:?}: {failed:?}");
+        }
+    }
+}

@@ -43,7 +43,7 @@ enum Meeting {
     /// Each chosen expert's output is reduced, then it is weighted and summed.
     Outputs { reduce: ReducePlan, combine: Program },
     /// The sums of tokens over whole experts.
-    Tokens(Whole),
+    Tokens(Box<Whole>),
 }
 
 /// Whole experts.
@@ -80,7 +80,7 @@ impl<D: Device> ParallelExperts<D> {
                     always_exchange: split.always_exchange,
                     traffic: Traffic::new(layout, layer).expect("a layer of experts"),
                 };
-                (split.sliced.undivided().program(0), Meeting::Tokens(whole))
+                (split.sliced.undivided().program(0), Meeting::Tokens(Box::new(whole)))
             }
         };
         Ok(ParallelExperts {
