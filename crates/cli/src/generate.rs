@@ -82,7 +82,7 @@ pub struct GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let options = engine_options(&args.model, &args.split, &args.run)?;
+    let options = engine_options(&args.model, &args.split, &args.run, None)?;
     if args.stop.iter().any(String::is_empty) {
         return Err(CliError::Usage("--stop is empty; give the text that ends the completion".into()));
     }

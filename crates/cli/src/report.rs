@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use cpu::limits;
-use engine::{Engine, EngineError, OpTime, RankReport, Timing};
+use engine::{Engine, EngineError, OpTime, RankReport, Timing, peak_rss_bytes};
 use serde_json::{Value, json};
 
 /// A number of bytes for people.
@@ -16,20 +16,12 @@ pub fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{x:.1} {}", UNITS[unit]) }
 }
 
-/// The most memory that this process has had, in bytes; 0 where the system doesn't say.
-pub fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).map_or(0, |kb| kb * 1024)
-}
-
 /// What a run was.
 pub struct Stats {
     load_s: f64,
     timing: Timing,
     threads_per_rank: usize,
     ranks: Vec<RankReport>,
-    kv_bytes_per_token: Vec<u64>,
     peak_rss_bytes: u64,
     breakdown: Vec<(OpTime, f64)>,
 }
@@ -50,7 +42,6 @@ impl Stats {
             timing: engine.timing(),
             threads_per_rank: engine.threads_per_rank(),
             ranks: engine.reports()?,
-            kv_bytes_per_token: engine.kv_bytes_per_token().to_vec(),
         })
     }
 
@@ -69,7 +60,7 @@ impl Stats {
                 "weight_bytes": r.weight_bytes,
                 "packed_bytes": r.packed_bytes,
                 "kv_cache_bytes": r.kv_cache_bytes,
-                "kv_bytes_per_token": self.kv_bytes_per_token[r.rank],
+                "kv_bytes_per_token": r.kv_bytes_per_token,
                 "all_reduce_calls": r.all_reduce_calls,
                 "all_reduce_bytes": r.all_reduce_bytes,
                 "all_reduce_s": r.all_reduce_s,
@@ -122,7 +113,7 @@ impl Stats {
                 bytes(r.weight_bytes),
                 bytes(r.packed_bytes),
                 bytes(r.kv_cache_bytes),
-                bytes(self.kv_bytes_per_token[r.rank]),
+                bytes(r.kv_bytes_per_token),
                 r.all_reduce_calls.to_string(),
                 bytes(r.all_reduce_bytes),
                 format!("{:.3}", r.all_reduce_s),

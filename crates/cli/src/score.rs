@@ -39,7 +39,7 @@ pub struct ScoreArgs {
 }
 
 pub fn run(args: &ScoreArgs) -> Result<(), CliError> {
-    let options = engine_options(&args.model, &args.split, &args.run)?;
+    let options = engine_options(&args.model, &args.split, &args.run, None)?;
     let model = OpenModel::open(&args.model)?;
     let ids = match (&args.text, &args.prompt_ids) {
         (_, Some(ids)) => parse_ids(ids)?,

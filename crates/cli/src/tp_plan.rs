@@ -44,7 +44,7 @@ struct Row {
 pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let (_, config) = read_config(&args.model)?;
     let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
-    let layout = Layout::new(config, &args.split.weights()?, &args.split.plan()?)?;
+    let layout = Layout::new(config, &args.split.weights(None)?, &args.split.plan()?)?;
     let rows = rows(&layout, dtype);
     let mut out = std::io::stdout().lock();
     match args.json {

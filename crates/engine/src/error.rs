@@ -1,3 +1,4 @@
+use collective::CollectiveError;
 use model::ModelError;
 use scheduler::SchedulerError;
 
@@ -44,6 +45,19 @@ impl EngineError {
             EngineError::Model(e) => e.is_usage(),
             EngineError::Rank { source, .. } => source.is_usage(),
             EngineError::Panicked { .. } | EngineError::Spawn { .. } => false,
+        }
+    }
+}
+
+impl EngineError {
+    /// Whether it only says that another rank has failed.
+    pub fn is_of_another(&self) -> bool {
+        match self {
+            EngineError::Rank { rank, source } => match &**source {
+                ModelError::Collective(CollectiveError::Failed { rank: culprit, .. }) => culprit != rank,
+                _ => false,
+            },
+            _ => false,
         }
     }
 }

@@ -57,13 +57,15 @@ impl<D: Device> ParallelExperts<D> {
         })
     }
 
-    /// `x [t, hidden_size]` → the same shape, the same on every rank.
+    /// `x [t, hidden_size]` → the same shape: this rank's rows of the stream.
     pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
         let dev = rank.dev;
+        let all = rank.enter(x)?;
+        let x = all.as_ref().unwrap_or(x);
         let [rows, hidden_size] = dev.shape(x);
         if let (true, Some(plan)) = (self.own.is_empty(), &self.reduce_tokens) {
             // More ranks than experts: this one has nothing to say, not even zeros.
-            return Ok(rank.group.all_reduce(dev, dev.alloc(0, hidden_size), rows, plan)?);
+            return rank.reduce(dev.alloc(0, hidden_size), rows, plan);
         }
         let routing = dev.route(&dev.linear(x, &self.router, None), self.spec);
         let chosen = dev.assign(&routing, self.own.clone());
@@ -74,8 +76,8 @@ impl<D: Device> ParallelExperts<D> {
         }
         let tokens = dev.combine(&outputs, &chosen, &self.combine_program);
         match &self.reduce_tokens {
-            Some(plan) => Ok(rank.group.all_reduce(dev, tokens, rows, plan)?),
-            None => Ok(tokens),
+            Some(plan) => rank.reduce(tokens, rows, plan),
+            None => Ok(rank.keep(tokens)),
         }
     }
 }

@@ -119,6 +119,8 @@ pub struct Layout {
     pub split: Split,
     /// The forms of the blocks.
     pub styles: Styles,
+    /// Whether the residual stream is split by token between the parallel regions.
+    pub sequence_parallel: bool,
 }
 
 impl Layout {
@@ -129,7 +131,7 @@ impl Layout {
     pub fn new(config: ModelConfig, rank_weights: &[f64], plan: &TpPlan) -> Result<Self, ModelError> {
         let styles = Styles::resolve(&config, plan)?;
         let split = Split::new(&config, rank_weights, styles.experts)?;
-        Ok(Layout { config, split, styles })
+        Ok(Layout { config, split, styles, sequence_parallel: false })
     }
 
     /// Ranks in the group.
@@ -347,7 +349,7 @@ pub(super) fn name(config: &ModelConfig, module: Module) -> String {
 }
 
 /// A weight's full shape.
-fn shape(config: &ModelConfig, module: Module) -> Vec<usize> {
+pub(super) fn shape(config: &ModelConfig, module: Module) -> Vec<usize> {
     let hidden = config.hidden_size;
     let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
     let moe = config.moe.map_or(0, |m| m.intermediate_size);
