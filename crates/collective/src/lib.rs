@@ -16,7 +16,7 @@ mod solo;
 pub use error::CollectiveError;
 pub use members::Members;
 pub use mesh::{Coordinates, Mesh};
-pub use shared::{SharedConfig, SharedGroup, SharedRank};
+pub use shared::{SharedConfig, SharedGroup, SharedRank, SharedSegment};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
 
