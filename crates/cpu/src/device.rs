@@ -189,6 +189,12 @@ impl Device for CpuDevice {
         out
     }
 
+    fn regroup(&self, x: &CpuTensor, rows: usize, columns: &[(u32, u32)]) -> Result<CpuTensor, DeviceError> {
+        let mut out = self.alloc(rows, columns.len());
+        elementwise::regroup(&self.exec, x.data(), [rows, x.cols], columns, out.data_mut());
+        Ok(out)
+    }
+
     fn norm(&self, x: &CpuTensor, weight: &CpuTensor, bias: Option<&CpuTensor>, spec: NormSpec) -> CpuTensor {
         assert_eq!(weight.vector().len(), x.cols, "a norm has a weight per column");
         let mut out = self.alloc(x.rows, x.cols);

@@ -156,9 +156,13 @@ impl ContextAttention {
     /// Rows that are worked on at a time; the same on every rank of the group.
     fn pieces(&self, sequences: &[SequenceSpan], rows: usize) -> Vec<Range<usize>> {
         let of_segment = self.group.num_heads * (2 + self.group.head_dim);
+        let mut seen_by = vec![0; rows];
+        for seen in seen_segments(sequences, self.own.window, 0..rows) {
+            seen_by[seen.row] += 1;
+        }
         let (mut pieces, mut start, mut numbers) = (Vec::new(), 0, 0);
-        for row in 0..rows {
-            let of_row = of_segment * seen_segments(sequences, self.own.window, row..row + 1).count();
+        for (row, seen) in seen_by.into_iter().enumerate() {
+            let of_row = of_segment * seen;
             if row > start && numbers + of_row > PIECE {
                 pieces.push(start..row);
                 (start, numbers) = (row, 0);
