@@ -32,6 +32,16 @@ impl ContextParallel {
         (rounds * self.segment_blocks + of_last_round) * self.ranks
     }
 
+    /// The block table of a sequence that is alone in [`ContextParallel::blocks_that_fit`] blocks: its segments go round.
+    pub fn table_alone(self, blocks: usize) -> Vec<u32> {
+        let block = |i: usize| {
+            let (segment, rest) = (i / self.segment_blocks, i % self.segment_blocks);
+            let (round, owner) = (segment / self.ranks, segment % self.ranks);
+            ((round * self.segment_blocks + rest) * self.ranks + owner) as u32
+        };
+        (0..blocks).map(block).collect()
+    }
+
     /// The most blocks of one sequence that fit in `num_blocks`, all of them free.
     pub(crate) fn longest(self, num_blocks: usize) -> usize {
         let of_ranks = || (0..self.ranks).map(|rank| self.blocks_of(rank, num_blocks));
@@ -58,6 +68,13 @@ mod tests {
                 let context = ContextParallel { ranks, segment_blocks };
                 for blocks in 1..40 {
                     let needed = context.blocks_that_fit(blocks);
+                    let mut table = context.table_alone(blocks);
+                    let owner = |block: &u32| context.owner(*block);
+                    let alike = |segment: &[u32]| segment.iter().all(|b| owner(b) == owner(&segment[0]));
+                    assert!(table.chunks(segment_blocks).all(alike), "{context:?}: {table:?}");
+                    table.sort_unstable();
+                    table.dedup();
+                    assert!(table.len() == blocks && (*table.last().unwrap() as usize) < needed);
                     assert!(context.longest(needed) >= blocks, "{context:?}: {blocks} in {needed}");
                     assert!(
                         context.longest(needed - ranks) < blocks,
@@ -67,6 +84,7 @@ mod tests {
             }
         }
         assert_eq!(ContextParallel::OFF.blocks_that_fit(7), 7);
+        assert_eq!(ContextParallel::OFF.table_alone(3), [0, 1, 2]);
         assert_eq!(ContextParallel::OFF.longest(7), 7);
     }
 }
