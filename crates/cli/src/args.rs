@@ -70,7 +70,7 @@ pub struct SplitArgs {
 }
 
 /// A year: longer than anyone waits, and short enough for every clock.
-const COMM_TIMEOUT_MAX_S: u64 = 31_536_000;
+pub const COMM_TIMEOUT_MAX_S: u64 = 31_536_000;
 
 /// How a model is run.
 #[derive(Args)]

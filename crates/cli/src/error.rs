@@ -4,6 +4,7 @@ use std::any::Any;
 use std::process::ExitCode;
 
 use checkpoint::CheckpointError;
+use collective::CollectiveError;
 use engine::EngineError;
 use engine::text::TextError;
 use model::ModelError;
@@ -23,29 +24,48 @@ pub enum CliError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Ranks that were measured.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
     /// Tokenizer or template.
     #[error(transparent)]
     Text(#[from] TextError),
     /// Writing results.
     #[error("cannot write results: {0}")]
     Output(#[from] std::io::Error),
+    /// A job of several processes; the line names the one that was the cause.
+    #[error("{line}")]
+    Job {
+        /// What happened.
+        line: String,
+        /// The exit status.
+        status: u8,
+    },
 }
 
 impl CliError {
+    /// A failure of what has no error of its own.
+    pub fn failed(line: String) -> Self {
+        CliError::Job { line, status: 1 }
+    }
+
     fn is_usage(&self) -> bool {
         match self {
             CliError::Usage(_) | CliError::Text(_) => true,
             CliError::Checkpoint(e) => e.is_usage(),
             CliError::Model(e) => e.is_usage(),
             CliError::Engine(e) => e.is_usage(),
-            CliError::Output(_) => false,
+            CliError::Collective(_) | CliError::Output(_) | CliError::Job { .. } => false,
         }
     }
 
     /// Prints the one line and gives the exit status.
     pub fn report(&self) -> ExitCode {
         eprintln!("error: {}", one_line(&self.to_string()));
-        ExitCode::from(if self.is_usage() { 2 } else { 1 })
+        match self {
+            CliError::Job { status, .. } => ExitCode::from(*status),
+            _ => ExitCode::from(if self.is_usage() { 2 } else { 1 }),
+        }
     }
 }
 

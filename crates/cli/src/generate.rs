@@ -14,6 +14,7 @@ use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, read
 use crate::error::CliError;
 use crate::model::OpenModel;
 use crate::report::Stats;
+use crate::startup;
 
 /// Completes a prompt, or a file of prompts as one batch.
 #[derive(Args)]
@@ -114,6 +115,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         .collect();
     let name = model.name.clone();
     let mut engine = model.load(&options)?;
+    startup::tell(&mut engine, false)?;
     let mut texts: Vec<Option<Text>> = match &tokenizer {
         Some(tokenizer) => {
             requests.iter().map(|r| Some(Text::new(tokenizer, &args.stop, &r.prompt))).collect()
@@ -184,7 +186,7 @@ fn result_json(
 ) -> Value {
     json!({
         "model": name,
-        "parallel": { "tp": stats.num_ranks(), "pp": 1, "dp": 1, "ep": 1, "sp": false },
+        "parallel": stats.parallel(),
         "dtype": engine.dtype().name(),
         "quantization": null,
         "prompt_token_ids": request.prompt,

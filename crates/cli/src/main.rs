@@ -6,10 +6,12 @@ mod args;
 mod bench;
 mod error;
 mod generate;
+mod launch;
 mod model;
 mod progress;
 mod report;
 mod score;
+mod startup;
 mod tp_plan;
 
 use std::process::ExitCode;
@@ -37,6 +39,8 @@ enum Command {
     Score(Box<score::ScoreArgs>),
     /// Prints how each weight of a model is split, from its config.json alone
     TpPlan(Box<tp_plan::TpPlanArgs>),
+    /// Starts a command as several processes of one job, on one host or on several
+    Launch(Box<launch::LaunchArgs>),
     /// Measures speed, as fractions of what this machine can do
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -69,6 +73,7 @@ fn command() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Score(args) => score::run(&args),
         Command::TpPlan(args) => tp_plan::run(&args),
+        Command::Launch(args) => launch::run(&args),
         Command::Bench(command) => bench::run(&command),
     };
     match result {

@@ -9,6 +9,7 @@ use tensor::math;
 use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, yes_or_no};
 use crate::error::CliError;
 use crate::model::OpenModel;
+use crate::startup;
 
 /// Prints the log-probability of each token of a text, and its perplexity.
 #[derive(Args)]
@@ -50,6 +51,7 @@ pub fn run(args: &ScoreArgs) -> Result<(), CliError> {
     let tokens =
         model.tokenizer().ok().map(|t| ids.iter().map(|&id| t.decode(&[id], false)).collect::<Vec<_>>());
     let mut engine = model.load(&options)?;
+    startup::tell(&mut engine, false)?;
     let logprobs = engine.score(&ids)?;
     // Of the tokens that have a probability; summed in order, in f64.
     let known: Vec<f64> = logprobs.iter().flatten().map(|&l| f64::from(l)).collect();

@@ -4,21 +4,32 @@
 //! are missing. Results never depend on the number of ranks: `all_reduce` finishes a
 //! [`tensor::ReductionTree`], everything else only moves data.
 
+mod boxed;
+mod compressed;
 pub mod conformance;
 mod error;
 mod finish;
 mod members;
 pub mod mesh;
+pub mod message;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+mod secret;
 mod shared;
 mod sim;
 mod solo;
+mod tcp;
 
+pub use compressed::{Compressed, WireDType};
 pub use error::CollectiveError;
 pub use members::Members;
 pub use mesh::{Coordinates, Mesh};
+pub use message::Messages;
+pub use secret::{Role, Secret, authenticate};
 pub use shared::{SharedConfig, SharedGroup, SharedRank, SharedSegment};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
+pub use tcp::{TcpConfig, TcpMesh, TcpRank};
 
 use std::sync::Arc;
 use std::time::Duration;

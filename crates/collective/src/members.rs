@@ -56,6 +56,7 @@ fn name(error: CollectiveError, ranks: &[usize]) -> CollectiveError {
                 None => CollectiveError::Failed { rank: number(rank), message },
             }
         }
+        other => other,
     }
 }
 

@@ -73,9 +73,13 @@ pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
             }
             continue;
         };
+        if matches!(message, ToReplica::Prepare { .. } | ToReplica::Report) {
+            // Steps may be on their way whose requests have been aborted.
+            let events = replica.settle(leader)?;
+            send(leader, 0, &FromReplica::Tokens(events))?;
+        }
         match message {
             ToReplica::Prepare { prepare, blocks } => {
-                replica.drain(leader)?;
                 if let Some(blocks) = blocks {
                     leader.issue(&Command::AllocateKv { blocks })?;
                 }

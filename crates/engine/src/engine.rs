@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
-use model::{ModelConfig, bytes_per_token, check_tokens};
-use tensor::{DType, KV_BLOCK, SequenceSpan, StepMeta};
+use job::Job;
+use model::parallel::even_rows;
+use model::{Layout, ModelConfig, bytes_per_token, check_tokens};
+use tensor::{DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
 use crate::call::Call;
 use crate::cost::cost_of_step;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
+use crate::groups;
 use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
@@ -55,6 +58,19 @@ pub struct Bubble {
     pub micro_batches: usize,
 }
 
+/// What sequence parallelism saves one rank in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Savings {
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Norms and residual adds, done once per rank.
+    pub replicated: OpCost,
+    /// Done once per token.
+    pub split: OpCost,
+    /// Bytes of the residual stream, without and with.
+    pub stream_bytes: (u64, u64),
+}
+
 impl Engine {
     /// Loads a model over the threads of this process. `progress` gets (bytes loaded, bytes in all), from rank 0.
     ///
@@ -67,11 +83,34 @@ impl Engine {
         progress: &dyn Fn(u64, u64),
     ) -> Result<Engine, EngineError> {
         let started = Instant::now();
-        let prepared = Prepared::new(config, source, options)?;
-        let (plan, total) = (prepared.plan(), prepared.total);
-        let settings = prepared.settings;
-        let leader = launch::launch(prepared.setup, &|bytes| progress(bytes, total))?;
+        let prepared = Prepared::new(config, source, options, None)?;
+        let Prepared { setup, settings, total } = prepared;
+        let plan = Plan { mesh: setup.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
+        let leader = launch::launch(setup, &|bytes| progress(bytes, total))?;
         Ok(Engine::with(Box::new(leader), plan, settings, options, started.elapsed()))
+    }
+
+    /// Does this process's part of a job of several, one rank each. Rank 0 gets the engine; every other rank works
+    /// until that is dropped, and gets nothing.
+    ///
+    /// # Errors
+    /// Those of [`Engine::load`]; a rank of the job is lost.
+    pub fn join(
+        config: ModelConfig,
+        source: WeightSource,
+        options: &EngineOptions,
+        job: &Job,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Option<Engine>, EngineError> {
+        let started = Instant::now();
+        let Prepared { setup, settings, total } = Prepared::new(config, source, options, Some(job))?;
+        let plan = Plan { mesh: setup.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
+        let groups = groups::of_job(plan.mesh, job, options.comm_timeout)?;
+        if job.rank() > 0 {
+            return launch::live(&setup, groups).map(|()| None);
+        }
+        let leader = launch::lead(&setup, groups, &|bytes| progress(bytes, total))?;
+        Ok(Some(Engine::with(Box::new(leader), plan, settings, options, started.elapsed())))
     }
 
     fn with(
@@ -163,6 +202,55 @@ impl Engine {
         Ok(ops)
     }
 
+    /// Measures what the ranks of this replica's first stage pay for the all-reduces of one token, in seconds.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub fn all_reduces_per_token_s(&mut self) -> Result<f64, EngineError> {
+        self.leader.issue(&Command::TimeAllReduce)?;
+        let reports = self.leader.reports()?;
+        let of_stage = |pp: usize| {
+            let of = reports.iter().filter(move |r| r.place.1 == pp).filter_map(|r| r.row_all_reduce_s);
+            2.0 * self.plan.stages[pp].layers.len() as f64 * of.fold(0.0, f64::max)
+        };
+        Ok((0..self.plan.mesh.pp).map(of_stage).sum())
+    }
+
+    /// What sequence parallelism saves rank 0 in a step of `tokens` tokens: the cost of norms and residual adds without
+    /// it and with it, and the bytes of the residual stream.
+    ///
+    /// # Errors
+    /// None that a model which was loaded could have.
+    pub fn sequence_savings(&self, tokens: usize) -> Result<Option<Savings>, EngineError> {
+        if !self.plan.layout.sequence_parallel {
+            return Ok(None);
+        }
+        let meta = StepMeta {
+            tokens: vec![0; tokens],
+            sequences: vec![SequenceSpan {
+                rows: 0..tokens,
+                start: 0,
+                block_table: (0..tokens.div_ceil(KV_BLOCK) as u32).collect(),
+            }],
+            logit_rows: vec![tokens as u32 - 1],
+        };
+        let cost = |sequence_parallel| -> Result<OpCost, EngineError> {
+            let layout = Layout { sequence_parallel, ..self.plan.layout.clone() };
+            let cost = cost_of_step(&layout, &self.plan.stages[0], 0, self.dtype, self.kv_dtype, &meta)?;
+            let mut sum = OpCost::default();
+            ["norm", "add"].iter().filter_map(|op| cost.ops.get(op)).for_each(|op| sum += *op);
+            Ok(sum)
+        };
+        let row = (self.config().hidden_size * size_of::<f32>()) as u64;
+        let own = even_rows(tokens, self.plan.mesh.tp)[0] as u64;
+        Ok(Some(Savings {
+            tokens,
+            replicated: cost(false)?,
+            split: cost(true)?,
+            stream_bytes: (tokens as u64 * row, own * row),
+        }))
+    }
+
     /// What each rank of all replicas holds and has spent.
     ///
     /// # Errors
@@ -238,7 +326,7 @@ impl Engine {
 
     /// What the call came to.
     fn finish(&mut self, started: Instant) -> Result<(), EngineError> {
-        self.replica.drain(&mut *self.leader)?;
+        self.replica.settle(&mut *self.leader)?;
         self.timing = self.replica.timing;
         self.last_step = self.replica.last_step.clone();
         self.note_bubble(started, self.replica.steps, 2 * self.plan.mesh.pp);

@@ -1,8 +1,11 @@
 //! The groups that a rank is in: one per axis of the mesh.
 
+use std::time::Duration;
+
 use collective::{
     Collective, CollectiveError, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup, Solo,
 };
+use job::{Job, JobError};
 use model::ModelError;
 use tensor::{Device, HostDevice};
 
@@ -21,22 +24,24 @@ pub(crate) struct RankGroups<D: Device> {
 }
 
 impl<D: Device> RankGroups<D> {
-    /// Has `group` make each group that `rank` is in, always in the same order.
+    /// Has `group` make each group that the mesh's rank `at` is in, always in the same order. `rank` is its number in
+    /// the job.
     pub fn new<E>(
         mesh: Mesh,
+        at: usize,
         rank: usize,
         mut group: impl FnMut(Axis, &[usize]) -> Result<Members<D>, E>,
     ) -> Result<Self, E> {
-        let at = mesh.coordinates(rank);
-        let leads = at.pp == 0 && at.tp == 0;
+        let place = mesh.coordinates(at);
+        let leads = place.pp == 0 && place.tp == 0;
         Ok(RankGroups {
             rank,
             mesh,
-            at,
-            tensor: group(Axis::Tensor, &mesh.tensor_group(rank))?,
+            at: place,
+            tensor: group(Axis::Tensor, &mesh.tensor_group(at))?,
             pipeline: match mesh.pp {
                 1 => None,
-                _ => Some(group(Axis::Replica, &mesh.replica_group(rank))?),
+                _ => Some(group(Axis::Replica, &mesh.replica_group(at))?),
             },
             leaders: match leads && mesh.dp > 1 {
                 true => Some(group(Axis::Leaders, &mesh.leaders())?),
@@ -107,12 +112,31 @@ pub(crate) fn of_threads<D: HostDevice + 'static>(mesh: Mesh, config: &SharedCon
     };
     (0..mesh.size())
         .map(|rank| {
-            let groups = RankGroups::new(mesh, rank, |axis, members| {
+            let groups = RankGroups::new(mesh, rank, rank, |axis, members| {
                 Ok::<_, std::convert::Infallible>(take(axis, members, rank))
             });
             groups.unwrap_or_else(|never| match never {})
         })
         .collect()
+}
+
+/// The groups of this process's rank in its job. The mesh's rank `i` is the job's rank `order[i]`, so that ranks of one
+/// host are neighbours in the mesh.
+///
+/// # Errors
+/// A rank is lost.
+pub(crate) fn of_job<D: HostDevice + 'static>(
+    mesh: Mesh,
+    job: &Job,
+    deadline: Duration,
+) -> Result<RankGroups<D>, JobError> {
+    let order = job.order();
+    let at = order.iter().position(|&rank| rank == job.rank()).expect("every rank is in the order");
+    RankGroups::new(mesh, at, job.rank(), |axis, members| {
+        let members: Vec<usize> = members.iter().map(|&at| order[at]).collect();
+        let group = job.group(axis as u16 + 1, &members, deadline)?;
+        Ok(Members::new(Box::new(group), &members))
+    })
 }
 
 fn handles<D: HostDevice + 'static>(members: &[usize], config: &SharedConfig) -> Vec<Option<Members<D>>> {

@@ -23,11 +23,12 @@ pub mod text;
 mod worker;
 
 pub use cost::cost_of_step;
-pub use engine::{Bubble, Engine};
+pub use engine::{Bubble, Engine, Savings};
 pub use error::EngineError;
 pub use memory::peak_rss_bytes;
 pub use options::EngineOptions;
 pub use plan::Plan;
 pub use report::RankReport;
 pub use request::{Completion, FinishReason, GenerateRequest, OpTime, Timing};
+pub use router::Router;
 pub use sampling::SamplingParams;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use checkpoint::WeightSource;
 use cpu::{CpuConfig, CpuDevice};
+use job::Job;
 use model::{Decoder, Loader, ModelConfig};
 use tensor::{Cost, DType, Timed};
 
@@ -17,10 +18,35 @@ const SPIN: Duration = Duration::from_micros(100);
 /// Threads of all ranks together: above any machine's cores, below what systems refuse.
 const MAX_THREADS: usize = 4096;
 
+/// The ranks that share this host's cores and memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Local {
+    pub ranks: usize,
+    /// This process's only rank, as one of those; `None`: all ranks are threads of this process.
+    pub only: Option<usize>,
+}
+
+impl Local {
+    /// Those of a job that are on this host.
+    pub fn of_job(job: &Job) -> Local {
+        let nodes = job.node_of_rank();
+        let here: Vec<usize> = (0..job.size()).filter(|&rank| nodes[rank] == nodes[job.rank()]).collect();
+        let only = here.iter().position(|&rank| rank == job.rank());
+        // A launcher that binds each process to cores of its own has shared them out already.
+        match cpus::are_shared_out(here.len()) {
+            true => Local { ranks: 1, only: Some(0) },
+            false => Local { ranks: here.len(), only },
+        }
+    }
+
+    fn index(&self, rank: usize) -> usize {
+        self.only.unwrap_or(rank)
+    }
+}
+
 /// Makes a rank's device of the processor.
 pub(crate) struct MakeCpu {
-    /// Ranks of this process: the first and how many.
-    local: (usize, usize),
+    local: Local,
     threads: usize,
     isa: Option<cpu::Isa>,
     spin: bool,
@@ -31,7 +57,7 @@ impl MakeDevice for MakeCpu {
     fn make(&self, rank: usize) -> Timed<CpuDevice> {
         Timed::new(CpuDevice::new(CpuConfig {
             threads: self.threads,
-            cores: cpus::of_rank(rank - self.local.0, self.local.1, self.threads),
+            cores: cpus::of_rank(self.local.index(rank), self.local.ranks, self.threads),
             isa: self.isa,
             spin: self.spin,
         }))
@@ -60,10 +86,15 @@ impl Prepared {
         config: ModelConfig,
         source: WeightSource,
         options: &EngineOptions,
+        job: Option<&Job>,
     ) -> Result<Self, EngineError> {
         let max_positions = config.max_position_embeddings;
-        let plan = Plan::new(config, options, None)?;
-        let ranks = plan.mesh.size();
+        let plan = Plan::new(config, options, job.map(Job::size))?;
+        let local = match job {
+            Some(job) => Local::of_job(job),
+            None => Local { ranks: plan.mesh.size(), only: None },
+        };
+        let ranks = local.ranks;
         let dtype = options.dtype.unwrap_or_else(|| source.dtype());
         let kv_dtype = options.kv_cache_dtype.unwrap_or(dtype);
         let max_model_len = options.max_model_len.unwrap_or(max_positions);
@@ -75,7 +106,8 @@ impl Prepared {
         if options.threads_per_rank == Some(0) {
             return Err(EngineError::Request("threads-per-rank must be at least 1".into()));
         }
-        let total = preflight(&plan, &source, options.dtype)? * plan.mesh.dp as u64;
+        let all = preflight(&plan, &source, options.dtype)? * plan.mesh.dp as u64;
+        let total = all / plan.mesh.size() as u64 * ranks as u64;
         if let Some(available) = memory::available_bytes().filter(|&available| total > available) {
             return Err(EngineError::Request(format!(
                 "the weights need {total} bytes over {ranks} ranks, but only {available} bytes of memory are available; \
@@ -96,7 +128,7 @@ impl Prepared {
             kv_dtype,
             comm_timeout: options.comm_timeout,
             spin: if spin { SPIN } else { Duration::ZERO },
-            host: String::new(),
+            host: job.map_or(String::new(), host_name),
         };
         let setup = Setup {
             mesh: plan.mesh,
@@ -104,15 +136,20 @@ impl Prepared {
             stages: plan.stages,
             source,
             options: launch_options,
-            make: MakeCpu { local: (0, ranks), threads, isa: options.isa, spin },
+            make: MakeCpu { local, threads, isa: options.isa, spin },
             loaded_bytes: AtomicU64::new(0),
         };
         Ok(Prepared { setup, settings: Settings { dtype, kv_dtype, threads, max_model_len }, total })
     }
+}
 
-    pub fn plan(&self) -> Plan {
-        let Setup { mesh, layout, stages, .. } = &self.setup;
-        Plan { mesh: *mesh, layout: layout.clone(), stages: stages.clone() }
+/// The name of this process's host, with its number where several hosts are called the same.
+fn host_name(job: &Job) -> String {
+    let (hosts, nodes, rank) = (job.hosts(), job.node_of_rank(), job.rank());
+    let is_twin = |other: usize| hosts[other] == hosts[rank] && nodes[other] != nodes[rank];
+    match (0..job.size()).any(is_twin) {
+        true => format!("{} (node {})", hosts[rank], nodes[rank]),
+        false => hosts[rank].to_owned(),
     }
 }
 

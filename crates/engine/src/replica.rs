@@ -141,16 +141,16 @@ impl Replica {
         }
     }
 
-    /// Waits for steps whose requests have all been aborted.
+    /// Collects all steps that are on their way, and issues no more.
     ///
     /// # Errors
     /// A rank fails.
-    pub fn drain(&mut self, leader: &mut dyn Leader) -> Result<(), EngineError> {
-        assert!(self.running.is_empty(), "what runs is not drained");
-        while !self.flight.is_empty() {
-            self.pump(leader)?;
+    pub fn settle(&mut self, leader: &mut dyn Leader) -> Result<Vec<TokenEvent>, EngineError> {
+        let mut events = Vec::new();
+        while let Some(flight) = self.flight.pop_front() {
+            events.extend(self.collect(flight, leader)?);
         }
-        Ok(())
+        Ok(events)
     }
 
     /// Issues a step of the next lane that has one; whether there was any.

@@ -38,6 +38,8 @@ pub struct RankReport {
     pub sent_bytes: u64,
     /// Seconds at work, not waiting for the stage before, since the last call of the engine began.
     pub busy_s: f64,
+    /// Seconds of the all-reduce of one row, where that was measured.
+    pub row_all_reduce_s: Option<f64>,
     /// The most memory that its process has had, in bytes; 0 where the system doesn't say.
     pub peak_rss_bytes: u64,
 }

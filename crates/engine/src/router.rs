@@ -10,7 +10,7 @@ const REMEMBERED: usize = 4096;
 /// Spreads requests over replicas: the least outstanding work first, less what a replica has seen of the prompt before
 /// and so may hold in its cache.
 #[derive(Debug)]
-pub(crate) struct Router {
+pub struct Router {
     replicas: Vec<State>,
     /// Requests that are out: their replica and their work.
     out: BTreeMap<u64, (usize, usize)>,

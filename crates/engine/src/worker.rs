@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use collective::{CollectiveStats, Group};
+use collective::{Collective, CollectiveStats, Group};
 use model::{Decoder, KvCache, LoadStats, ModelError, Pipeline, Rank, bytes_per_token};
 use serde::{Deserialize, Serialize};
 use tensor::{DType, Device, LogitEdit, StepMeta};
@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Score { meta: StepMeta, targets: Vec<u32> },
     /// Begins to count the time at work anew.
     Mark,
+    /// Measures an all-reduce of one row in each tensor-parallel group.
+    TimeAllReduce,
     /// Tells the leader what each rank holds and has spent.
     Report,
     /// Ends.
@@ -95,6 +97,8 @@ pub(crate) struct Spent {
     handed_on: u64,
     /// At work since the last mark.
     busy: Duration,
+    /// On the all-reduce of one row, if that was measured.
+    row_all_reduce: Option<Duration>,
 }
 
 impl<D: Device> Worker<D> {
@@ -170,6 +174,7 @@ impl<D: Device> Worker<D> {
             Command::Generate { meta, edits, choices } => return self.generate(meta, edits, choices),
             Command::Score { meta, targets } => return self.score(meta, targets),
             Command::Mark => self.spent.busy = Duration::ZERO,
+            Command::TimeAllReduce => self.spent.row_all_reduce = Some(self.time_all_reduce()?),
             Command::Report if self.groups.leads() => {}
             Command::Report => {
                 let bytes = postcard::to_stdvec(&self.report()).expect("a report can be written");
@@ -178,6 +183,24 @@ impl<D: Device> Worker<D> {
             Command::Stop => {}
         }
         Ok(None)
+    }
+
+    /// The median time of an all-reduce as a step of one token makes them.
+    fn time_all_reduce(&self) -> Result<Duration, ModelError> {
+        const TIMES: usize = 21;
+        let layout = self.decoder.layout();
+        let plan = layout.split.heads.reduce_plan();
+        let nodes = plan.nodes_of_rank[self.groups.at.tp];
+        let mut times = Vec::with_capacity(TIMES);
+        for _ in 0..TIMES {
+            let zeros = vec![0.0; nodes * layout.config.hidden_size];
+            let partial = self.dev.upload(&zeros, nodes, layout.config.hidden_size);
+            let began = Instant::now();
+            self.groups.tensor.all_reduce(&self.dev, partial, 1, &plan)?;
+            times.push(began.elapsed());
+        }
+        times.sort();
+        Ok(times[TIMES / 2])
     }
 
     /// The leader: what all ranks of its replica hold and have spent.
@@ -274,6 +297,7 @@ impl<D: Device> Worker<D> {
             vocab_collective_calls: self.spent.last.other_calls,
             sent_bytes: self.spent.handed_on + self.spent.last_forward.sent_bytes,
             busy_s: self.spent.busy.as_secs_f64(),
+            row_all_reduce_s: self.spent.row_all_reduce.map(|time| time.as_secs_f64()),
             peak_rss_bytes: memory::peak_rss_bytes(),
         }
     }

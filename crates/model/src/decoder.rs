@@ -10,7 +10,8 @@ use crate::kv_cache::KvCache;
 use crate::loader::Loader;
 use crate::norm::Norm;
 use crate::parallel::{
-    Layout, Logits, Module, ParallelLmHead, Pipeline, Rank, Stage, Stream, VocabParallelEmbedding,
+    ExpertCounts, Layout, Logits, Module, ParallelLmHead, Pipeline, Rank, Stage, Stream,
+    VocabParallelEmbedding,
 };
 use crate::step::StepContext;
 
@@ -96,6 +97,12 @@ impl<D: Device> Decoder<D> {
     /// If this is not the last stage.
     pub fn head(&self) -> &ParallelLmHead<D> {
         &self.output.as_ref().expect("the last stage has the head").head
+    }
+
+    /// What this rank has counted of its layers' experts since the last call, by layer of the model.
+    pub fn take_expert_counts(&self) -> Vec<(usize, ExpertCounts)> {
+        let of_layer = |(layer, own): (usize, &DecoderLayer<D>)| Some((layer, own.ffn.take_counts()?));
+        self.stage.layers.clone().zip(&self.layers).filter_map(of_layer).collect()
     }
 
     /// Runs a step through all layers and returns the normed hidden states of the rows whose logits are wanted.

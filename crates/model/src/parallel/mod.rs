@@ -5,11 +5,12 @@
 mod context;
 mod cuts;
 mod embedding;
-mod expert;
+mod experts;
 mod gather;
 mod head;
 mod layout;
 mod linear;
+mod placement;
 mod sequence;
 mod split;
 mod stage;
@@ -17,10 +18,11 @@ mod styles;
 
 pub use context::ContextAttention;
 pub use embedding::VocabParallelEmbedding;
-pub use expert::ParallelExperts;
+pub use experts::{ExpertBytes, ExpertCounts, ParallelExperts, expert_bytes};
 pub use head::{Logits, ParallelLmHead};
 pub use layout::{Held, Layout, Module, ModuleSpec, Part};
 pub use linear::{ColumnParallelLinear, RowParallelLinear};
+pub use placement::{ExpertOptions, ExpertPlacement, Placement, imbalance};
 pub use sequence::{Stream, even_rows};
 pub use split::{ExpertSplit, Split, SplitReduction, VOCAB_PANEL};
 pub use stage::{Pipeline, Stage};

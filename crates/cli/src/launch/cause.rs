@@ -1,0 +1,188 @@
+//! Which rank was the cause of a failure, in one line. The ranks that notice first are rarely the ones that failed.
+
+use serde::Deserialize;
+
+use super::signals;
+
+/// What a rank writes into its report pipe before it ends.
+#[derive(Deserialize)]
+pub struct Report {
+    #[serde(default)]
+    cause: Cause,
+    message: String,
+}
+
+/// Whose failure a report is about.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Cause {
+    /// The rank's own.
+    #[default]
+    Own,
+    /// Another rank's, as this one saw it.
+    Other,
+}
+
+impl Report {
+    /// The last line that is a report. A program that knows nothing of reports writes none.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(bytes);
+        text.lines().rev().find_map(|line| serde_json::from_str(line).ok())
+    }
+}
+
+/// How a rank's process ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// By itself.
+    Exited(i32),
+    /// By a signal that wasn't the launcher's.
+    Killed(i32),
+    /// By the launcher, since it was stopped for so many seconds.
+    Stopped {
+        /// How long.
+        seconds: u64,
+        /// Whether that was longer than the time-out, so that nobody else failed before.
+        too_long: bool,
+    },
+    /// By the launcher, since so many seconds after rank 0 it had not.
+    Late(u64),
+    /// By the launcher, after another rank had failed.
+    Ended,
+}
+
+/// What is known of a rank that ended.
+pub struct End {
+    /// The rank.
+    pub rank: u64,
+    /// Its process.
+    pub pid: u32,
+    /// How.
+    pub how: How,
+    /// What it said of it, if it did.
+    pub report: Option<Report>,
+    /// Its last line on stderr.
+    pub last_line: String,
+}
+
+impl End {
+    /// How likely this end was the cause of the others, from 0 on; none if it was no failure.
+    fn order(&self) -> Option<u8> {
+        let cause = self.report.as_ref().map(|report| report.cause);
+        match (self.how, cause) {
+            (How::Killed(_) | How::Stopped { too_long: true, .. } | How::Late(_), _) => Some(0),
+            (How::Exited(0), _) => None,
+            (How::Exited(_), Some(Cause::Own)) => Some(1),
+            (How::Stopped { .. }, _) => Some(2),
+            (How::Exited(_), None) => Some(3),
+            // It was too slow with its own failure, so the launcher ended it.
+            (How::Ended, Some(Cause::Own)) => Some(4),
+            (_, Some(Cause::Other)) => Some(5),
+            (How::Ended, None) => None,
+        }
+    }
+
+    fn told(&self, host: &str) -> String {
+        let (rank, pid) = (self.rank, self.pid);
+        let who = format!("rank {rank} on {host} (pid {pid})");
+        let last = self.last_line.strip_prefix("error:").unwrap_or(&self.last_line).trim();
+        let said = if last.is_empty() { String::new() } else { format!("; its last line: {last}") };
+        match (self.how, &self.report) {
+            (How::Killed(signal), _) => format!("{who} was killed by {}{said}", signals::name(signal)),
+            (How::Stopped { seconds, .. }, _) => {
+                format!("{who} was stopped for {seconds} s, and was killed{said}")
+            }
+            (How::Late(seconds), _) => {
+                format!("{who} had not ended {seconds} s after rank 0 had, and was killed{said}")
+            }
+            (_, Some(report)) => {
+                let message = super::lines::quote(report.message.as_bytes());
+                let begins = format!("rank {rank}");
+                let named = message
+                    .strip_prefix(&begins)
+                    .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
+                if named { message } else { format!("rank {rank} on {host}: {message}") }
+            }
+            (How::Exited(status), None) if last.is_empty() => format!("{who} exited with status {status}"),
+            (How::Exited(status), None) => format!("{who} exited with status {status}: {last}"),
+            (How::Ended, None) => format!("{who} was ended"),
+        }
+    }
+}
+
+/// The one line about a job whose ranks ended so, in the order in which they did; none if all went well.
+pub fn root<'a>(ends: impl IntoIterator<Item = &'a End>, host: &str) -> Option<String> {
+    // Of equals the first is found.
+    let (_, end) =
+        ends.into_iter().filter_map(|end| Some((end.order()?, end))).min_by_key(|(order, _)| *order)?;
+    Some(end.told(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(rank: u64, how: How, report: Option<&str>) -> End {
+        let report = report.map(|cause| {
+            let line = format!("{{\"rank\":{rank},\"host\":\"h\",\"cause\":\"{cause}\",\"code\":1,\"message\":\"m{rank}\"}}\n");
+            Report::parse(line.as_bytes()).unwrap()
+        });
+        End { rank, pid: 7, how, report, last_line: format!("error: l{rank}") }
+    }
+
+    fn told(ends: &[End]) -> String {
+        root(ends, "h").unwrap()
+    }
+
+    #[test]
+    fn causes_are_in_order() {
+        let echo = || end(0, How::Exited(1), Some("other"));
+        let own = || end(1, How::Exited(1), Some("own"));
+        let silent = || end(2, How::Exited(3), None);
+        let killed = || end(3, How::Killed(9), None);
+        let paused = || end(4, How::Stopped { seconds: 2, too_long: false }, None);
+        let slow = || end(5, How::Ended, Some("own"));
+        let ended = || end(6, How::Ended, None);
+        assert_eq!(
+            told(&[echo(), silent(), own(), killed()]),
+            "rank 3 on h (pid 7) was killed by SIGKILL; its last line: l3"
+        );
+        assert_eq!(told(&[echo(), silent(), own(), ended()]), "rank 1 on h: m1");
+        assert_eq!(
+            told(&[echo(), silent(), paused()]),
+            "rank 4 on h (pid 7) was stopped for 2 s, and was killed; its last line: l4"
+        );
+        assert_eq!(told(&[echo(), slow(), silent()]), "rank 2 on h (pid 7) exited with status 3: l2");
+        assert_eq!(told(&[echo(), slow()]), "rank 5 on h: m5");
+        assert_eq!(told(&[ended(), echo()]), "rank 0 on h: m0");
+    }
+
+    #[test]
+    fn of_two_alike_the_first_to_end_is_told() {
+        assert!(told(&[end(4, How::Exited(1), None), end(2, How::Exited(1), None)]).starts_with("rank 4 "));
+    }
+
+    #[test]
+    fn what_went_well_is_no_cause() {
+        assert!(root(&[end(0, How::Exited(0), None), end(1, How::Ended, None)], "h").is_none());
+    }
+
+    #[test]
+    fn a_message_that_names_its_rank_does_so_once() {
+        let report = |text: &str| Report::parse(format!("{{\"message\":\"{text}\"}}").as_bytes());
+        let mut end = end(1, How::Exited(1), None);
+        end.report = report("rank 1 on a: gone");
+        assert_eq!(told(&[end]), "rank 1 on a: gone");
+        let mut end = super::tests::end(1, How::Exited(1), None);
+        end.report = report("rank 12 is gone");
+        assert_eq!(told(&[end]), "rank 1 on h: rank 12 is gone");
+    }
+
+    #[test]
+    fn what_is_no_report_is_passed_over() {
+        assert!(Report::parse(b"").is_none());
+        assert!(Report::parse(b"{\"rank\":1").is_none());
+        assert!(Report::parse(b"{\"message\":7}\n[1]\nhello").is_none());
+        assert_eq!(Report::parse(b"{\"message\":\"a\"}\n{\"message\":\"b\"}\ntail").unwrap().message, "b");
+    }
+}

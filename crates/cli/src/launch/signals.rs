@@ -1,0 +1,37 @@
+//! Signals to the launcher, as messages.
+
+use std::io;
+use std::sync::mpsc::{Receiver, channel};
+
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::signal_name;
+
+/// Every SIGCHLD, and every signal that asks the job to end. What was ignored when the launcher started stays ignored:
+/// that is what nohup is for.
+pub fn listen() -> io::Result<Receiver<i32>> {
+    let ignored = ignored();
+    let asked = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
+    let mut signals = Signals::new(asked.chain([SIGCHLD]))?;
+    let (sender, receiver) = channel();
+    let forward = move || signals.forever().try_for_each(|signal| sender.send(signal));
+    std::thread::Builder::new().name("signals".into()).spawn(forward)?;
+    Ok(receiver)
+}
+
+/// One bit for each signal, as the kernel tells it.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// What is told of a job that was asked to end, and its exit status, as shells have it.
+pub fn ending(signal: i32) -> (String, u8) {
+    (format!("ended by {}", name(signal)), u8::try_from(128 + signal).unwrap_or(1))
+}
+
+/// The signal's name.
+pub fn name(signal: i32) -> String {
+    signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
+}
