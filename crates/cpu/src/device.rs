@@ -189,6 +189,12 @@ impl Device for CpuDevice {
         out
     }
 
+    fn regroup(&self, x: &CpuTensor, rows: usize, columns: &[(u32, u32)]) -> Result<CpuTensor, DeviceError> {
+        let mut out = self.alloc(rows, columns.len());
+        elementwise::regroup(&self.exec, x.data(), [rows, x.cols], columns, out.data_mut());
+        Ok(out)
+    }
+
     fn norm(&self, x: &CpuTensor, weight: &CpuTensor, bias: Option<&CpuTensor>, spec: NormSpec) -> CpuTensor {
         assert_eq!(weight.vector().len(), x.cols, "a norm has a weight per column");
         let mut out = self.alloc(x.rows, x.cols);
@@ -254,6 +260,36 @@ impl Device for CpuDevice {
         let mut out = self.alloc(qkv.rows, spec.num_heads * spec.head_dim);
         attention::attention(&self.exec, qkv.data(), kv, &step.sequences, spec, out.data_mut());
         out
+    }
+
+    fn attention_segments(
+        &self,
+        q: &CpuTensor,
+        kv: &CpuKv,
+        step: &CpuStep,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+    ) -> CpuTensor {
+        assert_eq!(q.cols, spec.num_heads * spec.head_dim, "columns of queries");
+        let own = attention::Own::new(kv.spec.share, &step.sequences, spec.window, rows);
+        let mut out = self.alloc(spec.num_heads * own.len(), 2 + spec.head_dim);
+        attention::attention_segments(&self.exec, q.data(), kv, &step.sequences, spec, &own, out.data_mut());
+        out
+    }
+
+    fn merge_segments(
+        &self,
+        parts: &CpuTensor,
+        owners: usize,
+        step: &CpuStep,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+        out: &mut CpuTensor,
+    ) {
+        assert_eq!(out.cols, spec.num_heads * spec.head_dim, "columns of query heads");
+        let range = rows.start * out.cols..rows.end * out.cols;
+        let out = &mut out.data_mut()[range];
+        attention::merge_segments(&self.exec, parts.data(), owners, &step.sequences, spec, rows, out);
     }
 
     fn route(&self, logits: &CpuTensor, spec: RouterSpec) -> CpuRouting {

@@ -3,7 +3,7 @@
 
 use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
 use tensor::{
-    Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvSpec, LogitEdit, MatrixSource,
+    Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvShare, KvSpec, LogitEdit, MatrixSource,
     NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
 };
 
@@ -199,7 +199,13 @@ fn attend(
     let longest = contexts.iter().max().expect("some context") + 2;
     let per_sequence = longest.div_ceil(16);
     let blocks = contexts.len() * per_sequence;
-    let kv_spec = KvSpec { blocks, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim, dtype };
+    let kv_spec = KvSpec {
+        blocks,
+        share: KvShare::WHOLE,
+        num_kv_heads: spec.num_kv_heads,
+        head_dim: spec.head_dim,
+        dtype,
+    };
     let mut kv = dev.alloc_kv(kv_spec);
     // Blocks from the back, so that neighbours in a sequence are not neighbours in memory.
     let table = |s: usize| -> Vec<u32> {
@@ -388,7 +394,13 @@ fn a_nan_harms_nobody_else() {
             softcap: Some(3.0),
             window: None,
         };
-        let mut kv = dev.alloc_kv(KvSpec { blocks: 1, num_kv_heads: 1, head_dim: 250, dtype: DType::BF16 });
+        let mut kv = dev.alloc_kv(KvSpec {
+            blocks: 1,
+            share: KvShare::WHOLE,
+            num_kv_heads: 1,
+            head_dim: 250,
+            dtype: DType::BF16,
+        });
         let sequences = vec![SequenceSpan { rows: 0..4, start: 0, block_table: vec![0] }];
         let step = dev.begin(&StepMeta { tokens: vec![0; 4], sequences, logit_rows: vec![] });
         dev.store_kv(&mut kv, &x, &step, &spec);
@@ -415,7 +427,13 @@ fn a_repeated_step_takes_no_memory_from_the_system() {
         window: None,
     };
     let qkv_weight = pack(&dev, spec.qkv_cols(), 400, 4, DType::BF16);
-    let mut kv = dev.alloc_kv(KvSpec { blocks: 200, num_kv_heads: 5, head_dim: 80, dtype: DType::BF16 });
+    let mut kv = dev.alloc_kv(KvSpec {
+        blocks: 200,
+        share: KvShare::WHOLE,
+        num_kv_heads: 5,
+        head_dim: 80,
+        dtype: DType::BF16,
+    });
     let mut step = |rows: usize, start: usize| {
         let sequences = vec![SequenceSpan { rows: 0..rows, start, block_table: (0..200).collect() }];
         let step = dev.begin(&StepMeta { tokens: vec![0; rows], sequences, logit_rows: vec![] });

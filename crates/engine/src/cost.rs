@@ -25,7 +25,13 @@ pub fn cost_of_step(
     let mut kv = KvCache::new(&dev, layout, stage, rank, blocks, kv_dtype);
     dev.reset();
     let pipeline = Pipeline::new(&group, (!stage.is_first()).then_some(0), (!stage.is_last()).then_some(0));
-    if let Some(hidden) = decoder.forward_stage(Rank::new(&dev, &group), &pipeline, meta, &mut kv)? {
+    let share = layout.kv_share(rank);
+    let context = ShapeGroup::new(share.owner, share.owners, |_| {});
+    let rank = match share.owners {
+        1 => Rank::new(&dev, &group),
+        _ => Rank::new(&dev, &group).in_context(&context),
+    };
+    if let Some(hidden) = decoder.forward_stage(rank, &pipeline, meta, &mut kv)? {
         decoder.logits(&dev, &hidden);
     }
     Ok(dev.report())

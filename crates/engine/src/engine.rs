@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use checkpoint::WeightSource;
 use job::Job;
 use model::parallel::even_rows;
-use model::{Layout, ModelConfig, bytes_per_token, check_tokens};
+use model::{ModelConfig, bytes_per_token, check_tokens};
 use tensor::{DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
 use crate::call::Call;
@@ -235,7 +235,8 @@ impl Engine {
             logit_rows: vec![tokens as u32 - 1],
         };
         let cost = |sequence_parallel| -> Result<OpCost, EngineError> {
-            let layout = Layout { sequence_parallel, ..self.plan.layout.clone() };
+            let mut layout = self.plan.layout.clone();
+            layout.sequence_parallel = sequence_parallel;
             let cost = cost_of_step(&layout, &self.plan.stages[0], 0, self.dtype, self.kv_dtype, &meta)?;
             let mut sum = OpCost::default();
             ["norm", "add"].iter().filter_map(|op| cost.ops.get(op)).for_each(|op| sum += *op);

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use scheduler::{Batch, Request, Scheduler, SchedulerConfig};
+use scheduler::{Batch, ContextParallel, Request, Scheduler, SchedulerConfig};
 use serde::{Deserialize, Serialize};
 use tensor::{KV_BLOCK, SequenceSpan, StepMeta};
 
@@ -88,6 +88,7 @@ impl Replica {
     pub fn prepare(&mut self, prepare: Prepare) {
         assert!(self.is_idle(), "a replica at work is not set up anew");
         let config = SchedulerConfig {
+            context: ContextParallel::OFF,
             num_blocks: prepare.blocks_per_lane,
             block_size: KV_BLOCK,
             max_num_seqs: prepare.max_num_seqs.div_ceil(prepare.lanes),

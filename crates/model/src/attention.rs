@@ -4,7 +4,7 @@ use crate::ModelError;
 use crate::architecture::Qkv;
 use crate::loader::Loader;
 use crate::norm::Norm;
-use crate::parallel::{ColumnParallelLinear, Module, Rank, RowParallelLinear};
+use crate::parallel::{ColumnParallelLinear, ContextAttention, Module, Rank, RowParallelLinear};
 use crate::step::StepContext;
 
 /// Attention with grouped query heads over a paged KV cache.
@@ -14,6 +14,7 @@ pub struct Attention<D: Device> {
     o: RowParallelLinear<D>,
     rope: Option<usize>,
     spec: AttentionSpec,
+    context: ContextAttention,
 }
 
 impl<D: Device> Attention<D> {
@@ -35,6 +36,7 @@ impl<D: Device> Attention<D> {
             o: RowParallelLinear::load(loader, Module::O, layer, form.down, &loader.layout.split.heads)?,
             rope: config.layers[layer].rope,
             spec: loader.layout.attention(layer, loader.rank),
+            context: ContextAttention::new(loader.layout, layer, loader.rank),
         })
     }
 
@@ -57,7 +59,7 @@ impl<D: Device> Attention<D> {
             dev.rope(&mut qkv, heads, &step.rope_tables[rope]);
         }
         dev.store_kv(kv, &qkv, &step.device, spec);
-        let mixed = dev.attention(&qkv, kv, &step.device, spec);
+        let mixed = self.context.forward(rank, &qkv, kv, step)?;
         self.o.forward(rank, &mixed)
     }
 }

@@ -9,16 +9,20 @@ pub struct KvCache<D: Device> {
 }
 
 impl<D: Device> KvCache<D> {
-    /// A cache of `blocks` blocks on this rank.
+    /// This rank's part of a cache of `blocks` blocks: all of them, or what its context group leaves to it.
     pub fn new(dev: &D, layout: &Layout, stage: &Stage, rank: usize, blocks: usize, dtype: DType) -> Self {
+        let share = layout.kv_share(rank);
+        let blocks = blocks.div_ceil(share.owners);
         let spec = |layer| KvSpec {
             blocks,
+            share,
             num_kv_heads: layout.attention(layer, rank).num_kv_heads,
             head_dim: layout.config.head_dim,
             dtype,
         };
         let layers = stage.layers.clone().map(|layer| dev.alloc_kv(spec(layer))).collect();
-        let bytes = bytes_per_token(layout, stage, rank, dtype) * (blocks * tensor::KV_BLOCK) as u64;
+        let per_token = replicated_bytes_per_token(layout, stage, rank, dtype);
+        let bytes = per_token * (blocks * tensor::KV_BLOCK) as u64;
         KvCache { layers, bytes }
     }
 
@@ -28,8 +32,13 @@ impl<D: Device> KvCache<D> {
     }
 }
 
-/// Bytes that one token's keys and values take on a rank of a stage.
+/// Bytes that one token's keys and values take on a rank of a stage, on average if its context group shares them.
 pub fn bytes_per_token(layout: &Layout, stage: &Stage, rank: usize, dtype: DType) -> u64 {
+    replicated_bytes_per_token(layout, stage, rank, dtype).div_ceil(layout.context_parallel() as u64)
+}
+
+/// What [`bytes_per_token`] is, or would be, where every rank has all positions of its KV heads.
+pub fn replicated_bytes_per_token(layout: &Layout, stage: &Stage, rank: usize, dtype: DType) -> u64 {
     let heads: usize = stage.layers.clone().map(|layer| layout.attention(layer, rank).num_kv_heads).sum();
     (2 * heads * layout.config.head_dim * dtype.bytes()) as u64
 }

@@ -17,7 +17,7 @@ pub mod tp_plan;
 pub use config::ModelConfig;
 pub use decoder::Decoder;
 pub use error::ModelError;
-pub use kv_cache::{KvCache, bytes_per_token};
+pub use kv_cache::{KvCache, bytes_per_token, replicated_bytes_per_token};
 pub use loader::{LoadStats, Loader};
 pub use parallel::{Layout, Logits, Pipeline, Rank, Stage};
 pub use step::check_tokens;

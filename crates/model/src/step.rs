@@ -4,19 +4,21 @@ use crate::ModelError;
 use crate::config::ModelConfig;
 
 /// What every layer of a step reads.
-pub struct StepContext<D: Device> {
+pub struct StepContext<'a, D: Device> {
+    /// The step.
+    pub meta: &'a StepMeta,
     /// Positions and block tables on the device.
     pub device: D::Step,
     /// Cosines and sines, one table per rope of the model.
     pub rope_tables: Vec<D::Tensor>,
 }
 
-impl<D: Device> StepContext<D> {
+impl<'a, D: Device> StepContext<'a, D> {
     /// Brings a step to the device.
-    pub fn new(dev: &D, config: &ModelConfig, meta: &StepMeta) -> Self {
+    pub fn new(dev: &D, config: &ModelConfig, meta: &'a StepMeta) -> Self {
         let device = dev.begin(meta);
         let rope_tables = config.ropes.iter().map(|rope| dev.rope_table(&device, rope)).collect();
-        StepContext { device, rope_tables }
+        StepContext { meta, device, rope_tables }
     }
 }
 

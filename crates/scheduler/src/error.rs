@@ -22,7 +22,7 @@ pub enum SchedulerError {
     /// It would not fit if it were alone.
     #[error(
         "request {id}: {prompt_tokens} prompt tokens and max_tokens {max_tokens} do not fit in the KV cache, which \
-         holds {capacity} tokens ({num_blocks} blocks of {block_size})"
+         holds {capacity} tokens of one request ({num_blocks} blocks of {block_size})"
     )]
     TooLong {
         /// The request.
@@ -31,7 +31,7 @@ pub enum SchedulerError {
         prompt_tokens: usize,
         /// The most tokens it wants sampled.
         max_tokens: usize,
-        /// Tokens that all blocks together hold.
+        /// Tokens of the longest request that fits.
         capacity: usize,
         /// Blocks of the cache.
         num_blocks: usize,

@@ -12,16 +12,34 @@ impl Scheduler {
     }
 
     fn check_blocks(&self) {
-        let free = self.blocks.free().len();
-        let used: usize = self.running.iter().map(|s| s.table.blocks.len()).sum();
-        assert_eq!(free + used, self.blocks.num_blocks(), "free and used blocks are all blocks");
-        let promised: usize = self.running.iter().map(|s| s.table.promised).sum();
-        assert_eq!(promised, self.blocks.promised(), "every promise was made to a running sequence");
-        assert!(promised <= free, "{promised} blocks are promised, but only {free} are free");
-
+        let context = self.blocks.context();
+        for (owner, free) in self.blocks.free().iter().enumerate() {
+            let is_own = |&&block: &&u32| context.owner(block) == owner;
+            assert!(free.iter().all(|block| is_own(&block)), "owner {owner} has another's blocks");
+            let used = self.running.iter().flat_map(|s| &s.table.blocks).filter(is_own).count();
+            let all = context.blocks_of(owner, self.blocks.num_blocks());
+            assert_eq!(free.len() + used, all, "free and used blocks are all blocks of owner {owner}");
+            let promised = self.running.iter().flat_map(|s| self.blocks.promised_of(&s.table));
+            let promised: usize = promised.filter(|p| p.0 == owner).map(|p| p.1).sum();
+            let noted = self.blocks.promised()[owner];
+            assert_eq!(promised, noted, "every promise of owner {owner} was made to a running sequence");
+            assert!(
+                promised <= free.len(),
+                "{promised} blocks are promised, but only {} are free",
+                free.len()
+            );
+        }
+        for table in self.running.iter().map(|s| &s.table) {
+            let promised: usize = self.blocks.promised_of(table).iter().map(|p| p.1).sum();
+            assert_eq!(promised, table.promised, "what is promised is promised by owners");
+            for (i, &block) in table.blocks.iter().enumerate() {
+                let owner = self.blocks.owner(table, i);
+                assert_eq!(context.owner(block), owner, "all blocks of a segment are with one owner");
+            }
+        }
         let mut has_holder = vec![false; self.blocks.num_blocks()];
         let held = self.running.iter().flat_map(|s| &s.table.blocks);
-        for &block in self.blocks.free().iter().chain(held) {
+        for &block in self.blocks.free().iter().flatten().chain(held) {
             assert!(!has_holder[block as usize], "block {block} has two holders");
             has_holder[block as usize] = true;
         }

@@ -15,8 +15,9 @@
 //! A step is three lines of the engine:
 //!
 //! ```
-//! # use scheduler::{Request, Scheduler, SchedulerConfig};
-//! # let config = SchedulerConfig { num_blocks: 8, block_size: 16, max_num_seqs: 4, max_num_batched_tokens: 64 };
+//! # use scheduler::{ContextParallel, Request, Scheduler, SchedulerConfig};
+//! # let context = ContextParallel::OFF;
+//! # let config = SchedulerConfig { num_blocks: 8, block_size: 16, max_num_seqs: 4, max_num_batched_tokens: 64, context };
 //! # let run = |batch: &scheduler::Batch| {
 //! #     let sampled = batch.items.iter().filter(|i| i.samples);
 //! #     sampled.map(|i| (i.id, 0u32, false)).collect::<Vec<_>>()
@@ -33,12 +34,15 @@
 //!
 //! What holds after every call (asserted in debug builds):
 //! - A block is free or has exactly one holder.
-//! - The blocks that running sequences may still ask for are free: who is admitted finishes.
+//! - The blocks that running sequences may still ask for are free, at the owners that will give them: who is admitted
+//!   finishes.
+//! - All blocks of a segment have one owner.
 //! - At most one running sequence is still in its prompt, so a step has room for a token of everyone and every
 //!   running sequence gets further in every step.
 
 mod batch;
 mod block_manager;
+mod context;
 mod error;
 mod invariants;
 mod request;
@@ -46,6 +50,7 @@ mod scheduler;
 mod sequence;
 
 pub use batch::{Batch, BatchItem};
+pub use context::ContextParallel;
 pub use error::SchedulerError;
 pub use request::Request;
 pub use scheduler::{Scheduler, SchedulerConfig};

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::batch::{Batch, BatchItem};
 use crate::block_manager::BlockManager;
+use crate::context::ContextParallel;
 use crate::error::SchedulerError;
 use crate::request::Request;
 use crate::sequence::Sequence;
@@ -18,6 +19,8 @@ pub struct SchedulerConfig {
     pub max_num_seqs: usize,
     /// The most tokens of one step; at least one.
     pub max_num_batched_tokens: usize,
+    /// Who holds which blocks.
+    pub context: ContextParallel,
 }
 
 /// Decides what each step runs. See the crate's page for the states of a request.
@@ -41,14 +44,14 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.max_num_seqs > 0, "max_num_seqs must be at least 1");
         assert!(config.max_num_batched_tokens > 0, "max_num_batched_tokens must be at least 1");
-        let blocks = BlockManager::new(config.num_blocks, config.block_size);
+        let blocks = BlockManager::new(config.num_blocks, config.block_size, config.context);
         Scheduler { config, waiting: VecDeque::new(), running: Vec::new(), blocks, in_flight: false }
     }
 
     /// Puts a request behind those that wait.
     ///
     /// # Errors
-    /// It is empty, it is longer than the whole KV cache, or its id is taken.
+    /// It is empty, it does not fit in the whole KV cache, or its id is taken.
     pub fn add(&mut self, request: Request) -> Result<(), SchedulerError> {
         let Request { id, ref prompt, max_tokens } = request;
         if prompt.is_empty() {
@@ -193,7 +196,7 @@ impl Scheduler {
 
     /// Blocks that nobody holds.
     pub fn num_free_blocks(&self) -> usize {
-        self.blocks.free().len()
+        self.blocks.free().iter().map(Vec::len).sum()
     }
 }
 

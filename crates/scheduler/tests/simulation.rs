@@ -6,7 +6,7 @@ mod pretended_model;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pretended_model::{Model, Random, alone};
-use scheduler::{Batch, Request, Scheduler, SchedulerConfig};
+use scheduler::{Batch, ContextParallel, Request, Scheduler, SchedulerConfig};
 
 const WORKLOADS: u64 = 10_000;
 
@@ -22,6 +22,7 @@ fn every_request_ends_with_exactly_the_tokens_it_gets_alone() {
         seen.mixed_steps > 1000 && seen.chunked_prompts > 1000 && seen.waits_for_blocks > 1000,
         "{seen:?}"
     );
+    assert!(seen.spread_sequences > 1000, "{seen:?}");
     assert!(seen.stops > 1000 && seen.lengths > 1000 && seen.aborts_in_flight > 100, "{seen:?}");
 }
 
@@ -45,6 +46,8 @@ struct Seen {
     stops: u64,
     lengths: u64,
     aborts_in_flight: u64,
+    /// Whose segments several owners hold.
+    spread_sequences: u64,
 }
 
 struct Simulation {
@@ -71,14 +74,18 @@ impl Simulation {
             block_size: [1, 2, 3, 16][random.between(0, 3)],
             max_num_seqs: random.between(1, 8),
             max_num_batched_tokens: random.between(1, 40),
+            context: match random.between(0, 4) {
+                0 | 1 => ContextParallel::OFF,
+                ranks => ContextParallel { ranks, segment_blocks: random.between(1, 5) },
+            },
         };
-        let capacity = config.num_blocks * config.block_size;
         let mut to_come = Vec::new();
         for id in (0..random.between(1, 20) as u64).rev() {
             let prompt_len = random.between(1, 60);
             let prompt = (0..prompt_len).map(|_| random.next() as u32 % 1000).collect();
             let request = Request { id, prompt, max_tokens: random.between(1, 30) };
-            if prompt_len + request.max_tokens <= capacity {
+            let blocks = (prompt_len + request.max_tokens).div_ceil(config.block_size);
+            if config.context.blocks_that_fit(blocks) <= config.num_blocks {
                 to_come.push(request);
             }
         }
@@ -159,6 +166,15 @@ impl Simulation {
         seen.mixed_steps += u64::from(decoding > 0 && decoding < batch.items.len());
         seen.chunked_prompts += batch.items.iter().filter(|item| !item.samples).count() as u64;
         self.started.extend(batch.items.iter().filter(|item| item.start == 0).map(|item| item.id));
+        for item in &batch.items {
+            let ContextParallel { ranks, segment_blocks } = self.config.context;
+            for segment in item.block_table.chunks(segment_blocks) {
+                let owner = |block: &u32| *block as usize % ranks;
+                assert!(segment.iter().all(|b| owner(b) == owner(&segment[0])), "a segment has one owner");
+            }
+            let first = item.block_table.chunks(segment_blocks).map(|segment| segment[0] as usize % ranks);
+            seen.spread_sequences += u64::from(first.collect::<BTreeSet<_>>().len() > 1);
+        }
         let has_room = batch.items.len() < self.config.max_num_seqs
             && batch.num_tokens() < self.config.max_num_batched_tokens;
         seen.waits_for_blocks += u64::from(has_room && self.scheduler.num_waiting() > 0);

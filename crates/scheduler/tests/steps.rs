@@ -1,9 +1,15 @@
 //! What single steps look like.
 
-use scheduler::{Batch, Request, Scheduler, SchedulerConfig, SchedulerError};
+use scheduler::{Batch, ContextParallel, Request, Scheduler, SchedulerConfig, SchedulerError};
 
 fn config() -> SchedulerConfig {
-    SchedulerConfig { num_blocks: 8, block_size: 16, max_num_seqs: 4, max_num_batched_tokens: 10 }
+    SchedulerConfig {
+        num_blocks: 8,
+        block_size: 16,
+        max_num_seqs: 4,
+        max_num_batched_tokens: 10,
+        context: ContextParallel::OFF,
+    }
 }
 
 fn request(id: u64, prompt_tokens: u32, max_tokens: usize) -> Request {
@@ -47,6 +53,23 @@ fn blocks_are_taken_as_positions_grow() {
     let blocks = [free_after(), free_after(), free_after(), free_after(), free_after()];
     // 10 positions, 15, 16, 17, 18.
     assert_eq!(blocks, [7, 7, 7, 6, 6]);
+}
+
+#[test]
+fn blocks_say_who_holds_them_and_segments_are_not_torn() {
+    let context = ContextParallel { ranks: 2, segment_blocks: 2 };
+    let mut scheduler = Scheduler::new(SchedulerConfig { max_num_batched_tokens: 128, context, ..config() });
+    // Each owner has room for two segments of 32 positions.
+    let error = scheduler.add(request(1, 100, 29)).expect_err("129 tokens");
+    assert!(error.to_string().contains("holds 128 tokens of one request"), "{error}");
+    scheduler.add(request(1, 70, 2)).expect("two segments and a block");
+    scheduler.add(request(2, 17, 1)).expect("a segment");
+    scheduler.add(request(3, 16, 1)).expect("fits alone");
+    let batch = scheduler.schedule().expect("there is work");
+    let owners = |item: usize| -> Vec<u32> { batch.items[item].block_table.iter().map(|b| b % 2).collect() };
+    assert_eq!((owners(0), owners(1)), (vec![0, 0, 1, 1, 0], vec![1, 1]));
+    assert_eq!(batch.items.len(), 2, "3 needs two blocks, one is free");
+    assert_eq!(scheduler.num_free_blocks(), 1);
 }
 
 #[test]
@@ -103,7 +126,7 @@ fn what_cannot_run_is_refused_with_its_numbers() {
     let error = scheduler.add(request(3, 100, 29)).expect_err("129 tokens");
     assert_eq!(
         error.to_string(),
-        "request 3: 100 prompt tokens and max_tokens 29 do not fit in the KV cache, which holds 128 tokens (8 blocks of 16)"
+        "request 3: 100 prompt tokens and max_tokens 29 do not fit in the KV cache, which holds 128 tokens of one request (8 blocks of 16)"
     );
     assert!(scheduler.add(request(3, 1, usize::MAX)).is_err());
 }

@@ -123,7 +123,7 @@ impl Cost {
 mod tests {
     use super::*;
     use crate::shapes::step;
-    use crate::{AttentionSpec, DType, Device, KvSpec, MatrixSource, ReductionTree, RouterSpec};
+    use crate::{AttentionSpec, DType, Device, KvShare, KvSpec, MatrixSource, ReductionTree, RouterSpec};
     use std::ops::Range;
 
     /// A weight that must not be read.
@@ -175,7 +175,13 @@ mod tests {
             softcap: None,
             window: None,
         };
-        let kv = cost.alloc_kv(KvSpec { blocks: 20, num_kv_heads: 2, head_dim: 8, dtype: DType::F16 });
+        let kv = cost.alloc_kv(KvSpec {
+            blocks: 20,
+            share: KvShare::WHOLE,
+            num_kv_heads: 2,
+            head_dim: 8,
+            dtype: DType::F16,
+        });
         let step = cost.begin(&step(&[[100, 1], [10, 3]]));
         let qkv = cost.alloc(4, spec.qkv_cols());
         cost.attention(&qkv, &kv, &step, &spec);
@@ -186,6 +192,40 @@ mod tests {
         let counted = only(&cost);
         assert_eq!(counted.flops, 4 * 8 * 4 * (4 * 8 + 10));
         assert_eq!(counted.kv_bytes, (8 + 10) * 2 * 2 * 8 * 2);
+    }
+
+    #[test]
+    fn owners_of_a_shared_cache_do_together_what_one_would() {
+        let cost = Cost::new();
+        let spec = AttentionSpec {
+            num_heads: 4,
+            num_kv_heads: 1,
+            group: 4,
+            first_in_group: 0,
+            head_dim: 8,
+            scale: 1.0,
+            softcap: None,
+            window: Some(1500),
+        };
+        let mut step = step(&[[3000, 2], [10, 3]]);
+        let (even, odd): (Vec<u32>, Vec<u32>) = (0..400).partition(|block| block % 2 == 0);
+        step.sequences[0].block_table = [&even[..64], &odd[..64], &even[64..188 - 64]].concat();
+        step.sequences[1].block_table = vec![399];
+        let step = cost.begin(&step);
+        let whole =
+            KvSpec { blocks: 400, share: KvShare::WHOLE, num_kv_heads: 1, head_dim: 8, dtype: DType::F16 };
+        cost.attention(&cost.alloc(5, spec.qkv_cols()), &whole, &step, &spec);
+        let one = only(&cost);
+        let (mut flops, mut kv_bytes) = (0, 0);
+        for owner in 0..2 {
+            let kv = KvSpec { blocks: 200, share: KvShare { owners: 2, owner }, ..whole };
+            let part = cost.attention_segments(&cost.alloc(5, 4 * 8), &kv, &step, &spec, 0..5);
+            assert_eq!(cost.shape(&part), [4 * [2, 2 + 3][owner], 2 + 8]);
+            let counted = only(&cost);
+            flops += counted.flops;
+            kv_bytes += counted.kv_bytes;
+        }
+        assert_eq!((flops, kv_bytes), (one.flops, one.kv_bytes));
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::{DType, MatrixSource, Program, StepMeta};
+use crate::{AttentionSpec, DType, KvSpec, MatrixSource, Program, StepMeta};
 
 /// The function between the two halves of a feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,65 +62,6 @@ pub struct RopeSpec {
     /// One inverse frequency per rotated pair. Pair `i` is columns `i` and `i + inv_freq.len()` of a head;
     /// columns from `2 · inv_freq.len()` on stay as they are.
     pub inv_freq: Vec<f32>,
-}
-
-/// One layer's KV cache on one rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvSpec {
-    /// Number of blocks of [`crate::KV_BLOCK`] positions.
-    pub blocks: usize,
-    /// KV heads that this rank holds.
-    pub num_kv_heads: usize,
-    /// Elements of one head.
-    pub head_dim: usize,
-    /// Stored type. Rounded to nearest, ties to even, when written.
-    pub dtype: DType,
-}
-
-/// Attention of one layer on one rank, over a matrix whose columns are `[q heads | k heads | v heads]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionSpec {
-    /// Query heads on this rank.
-    pub num_heads: usize,
-    /// KV heads on this rank.
-    pub num_kv_heads: usize,
-    /// Query heads that share one KV head, in the whole model.
-    pub group: usize,
-    /// Place of this rank's first query head inside its group: local query head `h` reads local KV head
-    /// `(h + first_in_group) / group`.
-    pub first_in_group: usize,
-    /// Elements of one head.
-    pub head_dim: usize,
-    /// Scores are `(q · k) · scale`.
-    pub scale: f32,
-    /// `Some(c)`: scores become `c · tanh(score / c)`.
-    pub softcap: Option<f32>,
-    /// `Some(w)`: position `i` sees positions `j` with `i − w < j ≤ i`.
-    pub window: Option<usize>,
-}
-
-impl AttentionSpec {
-    /// The query heads' columns.
-    pub fn q(&self) -> HeadSpan {
-        HeadSpan { first_col: 0, heads: self.num_heads, head_dim: self.head_dim }
-    }
-    /// The key heads' columns.
-    pub fn k(&self) -> HeadSpan {
-        HeadSpan {
-            first_col: self.num_heads * self.head_dim,
-            heads: self.num_kv_heads,
-            head_dim: self.head_dim,
-        }
-    }
-    /// The value heads' columns.
-    pub fn v(&self) -> HeadSpan {
-        let first_col = (self.num_heads + self.num_kv_heads) * self.head_dim;
-        HeadSpan { first_col, heads: self.num_kv_heads, head_dim: self.head_dim }
-    }
-    /// Columns of the matrix that [`Device::attention`] reads.
-    pub fn qkv_cols(&self) -> usize {
-        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-    }
 }
 
 /// How a mixture of experts chooses.
@@ -306,8 +247,8 @@ pub trait Device {
 
     // ---- attention ----
 
-    /// Writes the keys and values of every row to its position's block, rounded to the cache's type.
-    /// `qkv [t, qkv_cols]`
+    /// Writes the keys and values of every row to its position's block, rounded to the cache's type; rows whose block
+    /// is another rank's ([`KvSpec::share`]) are passed over. `qkv [t, qkv_cols]`
     fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec);
     /// Attention of every row over its sequence's cached positions, itself included (rule 4):
     /// scores by FMA over head_dim ascending, `· scale`, soft cap; positions in tiles of 64 at absolute
@@ -316,7 +257,7 @@ pub trait Device {
     /// then by halves; `l = fma(l, c, sum)`; `o = o · c`, then `o = fma(weight, v, o)` by position, ascending.
     /// Segments of 1,024 positions each start from the first seen tile of their own (m = −∞, l = +0, o = +0,
     /// c = 0 for it) and merge ascending: `m = max(m1, m2)`, `l = fma(l1, e^(m1−m), l2 · e^(m2−m))`, o likewise.
-    /// The result is `o / l`.
+    /// The result is `o / l`. All blocks that are seen must be here.
     ///
     /// # Shapes
     /// `qkv [t, qkv_cols]` → `[t, num_heads · head_dim]`
@@ -327,6 +268,37 @@ pub trait Device {
         step: &Self::Step,
         spec: &AttentionSpec,
     ) -> Self::Tensor;
+    /// [`Device::attention`] of some rows up to the merge, over the segments that are here ([`KvSpec::share`]): for
+    /// every query head, for every row, for every segment here of which the row sees a position, ascending, one row
+    /// `[m, l, o]`. All blocks of a segment have one owner.
+    ///
+    /// # Shapes
+    /// `q [t, num_heads · head_dim]` → `[num_heads · s, 2 + head_dim]`, with `s` what [`crate::seen_segments`] gives
+    /// of `rows` here
+    fn attention_segments(
+        &self,
+        q: &Self::Tensor,
+        kv: &Self::Kv,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+    ) -> Self::Tensor;
+    /// Merges what all owners' [`Device::attention_segments`] gave for these query heads and `rows`, one owner's after
+    /// the other's: starts from the first segment that a row sees as it is, merges those that follow as
+    /// [`Device::attention`] does, and writes `o / l` to `rows` of `out`.
+    ///
+    /// # Shapes
+    /// `parts [num_heads · s, 2 + head_dim]`, with `s` what [`crate::seen_segments`] gives of `rows`;
+    /// `out [t, num_heads · head_dim]`
+    fn merge_segments(
+        &self,
+        parts: &Self::Tensor,
+        owners: usize,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+        out: &mut Self::Tensor,
+    );
 
     // ---- experts ----
 

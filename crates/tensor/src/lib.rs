@@ -4,6 +4,7 @@
 //! The arithmetic is fixed by NUMERICS.md; this crate holds its definitions, the other crates its
 //! fast implementations.
 
+mod attention;
 pub mod conformance;
 pub mod cost;
 mod device;
@@ -18,10 +19,11 @@ mod timed;
 mod trace;
 mod tree;
 
+pub use attention::{AttentionSpec, KvShare, KvSpec, SEGMENT, SeenSegment, seen_segments};
 pub use cost::{Cost, CostCounter, CostReport, OpCost};
 pub use device::{
-    Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, NormKind,
-    NormSpec, RopeSpec, RouterSpec,
+    Activation, Device, DeviceError, HeadSpan, HostDevice, LogitEdit, NormKind, NormSpec, RopeSpec,
+    RouterSpec,
 };
 pub use dtype::DType;
 pub use reference::{

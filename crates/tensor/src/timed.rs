@@ -136,6 +136,27 @@ impl<D: Device> Device for Timed<D> {
     ) -> Self::Tensor {
         self.time("attention", || self.inner.attention(qkv, kv, step, spec))
     }
+    fn attention_segments(
+        &self,
+        q: &Self::Tensor,
+        kv: &Self::Kv,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+    ) -> Self::Tensor {
+        self.time("attention_segments", || self.inner.attention_segments(q, kv, step, spec, rows))
+    }
+    fn merge_segments(
+        &self,
+        parts: &Self::Tensor,
+        owners: usize,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+        out: &mut Self::Tensor,
+    ) {
+        self.time("merge_segments", || self.inner.merge_segments(parts, owners, step, spec, rows, out));
+    }
     fn route(&self, logits: &Self::Tensor, spec: RouterSpec) -> Self::Routing {
         self.time("route", || self.inner.route(logits, spec))
     }

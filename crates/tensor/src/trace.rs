@@ -84,9 +84,19 @@ mod tests {
         let table = of(dev.rope_table(&step, &RopeSpec { inv_freq: vec![1.0, 0.5] }));
         dev.head_norm(&mut qkv, ATTENTION.k(), &ones(dev, 16), from_one);
         dev.rope(&mut qkv, ATTENTION.q(), &table);
-        let mut kv = dev.alloc_kv(KvSpec { blocks: 4, num_kv_heads: 2, head_dim: 16, dtype: DType::F16 });
+        let mut kv = dev.alloc_kv(KvSpec {
+            blocks: 4,
+            share: KvShare::WHOLE,
+            num_kv_heads: 2,
+            head_dim: 16,
+            dtype: DType::F16,
+        });
         dev.store_kv(&mut kv, &qkv, &step, &ATTENTION);
         let o = of(dev.attention(&qkv, &kv, &step, &ATTENTION));
+        let q = of(dev.gather_cols(&qkv, 0..48));
+        let parts = of(dev.attention_segments(&q, &kv, &step, &ATTENTION, 1..3));
+        let mut merged = of(dev.alloc(3, 48));
+        dev.merge_segments(&parts, 1, &step, &ATTENTION, 1..3, &mut merged);
         let o_proj = ReductionTree::over_heads(6, 16).program(2..5);
         let nodes = of(dev.linear_tree(&o, &weight(dev, 64, 48), &o_proj));
         let sum = of(dev.gather_rows(&nodes, &[0, 1, 2]));
@@ -133,6 +143,9 @@ mod tests {
         rope 3 heads of 16 from column 0 of [3, 112], 2 pairs
         store_kv 3 rows, 2 heads of 16, f16
         attention heads 3/2 of 16, first in group 1 of 2, window 8, softcap 50 -> [3, 48]
+        gather_cols [3, 112], columns 0..48 -> [3, 48]
+        attention_segments heads 3/2 of 16, first in group 1 of 2, window 8, softcap 50, owner 0 of 1, rows 1..3 -> [6, 18]
+        merge_segments [6, 18] of 1 owners -> rows 1..3 of [3, 48]
         linear_tree [3, 48] x bf16 [64, 48], 3 nodes -> [9, 64]
         gather_rows [9, 64] -> [3, 64]
         add [3, 64] + [3, 64]
@@ -181,7 +194,13 @@ mod tests {
     fn query_heads_need_their_kv_heads() {
         let trace = Trace::new();
         let spec = AttentionSpec { num_kv_heads: 1, ..ATTENTION };
-        let kv = trace.alloc_kv(KvSpec { blocks: 1, num_kv_heads: 1, head_dim: 16, dtype: DType::F32 });
+        let kv = trace.alloc_kv(KvSpec {
+            blocks: 1,
+            share: KvShare::WHOLE,
+            num_kv_heads: 1,
+            head_dim: 16,
+            dtype: DType::F32,
+        });
         trace.attention(&trace.alloc(1, spec.qkv_cols()), &kv, &trace.begin(&step(&[[0, 1]])), &spec);
     }
 }

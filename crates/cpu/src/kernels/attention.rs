@@ -5,13 +5,16 @@
 //! added row by row with lanes over head_dim. Queries that see the same positions share what is loaded.
 
 mod products;
+mod segments;
 mod state;
 mod walk;
+
+pub(crate) use self::segments::{Own, attention_segments, merge_segments};
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use tensor::{AttentionSpec, KV_BLOCK, SequenceSpan};
+use tensor::{AttentionSpec, KV_BLOCK, KvShare, SEGMENT, SequenceSpan};
 
 use self::state::{Merge, Scratch, State};
 use self::walk::Run;
@@ -22,8 +25,6 @@ use crate::simd::with_element;
 
 /// Positions after which the running maximum and sum are updated.
 const TILE: usize = 64;
-/// Positions after which a new running maximum and sum begin.
-const SEGMENT: usize = 1024;
 const BLOCKS: usize = TILE / KV_BLOCK;
 /// Queries of an item, if the heads of one row are not more.
 const QUERIES: usize = 24;
@@ -40,7 +41,9 @@ struct Item {
 /// What all items share.
 #[derive(Clone, Copy)]
 struct Job<'a> {
-    qkv: &'a [f32],
+    /// Rows of `q_cols`, which begin with the query heads.
+    q: &'a [f32],
+    q_cols: usize,
     kv: &'a CpuKv,
     sequences: &'a [SequenceSpan],
     spec: &'a AttentionSpec,
@@ -55,69 +58,46 @@ pub(crate) fn attention(
     spec: &AttentionSpec,
     out: &mut [f32],
 ) {
-    let isa = exec.isa;
     if out.is_empty() {
         return;
     }
-    assert_eq!(
-        (spec.num_kv_heads, spec.head_dim),
-        (kv.spec.num_kv_heads, kv.spec.head_dim),
-        "the cache's heads"
-    );
-    let job = Job { qkv, kv, sequences, spec };
-    let threads = exec.pool.threads();
-    let mut items = job.items(QUERIES);
+    assert!(kv.spec.share == KvShare::WHOLE, "all blocks are here");
+    let rows = 0..sequences.last().map_or(0, |s| s.rows.end);
+    let job = Job::new(qkv, spec.qkv_cols(), kv, sequences, spec);
+    let (threads, isa) = (exec.pool.threads(), exec.isa);
+    let mut items = job.items(QUERIES, rows);
     let split = items.len() < 2 * threads && items.iter().any(|item| item.segments.len() > 1);
     if split {
         items = items.iter().flat_map(Item::by_segment).collect();
     }
     // The last rows of a sequence see the most: they come first.
     items.reverse();
-    let most = items.iter().map(|item| job.queries(item)).max().unwrap_or(0);
-    let scratch_len = Scratch::len(most, spec.head_dim);
-    let mut memory = exec.scratch::<f32>(threads * scratch_len);
-    let memory = Disjoint::new(memory.as_mut_slice());
-    let scratch_of = |thread: usize| {
-        // SAFETY: each thread asks for its own, once per item.
-        Scratch::new(
-            unsafe { memory.part(thread * scratch_len..(thread + 1) * scratch_len) },
-            most,
-            spec.head_dim,
-        )
-    };
+    let most = job.most_queries(&items);
     let out = Disjoint::new(out);
-    let parts = if job.cost() < 1 << 15 { 1 } else { threads };
-    let run = |item: &Item, scratch: &mut Scratch<'_>| {
-        with_element!(kv.spec.dtype, E => isa.run(Run::<E> { job, item, scratch, of: PhantomData }));
-    };
     if !split {
-        return exec.pool.take_turns(items.len(), parts, |item, thread| {
-            let mut scratch = scratch_of(thread);
-            run(&items[item], &mut scratch);
-            // SAFETY: each item has rows and heads of its own.
-            unsafe { job.finish(&items[item], &mut scratch.total, &out) };
-        });
+        // SAFETY: each item has rows and heads of its own.
+        return job.run(exec, &items, most, |item, total| unsafe { job.finish(&items[item], total, &out) });
     }
     let state_len = State::len(most, spec.head_dim);
-    let mut partial = exec.scratch::<f32>(items.len() * state_len);
-    let partial = Disjoint::new(partial.as_mut_slice());
+    let mut memory = exec.scratch::<f32>((items.len() + threads) * state_len);
+    let (partial, totals) = memory.as_mut_slice().split_at_mut(items.len() * state_len);
+    let (partial, totals) = (Disjoint::new(partial), Disjoint::new(totals));
     // SAFETY: here and below each item has a part of its own, and only one thread works on it.
     let part = |item: usize| unsafe { partial.part(item * state_len..(item + 1) * state_len) };
-    exec.pool.take_turns(items.len(), parts, |item, thread| {
-        let mut scratch = scratch_of(thread);
-        run(&items[item], &mut scratch);
-        part(item).copy_from_slice(scratch.total.data);
-    });
+    job.run(exec, &items, most, |item, total| part(item).copy_from_slice(total.data));
     // Items were reversed, so the segments of one place lie side by side, the last first.
     let is_end = |&item: &usize| item + 1 == items.len() || !items[item].same_place(&items[item + 1]);
     let ends: Vec<usize> = (0..items.len()).filter(is_end).collect();
-    exec.pool.take_turns(ends.len(), parts, |place, thread| {
+    exec.pool.take_turns(ends.len(), job.parts(exec), |place, thread| {
         let first = if place == 0 { 0 } else { ends[place - 1] + 1 };
-        let mut total = scratch_of(thread).total;
+        // SAFETY: each thread has one of its own.
+        let total = unsafe { totals.part(thread * state_len..(thread + 1) * state_len) };
+        let mut total = State::new(total, most, spec.head_dim);
         total.clear();
         for item in (first..=ends[place]).rev() {
             let mut next = State::new(part(item), most, spec.head_dim);
-            isa.run(Merge { total: &mut total, next: &mut next, queries: job.queries(&items[item]) });
+            let queries = job.queries(&items[item]);
+            isa.run(Merge { total: &mut total, next: &mut next, queries });
         }
         // SAFETY: each place has rows and heads of its own.
         unsafe { job.finish(&items[first], &mut total, &out) };
@@ -134,7 +114,47 @@ impl Item {
     }
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    fn new(
+        q: &'a [f32],
+        q_cols: usize,
+        kv: &'a CpuKv,
+        sequences: &'a [SequenceSpan],
+        spec: &'a AttentionSpec,
+    ) -> Self {
+        let (heads, of_cache) =
+            ((spec.num_kv_heads, spec.head_dim), (kv.spec.num_kv_heads, kv.spec.head_dim));
+        assert_eq!(heads, of_cache, "the cache's heads");
+        Job { q, q_cols, kv, sequences, spec }
+    }
+
+    /// Walks all items, on all threads; `then` gets the number of each and what came of it.
+    fn run(&self, exec: &Exec, items: &[Item], most: usize, then: impl Fn(usize, &mut State<'_>) + Sync) {
+        let (parts, head_dim, isa) = (self.parts(exec), self.spec.head_dim, exec.isa);
+        let scratch_len = Scratch::len(most, head_dim);
+        let mut memory = exec.scratch::<f32>(exec.pool.threads() * scratch_len);
+        let memory = Disjoint::new(memory.as_mut_slice());
+        exec.pool.take_turns(items.len(), parts, |item, thread| {
+            // SAFETY: each thread asks for its own, once per item.
+            let own = unsafe { memory.part(thread * scratch_len..(thread + 1) * scratch_len) };
+            let mut scratch = Scratch::new(own, most, head_dim);
+            with_element!(self.kv.spec.dtype, E => {
+                let run = Run::<E> { job: *self, item: &items[item], scratch: &mut scratch, of: PhantomData };
+                isa.run(run);
+            });
+            then(item, &mut scratch.total);
+        });
+    }
+
+    /// Threads that are worth waking.
+    fn parts(&self, exec: &Exec) -> usize {
+        if self.cost() < 1 << 15 { 1 } else { exec.pool.threads() }
+    }
+
+    fn most_queries(&self, items: &[Item]) -> usize {
+        items.iter().map(|item| self.queries(item)).max().unwrap_or(0)
+    }
+
     /// The query heads that read a KV head.
     fn heads_of(&self, kv_head: usize) -> Range<usize> {
         let AttentionSpec { group, first_in_group, num_heads, .. } = *self.spec;
@@ -156,17 +176,19 @@ impl Job<'_> {
         item.rows.len() * self.heads_of(item.kv_head).len()
     }
 
-    fn items(&self, queries: usize) -> Vec<Item> {
+    /// What `rows` are cut into.
+    fn items(&self, queries: usize, rows: Range<usize>) -> Vec<Item> {
         let mut items = Vec::new();
         for (sequence, span) in self.sequences.iter().enumerate() {
+            let own = span.rows.start.max(rows.start)..span.rows.end.min(rows.end);
             for kv_head in 0..self.spec.num_kv_heads {
                 let heads = self.heads_of(kv_head).len();
                 if heads == 0 {
                     continue;
                 }
                 let step = (queries / heads).max(1);
-                for start in span.rows.clone().step_by(step) {
-                    let rows = start..(start + step).min(span.rows.end);
+                for start in own.clone().step_by(step) {
+                    let rows = start..(start + step).min(own.end);
                     let first = self.visible(self.position(sequence, start)).start;
                     let last = self.position(sequence, rows.end - 1);
                     items.push(Item {

@@ -64,7 +64,7 @@ pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(LANES)
 }
 
-/// Writes keys and values of every row to their places, rounded to the cache's type.
+/// Writes keys and values of every row whose block is here to their places, rounded to the cache's type.
 pub(crate) fn store(
     exec: &Exec,
     kv: &mut CpuKv,
@@ -77,12 +77,14 @@ pub(crate) fn store(
     with_element!(dtype, E => {
         let places = |sequence: &SequenceSpan, row: usize| {
             let position = sequence.start + row - sequence.rows.start;
-            (sequence.block_table[position / KV_BLOCK], position % KV_BLOCK)
+            let block = kv.spec.share.local(sequence.block_table[position / KV_BLOCK])?;
+            Some((block, position % KV_BLOCK))
         };
         // Checked before any thread starts, so that `kv` can be taken apart.
         for sequence in sequences {
             for row in sequence.rows.clone() {
-                assert!(num_kv_heads == 0 || (places(sequence, row).0 as usize) < kv.spec.blocks, "beyond the cache");
+                let fits = places(sequence, row).is_none_or(|(block, _)| (block as usize) < kv.spec.blocks);
+                assert!(num_kv_heads == 0 || fits, "beyond the cache");
             }
         }
         let len = kv.spec.blocks * num_kv_heads * LANES;
@@ -93,7 +95,7 @@ pub(crate) fn store(
             let mut narrow = vec![<E as Element>::Bits::default(); head_dim];
             for sequence in sequences {
                 for row in sequence.rows.start.max(range.start)..sequence.rows.end.min(range.end) {
-                    let (block, slot) = places(sequence, row);
+                    let Some((block, slot)) = places(sequence, row) else { continue };
                     let qkv = &qkv[row * spec.qkv_cols()..(row + 1) * spec.qkv_cols()];
                     for head in 0..num_kv_heads {
                         let at = (block as usize * num_kv_heads + head) * LANES;

@@ -201,6 +201,23 @@ pub(crate) fn gather_cols(
     });
 }
 
+/// Parts of rows put side by side: `parts` lie one under the other, `rows` of `cols` each; `out [rows, columns.len()]`.
+pub(crate) fn regroup(
+    exec: &Exec,
+    parts: &[f32],
+    [rows, cols]: [usize; 2],
+    columns: &[(u32, u32)],
+    out: &mut [f32],
+) {
+    exec.pool.split_mut(out, columns.len(), grain(2 * columns.len()), |first, out| {
+        for (row, out) in out.chunks_exact_mut(columns.len()).enumerate() {
+            for (out, &(part, col)) in out.iter_mut().zip(columns) {
+                *out = parts[(part as usize * rows + first + row) * cols + col as usize];
+            }
+        }
+    });
+}
+
 /// Rows of a packed weight, widened.
 pub(crate) fn embed(exec: &Exec, w: &CpuWeight, rows: &[u32], out: &mut [f32]) {
     exec.pool.split_mut(out, w.k, grain(8 * w.k), |first, out| {

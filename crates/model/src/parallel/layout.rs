@@ -127,6 +127,8 @@ pub struct Layout {
     pub styles: Styles,
     /// Whether the residual stream is split by token between the parallel regions.
     pub sequence_parallel: bool,
+    /// Ranks that share a KV cache by position.
+    pub(super) context_parallel: usize,
 }
 
 impl Layout {
@@ -163,7 +165,7 @@ impl Layout {
             )));
         }
         let split = Split::new(&config, rank_weights, styles.experts, experts)?;
-        Ok(Layout { config, split, styles, sequence_parallel: false })
+        Ok(Layout { config, split, styles, sequence_parallel: false, context_parallel: 1 })
     }
 
     /// Ranks in the group.

@@ -2,6 +2,7 @@
 //!
 //! The only code that knows what a rank holds, and the only code of this crate that calls a [`Collective`].
 
+mod context;
 mod cuts;
 mod embedding;
 mod experts;
@@ -15,6 +16,7 @@ mod split;
 mod stage;
 mod styles;
 
+pub use context::ContextAttention;
 pub use embedding::VocabParallelEmbedding;
 pub use experts::{ExpertBytes, ExpertCounts, ParallelExperts, expert_bytes};
 pub use head::{Logits, ParallelLmHead};
@@ -35,6 +37,8 @@ pub struct Rank<'a, D: Device> {
     pub dev: &'a D,
     /// The rank's handle on its tensor-parallel group.
     pub group: &'a dyn Collective<D>,
+    /// The ranks of that group with which it shares its KV cache by position; none if it has all of its own.
+    pub context: Option<&'a dyn Collective<D>>,
     /// How the residual stream lies over that group in the step at hand.
     pub stream: &'a Stream,
 }
@@ -42,7 +46,12 @@ pub struct Rank<'a, D: Device> {
 impl<'a, D: Device> Rank<'a, D> {
     /// A rank whose group has no step at hand, or one whose stream is replicated.
     pub fn new(dev: &'a D, group: &'a dyn Collective<D>) -> Self {
-        Rank { dev, group, stream: &Stream::Replicated }
+        Rank { dev, group, context: None, stream: &Stream::Replicated }
+    }
+
+    /// The same rank in a context group ([`Layout::context_group`]).
+    pub fn in_context(self, context: &'a dyn Collective<D>) -> Self {
+        Rank { context: Some(context), ..self }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::values::Values;
 use super::{Case, Found, check, compare};
-use crate::{AttentionSpec, DType, Device, KV_BLOCK, KvSpec, SequenceSpan, StepMeta};
+use crate::{AttentionSpec, DType, Device, KV_BLOCK, KvShare, KvSpec, SequenceSpan, StepMeta};
 
 /// [`Device::store_kv`] and [`Device::attention`]; and that the cut of a prompt into chunks changes nothing.
 ///
@@ -41,7 +41,7 @@ pub fn attention(dev: &impl Device) {
     }
 }
 
-fn spec(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> AttentionSpec {
+pub(super) fn spec(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> AttentionSpec {
     AttentionSpec {
         num_heads,
         num_kv_heads,
@@ -74,10 +74,10 @@ fn specs() -> Vec<AttentionSpec> {
 }
 
 /// Per step the sequences' positions: sequence `i` has the rows of `positions[i]`, maybe none.
-type Steps = Vec<Vec<[usize; 2]>>;
+pub(super) type Steps = Vec<Vec<[usize; 2]>>;
 
 /// From (positions in the cache, rows) per sequence: a step that fills the cache, then the step itself.
-fn with_context(sequences: &[[usize; 2]]) -> Steps {
+pub(super) fn with_context(sequences: &[[usize; 2]]) -> Steps {
     let fill = sequences.iter().map(|&[context, _]| [0, context]).collect();
     let step = sequences.iter().map(|&[context, rows]| [context, context + rows]).collect();
     vec![fill, step]
@@ -85,14 +85,14 @@ fn with_context(sequences: &[[usize; 2]]) -> Steps {
 
 /// Steps of the same sequences, one after the other. Their rows are a function of sequence and position only.
 #[derive(Debug)]
-struct Attention {
-    spec: AttentionSpec,
-    dtype: DType,
-    steps: Steps,
+pub(super) struct Attention {
+    pub(super) spec: AttentionSpec,
+    pub(super) dtype: DType,
+    pub(super) steps: Steps,
 }
 
 impl Attention {
-    fn lengths(&self) -> Vec<usize> {
+    pub(super) fn lengths(&self) -> Vec<usize> {
         self.steps.last().map_or(Vec::new(), |step| step.iter().map(|&[_, end]| end).collect())
     }
 
@@ -114,9 +114,18 @@ impl Attention {
         values.scaled(self.lengths()[sequence] * cols, by)
     }
 
+    /// The rows of a step.
+    pub(super) fn rows(&self, positions: &[[usize; 2]]) -> Vec<f32> {
+        let cols = self.spec.qkv_cols();
+        let of = |(sequence, &[start, end]): (usize, &[usize; 2])| {
+            self.qkv(sequence)[start * cols..end * cols].to_vec()
+        };
+        positions.iter().enumerate().flat_map(of).collect()
+    }
+
     /// Fills the whole cache as an earlier sequence would: what it left in places that are not seen is to
     /// have no influence, not even where it is infinite.
-    fn leave_behind<D: Device>(&self, dev: &D, kv: &mut D::Kv, blocks: usize) {
+    pub(super) fn leave_behind<D: Device>(&self, dev: &D, kv: &mut D::Kv, blocks: usize) {
         let (rows, cols) = (blocks * KV_BLOCK, self.spec.qkv_cols());
         let block_table = (0..blocks as u32).collect();
         let sequences = vec![SequenceSpan { rows: 0..rows, start: 0, block_table }];
@@ -125,7 +134,7 @@ impl Attention {
         dev.store_kv(kv, &qkv, &dev.begin(&meta), &self.spec);
     }
 
-    fn meta(&self, step: &[[usize; 2]], tables: &[Vec<u32>]) -> StepMeta {
+    pub(super) fn meta(&self, step: &[[usize; 2]], tables: &[Vec<u32>]) -> StepMeta {
         let mut meta = StepMeta::default();
         for (&[start, end], table) in step.iter().zip(tables).filter(|([start, end], _)| start < end) {
             let first = meta.tokens.len();
@@ -145,15 +154,12 @@ impl Case for Attention {
         let spec = &self.spec;
         let AttentionSpec { num_kv_heads, head_dim, .. } = *spec;
         let (blocks, tables) = self.block_tables();
-        let mut kv = dev.alloc_kv(KvSpec { blocks, num_kv_heads, head_dim, dtype: self.dtype });
+        let mut kv =
+            dev.alloc_kv(KvSpec { blocks, share: KvShare::WHOLE, num_kv_heads, head_dim, dtype: self.dtype });
         self.leave_behind(dev, &mut kv, blocks);
-        let all: Vec<Vec<f32>> = (0..tables.len()).map(|sequence| self.qkv(sequence)).collect();
         let mut found = Vec::new();
         for (i, positions) in self.steps.iter().enumerate() {
-            let cols = spec.qkv_cols();
-            let rows =
-                positions.iter().zip(&all).flat_map(|(&[start, end], all)| &all[start * cols..end * cols]);
-            let rows: Vec<f32> = rows.copied().collect();
+            let (cols, rows) = (spec.qkv_cols(), self.rows(positions));
             let meta = self.meta(positions, &tables);
             let step = dev.begin(&meta);
             let qkv = dev.upload(&rows, meta.num_rows(), cols);

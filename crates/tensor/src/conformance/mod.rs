@@ -5,6 +5,7 @@
 //! a panic that names operation, case and element.
 
 mod attention;
+mod context;
 mod experts;
 mod linear;
 mod logits;
@@ -12,6 +13,7 @@ mod rows;
 mod values;
 
 pub use attention::attention;
+pub use context::context;
 pub use experts::experts;
 pub use linear::linear;
 pub use logits::logits;
@@ -21,7 +23,7 @@ use std::fmt::Debug;
 
 use crate::{Device, Reference};
 
-/// Everything: [`linear`], [`rows`], [`attention`], [`experts`] and [`logits`].
+/// Everything: [`linear`], [`rows`], [`attention`], [`context`], [`experts`] and [`logits`].
 ///
 /// # Panics
 /// With the operation, the shapes and the first differing element, if the device differs from [`Reference`].
@@ -29,6 +31,7 @@ pub fn run(dev: &impl Device) {
     linear(dev);
     rows(dev);
     attention(dev);
+    context(dev);
     experts(dev);
     logits(dev);
 }

@@ -95,6 +95,15 @@ impl Case for Copies {
         for cols in [0..c, 0..0, c..c, c / 3..c, c / 5..c / 2] {
             found.push(Found::tensor(dev, "gather_cols", &dev.gather_cols(&x, cols)));
         }
+        // Every row of the matrix is a part, then the whole is one; columns come in any order, also twice.
+        for (parts, rows) in [(t, 1), (1, t)].into_iter().filter(|_| t > 0 && c > 0) {
+            let place = |i: u32| (i * 5 % parts as u32, (i * 3 + 1) % c as u32);
+            for columns in [0, 1, 2 * c as u32 + 1] {
+                let columns: Vec<(u32, u32)> = (0..columns).map(place).collect();
+                let y = dev.regroup(&x, rows, &columns).unwrap_or_else(|error| panic!("regroup: {error}"));
+                found.push(Found::tensor(dev, "regroup", &y));
+            }
+        }
         found
     }
 }

@@ -1,14 +1,13 @@
 //! Attention as NUMERICS.md, rule 4, states it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::{ReferenceKv, ReferenceTensor, dot, max, rows, sum_of_lanes};
-use crate::{AttentionSpec, KV_BLOCK, SequenceSpan, StepMeta, math};
+use crate::{AttentionSpec, KV_BLOCK, SeenSegment, SequenceSpan, StepMeta, math, seen_segments};
 
 /// Positions that share one update of the running maximum.
 const TILE: usize = 64;
-/// Positions that are summed on their own before they are merged with those before them.
-const SEGMENT: usize = 1024;
 
 pub(super) fn store(kv: &mut ReferenceKv, qkv: &ReferenceTensor, step: &StepMeta, spec: &AttentionSpec) {
     check(kv, qkv, step, spec);
@@ -17,8 +16,9 @@ pub(super) fn store(kv: &mut ReferenceKv, qkv: &ReferenceTensor, step: &StepMeta
         for (i, row) in sequence.rows.clone().enumerate() {
             let rounded = |cols: &[f32]| cols.iter().map(|&x| kv.spec.dtype.round(x)).collect::<Vec<_>>();
             let keys_and_values = (rounded(&qkv.row(row)[k..v]), rounded(&qkv.row(row)[v..]));
-            let place = place(kv, sequence, sequence.start + i);
-            kv.written[place] = Some(keys_and_values);
+            if let Some(place) = place(kv, sequence, sequence.start + i) {
+                kv.written[place] = Some(keys_and_values);
+            }
         }
     }
 }
@@ -33,14 +33,11 @@ pub(super) fn attention(
     let head_dim = spec.head_dim;
     let mut out = ReferenceTensor::from_fn(qkv.rows, spec.num_heads * head_dim, |_, _| f32::NAN);
     for sequence in &step.sequences {
-        for (i, row) in sequence.rows.clone().enumerate() {
+        for row in sequence.rows.clone() {
             for head in 0..spec.num_heads {
-                let kv_head = (head + spec.first_in_group) / spec.group;
-                let columns = kv_head * head_dim..(kv_head + 1) * head_dim;
-                let q = &qkv.row(row)[head * head_dim..(head + 1) * head_dim];
-                let key = |position| &read(kv, sequence, position).0[columns.clone()];
-                let value = |position| &read(kv, sequence, position).1[columns.clone()];
-                let o = attend(q, sequence.start + i, key, value, spec);
+                let seen = seen_segments(&step.sequences, spec.window, row..row + 1);
+                let segments = seen.map(|seen| one_segment(qkv, kv, sequence, &seen, head, spec));
+                let o = merge_all(segments);
                 let first = row * out.cols + head * head_dim;
                 out.data[first..first + head_dim].copy_from_slice(&o);
             }
@@ -49,8 +46,71 @@ pub(super) fn attention(
     out
 }
 
+pub(super) fn segments(
+    q: &ReferenceTensor,
+    kv: &ReferenceKv,
+    step: &StepMeta,
+    spec: &AttentionSpec,
+    rows: Range<usize>,
+) -> ReferenceTensor {
+    assert_eq!([q.rows, q.cols], [step.num_rows(), spec.num_heads * spec.head_dim], "shape of q");
+    check_heads(kv, spec);
+    let mut data = Vec::new();
+    for head in 0..spec.num_heads {
+        for seen in seen_segments(&step.sequences, spec.window, rows.clone()) {
+            if kv.spec.share.local(seen.block).is_some() {
+                let sequence = step.sequences.iter().find(|s| s.rows.contains(&seen.row));
+                let sequence = sequence.expect("a row belongs to a sequence");
+                let Running { m, l, o } = one_segment(q, kv, sequence, &seen, head, spec);
+                data.extend([m, l]);
+                data.extend(o);
+            }
+        }
+    }
+    let cols = 2 + spec.head_dim;
+    ReferenceTensor { rows: data.len() / cols, cols, data }
+}
+
+pub(super) fn merge(
+    parts: &ReferenceTensor,
+    owners: usize,
+    step: &StepMeta,
+    spec: &AttentionSpec,
+    rows: Range<usize>,
+    out: &mut ReferenceTensor,
+) {
+    let seen: Vec<SeenSegment> = seen_segments(&step.sequences, spec.window, rows.clone()).collect();
+    let (heads, head_dim) = (spec.num_heads, spec.head_dim);
+    assert_eq!([parts.rows, parts.cols], [heads * seen.len(), 2 + head_dim], "shape of parts");
+    assert_eq!([out.rows, out.cols], [step.num_rows(), heads * head_dim], "shape of out");
+    // Every segment's row of `parts`, found by counting through them in the order in which they were written.
+    let mut places = BTreeMap::new();
+    for owner in 0..owners {
+        for head in 0..heads {
+            for of_owner in seen.iter().filter(|seen| seen.owner(owners) == owner) {
+                places.insert((of_owner.row, head, of_owner.segment), places.len());
+            }
+        }
+    }
+    for row in rows {
+        for head in 0..heads {
+            let segments = places.range((row, head, 0)..(row, head + 1, 0)).map(|(_, &place)| {
+                let part = parts.row(place);
+                Running { m: part[0], l: part[1], o: part[2..].to_vec() }
+            });
+            let o = merge_all(segments);
+            let first = row * out.cols + head * head_dim;
+            out.data[first..first + head_dim].copy_from_slice(&o);
+        }
+    }
+}
+
 fn check(kv: &ReferenceKv, qkv: &ReferenceTensor, step: &StepMeta, spec: &AttentionSpec) {
     assert_eq!([qkv.rows, qkv.cols], [step.num_rows(), spec.qkv_cols()], "shape of qkv");
+    check_heads(kv, spec);
+}
+
+fn check_heads(kv: &ReferenceKv, spec: &AttentionSpec) {
     assert_eq!(
         (kv.spec.num_kv_heads, kv.spec.head_dim),
         (spec.num_kv_heads, spec.head_dim),
@@ -58,15 +118,16 @@ fn check(kv: &ReferenceKv, qkv: &ReferenceTensor, step: &StepMeta, spec: &Attent
     );
 }
 
-/// Where a position lies in the cache.
-fn place(kv: &ReferenceKv, sequence: &SequenceSpan, position: usize) -> usize {
-    let block = sequence.block_table[position / KV_BLOCK] as usize;
+/// Where a position lies in the cache, if it is here.
+fn place(kv: &ReferenceKv, sequence: &SequenceSpan, position: usize) -> Option<usize> {
+    let block = kv.spec.share.local(sequence.block_table[position / KV_BLOCK])? as usize;
     assert!(block < kv.spec.blocks, "position {position} is in block {block} of {}", kv.spec.blocks);
-    block * KV_BLOCK + position % KV_BLOCK
+    Some(block * KV_BLOCK + position % KV_BLOCK)
 }
 
 fn read<'a>(kv: &'a ReferenceKv, sequence: &SequenceSpan, position: usize) -> &'a (Vec<f32>, Vec<f32>) {
     let place = place(kv, sequence, position);
+    let place = place.unwrap_or_else(|| panic!("position {position} is read, but its block is not here"));
     let written = kv.written[place].as_ref();
     written.unwrap_or_else(|| {
         panic!("position {position} is read, but nothing was written to block {} for it", place / KV_BLOCK)
@@ -83,29 +144,32 @@ struct Running {
     o: Vec<f32>,
 }
 
-/// One query at `position`.
-fn attend<'a>(
-    q: &[f32],
-    position: usize,
-    key: impl Fn(usize) -> &'a [f32],
-    value: impl Fn(usize) -> &'a [f32],
+/// A query's segment; `q` begins with the query heads' columns.
+fn one_segment(
+    q: &ReferenceTensor,
+    kv: &ReferenceKv,
+    sequence: &SequenceSpan,
+    seen: &SeenSegment,
+    head: usize,
     spec: &AttentionSpec,
-) -> Vec<f32> {
-    let first = spec.window.map_or(0, |window| (position + 1).saturating_sub(window));
-    let mut merged: Option<Running> = None;
-    for segment in cut(first..position + 1, SEGMENT) {
-        let mut running = Running { m: f32::NEG_INFINITY, l: 0.0, o: vec![0.0; q.len()] };
-        for tile in cut(segment, TILE) {
-            let scores: Vec<f32> = tile.clone().map(|p| score(q, key(p), spec)).collect();
-            let values: Vec<&[f32]> = tile.clone().map(&value).collect();
-            running.add_tile(tile, &scores, &values);
-        }
-        merged = Some(match merged {
-            None => running,
-            Some(before) => before.merge(running),
-        });
+) -> Running {
+    let head_dim = spec.head_dim;
+    let kv_head = (head + spec.first_in_group) / spec.group;
+    let columns = kv_head * head_dim..(kv_head + 1) * head_dim;
+    let q = &q.row(seen.row)[head * head_dim..(head + 1) * head_dim];
+    let mut running = Running { m: f32::NEG_INFINITY, l: 0.0, o: vec![0.0; head_dim] };
+    for tile in cut(seen.positions.clone(), TILE) {
+        let read = |position| read(kv, sequence, position);
+        let scores: Vec<f32> = tile.clone().map(|p| score(q, &read(p).0[columns.clone()], spec)).collect();
+        let values: Vec<&[f32]> = tile.clone().map(|p| &read(p).1[columns.clone()]).collect();
+        running.add_tile(tile, &scores, &values);
     }
-    let Running { l, o, .. } = merged.expect("a query sees at least itself");
+    running
+}
+
+/// The result of a query's segments, in ascending order.
+fn merge_all(segments: impl Iterator<Item = Running>) -> Vec<f32> {
+    let Running { l, o, .. } = segments.reduce(Running::merge).expect("a query sees at least itself");
     o.into_iter().map(|o| o / l).collect()
 }
 

@@ -238,6 +238,29 @@ impl Device for Reference {
         attention::attention(qkv, kv, step, spec)
     }
 
+    fn attention_segments(
+        &self,
+        q: &ReferenceTensor,
+        kv: &ReferenceKv,
+        step: &StepMeta,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+    ) -> ReferenceTensor {
+        attention::segments(q, kv, step, spec, rows)
+    }
+
+    fn merge_segments(
+        &self,
+        parts: &ReferenceTensor,
+        owners: usize,
+        step: &StepMeta,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+        out: &mut ReferenceTensor,
+    ) {
+        attention::merge(parts, owners, step, spec, rows, out);
+    }
+
     fn route(&self, logits: &ReferenceTensor, spec: RouterSpec) -> ReferenceRouting {
         let chosen = (0..logits.rows).map(|t| experts::choose(logits.row(t), spec)).collect();
         ReferenceRouting { experts: logits.cols, chosen }

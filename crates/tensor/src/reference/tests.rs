@@ -1,8 +1,8 @@
 //! The reference against textbook formulas in f64, which share nothing with it but the inputs.
 
 use crate::{
-    Activation, AttentionSpec, DType, Device, HeadSpan, KV_BLOCK, KvSpec, NormKind, NormSpec, ReductionTree,
-    Reference, ReferenceTensor, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
+    Activation, AttentionSpec, DType, Device, HeadSpan, KV_BLOCK, KvShare, KvSpec, NormKind, NormSpec,
+    ReductionTree, Reference, ReferenceTensor, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
 };
 
 /// Waves that no two elements share.
@@ -50,8 +50,13 @@ fn attention_is_a_softmax_over_what_is_seen() {
     for (window, softcap) in [(None, None), (Some(100), None), (None, Some(1.5)), (Some(7), Some(0.8))] {
         let spec = AttentionSpec { window, softcap, ..SPEC };
         let qkv = wave(rows, spec.qkv_cols(), 2.0);
-        let mut kv =
-            Reference.alloc_kv(KvSpec { blocks: 69, num_kv_heads: 2, head_dim: 8, dtype: DType::F32 });
+        let mut kv = Reference.alloc_kv(KvSpec {
+            blocks: 69,
+            share: KvShare::WHOLE,
+            num_kv_heads: 2,
+            head_dim: 8,
+            dtype: DType::F32,
+        });
         Reference.store_kv(&mut kv, &qkv, &step, &spec);
         let out = Reference.attention(&qkv, &kv, &step, &spec);
         for i in [0, 1, 63, 64, 500, 1023, 1024, 1099] {
@@ -81,7 +86,13 @@ fn attention_is_a_softmax_over_what_is_seen() {
 #[should_panic(expected = "position 0 is read, but nothing was written to block 1 for it")]
 fn a_position_that_was_never_written_is_not_read() {
     let mut step = one_sequence(20);
-    let kv = Reference.alloc_kv(KvSpec { blocks: 2, num_kv_heads: 2, head_dim: 8, dtype: DType::F32 });
+    let kv = Reference.alloc_kv(KvSpec {
+        blocks: 2,
+        share: KvShare::WHOLE,
+        num_kv_heads: 2,
+        head_dim: 8,
+        dtype: DType::F32,
+    });
     step.sequences[0].start = 12;
     Reference.attention(&wave(20, SPEC.qkv_cols(), 1.0), &kv, &step, &SPEC);
 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use self::types::short_name;
 use crate::{
-    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, KV_BLOCK, KvSpec, LogitEdit,
+    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, KV_BLOCK, KvShare, KvSpec, LogitEdit,
     MatrixSource, NormKind, NormSpec, OpCost, Program, RopeSpec, RouterSpec, StepMeta,
 };
 
@@ -39,6 +39,15 @@ pub struct Shapes<R> {
 /// The words and the value, where there is one.
 fn optional(words: &str, value: Option<impl fmt::Display>) -> String {
     value.map_or(String::new(), |value| format!("{words}{value}"))
+}
+
+fn heads(spec: &AttentionSpec) -> String {
+    let AttentionSpec { num_heads, num_kv_heads, group, first_in_group, head_dim, .. } = *spec;
+    let place = (first_in_group > 0).then(|| format!("{first_in_group} of {group}"));
+    let place = optional(", first in group ", place);
+    let window = optional(", window ", spec.window);
+    let softcap = optional(", softcap ", spec.softcap);
+    format!("heads {num_heads}/{num_kv_heads} of {head_dim}{place}{window}{softcap}")
 }
 
 fn nodes_of(program: &Program) -> String {
@@ -278,15 +287,37 @@ impl<R: Recorder> Device for Shapes<R> {
         spec: &AttentionSpec,
     ) -> ShapeTensor {
         let (y, cost) = attention::attention(qkv, kv, step, spec);
-        let AttentionSpec { num_heads, num_kv_heads, group, first_in_group, head_dim, .. } = *spec;
-        let place = (first_in_group > 0).then(|| format!("{first_in_group} of {group}"));
-        let place = optional(", first in group ", place);
-        let window = optional(", window ", spec.window);
-        let softcap = optional(", softcap ", spec.softcap);
-        let detail =
-            format_args!("heads {num_heads}/{num_kv_heads} of {head_dim}{place}{window}{softcap} -> {y}");
-        self.record("attention", cost, detail);
+        self.record("attention", cost, format_args!("{} -> {y}", heads(spec)));
         y
+    }
+
+    fn attention_segments(
+        &self,
+        q: &ShapeTensor,
+        kv: &KvSpec,
+        step: &StepMeta,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+    ) -> ShapeTensor {
+        let (y, cost) = attention::segments(q, kv, step, spec, rows.clone());
+        let KvShare { owners, owner } = kv.share;
+        let detail = format_args!("{}, owner {owner} of {owners}, rows {rows:?} -> {y}", heads(spec));
+        self.record("attention_segments", cost, detail);
+        y
+    }
+
+    fn merge_segments(
+        &self,
+        parts: &ShapeTensor,
+        owners: usize,
+        step: &StepMeta,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+        out: &mut ShapeTensor,
+    ) {
+        let cost = attention::merge(parts, step, spec, rows.clone(), out);
+        let detail = format_args!("{parts} of {owners} owners -> rows {rows:?} of {out}");
+        self.record("merge_segments", cost, detail);
     }
 
     fn route(&self, logits: &ShapeTensor, RouterSpec { top_k, normalize }: RouterSpec) -> ShapeRouting {

@@ -3,11 +3,11 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use tensor::KV_BLOCK;
+use tensor::{KV_BLOCK, SEGMENT};
 
 use super::products::{Scores, Values};
 use super::state::{Scratch, State, softmax};
-use super::{BLOCKS, Item, Job, SEGMENT, TILE};
+use super::{BLOCKS, Item, Job, TILE};
 use crate::kernels::rows::Tiles;
 use crate::kernels::tile::for_tiles;
 use crate::simd::{Element, F32x16, Kernel, LANES};
@@ -92,8 +92,8 @@ impl<E: Element> Walk<'_, E> {
             let (query, end) = (tiles.start(t), tiles.start(t + 1));
             for q in query..end {
                 let head = self.heads.start + q % self.heads.len();
-                let at = self.row(q) * self.job.spec.qkv_cols() + head * head_dim;
-                let from = &self.job.qkv[at..at + head_dim];
+                let at = self.row(q) * self.job.q_cols + head * head_dim;
+                let from = &self.job.q[at..at + head_dim];
                 let to = &mut self.x[query * head_dim..end * head_dim];
                 for (to, from) in to[q - query..].iter_mut().step_by(end - query).zip(from) {
                     *to = *from;
