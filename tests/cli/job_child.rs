@@ -38,9 +38,7 @@ impl Running {
         let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
         let mut stdout = child.stdout.take().expect("it is piped");
         let ((line, lines), (piece, pieces)) = (channel(), channel());
-        std::thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).try_for_each(|said| line.send(said))
-        });
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|said| line.send(said)));
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = stdout.read(&mut buffer) {
@@ -65,7 +63,9 @@ impl Running {
 
     /// Waits for the first text.
     pub fn prints(&mut self) {
-        self.pieces.recv_timeout(LIMIT).unwrap_or_else(|e| panic!("rank 0 prints nothing ({e}): {:?}", self.said));
+        self.pieces
+            .recv_timeout(LIMIT)
+            .unwrap_or_else(|e| panic!("rank 0 prints nothing ({e}): {:?}", self.said));
     }
 
     /// The process of each rank of this node, once all are there.

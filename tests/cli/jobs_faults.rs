@@ -138,7 +138,8 @@ fn ranks_that_do_not_belong_together_are_refused_by_what_differs() {
     let port = free_port();
     let rank = |rank: usize, more: &str| {
         let command = anysplit("score --text x --threads-per-rank 1 --comm-timeout 5").args(more);
-        let variables = [("RANK", rank.to_string()), ("WORLD_SIZE", "2".into()), ("MASTER_ADDR", "127.0.0.1".into())];
+        let variables =
+            [("RANK", rank.to_string()), ("WORLD_SIZE", "2".into()), ("MASTER_ADDR", "127.0.0.1".into())];
         let command = variables.into_iter().fold(command, |c, (name, value)| c.env(name, value));
         command.env("MASTER_PORT", port.to_string())
     };

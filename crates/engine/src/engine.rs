@@ -85,7 +85,8 @@ impl Engine {
         let started = Instant::now();
         let prepared = Prepared::new(config, source, options, None)?;
         let Prepared { setup, settings, total } = prepared;
-        let plan = Plan { mesh: setup.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
+        let plan =
+            Plan { mesh: setup.grouping.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
         let leader = launch::launch(setup, &|bytes| progress(bytes, total))?;
         Ok(Engine::with(Box::new(leader), plan, settings, options, started.elapsed()))
     }
@@ -104,8 +105,9 @@ impl Engine {
     ) -> Result<Option<Engine>, EngineError> {
         let started = Instant::now();
         let Prepared { setup, settings, total } = Prepared::new(config, source, options, Some(job))?;
-        let plan = Plan { mesh: setup.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
-        let groups = groups::of_job(plan.mesh, job, options.comm_timeout)?;
+        let plan =
+            Plan { mesh: setup.grouping.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
+        let groups = groups::of_job(setup.grouping, job, options.comm_timeout)?;
         if job.rank() > 0 {
             return launch::live(&setup, groups).map(|()| None);
         }

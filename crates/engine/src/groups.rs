@@ -3,11 +3,22 @@
 use std::time::Duration;
 
 use collective::{
-    Collective, CollectiveError, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup, Solo,
+    Collective, CollectiveError, Compressed, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup,
+    Solo, WireDType,
 };
 use job::{Job, JobError};
 use model::ModelError;
 use tensor::{Device, HostDevice};
+
+/// How ranks are grouped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grouping {
+    pub mesh: Mesh,
+    /// Tensor-parallel ranks that share a KV cache by position.
+    pub context: usize,
+    /// What the sums of all-reduces travel as.
+    pub wire: WireDType,
+}
 
 /// A rank's place in the mesh and its handles on the groups that it is in.
 pub(crate) struct RankGroups<D: Device> {
@@ -17,21 +28,33 @@ pub(crate) struct RankGroups<D: Device> {
     pub at: Coordinates,
     /// The ranks that share its layers.
     pub tensor: Members<D>,
+    /// Those of them with which it shares its KV cache by position, if there are any.
+    pub context: Option<Members<D>>,
     /// The ranks of its replica, if they are more than those: activations and replies travel here.
     pipeline: Option<Members<D>>,
     /// The leaders of all replicas, if there are several and it is one.
     pub leaders: Option<Members<D>>,
 }
 
-impl<D: Device> RankGroups<D> {
+impl<D: HostDevice + 'static> RankGroups<D> {
     /// Has `group` make each group that the mesh's rank `at` is in, always in the same order. `rank` is its number in
     /// the job.
     pub fn new<E>(
-        mesh: Mesh,
+        grouping: Grouping,
         at: usize,
         rank: usize,
-        mut group: impl FnMut(Axis, &[usize]) -> Result<Members<D>, E>,
+        mut group: impl FnMut(Axis, &[usize]) -> Result<Made<D>, E>,
     ) -> Result<Self, E> {
+        let Grouping { mesh, context, wire } = grouping;
+        let mut group = |axis, members: &[usize]| -> Result<Members<D>, E> {
+            let Made { group, ranks } = group(axis, members)?;
+            Ok(match (axis, wire) {
+                (Axis::Tensor, WireDType::Float32) | (Axis::Context | Axis::Replica | Axis::Leaders, _) => {
+                    Members::new(group, &ranks)
+                }
+                (Axis::Tensor, wire) => Members::new(Box::new(Compressed::new(group, wire)), &ranks),
+            })
+        };
         let place = mesh.coordinates(at);
         let leads = place.pp == 0 && place.tp == 0;
         Ok(RankGroups {
@@ -39,6 +62,13 @@ impl<D: Device> RankGroups<D> {
             mesh,
             at: place,
             tensor: group(Axis::Tensor, &mesh.tensor_group(at))?,
+            context: match context {
+                1 => None,
+                size => {
+                    let first = at - place.tp % size;
+                    Some(group(Axis::Context, &(first..first + size).collect::<Vec<_>>())?)
+                }
+            },
             pipeline: match mesh.pp {
                 1 => None,
                 _ => Some(group(Axis::Replica, &mesh.replica_group(at))?),
@@ -49,7 +79,9 @@ impl<D: Device> RankGroups<D> {
             },
         })
     }
+}
 
+impl<D: Device> RankGroups<D> {
     /// The ranks of this replica; rank 0 of it leads.
     pub fn replica(&self) -> &Members<D> {
         self.pipeline.as_ref().unwrap_or(&self.tensor)
@@ -66,7 +98,7 @@ impl<D: Device> RankGroups<D> {
     }
 
     fn all(&self) -> impl Iterator<Item = &Members<D>> {
-        std::iter::once(&self.tensor).chain(&self.pipeline).chain(&self.leaders)
+        std::iter::once(&self.tensor).chain(&self.context).chain(&self.pipeline).chain(&self.leaders)
     }
 
     /// Whether all groups can go on.
@@ -94,30 +126,53 @@ impl<D: Device> RankGroups<D> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Axis {
     Tensor,
+    Context,
     Replica,
     Leaders,
 }
 
+/// A group as a transport made it, and the job's numbers of its ranks.
+pub(crate) struct Made<D: Device> {
+    group: Box<dyn Collective<D> + Send>,
+    ranks: Vec<usize>,
+}
+
 /// The groups of all ranks, as threads of this process.
-pub(crate) fn of_threads<D: HostDevice + 'static>(mesh: Mesh, config: &SharedConfig) -> Vec<RankGroups<D>> {
+pub(crate) fn of_threads<D: HostDevice + 'static>(
+    grouping: Grouping,
+    config: &SharedConfig,
+) -> Vec<RankGroups<D>> {
     // Handles that wait for their ranks, by axis and members.
-    let mut made: Vec<(Axis, Vec<usize>, Vec<Option<Members<D>>>)> = Vec::new();
-    let mut take = |axis: Axis, members: &[usize], rank: usize| -> Members<D> {
+    let mut made: Vec<(Axis, Vec<usize>, Handles<D>)> = Vec::new();
+    let mut take = |axis: Axis, members: &[usize], rank: usize| -> Made<D> {
         let at = made.iter().position(|(a, m, _)| *a == axis && m == members).unwrap_or_else(|| {
-            made.push((axis, members.to_vec(), handles(members, config)));
+            made.push((axis, members.to_vec(), handles(members.len(), config)));
             made.len() - 1
         });
         let place = members.iter().position(|&m| m == rank).expect("a rank asks for its own groups");
-        made[at].2[place].take().expect("a rank takes its place once")
+        let group = made[at].2[place].take().expect("a rank takes its place once");
+        Made { group, ranks: members.to_vec() }
     };
-    (0..mesh.size())
+    (0..grouping.mesh.size())
         .map(|rank| {
-            let groups = RankGroups::new(mesh, rank, rank, |axis, members| {
+            let groups = RankGroups::new(grouping, rank, rank, |axis, members| {
                 Ok::<_, std::convert::Infallible>(take(axis, members, rank))
             });
             groups.unwrap_or_else(|never| match never {})
         })
         .collect()
+}
+
+type Handles<D> = Vec<Option<Box<dyn Collective<D> + Send>>>;
+
+fn handles<D: HostDevice + 'static>(ranks: usize, config: &SharedConfig) -> Handles<D> {
+    match ranks {
+        1 => vec![Some(Box::new(Solo::default()))],
+        n => {
+            let ranks = SharedGroup::new(n, config.clone()).into_iter();
+            ranks.map(|rank| Some(Box::new(rank) as Box<dyn Collective<D> + Send>)).collect()
+        }
+    }
 }
 
 /// The groups of this process's rank in its job. The mesh's rank `i` is the job's rank `order[i]`, so that ranks of one
@@ -126,23 +181,15 @@ pub(crate) fn of_threads<D: HostDevice + 'static>(mesh: Mesh, config: &SharedCon
 /// # Errors
 /// A rank is lost.
 pub(crate) fn of_job<D: HostDevice + 'static>(
-    mesh: Mesh,
+    grouping: Grouping,
     job: &Job,
     deadline: Duration,
 ) -> Result<RankGroups<D>, JobError> {
     let order = job.order();
     let at = order.iter().position(|&rank| rank == job.rank()).expect("every rank is in the order");
-    RankGroups::new(mesh, at, job.rank(), |axis, members| {
-        let members: Vec<usize> = members.iter().map(|&at| order[at]).collect();
-        let group = job.group(axis as u16 + 1, &members, deadline)?;
-        Ok(Members::new(Box::new(group), &members))
+    RankGroups::new(grouping, at, job.rank(), |axis, members| {
+        let ranks: Vec<usize> = members.iter().map(|&at| order[at]).collect();
+        let group = Box::new(job.group(axis as u16 + 1, &ranks, deadline)?);
+        Ok(Made { group, ranks })
     })
-}
-
-fn handles<D: HostDevice + 'static>(members: &[usize], config: &SharedConfig) -> Vec<Option<Members<D>>> {
-    let named = |inner: Box<dyn Collective<D> + Send>| Some(Members::new(inner, members));
-    match members.len() {
-        1 => vec![named(Box::new(Solo::default()))],
-        n => SharedGroup::new(n, config.clone()).into_iter().map(|rank| named(Box::new(rank))).collect(),
-    }
 }

@@ -6,13 +6,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
-use collective::{CollectiveError, Group, Mesh, SharedConfig};
+use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, Layout, Loader, ModelError, Stage};
 use tensor::{DType, HostDevice};
 
 use crate::EngineError;
 use crate::data_parallel;
-use crate::groups::{self, RankGroups};
+use crate::groups::{self, Grouping, RankGroups};
 use crate::leader::{Leader, Leading, guarded};
 use crate::report::RankReport;
 use crate::worker::{Command, Reply, Worker};
@@ -37,7 +37,7 @@ pub(crate) trait MakeDevice: Send + Sync {
 
 /// What ranks are made of.
 pub(crate) struct Setup<M> {
-    pub mesh: Mesh,
+    pub grouping: Grouping,
     pub layout: Layout,
     pub stages: Vec<Stage>,
     pub source: WeightSource,
@@ -63,7 +63,7 @@ pub(crate) fn launch<M: MakeDevice + 'static>(
     let LaunchOptions { comm_timeout, spin, .. } = setup.options;
     let config = SharedConfig { deadline: comm_timeout, spin, ..Default::default() };
     let setup = Arc::new(setup);
-    let mut groups = groups::of_threads(setup.mesh, &config).into_iter();
+    let mut groups = groups::of_threads(setup.grouping, &config).into_iter();
     let own = groups.next().expect("there is a rank");
     let mut others = Vec::new();
     for (groups, rank) in groups.zip(1..) {

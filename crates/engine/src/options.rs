@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use collective::WireDType;
 use model::TpPlan;
 use model::parallel::ExpertOptions;
 use tensor::DType;
@@ -21,6 +22,12 @@ pub struct EngineOptions {
     pub sequence_parallel: bool,
     /// How a mixture's experts are split.
     pub experts: ExpertOptions,
+    /// Whether experts are sliced or whole, and where whole ones are.
+    pub experts: ExpertOptions,
+    /// Tensor-parallel ranks that share a KV cache by position; 1: each has all of its own.
+    pub decode_context_parallel_size: usize,
+    /// What the sums of all-reduces travel as. All but float32 give up the promise of equal bits.
+    pub all_reduce_dtype: WireDType,
     /// Threads of each rank; `None`: the cores, shared out.
     pub threads_per_rank: Option<usize>,
     /// What weights are kept in; `None`: as stored.
@@ -49,6 +56,8 @@ impl Default for EngineOptions {
             data_parallel_size: 1,
             sequence_parallel: false,
             experts: ExpertOptions::default(),
+            decode_context_parallel_size: 1,
+            all_reduce_dtype: WireDType::Float32,
             threads_per_rank: None,
             dtype: None,
             kv_cache_dtype: None,

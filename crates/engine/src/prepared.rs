@@ -9,6 +9,7 @@ use job::Job;
 use model::{Decoder, Loader, ModelConfig};
 use tensor::{Cost, DType, Timed};
 
+use crate::groups::Grouping;
 use crate::launch::{LaunchOptions, MakeDevice, Setup};
 use crate::{EngineError, EngineOptions, Plan, cpus, memory};
 
@@ -131,7 +132,11 @@ impl Prepared {
             host: job.map_or(String::new(), host_name),
         };
         let setup = Setup {
-            mesh: plan.mesh,
+            grouping: Grouping {
+                mesh: plan.mesh,
+                context: plan.layout.context_parallel(),
+                wire: options.all_reduce_dtype,
+            },
             layout: plan.layout,
             stages: plan.stages,
             source,

@@ -218,6 +218,10 @@ impl<D: Device> Worker<D> {
     fn forward(&mut self, meta: &StepMeta) -> Result<Option<D::Tensor>, ModelError> {
         let (before, sent) = (self.groups.tensor.stats(), self.groups.replica().stats().sent_bytes);
         let rank = Rank::new(&self.dev, &self.groups.tensor);
+        let rank = match &self.groups.context {
+            Some(context) => rank.in_context(context),
+            None => rank,
+        };
         let pipeline = Pipeline::new(self.groups.replica(), self.previous(), self.next());
         let kv = self.kv.as_mut().expect("a cache is made before the first step");
         let began = Instant::now();

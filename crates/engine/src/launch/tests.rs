@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use checkpoint::{Checkpoint, config_file};
+use collective::{Mesh, WireDType};
 use cpu::{CpuConfig, CpuDevice};
 use model::{ModelConfig, TpPlan};
 
@@ -50,7 +51,7 @@ fn launch_dir(
         host: String::new(),
     };
     let setup = Setup {
-        mesh: Mesh { tp: ranks, ..Mesh::SOLO },
+        grouping: Grouping { mesh: Mesh { tp: ranks, ..Mesh::SOLO }, context: 1, wire: WireDType::Float32 },
         stages: vec![Stage::whole(&layout.config)],
         layout,
         source,
