@@ -7,6 +7,7 @@
 pub mod conformance;
 mod error;
 mod finish;
+mod hierarchical;
 pub mod mesh;
 pub mod message;
 mod secret;
@@ -16,10 +17,11 @@ mod solo;
 mod tcp;
 
 pub use error::CollectiveError;
+pub use hierarchical::Hierarchical;
 pub use mesh::{Coordinates, Mesh};
 pub use message::Messages;
 pub use secret::{Role, Secret, authenticate};
-pub use shared::{SharedConfig, SharedGroup, SharedRank};
+pub use shared::{SharedConfig, SharedGroup, SharedRank, SharedSegment};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
 pub use tcp::{TcpConfig, TcpMesh, TcpRank};

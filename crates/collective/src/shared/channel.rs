@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::region::{Region, as_bytes};
+use super::region::{Region, RegionRing};
+use super::ring::Pipe;
+use super::shards::{as_bytes, as_bytes_mut};
 use super::sync::{Patience, Rendezvous, Stop};
+use super::watch::Watch;
 use crate::CollectiveError;
 
 /// An operation of the group.
@@ -15,19 +18,38 @@ pub(super) enum Op {
     AllGatherHost,
     Broadcast,
     Barrier,
+    ReduceScatter,
+    AllToAll,
+    AllToAllHost,
+    Send,
+    Recv,
+    SendBytes,
+    RecvBytes,
 }
 
 impl Op {
-    const ALL: [(Op, &'static str); 5] = [
+    const ALL: [(Op, &'static str); 12] = [
         (Op::AllReduce, "all_reduce"),
         (Op::AllGather, "all_gather"),
         (Op::AllGatherHost, "all_gather_host"),
         (Op::Broadcast, "broadcast"),
         (Op::Barrier, "barrier"),
+        (Op::ReduceScatter, "reduce_scatter"),
+        (Op::AllToAll, "all_to_all"),
+        (Op::AllToAllHost, "all_to_all_host"),
+        (Op::Send, "send"),
+        (Op::Recv, "recv"),
+        (Op::SendBytes, "send_bytes"),
+        (Op::RecvBytes, "recv_bytes"),
     ];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         Self::ALL[self as usize].1
+    }
+
+    /// The operation that has this number.
+    pub fn of_number(number: usize) -> Option<Op> {
+        Self::ALL.get(number).map(|(op, _)| *op)
     }
 }
 
@@ -47,6 +69,15 @@ impl Call {
     }
 }
 
+/// The call of a larger group of which this group does a part: errors speak of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outer {
+    /// This group's rank 0 there.
+    pub first_rank: usize,
+    pub op: &'static str,
+    pub number: u64,
+}
+
 /// A rank's end of the region.
 pub(super) struct Channel {
     region: Arc<Region>,
@@ -54,14 +85,18 @@ pub(super) struct Channel {
     /// The step that this rank writes or publishes next. Unless the group has failed, it has waited for
     /// the step before: that is what makes `slot_mut` sound.
     step: u32,
-    /// Operations so far.
+    /// Collectives so far.
     sequence: u64,
     spin: Duration,
+    watch: Arc<Watch>,
+    pub outer: Option<Outer>,
 }
 
 impl Channel {
+    /// The end of a rank that nobody else is.
     pub fn new(region: Arc<Region>, rank: usize, spin: Duration) -> Self {
-        Channel { region, rank, step: 1, sequence: 0, spin }
+        let watch = Arc::new(Watch::new(region.clone()));
+        Channel { region, rank, step: 1, sequence: 0, spin, watch, outer: None }
     }
 
     pub fn rank(&self) -> usize {
@@ -76,10 +111,37 @@ impl Channel {
         self.region.slot_len()
     }
 
-    /// Counts an operation.
-    pub fn begin(&mut self) -> Result<(), CollectiveError> {
+    pub fn watch(&self) -> Arc<Watch> {
+        self.watch.clone()
+    }
+
+    /// Counts a collective.
+    pub fn begin(&mut self, op: Op) -> Result<(), CollectiveError> {
         self.sequence += 1;
+        self.watch.set(op, self.sequence);
         self.check()
+    }
+
+    /// Begins a message that has its own number.
+    pub fn begin_message(&mut self, op: Op, number: u64) -> Result<(), CollectiveError> {
+        self.watch.set(op, number);
+        self.check()
+    }
+
+    /// This rank's end of the ring to another rank.
+    pub fn pipe_to(&self, to: usize) -> Pipe<'_, Region, RegionRing<'_>> {
+        assert!(to != self.rank && to < self.size(), "rank {} sends to another rank, not to {to}", self.rank);
+        Pipe { group: &*self.region, ring: self.region.ring(self.rank, to), peer: to }
+    }
+
+    /// This rank's end of the ring from another rank.
+    pub fn pipe_from(&self, from: usize) -> Pipe<'_, Region, RegionRing<'_>> {
+        assert!(from != self.rank && from < self.size(), "rank {} hears others, not {from}", self.rank);
+        Pipe { group: &*self.region, ring: self.region.ring(from, self.rank), peer: from }
+    }
+
+    pub fn patience(&self, deadline: Option<Duration>) -> Patience {
+        Patience { spin: self.spin, deadline }
     }
 
     /// Whether the group can go on.
@@ -95,6 +157,11 @@ impl Channel {
         Ok(unsafe { self.region.slot_mut(self.rank, self.step) })
     }
 
+    /// This rank's slot, as bytes.
+    pub fn bytes(&mut self) -> Result<&mut [u8], CollectiveError> {
+        self.slot().map(as_bytes_mut)
+    }
+
     /// Publishes the slot and waits for those of all ranks. `length` may differ between ranks.
     pub fn publish(&mut self, call: &Call, length: usize) -> Result<Peers<'_>, CollectiveError> {
         self.check()?;
@@ -102,9 +169,8 @@ impl Channel {
         self.region.set_label(self.rank, step, call.label(), length as u64);
         self.region.publish(self.rank);
         self.step = step.wrapping_add(1);
-        let patience = Patience { spin: self.spin, deadline: call.deadline };
-        if let Err(stop) = self.region.wait(self.rank, step, &patience) {
-            return Err(self.stopped(call, stop));
+        if let Err(stop) = self.region.wait(self.rank, step, &self.patience(call.deadline)) {
+            return Err(self.stopped(call, self.sequence, stop));
         }
         for rank in 0..self.size() {
             let (label, _) = self.region.label(rank, step);
@@ -117,7 +183,12 @@ impl Channel {
 
     /// Fails the group, unless it has failed already.
     pub fn fail(&self, rank: usize, message: &str) {
-        self.region.fail_with(rank, message);
+        self.region.fail_with(self.named(rank), message);
+    }
+
+    /// The number of a rank in errors.
+    pub fn named(&self, rank: usize) -> usize {
+        rank + self.outer.map_or(0, |outer| outer.first_rank)
     }
 
     /// Says that this rank is gone.
@@ -125,15 +196,15 @@ impl Channel {
         self.region.end(self.rank);
     }
 
-    fn failure(&self) -> CollectiveError {
+    pub fn failure(&self) -> CollectiveError {
         let (rank, message) = self.region.explanation();
         CollectiveError::Failed { rank, message }
     }
 
     /// Every wait that does not succeed fails the group: this rank could not go on with the others.
     #[cold]
-    fn stopped(&self, call: &Call, stop: Stop) -> CollectiveError {
-        let (op, sequence, rank) = (call.op.name(), self.sequence, self.rank);
+    pub fn stopped(&self, call: &Call, sequence: u64, stop: Stop) -> CollectiveError {
+        let (op, sequence) = self.outer.map_or((call.op.name(), sequence), |outer| (outer.op, outer.number));
         match stop {
             Stop::Failed => self.failure(),
             Stop::Ended(gone) => {
@@ -142,8 +213,10 @@ impl Channel {
             }
             Stop::Missing(missing) => {
                 let waited_s = call.deadline.unwrap_or_default().as_secs_f64().ceil() as u64;
+                let missing = missing.into_iter().map(|rank| self.named(rank)).collect();
+                let rank = self.named(self.rank);
                 let error = CollectiveError::Missing { op, sequence, rank, missing, waited_s };
-                self.fail(rank, &error.to_string());
+                self.fail(self.rank, &error.to_string());
                 error
             }
         }
@@ -152,15 +225,22 @@ impl Channel {
     #[cold]
     fn disagree(&self, call: &Call, rank: usize, label: u64) -> CollectiveError {
         let (theirs, size) = (label >> 56, label & ((1 << 56) - 1));
-        let theirs = Op::ALL.get(theirs as usize).map_or("nothing known", |(_, name)| name);
+        let theirs = Op::of_number(theirs as usize).map_or("nothing known", Op::name);
         let message = format!(
-            "operation number {} is {} of {} on rank {}, but {theirs} of {size} on rank {rank}",
+            "operation number {} is {} of {} on rank {}, but {theirs} of {size} on rank {}",
             self.sequence,
             call.op.name(),
             call.size,
-            self.rank
+            self.named(self.rank),
+            self.named(rank)
         );
-        self.fail(self.rank, &message);
+        self.refuse(&message)
+    }
+
+    /// Fails the group because of what this rank found, and returns why the group has failed.
+    #[cold]
+    pub fn refuse(&self, message: &str) -> CollectiveError {
+        self.fail(self.rank, message);
         self.failure()
     }
 }
