@@ -150,9 +150,9 @@ pub fn authenticate(
         Role::Connects => {
             write_all(stream, &proof, deadline)?;
             verify(stream).map_err(|e| match e {
-                CollectiveError::Refused(why) if why == CLOSED => {
-                    refused("it closed the connection: it has another group secret, or does not expect us".into())
-                }
+                CollectiveError::Refused(why) if why == CLOSED => refused(
+                    "it closed the connection: it has another group secret, or does not expect us".into(),
+                ),
                 other => other,
             })
         }
@@ -284,7 +284,8 @@ mod tests {
             let (mut a, mut tap) = UnixStream::pair().expect("a pair of sockets");
             let (mut far, mut b) = UnixStream::pair().expect("a pair of sockets");
             std::thread::scope(|scope| {
-                scope.spawn(move || authenticate(&mut a, &secret(1), Role::Connects, soon()).expect("let in"));
+                scope
+                    .spawn(move || authenticate(&mut a, &secret(1), Role::Connects, soon()).expect("let in"));
                 scope.spawn(move || authenticate(&mut b, &secret(1), Role::Accepts, soon()).expect("let in"));
                 let mut said = Vec::new();
                 for len in [PREAMBLE.len() + WORD, WORD] {
@@ -308,7 +309,8 @@ mod tests {
     fn the_silent_and_the_slow_are_given_up() {
         let (mut a, _silent) = UnixStream::pair().expect("a pair of sockets");
         a.set_read_timeout(Some(Duration::from_millis(5))).expect("a timeout");
-        let error = authenticate(&mut a, &secret(1), Role::Accepts, Instant::now() + Duration::from_millis(20));
+        let error =
+            authenticate(&mut a, &secret(1), Role::Accepts, Instant::now() + Duration::from_millis(20));
         assert!(error.expect_err("given up").to_string().contains("did not answer in time"));
     }
 
@@ -316,7 +318,8 @@ mod tests {
     fn another_version_is_named() {
         let (mut a, mut b) = UnixStream::pair().expect("a pair of sockets");
         b.write_all(b"anysplt\x09").and_then(|()| b.write_all(&[7; WORD])).expect("said");
-        let error = authenticate(&mut a, &secret(1), Role::Connects, soon()).expect_err("refused").to_string();
+        let error =
+            authenticate(&mut a, &secret(1), Role::Connects, soon()).expect_err("refused").to_string();
         assert!(error.contains("version 9 of the protocol, not 1"), "{error}");
     }
 

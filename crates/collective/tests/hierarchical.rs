@@ -16,7 +16,10 @@ fn group(shape: &[usize]) -> impl Fn(usize, Duration) -> Vec<Hierarchical> + Syn
     let shape = shape.to_vec();
     move |ranks, deadline| {
         let local = shape.iter().flat_map(|&ranks| {
-            SharedGroup::new(ranks, SharedConfig { deadline, spin: Duration::ZERO, ..SharedConfig::default() })
+            SharedGroup::new(
+                ranks,
+                SharedConfig { deadline, spin: Duration::ZERO, ..SharedConfig::default() },
+            )
         });
         let members: Vec<_> = (0..ranks).collect();
         let meshes = meshes(ranks, &config(), |a, b| node_of_rank[a] != node_of_rank[b]);

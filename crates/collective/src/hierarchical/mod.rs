@@ -110,7 +110,11 @@ impl Hierarchical {
         peer: usize,
         deadline: Option<Duration>,
     ) -> Result<Call, CollectiveError> {
-        assert!(peer != self.rank() && peer < self.size(), "rank {} and another one, not {peer}", self.rank());
+        assert!(
+            peer != self.rank() && peer < self.size(),
+            "rank {} and another one, not {peer}",
+            self.rank()
+        );
         let count = match op {
             Op::Send | Op::SendBytes => &self.sent[peer],
             _ => &self.received[peer],

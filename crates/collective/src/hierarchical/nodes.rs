@@ -46,7 +46,8 @@ struct Sum {
 pub fn split(plan: &ReducePlan, nodes: &[Range<usize>]) -> Split {
     let ranks_of_items = plan.nodes_of_rank.iter().enumerate().flat_map(|(r, &n)| std::iter::repeat_n(r, n));
     let rank_of_item: Vec<usize> = ranks_of_items.collect();
-    let node_of = |item: usize| nodes.iter().position(|n| n.contains(&rank_of_item[item])).expect("a rank's node");
+    let node_of =
+        |item: usize| nodes.iter().position(|n| n.contains(&rank_of_item[item])).expect("a rank's node");
     // How many merges after each item stay within a node: the first ones do, or none.
     let mut within = vec![0; rank_of_item.len()];
     let mut stack: Vec<Sum> = Vec::new();
@@ -100,7 +101,10 @@ mod tests {
     fn a_node_s_ranks_follow_each_other() {
         assert_eq!(group(&[4, 4, 0, 7, 7, 7]), Ok(vec![0..2, 2..3, 3..6]));
         let error = group(&[0, 1, 0]).expect_err("scattered").to_string();
-        assert!(error.ends_with("rank 2 is on node 0 again: ranks of one node must follow each other ([0, 1, 0])"));
+        assert!(
+            error
+                .ends_with("rank 2 is on node 0 again: ranks of one node must follow each other ([0, 1, 0])")
+        );
     }
 
     #[test]
@@ -129,7 +133,7 @@ mod tests {
             let tree = ReductionTree::over_ids(leaves);
             let nodes_of_rank: Vec<_> = ranks.iter().map(|r| tree.cover(r.clone()).len()).collect();
             let plan = ReducePlan { nodes_of_rank, finish: tree.finish(&ranks) };
-            let value = |item: usize| 1.1f32.powi(item as i32 * 7 % 50) * if item % 3 == 0 { -1.0 } else { 1.0 };
+            let value = |item: usize| 1.1f32.powi(item as i32 * 7 % 50) * if item.is_multiple_of(3) { -1.0 } else { 1.0 };
             let expected = plan.finish.run(value)[0];
 
             let split = split(&plan, &nodes);

@@ -94,7 +94,9 @@ impl Call {
     /// What a rank says that got a message of another length.
     pub fn wrong_length(&self, from: usize, have: u64, expected: usize) -> String {
         let (op, number) = (self.op.name(), self.number);
-        format!("{op} number {number}: a message of rank {from} has {have} bytes, and {expected} were expected")
+        format!(
+            "{op} number {number}: a message of rank {from} has {have} bytes, and {expected} were expected"
+        )
     }
 
     /// What is said of a rank that ended too early.

@@ -62,7 +62,11 @@ impl<W: Wire> Messages<W> {
         peer: usize,
         deadline: Option<Duration>,
     ) -> Result<Call, CollectiveError> {
-        assert!(peer != self.rank() && peer < self.size(), "rank {} and another one, not {peer}", self.rank());
+        assert!(
+            peer != self.rank() && peer < self.size(),
+            "rank {} and another one, not {peer}",
+            self.rank()
+        );
         let count = match op {
             Op::Send | Op::SendBytes => &self.sent[peer],
             _ => &self.received[peer],
@@ -231,7 +235,8 @@ impl<D: HostDevice, W: Wire> Collective<D> for Messages<W> {
             *end += rows;
             Some(*end)
         });
-        let slices: Vec<_> = ends.zip(rows_of_rank).map(|(end, rows)| (end - rows) * cols..end * cols).collect();
+        let slices: Vec<_> =
+            ends.zip(rows_of_rank).map(|(end, rows)| (end - rows) * cols..end * cols).collect();
         let parallel: Parallel<'_> = &|items, grain, work| dev.parallel(items, grain, work);
         let team = self.team();
         let reduce = Reduce { team: &team, call: &call, parallel, plan, elements: rows * cols };
@@ -292,7 +297,7 @@ impl<D: HostDevice, W: Wire> Collective<D> for Messages<W> {
         }
         let others = parts.into_iter().enumerate().filter(|(r, _)| *r != me);
         let mut receives: Vec<_> =
-            others.map(|(r, part)| team.from(r, bytemuck::cast_slice_mut(part))).collect();
+            others.map(|(r, part)| team.hear(r, bytemuck::cast_slice_mut(part))).collect();
         team.wire.exchange(&call, &sends, &mut receives)?;
         drop(receives);
         Ok(out)

@@ -51,9 +51,7 @@ impl Standing {
     pub fn check(&self) -> Result<(), CollectiveError> {
         match self.failure.get() {
             None => Ok(()),
-            Some((rank, message)) => {
-                Err(CollectiveError::Failed { rank: *rank, message: message.clone() })
-            }
+            Some((rank, message)) => Err(CollectiveError::Failed { rank: *rank, message: message.clone() }),
         }
     }
 }

@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Timespec;
 
 use super::system;
-use crate::secret::{Role, Secret, authenticate, read_exact, write_all};
 use crate::CollectiveError;
+use crate::secret::{Role, Secret, authenticate, read_exact, write_all};
 
 /// Nobody of ours needs longer to prove itself.
 const MEETING: Duration = Duration::from_secs(5);

@@ -226,13 +226,7 @@ impl Groups {
     }
 
     /// `len` bytes of a frame have come.
-    pub fn advance(
-        &mut self,
-        peer: usize,
-        header: &Header,
-        len: usize,
-        exchange: Option<&mut Exchange<'_>>,
-    ) {
+    pub fn advance(&mut self, peer: usize, header: &Header, len: usize, exchange: Option<&mut Exchange<'_>>) {
         let group = self.groups.get_mut(&header.group).expect("its frame has begun");
         let lane = group.peers.get_mut(&peer).expect("its frame has begun").lane(header.kind);
         let (left, to) = lane.arriving.as_mut().expect("its message has begun");
@@ -376,7 +370,8 @@ impl Groups {
 
     /// Wakes everyone but `id`: a connection that they had to leave alone may be free.
     pub fn wake_others(&self, id: u16) {
-        let others = self.groups.iter().filter(|(other, _)| **other != id).filter_map(|(_, g)| g.local.as_ref());
+        let others =
+            self.groups.iter().filter(|(other, _)| **other != id).filter_map(|(_, g)| g.local.as_ref());
         others.filter(|l| l.sleeping).for_each(|l| l.waker.wake());
     }
 }

@@ -132,9 +132,7 @@ impl Link {
                     let payload = &payload[lent.at.saturating_sub(HEADER)..];
                     socket.write_vectored(&[IoSlice::new(header), IoSlice::new(payload)])
                 }
-                None if !self.queue.is_empty() => {
-                    socket.write(&self.queue[0].bytes[self.queue[0].at..])
-                }
+                None if !self.queue.is_empty() => socket.write(&self.queue[0].bytes[self.queue[0].at..]),
                 None => {
                     let exchange = exchange.as_mut().expect("has_output says so");
                     let send = exchange.next_send(self.peer).expect("has_output says so");

@@ -100,10 +100,10 @@ impl TcpWire {
         loop {
             exchange.moved = false;
             let moved = state.pump(shared, Some(exchange));
-            if std::mem::take(&mut look) || moved {
-                if let Err(why) = state.groups.settle(exchange, call) {
-                    self.standing.fail(self.rank, &why);
-                }
+            if (std::mem::take(&mut look) || moved)
+                && let Err(why) = state.groups.settle(exchange, call)
+            {
+                self.standing.fail(self.rank, &why);
             }
             // What is complete is complete, also if the news of a failure came right behind it.
             if exchange.is_done() {
@@ -140,7 +140,11 @@ impl TcpWire {
                 return Err(self.give_up(state, exchange, error));
             }
             if waited < shared.spin {
-                std::hint::spin_loop();
+                // Whoever is to answer may want this very core.
+                drop(state);
+                std::thread::yield_now();
+                state = shared.lock();
+                look = true;
                 continue;
             }
             if let Err(CollectiveError::Failed { rank, message }) = guard() {
@@ -189,7 +193,8 @@ fn post(state: &mut State, exchange: &mut Exchange<'_>) -> bool {
     (0..exchange.sends.len()).all(|send| {
         let sending = &exchange.sends[send];
         let left = sending.bytes.len() - sending.sent;
-        let fits = state.link(sending.peer).filter(|link| link.closed.is_none() && link.queued + left <= ROOM);
+        let fits =
+            state.link(sending.peer).filter(|link| link.closed.is_none() && link.queued + left <= ROOM);
         fits.map(|link| link.take_over(exchange, send)).is_some()
     })
 }

@@ -1,5 +1,9 @@
 //! Meshes whose processes are threads.
 
+#![allow(dead_code)] // each test uses some of it
+
+pub mod relay;
+
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
