@@ -72,11 +72,12 @@ fn start_process(segment: &SharedSegment) -> Child {
 /// Microseconds from flag to flag and back, and GB/s at which one core reads what the other has just written.
 fn limits() -> (f64, f64) {
     const LINES: usize = (128 << 10) / 64;
-    const TRIPS: u32 = 2000;
+    const REPEATS: usize = 101;
+    const TRIPS: usize = 100;
     let turn = AtomicU32::new(0);
     let data: Vec<AtomicU64> = (0..LINES * 8).map(|_| AtomicU64::new(0)).collect();
-    let play = |player: u32, work: &mut dyn FnMut()| {
-        for _ in 0..TRIPS {
+    let play = |player: u32, turns: usize, work: &mut dyn FnMut()| {
+        for _ in 0..turns {
             while turn.load(Acquire) != player {
                 std::hint::spin_loop();
             }
@@ -87,26 +88,33 @@ fn limits() -> (f64, f64) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             pin(1);
-            play(1, &mut || ());
-            play(1, &mut || data.iter().for_each(|x| x.store(1, Relaxed)));
+            for _ in 0..REPEATS {
+                play(1, TRIPS, &mut || ());
+                play(1, 1, &mut || data.iter().for_each(|x| x.store(1, Relaxed)));
+            }
         });
-        let began = Instant::now();
-        play(0, &mut || ());
-        let round_trip = began.elapsed().as_secs_f64() * 1e6 / TRIPS as f64;
-        let (mut times, mut sum) = (Vec::new(), 0);
-        play(0, &mut || {
+        let (mut trips, mut reads, mut sum) = (Vec::new(), Vec::new(), 0);
+        for _ in 0..REPEATS {
+            let began = Instant::now();
+            play(0, TRIPS, &mut || ());
+            trips.push(began.elapsed().as_secs_f64() * 1e6 / TRIPS as f64);
+            // The other core writes, then this one reads.
+            play(0, 1, &mut || ());
+            while turn.load(Acquire) != 0 {
+                std::hint::spin_loop();
+            }
             let began = Instant::now();
             sum += data.iter().map(|x| x.load(Relaxed)).sum::<u64>();
-            times.push(began.elapsed().as_secs_f64());
-        });
+            reads.push(began.elapsed().as_secs_f64());
+        }
         std::hint::black_box(sum);
-        (round_trip, (LINES * 64) as f64 / 1e9 / quantile(&mut times, 0.5))
+        let rate = (LINES * 64) as f64 / 1e9 / quantile(&mut reads, 0.5);
+        (quantile(&mut trips, 0.5), rate)
     })
 }
 
 fn main() {
-    let slot_bytes = std::env::var("SLOT").map_or(1 << 20, |s| s.parse().unwrap());
-    let config = SharedConfig { slot_bytes, deadline: Duration::from_secs(60), ..SharedConfig::default() };
+    let config = SharedConfig { deadline: Duration::from_secs(60), ..SharedConfig::default() };
     if let Ok(path) = std::env::var(SEGMENT) {
         let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the segment");
         let segment = SharedSegment::open(file.into(), 2, &config).expect("the segment");

@@ -53,6 +53,11 @@ impl Op {
     }
 }
 
+/// Elements of a cache line.
+const LINE: usize = 16;
+/// Elements from which a payload moves through the slot; less costs next to nothing anyway.
+const LEAST_ROTATED: usize = 1024;
+
 /// One call of an operation, as every rank must make it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call {
@@ -88,6 +93,8 @@ pub(super) struct Channel {
     /// Collectives so far.
     sequence: u64,
     spin: Duration,
+    /// Where in its slots every rank begins, in elements.
+    offset: usize,
     watch: Arc<Watch>,
     pub outer: Option<Outer>,
 }
@@ -96,7 +103,7 @@ impl Channel {
     /// The end of a rank that nobody else is.
     pub fn new(region: Arc<Region>, rank: usize, spin: Duration) -> Self {
         let watch = Arc::new(Watch::new(region.clone()));
-        Channel { region, rank, step: 1, sequence: 0, spin, watch, outer: None }
+        Channel { region, rank, step: 1, sequence: 0, spin, offset: 0, watch, outer: None }
     }
 
     pub fn rank(&self) -> usize {
@@ -118,6 +125,7 @@ impl Channel {
     /// Counts a collective.
     pub fn begin(&mut self, op: Op) -> Result<(), CollectiveError> {
         self.sequence += 1;
+        self.offset = 0;
         self.watch.set(op, self.sequence);
         self.check()
     }
@@ -140,6 +148,17 @@ impl Channel {
         Pipe { group: &*self.region, ring: self.region.ring(from, self.rank), peer: from }
     }
 
+    /// Lets this and the following steps, which need `len` elements of a slot, go through all of it in turn, instead
+    /// of writing the same lines again while the readers' caches still have them: to take a line away from
+    /// another cache costs more than to fetch it from the one that both share.
+    pub fn rotate(&mut self, len: usize) {
+        let len = len.next_multiple_of(LINE).max(LINE);
+        self.offset = match self.slot_len() / len {
+            places if places > 1 && len >= LEAST_ROTATED => self.step as usize / 2 % places * len,
+            _ => 0,
+        };
+    }
+
     pub fn patience(&self, deadline: Option<Duration>) -> Patience {
         Patience { spin: self.spin, deadline }
     }
@@ -154,7 +173,8 @@ impl Channel {
         self.check()?;
         // SAFETY: we are `rank`, we have waited for the step before (see the field; a failed wait fails the
         // group, and then we do not get here), have not published this one, and `&mut self` is held.
-        Ok(unsafe { self.region.slot_mut(self.rank, self.step) })
+        let slot = unsafe { self.region.slot_mut(self.rank, self.step) };
+        Ok(&mut slot[self.offset..])
     }
 
     /// This rank's slot, as bytes.
@@ -178,7 +198,7 @@ impl Channel {
                 return Err(self.disagree(call, rank, label));
             }
         }
-        Ok(Peers { region: &self.region, step })
+        Ok(Peers { region: &self.region, step, offset: self.offset })
     }
 
     /// Fails the group, unless it has failed already.
@@ -249,13 +269,15 @@ impl Channel {
 pub(super) struct Peers<'a> {
     region: &'a Region,
     step: u32,
+    offset: usize,
 }
 
 impl Peers<'_> {
     /// A rank's slot.
     pub fn slot(&self, rank: usize) -> &[f32] {
         // SAFETY: `publish` has waited for this step, and the channel cannot publish again while we borrow it.
-        unsafe { self.region.slot(rank, self.step) }
+        let slot = unsafe { self.region.slot(rank, self.step) };
+        &slot[self.offset..]
     }
 
     /// A rank's slot, as bytes.

@@ -34,6 +34,7 @@ pub(super) fn all_gather<D: HostDevice>(
     for start in (0..most).step_by(piece) {
         let range = |len: usize| start.min(len)..(start + piece).min(len);
         let mine = &own[range(own.len())];
+        channel.rotate(piece.min(most - start));
         copy(parallel, &mut channel.slot()?[..mine.len()], mine);
         let peers = channel.publish(call, 0)?;
         for (other, part) in parts.iter_mut().enumerate().filter(|(other, _)| *other != rank) {

@@ -126,6 +126,7 @@ impl Reduce<'_> {
         assert!(piece > 0, "a slot holds one element of each of {most_nodes} nodes");
         for start in (0..self.elements).step_by(piece) {
             let piece = start..(start + piece).min(self.elements);
+            channel.rotate(most_nodes * piece.len());
             match two_shots {
                 false => self.one_shot(channel, out, piece)?,
                 true => self.two_shots(channel, out, piece, ranks)?,
