@@ -44,4 +44,7 @@ pub enum CollectiveError {
     /// MPI.
     #[error("MPI: {0}")]
     Mpi(String),
+    /// Nodes of which no group can be made.
+    #[error("nodes of a group: {0}")]
+    Nodes(String),
 }

@@ -10,6 +10,7 @@ pub mod conformance;
 mod error;
 mod finish;
 mod members;
+mod hierarchical;
 pub mod mesh;
 pub mod message;
 #[cfg(feature = "mpi")]
@@ -23,6 +24,7 @@ mod tcp;
 pub use compressed::{Compressed, WireDType};
 pub use error::CollectiveError;
 pub use members::Members;
+pub use hierarchical::Hierarchical;
 pub use mesh::{Coordinates, Mesh};
 pub use message::Messages;
 pub use secret::{Role, Secret, authenticate};

@@ -28,7 +28,7 @@ fn direct<W: Wire>(team: &Team<'_, W>, call: &Call, parts: &mut [&mut [f32]]) ->
     let (own, after) = rest.split_first_mut().expect("this rank is in its team");
     let sends: Vec<_> = team.others().map(|r| team.to(r, bytemuck::cast_slice(own))).collect();
     let others = (0..).zip(before).chain((team.me + 1..).zip(after));
-    let mut receives: Vec<_> = others.map(|(r, part)| team.from(r, bytemuck::cast_slice_mut(part))).collect();
+    let mut receives: Vec<_> = others.map(|(r, part)| team.hear(r, bytemuck::cast_slice_mut(part))).collect();
     team.wire.exchange(call, &sends, &mut receives)
 }
 
@@ -41,7 +41,7 @@ fn ring<W: Wire>(team: &Team<'_, W>, call: &Call, parts: &mut [&mut [f32]]) -> R
         let pass = (team.me + n - step) % n;
         let [own, next] = parts.get_disjoint_mut([pass, (pass + n - 1) % n]).expect("two parts of the ring");
         let sends = [team.to(right, bytemuck::cast_slice(own))];
-        let mut receives = [team.from(left, bytemuck::cast_slice_mut(next))];
+        let mut receives = [team.hear(left, bytemuck::cast_slice_mut(next))];
         team.wire.exchange(call, &sends, &mut receives)?;
     }
     Ok(())

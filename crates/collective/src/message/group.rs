@@ -297,7 +297,7 @@ impl<D: HostDevice, W: Wire> Collective<D> for Messages<W> {
         }
         let others = parts.into_iter().enumerate().filter(|(r, _)| *r != me);
         let mut receives: Vec<_> =
-            others.map(|(r, part)| team.from(r, bytemuck::cast_slice_mut(part))).collect();
+            others.map(|(r, part)| team.hear(r, bytemuck::cast_slice_mut(part))).collect();
         team.wire.exchange(&call, &sends, &mut receives)?;
         drop(receives);
         Ok(out)

@@ -121,11 +121,11 @@ impl<W: Wire> Reduce<'_, W> {
             let (nodes, tail) = rest.split_at_mut(plan.nodes_of_rank[r] * len);
             rest = tail;
             match plan.nodes_of_rank[r] {
-                0 => receives.push(team.from(r, &mut [])),
-                _ if len == self.elements => receives.push(team.from(r, bytemuck::cast_slice_mut(nodes))),
-                n if len == 0 => receives.extend((0..n).map(|_| team.from(r, &mut []))),
+                0 => receives.push(team.hear(r, &mut [])),
+                _ if len == self.elements => receives.push(team.hear(r, bytemuck::cast_slice_mut(nodes))),
+                n if len == 0 => receives.extend((0..n).map(|_| team.hear(r, &mut []))),
                 _ => receives
-                    .extend(nodes.chunks_mut(len).map(|node| team.from(r, bytemuck::cast_slice_mut(node)))),
+                    .extend(nodes.chunks_mut(len).map(|node| team.hear(r, bytemuck::cast_slice_mut(node)))),
             }
         }
         team.wire.exchange(self.call, &sends, &mut receives)

@@ -29,19 +29,19 @@ impl<W: Wire> Team<'_, W> {
     }
 
     /// A message from a member, of a known length.
-    pub fn from<'b>(&self, member: usize, bytes: &'b mut [u8]) -> Incoming<'b> {
+    pub fn hear<'b>(&self, member: usize, bytes: &'b mut [u8]) -> Incoming<'b> {
         Incoming { from: self.ranks[member], into: Buffer::Exact(bytes) }
     }
 
     /// A message from a member, of any length.
-    pub fn from_any<'b>(&self, member: usize, bytes: &'b mut Vec<u8>) -> Incoming<'b> {
+    pub fn hear_any<'b>(&self, member: usize, bytes: &'b mut Vec<u8>) -> Incoming<'b> {
         Incoming { from: self.ranks[member], into: Buffer::Any(bytes) }
     }
 
     /// Says to all that one is there, and waits until all have said it.
     pub fn meet(&self, call: &Call) -> Result<(), CollectiveError> {
         let sends: Vec<_> = self.others().map(|r| self.to(r, &[])).collect();
-        let mut receives: Vec<_> = self.others().map(|r| self.from(r, &mut [])).collect();
+        let mut receives: Vec<_> = self.others().map(|r| self.hear(r, &mut [])).collect();
         self.wire.exchange(call, &sends, &mut receives)
     }
 
@@ -55,7 +55,7 @@ impl<W: Wire> Team<'_, W> {
         all[self.me] = part(self.me).to_vec();
         let sends: Vec<_> = self.others().map(|r| self.to(r, part(r))).collect();
         let others = all.iter_mut().enumerate().filter(|(r, _)| *r != self.me);
-        let mut receives: Vec<_> = others.map(|(r, bytes)| self.from_any(r, bytes)).collect();
+        let mut receives: Vec<_> = others.map(|(r, bytes)| self.hear_any(r, bytes)).collect();
         self.wire.exchange(call, &sends, &mut receives)?;
         drop(receives);
         Ok(all)

@@ -74,6 +74,15 @@ impl Call {
     }
 }
 
+/// The call of a larger group of which this group does a part: errors speak of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outer {
+    /// This group's rank 0 there.
+    pub first_rank: usize,
+    pub op: &'static str,
+    pub number: u64,
+}
+
 /// A rank's end of the region.
 pub(super) struct Channel {
     region: Arc<Region>,
@@ -87,13 +96,14 @@ pub(super) struct Channel {
     /// Where in its slots every rank begins, in elements.
     offset: usize,
     watch: Arc<Watch>,
+    pub outer: Option<Outer>,
 }
 
 impl Channel {
     /// The end of a rank that nobody else is.
     pub fn new(region: Arc<Region>, rank: usize, spin: Duration) -> Self {
         let watch = Arc::new(Watch::new(region.clone()));
-        Channel { region, rank, step: 1, sequence: 0, spin, offset: 0, watch }
+        Channel { region, rank, step: 1, sequence: 0, spin, offset: 0, watch, outer: None }
     }
 
     pub fn rank(&self) -> usize {
@@ -193,7 +203,12 @@ impl Channel {
 
     /// Fails the group, unless it has failed already.
     pub fn fail(&self, rank: usize, message: &str) {
-        self.region.fail_with(rank, message);
+        self.region.fail_with(self.named(rank), message);
+    }
+
+    /// The number of a rank in errors.
+    pub fn named(&self, rank: usize) -> usize {
+        rank + self.outer.map_or(0, |outer| outer.first_rank)
     }
 
     /// Says that this rank is gone.
@@ -209,7 +224,7 @@ impl Channel {
     /// Every wait that does not succeed fails the group: this rank could not go on with the others.
     #[cold]
     pub fn stopped(&self, call: &Call, sequence: u64, stop: Stop) -> CollectiveError {
-        let (op, rank) = (call.op.name(), self.rank);
+        let (op, sequence) = self.outer.map_or((call.op.name(), sequence), |outer| (outer.op, outer.number));
         match stop {
             Stop::Failed => self.failure(),
             Stop::Ended(gone) => {
@@ -218,8 +233,10 @@ impl Channel {
             }
             Stop::Missing(missing) => {
                 let waited_s = call.deadline.unwrap_or_default().as_secs_f64().ceil() as u64;
+                let missing = missing.into_iter().map(|rank| self.named(rank)).collect();
+                let rank = self.named(self.rank);
                 let error = CollectiveError::Missing { op, sequence, rank, missing, waited_s };
-                self.fail(rank, &error.to_string());
+                self.fail(self.rank, &error.to_string());
                 error
             }
         }
@@ -230,11 +247,12 @@ impl Channel {
         let (theirs, size) = (label >> 56, label & ((1 << 56) - 1));
         let theirs = Op::of_number(theirs as usize).map_or("nothing known", Op::name);
         let message = format!(
-            "operation number {} is {} of {} on rank {}, but {theirs} of {size} on rank {rank}",
+            "operation number {} is {} of {} on rank {}, but {theirs} of {size} on rank {}",
             self.sequence,
             call.op.name(),
             call.size,
-            self.rank
+            self.named(self.rank),
+            self.named(rank)
         );
         self.refuse(&message)
     }
