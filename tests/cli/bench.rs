@@ -52,7 +52,7 @@ fn decode_has_a_row_per_split_with_its_fractions_of_the_limit() {
 }
 
 /// What a backend is called, and the ranks that it is run with here.
-const BACKENDS: [(&str, usize); 2] = [("shared", 2), ("shared", 3)];
+const BACKENDS: [(&str, usize); 4] = [("shared", 2), ("shared", 3), ("tcp", 2), ("tcp", 3)];
 const OPS: [&str; 6] = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"];
 
 #[test]
@@ -122,6 +122,10 @@ fn comm_without_check_says_that_nothing_was_compared() {
 
 #[test]
 fn comm_refuses_what_it_cannot_measure() {
+    // Built with MPI it can.
+    if cfg!(not(feature = "mpi")) {
+        anysplit("bench comm --backend mpi").refused(&["without MPI", "docs/mpi.md"]);
+    }
     for (args, told) in [
         ("-b 3", "4 to 4G"),
         ("-b 8X", "4 to 4G"),
@@ -132,6 +136,7 @@ fn comm_refuses_what_it_cannot_measure() {
         ("--tp 1", "2..=1024"),
         ("--op gather", "all_gather"),
         ("--backend pigeons", "shared"),
+        ("--backend shared,mpi", "alone"),
     ] {
         anysplit("bench comm").args(args).refused(&[told]);
     }

@@ -5,26 +5,29 @@ mod ops;
 mod report;
 mod threads;
 
-use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use cpu::limits;
+#[cfg(feature = "mpi")]
+use cpu::{CpuConfig, CpuDevice};
 use engine::cpus;
-use serde_json::json;
 
 use crate::args::{DTypeArg, LoadFormat, ModelArgs, yes_or_no};
 use crate::error::CliError;
 use crate::model::read_config;
-use measure::{Sample, Settings};
+use measure::Settings;
+#[cfg(feature = "mpi")]
+use measure::sweep;
 use ops::Op;
-use report::Context;
+use report::{Context, Report};
 
 /// Collectives alone, over a range of sizes, in nccl-tests' columns.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  anysplit bench comm\n  \
     anysplit bench comm --op all_reduce -b 8K -e 8M -f 2 -n 500 --backend shared\n  \
-    anysplit bench comm --model ./Llama-3.2-1B --tp 2 --json\n\n\
+    anysplit bench comm --model ./Llama-3.2-1B --tp 2 --json\n  \
+    mpirun -n 2 anysplit bench comm --backend mpi\n\n\
     Sizes, algbw and busbw are defined as in nccl-tests; rates are those of the median time. #wrong counts elements \
     whose bits aren't those of the canonical result. With --model, the sizes of one token's all-reduce (decode) and \
     of 512 tokens' (prefill) are measured too, and marked.")]
@@ -38,7 +41,7 @@ pub struct CommArgs {
         default_value = "all_reduce,all_gather,reduce_scatter,all_to_all,broadcast,send_recv"
     )]
     op: Vec<Op>,
-    /// What carries the data; default: all that run here
+    /// What carries the data; default: shared,tcp
     #[arg(long, env = "ANYSPLIT_BACKEND", value_delimiter = ',', value_name = "LIST")]
     backend: Vec<Backend>,
     /// Smallest size; K, M and G are powers of 1024
@@ -59,9 +62,9 @@ pub struct CommArgs {
     /// Compares results with the canonical ones
     #[arg(long, env = "ANYSPLIT_CHECK", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "true|false", value_parser = yes_or_no())]
     check: bool,
-    /// Ranks
-    #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=RANKS_MAX))]
-    tensor_parallel_size: u32,
+    /// Ranks; default: 2, or the processes that mpirun started
+    #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(2..=RANKS_MAX))]
+    tensor_parallel_size: Option<u32>,
     /// Marks the sizes that this model uses: a directory, a hub id or a config.json
     #[arg(long, short, env = "ANYSPLIT_MODEL", value_name = "DIR|ID")]
     model: Option<String>,
@@ -77,6 +80,8 @@ pub struct CommArgs {
 const RANKS_MAX: i64 = 1024;
 /// Sizes beyond this are no collective's of a model.
 const SIZE_MAX: usize = 4 << 30;
+/// Ranks unless another number is asked for.
+const RANKS: usize = 2;
 /// The largest size unless another is asked for.
 const MAX_BYTES: usize = 4 << 20;
 /// Tokens of a step whose size counts as prefill.
@@ -88,12 +93,21 @@ const REPEATS_OF_LIMITS: usize = 7;
 enum Backend {
     /// Threads over shared memory
     Shared,
+    /// Threads over loopback connections
+    Tcp,
+    /// The processes that mpirun started; alone, and only in a build with the feature mpi
+    Mpi,
 }
 
 impl Backend {
+    /// Those that run anywhere.
+    const ANYWHERE: [Backend; 2] = [Backend::Shared, Backend::Tcp];
+
     fn name(self) -> &'static str {
         match self {
             Backend::Shared => "shared",
+            Backend::Tcp => "tcp",
+            Backend::Mpi => "mpi",
         }
     }
 }
@@ -119,34 +133,85 @@ pub fn run(args: &CommArgs) -> Result<(), CliError> {
     }
     let uses = uses(args)?;
     let settings = args.settings(&uses);
-    let backends = match args.backend.is_empty() {
-        true => Backend::value_variants(),
-        false => &args.backend,
-    };
-    let ranks = args.tensor_parallel_size as usize;
-    let cores = cpus::available();
-    let pair = cores.get(1).and_then(|&other| limits::core_to_core(cores[0], other, REPEATS_OF_LIMITS));
-    let mut rows = Vec::new();
-    for &backend in backends {
-        let group = match backend {
-            Backend::Shared => threads::shared(ranks, &settings),
-        };
-        let pair = pair.filter(|_| backend == Backend::Shared);
-        let context = Context { backend: backend.name(), ranks, pair, uses: uses.clone() };
-        let mut out = std::io::stdout();
-        let mut written = if args.json { Ok(()) } else { context.head(&mut out) };
-        let mut on_sample = |sample: Sample| match args.json {
-            true => rows.push(context.json(&sample)),
-            false if written.is_ok() => written = context.line(&mut out, &sample),
-            false => {}
-        };
-        threads::run(group, &settings, &mut on_sample)?;
-        written?;
+    let mut report = Report::new(args.json);
+    match args.backend[..] {
+        [] => on_threads(args, &Backend::ANYWHERE, &settings, &uses, &mut report)?,
+        [Backend::Mpi] => on_processes(args, &settings, uses, &mut report)?,
+        ref backends if backends.contains(&Backend::Mpi) => {
+            return Err(CliError::Usage(
+                "--backend mpi measures processes, the others threads: give it alone".into(),
+            ));
+        }
+        ref backends => on_threads(args, backends, &settings, &uses, &mut report)?,
     }
-    if args.json {
-        writeln!(std::io::stdout().lock(), "{}", json!({ "rows": rows }))?;
+    Ok(report.end()?)
+}
+
+/// Measures groups of threads of this process.
+fn on_threads(
+    args: &CommArgs,
+    backends: &[Backend],
+    settings: &Settings,
+    uses: &[(usize, &'static str)],
+    report: &mut Report,
+) -> Result<(), CliError> {
+    let ranks = args.tensor_parallel_size.map_or(RANKS, |n| n as usize);
+    for &backend in backends {
+        let (group, pair) = match backend {
+            Backend::Tcp => (threads::tcp(ranks, settings)?, None),
+            Backend::Shared | Backend::Mpi => (threads::shared(ranks, settings), pair(ranks)),
+        };
+        let context = Context { backend: backend.name(), ranks, pair, uses: uses.to_vec() };
+        report.begin(&context);
+        threads::run(group, settings, &mut |sample| report.sample(&context, &sample))?;
     }
     Ok(())
+}
+
+/// The way between the cores of two ranks.
+fn pair(ranks: usize) -> Option<limits::CoreToCore> {
+    let cores = cpus::available();
+    let &other = cores.get(1).filter(|_| ranks == 2)?;
+    limits::core_to_core(cores[0], other, REPEATS_OF_LIMITS)
+}
+
+/// Measures the group of all processes that were started together; rank 0 reports.
+#[cfg(feature = "mpi")]
+fn on_processes(
+    args: &CommArgs,
+    settings: &Settings,
+    uses: Vec<(usize, &'static str)>,
+    report: &mut Report,
+) -> Result<(), CliError> {
+    let world = collective::mpi::MpiWorld::start(settings.deadline)?;
+    let ranks = world.size();
+    if ranks < 2 || args.tensor_parallel_size.is_some_and(|n| n as usize != ranks) {
+        let asked = args.tensor_parallel_size.unwrap_or(RANKS as u32);
+        return Err(CliError::Usage(format!(
+            "mpirun started {ranks} processes, not {asked}: mpirun -n {asked} anysplit bench comm --backend mpi"
+        )));
+    }
+    let group = world.group(0, &(0..ranks).collect::<Vec<_>>())?;
+    // Which cores are this process's is the launcher's business.
+    let dev = CpuDevice::new(CpuConfig { threads: 1, cores: None, isa: None, spin: true });
+    let context = Context { backend: Backend::Mpi.name(), ranks, pair: None, uses };
+    if world.rank() != 0 {
+        report.stay_silent();
+    }
+    report.begin(&context);
+    Ok(sweep(&group, &dev, settings, &mut |sample| report.sample(&context, &sample))?)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn on_processes(
+    _: &CommArgs,
+    _: &Settings,
+    _: Vec<(usize, &'static str)>,
+    _: &mut Report,
+) -> Result<(), CliError> {
+    Err(CliError::Usage(
+        "this anysplit was built without MPI; cargo build --release --features mpi (docs/mpi.md)".into(),
+    ))
 }
 
 /// The sizes that a model uses, and for what.

@@ -110,3 +110,46 @@ impl Context {
         out.flush()
     }
 }
+
+/// What is printed: lines as samples come, or one value at the end.
+pub struct Report {
+    /// The value's rows.
+    rows: Option<Vec<Value>>,
+    /// How writing went so far; what cannot be written ends the command, but not in the midst of a measurement.
+    written: std::io::Result<()>,
+    silent: bool,
+}
+
+impl Report {
+    pub fn new(json: bool) -> Self {
+        Report { rows: json.then(Vec::new), written: Ok(()), silent: false }
+    }
+
+    /// Another process prints.
+    #[cfg(feature = "mpi")]
+    pub fn stay_silent(&mut self) {
+        self.silent = true;
+    }
+
+    pub fn begin(&mut self, context: &Context) {
+        if self.rows.is_none() && !self.silent && self.written.is_ok() {
+            self.written = context.head(&mut std::io::stdout());
+        }
+    }
+
+    pub fn sample(&mut self, context: &Context, sample: &Sample) {
+        match &mut self.rows {
+            _ if self.silent || self.written.is_err() => {}
+            Some(rows) => rows.push(context.json(sample)),
+            None => self.written = context.line(&mut std::io::stdout(), sample),
+        }
+    }
+
+    pub fn end(self) -> std::io::Result<()> {
+        self.written?;
+        match self.rows.filter(|_| !self.silent) {
+            Some(rows) => writeln!(std::io::stdout(), "{}", json!({ "rows": rows })),
+            None => Ok(()),
+        }
+    }
+}

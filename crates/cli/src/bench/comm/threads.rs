@@ -1,6 +1,10 @@
 //! Groups of threads of this process.
 
-use collective::{Collective, CollectiveError, SharedConfig, SharedGroup};
+use std::net::{Ipv4Addr, TcpListener};
+use std::thread::ScopedJoinHandle;
+use std::time::Duration;
+
+use collective::{Collective, CollectiveError, Secret, SharedConfig, SharedGroup, TcpConfig, TcpMesh};
 use cpu::{CpuConfig, CpuDevice};
 use engine::cpus;
 
@@ -13,6 +17,43 @@ pub type Rank = Box<dyn Collective<CpuDevice> + Send>;
 pub fn shared(ranks: usize, settings: &Settings) -> Vec<Rank> {
     let config = SharedConfig { deadline: settings.deadline, ..SharedConfig::default() };
     SharedGroup::new(ranks, config).into_iter().map(|rank| Box::new(rank) as Rank).collect()
+}
+
+/// The ranks of a group over loopback connections, each with a mesh of its own, as processes have.
+pub fn tcp(ranks: usize, settings: &Settings) -> Result<Vec<Rank>, CollectiveError> {
+    let bind = |rank| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let bound = listener.and_then(|l| Ok((l.local_addr()?, l)));
+        bound.map_err(|e| CollectiveError::Failed { rank, message: format!("no port of loopback: {e}") })
+    };
+    let bound = (0..ranks).map(bind).collect::<Result<Vec<_>, _>>()?;
+    let (addresses, listeners): (Vec<_>, Vec<_>) = bound.into_iter().unzip();
+    let members: Vec<usize> = (0..ranks).collect();
+    // Nobody but this process's own threads is to connect.
+    let secret = Secret::none();
+    let spin = if ranks > cpus::available().len() { Duration::ZERO } else { TcpConfig::default().spin };
+    let config = TcpConfig { connect_deadline: settings.deadline, spin };
+    let connect = |(me, listener): (usize, TcpListener)| -> Result<Rank, CollectiveError> {
+        let peer = |&rank: &usize| (rank != me).then(|| addresses[rank]);
+        let peers: Vec<_> = members.iter().map(peer).collect();
+        let mesh = TcpMesh::connect(me, listener, &peers, &secret, &config)?;
+        Ok(Box::new(mesh.group(0, &members, settings.deadline)?))
+    };
+    std::thread::scope(|scope| {
+        let connect = &connect;
+        let spawn = |rank| scope.spawn(move || connect(rank));
+        let threads: Vec<_> = listeners.into_iter().enumerate().map(spawn).collect();
+        threads.into_iter().enumerate().map(|(rank, thread)| join(rank, thread)).collect()
+    })
+}
+
+/// What a rank's thread ended with.
+fn join<T>(
+    rank: usize,
+    thread: ScopedJoinHandle<'_, Result<T, CollectiveError>>,
+) -> Result<T, CollectiveError> {
+    let panicked = |_| CollectiveError::Failed { rank, message: "panicked".into() };
+    thread.join().map_err(panicked).and_then(|result| result)
 }
 
 /// A rank's device: its share of the cores.
@@ -42,10 +83,7 @@ pub fn run(
             })
         };
         let threads: Vec<_> = group.into_iter().enumerate().map(spawn).collect();
-        let ended = threads.into_iter().enumerate().map(|(rank, thread)| {
-            let panicked = |_| CollectiveError::Failed { rank, message: "panicked".into() };
-            thread.join().map_err(panicked).and_then(|result| result)
-        });
-        ended.collect::<Vec<_>>().into_iter().collect()
+        let ended: Vec<_> = threads.into_iter().enumerate().map(|(rank, t)| join(rank, t)).collect();
+        ended.into_iter().collect()
     })
 }
