@@ -102,7 +102,8 @@ fn receive(stream: &mut TcpStream, until: Instant) -> Result<[u8; OPENING_BYTES]
         match stream.read(&mut bytes[have..]) {
             Ok(0) => return Err(Stranger::Other("it hung up".into())),
             Ok(n) => have += n,
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
+            Err(e)
+                if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
             Err(e) => return Err(other(e)),
         }
         let known = have.min(MAGIC.len());

@@ -89,7 +89,10 @@ impl JobEnv {
             return Err(JobError::env(format!("a job of {size} ranks: at most {MAX_RANKS} are possible")));
         }
         if rank >= size {
-            return Err(JobError::env(format!("rank {rank} of a job of {size}: ranks are 0 to {}", size - 1)));
+            return Err(JobError::env(format!(
+                "rank {rank} of a job of {size}: ranks are 0 to {}",
+                size - 1
+            )));
         }
         if let Some(local) = self.local_size.filter(|&local| local > size || local == 0) {
             return Err(JobError::env(format!("{local} ranks on this host, but the job has {size}")));
@@ -159,17 +162,7 @@ impl Place {
         let Place { launcher, rank, size, local_rank, local_size, node } = self;
         let run = vars.text("TORCHELASTIC_RUN_ID").or(job_id).unwrap_or_default();
         let job_key = format!("{run} {port}");
-        Ok(Found::Job(JobEnv {
-            launcher,
-            rank,
-            size,
-            local_rank,
-            local_size,
-            node,
-            master,
-            ports,
-            job_key,
-        }))
+        Ok(Found::Job(JobEnv { launcher, rank, size, local_rank, local_size, node, master, ports, job_key }))
     }
 }
 
@@ -181,9 +174,8 @@ fn port_of(job_id: &str) -> u16 {
 
 /// FNV-1a: the same on every host, for things that are no secret.
 pub(crate) fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    })
+    text.bytes()
+        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
 fn torchrun(vars: &Vars<'_>) -> Result<Found, JobError> {
@@ -197,9 +189,7 @@ fn torchrun(vars: &Vars<'_>) -> Result<Found, JobError> {
     };
     let size = vars.size("WORLD_SIZE", "RANK")?;
     let local_rank = vars.number("LOCAL_RANK")?;
-    for (mpi_rank, mpi_size) in
-        [("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")]
-    {
+    for (mpi_rank, mpi_size) in [("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")] {
         // torchrun inside of MPI sets LOCAL_RANK too; without it somebody exported one RANK to all.
         let same_size = vars.number(mpi_size).ok().flatten() == Some(size);
         if let Some(other) = vars.number(mpi_rank).ok().flatten()
@@ -225,11 +215,7 @@ fn open_mpi(vars: &Vars<'_>) -> Result<Found, JobError> {
     let place = Place {
         local_rank: vars.number("OMPI_COMM_WORLD_LOCAL_RANK")?,
         local_size: vars.number("OMPI_COMM_WORLD_LOCAL_SIZE")?,
-        ..Place::at(
-            Launcher::OpenMpi,
-            rank,
-            vars.size("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")?,
-        )
+        ..Place::at(Launcher::OpenMpi, rank, vars.size("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")?)
     };
     let id = ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"];
     let id = id.iter().find_map(|name| vars.text(name));

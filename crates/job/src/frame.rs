@@ -83,7 +83,10 @@ pub enum Frame {
     /// All came: one seat for each rank.
     Welcome(Vec<Seat>),
     /// They are no job.
-    Refusal { message: String, is_usage: bool },
+    Refusal {
+        message: String,
+        is_usage: bool,
+    },
     /// Still here.
     Beat(Place),
     /// From one rank to another, through rank 0: `(about, peer, bytes)`, where `peer` is the receiver on the way to

@@ -22,10 +22,7 @@ const TICK: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// The variable is no number of an open pipe.
-pub fn hold_lifeline(
-    lookup: &dyn Fn(&str) -> Option<String>,
-    timeout: Duration,
-) -> Result<(), JobError> {
+pub fn hold_lifeline(lookup: &dyn Fn(&str) -> Option<String>, timeout: Duration) -> Result<(), JobError> {
     let Some(pipe) = inherited_pipe(lookup, LIFE_FD, OFlags::RDONLY)? else { return Ok(()) };
     let spawned = std::thread::Builder::new().name("job lifeline".into()).spawn(move || {
         let why = wait_for_the_end(&pipe, timeout);

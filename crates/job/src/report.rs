@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{FileType, Mode, OFlags};
 use serde::Serialize;
 
+use crate::JobError;
 use crate::env::JobEnv;
 use crate::frame::{Failure, Verdict};
 use crate::host::Host;
-use crate::JobError;
 
 /// The variable with the number of the pipe that a launcher reads reports from.
 pub const REPORT_FD: &str = "ANYSPLIT_REPORT_FD";

@@ -155,8 +155,7 @@ impl Watch {
     /// Waits for a verdict, then for the process to leave by itself. Returns the verdict if it does not.
     pub fn wait_for_a_doomed_process(&self, patience: Duration) -> Option<Verdict> {
         let idle = |state: &mut State| state.verdict.is_none() && !state.is_over && !state.is_leaving;
-        let state =
-            self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
+        let state = self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
         if state.verdict.is_none() {
             return None;
         }

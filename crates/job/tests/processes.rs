@@ -40,7 +40,8 @@ fn be_a_rank(env: &JobEnv, role: &str) -> i32 {
     let options = JobOptions {
         comm_timeout: if is_patient { Duration::from_secs(60) } else { TIMEOUT },
         startup_timeout: Duration::from_secs(60),
-        backend: lookup("ANYSPLIT_COMM_BACKEND").map_or(Backend::Auto, |text| text.parse().expect("a backend")),
+        backend: lookup("ANYSPLIT_COMM_BACKEND")
+            .map_or(Backend::Auto, |text| text.parse().expect("a backend")),
         report,
         ..JobOptions::default()
     };

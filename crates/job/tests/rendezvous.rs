@@ -129,7 +129,8 @@ fn without_rank_0_the_others_say_where_they_looked() {
     let port = free_port();
     let error = Job::join(&env(1, 2, port, &[]), &print(&[]), &impatient()).map(drop).expect_err("nobody");
     let text = error.to_string();
-    let expected = format!("rank 1 did not reach rank 0 at 127.0.0.1:{port} within 0.7 s: Connection refused");
+    let expected =
+        format!("rank 1 did not reach rank 0 at 127.0.0.1:{port} within 0.7 s: Connection refused");
     assert!(text.starts_with(&expected), "{text}");
     assert!(!error.is_usage());
 }
@@ -142,7 +143,8 @@ fn a_wrong_secret_is_said_on_both_sides() {
     ranks[1].2.secret = secret(2);
     let errors = refused(join_all(ranks));
     let text = errors[0].to_string();
-    let expected = "rank 1 of 2 did not come within 0.7 s; 127.0.0.1 connected, but it has another group secret";
+    let expected =
+        "rank 1 of 2 did not come within 0.7 s; 127.0.0.1 connected, but it has another group secret";
     assert_eq!(text, expected);
     assert!(matches!(errors[1], JobError::WrongSecret { rank: 1, .. }), "{}", errors[1]);
     assert!(errors[1].is_usage() && errors[1].to_string().contains("--group-secret-file"), "{}", errors[1]);

@@ -4,7 +4,8 @@ use super::{Found, Launcher, Place, Vars};
 use crate::JobError;
 
 /// Variables that only a step's tasks have. A batch script has a rank (0) and a number of tasks too, but is no task.
-const STEP: [&str; 4] = ["SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_LAUNCH_NODE_IPADDR"];
+const STEP: [&str; 4] =
+    ["SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_LAUNCH_NODE_IPADDR"];
 
 pub(super) fn detect(vars: &Vars<'_>) -> Result<Found, JobError> {
     let Some(rank) = vars.number("SLURM_PROCID")? else { return Ok(Found::Nothing) };

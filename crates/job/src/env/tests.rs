@@ -15,7 +15,8 @@ fn found(vars: &str) -> JobEnv {
 /// rank, size, local rank, local size, node, master, first port (None: made from the job's id).
 #[test]
 fn each_launcher_is_understood() {
-    type Row<'a> = (Launcher, usize, usize, Option<usize>, Option<usize>, Option<usize>, &'a str, Option<u16>);
+    type Row<'a> =
+        (Launcher, usize, usize, Option<usize>, Option<usize>, Option<usize>, &'a str, Option<u16>);
     use Launcher::*;
     #[rustfmt::skip]
     let table: &[(&str, Row<'_>)] = &[

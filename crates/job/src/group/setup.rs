@@ -46,7 +46,9 @@ impl Maker<'_> {
             (Backend::Auto | Backend::Shared, None, _) => {
                 self.share(id, members, deadline).map(JobGroup::Shared)
             }
-            (Backend::Auto | Backend::Tcp, _, Some(mesh)) => Ok(JobGroup::Tcp(mesh.group(id, members, deadline)?)),
+            (Backend::Auto | Backend::Tcp, _, Some(mesh)) => {
+                Ok(JobGroup::Tcp(mesh.group(id, members, deadline)?))
+            }
             (_, elsewhere, _) => {
                 let ranks = [members[0], elsewhere.unwrap_or(members[1])];
                 Err(JobError::NotShared { ranks, hosts: ranks.map(|rank| self.hosts[rank].to_owned()) })
@@ -65,7 +67,8 @@ impl Maker<'_> {
         }
         match self.hear(id, members[0], until)? {
             Word::Segment(pid, fd) => {
-                let rank = open(pid, fd, members.len(), &config).and_then(|segment| segment.rank(me, &config));
+                let rank =
+                    open(pid, fd, members.len(), &config).and_then(|segment| segment.rank(me, &config));
                 let rank = rank.map_err(|e| no_memory(members[0], &e));
                 let word = match &rank {
                     Ok(_) => Word::Ready,

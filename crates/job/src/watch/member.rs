@@ -19,12 +19,7 @@ pub(crate) struct Member {
 
 impl Member {
     /// `seat` is rank 0's.
-    pub fn start(
-        watch: Arc<Watch>,
-        seat: Seat,
-        line: Line,
-        reader: FrameReader,
-    ) -> Result<Member, JobError> {
+    pub fn start(watch: Arc<Watch>, seat: Seat, line: Line, reader: FrameReader) -> Result<Member, JobError> {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.into()).spawn(work);
             thread.map_err(|e| JobError::system("cannot start a thread to watch the job", e))

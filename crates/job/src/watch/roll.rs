@@ -133,7 +133,10 @@ mod tests {
         silent.beat(2, Place { op: "all_reduce".into(), sequence: 41 });
         silent.gone(2, &Broken::Silent, TIMEOUT);
         let verdict = silent.verdict(now).expect("one").clone();
-        assert_eq!(verdict.message, "rank 2 on host-2 (pid 102) went silent for 30 s in all_reduce number 41");
+        assert_eq!(
+            verdict.message,
+            "rank 2 on host-2 (pid 102) went silent for 30 s in all_reduce number 41"
+        );
         assert!((verdict.rank, verdict.is_alive) == (2, false));
         let mut dead = roll();
         dead.gone(1, &Broken::Closed, TIMEOUT);

@@ -23,7 +23,10 @@ pub fn rank_command(rank: usize, size: usize, port: u16) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this test's file"));
     command
         .args(["--exact", "a_process_that_no_launcher_started_is_no_job", "--nocapture"])
-        .envs([("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_WORLD_SIZE", size)].map(|(n, v)| (n, v.to_string())))
+        .envs(
+            [("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_WORLD_SIZE", size)]
+                .map(|(n, v)| (n, v.to_string())),
+        )
         .env("MASTER_ADDR", "127.0.0.1")
         .env("MASTER_PORT", port.to_string())
         .stdin(Stdio::piped());
