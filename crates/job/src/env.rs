@@ -144,7 +144,12 @@ impl Place {
         }
         let is_local = self.local_size == Some(self.size);
         let loopback = || is_local.then(|| "127.0.0.1".into());
-        let master = vars.text("MASTER_ADDR").or(master).or_else(loopback).ok_or_else(|| {
+        // torchrun sets the host's own name, which the host may not know.
+        let master = match vars.text("MASTER_ADDR") {
+            Some(_) if is_local && vars.has("TORCHELASTIC_RUN_ID") => loopback(),
+            given => given.or(master).or_else(loopback),
+        };
+        let master = master.ok_or_else(|| {
             JobError::env(format!("MASTER_ADDR is not set: no rank knows where rank 0 is ({advice})"))
         })?;
         let port = match (vars.port("MASTER_PORT")?, &job_id) {

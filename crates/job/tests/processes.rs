@@ -2,128 +2,15 @@
 
 mod common;
 
-use std::io::Write;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use collective::{Group, conformance};
-use common::ranks::{ROLE, Ranks, SLACK, TIMEOUT, rank_command};
-use job::{Backend, Failure, Job, JobEnv, JobOptions, Report, hold_lifeline};
+use common::ranks::{Ranks, SLACK, TIMEOUT, only_line};
 use rustix::process::Signal;
-use tensor::Reference;
-
-fn lookup(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
 
 /// Without the variables that the tests below set this process is on its own. With them it is one of their ranks.
 #[test]
 fn a_process_that_no_launcher_started_is_no_job() {
-    let detected = JobEnv::detect(&lookup).expect("no contradictions");
-    match (detected, lookup(ROLE)) {
-        (None, None) => {}
-        (Some(env), Some(role)) => std::process::exit(be_a_rank(&env, &role)),
-        (env, role) => panic!("{env:?} as {role:?}"),
-    }
-}
-
-/// Returns the exit status.
-fn be_a_rank(env: &JobEnv, role: &str) -> i32 {
-    let report = Report::open(&lookup).expect("a pipe");
-    hold_lifeline(&lookup, TIMEOUT).expect("a pipe");
-    match role {
-        "launcher" => launch_one(),
-        "launched" => rest(),
-        _ => {}
-    }
-    let is_patient = role == "conformance";
-    let options = JobOptions {
-        comm_timeout: if is_patient { Duration::from_secs(60) } else { TIMEOUT },
-        startup_timeout: Duration::from_secs(60),
-        backend: lookup("ANYSPLIT_COMM_BACKEND")
-            .map_or(Backend::Auto, |text| text.parse().expect("a backend")),
-        report,
-        ..JobOptions::default()
-    };
-    let job = Job::join(env, &Vec::new(), &options).expect("joined");
-    let result = act(&job, role);
-    match job.finish(result) {
-        None => 0,
-        Some(ending) => {
-            if ending.is_printed {
-                eprintln!("error: {}", ending.message);
-            }
-            ending.code.into()
-        }
-    }
-}
-
-fn rest() -> ! {
-    loop {
-        std::thread::park();
-    }
-}
-
-/// Something to the test, on a line of its own, whatever the test's runner has printed before.
-fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
-    write!(out, "\n@{text}\n").and_then(|()| out.flush()).expect("the test reads");
-}
-
-/// A launcher: one process, and a pulse of which there is only one beat.
-fn launch_one() -> ! {
-    let mut child = rank_command(0, 2, 1).env(ROLE, "launched").env("ANYSPLIT_LIFE_FD", "0").spawn();
-    let child = child.as_mut().expect("a process");
-    child.stdin.as_mut().expect("a pipe").write_all(b".").expect("it listens");
-    say("launched");
-    rest()
-}
-
-fn act(job: &Job, role: &str) -> Result<(), Failure> {
-    let all: Vec<usize> = (0..job.size()).collect();
-    let failed = |error: collective::CollectiveError| Failure::echo(error.to_string());
-    if role == "conformance" {
-        let id = AtomicU16::new(0);
-        let make = |deadline| {
-            let id = id.fetch_add(1, Ordering::Relaxed);
-            job.group(id, &all, deadline).expect("a group")
-        };
-        conformance::run_rank(job.rank(), job.size(), make, |_| Reference);
-        return Ok(());
-    }
-    let group = job.group(1, &all, Duration::from_secs(600)).expect("a group");
-    group.barrier().map_err(failed)?;
-    let last = job.size() - 1;
-    match role {
-        // Everyone waits for another one; the test does something to one of them.
-        "wait" => {
-            say("here");
-            let from = if job.rank() == last { 0 } else { last };
-            group.recv_bytes(from, None).map(drop).map_err(failed)
-        }
-        // Nobody ever looks at the group again.
-        "busy" => {
-            say("here");
-            rest()
-        }
-        "fail" if job.rank() == 1 => Err(Failure::own("the disk is full", 2)),
-        "fail" => group.barrier().map_err(failed),
-        // The last leaves while the others still work.
-        "part" if job.rank() == last => Ok(()),
-        "part" => {
-            let some: Vec<usize> = (0..last).collect();
-            let group = job.group(2, &some, Duration::from_secs(600)).expect("a group");
-            (0..1000).try_for_each(|_| group.barrier()).map_err(failed)
-        }
-        _ => panic!("no role {role}"),
-    }
-}
-
-/// The line that the user reads: exactly one of all ranks' standard errors.
-fn only_line(errors: &[String]) -> String {
-    let lines: Vec<&str> = errors.iter().flat_map(|text| text.lines()).collect();
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    lines[0].to_owned()
+    common::role::be_a_rank_or_alone();
 }
 
 #[test]

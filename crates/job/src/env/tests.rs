@@ -24,7 +24,7 @@ fn each_launcher_is_understood() {
          (Torchrun, 3, 4, Some(1), Some(2), Some(1), "a", Some(1234))),
         ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 GROUP_RANK=0 MASTER_ADDR=h MASTER_PORT=29500 \
           TORCHELASTIC_USE_AGENT_STORE=True TORCHELASTIC_RUN_ID=none",
-         (Torchrun, 1, 2, Some(1), Some(2), Some(0), "h", Some(29501))),
+         (Torchrun, 1, 2, Some(1), Some(2), Some(0), "127.0.0.1", Some(29501))),
         ("RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2", (Torchrun, 1, 2, None, Some(2), None, "127.0.0.1", Some(29500))),
         ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=2 \
           PMIX_RANK=1 PMIX_NAMESPACE=prterun-h-12@1",
