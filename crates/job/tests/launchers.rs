@@ -90,7 +90,9 @@ impl Hosts {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        self.names.iter().for_each(|name| drop(ip(&["netns", "delete", name])));
+        for name in &self.names {
+            ip(&["netns", "delete", name]);
+        }
     }
 }
 
