@@ -157,10 +157,13 @@ impl Place {
             (None, Some(id)) => port_of(id),
             (None, None) => DEFAULT_PORT,
         };
+        // torchrun's own store may have that port; it says so, but not in all versions.
         let agent_has_port = vars.text("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True");
         let ports = if agent_has_port {
             let first = port.checked_add(1).ok_or_else(|| vars.bad("MASTER_PORT", "a port below 65535"))?;
             first..=port.saturating_add(WINDOW)
+        } else if vars.has("TORCHELASTIC_RUN_ID") {
+            port..=port.saturating_add(WINDOW)
         } else {
             port..=port
         };

@@ -162,8 +162,11 @@ fn jobs_of_one_scheduler_have_ports_of_their_own() {
 fn torchruns_own_port_is_left_to_it() {
     let env = found("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=400 TORCHELASTIC_USE_AGENT_STORE=True");
     assert_eq!(env.ports, 401..=408);
-    let env = found("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=400 TORCHELASTIC_USE_AGENT_STORE=False");
-    assert_eq!(env.ports, 400..=400);
+    let env = found(
+        "RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=400 TORCHELASTIC_USE_AGENT_STORE=False TORCHELASTIC_RUN_ID=x",
+    );
+    assert_eq!(env.ports, 400..=408, "if it is free");
+    assert_eq!(found("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=400").ports, 400..=400);
 }
 
 #[test]
