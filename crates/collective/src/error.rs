@@ -41,4 +41,7 @@ pub enum CollectiveError {
     /// A group secret that cannot be used.
     #[error("group secret: {0}")]
     Secret(String),
+    /// Nodes of which no group can be made.
+    #[error("nodes of a group: {0}")]
+    Nodes(String),
 }

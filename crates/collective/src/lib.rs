@@ -7,6 +7,7 @@
 pub mod conformance;
 mod error;
 mod finish;
+mod hierarchical;
 pub mod mesh;
 pub mod message;
 mod secret;
@@ -16,6 +17,7 @@ mod solo;
 mod tcp;
 
 pub use error::CollectiveError;
+pub use hierarchical::Hierarchical;
 pub use mesh::{Coordinates, Mesh};
 pub use message::Messages;
 pub use secret::{Role, Secret, authenticate};

@@ -2,10 +2,19 @@
 
 mod common;
 
-use collective::conformance;
+use std::time::Duration;
+
+use collective::{TcpRank, conformance};
 use tensor::Reference;
 
-use common::group;
+use common::{config, meshes};
+
+/// One group of all processes.
+fn group(ranks: usize, deadline: Duration) -> Vec<TcpRank> {
+    let members: Vec<_> = (0..ranks).collect();
+    let meshes = meshes(ranks, &config(), |_, _| true);
+    meshes.iter().map(|mesh| mesh.group(1, &members, deadline).expect("a group")).collect()
+}
 
 #[test]
 fn one_rank_conforms() {

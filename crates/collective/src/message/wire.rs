@@ -42,7 +42,7 @@ pub struct Incoming<'a> {
 /// for. A rank that cannot be reached any more, or has ended while its messages are still waited for, is such a failure.
 /// While a call waits, the transport goes on with everything else that is under way, and a call's deadline counts
 /// from the last byte that moved for it.
-pub trait Wire: Send {
+pub trait Wire {
     /// This rank.
     fn rank(&self) -> usize;
     /// Ranks in the group.

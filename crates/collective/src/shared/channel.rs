@@ -69,6 +69,15 @@ impl Call {
     }
 }
 
+/// The call of a larger group of which this group does a part: errors speak of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outer {
+    /// This group's rank 0 there.
+    pub first_rank: usize,
+    pub op: &'static str,
+    pub number: u64,
+}
+
 /// A rank's end of the region.
 pub(super) struct Channel {
     region: Arc<Region>,
@@ -80,13 +89,14 @@ pub(super) struct Channel {
     sequence: u64,
     spin: Duration,
     watch: Arc<Watch>,
+    pub outer: Option<Outer>,
 }
 
 impl Channel {
     /// The end of a rank that nobody else is.
     pub fn new(region: Arc<Region>, rank: usize, spin: Duration) -> Self {
         let watch = Arc::new(Watch::new(region.clone()));
-        Channel { region, rank, step: 1, sequence: 0, spin, watch }
+        Channel { region, rank, step: 1, sequence: 0, spin, watch, outer: None }
     }
 
     pub fn rank(&self) -> usize {
@@ -173,7 +183,12 @@ impl Channel {
 
     /// Fails the group, unless it has failed already.
     pub fn fail(&self, rank: usize, message: &str) {
-        self.region.fail_with(rank, message);
+        self.region.fail_with(self.named(rank), message);
+    }
+
+    /// The number of a rank in errors.
+    pub fn named(&self, rank: usize) -> usize {
+        rank + self.outer.map_or(0, |outer| outer.first_rank)
     }
 
     /// Says that this rank is gone.
@@ -189,7 +204,7 @@ impl Channel {
     /// Every wait that does not succeed fails the group: this rank could not go on with the others.
     #[cold]
     pub fn stopped(&self, call: &Call, sequence: u64, stop: Stop) -> CollectiveError {
-        let (op, rank) = (call.op.name(), self.rank);
+        let (op, sequence) = self.outer.map_or((call.op.name(), sequence), |outer| (outer.op, outer.number));
         match stop {
             Stop::Failed => self.failure(),
             Stop::Ended(gone) => {
@@ -198,8 +213,10 @@ impl Channel {
             }
             Stop::Missing(missing) => {
                 let waited_s = call.deadline.unwrap_or_default().as_secs_f64().ceil() as u64;
+                let missing = missing.into_iter().map(|rank| self.named(rank)).collect();
+                let rank = self.named(self.rank);
                 let error = CollectiveError::Missing { op, sequence, rank, missing, waited_s };
-                self.fail(rank, &error.to_string());
+                self.fail(self.rank, &error.to_string());
                 error
             }
         }
@@ -210,11 +227,12 @@ impl Channel {
         let (theirs, size) = (label >> 56, label & ((1 << 56) - 1));
         let theirs = Op::of_number(theirs as usize).map_or("nothing known", Op::name);
         let message = format!(
-            "operation number {} is {} of {} on rank {}, but {theirs} of {size} on rank {rank}",
+            "operation number {} is {} of {} on rank {}, but {theirs} of {size} on rank {}",
             self.sequence,
             call.op.name(),
             call.size,
-            self.rank
+            self.named(self.rank),
+            self.named(rank)
         );
         self.refuse(&message)
     }

@@ -77,6 +77,7 @@ impl Messages {
         let expected = rows * cols * size_of::<f32>();
         if len != expected {
             let number = self.received[from];
+            let from = channel.named(from);
             let message = format!(
                 "recv number {number} from rank {from}: the message has {len} bytes, [{rows}, {cols}] is {expected}"
             );

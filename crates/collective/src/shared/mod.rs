@@ -28,6 +28,7 @@ use std::time::Duration;
 use layout::Layout;
 use region::Region;
 
+pub(crate) use channel::Outer;
 pub use rank::SharedRank;
 pub use segment::SharedSegment;
 

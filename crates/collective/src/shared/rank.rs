@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tensor::HostDevice;
 
-use super::channel::{Call, Channel, Op};
+use super::channel::{Call, Channel, Op, Outer};
 use super::messages::{self, Messages};
 use super::region::Region;
 use super::sync::Rendezvous;
@@ -32,6 +32,11 @@ impl SharedRank {
             stats: Cell::default(),
             deadline,
         }
+    }
+
+    /// Has errors speak of a call of the larger group whose ranks from `outer.first_rank` on are this group's.
+    pub(crate) fn speak_of(&self, outer: Outer) {
+        self.channel.borrow_mut().outer = Some(outer);
     }
 
     fn call(&self, op: Op, size: usize) -> Call {

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::{CollectiveError, Messages, Secret};
 use shared::{Owner, Shared};
+pub(crate) use wire::Guarded;
 pub use wire::TcpWire;
 
 /// One rank of a group over TCP.

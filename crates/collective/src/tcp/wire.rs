@@ -19,6 +19,15 @@ const NAP: Duration = Duration::from_millis(50);
 /// How long an end waits for what was sent before to be taken.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// Asked from time to time by who waits: an error ends the wait.
+type Guard<'a> = &'a dyn Fn() -> Result<(), CollectiveError>;
+
+/// A wire whose waits end also for reasons that it does not see itself.
+pub(crate) struct Guarded<'a> {
+    pub wire: &'a TcpWire,
+    pub guard: Guard<'a>,
+}
+
 /// One rank of a group over TCP, as [`Wire`].
 pub struct TcpWire {
     owner: Arc<Owner>,
@@ -74,7 +83,15 @@ impl TcpWire {
     }
 
     /// Goes on until the exchange is done or, if `leave`, what is left of it fits into the room for posted messages.
-    fn drive(&self, call: &Call, exchange: &mut Exchange<'_>, leave: bool) -> Result<(), CollectiveError> {
+    ///
+    /// Before each sleep `guard` is asked whether it is worth to wait on.
+    fn drive(
+        &self,
+        call: &Call,
+        exchange: &mut Exchange<'_>,
+        leave: bool,
+        guard: Guard<'_>,
+    ) -> Result<(), CollectiveError> {
         let shared = &self.owner.shared;
         let mut state = shared.lock();
         let mut idle_since = None;
@@ -88,11 +105,12 @@ impl TcpWire {
                     self.standing.fail(self.rank, &why);
                 }
             }
-            if let Err(error) = self.standing.check() {
-                return Err(self.give_up(state, exchange, error));
-            }
+            // What is complete is complete, also if the news of a failure came right behind it.
             if exchange.is_done() {
                 return Ok(());
+            }
+            if let Err(error) = self.standing.check() {
+                return Err(self.give_up(state, exchange, error));
             }
             if let Some(peer) = state.groups.gone(exchange) {
                 self.standing.fail(self.rank_of(peer), &call.ended());
@@ -119,6 +137,10 @@ impl TcpWire {
             }
             if waited < shared.spin {
                 std::hint::spin_loop();
+                continue;
+            }
+            if let Err(CollectiveError::Failed { rank, message }) = guard() {
+                self.standing.fail(rank, &message);
                 continue;
             }
             let nap = call.deadline.map_or(NAP, |d| (d - waited).min(NAP));
@@ -187,22 +209,15 @@ impl Wire for TcpWire {
         sends: &[Outgoing<'_>],
         receives: &mut [Incoming<'_>],
     ) -> Result<(), CollectiveError> {
-        let mut exchange = Exchange::new(self.id, Kind::Collective, call);
-        sends.iter().for_each(|s| exchange.send(self.peer(s.to), s.bytes));
-        receives.iter_mut().for_each(|r| exchange.receive(self.peer(r.from), &mut r.into));
-        self.drive(call, &mut exchange, false)
+        Guarded { wire: self, guard: &|| Ok(()) }.exchange(call, sends, receives)
     }
 
     fn send(&self, call: &Call, to: usize, bytes: &[u8]) -> Result<(), CollectiveError> {
-        let mut exchange = Exchange::new(self.id, Kind::Message, call);
-        exchange.send(self.peer(to), bytes);
-        self.drive(call, &mut exchange, true)
+        Guarded { wire: self, guard: &|| Ok(()) }.send(call, to, bytes)
     }
 
-    fn receive(&self, call: &Call, from: usize, mut into: Buffer<'_>) -> Result<(), CollectiveError> {
-        let mut exchange = Exchange::new(self.id, Kind::Message, call);
-        exchange.receive(self.peer(from), &mut into);
-        self.drive(call, &mut exchange, false)
+    fn receive(&self, call: &Call, from: usize, into: Buffer<'_>) -> Result<(), CollectiveError> {
+        Guarded { wire: self, guard: &|| Ok(()) }.receive(call, from, into)
     }
 
     fn has_begun(&self, call: &Call, from: usize) -> Result<bool, CollectiveError> {
@@ -230,6 +245,60 @@ impl Wire for TcpWire {
 
     fn standing(&self) -> &Arc<Standing> {
         &self.standing
+    }
+}
+
+impl Wire for Guarded<'_> {
+    fn rank(&self) -> usize {
+        self.wire.rank
+    }
+
+    fn size(&self) -> usize {
+        self.wire.members.len()
+    }
+
+    fn deadline(&self) -> Duration {
+        self.wire.deadline
+    }
+
+    fn exchange(
+        &self,
+        call: &Call,
+        sends: &[Outgoing<'_>],
+        receives: &mut [Incoming<'_>],
+    ) -> Result<(), CollectiveError> {
+        let mut exchange = Exchange::new(self.wire.id, Kind::Collective, call);
+        sends.iter().for_each(|s| exchange.send(self.wire.peer(s.to), s.bytes));
+        receives.iter_mut().for_each(|r| exchange.receive(self.wire.peer(r.from), &mut r.into));
+        self.wire.drive(call, &mut exchange, false, self.guard)
+    }
+
+    fn send(&self, call: &Call, to: usize, bytes: &[u8]) -> Result<(), CollectiveError> {
+        let mut exchange = Exchange::new(self.wire.id, Kind::Message, call);
+        exchange.send(self.wire.peer(to), bytes);
+        self.wire.drive(call, &mut exchange, true, self.guard)
+    }
+
+    fn receive(&self, call: &Call, from: usize, mut into: Buffer<'_>) -> Result<(), CollectiveError> {
+        let mut exchange = Exchange::new(self.wire.id, Kind::Message, call);
+        exchange.receive(self.wire.peer(from), &mut into);
+        self.wire.drive(call, &mut exchange, false, self.guard)
+    }
+
+    fn has_begun(&self, call: &Call, from: usize) -> Result<bool, CollectiveError> {
+        self.wire.has_begun(call, from)
+    }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        self.wire.check()
+    }
+
+    fn fail(&self, rank: usize, message: &str) {
+        self.wire.fail(rank, message);
+    }
+
+    fn standing(&self) -> &Arc<Standing> {
+        &self.wire.standing
     }
 }
 

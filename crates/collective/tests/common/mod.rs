@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use collective::{Secret, TcpConfig, TcpMesh, TcpRank};
+use collective::{Secret, TcpConfig, TcpMesh};
 
 /// No spinning: tests have more ranks than cores.
 pub fn config() -> TcpConfig {
@@ -40,11 +40,4 @@ pub fn meshes(
         let threads: Vec<_> = listeners.into_iter().enumerate().map(connect).collect();
         threads.into_iter().map(|t| t.join().expect("no panic")).collect()
     })
-}
-
-/// One group of all processes.
-pub fn group(ranks: usize, deadline: Duration) -> Vec<TcpRank> {
-    let members: Vec<_> = (0..ranks).collect();
-    let meshes = meshes(ranks, &config(), |_, _| true);
-    meshes.iter().map(|mesh| mesh.group(1, &members, deadline).expect("a group")).collect()
 }
