@@ -95,9 +95,10 @@ impl Job {
         match job.connect(meeting.listener, options) {
             Ok(mesh) => job.mesh = mesh,
             Err(error) => {
-                job.leave(Some(Failure::echo(error.to_string())));
+                let error = JobError::Group(error);
+                job.leave(Some(Failure::from(&error)));
                 let verdict = job.watch.verdict();
-                return Err(verdict.map_or(error.into(), |v| JobError::Lost { message: v.message }));
+                return Err(verdict.map_or(error, |verdict| JobError::Lost { message: verdict.message }));
             }
         }
         Ok(job)

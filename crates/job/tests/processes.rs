@@ -21,22 +21,52 @@ fn processes_that_share_memory_conform() {
     }
 }
 
+/// Launchers on one machine that play hosts.
+fn hosts(host_of_rank: &'static [&'static str]) -> impl Fn(usize) -> Vec<(&'static str, &'static str)> {
+    |rank| vec![("GROUP_RANK", host_of_rank[rank]), ("LOCAL_WORLD_SIZE", "1")]
+}
+
 #[test]
 fn processes_of_several_hosts_conform() {
-    let nodes = |rank: usize| vec![("GROUP_RANK", ["0", "1"][rank % 2]), ("LOCAL_WORLD_SIZE", "2")];
-    for size in [2, 3] {
-        let ended = Ranks::start_each(size, "conformance", nodes).end();
-        assert_eq!(ended.codes, vec![Some(0); size], "{:?}", ended.errors);
+    // One rank on each; two and one; scattered.
+    let worlds: [&[&str]; 3] = [&["0", "1"], &["0", "0", "1"], &["0", "1", "0"]];
+    for host_of_rank in worlds {
+        let ended = Ranks::start_each(host_of_rank.len(), "conformance", hosts(host_of_rank)).end();
+        assert_eq!(ended.codes, vec![Some(0); host_of_rank.len()], "{host_of_rank:?}: {:?}", ended.errors);
     }
-    let ended = Ranks::start(2, "conformance", &[("ANYSPLIT_COMM_BACKEND", "tcp")]).end();
+}
+
+#[test]
+fn the_backend_can_be_chosen() {
+    let ended = Ranks::start(2, "part", &[("ANYSPLIT_COMM_BACKEND", "tcp")]).end();
     assert_eq!(ended.codes, [Some(0); 2], "{:?}", ended.errors);
+    let more = |rank: usize| {
+        let mut more = hosts(&["0", "1"])(rank);
+        more.push(("ANYSPLIT_COMM_BACKEND", "shared"));
+        more
+    };
+    let ended = Ranks::start_each(2, "part", more).end();
+    let text = &ended.errors[0];
+    assert!(
+        text.contains("ranks 0 and 1 are on different hosts (") && text.contains("auto and tcp do"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_killed_rank_ends_all_at_once_by_name() {
-    let tcp = [("ANYSPLIT_COMM_BACKEND", "tcp")];
-    for (killed, more) in [(0, &[][..]), (1, &[]), (3, &[]), (0, &tcp), (2, &tcp)] {
-        let mut ranks = Ranks::start(4, "wait", more);
+    let tcp = |_| vec![("ANYSPLIT_COMM_BACKEND", "tcp")];
+    let two_hosts = hosts(&["0", "0", "1", "1"]);
+    for (killed, more) in [
+        (0, &(|_| vec![]) as &dyn Fn(usize) -> Vec<(&'static str, &'static str)>),
+        (1, &|_| vec![]),
+        (3, &|_| vec![]),
+        (0, &tcp),
+        (2, &tcp),
+        (0, &two_hosts),
+        (3, &two_hosts),
+    ] {
+        let mut ranks = Ranks::start_each(4, "wait", more);
         ranks.hear_all("here");
         let pid = ranks.pid(killed);
         ranks.signal(killed, Signal::KILL);

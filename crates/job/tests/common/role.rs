@@ -92,7 +92,7 @@ fn act(job: &Job, role: &str) -> Result<(), Failure> {
         conformance::run_rank(job.rank(), job.size(), make, |_| Reference);
         return Ok(());
     }
-    let group = job.group(1, &all, Duration::from_secs(600)).expect("a group");
+    let group = job.group(1, &all, Duration::from_secs(600)).map_err(|e| Failure::from(&e))?;
     group.barrier().map_err(failed)?;
     let last = job.size() - 1;
     match role {
