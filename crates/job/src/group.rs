@@ -12,7 +12,7 @@ use collective::{
 };
 use tensor::HostDevice;
 
-pub(crate) use setup::Maker;
+pub(crate) use setup::{Maker, spin};
 
 /// What a group exchanges over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -66,7 +66,11 @@ impl Maker<'_> {
     /// Memory between ranks of one host.
     fn share(&self, id: u16, members: &[usize], deadline: Duration) -> Result<SharedRank, JobError> {
         let me = members.iter().position(|&rank| rank == self.watch.me).expect("a member makes the group");
-        let config = SharedConfig { deadline, ..self.config() };
+        let config = SharedConfig {
+            deadline,
+            spin: spin(self.node_of_rank, self.watch.me),
+            ..SharedConfig::default()
+        };
         // The first operation has the deadline; members may come to make the group with more of a delay.
         let until = Instant::now() + deadline.max(self.watch.pace.timeout);
         if me == 0 {
@@ -117,14 +121,6 @@ impl Maker<'_> {
         Ok(rank)
     }
 
-    /// Ranks that outnumber the cores must not keep them busy with waiting.
-    fn config(&self) -> SharedConfig {
-        let node = self.node_of_rank[self.watch.me];
-        let ranks = self.node_of_rank.iter().filter(|&&other| other == node).count();
-        let config = SharedConfig::default();
-        if ranks > cores() { SharedConfig { spin: Duration::ZERO, ..config } } else { config }
-    }
-
     fn say(&self, id: u16, to: usize, word: &Word) -> Result<(), JobError> {
         let bytes = postcard::to_stdvec(word).map_err(|e| JobError::system("cannot make a group", e))?;
         let posted = match self.link {
@@ -159,6 +155,12 @@ fn open(pid: u32, fd: i32, ranks: usize, config: &SharedConfig) -> std::io::Resu
 fn no_memory(first: usize, error: &dyn std::fmt::Display) -> JobError {
     let what = format!("cannot share memory with rank {first} (ANYSPLIT_COMM_BACKEND=tcp works without)");
     JobError::system(what, error)
+}
+
+/// For how long a rank polls before it sleeps. Ranks that outnumber their host's cores must not keep them busy.
+pub(crate) fn spin(node_of_rank: &[usize], me: usize) -> Duration {
+    let ranks = node_of_rank.iter().filter(|&&node| node == node_of_rank[me]).count();
+    if ranks > cores() { Duration::ZERO } else { SharedConfig::default().spin }
 }
 
 /// The cores of the machine, not of this process: each rank's process may be bound to one of them.
