@@ -272,11 +272,8 @@ impl Groups {
             Kind::Fail => {
                 let (rank, message) = read_fail(bytes)?;
                 match &mut group.local {
-                    Some(local) => {
-                        // Whoever says it tells all others as well.
-                        local.told |= local.standing.failure().is_none();
-                        local.standing.fail(rank, &message);
-                    }
+                    // Passed on once: whoever says it may have no connection with all others.
+                    Some(local) => local.standing.fail(rank, &message),
                     None => {
                         group.early_failure.get_or_insert((rank, message));
                     }

@@ -113,7 +113,11 @@ impl TcpWire {
                 return Err(self.give_up(state, exchange, error));
             }
             if let Some(peer) = state.groups.gone(exchange) {
-                self.standing.fail(self.rank_of(peer), &call.ended());
+                // It may have ended because of what the guard knows.
+                match guard() {
+                    Err(CollectiveError::Failed { rank, message }) => self.standing.fail(rank, &message),
+                    _ => self.standing.fail(self.rank_of(peer), &call.ended()),
+                }
                 continue;
             }
             if leave && post(&mut state, exchange) {
