@@ -22,8 +22,6 @@ pub struct EngineOptions {
     pub sequence_parallel: bool,
     /// How a mixture's experts are split.
     pub experts: ExpertOptions,
-    /// Whether experts are sliced or whole, and where whole ones are.
-    pub experts: ExpertOptions,
     /// Tensor-parallel ranks that share a KV cache by position; 1: each has all of its own.
     pub decode_context_parallel_size: usize,
     /// What the sums of all-reduces travel as. All but float32 give up the promise of equal bits.

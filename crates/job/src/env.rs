@@ -144,7 +144,12 @@ impl Place {
         }
         let is_local = self.local_size == Some(self.size);
         let loopback = || is_local.then(|| "127.0.0.1".into());
-        let master = vars.text("MASTER_ADDR").or(master).or_else(loopback).ok_or_else(|| {
+        // torchrun sets the host's own name, which the host may not know.
+        let master = match vars.text("MASTER_ADDR") {
+            Some(_) if is_local && vars.has("TORCHELASTIC_RUN_ID") => loopback(),
+            given => given.or(master).or_else(loopback),
+        };
+        let master = master.ok_or_else(|| {
             JobError::env(format!("MASTER_ADDR is not set: no rank knows where rank 0 is ({advice})"))
         })?;
         let port = match (vars.port("MASTER_PORT")?, &job_id) {
@@ -152,10 +157,13 @@ impl Place {
             (None, Some(id)) => port_of(id),
             (None, None) => DEFAULT_PORT,
         };
+        // torchrun's own store may have that port; it says so, but not in all versions.
         let agent_has_port = vars.text("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True");
         let ports = if agent_has_port {
             let first = port.checked_add(1).ok_or_else(|| vars.bad("MASTER_PORT", "a port below 65535"))?;
             first..=port.saturating_add(WINDOW)
+        } else if vars.has("TORCHELASTIC_RUN_ID") {
+            port..=port.saturating_add(WINDOW)
         } else {
             port..=port
         };

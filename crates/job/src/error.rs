@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use collective::CollectiveError;
 
+use crate::Failure;
+
 /// Why a process could not join its job, or why the job ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JobError {
@@ -122,5 +124,13 @@ impl JobError {
     /// Whether this only repeats what another rank says itself.
     pub fn is_echo(&self) -> bool {
         matches!(self, JobError::Refused { is_echo: true, .. } | JobError::Lost { .. } | JobError::Group(_))
+    }
+}
+
+/// What a rank that can't go on because of this says to the others.
+impl From<&JobError> for Failure {
+    fn from(error: &JobError) -> Failure {
+        let code = if error.is_usage() { 2 } else { 1 };
+        Failure { message: error.to_string(), code, is_echo: error.is_echo() }
     }
 }

@@ -182,3 +182,87 @@ impl FrameReader {
         Ok(Some(frame))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn pair() -> (TcpStream, FrameReader) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let write = TcpStream::connect(listener.local_addr().expect("its address")).expect("connected");
+        let read = listener.accept().expect("a connection").0;
+        (write, FrameReader::new(read, Duration::from_millis(5)).expect("a reader"))
+    }
+
+    fn patient() -> Option<Duration> {
+        Some(Duration::from_secs(60))
+    }
+
+    #[test]
+    fn frames_arrive_whole_however_they_are_cut() {
+        let frames = [
+            Frame::Beat(Place { op: "all_reduce".into(), sequence: u64::MAX }),
+            Frame::Post(7, 3, vec![1; 100_000]),
+            Frame::Goodbye(Some(Failure::own("größer", 1))),
+        ];
+        let (write, mut reader) = pair();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                frames.iter().for_each(|frame| write_frame(&write, frame).expect("sent"));
+                // The start of another, and the end.
+                (&write).write_all(&[9, 0, 0, 0, 1]).expect("sent");
+                write.shutdown(std::net::Shutdown::Both).expect("ended");
+            });
+            frames.iter().for_each(|frame| assert_eq!(reader.next(patient).as_ref(), Ok(frame)));
+            assert_eq!(reader.next(patient), Err(Broken::Closed));
+        });
+    }
+
+    #[test]
+    fn a_length_that_no_frame_has_is_refused_before_its_bytes_come() {
+        let (mut write, mut reader) = pair();
+        write.write_all(&(MAX_FRAME_BYTES as u32 + 1).to_le_bytes()).expect("sent");
+        assert_eq!(reader.next(patient), Err(Broken::Garbage));
+        let (write, _reader) = pair();
+        assert!(write_frame(&write, &Frame::Post(0, 0, vec![0; MAX_FRAME_BYTES])).is_err(), "nor is it sent");
+    }
+
+    #[test]
+    fn any_bytes_are_a_frame_or_garbage_and_never_a_panic() {
+        let mut random = 1_u64;
+        let mut next = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 56) as u8
+        };
+        let mut garbage = 0;
+        for case in 0..3000_usize {
+            // A tag of a frame, then whatever.
+            let body: Vec<u8> = (0..case % 40).map(|i| if i == 0 { next() % 8 } else { next() }).collect();
+            let mut reader = pair_of_bytes(&body);
+            garbage += usize::from(reader.next(|| Some(Duration::ZERO)) == Err(Broken::Garbage));
+        }
+        assert!(garbage > 1000, "{garbage}");
+    }
+
+    /// A reader that has got a body with its length, and will get no more.
+    fn pair_of_bytes(body: &[u8]) -> FrameReader {
+        let (_, mut reader) = pair();
+        reader.bytes = (body.len() as u32).to_le_bytes().to_vec();
+        reader.bytes.extend(body);
+        reader
+    }
+
+    #[test]
+    fn silence_is_noticed_and_only_while_it_counts() {
+        let (_write, mut reader) = pair();
+        let asked = std::cell::Cell::new(0);
+        let allowed = || {
+            asked.set(asked.get() + 1);
+            (asked.get() > 10).then_some(Duration::from_millis(20))
+        };
+        assert_eq!(reader.next(allowed), Err(Broken::Silent));
+        assert!(asked.get() > 11, "what was before it counted does not count: {}", asked.get());
+    }
+}

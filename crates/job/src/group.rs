@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective::{
-    Collective, CollectiveError, CollectiveStats, Group, ReducePlan, SharedRank, Solo, TcpRank, Watched,
+    Collective, CollectiveError, CollectiveStats, Group, Hierarchical, ReducePlan, SharedRank, Solo, TcpRank,
+    Watched,
 };
 use tensor::HostDevice;
 
-pub(crate) use setup::Maker;
+pub(crate) use setup::{Maker, spin};
 
 /// What a group exchanges over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,8 +46,10 @@ pub enum JobGroup {
     Solo(Solo),
     /// All ranks are on one host.
     Shared(SharedRank),
-    /// Ranks are on several hosts.
+    /// No two ranks can share memory, or they need not.
     Tcp(TcpRank),
+    /// Several hosts, some with several ranks.
+    Hierarchical(Box<Hierarchical>),
 }
 
 macro_rules! each {
@@ -55,6 +58,7 @@ macro_rules! each {
             JobGroup::Solo($rank) => $call,
             JobGroup::Shared($rank) => $call,
             JobGroup::Tcp($rank) => $call,
+            JobGroup::Hierarchical($rank) => $call,
         }
     };
 }
@@ -66,6 +70,7 @@ impl JobGroup {
             JobGroup::Solo(_) => "nothing",
             JobGroup::Shared(_) => "shared memory",
             JobGroup::Tcp(_) => "TCP",
+            JobGroup::Hierarchical(_) => "shared memory inside hosts, TCP between them",
         }
     }
 }

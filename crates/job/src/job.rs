@@ -8,7 +8,7 @@ use collective::{CollectiveError, Group, Secret, TcpConfig, TcpMesh};
 
 use crate::env::JobEnv;
 use crate::frame::{Failure, Seat};
-use crate::group::{Backend, JobGroup, Maker};
+use crate::group::{Backend, JobGroup, Maker, spin};
 use crate::host::{Host, number_hosts, side_by_side};
 use crate::rendezvous::{self, Link};
 use crate::report::{Ending, Report};
@@ -95,9 +95,10 @@ impl Job {
         match job.connect(meeting.listener, options) {
             Ok(mesh) => job.mesh = mesh,
             Err(error) => {
-                job.leave(Some(Failure::echo(error.to_string())));
+                let error = JobError::Group(error);
+                job.leave(Some(Failure::from(&error)));
                 let verdict = job.watch.verdict();
-                return Err(verdict.map_or(error.into(), |v| JobError::Lost { message: v.message }));
+                return Err(verdict.map_or(error, |verdict| JobError::Lost { message: verdict.message }));
             }
         }
         Ok(job)
@@ -115,7 +116,8 @@ impl Job {
         }
         let address = |(rank, seat): (usize, &Seat)| (rank != self.rank).then_some(seat.data);
         let peers: Vec<_> = self.seats.iter().enumerate().map(address).collect();
-        let config = TcpConfig { connect_deadline: options.startup_timeout, ..TcpConfig::default() };
+        let spin = spin(&self.node_of_rank, self.rank);
+        let config = TcpConfig { connect_deadline: options.startup_timeout, spin };
         TcpMesh::connect(self.rank, listener, &peers, &options.secret, &config).map(Some)
     }
 

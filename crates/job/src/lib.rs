@@ -1,5 +1,34 @@
 //! Everything that makes processes into one job: which launcher started them, how they meet, how they watch each other,
 //! and the groups in which they exchange data.
+//!
+//! ```no_run
+//! use job::{Ending, Failure, Job, JobEnv, JobOptions, Report, hold_lifeline};
+//! # fn work(job: &Job) -> Result<(), Failure> { Ok(()) }
+//! # fn main() -> Result<(), job::JobError> {
+//! let lookup = |name: &str| std::env::var(name).ok();
+//! let Some(env) = JobEnv::detect(&lookup)? else { return Ok(()) }; // on its own
+//! let options = JobOptions { report: Report::open(&lookup)?, ..JobOptions::default() };
+//! hold_lifeline(&lookup, options.comm_timeout)?;
+//! let ending = match Job::join(&env, &vec![("version".into(), "0.1.0".into())], &options) {
+//!     Ok(job) => {
+//!         let result = work(&job); // makes groups, drops them
+//!         job.finish(result) // has told the launcher
+//!     }
+//!     Err(error) => {
+//!         let ending = Ending::of_error(&env, &error, options.report.as_ref());
+//!         options.report.inspect(|report| report.send(&ending));
+//!         Some(ending)
+//!     }
+//! };
+//! if let Some(ending) = ending {
+//!     if ending.is_printed {
+//!         eprintln!("error: {}", ending.message);
+//!     }
+//!     std::process::exit(ending.code.into());
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod auth;
 pub mod env;

@@ -156,9 +156,7 @@ impl Watch {
     pub fn wait_for_a_doomed_process(&self, patience: Duration) -> Option<Verdict> {
         let idle = |state: &mut State| state.verdict.is_none() && !state.is_over && !state.is_leaving;
         let state = self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
-        if state.verdict.is_none() {
-            return None;
-        }
+        state.verdict.as_ref()?;
         let wait = self.changed.wait_timeout_while(state, patience, |state| !state.is_leaving);
         let state = wait.unwrap_or_else(PoisonError::into_inner).0;
         if state.is_leaving { None } else { state.verdict.clone() }

@@ -2,128 +2,15 @@
 
 mod common;
 
-use std::io::Write;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use collective::{Group, conformance};
-use common::ranks::{ROLE, Ranks, SLACK, TIMEOUT, rank_command};
-use job::{Backend, Failure, Job, JobEnv, JobOptions, Report, hold_lifeline};
+use common::ranks::{Ranks, SLACK, TIMEOUT, only_line};
 use rustix::process::Signal;
-use tensor::Reference;
-
-fn lookup(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
 
 /// Without the variables that the tests below set this process is on its own. With them it is one of their ranks.
 #[test]
 fn a_process_that_no_launcher_started_is_no_job() {
-    let detected = JobEnv::detect(&lookup).expect("no contradictions");
-    match (detected, lookup(ROLE)) {
-        (None, None) => {}
-        (Some(env), Some(role)) => std::process::exit(be_a_rank(&env, &role)),
-        (env, role) => panic!("{env:?} as {role:?}"),
-    }
-}
-
-/// Returns the exit status.
-fn be_a_rank(env: &JobEnv, role: &str) -> i32 {
-    let report = Report::open(&lookup).expect("a pipe");
-    hold_lifeline(&lookup, TIMEOUT).expect("a pipe");
-    match role {
-        "launcher" => launch_one(),
-        "launched" => rest(),
-        _ => {}
-    }
-    let is_patient = role == "conformance";
-    let options = JobOptions {
-        comm_timeout: if is_patient { Duration::from_secs(60) } else { TIMEOUT },
-        startup_timeout: Duration::from_secs(60),
-        backend: lookup("ANYSPLIT_COMM_BACKEND")
-            .map_or(Backend::Auto, |text| text.parse().expect("a backend")),
-        report,
-        ..JobOptions::default()
-    };
-    let job = Job::join(env, &Vec::new(), &options).expect("joined");
-    let result = act(&job, role);
-    match job.finish(result) {
-        None => 0,
-        Some(ending) => {
-            if ending.is_printed {
-                eprintln!("error: {}", ending.message);
-            }
-            ending.code.into()
-        }
-    }
-}
-
-fn rest() -> ! {
-    loop {
-        std::thread::park();
-    }
-}
-
-/// Something to the test, on a line of its own, whatever the test's runner has printed before.
-fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
-    write!(out, "\n@{text}\n").and_then(|()| out.flush()).expect("the test reads");
-}
-
-/// A launcher: one process, and a pulse of which there is only one beat.
-fn launch_one() -> ! {
-    let mut child = rank_command(0, 2, 1).env(ROLE, "launched").env("ANYSPLIT_LIFE_FD", "0").spawn();
-    let child = child.as_mut().expect("a process");
-    child.stdin.as_mut().expect("a pipe").write_all(b".").expect("it listens");
-    say("launched");
-    rest()
-}
-
-fn act(job: &Job, role: &str) -> Result<(), Failure> {
-    let all: Vec<usize> = (0..job.size()).collect();
-    let failed = |error: collective::CollectiveError| Failure::echo(error.to_string());
-    if role == "conformance" {
-        let id = AtomicU16::new(0);
-        let make = |deadline| {
-            let id = id.fetch_add(1, Ordering::Relaxed);
-            job.group(id, &all, deadline).expect("a group")
-        };
-        conformance::run_rank(job.rank(), job.size(), make, |_| Reference);
-        return Ok(());
-    }
-    let group = job.group(1, &all, Duration::from_secs(600)).expect("a group");
-    group.barrier().map_err(failed)?;
-    let last = job.size() - 1;
-    match role {
-        // Everyone waits for another one; the test does something to one of them.
-        "wait" => {
-            say("here");
-            let from = if job.rank() == last { 0 } else { last };
-            group.recv_bytes(from, None).map(drop).map_err(failed)
-        }
-        // Nobody ever looks at the group again.
-        "busy" => {
-            say("here");
-            rest()
-        }
-        "fail" if job.rank() == 1 => Err(Failure::own("the disk is full", 2)),
-        "fail" => group.barrier().map_err(failed),
-        // The last leaves while the others still work.
-        "part" if job.rank() == last => Ok(()),
-        "part" => {
-            let some: Vec<usize> = (0..last).collect();
-            let group = job.group(2, &some, Duration::from_secs(600)).expect("a group");
-            (0..1000).try_for_each(|_| group.barrier()).map_err(failed)
-        }
-        _ => panic!("no role {role}"),
-    }
-}
-
-/// The line that the user reads: exactly one of all ranks' standard errors.
-fn only_line(errors: &[String]) -> String {
-    let lines: Vec<&str> = errors.iter().flat_map(|text| text.lines()).collect();
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    lines[0].to_owned()
+    common::role::be_a_rank_or_alone();
 }
 
 #[test]
@@ -134,22 +21,52 @@ fn processes_that_share_memory_conform() {
     }
 }
 
+/// Launchers on one machine that play hosts.
+fn hosts(host_of_rank: &'static [&'static str]) -> impl Fn(usize) -> Vec<(&'static str, &'static str)> {
+    |rank| vec![("GROUP_RANK", host_of_rank[rank]), ("LOCAL_WORLD_SIZE", "1")]
+}
+
 #[test]
 fn processes_of_several_hosts_conform() {
-    let nodes = |rank: usize| vec![("GROUP_RANK", ["0", "1"][rank % 2]), ("LOCAL_WORLD_SIZE", "2")];
-    for size in [2, 3] {
-        let ended = Ranks::start_each(size, "conformance", nodes).end();
-        assert_eq!(ended.codes, vec![Some(0); size], "{:?}", ended.errors);
+    // One rank on each; two and one; scattered.
+    let worlds: [&[&str]; 3] = [&["0", "1"], &["0", "0", "1"], &["0", "1", "0"]];
+    for host_of_rank in worlds {
+        let ended = Ranks::start_each(host_of_rank.len(), "conformance", hosts(host_of_rank)).end();
+        assert_eq!(ended.codes, vec![Some(0); host_of_rank.len()], "{host_of_rank:?}: {:?}", ended.errors);
     }
-    let ended = Ranks::start(2, "conformance", &[("ANYSPLIT_COMM_BACKEND", "tcp")]).end();
+}
+
+#[test]
+fn the_backend_can_be_chosen() {
+    let ended = Ranks::start(2, "part", &[("ANYSPLIT_COMM_BACKEND", "tcp")]).end();
     assert_eq!(ended.codes, [Some(0); 2], "{:?}", ended.errors);
+    let more = |rank: usize| {
+        let mut more = hosts(&["0", "1"])(rank);
+        more.push(("ANYSPLIT_COMM_BACKEND", "shared"));
+        more
+    };
+    let ended = Ranks::start_each(2, "part", more).end();
+    let text = &ended.errors[0];
+    assert!(
+        text.contains("ranks 0 and 1 are on different hosts (") && text.contains("auto and tcp do"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_killed_rank_ends_all_at_once_by_name() {
-    let tcp = [("ANYSPLIT_COMM_BACKEND", "tcp")];
-    for (killed, more) in [(0, &[][..]), (1, &[]), (3, &[]), (0, &tcp), (2, &tcp)] {
-        let mut ranks = Ranks::start(4, "wait", more);
+    let tcp = |_| vec![("ANYSPLIT_COMM_BACKEND", "tcp")];
+    let two_hosts = hosts(&["0", "0", "1", "1"]);
+    for (killed, more) in [
+        (0, &(|_| vec![]) as &dyn Fn(usize) -> Vec<(&'static str, &'static str)>),
+        (1, &|_| vec![]),
+        (3, &|_| vec![]),
+        (0, &tcp),
+        (2, &tcp),
+        (0, &two_hosts),
+        (3, &two_hosts),
+    ] {
+        let mut ranks = Ranks::start_each(4, "wait", more);
         ranks.hear_all("here");
         let pid = ranks.pid(killed);
         ranks.signal(killed, Signal::KILL);

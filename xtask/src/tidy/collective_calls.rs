@@ -20,6 +20,7 @@ const METHODS: &[&str] = &[
 const ALLOWED: &[(&str, &str)] = &[
     ("crates/collective/", "implements them"),
     ("crates/cuda/", "implements them"),
+    ("crates/job/src/group.rs", "hands them on to the backend that fits"),
     ("crates/model/src/parallel", "the layers that are split"),
     ("crates/engine/", "starts the ranks and hands out the steps"),
     ("crates/cli/src/bench", "`bench comm` measures them"),

@@ -9,14 +9,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("tensor", &[]),
     ("cpu", &[]),
     ("collective", &[]),
+    ("job", &["collective"]),
     ("checkpoint", &[]),
     ("cuda", &["collective"]),
     ("model", &["checkpoint", "collective"]),
-    ("engine", &["scheduler", "model", "checkpoint", "collective", "cpu", "cuda"]),
+    ("engine", &["scheduler", "model", "checkpoint", "collective", "job", "cpu", "cuda"]),
     ("planner", &["scheduler", "model", "checkpoint"]),
     ("server", &["engine"]),
     // cpu: what the machine can do at best, for `bench limits`.
-    ("cli", &["server", "planner", "engine", "model", "checkpoint", "collective", "cpu"]),
+    ("cli", &["server", "planner", "engine", "model", "checkpoint", "collective", "job", "cpu"]),
     ("scheduler", &[]),
     ("xtask", &[]),
 ];

@@ -24,7 +24,7 @@ fn each_launcher_is_understood() {
          (Torchrun, 3, 4, Some(1), Some(2), Some(1), "a", Some(1234))),
         ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 GROUP_RANK=0 MASTER_ADDR=h MASTER_PORT=29500 \
           TORCHELASTIC_USE_AGENT_STORE=True TORCHELASTIC_RUN_ID=none",
-         (Torchrun, 1, 2, Some(1), Some(2), Some(0), "h", Some(29501))),
+         (Torchrun, 1, 2, Some(1), Some(2), Some(0), "127.0.0.1", Some(29501))),
         ("RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2", (Torchrun, 1, 2, None, Some(2), None, "127.0.0.1", Some(29500))),
         ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=2 \
           PMIX_RANK=1 PMIX_NAMESPACE=prterun-h-12@1",
@@ -162,8 +162,11 @@ fn jobs_of_one_scheduler_have_ports_of_their_own() {
 fn torchruns_own_port_is_left_to_it() {
     let env = found("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=400 TORCHELASTIC_USE_AGENT_STORE=True");
     assert_eq!(env.ports, 401..=408);
-    let env = found("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=400 TORCHELASTIC_USE_AGENT_STORE=False");
-    assert_eq!(env.ports, 400..=400);
+    let env = found(
+        "RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=400 TORCHELASTIC_USE_AGENT_STORE=False TORCHELASTIC_RUN_ID=x",
+    );
+    assert_eq!(env.ports, 400..=408, "if it is free");
+    assert_eq!(found("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=400").ports, 400..=400);
 }
 
 #[test]

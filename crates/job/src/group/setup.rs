@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use collective::{SharedConfig, SharedRank, SharedSegment, Solo, TcpMesh};
+use collective::{Hierarchical, SharedConfig, SharedRank, SharedSegment, Solo, TcpMesh};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsRawFd;
@@ -40,17 +40,24 @@ impl Maker<'_> {
         if members.len() == 1 {
             return Ok(JobGroup::Solo(Solo::default()));
         }
-        let node = |rank: usize| self.node_of_rank[rank];
-        let elsewhere = members.iter().copied().find(|&rank| node(rank) != node(members[0]));
+        let nodes: Vec<usize> = members.iter().map(|&rank| self.node_of_rank[rank]).collect();
+        let elsewhere = nodes.iter().position(|&node| node != nodes[0]);
         match (self.backend, elsewhere, self.mesh) {
             (Backend::Auto | Backend::Shared, None, _) => {
                 self.share(id, members, deadline).map(JobGroup::Shared)
+            }
+            (Backend::Auto, Some(_), Some(mesh)) if has_blocks(&nodes) => {
+                let is_here = |rank: &usize| self.node_of_rank[*rank] == self.node_of_rank[self.watch.me];
+                let here: Vec<usize> = members.iter().copied().filter(is_here).collect();
+                let local = self.share(id, &here, deadline)?;
+                let wire = mesh.group(id, members, deadline)?;
+                Ok(JobGroup::Hierarchical(Box::new(Hierarchical::new(local, wire, nodes)?)))
             }
             (Backend::Auto | Backend::Tcp, _, Some(mesh)) => {
                 Ok(JobGroup::Tcp(mesh.group(id, members, deadline)?))
             }
             (_, elsewhere, _) => {
-                let ranks = [members[0], elsewhere.unwrap_or(members[1])];
+                let ranks = [members[0], members[elsewhere.unwrap_or(1)]];
                 Err(JobError::NotShared { ranks, hosts: ranks.map(|rank| self.hosts[rank].to_owned()) })
             }
         }
@@ -59,7 +66,11 @@ impl Maker<'_> {
     /// Memory between ranks of one host.
     fn share(&self, id: u16, members: &[usize], deadline: Duration) -> Result<SharedRank, JobError> {
         let me = members.iter().position(|&rank| rank == self.watch.me).expect("a member makes the group");
-        let config = SharedConfig { deadline, ..self.config() };
+        let config = SharedConfig {
+            deadline,
+            spin: spin(self.node_of_rank, self.watch.me),
+            ..SharedConfig::default()
+        };
         // The first operation has the deadline; members may come to make the group with more of a delay.
         let until = Instant::now() + deadline.max(self.watch.pace.timeout);
         if me == 0 {
@@ -110,14 +121,6 @@ impl Maker<'_> {
         Ok(rank)
     }
 
-    /// Ranks that outnumber the cores must not keep them busy with waiting.
-    fn config(&self) -> SharedConfig {
-        let node = self.node_of_rank[self.watch.me];
-        let ranks = self.node_of_rank.iter().filter(|&&other| other == node).count();
-        let config = SharedConfig::default();
-        if ranks > cores() { SharedConfig { spin: Duration::ZERO, ..config } } else { config }
-    }
-
     fn say(&self, id: u16, to: usize, word: &Word) -> Result<(), JobError> {
         let bytes = postcard::to_stdvec(word).map_err(|e| JobError::system("cannot make a group", e))?;
         let posted = match self.link {
@@ -136,6 +139,13 @@ impl Maker<'_> {
     }
 }
 
+/// Whether some host has several ranks, and those of each host follow each other.
+fn has_blocks(nodes: &[usize]) -> bool {
+    let starts: Vec<usize> = nodes.chunk_by(|a, b| a == b).map(|block| block[0]).collect();
+    let is_first = |i: usize| !starts[..i].contains(&starts[i]);
+    starts.len() < nodes.len() && (0..starts.len()).all(is_first)
+}
+
 fn open(pid: u32, fd: i32, ranks: usize, config: &SharedConfig) -> std::io::Result<SharedSegment> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let fd = rustix::fs::open(format!("/proc/{pid}/fd/{fd}"), flags, Mode::empty())?;
@@ -147,6 +157,12 @@ fn no_memory(first: usize, error: &dyn std::fmt::Display) -> JobError {
     JobError::system(what, error)
 }
 
+/// For how long a rank polls before it sleeps. Ranks that outnumber their host's cores must not keep them busy.
+pub(crate) fn spin(node_of_rank: &[usize], me: usize) -> Duration {
+    let ranks = node_of_rank.iter().filter(|&&node| node == node_of_rank[me]).count();
+    if ranks > cores() { Duration::ZERO } else { SharedConfig::default().spin }
+}
+
 /// The cores of the machine, not of this process: each rank's process may be bound to one of them.
 fn cores() -> usize {
     let is_core = |name: &str| {
@@ -155,4 +171,16 @@ fn cores() -> usize {
     let own = std::thread::available_parallelism().map_or(1, |n| n.get());
     let entries = std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_name().to_str().is_some_and(is_core)).count().max(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_blocks;
+
+    #[test]
+    fn hosts_whose_ranks_follow_each_other_have_blocks() {
+        assert!(has_blocks(&[0, 0, 1]) && has_blocks(&[3, 1, 1, 2]));
+        assert!(!has_blocks(&[0, 1, 2]), "one each");
+        assert!(!has_blocks(&[0, 1, 0]) && !has_blocks(&[0, 0, 1, 0]), "scattered");
+    }
 }

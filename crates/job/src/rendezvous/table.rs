@@ -136,6 +136,7 @@ mod tests {
         assert_eq!(table.missing(1.5).0, "rank 1 of 3 did not come within 1.5 s");
         assert_eq!(table.admit(hello(1, 3, PRINT)), Ok(1));
         assert_eq!(table.seats().expect("complete")[2].host_name, "host-2");
+        assert_eq!(table.left(2).0, "rank 2 on host-2 (pid 12) left while the job started");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod ranks;
+pub mod role;
 
 use std::net::TcpListener;
 use std::time::Duration;

@@ -18,11 +18,20 @@ pub const TIMEOUT: Duration = Duration::from_millis(1500);
 /// with other tests.
 pub const SLACK: Duration = Duration::from_millis(3000);
 
+/// This test binary, and how it becomes a rank if the environment says so.
+pub fn binary() -> Vec<String> {
+    let file = std::env::current_exe().expect("this test's file");
+    let file = file.to_str().expect("a name that is text").to_owned();
+    let args = ["--exact", "a_process_that_no_launcher_started_is_no_job", "--nocapture"];
+    std::iter::once(file).chain(args.map(String::from)).collect()
+}
+
 /// This test binary as a rank.
 pub fn rank_command(rank: usize, size: usize, port: u16) -> Command {
-    let mut command = Command::new(std::env::current_exe().expect("this test's file"));
+    let words = binary();
+    let mut command = Command::new(&words[0]);
     command
-        .args(["--exact", "a_process_that_no_launcher_started_is_no_job", "--nocapture"])
+        .args(&words[1..])
         .envs(
             [("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_WORLD_SIZE", size)]
                 .map(|(n, v)| (n, v.to_string())),
@@ -42,6 +51,13 @@ pub struct Ranks {
     readers: Vec<JoinHandle<()>>,
 }
 
+/// The line that the user reads: exactly one of all ranks' standard errors.
+pub fn only_line(errors: &[String]) -> String {
+    let lines: Vec<&str> = errors.iter().flat_map(|text| text.lines()).collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    lines[0].to_owned()
+}
+
 /// How processes ended.
 pub struct Ended {
     /// Exit statuses; `None` of those that a signal ended.
@@ -59,12 +75,21 @@ impl Ranks {
     /// With variables for each rank.
     pub fn start_each<'a>(size: usize, role: &str, more: impl Fn(usize) -> Vec<(&'a str, &'a str)>) -> Ranks {
         let port = free_port();
-        let start = |rank: usize| {
+        let command = |rank: usize| {
             let mut command = rank_command(rank, size, port);
-            command.env(ROLE, role).envs(more(rank)).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.env(ROLE, role).envs(more(rank));
+            command
+        };
+        Ranks::start_commands((0..size).map(command).collect())
+    }
+
+    /// Ranks, or launchers of them.
+    pub fn start_commands(commands: Vec<Command>) -> Ranks {
+        let start = |mut command: Command| {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             command.spawn().expect("a process")
         };
-        let mut children: Vec<Child> = (0..size).map(start).collect();
+        let mut children: Vec<Child> = commands.into_iter().map(start).collect();
         let (say, heard) = channel();
         let listen = |child: &mut Child| listen(child.stdout.take().expect("a pipe"), say.clone());
         let readers = children.iter_mut().map(listen).collect();
