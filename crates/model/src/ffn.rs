@@ -10,7 +10,7 @@ pub enum Ffn<D: Device> {
     /// One network for all tokens.
     Dense(DenseFfn<D>),
     /// A mixture of experts.
-    Experts(Box<ParallelExperts<D>>),
+    Experts(ParallelExperts<D>),
 }
 
 /// `down(act(gate(x)) · up(x))`, or `down(act(up(x)))`.
@@ -26,7 +26,7 @@ impl<D: Device> Ffn<D> {
     pub fn load(loader: &Loader<D>, layer: usize) -> Result<Self, ModelError> {
         let config = &loader.layout.config;
         if config.layers[layer].moe {
-            return Ok(Ffn::Experts(Box::new(ParallelExperts::load(loader, layer)?)));
+            return Ok(Ffn::Experts(ParallelExperts::load(loader, layer)?));
         }
         let form = loader.layout.styles.layers[layer].ffn;
         let up: &[Module] = match config.architecture.ffn {
