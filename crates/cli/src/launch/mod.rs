@@ -7,13 +7,16 @@
 //! | `process.rs` | one rank's process: environment, pipes, process group |
 //! | `watch.rs` | the loop that sees ranks fail, stop and end |
 //! | `lines.rs` | what a rank writes to stderr |
+//! | `terminal.rs` | what rank 0 draws progress bars on |
 //! | `cause.rs` | which rank was the cause, in one line |
+//! | `signals.rs` | Ctrl-C and the like |
 
 mod cause;
 mod check;
 mod lines;
 mod process;
 mod signals;
+mod terminal;
 mod watch;
 
 use std::ffi::OsString;
