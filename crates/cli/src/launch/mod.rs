@@ -76,15 +76,15 @@ pub struct LaunchArgs {
 pub fn run(args: &LaunchArgs) -> Result<(), CliError> {
     check::check(args)?;
     let job = Job::new(args)?;
-    if let Some(warning) = check::crowded(args.nproc_per_node) {
-        eprintln!("warning: {warning}");
-    }
     let signals =
         signals::listen().map_err(|e| CliError::failed(format!("cannot listen for signals: {e}")))?;
     // What ranks leave behind becomes the launcher's, which waits for it.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     for restart in 0.. {
         let processes = job.start(restart)?;
+        if let (0, Some(warning)) = (restart, check::crowded(args.nproc_per_node)) {
+            eprintln!("warning: {warning}");
+        }
         match Watch::new(processes, &signals, Duration::from_secs(args.comm_timeout)).until_all_ended() {
             Ended::Well => return Ok(()),
             Ended::Interrupted(signal) => {
