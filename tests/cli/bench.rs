@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::checkpoints::golden;
 use crate::child::anysplit;
 use crate::json_shapes::assert_shape;
 
@@ -47,5 +48,91 @@ fn decode_has_a_row_per_split_with_its_fractions_of_the_limit() {
             ["decode_roofline_fraction", "prefill_flops_fraction"].iter().all(|key| is_rate(&row[*key])),
             "{row}"
         );
+    }
+}
+
+/// What a backend is called, and the ranks that it is run with here.
+const BACKENDS: [(&str, usize); 2] = [("shared", 2), ("shared", 3)];
+const OPS: [&str; 6] = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"];
+
+#[test]
+fn comm_has_a_row_per_operation_and_size_and_nothing_is_wrong() {
+    for (backend, ranks) in BACKENDS {
+        let found = anysplit("bench comm --json -b 64 -e 64K -f 32 -n 5 -w 1")
+            .args(&format!("--backend {backend} --tp {ranks}"))
+            .json();
+        let like = json!({ "rows": [{
+            "op": "", "backend": "", "ranks": 1, "bytes": 1, "time_us_p50": 0.1, "time_us_p90": 0.1,
+            "time_us_p99": 0.1, "algbw_gb_s": 0.1, "busbw_gb_s": 0.1, "wrong": 0,
+        }]});
+        assert_shape(&found, &like, "comm");
+        let rows = found["rows"].as_array().unwrap();
+        let ops: Vec<_> = rows.iter().map(|r| r["op"].as_str().unwrap()).collect();
+        assert_eq!(ops, OPS.map(|op| [op; 3]).concat());
+        for row in rows {
+            assert_eq!(
+                (&row["backend"], &row["ranks"], &row["wrong"]),
+                (&json!(backend), &json!(ranks), &json!(0))
+            );
+            assert!(
+                ["time_us_p50", "algbw_gb_s", "busbw_gb_s"].iter().all(|key| is_rate(&row[*key])),
+                "{row}"
+            );
+            let share = match row["op"].as_str().unwrap() {
+                "all_reduce" => 2.0 * (ranks - 1) as f64 / ranks as f64,
+                "broadcast" | "send_recv" => 1.0,
+                _ => (ranks - 1) as f64 / ranks as f64,
+            };
+            let rates = (row["algbw_gb_s"].as_f64().unwrap() * share, row["busbw_gb_s"].as_f64().unwrap());
+            assert!((rates.0 / rates.1 - 1.0).abs() < 1e-9, "{row}");
+            // Sizes that ranks share are the nearest below.
+            let bytes = row["bytes"].as_u64().unwrap();
+            assert!([64, 2048, 65536].iter().any(|asked| (asked - 12..=*asked).contains(&bytes)), "{row}");
+        }
+    }
+}
+
+#[test]
+fn comm_marks_the_sizes_of_a_model_and_knows_the_bound_of_two_ranks() {
+    let model = golden("llama");
+    let args = "bench comm --json -b 1K -e 1K -n 3 --op all_reduce --backend shared";
+    let found = anysplit(args).model(&model).json();
+    let config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
+    let token = config["hidden_size"].as_u64().unwrap() * 4;
+    let rows = found["rows"].as_array().unwrap();
+    let used = |bytes: u64| rows.iter().find(|r| r["bytes"] == bytes).map(|r| r["used_in"].clone());
+    assert_eq!(used(token), Some(json!("decode, 1 token")));
+    assert_eq!(used(token * 512), Some(json!("prefill, 512 tokens")));
+    assert_eq!(used(1024), Some(Value::Null));
+    for row in rows {
+        if let Some(bound) = row["bound_us"].as_f64() {
+            let ratio = row["time_us_p50"].as_f64().unwrap() / bound;
+            assert!((row["times_bound"].as_f64().unwrap() / ratio - 1.0).abs() < 1e-9, "{row}");
+        }
+    }
+}
+
+#[test]
+fn comm_without_check_says_that_nothing_was_compared() {
+    let table = anysplit("bench comm -b 64 -e 64 -n 2 --op broadcast --check false").prints();
+    assert!(table.contains("#wrong") && table.contains("N/A"), "{table}");
+    let found = anysplit("bench comm -b 64 -e 64 -n 2 --op broadcast --check false --json").json();
+    assert_eq!(found["rows"][0]["wrong"], Value::Null);
+}
+
+#[test]
+fn comm_refuses_what_it_cannot_measure() {
+    for (args, told) in [
+        ("-b 3", "4 to 4G"),
+        ("-b 8X", "4 to 4G"),
+        ("-e 99999999999999G", "4 to 4G"),
+        ("-b 8K -e 4K", "--min-bytes 8192 is more than --max-bytes 4096"),
+        ("-f 1", "--factor"),
+        ("-n 0", "--iters"),
+        ("--tp 1", "2..=1024"),
+        ("--op gather", "all_gather"),
+        ("--backend pigeons", "shared"),
+    ] {
+        anysplit("bench comm").args(args).refused(&[told]);
     }
 }

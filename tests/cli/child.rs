@@ -38,11 +38,36 @@ pub fn anysplit(arguments: &str) -> Anysplit {
     this.args(arguments)
 }
 
+/// A port of loopback that nobody listens on now.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("it has an address").port()
+}
+
 /// Whether the binary looks at an environment variable of that name.
 fn is_heeded(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    let prefixes =
-        ["ANYSPLIT_", "HF_", "HUGGING", "COLUMNS", "XDG_CACHE_HOME", "NO_COLOR", "CLICOLOR", "RUST_"];
+    let prefixes = [
+        "ANYSPLIT_",
+        "HF_",
+        "HUGGING",
+        "COLUMNS",
+        "XDG_CACHE_HOME",
+        "NO_COLOR",
+        "CLICOLOR",
+        "RUST_",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_",
+        "MASTER_",
+        "GROUP_RANK",
+        "OMPI_",
+        "PMI",
+        "SLURM_",
+        "LWS_",
+        "JOB_COMPLETION",
+        "TORCHELASTIC",
+    ];
     prefixes.iter().any(|prefix| name.starts_with(prefix)) || name.to_ascii_lowercase().ends_with("_proxy")
 }
 

@@ -14,6 +14,7 @@ mod deploy;
 mod deploy_fields;
 mod deploy_shell;
 mod hub;
+mod jobs_same_bytes;
 mod json_shapes;
 mod launch;
 mod launch_faults;

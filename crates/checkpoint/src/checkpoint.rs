@@ -135,6 +135,24 @@ impl Checkpoint {
         Ok(out)
     }
 
+    /// A number that differs between checkpoints: of every tensor's name, type, shape and first bytes (FNV-1a). Not all
+    /// bytes are read.
+    pub fn fingerprint(&self) -> u64 {
+        const FIRST_BYTES: usize = 64;
+        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        let mut add = |bytes: &[u8]| {
+            hash = bytes.iter().fold(hash, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        };
+        for (name, tensor) in &self.inner.tensors {
+            add(name.as_bytes());
+            add(tensor.dtype.as_bytes());
+            tensor.shape.iter().for_each(|n| add(&n.to_le_bytes()));
+            let bytes = &self.inner.files[tensor.file].1.bytes()[tensor.bytes.clone()];
+            add(&bytes[..bytes.len().min(FIRST_BYTES)]);
+        }
+        hash
+    }
+
     /// Bytes of all tensors as they are stored.
     pub fn stored_bytes(&self) -> usize {
         self.inner.tensors.values().map(|tensor| tensor.bytes.len()).sum()

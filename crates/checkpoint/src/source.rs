@@ -57,6 +57,15 @@ impl WeightSource {
         }
     }
 
+    /// What differs between weights: a hash of files, a seed of random values.
+    pub fn fingerprint(&self) -> String {
+        match self {
+            WeightSource::Files(checkpoint) => format!("{:016x}", checkpoint.fingerprint()),
+            WeightSource::Random { seed, dtype } => format!("random {dtype}, seed {seed}"),
+            WeightSource::Meta { dtype } => format!("shapes only, {dtype}"),
+        }
+    }
+
     /// The type in which one tensor is stored; that of most, if there is no such tensor.
     pub fn stored_dtype(&self, name: &str) -> DType {
         match self {

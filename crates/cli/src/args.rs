@@ -10,6 +10,7 @@ use model::TpPlan;
 use tensor::DType;
 
 use crate::error::CliError;
+use crate::membership::JobArgs;
 
 /// Which model, and what its weights are kept in.
 #[derive(Args)]
@@ -34,9 +35,33 @@ const HEADS_MAX: usize = 1 << 12;
 /// How a model is split over ranks.
 #[derive(Args)]
 pub struct SplitArgs {
-    /// Ranks that share every layer: 1 to the model's number of query heads
+    /// Ranks that share every layer: 1 to the model's number of query heads; default: 1, or what a launcher's ranks leave
     #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", value_name = "N")]
     pub tensor_parallel_size: Option<usize>,
+    /// Stages of consecutive layers: 1 to the model's number of layers
+    #[arg(
+        long,
+        visible_alias = "pp",
+        env = "ANYSPLIT_PIPELINE_PARALLEL_SIZE",
+        default_value_t = 1,
+        value_name = "N"
+    )]
+    pub pipeline_parallel_size: usize,
+    /// Layers of each stage; default: balanced by time and memory
+    #[arg(long, env = "ANYSPLIT_PP_LAYERS", value_delimiter = ',', value_name = "20,20")]
+    pub pp_layers: Option<Vec<usize>>,
+    /// Replicas of the model, which share the requests
+    #[arg(
+        long,
+        visible_alias = "dp",
+        env = "ANYSPLIT_DATA_PARALLEL_SIZE",
+        default_value_t = 1,
+        value_name = "N"
+    )]
+    pub data_parallel_size: usize,
+    /// Splits the activations between the layers by token, so that norms are done once and not once per rank
+    #[arg(long, visible_alias = "sp", env = "ANYSPLIT_SEQUENCE_PARALLEL", value_parser = yes_or_no())]
+    pub sequence_parallel: bool,
     /// Unequal ranks: how much each gets in relation to the others
     #[arg(long, env = "ANYSPLIT_RANK_WEIGHTS", value_delimiter = ',', value_name = "2,1,1")]
     pub rank_weights: Option<Vec<f64>>,
@@ -44,9 +69,6 @@ pub struct SplitArgs {
     #[arg(long, env = "ANYSPLIT_TP_PLAN", default_value = "auto", value_name = "auto|FILE")]
     pub tp_plan: String,
 }
-
-/// A year: longer than anyone waits, and short enough for every clock.
-pub const COMM_TIMEOUT_MAX_S: u64 = 31_536_000;
 
 /// How a model is run.
 #[derive(Args)]
@@ -69,9 +91,8 @@ pub struct RunArgs {
     /// Tokens of a step; longer prompts go in chunks
     #[arg(long, env = "ANYSPLIT_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "N", value_parser = at_least_one)]
     pub max_num_batched_tokens: usize,
-    /// Seconds after which a rank that the others wait for is an error
-    #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=COMM_TIMEOUT_MAX_S))]
-    pub comm_timeout: u64,
+    #[command(flatten)]
+    pub job: JobArgs,
 }
 
 /// What the environment says of a flag: true or false, 1 or 0, yes or no, on or off.
@@ -132,10 +153,13 @@ pub enum DeviceArg {
 }
 
 impl SplitArgs {
-    /// One weight per rank.
-    pub fn weights(&self) -> Result<Vec<f64>, CliError> {
+    /// One weight per tensor-parallel rank. `at_hand`: how many ranks a launcher has started.
+    pub fn weights(&self, at_hand: Option<usize>) -> Result<Vec<f64>, CliError> {
+        // What the other axes leave; if they leave nothing whole, the sizes are refused together.
+        let others = self.pipeline_parallel_size.saturating_mul(self.data_parallel_size).max(1);
+        let left = at_hand.filter(|ranks| ranks.is_multiple_of(others)).map(|ranks| ranks / others);
         match (self.tensor_parallel_size, &self.rank_weights) {
-            (None, None) => Ok(vec![1.0]),
+            (None, None) => Ok(vec![1.0; left.unwrap_or(1).min(HEADS_MAX)]),
             (Some(n), None) if n > HEADS_MAX => Err(CliError::Usage(format!(
                 "tensor parallel size {n} must be from 1 to the model's number of query heads"
             ))),
@@ -163,19 +187,24 @@ pub fn engine_options(
     model: &ModelArgs,
     split: &SplitArgs,
     run: &RunArgs,
+    at_hand: Option<usize>,
 ) -> Result<EngineOptions, CliError> {
     // The processor is the best there is, until there are other devices.
     let (DeviceArg::Auto | DeviceArg::Cpu) = run.device;
     Ok(EngineOptions {
-        rank_weights: split.weights()?,
+        rank_weights: split.weights(at_hand)?,
         tp_plan: split.plan()?,
+        pipeline_parallel_size: split.pipeline_parallel_size,
+        pp_layers: split.pp_layers.clone(),
+        data_parallel_size: split.data_parallel_size,
+        sequence_parallel: split.sequence_parallel,
         threads_per_rank: run.threads_per_rank,
         dtype: model.dtype.get(),
         kv_cache_dtype: run.kv_cache_dtype.get(),
         max_model_len: run.max_model_len,
         max_num_seqs: run.max_num_seqs,
         max_num_batched_tokens: run.max_num_batched_tokens,
-        comm_timeout: Duration::from_secs(run.comm_timeout),
+        comm_timeout: Duration::from_secs(run.job.comm_timeout),
         isa: None,
     })
 }

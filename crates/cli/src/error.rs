@@ -4,6 +4,7 @@ use std::any::Any;
 use std::process::ExitCode;
 
 use checkpoint::CheckpointError;
+use collective::CollectiveError;
 use engine::EngineError;
 use engine::text::TextError;
 use model::ModelError;
@@ -23,6 +24,9 @@ pub enum CliError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Ranks that were measured.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
     /// Tokenizer or template.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -51,17 +55,33 @@ impl CliError {
             CliError::Checkpoint(e) => e.is_usage(),
             CliError::Model(e) => e.is_usage(),
             CliError::Engine(e) => e.is_usage(),
-            CliError::Output(_) | CliError::Job { .. } => false,
+            CliError::Collective(_) | CliError::Output(_) | CliError::Job { .. } => false,
         }
     }
 
     /// Prints the one line and gives the exit status.
     pub fn report(&self) -> ExitCode {
         eprintln!("error: {}", one_line(&self.to_string()));
+        ExitCode::from(self.status())
+    }
+
+    /// The exit status.
+    pub fn status(&self) -> u8 {
         match self {
-            CliError::Job { status, .. } => ExitCode::from(*status),
-            _ => ExitCode::from(if self.is_usage() { 2 } else { 1 }),
+            CliError::Job { status, .. } => *status,
+            _ if self.is_usage() => 2,
+            _ => 1,
         }
+    }
+}
+
+/// The exit status of a command that ran in this process alone, after its one line if it failed.
+pub fn ended(result: Result<(), CliError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => error.report(),
     }
 }
 
@@ -92,6 +112,7 @@ pub fn panicked(panic: &(dyn Any + Send)) -> ExitCode {
     ExitCode::from(1)
 }
 
-fn one_line(text: &str) -> String {
+/// A text without line breaks.
+pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, read_prompts, yes_or_no};
 use crate::error::CliError;
+use crate::membership::Membership;
 use crate::model::OpenModel;
 use crate::report::Stats;
 
@@ -78,11 +79,11 @@ pub struct GenerateArgs {
     #[command(flatten)]
     split: SplitArgs,
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
 }
 
-pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let options = engine_options(&args.model, &args.split, &args.run)?;
+pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError> {
+    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
     if args.stop.iter().any(String::is_empty) {
         return Err(CliError::Usage("--stop is empty; give the text that ends the completion".into()));
     }
@@ -113,7 +114,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         })
         .collect();
     let name = model.name.clone();
-    let mut engine = model.load(&options)?;
+    let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
     let mut texts: Vec<Option<Text>> = match &tokenizer {
         Some(tokenizer) => {
             requests.iter().map(|r| Some(Text::new(tokenizer, &args.stop, &r.prompt))).collect()
@@ -184,7 +185,7 @@ fn result_json(
 ) -> Value {
     json!({
         "model": name,
-        "parallel": { "tp": stats.num_ranks(), "pp": 1, "dp": 1, "ep": 1, "sp": false },
+        "parallel": stats.parallel(),
         "dtype": engine.dtype().name(),
         "quantization": null,
         "prompt_token_ids": request.prompt,

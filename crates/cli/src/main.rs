@@ -7,17 +7,17 @@ mod bench;
 mod error;
 mod generate;
 mod launch;
+mod membership;
 mod model;
 mod progress;
 mod report;
 mod score;
+mod startup;
 mod tp_plan;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-
-use error::CliError;
 
 /// Runs language models split over several devices, with the same bits on any split.
 #[derive(Parser)]
@@ -68,17 +68,13 @@ fn command() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return error::usage(&error),
     };
-    let result = match cli.command {
-        Command::Generate(args) => generate::run(&args),
-        Command::Score(args) => score::run(&args),
-        Command::TpPlan(args) => tp_plan::run(&args),
-        Command::Launch(args) => launch::run(&args),
+    match cli.command {
+        Command::Generate(args) => {
+            membership::run(&args.run.job, |membership| generate::run(&args, membership))
+        }
+        Command::Score(args) => membership::run(&args.run.job, |membership| score::run(&args, membership)),
+        Command::TpPlan(args) => error::ended(tp_plan::run(&args)),
+        Command::Launch(args) => error::ended(launch::run(&args)),
         Command::Bench(command) => bench::run(&command),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads our output has seen enough.
-        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => error.report(),
     }
 }

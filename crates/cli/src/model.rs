@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use checkpoint::{Checkpoint, WeightSource, config_file, generation_config_file, hub, json_bytes};
 use engine::text::{TextError, Tokenizer};
-use engine::{Engine, EngineOptions};
+use engine::{Engine, EngineOptions, Plan};
+use job::Fingerprint;
 use model::ModelConfig;
 use tensor::DType;
 
-use crate::args::{LoadFormat, ModelArgs};
+use crate::args::{LoadFormat, ModelArgs, RunArgs};
 use crate::error::CliError;
+use crate::membership::Membership;
 use crate::progress::{DownloadBar, bytes_bar};
+use crate::startup;
 
 /// The demo model, in the binary.
 mod demo {
@@ -74,16 +77,56 @@ impl OpenModel {
         Ok(self.tokenizer.as_ref().map_err(TextError::clone)?)
     }
 
-    /// Loads the weights over the ranks, with a progress bar.
-    pub fn load(self, options: &EngineOptions) -> Result<Engine, CliError> {
+    /// What all ranks of a job must agree on: this program, the model, how it is split and what it is kept in.
+    fn fingerprint(&self, options: &EngineOptions) -> Fingerprint {
+        let entry = |what: &str, value: String| (what.to_owned(), value);
+        let plan = format!(
+            "tp {:?} pp {} {:?} dp {} sp {} {:?}",
+            options.rank_weights,
+            options.pipeline_parallel_size,
+            options.pp_layers,
+            options.data_parallel_size,
+            options.sequence_parallel,
+            options.tp_plan
+        );
+        let kept = format!("{:?}, KV cache {:?}", options.dtype, options.kv_cache_dtype);
+        vec![
+            entry("version", env!("CARGO_PKG_VERSION").into()),
+            entry("model", format!("{:?}", self.config)),
+            entry("checkpoint", self.source.fingerprint()),
+            entry("plan", plan),
+            entry("dtype", kept),
+            entry("comm-timeout", format!("{:?}", options.comm_timeout)),
+        ]
+    }
+
+    /// Loads the weights over the ranks, with a progress bar, and tells which rank is what unless it should be quiet.
+    /// Ranks of a job other than rank 0 do their work here, and have no engine afterwards.
+    pub fn load(
+        self,
+        options: &EngineOptions,
+        membership: &Membership,
+        run: &RunArgs,
+        quiet: bool,
+    ) -> Result<Option<Engine>, CliError> {
+        // What can't be is refused before ranks meet.
+        Plan::new(self.config.clone(), options, membership.ranks())?;
+        let job = membership.join(&self.fingerprint(options), &run.job)?;
         let bar = bytes_bar("loading", 0);
         let progress = |done: u64, total: u64| {
             bar.set_length(total);
             bar.set_position(done);
         };
-        let engine = Engine::load(self.config, self.source, options, &progress);
+        let engine = match job {
+            Some(job) => Engine::join(self.config, self.source, options, job, &progress),
+            None => Engine::load(self.config, self.source, options, &progress).map(Some),
+        };
         bar.finish_and_clear();
-        Ok(engine?)
+        let mut engine = engine?;
+        if let Some(engine) = &mut engine {
+            startup::tell(engine, job.is_some(), quiet)?;
+        }
+        Ok(engine)
     }
 }
 

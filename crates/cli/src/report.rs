@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use cpu::limits;
-use engine::{Engine, EngineError, OpTime, RankReport, Timing};
+use engine::{Bubble, Engine, EngineError, OpTime, Plan, RankReport, Savings, Timing, peak_rss_bytes};
 use serde_json::{Value, json};
 
 /// A number of bytes for people.
@@ -16,26 +16,24 @@ pub fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{x:.1} {}", UNITS[unit]) }
 }
 
-/// The most memory that this process has had, in bytes; 0 where the system doesn't say.
-pub fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).map_or(0, |kb| kb * 1024)
-}
-
 /// What a run was.
 pub struct Stats {
     load_s: f64,
     timing: Timing,
     threads_per_rank: usize,
+    plan: Plan,
     ranks: Vec<RankReport>,
-    kv_bytes_per_token: Vec<u64>,
+    bubble: Option<Bubble>,
+    savings: Option<Savings>,
     peak_rss_bytes: u64,
     breakdown: Vec<(OpTime, f64)>,
 }
 
 /// Bytes of the buffer by which `--stats` measures the memory: above most caches, and quick to read.
 const QUICK_BUFFER_BYTES: usize = 256 << 20;
+
+/// The step for which the savings of sequence parallelism are told.
+const SAVINGS_TOKENS: usize = 512;
 
 impl Stats {
     /// Asks the ranks. `breakdown`: also where the last step's time went, for which the limits of this machine are
@@ -49,14 +47,30 @@ impl Stats {
             load_s: engine.load_time().as_secs_f64(),
             timing: engine.timing(),
             threads_per_rank: engine.threads_per_rank(),
+            plan: engine.plan().clone(),
             ranks: engine.reports()?,
-            kv_bytes_per_token: engine.kv_bytes_per_token().to_vec(),
+            bubble: engine.bubble(),
+            savings: engine.sequence_savings(SAVINGS_TOKENS)?,
         })
     }
 
-    /// Ranks of the group.
-    pub fn num_ranks(&self) -> usize {
-        self.ranks.len()
+    /// The `parallel` object of `--json`.
+    pub fn parallel(&self) -> Value {
+        let mesh = self.plan.mesh;
+        let sp = self.plan.layout.sequence_parallel;
+        json!({ "tp": mesh.tp, "pp": mesh.pp, "dp": mesh.dp, "ep": mesh.ep, "sp": sp })
+    }
+
+    /// The part of the time that the stages of the first replica waited, and what p stages and m micro-batches make
+    /// inevitable: (p − 1) / (m + p − 1).
+    fn bubble(&self) -> Option<(f64, f64, Bubble)> {
+        let bubble = self.bubble?;
+        let stages = self.plan.mesh.pp as f64;
+        let of_stages = self.ranks.iter().filter(|r| r.place.0 == 0 && r.place.2 == 0);
+        let busy: f64 = of_stages.map(|r| r.busy_s).sum();
+        let measured = 1.0 - busy / (stages * bubble.wall_s);
+        let inevitable = (stages - 1.0) / (bubble.micro_batches as f64 + stages - 1.0);
+        Some((measured, inevitable, bubble))
     }
 
     /// The `stats` object of `--json`.
@@ -64,16 +78,24 @@ impl Stats {
         let rank = |r: &RankReport| {
             json!({
                 "rank": r.rank,
+                "dp_rank": r.place.0,
+                "pp_rank": r.place.1,
+                "tp_rank": r.place.2,
+                "host": r.host,
+                "layers": [r.layers.0, r.layers.1],
                 "query_heads": r.query_heads,
                 "kv_heads": r.kv_heads,
                 "weight_bytes": r.weight_bytes,
                 "packed_bytes": r.packed_bytes,
                 "kv_cache_bytes": r.kv_cache_bytes,
-                "kv_bytes_per_token": self.kv_bytes_per_token[r.rank],
+                "kv_bytes_per_token": r.kv_bytes_per_token,
                 "all_reduce_calls": r.all_reduce_calls,
                 "all_reduce_bytes": r.all_reduce_bytes,
                 "all_reduce_s": r.all_reduce_s,
                 "vocab_collective_calls": r.vocab_collective_calls,
+                "sent_bytes": r.sent_bytes,
+                "busy_s": r.busy_s,
+                "peak_rss_bytes": r.peak_rss_bytes,
             })
         };
         let op = |(op, fraction): &(OpTime, f64)| {
@@ -85,6 +107,14 @@ impl Stats {
                 "fraction": fraction,
             })
         };
+        let bubble = self.bubble().map(|(measured, inevitable, bubble)| {
+            json!({
+                "fraction": measured,
+                "formula": inevitable,
+                "micro_batches": bubble.micro_batches,
+                "steps": bubble.steps,
+            })
+        });
         json!({
             "load_s": self.load_s,
             "ttft_ms": self.timing.time_to_first_token.as_secs_f64() * 1e3,
@@ -93,6 +123,8 @@ impl Stats {
             "peak_rss_bytes": self.peak_rss_bytes,
             "threads_per_rank": self.threads_per_rank,
             "breakdown": self.breakdown.iter().map(op).collect::<Vec<_>>(),
+            "bubble": bubble,
+            "sequence_parallel": self.savings.map(savings_json),
             "ranks": self.ranks.iter().map(rank).collect::<Vec<_>>(),
         })
     }
@@ -104,6 +136,8 @@ impl Stats {
         table.load_preset(presets::NOTHING);
         table.set_header([
             "rank",
+            "dp·pp·tp",
+            "layers",
             "query heads",
             "KV heads",
             "weights",
@@ -113,19 +147,25 @@ impl Stats {
             "all-reduces",
             "of bytes",
             "waiting s",
+            "sent",
+            "busy s",
         ]);
         for r in &self.ranks {
             table.add_row([
                 r.rank.to_string(),
+                format!("{}·{}·{}", r.place.0, r.place.1, r.place.2),
+                format!("{}–{}", r.layers.0, r.layers.1 - 1),
                 r.query_heads.to_string(),
                 r.kv_heads.to_string(),
                 bytes(r.weight_bytes),
                 bytes(r.packed_bytes),
                 bytes(r.kv_cache_bytes),
-                bytes(self.kv_bytes_per_token[r.rank]),
+                bytes(r.kv_bytes_per_token),
                 r.all_reduce_calls.to_string(),
                 bytes(r.all_reduce_bytes),
                 format!("{:.3}", r.all_reduce_s),
+                bytes(r.sent_bytes),
+                format!("{:.3}", r.busy_s),
             ]);
         }
         for column in table.column_iter_mut() {
@@ -161,11 +201,46 @@ impl Stats {
         for column in ops.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
+        let bubble = self.bubble().map_or(String::new(), |(measured, inevitable, bubble)| {
+            format!(
+                "bubble: stages waited {:.1} % of the time; (p − 1) / (m + p − 1) = {:.1} % for p = {} stages and m = {} \
+                 micro-batches on their way, in {} steps\n",
+                100.0 * measured,
+                100.0 * inevitable,
+                self.plan.mesh.pp,
+                bubble.micro_batches,
+                bubble.steps
+            )
+        });
+        let savings = self.savings.as_ref().map_or(String::new(), savings_line);
         format!(
-            "{first}\n{table}\n(all-reduces and their bytes are those of one forward pass)\n{ops}\n\
+            "{first}\n{table}\n(all-reduces, their bytes and bytes sent are those of one forward pass)\n{bubble}{savings}{ops}\n\
              (the limit is memory bandwidth or arithmetic, whichever takes longer; what lies in a cache can exceed it)"
         )
     }
+}
+
+fn savings_json(s: Savings) -> Value {
+    json!({
+        "tokens": s.tokens,
+        "norm_and_add_flops": [s.replicated.flops, s.split.flops],
+        "norm_and_add_bytes": [s.replicated.bytes(), s.split.bytes()],
+        "stream_bytes": [s.stream_bytes.0, s.stream_bytes.1],
+    })
+}
+
+fn savings_line(s: &Savings) -> String {
+    format!(
+        "sequence parallel, a step of {} tokens on rank 0: norms and residual adds {:.2} instead of {:.2} MFLOP and {} \
+         instead of {}, residual stream {} instead of {}\n",
+        s.tokens,
+        s.split.flops as f64 / 1e6,
+        s.replicated.flops as f64 / 1e6,
+        bytes(s.split.bytes()),
+        bytes(s.replicated.bytes()),
+        bytes(s.stream_bytes.1),
+        bytes(s.stream_bytes.0),
+    )
 }
 
 /// How close each operation came to what this machine can do: the time that its bytes or its arithmetic need at

@@ -8,6 +8,7 @@ use tensor::math;
 
 use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, yes_or_no};
 use crate::error::CliError;
+use crate::membership::Membership;
 use crate::model::OpenModel;
 
 /// Prints the log-probability of each token of a text, and its perplexity.
@@ -35,11 +36,11 @@ pub struct ScoreArgs {
     #[command(flatten)]
     split: SplitArgs,
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
 }
 
-pub fn run(args: &ScoreArgs) -> Result<(), CliError> {
-    let options = engine_options(&args.model, &args.split, &args.run)?;
+pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
+    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
     let model = OpenModel::open(&args.model)?;
     let ids = match (&args.text, &args.prompt_ids) {
         (_, Some(ids)) => parse_ids(ids)?,
@@ -49,7 +50,7 @@ pub fn run(args: &ScoreArgs) -> Result<(), CliError> {
     };
     let tokens =
         model.tokenizer().ok().map(|t| ids.iter().map(|&id| t.decode(&[id], false)).collect::<Vec<_>>());
-    let mut engine = model.load(&options)?;
+    let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
     let logprobs = engine.score(&ids)?;
     // Of the tokens that have a probability; summed in order, in f64.
     let known: Vec<f64> = logprobs.iter().flatten().map(|&l| f64::from(l)).collect();

@@ -44,7 +44,7 @@ struct Row {
 pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let (_, config) = read_config(&args.model)?;
     let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
-    let layout = Layout::new(config, &args.split.weights()?, &args.split.plan()?)?;
+    let layout = Layout::new(config, &args.split.weights(None)?, &args.split.plan()?)?;
     let rows = rows(&layout, dtype);
     let mut out = std::io::stdout().lock();
     match args.json {
@@ -124,6 +124,16 @@ fn to_json(layout: &Layout, rows: &[Row], dtype: DType) -> Value {
     })
 }
 
+/// How many experts a rank has of a layer; from the fewest to the most, if layers differ.
+fn experts_of_rank(layout: &Layout, rank: usize) -> String {
+    let sparse = (0..layout.config.num_layers()).filter(|&layer| layout.config.layers[layer].moe);
+    let counts: Vec<usize> = sparse.map(|layer| layout.own_experts(layer, rank).len()).collect();
+    match (counts.iter().min(), counts.iter().max()) {
+        (Some(fewest), Some(most)) if fewest < most => format!("{fewest}–{most}"),
+        (fewest, _) => fewest.copied().unwrap_or(0).to_string(),
+    }
+}
+
 /// One line per pattern, not per layer: layers differ only where a plan says so, and then both are shown.
 fn print(out: &mut impl Write, layout: &Layout, rows: &[Row], dtype: DType) -> Result<(), CliError> {
     let config = &layout.config;
@@ -176,7 +186,7 @@ fn print(out: &mut impl Write, layout: &Layout, rows: &[Row], dtype: DType) -> R
     if layout.config.moe.is_some() {
         let whole = layout.styles.experts == ExpertForm::Whole;
         let experts = if whole { "whole experts" } else { "sliced experts" };
-        table.add_row(line(experts, &|r| layout.own_experts(r).len().to_string()));
+        table.add_row(line(experts, &|r| experts_of_rank(layout, r)));
     }
     table.add_row(line("bytes", &|r| bytes(totals[r] as u64)));
     for column in table.column_iter_mut().skip(2) {

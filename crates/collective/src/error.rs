@@ -23,4 +23,25 @@ pub enum CollectiveError {
         /// In its own words.
         message: String,
     },
+    /// Connections did not come about in time.
+    #[error("rank {rank}: no connection with rank {missing:?} within {waited_s} s ({why})")]
+    Unconnected {
+        /// The rank that reports.
+        rank: usize,
+        /// The ranks that are missing.
+        missing: Vec<usize>,
+        /// Seconds waited.
+        waited_s: u64,
+        /// What happened last, or what would work.
+        why: String,
+    },
+    /// Whoever is on the other side of a connection is not of this group.
+    #[error("the other side is refused: {0}")]
+    Refused(String),
+    /// A group secret that cannot be used.
+    #[error("group secret: {0}")]
+    Secret(String),
+    /// MPI.
+    #[error("MPI: {0}")]
+    Mpi(String),
 }

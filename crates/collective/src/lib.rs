@@ -4,19 +4,32 @@
 //! are missing. Results never depend on the number of ranks: `all_reduce` finishes a
 //! [`tensor::ReductionTree`], everything else only moves data.
 
+mod boxed;
+mod compressed;
 pub mod conformance;
 mod error;
 mod finish;
+mod members;
 pub mod mesh;
+pub mod message;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+mod secret;
 mod shared;
 mod sim;
 mod solo;
+mod tcp;
 
+pub use compressed::{Compressed, WireDType};
 pub use error::CollectiveError;
+pub use members::Members;
 pub use mesh::{Coordinates, Mesh};
-pub use shared::{SharedConfig, SharedGroup, SharedRank};
+pub use message::Messages;
+pub use secret::{Role, Secret, authenticate};
+pub use shared::{SharedConfig, SharedGroup, SharedRank, SharedSegment};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
+pub use tcp::{TcpConfig, TcpMesh, TcpRank};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,7 +70,8 @@ pub struct Progress {
 
 /// A group seen from outside of the rank's thread: whoever watches the ranks tells it that one is lost.
 pub trait Watched: Send + Sync {
-    /// Ends every call of this rank, now and from now on, with [`CollectiveError::Failed`]. The first failure counts.
+    /// Ends every call of this rank, now and from now on, with [`CollectiveError::Failed`], and tells the others, like
+    /// [`Group::fail`]. The first failure counts.
     fn abort(&self, rank: usize, message: &str);
     /// Where this rank is.
     fn progress(&self) -> Progress;
@@ -67,7 +81,8 @@ pub trait Watched: Send + Sync {
 ///
 /// All ranks make the same collective calls in the same order. [`Group::send_bytes`], [`Group::recv_bytes`] and
 /// [`Group::try_recv_bytes`] concern two ranks only: messages from one rank to another arrive in the order in which they
-/// were sent, whatever collectives happen in between.
+/// were sent, whatever collectives happen in between. What a rank sent before it ended still arrives. In errors and in
+/// [`Progress`] a collective's number counts this rank's collectives, a message's those of its ordered pair of ranks.
 pub trait Group {
     /// This rank.
     fn rank(&self) -> usize;
@@ -90,7 +105,7 @@ pub trait Group {
     fn send_bytes(&self, bytes: &[u8], to: usize) -> Result<(), CollectiveError>;
     /// The next message of another rank. `deadline: None` waits as long as it takes (a dead or failed rank ends it).
     fn recv_bytes(&self, from: usize, deadline: Option<Duration>) -> Result<Vec<u8>, CollectiveError>;
-    /// The next message of another rank, if it has begun to arrive.
+    /// The next message of another rank, if it has begun to arrive. An error where none can come any more.
     fn try_recv_bytes(&self, from: usize) -> Result<Option<Vec<u8>>, CollectiveError>;
     /// Whether the group can go on, asked without waiting for anyone.
     ///

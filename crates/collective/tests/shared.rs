@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use collective::{Collective, CollectiveError, Group, SharedConfig, SharedGroup, SharedRank, conformance};
+use collective::{CollectiveError, Group, SharedConfig, SharedGroup, SharedRank, conformance};
 use tensor::Reference;
 
 fn group(slot_bytes: usize) -> impl Fn(usize, Duration) -> Vec<SharedRank> {
@@ -41,15 +41,11 @@ fn on_all<R: Send>(ranks: Vec<SharedRank>, work: impl Fn(usize, SharedRank) -> R
     })
 }
 
-fn barrier(group: &SharedRank) -> Result<(), CollectiveError> {
-    Group::barrier(group)
-}
-
 #[test]
 fn eight_ranks_on_fewer_cores_do_not_spin_each_other_out() {
     let began = Instant::now();
     on_all(SharedGroup::new(8, SharedConfig::default()), |_, group| {
-        (0..1000).for_each(|_| barrier(&group).expect("barrier"));
+        (0..1000).for_each(|_| group.barrier().expect("barrier"));
     });
     // A core that spins through its time slice would need seconds; 1,000 barriers take some 50 ms.
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
@@ -58,7 +54,7 @@ fn eight_ranks_on_fewer_cores_do_not_spin_each_other_out() {
 #[test]
 fn a_rank_that_panics_is_named() {
     let ended = on_all(SharedGroup::new(3, SharedConfig::default()), |rank, group| {
-        barrier(&group).expect("barrier");
+        group.barrier().expect("barrier");
         if rank == 2 {
             let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
                 let _group = group;
@@ -66,7 +62,7 @@ fn a_rank_that_panics_is_named() {
             }));
             return panic.expect_err("it panicked").is::<&str>().then_some("rank 2: panicked".to_string());
         }
-        barrier(&group).err().map(|e| e.to_string())
+        group.barrier().err().map(|e| e.to_string())
     });
     assert_eq!(ended, vec![Some("rank 2: panicked".to_string()); 3]);
 }
@@ -78,7 +74,7 @@ fn an_end_is_noticed_while_another_rank_is_still_away() {
     let told = std::sync::Mutex::new(told);
     let ended = on_all(SharedGroup::new(3, SharedConfig::default()), |rank, group| match rank {
         0 => {
-            let error = barrier(&group).err().map(|e| e.to_string());
+            let error = group.barrier().err().map(|e| e.to_string());
             tell.send(()).expect("rank 1 listens");
             error
         }
@@ -91,8 +87,8 @@ fn an_end_is_noticed_while_another_rank_is_still_away() {
 #[test]
 fn ranks_that_make_different_calls_are_told() {
     let ended = on_all(SharedGroup::new(2, SharedConfig::default()), |rank, group| match rank {
-        0 => barrier(&group).unwrap_err().to_string(),
-        _ => Group::all_gather_host(&group, &[1.0]).unwrap_err().to_string(),
+        0 => group.barrier().unwrap_err().to_string(),
+        _ => group.all_gather_host(&[1.0]).unwrap_err().to_string(),
     });
     for error in ended {
         assert!(error.contains("operation number 1 is"), "{error}");
@@ -106,14 +102,34 @@ fn every_size_of_message_survives() {
     for message in ["".to_string(), "x".repeat(5000), "ü".repeat(5000)] {
         let ended = on_all(SharedGroup::new(2, SharedConfig::default()), |rank, group| match rank {
             0 => {
-                Group::fail(&group, &message);
+                group.fail(&message);
                 message.clone()
             }
-            _ => match barrier(&group).unwrap_err() {
+            _ => match group.barrier().unwrap_err() {
                 CollectiveError::Failed { rank: 0, message } => message,
                 other => panic!("{other}"),
             },
         });
         assert!(message.starts_with(&ended[1]) && ended[1].len() >= message.len().min(999));
     }
+}
+
+#[test]
+fn a_sender_waits_for_the_receiver_once_the_ring_is_full() {
+    let deadline = Duration::from_millis(100);
+    let config = SharedConfig { deadline, ..SharedConfig::default() };
+    let ended = on_all(SharedGroup::new(2, config), |rank, group| match rank {
+        0 => (0..).find_map(|n| group.send_bytes(&[1; 1000], 1).err().map(|e| (n, e.to_string()))),
+        _ => {
+            while group.check().is_ok() {
+                std::thread::yield_now();
+            }
+            None
+        }
+    });
+    let (sent, error) = ended[0].clone().expect("a ring has an end");
+    // 4 MiB, and a unit for each message's length.
+    assert_eq!(sent, (4 << 20) / 1008);
+    let expected = format!("send_bytes number {} on rank 0: rank [1] did not arrive within 1 s", sent + 1);
+    assert_eq!(error, expected);
 }

@@ -260,6 +260,14 @@ impl Device for CpuDevice {
         moe::route(&self.exec, logits.data(), logits.rows, spec)
     }
 
+    fn routing_to_host(&self, routing: &CpuRouting) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
+        Ok(moe::routing_to_host(routing))
+    }
+
+    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> CpuRouting {
+        moe::routing_from_host(choices, experts)
+    }
+
     fn assign(&self, routing: &CpuRouting, experts: Range<usize>) -> CpuAssignment {
         moe::assign(routing, experts)
     }

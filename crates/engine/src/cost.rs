@@ -2,15 +2,16 @@
 
 use checkpoint::WeightSource;
 use collective::ShapeGroup;
-use model::{Decoder, KvCache, Layout, Loader, ModelError, Rank};
+use model::{Decoder, KvCache, Layout, Loader, ModelError, Pipeline, Rank, Stage};
 use tensor::{Cost, CostReport, DType, StepMeta};
 
-/// Counts one rank's part of a step, up to the logits of the rows that want them.
+/// Counts what one rank of a stage does for a step, up to the logits of the rows that want them.
 ///
 /// # Errors
 /// None that a model which was loaded could have.
 pub fn cost_of_step(
     layout: &Layout,
+    stage: &Stage,
     rank: usize,
     dtype: DType,
     kv_dtype: DType,
@@ -18,12 +19,14 @@ pub fn cost_of_step(
 ) -> Result<CostReport, ModelError> {
     let dev = Cost::new();
     let source = WeightSource::Meta { dtype };
-    let decoder = Decoder::load(&Loader::new(&dev, &source, layout, rank, None, &|_| Ok(())))?;
+    let decoder = Decoder::load(&Loader::new(&dev, &source, layout, rank, None, &|_| Ok(())), stage)?;
     let group = ShapeGroup::new(rank, layout.ranks(), |_| {});
     let blocks = meta.sequences.iter().flat_map(|s| &s.block_table).max().map_or(0, |&b| b as usize + 1);
-    let mut kv = KvCache::new(&dev, layout, rank, blocks, kv_dtype);
+    let mut kv = KvCache::new(&dev, layout, stage, rank, blocks, kv_dtype);
     dev.reset();
-    let hidden = decoder.forward(Rank { dev: &dev, group: &group }, meta, &mut kv)?;
-    decoder.logits(&dev, &hidden);
+    let pipeline = Pipeline::new(&group, (!stage.is_first()).then_some(0), (!stage.is_last()).then_some(0));
+    if let Some(hidden) = decoder.forward_stage(Rank::new(&dev, &group), &pipeline, meta, &mut kv)? {
+        decoder.logits(&dev, &hidden);
+    }
     Ok(dev.report())
 }

@@ -3,123 +3,76 @@
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
-use cpu::{CpuConfig, CpuDevice};
-use model::{Decoder, Layout, Loader, ModelConfig, bytes_per_token, check_tokens};
-use scheduler::{Batch, Request, Scheduler, SchedulerConfig};
-use tensor::{Cost, DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta, Timed};
+use job::Job;
+use model::parallel::even_rows;
+use model::{Layout, ModelConfig, bytes_per_token, check_tokens};
+use tensor::{DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
+use crate::call::Call;
 use crate::cost::cost_of_step;
-use crate::launch::{LaunchOptions, Leader, MakeDevice, launch};
-use crate::worker::{Command, RankReport, Reply};
-use crate::{EngineError, EngineOptions, SamplingParams, cpus, memory};
+use crate::data_parallel::{FromReplica, ToReplica, receive, send};
+use crate::groups;
+use crate::launch;
+use crate::leader::Leader;
+use crate::prepared::{Prepared, Settings};
+use crate::replica::{Prepare, Replica};
+use crate::worker::{Command, Reply};
+use crate::{
+    Completion, EngineError, EngineOptions, GenerateRequest, OpTime, Plan, RankReport, Timing, memory,
+};
 
-/// How long a thread that waits for another spins before it sleeps.
-const SPIN: Duration = Duration::from_micros(100);
-
-/// Threads of all ranks together: above any machine's cores, below what systems refuse.
-const MAX_THREADS: usize = 4096;
-
-/// What someone wants completed.
-#[derive(Clone, Debug)]
-pub struct GenerateRequest {
-    /// Token ids of the prompt.
-    pub prompt: Vec<u32>,
-    /// The most tokens to generate.
-    pub max_tokens: usize,
-    /// How tokens are chosen.
-    pub sampling: SamplingParams,
-    /// Tokens that end the completion.
-    pub stop_token_ids: Vec<u32>,
-}
-
-/// Why a completion ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// A token or text that ends it.
-    Stop,
-    /// `max_tokens`, or the model's longest sequence.
-    Length,
-}
-
-impl FinishReason {
-    /// OpenAI's name of it.
-    pub fn name(self) -> &'static str {
-        match self {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-        }
-    }
-}
-
-/// A request's tokens.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Completion {
-    /// Token ids; a stop token is the last of them.
-    pub token_ids: Vec<u32>,
-    /// Why it ended.
-    pub finish_reason: FinishReason,
-}
-
-/// One kind of operation of a step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OpTime {
-    /// Its name in [`tensor::Device`].
-    pub op: &'static str,
-    /// How long all of them took.
-    pub time: Duration,
-    /// What they had to do.
-    pub cost: OpCost,
-}
-
-/// Where a call's time went.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Timing {
-    /// Until the first token was chosen.
-    pub time_to_first_token: Duration,
-    /// Prompt tokens, and seconds of the steps that had any.
-    pub prefill: (usize, f64),
-    /// Tokens chosen in steps without prompt tokens, and seconds of those steps.
-    pub decode: (usize, f64),
-}
+/// Rows of a pipeline's step below which more steps would cost more than the stages' waiting.
+const MICRO_BATCH_ROWS: usize = 64;
 
 /// A loaded model and its ranks. Belongs to the thread that made it, which is rank 0's.
 pub struct Engine {
     leader: Box<dyn Leader>,
-    layout: Layout,
+    plan: Plan,
     dtype: DType,
     kv_dtype: DType,
-    kv_bytes_per_token: Vec<u64>,
+    /// Of all ranks of one replica.
+    kv_bytes_per_token: u64,
     threads_per_rank: usize,
     max_model_len: usize,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
+    /// In every replica's cache.
     blocks: usize,
     load: Duration,
+    replica: Replica,
     timing: Timing,
+    bubble: Option<Bubble>,
+    /// Requests so far: the next one's id.
+    requests: u64,
     last_step: Option<StepMeta>,
 }
 
-struct MakeCpu {
-    ranks: usize,
-    threads: usize,
-    isa: Option<cpu::Isa>,
-    spin: bool,
+/// How a pipeline was filled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bubble {
+    /// Seconds of the call.
+    pub wall_s: f64,
+    /// Steps that were issued.
+    pub steps: usize,
+    /// The most that could be on their way at a time.
+    pub micro_batches: usize,
 }
 
-impl MakeDevice for MakeCpu {
-    type Device = Timed<CpuDevice>;
-    fn make(&self, rank: usize) -> Timed<CpuDevice> {
-        Timed::new(CpuDevice::new(CpuConfig {
-            threads: self.threads,
-            cores: cpus::of_rank(rank, self.ranks, self.threads),
-            isa: self.isa,
-            spin: self.spin,
-        }))
-    }
+/// What sequence parallelism saves one rank in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Savings {
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Norms and residual adds, done once per rank.
+    pub replicated: OpCost,
+    /// Done once per token.
+    pub split: OpCost,
+    /// Bytes of the residual stream, without and with.
+    pub stream_bytes: (u64, u64),
 }
 
 impl Engine {
-    /// Loads a model. `progress` gets (bytes loaded, bytes in all), from rank 0.
+    /// Loads a model over the threads of this process. `progress` gets (bytes loaded, bytes in all), from rank 0.
     ///
     /// # Errors
     /// A plan or options that can't be, weights that are missing or damaged, a rank that fails.
@@ -130,66 +83,74 @@ impl Engine {
         progress: &dyn Fn(u64, u64),
     ) -> Result<Engine, EngineError> {
         let started = Instant::now();
-        let max_positions = config.max_position_embeddings;
-        let layout = Layout::new(config, &options.rank_weights, &options.tp_plan)?;
-        let ranks = layout.ranks();
-        let dtype = options.dtype.unwrap_or_else(|| source.dtype());
-        let kv_dtype = options.kv_cache_dtype.unwrap_or(dtype);
-        let max_model_len = options.max_model_len.unwrap_or(max_positions);
-        if max_model_len == 0 || max_model_len > max_positions {
-            return Err(EngineError::Request(format!(
-                "max-model-len {max_model_len} must be from 1 to the model's {} positions",
-                max_positions
-            )));
+        let prepared = Prepared::new(config, source, options, None)?;
+        let Prepared { setup, settings, total } = prepared;
+        let plan = Plan { mesh: setup.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
+        let leader = launch::launch(setup, &|bytes| progress(bytes, total))?;
+        Ok(Engine::with(Box::new(leader), plan, settings, options, started.elapsed()))
+    }
+
+    /// Does this process's part of a job of several, one rank each. Rank 0 gets the engine; every other rank works
+    /// until that is dropped, and gets nothing.
+    ///
+    /// # Errors
+    /// Those of [`Engine::load`]; a rank of the job is lost.
+    pub fn join(
+        config: ModelConfig,
+        source: WeightSource,
+        options: &EngineOptions,
+        job: &Job,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Option<Engine>, EngineError> {
+        let started = Instant::now();
+        let Prepared { setup, settings, total } = Prepared::new(config, source, options, Some(job))?;
+        let plan = Plan { mesh: setup.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
+        let groups = groups::of_job(plan.mesh, job, options.comm_timeout)?;
+        if job.rank() > 0 {
+            return launch::live(&setup, groups).map(|()| None);
         }
-        if options.threads_per_rank == Some(0) {
-            return Err(EngineError::Request("threads-per-rank must be at least 1".into()));
-        }
-        let total = preflight(&layout, &source, options.dtype)?;
-        if let Some(available) = memory::available_bytes().filter(|&available| total > available) {
-            return Err(EngineError::Request(format!(
-                "the weights need {total} bytes over {ranks} ranks, but only {available} bytes of memory are available; \
-                 a smaller --dtype, or a machine with more memory, would work"
-            )));
-        }
-        let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(ranks));
-        if threads.saturating_mul(ranks) > MAX_THREADS {
-            return Err(EngineError::Request(format!(
-                "threads-per-rank {threads} on {ranks} ranks are more than {MAX_THREADS} threads; this machine has {} cores",
-                cpus::available().len()
-            )));
-        }
-        // Spinning only makes sense while everyone who spins has a core.
-        let spin = ranks * threads <= cpus::available().len();
-        let kv_bytes_per_token = (0..ranks).map(|rank| bytes_per_token(&layout, rank, kv_dtype)).collect();
-        let launch_options = LaunchOptions {
-            weight_dtype: options.dtype,
-            kv_dtype,
-            comm_timeout: options.comm_timeout,
-            spin: if spin { SPIN } else { Duration::ZERO },
+        let leader = launch::lead(&setup, groups, &|bytes| progress(bytes, total))?;
+        Ok(Some(Engine::with(Box::new(leader), plan, settings, options, started.elapsed())))
+    }
+
+    fn with(
+        leader: Box<dyn Leader>,
+        plan: Plan,
+        settings: Settings,
+        options: &EngineOptions,
+        load: Duration,
+    ) -> Engine {
+        let of_stage = |stage| -> u64 {
+            (0..plan.mesh.tp).map(|rank| bytes_per_token(&plan.layout, stage, rank, settings.kv_dtype)).sum()
         };
-        let make = MakeCpu { ranks, threads, isa: options.isa, spin };
-        let leader = launch(layout.clone(), source, launch_options, make, &|bytes| progress(bytes, total))?;
-        Ok(Engine {
-            leader: Box::new(leader),
-            layout,
-            dtype,
-            kv_dtype,
-            kv_bytes_per_token,
-            threads_per_rank: threads,
-            max_model_len,
+        Engine {
+            leader,
+            kv_bytes_per_token: plan.stages.iter().map(of_stage).sum(),
+            plan,
+            dtype: settings.dtype,
+            kv_dtype: settings.kv_dtype,
+            threads_per_rank: settings.threads,
+            max_model_len: settings.max_model_len,
             max_num_seqs: options.max_num_seqs.max(1),
             max_num_batched_tokens: options.max_num_batched_tokens.max(1),
             blocks: 0,
-            load: started.elapsed(),
+            load,
+            replica: Replica::default(),
             timing: Timing::default(),
+            bubble: None,
+            requests: 0,
             last_step: None,
-        })
+        }
     }
 
     /// The model.
     pub fn config(&self) -> &ModelConfig {
-        &self.layout.config
+        &self.plan.layout.config
+    }
+
+    /// What is where.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// What most weights are kept in.
@@ -222,32 +183,94 @@ impl Engine {
         self.timing
     }
 
+    /// How the last call filled the pipeline; nothing of a single stage.
+    pub fn bubble(&self) -> Option<Bubble> {
+        self.bubble
+    }
+
     /// What the last step took on rank 0, by kind of operation, slowest first.
     ///
     /// # Errors
     /// None that a model which was loaded could have.
     pub fn breakdown(&self) -> Result<Vec<OpTime>, EngineError> {
         let Some(meta) = &self.last_step else { return Ok(Vec::new()) };
-        let cost = cost_of_step(&self.layout, 0, self.dtype, self.kv_dtype, meta)?;
+        let stage = &self.plan.stages[0];
+        let cost = cost_of_step(&self.plan.layout, stage, 0, self.dtype, self.kv_dtype, meta)?;
         let of_op = |(op, time)| OpTime { op, time, cost: cost.ops.get(op).copied().unwrap_or_default() };
         let mut ops: Vec<OpTime> = self.leader.take_op_times().into_iter().map(of_op).collect();
         ops.sort_by_key(|op| std::cmp::Reverse(op.time));
         Ok(ops)
     }
 
-    /// Bytes that one token's keys and values take on each rank.
-    pub fn kv_bytes_per_token(&self) -> &[u64] {
-        &self.kv_bytes_per_token
+    /// Measures what the ranks of this replica's first stage pay for the all-reduces of one token, in seconds.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub fn all_reduces_per_token_s(&mut self) -> Result<f64, EngineError> {
+        self.leader.issue(&Command::TimeAllReduce)?;
+        let reports = self.leader.reports()?;
+        let of_stage = |pp: usize| {
+            let of = reports.iter().filter(move |r| r.place.1 == pp).filter_map(|r| r.row_all_reduce_s);
+            2.0 * self.plan.stages[pp].layers.len() as f64 * of.fold(0.0, f64::max)
+        };
+        Ok((0..self.plan.mesh.pp).map(of_stage).sum())
     }
 
-    /// What each rank holds and has spent.
+    /// What sequence parallelism saves rank 0 in a step of `tokens` tokens: the cost of norms and residual adds without
+    /// it and with it, and the bytes of the residual stream.
+    ///
+    /// # Errors
+    /// None that a model which was loaded could have.
+    pub fn sequence_savings(&self, tokens: usize) -> Result<Option<Savings>, EngineError> {
+        if !self.plan.layout.sequence_parallel {
+            return Ok(None);
+        }
+        let meta = StepMeta {
+            tokens: vec![0; tokens],
+            sequences: vec![SequenceSpan {
+                rows: 0..tokens,
+                start: 0,
+                block_table: (0..tokens.div_ceil(KV_BLOCK) as u32).collect(),
+            }],
+            logit_rows: vec![tokens as u32 - 1],
+        };
+        let cost = |sequence_parallel| -> Result<OpCost, EngineError> {
+            let layout = Layout { sequence_parallel, ..self.plan.layout.clone() };
+            let cost = cost_of_step(&layout, &self.plan.stages[0], 0, self.dtype, self.kv_dtype, &meta)?;
+            let mut sum = OpCost::default();
+            ["norm", "add"].iter().filter_map(|op| cost.ops.get(op)).for_each(|op| sum += *op);
+            Ok(sum)
+        };
+        let row = (self.config().hidden_size * size_of::<f32>()) as u64;
+        let own = even_rows(tokens, self.plan.mesh.tp)[0] as u64;
+        Ok(Some(Savings {
+            tokens,
+            replicated: cost(false)?,
+            split: cost(true)?,
+            stream_bytes: (tokens as u64 * row, own * row),
+        }))
+    }
+
+    /// What each rank of all replicas holds and has spent.
     ///
     /// # Errors
     /// A rank is missing.
     pub fn reports(&mut self) -> Result<Vec<RankReport>, EngineError> {
-        match self.leader.lead(&Command::Report)? {
-            Reply::Reports(reports) => Ok(reports),
-            other => unreachable!("a report was asked for, not {other:?}"),
+        let mut reports = self.leader.reports()?;
+        for replica in 1..self.plan.mesh.dp {
+            reports.extend(self.reports_of(replica)?.0);
+        }
+        Ok(reports)
+    }
+
+    fn reports_of(&mut self, replica: usize) -> Result<(Vec<RankReport>, Timing), EngineError> {
+        send(&mut *self.leader, replica, &ToReplica::Report)?;
+        loop {
+            match receive(&mut *self.leader, replica, true)? {
+                Some(FromReplica::Reports(reports, timing)) => return Ok((reports, timing)),
+                // Of a request that was aborted.
+                _ => continue,
+            }
         }
     }
 
@@ -262,43 +285,99 @@ impl Engine {
         on_token: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Completion>, EngineError> {
         let limits: Vec<usize> = requests.iter().map(|r| self.check(r)).collect::<Result<_, _>>()?;
-        let blocks: Vec<usize> =
-            requests.iter().zip(&limits).map(|(r, max)| (r.prompt.len() + max).div_ceil(KV_BLOCK)).collect();
+        let requests: Vec<GenerateRequest> = requests
+            .iter()
+            .zip(limits)
+            .map(|(r, max_tokens)| GenerateRequest { max_tokens, ..r.clone() })
+            .collect();
+        self.prepare(&requests)?;
+        let started = Instant::now();
+        let mut call = Call::new(self.requests, &requests, self.plan.mesh.dp, on_token);
+        self.requests += requests.len() as u64;
+        while !call.is_done() {
+            for (replica, index) in call.assign(self.max_num_seqs) {
+                let (id, request) = (call.first + index as u64, requests[index].clone());
+                match replica {
+                    0 => self.replica.submit(id, request)?,
+                    _ => send(&mut *self.leader, replica, &ToReplica::Submit { id, request })?,
+                }
+            }
+            let mut events = self.replica.pump(&mut *self.leader)?;
+            let idle = self.replica.is_idle();
+            for replica in 1..self.plan.mesh.dp {
+                let wait = idle && events.is_empty() && call.router.outstanding(replica) > 0;
+                if let Some(FromReplica::Tokens(more)) = receive(&mut *self.leader, replica, wait)? {
+                    events.extend(more);
+                }
+            }
+            for event in events {
+                if let Some((replica, id)) = call.take(event) {
+                    match replica {
+                        0 => self.replica.abort(id),
+                        _ => send(&mut *self.leader, replica, &ToReplica::Abort { id })?,
+                    }
+                }
+            }
+        }
+        let completions = call.completions;
+        self.finish(started)?;
+        Ok(completions)
+    }
+
+    /// What the call came to.
+    fn finish(&mut self, started: Instant) -> Result<(), EngineError> {
+        self.replica.settle(&mut *self.leader)?;
+        self.timing = self.replica.timing;
+        self.last_step = self.replica.last_step.clone();
+        self.note_bubble(started, self.replica.steps, 2 * self.plan.mesh.pp);
+        for replica in 1..self.plan.mesh.dp {
+            let (_, timing) = self.reports_of(replica)?;
+            self.timing = self.timing.beside(timing);
+        }
+        Ok(())
+    }
+
+    fn note_bubble(&mut self, started: Instant, steps: usize, most: usize) {
+        let wall_s = started.elapsed().as_secs_f64();
+        self.bubble =
+            (self.plan.mesh.pp > 1).then_some(Bubble { wall_s, steps, micro_batches: steps.min(most) });
+    }
+
+    /// Sets the replicas up for a call.
+    fn prepare(&mut self, requests: &[GenerateRequest]) -> Result<(), EngineError> {
+        let mesh = self.plan.mesh;
+        let blocks: Vec<usize> = requests.iter().map(|r| r.work().div_ceil(KV_BLOCK)).collect();
         // Enough for as many of the largest as may run at a time, and no more than all need or memory has.
         let largest = blocks.iter().max().copied().unwrap_or(0);
         let wanted = blocks.iter().sum::<usize>().min(largest.saturating_mul(self.max_num_seqs));
-        self.allocate(wanted.min(self.affordable_blocks()).max(largest))?;
-        let mut scheduler = self.scheduler();
-        for (id, (request, &max_tokens)) in requests.iter().zip(&limits).enumerate() {
-            scheduler.add(Request { id: id as u64, prompt: request.prompt.clone(), max_tokens })?;
+        let wanted = wanted.min(self.affordable_blocks()).max(largest);
+        let lanes = mesh.pp.min(requests.len()).max(1);
+        let blocks_per_lane = wanted.div_ceil(lanes).max(largest);
+        let prompt_tokens = requests.iter().map(|r| r.prompt.len()).sum();
+        let prepare = Prepare {
+            lanes,
+            blocks_per_lane,
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.step_tokens(prompt_tokens),
+            stages: mesh.pp,
+        };
+        let blocks = self.allocate(lanes * blocks_per_lane)?;
+        for replica in 1..mesh.dp {
+            send(&mut *self.leader, replica, &ToReplica::Prepare { prepare, blocks })?;
         }
-        let mut completions =
-            vec![Completion { token_ids: Vec::new(), finish_reason: FinishReason::Length }; requests.len()];
-        self.timing = Timing::default();
-        let started = Instant::now();
-        while let Some(batch) = scheduler.schedule() {
-            let tokens = self.step(&batch, requests, &completions)?;
-            if self.timing.time_to_first_token.is_zero() && !tokens.is_empty() {
-                self.timing.time_to_first_token = started.elapsed();
+        self.replica.prepare(prepare);
+        Ok(())
+    }
+
+    /// The most tokens of a step. A pipeline takes prompts in more and smaller steps, so that no stage waits long.
+    fn step_tokens(&self, prompt_tokens: usize) -> usize {
+        match self.plan.mesh.pp {
+            1 => self.max_num_batched_tokens,
+            pp => {
+                let rows = prompt_tokens.div_ceil(4 * pp).max(MICRO_BATCH_ROWS);
+                rows.min(self.max_num_batched_tokens)
             }
-            let sampling = batch.items.iter().filter(|item| item.samples);
-            let outputs: Vec<_> = sampling
-                .zip(tokens)
-                .map(|(item, token)| {
-                    let index = item.id as usize;
-                    let completion = &mut completions[index];
-                    completion.token_ids.push(token);
-                    // The caller hears of every token, also of one that ends the completion.
-                    let stop = on_token(index, token) | requests[index].stop_token_ids.contains(&token);
-                    if stop {
-                        completion.finish_reason = FinishReason::Stop;
-                    }
-                    (item.id, token, stop)
-                })
-                .collect();
-            scheduler.complete(&batch, &outputs);
         }
-        Ok(completions)
     }
 
     /// The natural logarithm of each token's probability given those before it; `None` for the first.
@@ -312,9 +391,19 @@ impl Engine {
         let block_table: Vec<u32> = (0..blocks as u32).collect();
         let mut logprobs = vec![None];
         let started = Instant::now();
+        let step_tokens = self.step_tokens(tokens.len());
+        let most = if self.plan.mesh.pp == 1 { 1 } else { 2 * self.plan.mesh.pp };
+        let (mut on_their_way, mut steps) = (0, 0);
+        let mut collect = |leader: &mut dyn Leader| -> Result<(), EngineError> {
+            let Reply::Logprobs(found) = leader.collect()? else {
+                unreachable!("log-probabilities were asked for")
+            };
+            logprobs.extend(found.into_iter().map(Some));
+            Ok(())
+        };
         // The last token's successor isn't asked for, so it needn't run.
-        for start in (0..tokens.len() - 1).step_by(self.max_num_batched_tokens) {
-            let end = (start + self.max_num_batched_tokens).min(tokens.len() - 1);
+        for start in (0..tokens.len() - 1).step_by(step_tokens) {
+            let end = (start + step_tokens).min(tokens.len() - 1);
             let rows = end - start;
             let block_table = block_table[..end.div_ceil(KV_BLOCK)].to_vec();
             let meta = StepMeta {
@@ -323,11 +412,17 @@ impl Engine {
                 logit_rows: (0..rows as u32).collect(),
             };
             let targets = tokens[start + 1..=end].to_vec();
-            match self.leader.lead(&Command::Score { meta, targets })? {
-                Reply::Logprobs(found) => logprobs.extend(found.into_iter().map(Some)),
-                other => unreachable!("log-probabilities were asked for, not {other:?}"),
+            self.leader.issue(&Command::Score { meta, targets })?;
+            (on_their_way, steps) = (on_their_way + 1, steps + 1);
+            if on_their_way == most {
+                collect(&mut *self.leader)?;
+                on_their_way -= 1;
             }
         }
+        for _ in 0..on_their_way {
+            collect(&mut *self.leader)?;
+        }
+        self.note_bubble(started, steps, most);
         self.timing =
             Timing { prefill: (tokens.len(), started.elapsed().as_secs_f64()), ..Timing::default() };
         Ok(logprobs)
@@ -347,7 +442,7 @@ impl Engine {
         if prompt.is_empty() {
             return Err(EngineError::Request("the prompt is empty; give at least one token".into()));
         }
-        check_tokens(&self.layout.config, prompt)?;
+        check_tokens(self.config(), prompt)?;
         if prompt.len() + to_come > self.max_model_len {
             return Err(EngineError::Request(format!(
                 "the prompt has {} tokens, which leaves no room in the model's {} positions",
@@ -358,15 +453,23 @@ impl Engine {
         Ok(())
     }
 
-    /// KV blocks that take half of the memory that is left, over all ranks.
+    /// Bytes that one token takes in the caches of all replicas.
+    fn kv_bytes(&self) -> u64 {
+        self.kv_bytes_per_token * self.plan.mesh.dp as u64
+    }
+
+    /// KV blocks of each replica that take half of the memory that is left.
     fn affordable_blocks(&self) -> usize {
-        let block = self.kv_bytes_per_token.iter().sum::<u64>() * KV_BLOCK as u64;
+        let block = self.kv_bytes() * KV_BLOCK as u64;
         memory::available_bytes().map_or(usize::MAX, |bytes| (bytes / 2 / block.max(1)) as usize)
     }
 
-    fn allocate(&mut self, blocks: usize) -> Result<(), EngineError> {
-        if blocks > self.blocks {
-            let bytes = (blocks * KV_BLOCK) as u64 * self.kv_bytes_per_token.iter().sum::<u64>();
+    /// Sees to it that the caches have room, and begins to count the time at work. The size of a new cache, if one had
+    /// to be made.
+    fn allocate(&mut self, blocks: usize) -> Result<Option<usize>, EngineError> {
+        let more = blocks > self.blocks;
+        if more {
+            let bytes = (blocks * KV_BLOCK) as u64 * self.kv_bytes();
             if memory::available_bytes().is_some_and(|available| bytes > available) {
                 return Err(EngineError::Request(format!(
                     "keys and values of {} tokens need {bytes} bytes, more than the memory that is left; shorten the \
@@ -374,77 +477,10 @@ impl Engine {
                     blocks * KV_BLOCK
                 )));
             }
-            self.leader.lead(&Command::AllocateKv { blocks })?;
+            self.leader.issue(&Command::AllocateKv { blocks })?;
             self.blocks = blocks;
         }
-        Ok(())
+        self.leader.issue(&Command::Mark)?;
+        Ok(more.then_some(blocks))
     }
-
-    fn scheduler(&self) -> Scheduler {
-        Scheduler::new(SchedulerConfig {
-            num_blocks: self.blocks,
-            block_size: KV_BLOCK,
-            max_num_seqs: self.max_num_seqs,
-            max_num_batched_tokens: self.max_num_batched_tokens,
-        })
-    }
-
-    /// Runs a batch; returns the tokens of the items that sample, in their order.
-    fn step(
-        &mut self,
-        batch: &Batch,
-        requests: &[GenerateRequest],
-        completions: &[Completion],
-    ) -> Result<Vec<u32>, EngineError> {
-        let mut meta = StepMeta::default();
-        let (mut edits, mut choices) = (Vec::new(), Vec::new());
-        let mut prompt_tokens = 0;
-        for item in &batch.items {
-            let first = meta.tokens.len();
-            meta.tokens.extend_from_slice(&item.tokens);
-            let rows = first..meta.tokens.len();
-            let (request, completion) = (&requests[item.id as usize], &completions[item.id as usize]);
-            if item.start < request.prompt.len() {
-                prompt_tokens += rows.len();
-            }
-            if item.samples {
-                meta.logit_rows.push(rows.end as u32 - 1);
-                let position = item.start + rows.len();
-                let row = choices.len();
-                edits.extend(request.sampling.edits(row, &request.prompt, &completion.token_ids));
-                choices.push(request.sampling.choice(position));
-            }
-            let block_table = item.block_table.clone();
-            meta.sequences.push(SequenceSpan { rows, start: item.start, block_table });
-        }
-        let edits = edits.into_iter().map(Into::into).collect();
-        self.last_step = Some(meta.clone());
-        self.leader.take_op_times();
-        let started = Instant::now();
-        let Reply::Tokens(tokens) = self.leader.lead(&Command::Generate { meta, edits, choices })? else {
-            unreachable!("tokens were asked for")
-        };
-        let seconds = started.elapsed().as_secs_f64();
-        let (count, sum) = match prompt_tokens {
-            0 => (tokens.len(), &mut self.timing.decode),
-            n => (n, &mut self.timing.prefill),
-        };
-        *sum = (sum.0 + count, sum.1 + seconds);
-        Ok(tokens)
-    }
-}
-
-/// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much there is to load.
-fn preflight(layout: &Layout, source: &WeightSource, dtype: Option<DType>) -> Result<u64, EngineError> {
-    let mut total = 0;
-    // Random weights lack nothing, and needn't be made to be counted.
-    let meta = WeightSource::Meta { dtype: source.dtype() };
-    let source = if matches!(source, WeightSource::Random { .. }) { &meta } else { source };
-    for rank in 0..layout.ranks() {
-        let dev = Cost::new();
-        let loader = Loader::new(&dev, source, layout, rank, dtype, &|_| Ok(()));
-        Decoder::load(&loader)?;
-        total += loader.stats().weight_bytes;
-    }
-    Ok(total)
 }

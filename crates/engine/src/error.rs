@@ -1,3 +1,5 @@
+use collective::CollectiveError;
+use job::JobError;
 use model::ModelError;
 use scheduler::SchedulerError;
 
@@ -18,6 +20,9 @@ pub enum EngineError {
         /// What happened to it.
         source: Box<ModelError>,
     },
+    /// The job that this process is in.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// A rank's thread panicked.
     #[error("rank {rank} stopped: {message}")]
     Panicked {
@@ -42,8 +47,23 @@ impl EngineError {
         match self {
             EngineError::Request(_) => true,
             EngineError::Model(e) => e.is_usage(),
+            EngineError::Job(e) => e.is_usage(),
             EngineError::Rank { source, .. } => source.is_usage(),
             EngineError::Panicked { .. } | EngineError::Spawn { .. } => false,
+        }
+    }
+}
+
+impl EngineError {
+    /// Whether it only says that another rank has failed.
+    pub fn is_of_another(&self) -> bool {
+        match self {
+            EngineError::Rank { rank, source } => match &**source {
+                ModelError::Collective(CollectiveError::Failed { rank: culprit, .. }) => culprit != rank,
+                _ => false,
+            },
+            EngineError::Job(error) => error.is_echo(),
+            _ => false,
         }
     }
 }

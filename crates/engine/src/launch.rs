@@ -1,17 +1,20 @@
-//! Starting the ranks of a group: each a thread with a device of its own.
+//! Starting ranks: each a thread with a device of its own, or the one rank of this process in a job of several.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
-use collective::{Collective, CollectiveError, SharedConfig, SharedGroup, SharedRank, Solo};
-use model::{Decoder, Layout, Loader, ModelError};
+use collective::{CollectiveError, Group, Mesh, SharedConfig};
+use model::{Decoder, Layout, Loader, ModelError, Stage};
 use tensor::{DType, HostDevice};
 
 use crate::EngineError;
+use crate::data_parallel;
+use crate::groups::{self, RankGroups};
+use crate::leader::{Leader, Leading, guarded};
+use crate::report::RankReport;
 use crate::worker::{Command, Reply, Worker};
 
 /// How long the threads of a group that ends are waited for.
@@ -23,130 +26,138 @@ pub(crate) struct LaunchOptions {
     pub kv_dtype: DType,
     pub comm_timeout: Duration,
     pub spin: Duration,
+    pub host: String,
 }
 
 /// Makes a rank's device, on the rank's own thread.
 pub(crate) trait MakeDevice: Send + Sync {
-    type Device: HostDevice;
+    type Device: HostDevice + 'static;
     fn make(&self, rank: usize) -> Self::Device;
 }
 
-/// What a launch shares between its ranks.
-struct Shared<M> {
-    layout: Layout,
-    source: WeightSource,
-    options: LaunchOptions,
-    make: M,
-    loaded_bytes: AtomicU64,
+/// What ranks are made of.
+pub(crate) struct Setup<M> {
+    pub mesh: Mesh,
+    pub layout: Layout,
+    pub stages: Vec<Stage>,
+    pub source: WeightSource,
+    pub options: LaunchOptions,
+    pub make: M,
+    pub loaded_bytes: AtomicU64,
 }
 
 /// Rank 0 in the caller's thread, the others in theirs.
 pub(crate) struct Ranks<D: HostDevice> {
-    leader: Worker<D>,
+    leading: Leading<D>,
     others: Vec<JoinHandle<Result<(), EngineError>>>,
 }
 
-/// Rank 0's side of a group, whatever its device.
-pub(crate) trait Leader {
-    /// Has all ranks do something.
-    fn lead(&mut self, command: &Command) -> Result<Reply, EngineError>;
-    /// How long rank 0 took for each kind of operation since the last call.
-    fn take_op_times(&self) -> Vec<(&'static str, Duration)>;
-}
-
-/// Loads a model over its ranks. `progress` gets the bytes that all ranks have loaded so far.
+/// Loads a model over the threads of this process. `progress` gets the bytes that all ranks have loaded so far.
 ///
 /// # Errors
 /// The first rank that failed ends the others, and its error is returned.
 pub(crate) fn launch<M: MakeDevice + 'static>(
-    layout: Layout,
-    source: WeightSource,
-    options: LaunchOptions,
-    make: M,
+    setup: Setup<M>,
     progress: &dyn Fn(u64),
 ) -> Result<Ranks<M::Device>, EngineError> {
-    let ranks = layout.ranks();
-    let config = SharedConfig { deadline: options.comm_timeout, spin: options.spin, ..Default::default() };
-    let shared = Arc::new(Shared { layout, source, options, make, loaded_bytes: AtomicU64::new(0) });
-    if ranks == 1 {
-        let leader = guarded(0, || load(&shared, 0, Box::new(Solo::default()), progress))?;
-        return Ok(Ranks { leader, others: Vec::new() });
-    }
-    let mut handles = SharedGroup::new(ranks, config).into_iter();
-    let own = handles.next().expect("there are several ranks");
+    let LaunchOptions { comm_timeout, spin, .. } = setup.options;
+    let config = SharedConfig { deadline: comm_timeout, spin, ..Default::default() };
+    let setup = Arc::new(setup);
+    let mut groups = groups::of_threads(setup.mesh, &config).into_iter();
+    let own = groups.next().expect("there is a rank");
     let mut others = Vec::new();
-    for (handle, rank) in handles.zip(1..) {
-        let shared = shared.clone();
-        let body = move || follow(&shared, rank, handle);
+    for (groups, rank) in groups.zip(1..) {
+        let setup = setup.clone();
+        let body = move || live(&setup, groups);
         let spawned = std::thread::Builder::new().name(format!("rank {rank}")).spawn(body);
         others.push(spawned.map_err(|e| EngineError::Spawn { rank, message: e.to_string() })?);
     }
-    match guarded(0, || load(&shared, 0, Box::new(own), progress)) {
-        Ok(leader) => Ok(Ranks { leader, others }),
+    match guarded(0, || load(&setup, own, progress)) {
+        Ok(worker) => Ok(Ranks { leading: Leading::new(worker), others }),
         Err(error) => Err(root_cause(error, others)),
     }
 }
 
-/// The life of a rank other than 0.
-fn follow<M: MakeDevice>(shared: &Shared<M>, rank: usize, group: SharedRank) -> Result<(), EngineError> {
-    guarded(rank, || {
-        let mut worker = load(shared, rank, Box::new(group), &|_| {})?;
-        let result = worker.follow();
-        if let Err(error) = &result {
-            worker.group.fail(&error.to_string());
-        }
-        result
-    })
+/// Rank 0 of a job whose other ranks are processes of their own.
+pub(crate) fn lead<M: MakeDevice>(
+    setup: &Setup<M>,
+    groups: RankGroups<M::Device>,
+    progress: &dyn Fn(u64),
+) -> Result<Ranks<M::Device>, EngineError> {
+    let worker = guarded(groups.rank, || load(setup, groups, progress))?;
+    Ok(Ranks { leading: Leading::new(worker), others: Vec::new() })
 }
 
-/// A rank's error with its name; a panic is an error too.
-fn guarded<T>(rank: usize, body: impl FnOnce() -> Result<T, ModelError>) -> Result<T, EngineError> {
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(result) => result.map_err(|source| EngineError::Rank { rank, source: Box::new(source) }),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let message = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").into();
-            Err(EngineError::Panicked { rank, message })
-        }
+/// The life of a rank other than 0.
+pub(crate) fn live<M: MakeDevice>(
+    setup: &Setup<M>,
+    groups: RankGroups<M::Device>,
+) -> Result<(), EngineError> {
+    let rank = groups.rank;
+    let mut worker = guarded(rank, || load(setup, groups, &|_| {}))?;
+    if worker.groups.leads() {
+        let mut leading = Leading::new(worker);
+        data_parallel::serve(&mut leading)?;
+        return leading.issue(&Command::Stop);
     }
+    guarded(rank, || worker.follow().inspect_err(|error| worker.groups.fail(error)))
 }
 
 /// Loads a rank's part and waits for the others'. Who fails tells the others, who then stop loading.
 fn load<M: MakeDevice>(
-    shared: &Shared<M>,
-    rank: usize,
-    group: Box<dyn Collective<M::Device>>,
+    setup: &Setup<M>,
+    groups: RankGroups<M::Device>,
     progress: &dyn Fn(u64),
 ) -> Result<Worker<M::Device>, ModelError> {
-    let dev = shared.make.make(rank);
+    let dev = setup.make.make(groups.rank);
     let (decoder, loaded) = {
         let count = |bytes: u64| {
-            progress(shared.loaded_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes);
-            group.check().map_err(ModelError::from)
+            progress(setup.loaded_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes);
+            groups.check().map_err(ModelError::from)
         };
-        let loader =
-            Loader::new(&dev, &shared.source, &shared.layout, rank, shared.options.weight_dtype, &count);
-        let decoder = Decoder::load(&loader).inspect_err(|error| group.fail(&error.to_string()))?;
-        (decoder, loader.stats())
+        let weight_dtype = setup.options.weight_dtype;
+        let loader = Loader::new(&dev, &setup.source, &setup.layout, groups.at.tp, weight_dtype, &count);
+        let decoder = Decoder::load(&loader, &setup.stages[groups.at.pp]);
+        (decoder.inspect_err(|error| groups.fail(error))?, loader.stats())
     };
-    // However long the slowest takes: all go on together, with deadlines from here on.
-    group.broadcast(&mut Vec::new(), None)?;
-    let LaunchOptions { kv_dtype, comm_timeout, .. } = shared.options;
-    let (last, last_forward) = Default::default();
-    Ok(Worker { dev, group, decoder, loaded, kv_dtype, comm_timeout, kv: None, last, last_forward })
+    all_are_ready(&groups).inspect_err(|error| groups.fail(error))?;
+    let LaunchOptions { kv_dtype, comm_timeout, ref host, .. } = setup.options;
+    let host = host.clone();
+    Ok(Worker {
+        dev,
+        groups,
+        decoder,
+        loaded,
+        kv_dtype,
+        comm_timeout,
+        host,
+        kv: None,
+        spent: Default::default(),
+    })
+}
+
+/// However long the slowest takes: all go on together, with deadlines from here on.
+fn all_are_ready<D: HostDevice>(groups: &RankGroups<D>) -> Result<(), ModelError> {
+    let wait = |group: &dyn Group| -> Result<(), CollectiveError> {
+        if group.rank() > 0 {
+            group.send_bytes(&[], 0)?;
+        } else {
+            (1..group.size()).try_for_each(|rank| group.recv_bytes(rank, None).map(drop))?;
+        }
+        group.broadcast(&mut Vec::new(), None)
+    };
+    wait(groups.replica())?;
+    if let Some(leaders) = &groups.leaders {
+        wait(leaders)?;
+    }
+    Ok(())
 }
 
 /// Of all ranks' errors the one that isn't about another rank.
 fn root_cause(own: EngineError, others: Vec<JoinHandle<Result<(), EngineError>>>) -> EngineError {
-    let of_another = |error: &EngineError| match error {
-        EngineError::Rank { source, .. } => {
-            matches!(**source, ModelError::Collective(CollectiveError::Failed { .. }))
-        }
-        _ => false,
-    };
     let theirs = ended(others).into_iter().filter_map(|thread| thread.join().ok().and_then(Result::err));
     let mut all = std::iter::once(own).chain(theirs).collect::<Vec<_>>();
-    let cause = all.iter().position(|e| !of_another(e)).unwrap_or(0);
+    let cause = all.iter().position(|e| !e.is_of_another()).unwrap_or(0);
     all.swap_remove(cause)
 }
 
@@ -161,25 +172,50 @@ fn ended<T>(mut threads: Vec<JoinHandle<T>>) -> Vec<JoinHandle<T>> {
     threads
 }
 
+impl<D: HostDevice> Ranks<D> {
+    /// Replaces a consequence by its cause.
+    fn explained<T>(&mut self, result: Result<T, EngineError>) -> Result<T, EngineError> {
+        result.map_err(|error| root_cause(error, std::mem::take(&mut self.others)))
+    }
+}
+
 impl<D: HostDevice> Leader for Ranks<D> {
-    fn take_op_times(&self) -> Vec<(&'static str, Duration)> {
-        self.leader.dev.take_op_times()
+    fn issue(&mut self, command: &Command) -> Result<(), EngineError> {
+        let result = self.leading.issue(command);
+        self.explained(result)
     }
 
-    fn lead(&mut self, command: &Command) -> Result<Reply, EngineError> {
-        let result = guarded(0, || self.leader.lead(command));
-        result.map_err(|error| {
-            self.leader.group.fail(&error.to_string());
-            root_cause(error, std::mem::take(&mut self.others))
-        })
+    fn collect(&mut self) -> Result<Reply, EngineError> {
+        let result = self.leading.collect();
+        self.explained(result)
+    }
+
+    fn reports(&mut self) -> Result<Vec<RankReport>, EngineError> {
+        let result = self.leading.reports();
+        self.explained(result)
+    }
+
+    fn take_op_times(&self) -> Vec<(&'static str, Duration)> {
+        self.leading.take_op_times()
+    }
+
+    fn between_replicas(
+        &mut self,
+        work: &mut dyn FnMut(&dyn Group) -> Result<(), CollectiveError>,
+    ) -> Result<(), EngineError> {
+        let result = self.leading.between_replicas(work);
+        self.explained(result)
     }
 }
 
 impl<D: HostDevice> Drop for Ranks<D> {
     fn drop(&mut self) {
-        if !self.others.is_empty() {
-            // If this fails they have ended, or will with the group.
-            let _ = guarded(0, || self.leader.lead(&Command::Stop));
+        // If these fail the others have ended, or will with the group.
+        for replica in 1..self.leading.worker.groups.mesh.dp {
+            let _ = data_parallel::send(&mut self.leading, replica, &data_parallel::ToReplica::Stop);
+        }
+        if self.leading.worker.groups.mesh.replica_size() > 1 {
+            let _ = self.leading.issue(&Command::Stop);
         }
         for thread in ended(std::mem::take(&mut self.others)) {
             let _ = thread.join();

@@ -1,20 +1,34 @@
-//! Runs a model over ranks: workers, scheduling, sampling, text.
+//! Runs a model over ranks: workers, pipelines, replicas, scheduling, sampling, text.
 
+mod call;
 mod cost;
 pub mod cpus;
+mod data_parallel;
 mod engine;
 mod error;
+mod groups;
 mod launch;
+mod leader;
 mod memory;
 mod options;
+mod plan;
+mod prepared;
+mod replica;
+mod report;
+mod request;
+mod router;
 mod sampler;
 mod sampling;
 pub mod text;
 mod worker;
 
 pub use cost::cost_of_step;
-pub use engine::{Completion, Engine, FinishReason, GenerateRequest, OpTime, Timing};
+pub use engine::{Bubble, Engine, Savings};
 pub use error::EngineError;
+pub use memory::peak_rss_bytes;
 pub use options::EngineOptions;
+pub use plan::Plan;
+pub use report::RankReport;
+pub use request::{Completion, FinishReason, GenerateRequest, OpTime, Timing};
+pub use router::Router;
 pub use sampling::SamplingParams;
-pub use worker::RankReport;

@@ -19,3 +19,10 @@ fn container_bytes() -> Option<u64> {
     let cached = stat.lines().find_map(|line| line.strip_prefix("file ")?.trim().parse::<u64>().ok());
     Some((number("memory.max")? + cached.unwrap_or(0)).saturating_sub(number("memory.current")?))
 }
+
+/// The most memory that this process has had, in bytes; 0 where the system doesn't say.
+pub fn peak_rss_bytes() -> u64 {
+    let status = read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).map_or(0, |kb| kb * 1024)
+}

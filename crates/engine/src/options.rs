@@ -10,6 +10,14 @@ pub struct EngineOptions {
     pub rank_weights: Vec<f64>,
     /// What is split otherwise than automatically.
     pub tp_plan: TpPlan,
+    /// Stages of consecutive layers.
+    pub pipeline_parallel_size: usize,
+    /// Layers of each stage; `None`: balanced.
+    pub pp_layers: Option<Vec<usize>>,
+    /// Replicas of the model.
+    pub data_parallel_size: usize,
+    /// Whether the residual stream is split by token between the parallel regions.
+    pub sequence_parallel: bool,
     /// Threads of each rank; `None`: the cores, shared out.
     pub threads_per_rank: Option<usize>,
     /// What weights are kept in; `None`: as stored.
@@ -33,6 +41,10 @@ impl Default for EngineOptions {
         EngineOptions {
             rank_weights: vec![1.0],
             tp_plan: TpPlan::auto(),
+            pipeline_parallel_size: 1,
+            pp_layers: None,
+            data_parallel_size: 1,
+            sequence_parallel: false,
             threads_per_rank: None,
             dtype: None,
             kv_cache_dtype: None,

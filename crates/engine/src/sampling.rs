@@ -11,7 +11,7 @@ use crate::EngineError;
 const GREEDY_BELOW: f32 = 1e-5;
 
 /// A request's sampling parameters.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// 0, or so little that it comes to the same, takes the most probable token.
     pub temperature: f32,

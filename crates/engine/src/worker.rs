@@ -1,12 +1,18 @@
-//! One rank at work: it holds its part of the model and does what rank 0 broadcasts.
+//! One rank at work: it holds its part of the model and does what its replica's leader says.
+//!
+//! A command goes from the leader to the ranks of the first stage, and from each rank to the same place of the next
+//! stage, ahead of the activations: so stages work on different commands at a time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use collective::{Collective, CollectiveStats};
-use model::{Decoder, KvCache, LoadStats, ModelError, Rank};
+use collective::{Collective, CollectiveStats, Group};
+use model::{Decoder, KvCache, LoadStats, ModelError, Pipeline, Rank, bytes_per_token};
 use serde::{Deserialize, Serialize};
 use tensor::{DType, Device, LogitEdit, StepMeta};
 
+use crate::groups::RankGroups;
+use crate::memory;
+use crate::report::RankReport;
 use crate::sampler::{not_finite, sample};
 use crate::sampling::Choice;
 
@@ -22,7 +28,11 @@ pub(crate) enum Command {
     Generate { meta: StepMeta, edits: Vec<Edit>, choices: Vec<Choice> },
     /// Runs a step and takes the log-probability of one id for each of its logit rows.
     Score { meta: StepMeta, targets: Vec<u32> },
-    /// Tells rank 0 what each rank holds and has spent.
+    /// Begins to count the time at work anew.
+    Mark,
+    /// Measures an all-reduce of one row in each tensor-parallel group.
+    TimeAllReduce,
+    /// Tells the leader what each rank holds and has spent.
     Report,
     /// Ends.
     Stop,
@@ -56,106 +66,180 @@ impl From<Edit> for LogitEdit {
     }
 }
 
-/// What a command came to, the same on every rank.
-#[derive(Debug)]
+/// What a step came to.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    Done,
     Tokens(Vec<u32>),
     Logprobs(Vec<f32>),
-    Reports(Vec<RankReport>),
 }
 
-/// What one rank holds and has spent.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RankReport {
-    /// The rank.
-    pub rank: usize,
-    /// Its query heads.
-    pub query_heads: usize,
-    /// The KV heads that they read.
-    pub kv_heads: usize,
-    /// Elements times stored type.
-    pub weight_bytes: u64,
-    /// What packed weights take.
-    pub packed_bytes: u64,
-    /// What its KV cache takes.
-    pub kv_cache_bytes: u64,
-    /// All-reduces of one forward pass.
-    pub all_reduce_calls: u64,
-    /// Bytes that it contributed to those.
-    pub all_reduce_bytes: u64,
-    /// Seconds in all-reduces since the start.
-    pub all_reduce_s: f64,
-    /// Exchanges of embedding rows, sums and candidates for one forward pass and its choice.
-    pub vocab_collective_calls: u64,
-}
-
-/// A rank: device, place in the group, part of the model.
+/// A rank: device, place in the groups, part of the model.
 pub(crate) struct Worker<D: Device> {
     pub dev: D,
-    pub group: Box<dyn Collective<D>>,
+    pub groups: RankGroups<D>,
     pub decoder: Decoder<D>,
     pub loaded: LoadStats,
     pub kv_dtype: DType,
     pub comm_timeout: Duration,
+    pub host: String,
     pub kv: Option<KvCache<D>>,
-    /// What the last forward pass and its choice spent.
-    pub last: CollectiveStats,
-    /// What the last forward pass spent on all-reduces.
-    pub last_forward: CollectiveStats,
+    pub spent: Spent,
+}
+
+/// What a rank has spent.
+#[derive(Default)]
+pub(crate) struct Spent {
+    /// On collectives of the tensor-parallel group, by the last forward pass and its choice.
+    last: CollectiveStats,
+    /// By the last forward pass alone.
+    last_forward: CollectiveStats,
+    /// To the next stage, by the last forward pass.
+    handed_on: u64,
+    /// At work since the last mark.
+    busy: Duration,
+    /// On the all-reduce of one row, if that was measured.
+    row_all_reduce: Option<Duration>,
 }
 
 impl<D: Device> Worker<D> {
-    /// Does what rank 0 says until it says stop. Waits for that as long as it takes.
+    /// Does what the leader says until it says stop. Waits for that as long as it takes.
     pub fn follow(&mut self) -> Result<(), ModelError> {
         let mut bytes = Vec::new();
         loop {
-            self.group.broadcast(&mut bytes, None)?;
-            let command = postcard::from_bytes(&bytes).expect("rank 0 writes what the others read");
+            match self.previous() {
+                None => self.groups.tensor.broadcast(&mut bytes, None)?,
+                Some(previous) => bytes = self.groups.replica().recv_bytes(previous, None)?,
+            }
+            let command = postcard::from_bytes(&bytes).expect("the leader writes what the others read");
+            self.pass_on(&bytes)?;
             if matches!(command, Command::Stop) {
                 return Ok(());
             }
-            self.run(&command)?;
+            if let Some(reply) = self.run(&command)? {
+                self.reply(&reply)?;
+            }
         }
     }
 
-    /// Rank 0: has all ranks do something.
-    pub fn lead(&mut self, command: &Command) -> Result<Reply, ModelError> {
+    /// The leader: has all ranks of the replica do something, and does its own part. A step of a single stage ends
+    /// with its reply.
+    pub fn lead(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
         let mut bytes = postcard::to_stdvec(command).expect("a command can be written");
-        self.group.broadcast(&mut bytes, Some(self.comm_timeout))?;
+        self.groups.tensor.broadcast(&mut bytes, Some(self.comm_timeout))?;
+        self.pass_on(&bytes)?;
         self.run(command)
     }
 
-    fn run(&mut self, command: &Command) -> Result<Reply, ModelError> {
-        match command {
-            Command::AllocateKv { blocks } => {
-                self.kv = None;
-                let (layout, rank) = (self.decoder.layout(), self.group.rank());
-                self.kv = Some(KvCache::new(&self.dev, layout, rank, *blocks, self.kv_dtype));
-                Ok(Reply::Done)
-            }
-            Command::Generate { meta, edits, choices } => self.generate(meta, edits, choices),
-            Command::Score { meta, targets } => self.score(meta, targets),
-            Command::Report => self.report(),
-            Command::Stop => Ok(Reply::Done),
+    /// The leader of several stages: the reply to the oldest step that has none yet.
+    pub fn collect(&self) -> Result<Reply, ModelError> {
+        let mesh = self.groups.mesh;
+        let bytes = self.groups.replica().recv_bytes((mesh.pp - 1) * mesh.tp, None)?;
+        Ok(postcard::from_bytes(&bytes).expect("the last stage writes what the leader reads"))
+    }
+
+    /// The same place of the stage before, as a rank of the replica.
+    fn previous(&self) -> Option<usize> {
+        (self.groups.at.pp > 0).then(|| self.groups.in_replica() - self.groups.mesh.tp)
+    }
+
+    fn next(&self) -> Option<usize> {
+        let mesh = self.groups.mesh;
+        (self.groups.at.pp + 1 < mesh.pp).then(|| self.groups.in_replica() + mesh.tp)
+    }
+
+    fn pass_on(&self, command: &[u8]) -> Result<(), ModelError> {
+        match self.next() {
+            Some(next) => Ok(self.groups.replica().send_bytes(command, next)?),
+            None => Ok(()),
         }
     }
 
-    fn forward(&mut self, meta: &StepMeta) -> Result<D::Tensor, ModelError> {
-        let before = self.group.stats();
-        let rank = Rank { dev: &self.dev, group: &*self.group };
+    /// One rank of the last stage answers for all.
+    fn reply(&self, reply: &Reply) -> Result<(), ModelError> {
+        if self.groups.at.tp > 0 || self.groups.at.pp == 0 {
+            return Ok(());
+        }
+        let bytes = postcard::to_stdvec(reply).expect("a reply can be written");
+        Ok(self.groups.replica().send_bytes(&bytes, 0)?)
+    }
+
+    fn run(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
+        match command {
+            Command::AllocateKv { blocks } => {
+                self.kv = None;
+                let (layout, stage) = (self.decoder.layout(), self.decoder.stage());
+                self.kv =
+                    Some(KvCache::new(&self.dev, layout, stage, self.groups.at.tp, *blocks, self.kv_dtype));
+            }
+            Command::Generate { meta, edits, choices } => return self.generate(meta, edits, choices),
+            Command::Score { meta, targets } => return self.score(meta, targets),
+            Command::Mark => self.spent.busy = Duration::ZERO,
+            Command::TimeAllReduce => self.spent.row_all_reduce = Some(self.time_all_reduce()?),
+            Command::Report if self.groups.leads() => {}
+            Command::Report => {
+                let bytes = postcard::to_stdvec(&self.report()).expect("a report can be written");
+                self.groups.replica().send_bytes(&bytes, 0)?;
+            }
+            Command::Stop => {}
+        }
+        Ok(None)
+    }
+
+    /// The median time of an all-reduce as a step of one token makes them.
+    fn time_all_reduce(&self) -> Result<Duration, ModelError> {
+        const TIMES: usize = 21;
+        let layout = self.decoder.layout();
+        let plan = layout.split.heads.reduce_plan();
+        let nodes = plan.nodes_of_rank[self.groups.at.tp];
+        let mut times = Vec::with_capacity(TIMES);
+        for _ in 0..TIMES {
+            let zeros = vec![0.0; nodes * layout.config.hidden_size];
+            let partial = self.dev.upload(&zeros, nodes, layout.config.hidden_size);
+            let began = Instant::now();
+            self.groups.tensor.all_reduce(&self.dev, partial, 1, &plan)?;
+            times.push(began.elapsed());
+        }
+        times.sort();
+        Ok(times[TIMES / 2])
+    }
+
+    /// The leader: what all ranks of its replica hold and have spent.
+    pub fn reports(&mut self) -> Result<Vec<RankReport>, ModelError> {
+        self.lead(&Command::Report)?;
+        let of_rank = |rank: usize| -> Result<RankReport, ModelError> {
+            let bytes = self.groups.replica().recv_bytes(rank, None)?;
+            Ok(postcard::from_bytes(&bytes).expect("a rank writes what the leader reads"))
+        };
+        let others = (1..self.groups.mesh.replica_size()).map(of_rank);
+        std::iter::once(Ok(self.report())).chain(others).collect()
+    }
+
+    /// Hidden states of the rows whose logits are wanted, on the last stage.
+    fn forward(&mut self, meta: &StepMeta) -> Result<Option<D::Tensor>, ModelError> {
+        let (before, sent) = (self.groups.tensor.stats(), self.groups.replica().stats().sent_bytes);
+        let rank = Rank::new(&self.dev, &self.groups.tensor);
+        let pipeline = Pipeline::new(self.groups.replica(), self.previous(), self.next());
         let kv = self.kv.as_mut().expect("a cache is made before the first step");
-        let hidden = self.decoder.forward(rank, meta, kv)?;
-        self.last_forward = difference(self.group.stats(), before);
+        let began = Instant::now();
+        let hidden = self.decoder.forward_stage(rank, &pipeline, meta, kv)?;
+        self.spent.busy += began.elapsed() - pipeline.waited.get();
+        self.spent.last_forward = difference(self.groups.tensor.stats(), before);
+        self.spent.handed_on = self.groups.replica().stats().sent_bytes - sent;
         Ok(hidden)
     }
 
-    fn generate(&mut self, meta: &StepMeta, edits: &[Edit], choices: &[Choice]) -> Result<Reply, ModelError> {
-        let before = self.group.stats();
-        let hidden = self.forward(meta)?;
+    fn generate(
+        &mut self,
+        meta: &StepMeta,
+        edits: &[Edit],
+        choices: &[Choice],
+    ) -> Result<Option<Reply>, ModelError> {
+        let before = self.groups.tensor.stats();
+        let Some(hidden) = self.forward(meta)? else { return Ok(None) };
+        let began = Instant::now();
         let mut tokens = Vec::new();
         if !choices.is_empty() {
-            let rank = Rank { dev: &self.dev, group: &*self.group };
+            let rank = Rank::new(&self.dev, &self.groups.tensor);
             let mut logits = self.decoder.logits(&self.dev, &hidden);
             if !edits.is_empty() {
                 let edits: Vec<LogitEdit> = edits.iter().map(|&e| e.into()).collect();
@@ -163,14 +247,16 @@ impl<D: Device> Worker<D> {
             }
             tokens = sample(rank, &self.decoder, &logits, choices)?;
         }
-        self.last = difference(self.group.stats(), before);
-        Ok(Reply::Tokens(tokens))
+        self.spent.last = difference(self.groups.tensor.stats(), before);
+        self.spent.busy += began.elapsed();
+        Ok(Some(Reply::Tokens(tokens)))
     }
 
-    fn score(&mut self, meta: &StepMeta, targets: &[u32]) -> Result<Reply, ModelError> {
-        let before = self.group.stats();
-        let hidden = self.forward(meta)?;
-        let rank = Rank { dev: &self.dev, group: &*self.group };
+    fn score(&mut self, meta: &StepMeta, targets: &[u32]) -> Result<Option<Reply>, ModelError> {
+        let before = self.groups.tensor.stats();
+        let Some(hidden) = self.forward(meta)? else { return Ok(None) };
+        let began = Instant::now();
+        let rank = Rank::new(&self.dev, &self.groups.tensor);
         let head = self.decoder.head();
         let mut logprobs = Vec::with_capacity(targets.len());
         for from in (0..targets.len() as u32).step_by(SCORED_ROWS as usize) {
@@ -186,53 +272,35 @@ impl<D: Device> Worker<D> {
             }
             logprobs.extend(picked.iter().zip(&sums).map(|(&logit, sum)| (f64::from(logit) - sum) as f32));
         }
-        self.last = difference(self.group.stats(), before);
-        Ok(Reply::Logprobs(logprobs))
+        self.spent.last = difference(self.groups.tensor.stats(), before);
+        self.spent.busy += began.elapsed();
+        Ok(Some(Reply::Logprobs(logprobs)))
     }
 
-    fn report(&self) -> Result<Reply, ModelError> {
-        let (layout, rank) = (self.decoder.layout(), self.group.rank());
-        let attention = layout.attention(0, rank);
-        let total = self.group.stats();
-        let numbers = [
-            attention.num_heads as u64,
-            attention.num_kv_heads as u64,
-            self.loaded.weight_bytes,
-            self.loaded.packed_bytes,
-            self.kv.as_ref().map_or(0, KvCache::bytes),
-            self.last_forward.all_reduce_calls,
-            self.last_forward.all_reduce_bytes,
-            total.all_reduce_s.to_bits(),
-            self.last.other_calls,
-        ];
-        let all =
-            self.group.all_gather_host(&numbers.iter().flat_map(|&n| to_floats(n)).collect::<Vec<_>>())?;
-        let report = |(rank, floats): (usize, &Vec<f32>)| {
-            let n: Vec<u64> = floats.chunks(4).map(from_floats).collect();
-            RankReport {
-                rank,
-                query_heads: n[0] as usize,
-                kv_heads: n[1] as usize,
-                weight_bytes: n[2],
-                packed_bytes: n[3],
-                kv_cache_bytes: n[4],
-                all_reduce_calls: n[5],
-                all_reduce_bytes: n[6],
-                all_reduce_s: f64::from_bits(n[7]),
-                vocab_collective_calls: n[8],
-            }
-        };
-        Ok(Reply::Reports(all.iter().enumerate().map(report).collect()))
+    fn report(&self) -> RankReport {
+        let (layout, stage, at) = (self.decoder.layout(), self.decoder.stage(), self.groups.at);
+        let attention = layout.attention(stage.layers.start, at.tp);
+        RankReport {
+            rank: self.groups.rank,
+            place: (at.dp, at.pp, at.tp),
+            host: self.host.clone(),
+            layers: (stage.layers.start, stage.layers.end),
+            query_heads: attention.num_heads,
+            kv_heads: attention.num_kv_heads,
+            weight_bytes: self.loaded.weight_bytes,
+            packed_bytes: self.loaded.packed_bytes,
+            kv_cache_bytes: self.kv.as_ref().map_or(0, KvCache::bytes),
+            kv_bytes_per_token: bytes_per_token(layout, stage, at.tp, self.kv_dtype),
+            all_reduce_calls: self.spent.last_forward.all_reduce_calls,
+            all_reduce_bytes: self.spent.last_forward.all_reduce_bytes,
+            all_reduce_s: self.groups.tensor.stats().all_reduce_s,
+            vocab_collective_calls: self.spent.last.other_calls,
+            sent_bytes: self.spent.handed_on + self.spent.last_forward.sent_bytes,
+            busy_s: self.spent.busy.as_secs_f64(),
+            row_all_reduce_s: self.spent.row_all_reduce.map(|time| time.as_secs_f64()),
+            peak_rss_bytes: memory::peak_rss_bytes(),
+        }
     }
-}
-
-/// Host gathers carry f32, which holds 16 bits exactly.
-fn to_floats(n: u64) -> [f32; 4] {
-    [0, 16, 32, 48].map(|shift| f32::from((n >> shift) as u16))
-}
-
-fn from_floats(parts: &[f32]) -> u64 {
-    parts.iter().rev().fold(0, |n, &part| (n << 16) | part as u64)
 }
 
 fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStats {
@@ -242,17 +310,5 @@ fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStat
         all_reduce_s: after.all_reduce_s - before.all_reduce_s,
         other_calls: after.other_calls - before.other_calls,
         sent_bytes: after.sent_bytes - before.sent_bytes,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_survive_the_journey_as_floats() {
-        for n in [0, 1, 65_535, 65_536, u64::MAX, 1.5f64.to_bits()] {
-            assert_eq!(from_floats(&to_floats(n)), n);
-        }
     }
 }

@@ -6,7 +6,7 @@ use checkpoint::{Checkpoint, WeightSource};
 use collective::Solo;
 use common::Golden;
 use engine::EngineOptions;
-use model::{Decoder, KvCache, Layout, Loader, Rank, TpPlan};
+use model::{Decoder, KvCache, Layout, Loader, Rank, Stage, TpPlan};
 use tensor::{KV_BLOCK, Reference, SequenceSpan, StepMeta};
 
 #[test]
@@ -16,12 +16,14 @@ fn the_reference_device_gives_the_bits_of_the_cpu_on_every_architecture() {
         let source = WeightSource::Files(Checkpoint::open(golden.dir()).unwrap());
         let layout = Layout::new(golden.config.clone(), &[1.0], &TpPlan::auto()).unwrap();
         let dev = Reference;
-        let decoder = Decoder::load(&Loader::new(&dev, &source, &layout, 0, None, &|_| Ok(()))).unwrap();
+        let stage = Stage::whole(&layout.config);
+        let loader = Loader::new(&dev, &source, &layout, 0, None, &|_| Ok(()));
+        let decoder = Decoder::load(&loader, &stage).unwrap();
         let group = Solo::default();
-        let rank = Rank { dev: &dev, group: &group };
+        let rank = Rank::new(&dev, &group);
         let rows = golden.prompt.len() - 1;
         let blocks = rows.div_ceil(KV_BLOCK);
-        let mut kv = KvCache::new(&dev, &layout, 0, blocks, source.dtype());
+        let mut kv = KvCache::new(&dev, &layout, &stage, 0, blocks, source.dtype());
         let meta = StepMeta {
             tokens: golden.prompt[..rows].to_vec(),
             // The blocks lie in memory in another order than in the engine.

@@ -3,7 +3,7 @@ use tensor::{Activation, Device};
 use crate::ModelError;
 use crate::architecture::FfnForm;
 use crate::loader::Loader;
-use crate::parallel::{ColumnParallelLinear, Module, ParallelExperts, Rank, RowParallelLinear};
+use crate::parallel::{ColumnParallelLinear, ExpertCounts, Module, ParallelExperts, Rank, RowParallelLinear};
 
 /// A layer's feed-forward network.
 pub enum Ffn<D: Device> {
@@ -40,6 +40,14 @@ impl<D: Device> Ffn<D> {
             activation: config.activation,
             down: RowParallelLinear::load(loader, Module::Down, layer, form.down, &loader.layout.split.ffn)?,
         }))
+    }
+
+    /// What was counted of experts since the last call, if it has any.
+    pub fn take_counts(&self) -> Option<ExpertCounts> {
+        match self {
+            Ffn::Dense(_) => None,
+            Ffn::Experts(experts) => Some(experts.take_counts()),
+        }
     }
 
     /// `x [t, hidden_size]` → the same shape.

@@ -19,6 +19,6 @@ pub use decoder::Decoder;
 pub use error::ModelError;
 pub use kv_cache::{KvCache, bytes_per_token};
 pub use loader::{LoadStats, Loader};
-pub use parallel::{Layout, Logits, Rank};
+pub use parallel::{Layout, Logits, Pipeline, Rank, Stage};
 pub use step::check_tokens;
 pub use tp_plan::TpPlan;

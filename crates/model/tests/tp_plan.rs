@@ -98,7 +98,7 @@ fn plans_that_cant_be_right_are_refused_with_the_modules_they_name() {
 
 #[test]
 fn experts_can_be_sliced_or_whole() {
-    let whole = |layout: &Layout| layout.own_experts(0).len() < layout.config.moe.unwrap().num_experts;
+    let whole = |layout: &Layout| layout.own_experts(0, 0).len() < layout.config.moe.unwrap().num_experts;
     assert!(!whole(&layout("mixtral", 2, json!({})).unwrap()));
     assert!(whole(&layout("qwen3_moe", 2, json!({})).unwrap()));
     let grouped = json!({"layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
@@ -174,9 +174,9 @@ fn no_rank_holds_more_than_its_share_and_a_head_a_leaf_and_a_panel() {
             };
             let total: usize = split.iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
             // A head has rows of q, k and v and columns of o; a leaf has rows of gate and up and columns of down.
-            let leaf = config.moe.map_or(0, |moe| match layout.split.experts {
-                Some(model::parallel::ExpertSplit::Whole(_)) => 3 * moe.intermediate_size,
-                _ => 3 * 32 * moe.num_experts,
+            let leaf = config.moe.map_or(0, |moe| match layout.styles.experts {
+                model::parallel::ExpertForm::Whole => 3 * moe.intermediate_size,
+                model::parallel::ExpertForm::Sliced => 3 * 32 * moe.num_experts,
             });
             let leaf = leaf.max(
                 3 * 32.max(config.intermediate_size.div_ceil(h.next_power_of_two()).next_multiple_of(32)),

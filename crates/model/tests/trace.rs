@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use checkpoint::WeightSource;
 use collective::ShapeGroup;
-use model::{Decoder, KvCache, Layout, Loader, Rank, TpPlan};
+use model::{Decoder, KvCache, Layout, Loader, Rank, Stage, TpPlan};
 use tensor::{DType, SequenceSpan, StepMeta, Trace};
 
 /// One checkpoint of each architecture.
@@ -18,11 +18,13 @@ fn trace(name: &str) -> String {
     let layout = Layout::new(config, &[1.0, 1.0], &TpPlan::auto()).unwrap();
     let source = WeightSource::Meta { dtype: DType::BF16 };
     let dev = Rc::new(Trace::new());
-    let decoder = Decoder::load(&Loader::new(&*dev, &source, &layout, 0, None, &|_| Ok(()))).unwrap();
+    let stage = Stage::whole(&layout.config);
+    let loader = Loader::new(&*dev, &source, &layout, 0, None, &|_| Ok(()));
+    let decoder = Decoder::load(&loader, &stage).unwrap();
     let noted = dev.clone();
     let group = ShapeGroup::new(0, 2, move |line| noted.note(line.to_owned()));
-    let rank = Rank { dev: &*dev, group: &group };
-    let mut kv = KvCache::new(&*dev, &layout, 0, 1, DType::BF16);
+    let rank = Rank::new(&*dev, &group);
+    let mut kv = KvCache::new(&*dev, &layout, &stage, 0, 1, DType::BF16);
     dev.take();
     let meta = StepMeta {
         tokens: vec![1, 2, 3],

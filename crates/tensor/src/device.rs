@@ -334,6 +334,14 @@ pub trait Device {
     /// quotients, ties to the lower id, put in ascending order of ids; if `normalize`, divided by their sum in that order.
     /// `logits [t, experts]`
     fn route(&self, logits: &Self::Tensor, spec: RouterSpec) -> Self::Routing;
+    /// What each token chose: (expert, weight), by ascending id.
+    ///
+    /// # Errors
+    /// Whatever the device met since the last call.
+    fn routing_to_host(&self, routing: &Self::Routing) -> Result<Vec<Vec<(u32, f32)>>, DeviceError>;
+    /// A routing of choices that were made elsewhere, among `experts`: any number per token, also none, each token's
+    /// by ascending id.
+    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> Self::Routing;
     /// The pairs whose expert is in `experts`: sorted by expert, then by token.
     fn assign(&self, routing: &Self::Routing, experts: Range<usize>) -> Self::Assignment;
     /// A linear layer per expert on the tokens that chose it. `weights[e]` belongs to expert `experts.start + e`

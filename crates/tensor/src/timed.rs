@@ -139,6 +139,12 @@ impl<D: Device> Device for Timed<D> {
     fn route(&self, logits: &Self::Tensor, spec: RouterSpec) -> Self::Routing {
         self.time("route", || self.inner.route(logits, spec))
     }
+    fn routing_to_host(&self, routing: &Self::Routing) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
+        self.time("routing_to_host", || self.inner.routing_to_host(routing))
+    }
+    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> Self::Routing {
+        self.time("routing_from_host", || self.inner.routing_from_host(choices, experts))
+    }
     fn assign(&self, routing: &Self::Routing, experts: Range<usize>) -> Self::Assignment {
         self.time("assign", || self.inner.assign(routing, experts))
     }

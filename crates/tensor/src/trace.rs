@@ -95,6 +95,7 @@ mod tests {
         let normed = of(dev.norm(&x, &ones(dev, 64), Some(&ones(dev, 64)), layer));
         let router = of(dev.linear(&normed, &weight(dev, 8, 64), None));
         let routing = dev.route(&router, RouterSpec { top_k: 2, normalize: true });
+        let routing = dev.routing_from_host(&dev.routing_to_host(&routing).unwrap(), 8);
         let assignment = dev.assign(&routing, 0..8);
         let weights = |n, k| -> Vec<D::Weight> { (0..8).map(|_| weight(dev, n, k)).collect() };
         let y = of(dev.grouped_linear(&normed, &assignment, &weights(96, 64)));
@@ -138,6 +139,8 @@ mod tests {
         norm layer [3, 64] + bias
         linear [3, 64] x bf16 [8, 64] -> [3, 8]
         route [3, 8], top 2, normalized
+        routing_to_host 3 tokens, 6 pairs
+        routing_from_host 3 tokens, 6 pairs, 8 experts
         assign experts 0..8 of 8 -> 6 pairs
         grouped_linear [3, 64] x 8 experts bf16 [96, 64] -> [6, 96]
         gated silu [6, 96] -> [6, 48]

@@ -158,9 +158,35 @@ impl ReductionTree {
         self.program(leaves).nodes
     }
 
+    /// Every node but the root, and its parent.
+    pub fn nodes_and_parents(&self) -> impl Iterator<Item = (NodeId, NodeId)> {
+        (0..).zip(&self.nodes).filter_map(|(id, node)| Some((id, node.parent?)))
+    }
+
     /// The leaves under a node.
     pub fn leaves_of(&self, node: NodeId) -> Range<usize> {
         self.nodes[node as usize].leaves.clone()
+    }
+
+    /// Cuts some leaves, ascending, into the fewest runs such that each run is all that is there of a node, and that
+    /// all leaves of a run are `alike`. A run can be summed for itself: with the other leaves −0, its sum takes the
+    /// place of any one of its leaves.
+    pub fn runs(&self, leaves: &[usize], alike: impl Fn(usize, usize) -> bool) -> Vec<Range<usize>> {
+        let mut runs = Vec::new();
+        let mut nodes: Vec<(usize, Range<usize>)> = vec![(0, 0..leaves.len())];
+        while let Some((node, part)) = nodes.pop() {
+            let here = &leaves[part.clone()];
+            if here.windows(2).all(|pair| alike(pair[0], pair[1])) {
+                runs.extend((!part.is_empty()).then_some(part));
+                continue;
+            }
+            // Children follow their parent: the left one at once, the right one after all that is under the left.
+            let left = &self.nodes[node + 1].leaves;
+            let middle = part.start + here.partition_point(|&leaf| leaf < left.end);
+            nodes.push((node + 2 * left.len(), middle..part.end));
+            nodes.push((node + 1, part.start..middle));
+        }
+        runs
     }
 
     /// What the owner of `leaves` runs. Its inputs count from the range's first input.
@@ -289,6 +315,28 @@ mod tests {
             }).collect();
             let split = tree.finish(&ranks).run(|i| nodes[i]);
             prop_assert_eq!(split[0].to_bits(), alone[0].to_bits());
+        }
+
+        #[test]
+        fn runs_of_any_owners_sum_to_the_same_bits(ids in 1..70usize, chosen in prop::collection::btree_set(0..70usize, 0..12), owners in prop::collection::vec(0..4usize, 70)) {
+            let tree = ReductionTree::over_ids(ids);
+            let chosen: Vec<usize> = chosen.into_iter().filter(|c| *c < ids).collect();
+            let value = |leaf: usize| (leaf as f32 + 0.37) * 10f32.powi(leaf as i32 % 7 - 3);
+            // `parts` are leaves and values; what is not there is −0.
+            let sum = |parts: &[(usize, f32)]| {
+                tree.program(0..ids).run(|i| parts.iter().find(|p| p.0 == i).map_or(-0.0, |p| p.1))[0]
+            };
+            let runs = tree.runs(&chosen, |a, b| owners[a] == owners[b]);
+            prop_assert_eq!(runs.iter().cloned().flatten().collect::<Vec<_>>(), (0..chosen.len()).collect::<Vec<_>>());
+            let mut sums = Vec::new();
+            for run in runs {
+                let own = &chosen[run];
+                prop_assert!(own.iter().all(|&leaf| owners[leaf] == owners[own[0]]));
+                let parts: Vec<_> = own.iter().map(|&leaf| (leaf, value(leaf))).collect();
+                sums.push((own[0], sum(&parts)));
+            }
+            let alone: Vec<_> = chosen.iter().map(|&leaf| (leaf, value(leaf))).collect();
+            prop_assert_eq!(sum(&sums).to_bits(), sum(&alone).to_bits());
         }
 
         #[test]

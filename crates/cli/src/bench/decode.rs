@@ -5,16 +5,18 @@ use std::io::Write;
 use clap::Args;
 use comfy_table::{Table, presets};
 use cpu::limits;
-use engine::{Engine, EngineOptions, GenerateRequest, SamplingParams, Timing, cost_of_step, cpus};
-use model::{Layout, ModelError, TpPlan};
+use engine::{
+    Engine, EngineOptions, GenerateRequest, SamplingParams, Timing, cost_of_step, cpus, peak_rss_bytes,
+};
+use model::{Layout, ModelError, Stage, TpPlan};
 use serde_json::{Value, json};
 use tensor::{KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
 use super::limits::{BUFFER_BYTES, config as limits_config};
 use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, yes_or_no};
 use crate::error::CliError;
+use crate::membership::Membership;
 use crate::model::OpenModel;
-use crate::report::peak_rss_bytes;
 
 /// Prefill and decode of one sequence, as fractions of this machine's limits.
 #[derive(Args)]
@@ -49,7 +51,7 @@ pub struct DecodeArgs {
     #[command(flatten)]
     split: SplitArgs,
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
 }
 
 /// More ranks, or threads of one, than any machine has use for.
@@ -86,13 +88,13 @@ struct Work {
     decode_weight_bytes: f64,
 }
 
-pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
+pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     if args.prompt_len == 0 || args.gen_len < 2 || args.repeats == 0 {
         return Err(CliError::Usage(
             "--prompt-len and --repeats must be at least 1, --gen-len at least 2".into(),
         ));
     }
-    let options = engine_options(&args.model, &args.split, &args.run)?;
+    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
     let splits: Vec<EngineOptions> = match args.splits.is_empty() {
         true => vec![options],
         false => args
@@ -105,11 +107,14 @@ pub fn run(args: &DecodeArgs) -> Result<(), CliError> {
             })
             .collect(),
     };
+    if membership.ranks().is_some() && splits.len() > 1 {
+        return Err(CliError::Usage("--splits compares threads of one process; a job has one split".into()));
+    }
     let mut candidates = Vec::new();
     for options in &splits {
         let model = OpenModel::open(&args.model)?;
         let name = model.name.clone();
-        let engine = model.load(options)?;
+        let Some(engine) = model.load(options, membership, &args.run, true)? else { return Ok(()) };
         candidates.push(Candidate { name, engine, ranks: options.rank_weights.len(), runs: Vec::new() });
     }
     let positions = candidates[0].engine.max_model_len();
@@ -188,6 +193,7 @@ impl Candidate {
 /// Counts what the real forward pass does on one rank.
 fn work(engine: &Engine, prompt: usize) -> Result<Work, ModelError> {
     let layout = Layout::new(engine.config().clone(), &[1.0], &TpPlan::auto())?;
+    let stage = Stage::whole(&layout.config);
     let step = |start: usize, rows: usize| -> Result<OpCost, ModelError> {
         let block_table = (0..(start + rows).div_ceil(KV_BLOCK) as u32).collect();
         let meta = StepMeta {
@@ -195,7 +201,7 @@ fn work(engine: &Engine, prompt: usize) -> Result<Work, ModelError> {
             sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
             logit_rows: vec![rows as u32 - 1],
         };
-        Ok(cost_of_step(&layout, 0, engine.dtype(), engine.kv_cache_dtype(), &meta)?.total())
+        Ok(cost_of_step(&layout, &stage, 0, engine.dtype(), engine.kv_cache_dtype(), &meta)?.total())
     };
     let (prefill, decode) = (step(0, prompt)?, step(prompt, 1)?);
     Ok(Work { prefill_flops: prefill.flops as f64, decode_weight_bytes: decode.weight_bytes as f64 })

@@ -1,11 +1,14 @@
 //! `anysplit bench`: speed, always beside the limit that was measured in the same run.
 
+mod comm;
 mod decode;
 mod limits;
 
+use std::process::ExitCode;
+
 use clap::Subcommand;
 
-use crate::error::CliError;
+use crate::{error, membership};
 
 /// What is measured.
 #[derive(Subcommand)]
@@ -14,11 +17,16 @@ pub enum BenchCommand {
     Limits(limits::LimitsArgs),
     /// Prefill and decode of one sequence, as fractions of those limits
     Decode(Box<decode::DecodeArgs>),
+    /// Collectives alone, over a range of sizes, in nccl-tests' columns
+    Comm(comm::CommArgs),
 }
 
-pub fn run(command: &BenchCommand) -> Result<(), CliError> {
+pub fn run(command: &BenchCommand) -> ExitCode {
     match command {
-        BenchCommand::Limits(args) => limits::run(args),
-        BenchCommand::Decode(args) => decode::run(args),
+        BenchCommand::Limits(args) => error::ended(limits::run(args)),
+        BenchCommand::Decode(args) => {
+            membership::run(&args.run.job, |membership| decode::run(args, membership))
+        }
+        BenchCommand::Comm(args) => error::ended(comm::run(args)),
     }
 }

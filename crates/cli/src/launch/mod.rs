@@ -65,7 +65,7 @@ pub struct LaunchArgs {
     #[arg(long, env = "ANYSPLIT_GROUP_SECRET_FILE", value_name = "FILE")]
     group_secret_file: Option<PathBuf>,
     /// Seconds after which a rank that is stopped, or does not end when rank 0 has, is killed; the command's default
-    #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=crate::args::COMM_TIMEOUT_MAX_S))]
+    #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=crate::membership::COMM_TIMEOUT_MAX_S))]
     comm_timeout: u64,
     /// What to run; a first word `anysplit` is this very program
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::region::{Region, as_bytes};
+use super::region::{Region, RegionRing};
+use super::ring::Pipe;
+use super::shards::{as_bytes, as_bytes_mut};
 use super::sync::{Patience, Rendezvous, Stop};
+use super::watch::Watch;
 use crate::CollectiveError;
 
 /// An operation of the group.
@@ -15,21 +18,45 @@ pub(super) enum Op {
     AllGatherHost,
     Broadcast,
     Barrier,
+    ReduceScatter,
+    AllToAll,
+    AllToAllHost,
+    Send,
+    Recv,
+    SendBytes,
+    RecvBytes,
 }
 
 impl Op {
-    const ALL: [(Op, &'static str); 5] = [
+    const ALL: [(Op, &'static str); 12] = [
         (Op::AllReduce, "all_reduce"),
         (Op::AllGather, "all_gather"),
         (Op::AllGatherHost, "all_gather_host"),
         (Op::Broadcast, "broadcast"),
         (Op::Barrier, "barrier"),
+        (Op::ReduceScatter, "reduce_scatter"),
+        (Op::AllToAll, "all_to_all"),
+        (Op::AllToAllHost, "all_to_all_host"),
+        (Op::Send, "send"),
+        (Op::Recv, "recv"),
+        (Op::SendBytes, "send_bytes"),
+        (Op::RecvBytes, "recv_bytes"),
     ];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         Self::ALL[self as usize].1
     }
+
+    /// The operation that has this number.
+    pub fn of_number(number: usize) -> Option<Op> {
+        Self::ALL.get(number).map(|(op, _)| *op)
+    }
 }
+
+/// Elements of a cache line.
+const LINE: usize = 16;
+/// Elements from which a payload moves through the slot; less costs next to nothing anyway.
+const LEAST_ROTATED: usize = 1024;
 
 /// One call of an operation, as every rank must make it.
 #[derive(Clone, Copy, Debug)]
@@ -54,14 +81,19 @@ pub(super) struct Channel {
     /// The step that this rank writes or publishes next. Unless the group has failed, it has waited for
     /// the step before: that is what makes `slot_mut` sound.
     step: u32,
-    /// Operations so far.
+    /// Collectives so far.
     sequence: u64,
     spin: Duration,
+    /// Where in its slots every rank begins, in elements.
+    offset: usize,
+    watch: Arc<Watch>,
 }
 
 impl Channel {
+    /// The end of a rank that nobody else is.
     pub fn new(region: Arc<Region>, rank: usize, spin: Duration) -> Self {
-        Channel { region, rank, step: 1, sequence: 0, spin }
+        let watch = Arc::new(Watch::new(region.clone()));
+        Channel { region, rank, step: 1, sequence: 0, spin, offset: 0, watch }
     }
 
     pub fn rank(&self) -> usize {
@@ -76,10 +108,49 @@ impl Channel {
         self.region.slot_len()
     }
 
-    /// Counts an operation.
-    pub fn begin(&mut self) -> Result<(), CollectiveError> {
+    pub fn watch(&self) -> Arc<Watch> {
+        self.watch.clone()
+    }
+
+    /// Counts a collective.
+    pub fn begin(&mut self, op: Op) -> Result<(), CollectiveError> {
         self.sequence += 1;
+        self.offset = 0;
+        self.watch.set(op, self.sequence);
         self.check()
+    }
+
+    /// Begins a message that has its own number.
+    pub fn begin_message(&mut self, op: Op, number: u64) -> Result<(), CollectiveError> {
+        self.watch.set(op, number);
+        self.check()
+    }
+
+    /// This rank's end of the ring to another rank.
+    pub fn pipe_to(&self, to: usize) -> Pipe<'_, Region, RegionRing<'_>> {
+        assert!(to != self.rank && to < self.size(), "rank {} sends to another rank, not to {to}", self.rank);
+        Pipe { group: &*self.region, ring: self.region.ring(self.rank, to), peer: to }
+    }
+
+    /// This rank's end of the ring from another rank.
+    pub fn pipe_from(&self, from: usize) -> Pipe<'_, Region, RegionRing<'_>> {
+        assert!(from != self.rank && from < self.size(), "rank {} hears others, not {from}", self.rank);
+        Pipe { group: &*self.region, ring: self.region.ring(from, self.rank), peer: from }
+    }
+
+    /// Lets this and the following steps, which need `len` elements of a slot, go through all of it in turn, instead
+    /// of writing the same lines again while the readers' caches still have them: to take a line away from
+    /// another cache costs more than to fetch it from the one that both share.
+    pub fn rotate(&mut self, len: usize) {
+        let len = len.next_multiple_of(LINE).max(LINE);
+        self.offset = match self.slot_len() / len {
+            places if places > 1 && len >= LEAST_ROTATED => self.step as usize / 2 % places * len,
+            _ => 0,
+        };
+    }
+
+    pub fn patience(&self, deadline: Option<Duration>) -> Patience {
+        Patience { spin: self.spin, deadline }
     }
 
     /// Whether the group can go on.
@@ -92,7 +163,13 @@ impl Channel {
         self.check()?;
         // SAFETY: we are `rank`, we have waited for the step before (see the field; a failed wait fails the
         // group, and then we do not get here), have not published this one, and `&mut self` is held.
-        Ok(unsafe { self.region.slot_mut(self.rank, self.step) })
+        let slot = unsafe { self.region.slot_mut(self.rank, self.step) };
+        Ok(&mut slot[self.offset..])
+    }
+
+    /// This rank's slot, as bytes.
+    pub fn bytes(&mut self) -> Result<&mut [u8], CollectiveError> {
+        self.slot().map(as_bytes_mut)
     }
 
     /// Publishes the slot and waits for those of all ranks. `length` may differ between ranks.
@@ -102,9 +179,8 @@ impl Channel {
         self.region.set_label(self.rank, step, call.label(), length as u64);
         self.region.publish(self.rank);
         self.step = step.wrapping_add(1);
-        let patience = Patience { spin: self.spin, deadline: call.deadline };
-        if let Err(stop) = self.region.wait(self.rank, step, &patience) {
-            return Err(self.stopped(call, stop));
+        if let Err(stop) = self.region.wait(self.rank, step, &self.patience(call.deadline)) {
+            return Err(self.stopped(call, self.sequence, stop));
         }
         for rank in 0..self.size() {
             let (label, _) = self.region.label(rank, step);
@@ -112,7 +188,7 @@ impl Channel {
                 return Err(self.disagree(call, rank, label));
             }
         }
-        Ok(Peers { region: &self.region, step })
+        Ok(Peers { region: &self.region, step, offset: self.offset })
     }
 
     /// Fails the group, unless it has failed already.
@@ -125,15 +201,15 @@ impl Channel {
         self.region.end(self.rank);
     }
 
-    fn failure(&self) -> CollectiveError {
+    pub fn failure(&self) -> CollectiveError {
         let (rank, message) = self.region.explanation();
         CollectiveError::Failed { rank, message }
     }
 
     /// Every wait that does not succeed fails the group: this rank could not go on with the others.
     #[cold]
-    fn stopped(&self, call: &Call, stop: Stop) -> CollectiveError {
-        let (op, sequence, rank) = (call.op.name(), self.sequence, self.rank);
+    pub fn stopped(&self, call: &Call, sequence: u64, stop: Stop) -> CollectiveError {
+        let (op, rank) = (call.op.name(), self.rank);
         match stop {
             Stop::Failed => self.failure(),
             Stop::Ended(gone) => {
@@ -152,7 +228,7 @@ impl Channel {
     #[cold]
     fn disagree(&self, call: &Call, rank: usize, label: u64) -> CollectiveError {
         let (theirs, size) = (label >> 56, label & ((1 << 56) - 1));
-        let theirs = Op::ALL.get(theirs as usize).map_or("nothing known", |(_, name)| name);
+        let theirs = Op::of_number(theirs as usize).map_or("nothing known", Op::name);
         let message = format!(
             "operation number {} is {} of {} on rank {}, but {theirs} of {size} on rank {rank}",
             self.sequence,
@@ -160,7 +236,13 @@ impl Channel {
             call.size,
             self.rank
         );
-        self.fail(self.rank, &message);
+        self.refuse(&message)
+    }
+
+    /// Fails the group because of what this rank found, and returns why the group has failed.
+    #[cold]
+    pub fn refuse(&self, message: &str) -> CollectiveError {
+        self.fail(self.rank, message);
         self.failure()
     }
 }
@@ -169,13 +251,15 @@ impl Channel {
 pub(super) struct Peers<'a> {
     region: &'a Region,
     step: u32,
+    offset: usize,
 }
 
 impl Peers<'_> {
     /// A rank's slot.
     pub fn slot(&self, rank: usize) -> &[f32] {
         // SAFETY: `publish` has waited for this step, and the channel cannot publish again while we borrow it.
-        unsafe { self.region.slot(rank, self.step) }
+        let slot = unsafe { self.region.slot(rank, self.step) };
+        &slot[self.offset..]
     }
 
     /// A rank's slot, as bytes.

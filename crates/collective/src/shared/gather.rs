@@ -4,7 +4,7 @@ use tensor::HostDevice;
 
 use super::channel::{Call, Channel};
 use super::reduce::{Parallel, copy};
-use super::region::as_bytes_mut;
+use super::shards::as_bytes_mut;
 use crate::CollectiveError;
 
 pub(super) fn all_gather<D: HostDevice>(
@@ -18,7 +18,7 @@ pub(super) fn all_gather<D: HostDevice>(
     let [rows, cols] = dev.shape(part);
     assert_eq!(rows_of_rank.len(), ranks, "a number of rows for each rank");
     assert_eq!(rows, rows_of_rank[rank], "rank {rank} brings its rows");
-    channel.begin()?;
+    channel.begin(call.op)?;
     let mut out = dev.alloc(rows_of_rank.iter().sum(), cols);
     let (own, mut rest) = (dev.as_slice(part), dev.as_mut_slice(&mut out));
     let mut parts = Vec::with_capacity(ranks);
@@ -34,6 +34,7 @@ pub(super) fn all_gather<D: HostDevice>(
     for start in (0..most).step_by(piece) {
         let range = |len: usize| start.min(len)..(start + piece).min(len);
         let mine = &own[range(own.len())];
+        channel.rotate(piece.min(most - start));
         copy(parallel, &mut channel.slot()?[..mine.len()], mine);
         let peers = channel.publish(call, 0)?;
         for (other, part) in parts.iter_mut().enumerate().filter(|(other, _)| *other != rank) {
@@ -49,7 +50,7 @@ pub(super) fn all_gather_host(
     call: &Call,
     own: &[f32],
 ) -> Result<Vec<Vec<f32>>, CollectiveError> {
-    channel.begin()?;
+    channel.begin(call.op)?;
     let piece = channel.slot_len();
     let mut parts: Vec<Vec<f32>> = vec![Vec::new(); channel.size()];
     let (mut start, mut most) = (0, 1);
@@ -74,7 +75,7 @@ pub(super) fn broadcast(
     rest: &Call,
     bytes: &mut Vec<u8>,
 ) -> Result<(), CollectiveError> {
-    channel.begin()?;
+    channel.begin(first.op)?;
     let root = channel.rank() == 0;
     let piece = channel.slot_len() * size_of::<f32>();
     let (mut start, mut total) = (0, bytes.len());

@@ -1,27 +1,37 @@
-//! The group of the threads of one process: ranks exchange through one region of memory, without locks and,
-//! while all keep pace, without system calls.
+//! The group of the threads of one process, or of processes of one host: ranks exchange through one region of memory,
+//! without locks and, while all keep pace, without system calls.
 //!
 //! An exchange is a *step* (see [`sync`]). Every rank has two slots, used in turn. Two are enough: a rank
 //! writes its slot of step `s + 2`, which is the slot of step `s`, only after it has waited for step `s + 1`; by then
 //! every rank has published `s + 1`, and no rank does that before it has read what it wants of step `s`.
+//!
+//! Messages between two ranks have a [`ring`] of their own for each ordered pair, and do not touch the steps.
 
 mod channel;
+mod exchange;
 mod gather;
+mod layout;
+mod mapping;
+mod messages;
+mod rank;
 mod reduce;
 mod region;
+mod ring;
+mod segment;
+mod shards;
 mod sync;
+mod watch;
 
-use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tensor::HostDevice;
-
-use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Watched};
-use channel::{Call, Channel, Op};
+use layout::Layout;
 use region::Region;
 
-/// How a [`SharedGroup`] exchanges and waits.
+pub use rank::SharedRank;
+pub use segment::SharedSegment;
+
+/// How a [`SharedGroup`] or the ranks of a [`SharedSegment`] exchange and wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedConfig {
     /// A wait that takes longer is an error that names who is missing.
@@ -54,184 +64,15 @@ impl SharedGroup {
     /// If there are no ranks, or the system has no memory for their slots.
     #[allow(clippy::new_ret_no_self)] // a group is nothing but its ranks
     pub fn new(ranks: usize, config: SharedConfig) -> Vec<SharedRank> {
-        let region = Arc::new(Region::new(ranks, config.slot_bytes));
+        let region = Region::for_threads(Layout::new(ranks, config.slot_bytes));
+        let region = region.unwrap_or_else(|e| panic!("cannot map memory for a group of {ranks} ranks: {e}"));
+        let region = Arc::new(region);
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let spin = if ranks > cores { Duration::ZERO } else { config.spin };
-        let rank = |rank| SharedRank {
-            channel: RefCell::new(Channel::new(region.clone(), rank, spin)),
-            scratch: RefCell::default(),
-            stats: Cell::default(),
-            deadline: config.deadline,
+        let rank = |rank| {
+            assert!(region.claim(rank), "a fresh region's ranks are free");
+            SharedRank::new(region.clone(), rank, spin, config.deadline)
         };
         (0..ranks).map(rank).collect()
-    }
-}
-
-/// One rank of a [`SharedGroup`].
-///
-/// When it is dropped, ranks that wait for it, now or later, fail.
-pub struct SharedRank {
-    channel: RefCell<Channel>,
-    scratch: RefCell<reduce::Scratch>,
-    stats: Cell<CollectiveStats>,
-    deadline: Duration,
-}
-
-impl SharedRank {
-    fn call(&self, op: Op, size: usize) -> Call {
-        Call { op, size, deadline: Some(self.deadline) }
-    }
-
-    fn count_other(&self) {
-        let mut stats = self.stats.get();
-        stats.other_calls += 1;
-        self.stats.set(stats);
-    }
-}
-
-impl Group for SharedRank {
-    fn rank(&self) -> usize {
-        self.channel.borrow().rank()
-    }
-
-    fn size(&self) -> usize {
-        self.channel.borrow().size()
-    }
-
-    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        self.count_other();
-        gather::all_gather_host(&mut self.channel.borrow_mut(), &self.call(Op::AllGatherHost, 0), part)
-    }
-
-    fn all_to_all_host(&self, _: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError> {
-        unimplemented!()
-    }
-
-    fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError> {
-        self.count_other();
-        let first = Call { deadline, ..self.call(Op::Broadcast, 0) };
-        gather::broadcast(&mut self.channel.borrow_mut(), &first, &self.call(Op::Broadcast, 0), bytes)
-    }
-
-    fn barrier(&self) -> Result<(), CollectiveError> {
-        let mut channel = self.channel.borrow_mut();
-        channel.begin()?;
-        channel.publish(&self.call(Op::Barrier, 0), 0).map(drop)
-    }
-
-    fn send_bytes(&self, _: &[u8], _: usize) -> Result<(), CollectiveError> {
-        unimplemented!()
-    }
-
-    fn recv_bytes(&self, _: usize, _: Option<Duration>) -> Result<Vec<u8>, CollectiveError> {
-        unimplemented!()
-    }
-
-    fn try_recv_bytes(&self, _: usize) -> Result<Option<Vec<u8>>, CollectiveError> {
-        unimplemented!()
-    }
-
-    fn check(&self) -> Result<(), CollectiveError> {
-        self.channel.borrow().check()
-    }
-
-    fn fail(&self, message: &str) {
-        let channel = self.channel.borrow();
-        channel.fail(channel.rank(), message);
-    }
-
-    fn watched(&self) -> Arc<dyn Watched> {
-        unimplemented!()
-    }
-
-    fn stats(&self) -> CollectiveStats {
-        self.stats.get()
-    }
-}
-
-impl<D: HostDevice> Collective<D> for SharedRank {
-    fn all_reduce(
-        &self,
-        dev: &D,
-        partial: D::Tensor,
-        rows: usize,
-        plan: &ReducePlan,
-    ) -> Result<D::Tensor, CollectiveError> {
-        let began = Instant::now();
-        let [have, cols] = dev.shape(&partial);
-        let call = self.call(Op::AllReduce, rows * cols);
-        let mut channel = self.channel.borrow_mut();
-        let out =
-            reduce::all_reduce(&mut channel, &call, &mut self.scratch.borrow_mut(), dev, partial, rows, plan);
-        let mut stats = self.stats.get();
-        stats.all_reduce_calls += 1;
-        stats.all_reduce_bytes += (have * cols * size_of::<f32>()) as u64;
-        stats.all_reduce_s += began.elapsed().as_secs_f64();
-        self.stats.set(stats);
-        out
-    }
-
-    fn reduce_scatter(
-        &self,
-        _: &D,
-        _: D::Tensor,
-        _: &[usize],
-        _: &ReducePlan,
-    ) -> Result<D::Tensor, CollectiveError> {
-        unimplemented!()
-    }
-
-    fn all_gather(
-        &self,
-        dev: &D,
-        part: &D::Tensor,
-        rows_of_rank: &[usize],
-    ) -> Result<D::Tensor, CollectiveError> {
-        self.count_other();
-        let [_, cols] = dev.shape(part);
-        let call = self.call(Op::AllGather, rows_of_rank.iter().sum::<usize>() * cols);
-        gather::all_gather(&mut self.channel.borrow_mut(), &call, dev, part, rows_of_rank)
-    }
-
-    fn all_to_all(
-        &self,
-        _: &D,
-        _: &D::Tensor,
-        _: &[usize],
-        _: &[usize],
-    ) -> Result<D::Tensor, CollectiveError> {
-        unimplemented!()
-    }
-
-    fn send(&self, _: &D, _: &D::Tensor, _: usize) -> Result<(), CollectiveError> {
-        unimplemented!()
-    }
-
-    fn recv(
-        &self,
-        _: &D,
-        _: usize,
-        _: usize,
-        _: usize,
-        _: Option<Duration>,
-    ) -> Result<D::Tensor, CollectiveError> {
-        unimplemented!()
-    }
-}
-
-impl Drop for SharedRank {
-    fn drop(&mut self) {
-        let channel = self.channel.get_mut();
-        if std::thread::panicking() {
-            channel.fail(channel.rank(), "panicked");
-        }
-        channel.end();
-    }
-}
-
-impl std::fmt::Debug for SharedRank {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let channel = self.channel.borrow();
-        write!(f, "SharedRank({} of {})", channel.rank(), channel.size())
     }
 }

@@ -1,16 +1,18 @@
-//! `all_reduce`, in pieces of elements. Which piece or thread an element falls into does not change its sum.
+//! `all_reduce` and `reduce_scatter`, in pieces of elements. Which piece or thread an element falls into does not change its sum.
 //!
 //! * One shot: every rank puts its nodes into its slot, reads everybody's and sums all elements for itself. One step,
 //!   the least latency.
 //! * Two shots, from three ranks on and for large payloads: every rank sums a slice of the elements, then the
 //!   slices are exchanged. A rank reads each node of others once in `ranks`, for one more step.
+//!
+//! A reduce-scatter is one shot of which every rank sums only its own rows.
 
 use std::ops::Range;
 
 use tensor::HostDevice;
 
-use super::channel::{Call, Channel, Peers};
-use super::region::Shards;
+use super::channel::{Call, Channel, Op, Peers};
+use super::shards::Shards;
 use crate::finish::Finish;
 use crate::{CollectiveError, ReducePlan};
 
@@ -41,6 +43,8 @@ struct Reduce<'a> {
     elements: usize,
     /// This rank's nodes; `None`: its only node lies where the sum will be.
     own: Option<&'a [f32]>,
+    /// The elements that this rank sums, of which the sums are wanted.
+    wanted: Range<usize>,
 }
 
 pub(super) fn all_reduce<D: HostDevice>(
@@ -63,11 +67,36 @@ pub(super) fn all_reduce<D: HostDevice>(
     };
     let own = partial.as_ref().map(|p| dev.as_slice(p));
     let parallel: Parallel<'_> = &|items, grain, work| dev.parallel(items, grain, work);
-    reduce(channel, call, scratch, parallel, own, dev.as_mut_slice(&mut out), plan)?;
+    reduce(channel, call, scratch, parallel, own, dev.as_mut_slice(&mut out), 0..rows * cols, plan)?;
     Ok(out)
 }
 
-/// The same over slices: `own` holds this rank's nodes, or `out` does if it has but one.
+pub(super) fn reduce_scatter<D: HostDevice>(
+    channel: &mut Channel,
+    call: &Call,
+    scratch: &mut Scratch,
+    dev: &D,
+    partial: D::Tensor,
+    rows_of_rank: &[usize],
+    plan: &ReducePlan,
+) -> Result<D::Tensor, CollectiveError> {
+    let (rank, ranks) = (channel.rank(), channel.size());
+    let [have, cols] = dev.shape(&partial);
+    assert_eq!((plan.nodes_of_rank.len(), rows_of_rank.len()), (ranks, ranks), "for the group's ranks");
+    let rows: usize = rows_of_rank.iter().sum();
+    assert_eq!(have, plan.nodes_of_rank[rank] * rows, "rank {rank} brings the nodes that it owns");
+    let first: usize = rows_of_rank[..rank].iter().sum();
+    let wanted = first * cols..(first + rows_of_rank[rank]) * cols;
+    let mut out = dev.alloc(rows_of_rank[rank], cols);
+    let parallel: Parallel<'_> = &|items, grain, work| dev.parallel(items, grain, work);
+    let own = Some(dev.as_slice(&partial));
+    reduce(channel, call, scratch, parallel, own, dev.as_mut_slice(&mut out), wanted, plan)?;
+    Ok(out)
+}
+
+/// The same over slices: `own` holds this rank's nodes, or `out` does if it has but one. `out` gets the sums of the
+/// elements `wanted`.
+#[allow(clippy::too_many_arguments)] // what two functions have in common
 fn reduce(
     channel: &mut Channel,
     call: &Call,
@@ -75,26 +104,29 @@ fn reduce(
     parallel: Parallel<'_>,
     own: Option<&[f32]>,
     out: &mut [f32],
+    wanted: Range<usize>,
     plan: &ReducePlan,
 ) -> Result<(), CollectiveError> {
     let nodes: usize = plan.nodes_of_rank.iter().sum();
     assert_eq!(plan.finish.merges.len(), nodes, "a plan whose items are the ranks' nodes");
-    channel.begin()?;
+    channel.begin(call.op)?;
     scratch.finish.set(&plan.finish);
-    let (rank, elements) = (channel.rank(), out.len());
-    let reduce = Reduce { parallel, call, finish: &scratch.finish, plan, rank, elements, own };
+    let (rank, elements) = (channel.rank(), call.size);
+    let reduce = Reduce { parallel, call, finish: &scratch.finish, plan, rank, elements, own, wanted };
     reduce.run(channel, out, nodes)
 }
 
 impl Reduce<'_> {
     fn run(&self, channel: &mut Channel, out: &mut [f32], nodes: usize) -> Result<(), CollectiveError> {
         let ranks = channel.size();
-        let two_shots = ranks > 2 && nodes * self.elements * size_of::<f32>() > TWO_SHOT_BYTES;
+        let large = nodes * self.elements * size_of::<f32>() > TWO_SHOT_BYTES;
+        let two_shots = ranks > 2 && large && self.call.op == Op::AllReduce;
         let most_nodes = self.plan.nodes_of_rank.iter().max().copied().unwrap_or(1).max(1);
         let piece = channel.slot_len() / most_nodes;
         assert!(piece > 0, "a slot holds one element of each of {most_nodes} nodes");
         for start in (0..self.elements).step_by(piece) {
             let piece = start..(start + piece).min(self.elements);
+            channel.rotate(most_nodes * piece.len());
             match two_shots {
                 false => self.one_shot(channel, out, piece)?,
                 true => self.two_shots(channel, out, piece, ranks)?,
@@ -109,9 +141,16 @@ impl Reduce<'_> {
         out: &mut [f32],
         piece: Range<usize>,
     ) -> Result<(), CollectiveError> {
-        self.put(channel.slot()?, out, &piece, piece.end..piece.end);
+        let wanted = overlap(&self.wanted, &piece);
+        // What a rank alone wants, nobody reads in its slot.
+        let alone = self.call.op == Op::ReduceScatter && !wanted.is_empty();
+        let kept = if alone { wanted.clone() } else { piece.end..piece.end };
+        self.put(channel.slot()?, out, &piece, kept);
         let peers = channel.publish(self.call, 0)?;
-        self.sum(&peers, out, &piece, piece.clone());
+        if !wanted.is_empty() {
+            let at = wanted.start - self.wanted.start;
+            self.sum(&peers, &mut out[at..at + wanted.len()], &piece, wanted);
+        }
         Ok(())
     }
 
@@ -126,7 +165,7 @@ impl Reduce<'_> {
         let mine = slice(self.rank);
         self.put(channel.slot()?, out, &piece, mine.clone());
         let peers = channel.publish(self.call, 0)?;
-        self.sum(&peers, out, &piece, mine.clone());
+        self.sum(&peers, &mut out[mine.clone()], &piece, mine.clone());
 
         let slot = &mut channel.slot()?[..mine.len()];
         copy(self.parallel, slot, &out[mine]);
@@ -153,7 +192,7 @@ impl Reduce<'_> {
         }
     }
 
-    /// Sums the elements `range` of a piece.
+    /// Sums the elements `range` of a piece into `out`.
     fn sum(&self, peers: &Peers<'_>, out: &mut [f32], piece: &Range<usize>, range: Range<usize>) {
         // The device need not be `Sync`: its threads get only what they read.
         let (own, owners, me, elements) = (self.own, &self.plan.nodes_of_rank, self.rank, self.elements);
@@ -170,7 +209,7 @@ impl Reduce<'_> {
         };
         let (finish, start) = (self.finish, range.start);
         let bytes = range.len() * self.plan.finish.merges.len() * size_of::<f32>();
-        let out = Shards::new(&mut out[range.clone()]);
+        let out = Shards::new(out);
         spread(self.parallel, range.len(), bytes, &|part| {
             // SAFETY: `parallel` calls with ranges that do not overlap.
             let out = unsafe { out.range(part.clone()) };
@@ -197,6 +236,12 @@ fn slice_of(piece: &Range<usize>, rank: usize, ranks: usize) -> Range<usize> {
     at(rank)..at(rank + 1)
 }
 
+/// What two ranges have in common; an empty range inside the first if nothing.
+pub(super) fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    let start = a.start.max(b.start).min(a.end);
+    start..a.end.min(b.end).max(start)
+}
+
 /// Runs `work` over `0..items`, on the device's threads if it is worth while.
 fn spread(parallel: Parallel<'_>, items: usize, bytes: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
     match bytes <= SERIAL_BYTES {
@@ -206,7 +251,7 @@ fn spread(parallel: Parallel<'_>, items: usize, bytes: usize, work: &(dyn Fn(Ran
 }
 
 /// Copies, on the device's threads if it is worth while.
-pub(super) fn copy(parallel: Parallel<'_>, to: &mut [f32], from: &[f32]) {
+pub(super) fn copy<T: Copy + Send + Sync>(parallel: Parallel<'_>, to: &mut [T], from: &[T]) {
     assert_eq!(to.len(), from.len(), "a copy of the whole slice");
     let to = Shards::new(to);
     spread(parallel, from.len(), size_of_val(from), &|part| {
@@ -223,7 +268,7 @@ mod tests {
     use tensor::ReductionTree;
 
     use super::*;
-    use crate::shared::channel::Op;
+    use crate::shared::layout::Layout;
     use crate::shared::region::Region;
 
     /// Two threads, uneven parts.
@@ -247,7 +292,8 @@ mod tests {
         for leaves in [vec![0..3, 3..6], vec![0..2, 2..4, 4..6], vec![0..0, 0..5, 5..6]] {
             let nodes_of_rank = leaves.iter().map(|l| tree.cover(l.clone()).len()).collect();
             let plan = ReducePlan { nodes_of_rank, finish: tree.finish(&leaves) };
-            let region = Arc::new(Region::new(leaves.len(), 1 << 20));
+            let region = Region::for_threads(Layout::new(leaves.len(), 1 << 20)).expect("memory");
+            let region = Arc::new(region);
             std::thread::scope(|scope| {
                 for (rank, leaves) in leaves.iter().cloned().enumerate() {
                     let (region, plan, tree, expected) = (region.clone(), &plan, &tree, &expected);
@@ -272,6 +318,7 @@ mod tests {
                             &two_threads,
                             own.as_deref(),
                             &mut out,
+                            0..elements,
                             plan,
                         )
                         .expect("all ranks are here");

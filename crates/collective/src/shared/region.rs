@@ -1,27 +1,17 @@
-//! The memory that a group shares, and nothing that points elsewhere: it could as well be mapped into
-//! several processes.
-//!
-//! ```text
-//!  Header │ Line of rank 0 │ Line of rank 1 │ … │ slots of rank 0: even, odd │ slots of rank 1 │ …
-//! ```
+//! The memory that a group shares: what lies where is in [`super::layout`], who may touch it when is here.
 
-use std::mem::size_of;
-use std::ops::Range;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::time::Duration;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::thread::futex;
 
+use super::layout::{Header, Layout, Line, MAGIC, MESSAGE_BYTES, Pair, VERSION};
+use super::mapping::Mapping;
+use super::ring::{Ring, UNIT};
 use super::sync::{Rendezvous, Word};
-
-/// Threads of one process. Processes that map one region would use the shared kind.
-const FUTEX: futex::Flags = futex::Flags::PRIVATE;
-/// Slots begin at multiples of this.
-const PAGE: usize = 4096;
-/// Longest message that a failing rank leaves.
-const MESSAGE_BYTES: usize = 1000;
 
 impl Word for AtomicU32 {
     fn load(&self) -> u32 {
@@ -39,98 +29,108 @@ impl Word for AtomicU32 {
     fn replace(&self, from: u32, to: u32) -> bool {
         self.compare_exchange(from, to, AcqRel, Acquire).is_ok()
     }
-    fn sleep(&self, expected: u32, at_most: Option<Duration>) {
-        let at_most = at_most.and_then(|d| futex::Timespec::try_from(d).ok());
-        // Woken, changed, interrupted, timed out: the caller looks for itself.
-        let _ = futex::wait(self, FUTEX, expected, at_most.as_ref());
-    }
-    fn wake(&self) {
-        let _ = futex::wake(self, FUTEX, i32::MAX as u32);
-    }
-}
-
-/// Why the group failed. Written once, by the rank that claimed the failure word.
-#[repr(C, align(128))]
-struct Header {
-    failure: AtomicU32,
-    rank: AtomicU32,
-    length: AtomicU32,
-    message: [AtomicU8; MESSAGE_BYTES],
-}
-
-/// What a rank says about its slot.
-#[repr(C)]
-#[derive(Default)]
-struct Label {
-    /// Must be equal on all ranks.
-    call: AtomicU64,
-    /// May differ.
-    length: AtomicU64,
-}
-
-/// A rank's word and the labels of its two slots: one cache line, and one more so that the prefetcher
-/// of pairs does not touch a neighbour's.
-#[repr(C, align(128))]
-struct Line {
-    epoch: AtomicU32,
-    labels: [Label; 2],
 }
 
 /// The mapped memory.
 pub(super) struct Region {
-    base: NonNull<u8>,
-    bytes: usize,
-    ranks: usize,
-    slot_bytes: usize,
+    map: Mapping,
+    layout: Layout,
+    /// Private while all ranks are threads of this process, which is a little cheaper.
+    futex: futex::Flags,
 }
 
-// SAFETY: the header and the lines are atomics; a slot is reached only through the unsafe functions
-// below, whose contracts rule out a write beside any other access.
-unsafe impl Send for Region {}
-// SAFETY: as above.
-unsafe impl Sync for Region {}
-
 impl Region {
-    /// A fresh region. A rank's slots get their pages, and so their NUMA node, when it first writes them.
-    pub fn new(ranks: usize, slot_bytes: usize) -> Self {
-        assert!(ranks > 0, "a group has at least one rank");
-        let slot_bytes = slot_bytes.next_multiple_of(PAGE).max(PAGE);
-        let bytes = Self::first_slot(ranks) + ranks * 2 * slot_bytes;
-        // SAFETY: a new anonymous mapping at a place of the kernel's choice aliases nothing.
-        let base = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)
-        };
-        let base =
-            base.unwrap_or_else(|e| panic!("cannot map {bytes} bytes for a group of {ranks} ranks: {e}"));
-        Region { base: NonNull::new(base.cast()).expect("mmap returns no null"), bytes, ranks, slot_bytes }
+    /// A fresh region for threads. A rank's slots get their pages, and so their NUMA node, when it first writes them.
+    pub fn for_threads(layout: Layout) -> io::Result<Self> {
+        let region =
+            Region { map: Mapping::anonymous(layout.bytes())?, layout, futex: futex::Flags::PRIVATE };
+        region.introduce();
+        Ok(region)
     }
 
-    fn first_slot(ranks: usize) -> usize {
-        (size_of::<Header>() + ranks * size_of::<Line>()).next_multiple_of(PAGE)
+    /// A fresh region for processes.
+    pub fn for_processes(layout: Layout) -> io::Result<Self> {
+        let region = Region { map: Mapping::memfd(layout.bytes())?, layout, futex: futex::Flags::empty() };
+        region.introduce();
+        Ok(region)
+    }
+
+    /// The region of another process.
+    pub fn open(fd: OwnedFd, layout: Layout) -> io::Result<Self> {
+        // First only what every version has, to say what is wrong before a size differs.
+        let map = Mapping::open(fd, size_of::<Header>())?;
+        let head = Region { map, layout, futex: futex::Flags::empty() };
+        head.compare()?;
+        let Mapping { fd, .. } = &head.map;
+        let fd = fd.as_ref().expect("opened from a descriptor").try_clone()?;
+        Ok(Region { map: Mapping::open(fd, layout.bytes())?, layout, futex: futex::Flags::empty() })
+    }
+
+    fn introduce(&self) {
+        let header = self.header();
+        header.version.store(VERSION, Relaxed);
+        header.ranks.store(self.layout.ranks as u32, Relaxed);
+        header.slot_bytes.store(self.layout.slot_bytes as u64, Relaxed);
+        header.magic.store(MAGIC, Release);
+    }
+
+    fn compare(&self) -> io::Result<()> {
+        let (header, layout) = (self.header(), &self.layout);
+        if header.magic.load(Acquire) != MAGIC {
+            return Err(io::Error::other("this is no shared segment: it does not begin like one"));
+        }
+        let same = |what, theirs: u64, ours: u64| match theirs == ours {
+            true => Ok(()),
+            false => {
+                Err(io::Error::other(format!("the shared segment has {what} {theirs}, here it is {ours}")))
+            }
+        };
+        same("version", header.version.load(Relaxed).into(), VERSION.into())?;
+        same("size of the group", header.ranks.load(Relaxed).into(), layout.ranks as u64)?;
+        same("bytes of a slot", header.slot_bytes.load(Relaxed), layout.slot_bytes as u64)
+    }
+
+    /// The descriptor of a region for processes.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.map.fd.as_ref().map(|fd| std::os::fd::AsFd::as_fd(fd))
+    }
+
+    /// Takes a rank; only one can.
+    pub fn claim(&self, rank: usize) -> bool {
+        self.line(rank).taken.swap(1, AcqRel) == 0
     }
 
     /// f32 elements of a slot.
     pub fn slot_len(&self) -> usize {
-        self.slot_bytes / size_of::<f32>()
+        self.layout.slot_bytes / size_of::<f32>()
+    }
+
+    fn at(&self, offset: usize) -> NonNull<u8> {
+        assert!(offset < self.map.bytes, "inside the mapping");
+        // SAFETY: inside the mapping by the assertion.
+        unsafe { self.map.base.add(offset) }
     }
 
     fn header(&self) -> &Header {
-        // SAFETY: inside the mapping, aligned to a page, and zeros are valid atomics.
-        unsafe { self.base.cast().as_ref() }
+        // SAFETY: inside the mapping, aligned to a page, and any bits are valid atomics.
+        unsafe { self.at(0).cast().as_ref() }
     }
 
     fn line(&self, rank: usize) -> &Line {
-        assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
-        // SAFETY: inside the mapping by the assertion, aligned as `Header` and `Line` have multiples of 128
-        // bytes, and zeros are valid atomics.
-        unsafe { self.base.add(size_of::<Header>() + rank * size_of::<Line>()).cast().as_ref() }
+        // SAFETY: inside the mapping by the layout, aligned as headers, lines and pairs have multiples of 128 bytes,
+        // and any bits are valid atomics.
+        unsafe { self.at(self.layout.line(rank)).cast().as_ref() }
     }
 
-    fn slot_at(&self, rank: usize, step: u32) -> NonNull<f32> {
-        assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
-        let slot = rank * 2 + step as usize % 2;
-        // SAFETY: the slot lies inside the mapping by the assertion.
-        unsafe { self.base.add(Self::first_slot(self.ranks) + slot * self.slot_bytes).cast() }
+    fn pair(&self, from: usize, to: usize) -> &Pair {
+        // SAFETY: as for `line`.
+        unsafe { self.at(self.layout.pair(from, to)).cast().as_ref() }
+    }
+
+    /// The ring from one rank to another.
+    pub fn ring(&self, from: usize, to: usize) -> RegionRing<'_> {
+        let base = self.at(self.layout.ring(from, to));
+        RegionRing { pair: self.pair(from, to), base, units: self.layout.ring_units() }
     }
 
     /// The slot of `rank` in `step`, to be read.
@@ -138,9 +138,10 @@ impl Region {
     /// # Safety
     /// The caller has waited for `step`, and the result is gone before its rank publishes `step + 1`.
     pub unsafe fn slot(&self, rank: usize, step: u32) -> &[f32] {
+        let base = self.at(self.layout.slot(rank, step)).cast();
         // SAFETY: a page-aligned slot of any bits. Its owner wrote it before it published `step`, and writes
         // it again in `step + 2`, before which it waits until all, the caller too, have published `step + 1`.
-        unsafe { NonNull::slice_from_raw_parts(self.slot_at(rank, step), self.slot_len()).as_ref() }
+        unsafe { NonNull::slice_from_raw_parts(base, self.slot_len()).as_ref() }
     }
 
     /// The slot of `rank` in `step`, to be written.
@@ -149,9 +150,10 @@ impl Region {
     /// The caller is `rank`, has waited for `step − 1`, has not published `step`, and holds this slot once.
     #[allow(clippy::mut_from_ref)] // the contract makes it exclusive
     pub unsafe fn slot_mut(&self, rank: usize, step: u32) -> &mut [f32] {
+        let base = self.at(self.layout.slot(rank, step)).cast();
         // SAFETY: only `rank` writes it. Others read it in `step − 2`, and all of them have published
         // `step − 1`, which they do only when they have done with `step − 2`.
-        unsafe { NonNull::slice_from_raw_parts(self.slot_at(rank, step), self.slot_len()).as_mut() }
+        unsafe { NonNull::slice_from_raw_parts(base, self.slot_len()).as_mut() }
     }
 
     /// Labels the slot of `rank` in `step`, before it publishes it.
@@ -167,24 +169,26 @@ impl Region {
         (label.call.load(Relaxed), label.length.load(Relaxed))
     }
 
-    /// Fails the group with a rank's message, unless it has failed already.
+    /// Fails the group because of a rank, unless it has failed already.
     pub fn fail_with(&self, rank: usize, message: &str) {
         let message = &message[..floor_char_boundary(message, MESSAGE_BYTES)];
-        self.fail(|| {
+        self.fail(rank, || {
             let header = self.header();
-            header.rank.store(rank as u32, Relaxed);
             header.length.store(message.len() as u32, Relaxed);
             header.message.iter().zip(message.bytes()).for_each(|(to, from)| to.store(from, Relaxed));
         });
     }
 
-    /// The rank that failed and its message. Blocks until there is one.
+    /// The rank because of which the group failed, and the message.
     pub fn explanation(&self) -> (usize, String) {
-        self.await_explanation();
+        let (rank, explained) = self.await_explanation();
+        if !explained {
+            return (rank, "failed, and its process was gone before it could say why".into());
+        }
         let header = self.header();
         let length = (header.length.load(Relaxed) as usize).min(MESSAGE_BYTES);
         let bytes: Vec<u8> = header.message[..length].iter().map(|b| b.load(Relaxed)).collect();
-        (header.rank.load(Relaxed) as usize, String::from_utf8_lossy(&bytes).into_owned())
+        (rank, String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
@@ -196,7 +200,7 @@ fn floor_char_boundary(s: &str, most: usize) -> usize {
 impl Rendezvous for Region {
     type Word = AtomicU32;
     fn ranks(&self) -> usize {
-        self.ranks
+        self.layout.ranks
     }
     fn epoch(&self, rank: usize) -> &AtomicU32 {
         &self.line(rank).epoch
@@ -204,51 +208,53 @@ impl Rendezvous for Region {
     fn failure(&self) -> &AtomicU32 {
         &self.header().failure
     }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length; every borrow of it ends before the last owner drops it.
-        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
-        debug_assert!(unmapped.is_ok(), "a mapping of our own can be unmapped");
+    fn message_words(&self, rank: usize) -> impl Iterator<Item = &AtomicU32> {
+        let pairs = (0..self.ranks()).flat_map(move |other| [self.pair(rank, other), self.pair(other, rank)]);
+        pairs.flat_map(|pair| [&pair.written.0, &pair.taken.0])
+    }
+    fn sleep(&self, word: &AtomicU32, expected: u32, at_most: Option<Duration>) {
+        let at_most = at_most.and_then(|d| futex::Timespec::try_from(d).ok());
+        // Woken, changed, interrupted, timed out: the caller looks for itself.
+        let _ = futex::wait(word, self.futex, expected, at_most.as_ref());
+    }
+    fn wake(&self, word: &AtomicU32) {
+        let _ = futex::wake(word, self.futex, i32::MAX as u32);
     }
 }
 
-/// A slice that several threads write, each its own ranges.
-pub(super) struct Shards<'a> {
-    base: NonNull<f32>,
-    len: usize,
-    slice: std::marker::PhantomData<&'a mut [f32]>,
+/// A ring of the region.
+pub(super) struct RegionRing<'a> {
+    pair: &'a Pair,
+    base: NonNull<u8>,
+    units: u32,
 }
 
-// SAFETY: the ranges given out do not overlap (contract of `range`), so threads share no element.
-unsafe impl Sync for Shards<'_> {}
-
-impl<'a> Shards<'a> {
-    pub fn new(slice: &'a mut [f32]) -> Self {
-        Shards { len: slice.len(), base: NonNull::from(slice).cast(), slice: std::marker::PhantomData }
-    }
-
-    /// A part of the slice.
-    ///
-    /// # Safety
-    /// No two ranges that are alive at once overlap.
-    #[allow(clippy::mut_from_ref)] // the contract makes it exclusive
-    pub unsafe fn range(&self, range: Range<usize>) -> &mut [f32] {
-        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
-        // SAFETY: inside the slice by the assertion, exclusive by the contract.
-        unsafe { NonNull::slice_from_raw_parts(self.base.add(range.start), range.len()).as_mut() }
+impl RegionRing<'_> {
+    /// Where bytes from a unit on lie.
+    fn place(&self, at: u32, len: usize) -> NonNull<u8> {
+        let at = at as usize * UNIT;
+        assert!(at + len <= self.units as usize * UNIT, "inside the ring");
+        // SAFETY: inside the ring by the assertion.
+        unsafe { self.base.add(at) }
     }
 }
 
-/// The bytes of f32 elements.
-pub(super) fn as_bytes(floats: &[f32]) -> &[u8] {
-    // SAFETY: every f32 is four initialised bytes, and bytes need no alignment.
-    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) }
-}
-
-/// The bytes of f32 elements, to be written.
-pub(super) fn as_bytes_mut(floats: &mut [f32]) -> &mut [u8] {
-    // SAFETY: as above, and four bytes of any bits are an f32.
-    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), size_of_val(floats)) }
+impl Ring<AtomicU32> for RegionRing<'_> {
+    fn written(&self) -> &AtomicU32 {
+        &self.pair.written.0
+    }
+    fn taken(&self) -> &AtomicU32 {
+        &self.pair.taken.0
+    }
+    fn units(&self) -> u32 {
+        self.units
+    }
+    unsafe fn put(&self, at: u32, bytes: &[u8]) {
+        // SAFETY: inside the ring, and by the contract nobody else reads or writes those units now.
+        unsafe { self.place(at, bytes.len()).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+    unsafe fn get(&self, at: u32, len: usize, sink: &mut dyn FnMut(&[u8])) {
+        // SAFETY: inside the ring, and by the contract nobody writes those units while the slice lives.
+        sink(unsafe { NonNull::slice_from_raw_parts(self.place(at, len), len).as_ref() });
+    }
 }

@@ -25,16 +25,19 @@ const ENDED: u32 = 1 << 1;
 const EPOCH: u32 = 1 << 2;
 const NUDGE: u32 = 1 << 24;
 /// Epochs are compared modulo this; ranks are never more than one apart.
-const EPOCHS: u32 = NUDGE / EPOCH;
+pub const EPOCHS: u32 = NUDGE / EPOCH;
 
-/// Values of the failure word. It only grows.
+/// Values of the failure word, above them the rank whose failure it is. It only grows.
 const CLAIMED: u32 = 1;
 const EXPLAINED: u32 = 2;
+const FAILED_RANK: u32 = 4;
+/// Who fails explains at once, unless its process is killed before it is done.
+const EXPLAINS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Looks at a word between two looks at the clock.
 const LOOKS: usize = 64;
 
-/// An atomic word that a thread can sleep on. Loads acquire, read-modify-writes acquire and release.
+/// An atomic word. Loads acquire, read-modify-writes acquire and release.
 pub trait Word {
     /// The value now.
     fn load(&self) -> u32;
@@ -46,10 +49,6 @@ pub trait Word {
     fn fetch_and(&self, bits: u32) -> u32;
     /// Replaces `from` by `to` and says whether it did.
     fn replace(&self, from: u32, to: u32) -> bool;
-    /// Sleeps until woken if the word is `expected`; may return early.
-    fn sleep(&self, expected: u32, at_most: Option<Duration>);
-    /// Wakes all who sleep on this word.
-    fn wake(&self);
 }
 
 /// How long a wait may take.
@@ -73,7 +72,12 @@ pub enum Stop {
 }
 
 fn reached(word: u32, step: u32) -> bool {
-    (word / EPOCH).wrapping_sub(step) % EPOCHS < EPOCHS / 2
+    count(word).wrapping_sub(step) % EPOCHS < EPOCHS / 2
+}
+
+/// The epoch in a word, modulo [`EPOCHS`].
+pub fn count(word: u32) -> u32 {
+    word / EPOCH % EPOCHS
 }
 
 /// A group's words, and what ranks do with them.
@@ -86,14 +90,26 @@ pub trait Rendezvous {
     fn epoch(&self, rank: usize) -> &Self::Word;
     /// The failure word; 0 at the start.
     fn failure(&self) -> &Self::Word;
+    /// The words on which who sends to a rank, or receives from it, may sleep (see `ring`).
+    fn message_words(&self, _rank: usize) -> impl Iterator<Item = &Self::Word> {
+        std::iter::empty()
+    }
+    /// Sleeps until woken if the word is `expected`; may return early.
+    fn sleep(&self, word: &Self::Word, expected: u32, at_most: Option<Duration>);
+    /// Wakes all who sleep on a word.
+    fn wake(&self, word: &Self::Word);
 
     /// Says that `rank` has written what others read in its next step.
     fn publish(&self, rank: usize) {
-        let word = self.epoch(rank);
-        if word.fetch_add(EPOCH) & SLEEPING != 0 {
+        self.advance(self.epoch(rank), 1);
+    }
+
+    /// Adds to the epoch in a word, and wakes who sleeps on it.
+    fn advance(&self, word: &Self::Word, by: u32) {
+        if word.fetch_add(by * EPOCH) & SLEEPING != 0 {
             // Who sets SLEEPING between the two is woken for nothing, and looks again.
             word.fetch_and(!SLEEPING);
-            word.wake();
+            self.wake(word);
         }
     }
 
@@ -102,35 +118,48 @@ pub trait Rendezvous {
         (0..self.ranks()).filter(|&rank| rank != me).try_for_each(|rank| self.wait_for(rank, step, patience))
     }
 
-    /// Returns when `rank` has published `step`: polls, then sleeps.
+    /// Returns when `rank` has published `step`.
     fn wait_for(&self, rank: usize, step: u32, patience: &Patience) -> Result<(), Stop> {
-        let word = self.epoch(rank);
+        let missing = || self.missing(rank, step);
+        self.wait_on(self.epoch(rank), |word| reached(word, step), patience, || self.look(step), missing)
+    }
+
+    /// Returns when a word is as wanted: polls, then sleeps. `look` says what else may end the wait, `missing` for
+    /// whom it was.
+    fn wait_on(
+        &self,
+        word: &Self::Word,
+        wanted: impl Fn(u32) -> bool,
+        patience: &Patience,
+        look: impl Fn() -> Result<(), Stop>,
+        missing: impl Fn() -> Vec<usize>,
+    ) -> Result<(), Stop> {
         let mut began = None;
         while !patience.spin.is_zero() {
             for _ in 0..LOOKS {
-                if reached(word.load(), step) {
+                if wanted(word.load()) {
                     return Ok(());
                 }
                 std::hint::spin_loop();
             }
-            self.look(step)?;
+            look()?;
             let now = Instant::now();
             if now.duration_since(*began.get_or_insert(now)) >= patience.spin {
                 break;
             }
         }
         let gives_up = patience.deadline.map(|d| began.unwrap_or_else(Instant::now) + d);
-        while !reached(word.load(), step) {
+        while !wanted(word.load()) {
             let seen = word.fetch_or(SLEEPING) | SLEEPING;
-            if reached(seen, step) {
+            if wanted(seen) {
                 break;
             }
-            self.look(step)?;
+            look()?;
             let left = gives_up.map(|t| t.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
-                return Err(Stop::Missing(self.missing(rank, step)));
+                return Err(Stop::Missing(missing()));
             }
-            word.sleep(seen, left);
+            self.sleep(word, seen, left);
         }
         Ok(())
     }
@@ -146,6 +175,15 @@ pub trait Rendezvous {
         })
     }
 
+    /// Whether something happened because of which nothing more comes from `rank`, and nothing goes there.
+    fn look_at(&self, rank: usize) -> Result<(), Stop> {
+        match self.epoch(rank).load() {
+            _ if self.has_failed() => Err(Stop::Failed),
+            word if word & ENDED != 0 => Err(Stop::Ended(rank)),
+            _ => Ok(()),
+        }
+    }
+
     /// The ranks that have not published `step`, `known` among them.
     fn missing(&self, known: usize, step: u32) -> Vec<usize> {
         (0..self.ranks()).filter(|&r| r == known || !reached(self.epoch(r).load(), step)).collect()
@@ -156,34 +194,49 @@ pub trait Rendezvous {
         self.failure().load() != 0
     }
 
-    /// Fails the group. `explain` writes why, unless another rank was first.
-    fn fail(&self, explain: impl FnOnce()) {
-        if self.failure().replace(0, CLAIMED) {
+    /// Fails the group because of `rank`. `explain` writes why, unless another rank was first.
+    fn fail(&self, rank: usize, explain: impl FnOnce()) {
+        let claimed = CLAIMED + rank as u32 * FAILED_RANK;
+        if self.failure().replace(0, claimed) {
             explain();
             self.failure().fetch_add(EXPLAINED - CLAIMED);
-            self.failure().wake();
+            self.wake(self.failure());
             (0..self.ranks()).for_each(|rank| self.nudge(rank));
         }
     }
 
-    /// Returns when what [`Rendezvous::fail`] explained can be read.
-    fn await_explanation(&self) {
-        while self.failure().load() != EXPLAINED {
-            self.failure().sleep(CLAIMED, None);
+    /// The rank because of which the group failed, and whether what [`Rendezvous::fail`] explained can be read.
+    /// Waits for it, but not for ever.
+    fn await_explanation(&self) -> (usize, bool) {
+        let began = Instant::now();
+        loop {
+            let word = self.failure().load();
+            let explained = word % FAILED_RANK == EXPLAINED;
+            let left = EXPLAINS_WITHIN.saturating_sub(began.elapsed());
+            if explained || left.is_zero() {
+                return ((word / FAILED_RANK) as usize, explained);
+            }
+            self.sleep(self.failure(), word, Some(left));
         }
     }
 
     /// Says that `rank` makes no more calls. Nobody minds who does not wait for it.
     fn end(&self, rank: usize) {
         self.epoch(rank).fetch_or(ENDED);
-        (0..self.ranks()).for_each(|other| self.nudge(other));
+        (0..self.ranks()).for_each(|other| self.nudge_word(self.epoch(other)));
+        self.message_words(rank).for_each(|word| self.nudge_word(word));
     }
 
-    /// Makes everybody who sleeps on a word, or is about to, look again.
+    /// Makes everybody look again who sleeps on a word of a rank, or is about to.
     fn nudge(&self, rank: usize) {
-        let word = self.epoch(rank);
+        self.nudge_word(self.epoch(rank));
+        self.message_words(rank).for_each(|word| self.nudge_word(word));
+    }
+
+    /// Makes everybody look again who sleeps on a word, or is about to.
+    fn nudge_word(&self, word: &Self::Word) {
         if word.fetch_add(NUDGE) & SLEEPING != 0 {
-            word.wake();
+            self.wake(word);
         }
     }
 }

@@ -9,9 +9,11 @@ use super::{Exec, grain};
 use crate::buffer::Disjoint;
 use crate::simd::{F32x16, Kernel, LANES};
 
-/// Chosen experts per token, in ascending order of ids, and their weights.
+/// Chosen experts per token, in ascending order of ids, and their weights. Places that a token does not use are at
+/// its end.
 pub struct CpuRouting {
     tokens: usize,
+    /// Places per token.
     top_k: usize,
     experts: Vec<u32>,
     weights: Vec<f32>,
@@ -30,6 +32,9 @@ pub struct CpuAssignment {
     /// For each token its (expert in the range, pair), by expert; `top_k` places, unused ones at the end.
     by_token: Vec<(u32, u32)>,
 }
+
+/// The id in a place of a routing that its token does not use: no expert's.
+const NOBODY: u32 = u32::MAX;
 
 /// Fills the places of `by_token` that a token does not use.
 const NONE: (u32, u32) = (u32::MAX, u32::MAX);
@@ -90,6 +95,34 @@ pub(crate) fn route(exec: &Exec, logits: &[f32], tokens: usize, spec: RouterSpec
             }
         }
     });
+    routing
+}
+
+pub(crate) fn routing_to_host(routing: &CpuRouting) -> Vec<Vec<(u32, f32)>> {
+    let of_token = |token: usize| {
+        let places = token * routing.top_k..(token + 1) * routing.top_k;
+        let pairs = routing.experts[places.clone()].iter().zip(&routing.weights[places]);
+        pairs.take_while(|(expert, _)| **expert != NOBODY).map(|(&e, &w)| (e, w)).collect()
+    };
+    (0..routing.tokens).map(of_token).collect()
+}
+
+pub(crate) fn routing_from_host(choices: &[Vec<(u32, f32)>], experts: usize) -> CpuRouting {
+    let (tokens, top_k) = (choices.len(), choices.iter().map(Vec::len).max().unwrap_or(0));
+    let mut routing = CpuRouting {
+        tokens,
+        top_k,
+        experts: vec![NOBODY; tokens * top_k],
+        weights: vec![0.0; tokens * top_k],
+    };
+    for (token, chosen) in choices.iter().enumerate() {
+        assert!(chosen.is_sorted_by(|a, b| a.0 < b.0), "choices ascend: {chosen:?}");
+        assert!(chosen.last().is_none_or(|c| (c.0 as usize) < experts), "{chosen:?} of {experts} experts");
+        for (place, &(expert, weight)) in (token * top_k..).zip(chosen) {
+            routing.experts[place] = expert;
+            routing.weights[place] = weight;
+        }
+    }
     routing
 }
 

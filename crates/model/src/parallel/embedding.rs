@@ -31,9 +31,12 @@ impl<D: Device> VocabParallelEmbedding<D> {
         self.weight.clone()
     }
 
-    /// `ids [t]` → `[t, hidden_size]`
+    /// `ids [t]` → `[t, hidden_size]`: this rank's rows of the stream.
     pub fn forward(&self, rank: Rank<D>, ids: &[u32]) -> Result<D::Tensor, ModelError> {
-        let Some(vocab) = &self.vocab else { return Ok(rank.dev.embed(&self.weight, ids)) };
+        let Some(vocab) = &self.vocab else {
+            let own = rank.stream.rows(rank.group.rank(), ids.len());
+            return Ok(rank.dev.embed(&self.weight, &ids[own]));
+        };
         let owner = |id: u32| vocab.partition_point(|range| range.end <= id as usize);
         // Rows travel sorted by their owner; then they are put back in the order of the ids.
         let mut by_owner: Vec<Vec<u32>> = vec![Vec::new(); vocab.len()];
@@ -50,7 +53,8 @@ impl<D: Device> VocabParallelEmbedding<D> {
         for (at, row) in by_owner.into_iter().flatten().enumerate() {
             place[row as usize] = at as u32;
         }
-        Ok(rank.dev.gather_rows(&sorted, &place))
+        let own = rank.stream.rows(me, ids.len());
+        Ok(rank.dev.gather_rows(&sorted, &place[own]))
     }
 }
 

@@ -31,12 +31,15 @@ pub struct Logits<D: Device> {
 }
 
 impl<D: Device> ParallelLmHead<D> {
-    /// Loads this rank's ids, or takes those of the embedding.
-    pub fn load(loader: &Loader<D>, embedding: &VocabParallelEmbedding<D>) -> Result<Self, ModelError> {
+    /// Loads this rank's ids, or takes those of the embedding that it is tied to.
+    pub fn load(
+        loader: &Loader<D>,
+        embedding: Option<&VocabParallelEmbedding<D>>,
+    ) -> Result<Self, ModelError> {
         let layout = loader.layout;
-        let weight = match layout.config.tied {
-            true => embedding.weight(),
-            false => Rc::new(loader.linear(&[Module::Head], 0, 0)?.0),
+        let weight = match embedding.filter(|_| layout.config.tied) {
+            Some(embedding) => embedding.weight(),
+            None => Rc::new(loader.linear(&[Module::Head], 0, 0)?.0),
         };
         let vocab_size = layout.config.vocab_size;
         let panels = layout.split.vocab_panels();

@@ -7,7 +7,8 @@ use std::ops::Range;
 use tensor::AttentionSpec;
 
 use super::cuts;
-use super::split::{ExpertSplit, Split};
+use super::placement::{ExpertOptions, ExpertPlacement};
+use super::split::Split;
 use super::styles::{DownForm, ExpertForm, Styles, UpForm};
 use crate::ModelError;
 use crate::architecture::{FfnForm, Qkv};
@@ -66,8 +67,13 @@ pub enum Part {
     ExpertRows,
     /// Columns of its part of every expert.
     ExpertCols,
-    /// All of an expert that is its own, nothing of another.
-    OwnExpert(usize),
+    /// All of a layer's expert that is its own, nothing of another.
+    OwnExpert {
+        /// The layer.
+        layer: usize,
+        /// The expert.
+        expert: usize,
+    },
     /// Rows of its vocabulary ids.
     VocabRows,
     /// As many rows as others have, wherever they fall.
@@ -119,6 +125,8 @@ pub struct Layout {
     pub split: Split,
     /// The forms of the blocks.
     pub styles: Styles,
+    /// Whether the residual stream is split by token between the parallel regions.
+    pub sequence_parallel: bool,
 }
 
 impl Layout {
@@ -127,9 +135,35 @@ impl Layout {
     /// # Errors
     /// A number of ranks or a plan that can't be.
     pub fn new(config: ModelConfig, rank_weights: &[f64], plan: &TpPlan) -> Result<Self, ModelError> {
-        let styles = Styles::resolve(&config, plan)?;
-        let split = Split::new(&config, rank_weights, styles.experts)?;
-        Ok(Layout { config, split, styles })
+        Self::with_experts(config, rank_weights, plan, &ExpertOptions::default())
+    }
+
+    /// The same with what is wanted of the experts.
+    ///
+    /// # Errors
+    /// Also experts that the model doesn't have, or a placement that can't be.
+    pub fn with_experts(
+        config: ModelConfig,
+        rank_weights: &[f64],
+        plan: &TpPlan,
+        experts: &ExpertOptions,
+    ) -> Result<Self, ModelError> {
+        let name = config.architecture.name;
+        if config.moe.is_none() && *experts != ExpertOptions::default() {
+            return Err(ModelError::Split(format!(
+                "expert parallelism is for mixtures of experts, and {name} as configured here has none; leave \
+                 enable-expert-parallel and expert-placement out"
+            )));
+        }
+        let styles = Styles::resolve(&config, plan, experts.form)?;
+        if styles.experts == ExpertForm::Sliced && experts.placement != ExpertPlacement::Contiguous {
+            return Err(ModelError::Split(format!(
+                "expert placement is for whole experts, and those of {name} are sliced here; enable-expert-parallel \
+                 would make them whole"
+            )));
+        }
+        let split = Split::new(&config, rank_weights, styles.experts, experts)?;
+        Ok(Layout { config, split, styles, sequence_parallel: false })
     }
 
     /// Ranks in the group.
@@ -220,8 +254,10 @@ impl Layout {
             Part::FfnCols => by_cols(split.ffn.inputs(rank)),
             Part::ExpertRows => by_rows(self.expert_inputs(rank)),
             Part::ExpertCols => by_cols(self.expert_inputs(rank)),
-            Part::OwnExpert(e) if self.own_experts(rank).contains(&e) => by_rows(0..rows),
-            Part::OwnExpert(_) => by_rows(0..0),
+            Part::OwnExpert { layer, expert } => match &split.experts {
+                Some(experts) if experts.placement.ranks_of(layer)[expert] == rank => by_rows(0..rows),
+                _ => by_rows(0..0),
+            },
             Part::VocabRows => by_rows(split.vocab(rank)),
             Part::EvenRows => {
                 let shares = vec![1.0 / self.ranks() as f64; self.ranks()];
@@ -230,20 +266,17 @@ impl Layout {
         }
     }
 
-    /// The experts whose weights a rank has, or has slices of.
-    pub fn own_experts(&self, rank: usize) -> Range<usize> {
-        match (&self.split.experts, &self.config.moe) {
-            (Some(ExpertSplit::Whole(ids)), _) => ids.inputs(rank),
-            (Some(ExpertSplit::Sliced(_)), Some(moe)) => 0..moe.num_experts,
-            _ => 0..0,
+    /// The experts of a layer whose weights a rank has, or has slices of; ascending.
+    pub fn own_experts(&self, layer: usize, rank: usize) -> Vec<usize> {
+        let Some(experts) = &self.split.experts else { return Vec::new() };
+        match experts.form {
+            ExpertForm::Whole => experts.placement.own(layer, rank),
+            ExpertForm::Sliced => (0..experts.placement.ranks_of(layer).len()).collect(),
         }
     }
 
     fn expert_inputs(&self, rank: usize) -> Range<usize> {
-        match &self.split.experts {
-            Some(ExpertSplit::Sliced(reduction)) => reduction.inputs(rank),
-            _ => 0..0,
-        }
+        self.split.experts.as_ref().map_or(0..0, |experts| experts.sliced.inputs(rank))
     }
 
     fn style_and_part(&self, module: Module, layer: usize) -> (Style, Part) {
@@ -261,7 +294,7 @@ impl Layout {
         };
         let expert = |e: usize, sliced: (Style, Part)| match self.styles.experts {
             ExpertForm::Sliced => sliced,
-            ExpertForm::Whole => (Style::GroupedGemm, Part::OwnExpert(e)),
+            ExpertForm::Whole => (Style::GroupedGemm, Part::OwnExpert { layer, expert: e }),
         };
         let of_layer = || &self.styles.layers[layer];
         match module {
@@ -347,7 +380,7 @@ pub(super) fn name(config: &ModelConfig, module: Module) -> String {
 }
 
 /// A weight's full shape.
-fn shape(config: &ModelConfig, module: Module) -> Vec<usize> {
+pub(super) fn shape(config: &ModelConfig, module: Module) -> Vec<usize> {
     let hidden = config.hidden_size;
     let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
     let moe = config.moe.map_or(0, |m| m.intermediate_size);

@@ -30,9 +30,11 @@ impl<D: Device> ColumnParallelLinear<D> {
         Ok(ColumnParallelLinear { weight, bias, gather })
     }
 
-    /// `x [t, k]` → this rank's columns, or all of them if they are gathered.
+    /// `x [t, k]` (this rank's rows of the stream) → this rank's columns of all rows, or all columns if they are
+    /// gathered.
     pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
-        let y = rank.dev.linear(x, &self.weight, self.bias.as_ref());
+        let all = rank.enter(x)?;
+        let y = rank.dev.linear(all.as_ref().unwrap_or(x), &self.weight, self.bias.as_ref());
         match &self.gather {
             Some(gather) => gather.run(rank, &y),
             None => Ok(y),
@@ -73,24 +75,24 @@ impl<D: Device> RowParallelLinear<D> {
         })
     }
 
-    /// `x [t, k]` (this rank's columns, or all) → `[t, n]`, the same on every rank.
+    /// `x [t, k]` (this rank's columns, or all) → `[t, n]`, this rank's rows of the stream.
     pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
         let dev = rank.dev;
-        let rows = dev.shape(x)[0];
         let nodes = match &self.inputs {
             Some(own) => dev.linear_tree(&dev.gather_cols(x, own.clone()), &self.weight, &self.program),
             None => dev.linear_tree(x, &self.weight, &self.program),
         };
         let mut y = match &self.reduce {
-            Some(plan) => rank.group.all_reduce(dev, nodes, rows, plan)?,
+            Some(plan) => rank.reduce(nodes, dev.shape(x)[0], plan)?,
             None => nodes,
         };
         if let Some(bias) = &self.bias {
             dev.add(&mut y, bias);
         }
-        match &self.gather {
-            Some(gather) => gather.run(rank, &y),
-            None => Ok(y),
+        match (&self.gather, &self.reduce) {
+            (Some(gather), _) => Ok(rank.keep(gather.run(rank, &y)?)),
+            (None, Some(_)) => Ok(y),
+            (None, None) => Ok(rank.keep(y)),
         }
     }
 }

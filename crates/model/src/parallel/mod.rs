@@ -4,20 +4,26 @@
 
 mod cuts;
 mod embedding;
-mod expert;
+mod experts;
 mod gather;
 mod head;
 mod layout;
 mod linear;
+mod placement;
+mod sequence;
 mod split;
+mod stage;
 mod styles;
 
 pub use embedding::VocabParallelEmbedding;
-pub use expert::ParallelExperts;
+pub use experts::{ExpertBytes, ExpertCounts, ParallelExperts, expert_bytes};
 pub use head::{Logits, ParallelLmHead};
 pub use layout::{Held, Layout, Module, ModuleSpec, Part};
 pub use linear::{ColumnParallelLinear, RowParallelLinear};
+pub use placement::{ExpertOptions, ExpertPlacement, Placement, imbalance};
+pub use sequence::{Stream, even_rows};
 pub use split::{ExpertSplit, Split, SplitReduction, VOCAB_PANEL};
+pub use stage::{Pipeline, Stage};
 pub use styles::{BlockForm, DownForm, ExpertForm, LayerForms, Styles, UpForm, pattern, patterns};
 
 use collective::Collective;
@@ -27,8 +33,17 @@ use tensor::Device;
 pub struct Rank<'a, D: Device> {
     /// The rank's device.
     pub dev: &'a D,
-    /// The rank's handle on its group.
+    /// The rank's handle on its tensor-parallel group.
     pub group: &'a dyn Collective<D>,
+    /// How the residual stream lies over that group in the step at hand.
+    pub stream: &'a Stream,
+}
+
+impl<'a, D: Device> Rank<'a, D> {
+    /// A rank whose group has no step at hand, or one whose stream is replicated.
+    pub fn new(dev: &'a D, group: &'a dyn Collective<D>) -> Self {
+        Rank { dev, group, stream: &Stream::Replicated }
+    }
 }
 
 // Derived, these would ask the device to be copied.

@@ -6,6 +6,7 @@ use collective::ReducePlan;
 use tensor::{Program, ReductionTree};
 
 use super::cuts;
+use super::placement::{self, ExpertOptions, Placement};
 use super::styles::ExpertForm;
 use crate::ModelError;
 use crate::config::ModelConfig;
@@ -21,7 +22,7 @@ pub struct SplitReduction {
 }
 
 impl SplitReduction {
-    fn new(tree: ReductionTree, cuts: &[usize]) -> Self {
+    pub(super) fn new(tree: ReductionTree, cuts: &[usize]) -> Self {
         SplitReduction { tree, leaves: cuts::ranges(cuts) }
     }
 
@@ -59,13 +60,17 @@ impl SplitReduction {
     }
 }
 
-/// How the experts of a mixture are cut.
+/// How the experts of a mixture are cut, and how they would be in the other form.
 #[derive(Clone, Debug)]
-pub enum ExpertSplit {
-    /// Every expert over all ranks, like a dense network.
-    Sliced(SplitReduction),
-    /// Whole experts; the reduction is the one over expert ids.
-    Whole(SplitReduction),
+pub struct ExpertSplit {
+    /// Which form it is.
+    pub form: ExpertForm,
+    /// Sliced: every expert over all ranks, like a dense network.
+    pub sliced: SplitReduction,
+    /// Whole: the rank of each.
+    pub placement: Placement,
+    /// Whether tokens always go to whole experts and back, also where summing up over all ranks moves less.
+    pub always_exchange: bool,
 }
 
 /// The cuts of one model over one group.
@@ -88,7 +93,12 @@ impl Split {
     ///
     /// # Errors
     /// More ranks than query heads, or a weight that isn't a positive number.
-    pub fn new(config: &ModelConfig, weights: &[f64], experts: ExpertForm) -> Result<Self, ModelError> {
+    pub fn new(
+        config: &ModelConfig,
+        weights: &[f64],
+        form: ExpertForm,
+        experts: &ExpertOptions,
+    ) -> Result<Self, ModelError> {
         let ranks = weights.len();
         if ranks == 0 || ranks > config.num_heads {
             return Err(ModelError::Split(format!(
@@ -112,18 +122,18 @@ impl Split {
         let vocab = vocab_cuts.windows(2).map(|c| ids(c[0])..ids(c[1])).collect();
         let vocab_panels = SplitReduction::new(ReductionTree::over_ids(panels), &vocab_cuts);
         let ffn = split_ffn(config, config.intermediate_size, 1, &held, &shares);
-        let experts = config.moe.map(|moe| match experts {
-            ExpertForm::Whole => {
-                let tree = ReductionTree::over_ids(moe.num_experts);
-                let parts = ffn_matrices(config) * config.hidden_size * moe.intermediate_size;
-                let targets = even_out(&held, parts, moe.num_experts, &shares);
-                let expert_cuts = cuts::leaves(&tree, &targets);
-                ExpertSplit::Whole(SplitReduction::new(tree, &expert_cuts))
-            }
-            ExpertForm::Sliced => {
-                ExpertSplit::Sliced(split_ffn(config, moe.intermediate_size, moe.num_experts, &held, &shares))
-            }
+        let experts = config.moe.map(|moe| {
+            let parts = ffn_matrices(config) * config.hidden_size * moe.intermediate_size;
+            let targets = even_out(&held, parts, moe.num_experts, &shares);
+            let cuts = placement::contiguous(moe.num_experts, &targets);
+            Ok::<_, ModelError>(ExpertSplit {
+                form,
+                sliced: split_ffn(config, moe.intermediate_size, moe.num_experts, &held, &shares),
+                placement: Placement::resolve(&experts.placement, config, &shares, &cuts)?,
+                always_exchange: experts.form == Some(ExpertForm::Whole),
+            })
         });
+        let experts = experts.transpose()?;
         Ok(Split { ranks, group, heads, ffn, experts, vocab, vocab_panels })
     }
 

@@ -47,6 +47,15 @@ pub enum ExpertForm {
     Whole,
 }
 
+impl std::fmt::Display for ExpertForm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ExpertForm::Sliced => "sliced",
+            ExpertForm::Whole => "whole",
+        })
+    }
+}
+
 /// The forms of one layer's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerForms {
@@ -73,7 +82,11 @@ const SPLIT: BlockForm = BlockForm { up: UpForm::Split, down: DownForm::Split };
 
 impl Styles {
     /// The automatic plan with what `plan` wants otherwise.
-    pub(super) fn resolve(config: &ModelConfig, plan: &TpPlan) -> Result<Self, ModelError> {
+    pub(super) fn resolve(
+        config: &ModelConfig,
+        plan: &TpPlan,
+        experts: Option<ExpertForm>,
+    ) -> Result<Self, ModelError> {
         let modules = all_names(config);
         if let Some(pattern) = plan.unmatched(&modules) {
             return Err(ModelError::Plan(format!(
@@ -96,7 +109,7 @@ impl Styles {
                 "{embed} and {head} are one weight here (tie_word_embeddings); both or neither can be replicated"
             )));
         }
-        Ok(Styles { layers, experts: resolver.experts()?, embed_replicated, head_replicated })
+        Ok(Styles { layers, experts: resolver.experts(experts)?, embed_replicated, head_replicated })
     }
 }
 
@@ -259,10 +272,11 @@ impl Resolver<'_> {
         Ok(BlockForm { up: form, down })
     }
 
-    fn experts(&self) -> Result<ExpertForm, ModelError> {
+    /// `wanted` takes the place of the automatic form; a plan may say the same, but nothing else.
+    fn experts(&self, wanted: Option<ExpertForm>) -> Result<ExpertForm, ModelError> {
         let Some(moe) = self.config.moe else { return Ok(ExpertForm::Sliced) };
         // Slices of an expert travel once for each expert that a token chose, whole experts once for all of them.
-        let auto = if moe.top_k > 2 { ExpertForm::Whole } else { ExpertForm::Sliced };
+        let auto = wanted.unwrap_or(if moe.top_k > 2 { ExpertForm::Whole } else { ExpertForm::Sliced });
         let mut found: Option<(ExpertForm, String)> = None;
         for layer in (0..self.config.num_layers()).filter(|&l| self.config.layers[l].moe) {
             self.check_hooks(&moe, layer)?;
@@ -295,7 +309,12 @@ impl Resolver<'_> {
                 }
             }
         }
-        Ok(found.map_or(auto, |(form, _)| form))
+        match (found, wanted) {
+            (Some((form, named)), Some(wanted)) if form != wanted => Err(ModelError::Plan(format!(
+                "{named} is {form} by the plan, but {wanted} experts were asked for; one of the two must go"
+            ))),
+            (found, _) => Ok(found.map_or(auto, |(form, _)| form)),
+        }
     }
 
     /// What holds experts can only say how they are wrapped.

@@ -19,6 +19,11 @@ pub fn experts(dev: &impl Device) {
             }
         }
     }
+    for tokens in [0, 1, 2, 3, 13, 40] {
+        for (experts, range) in [(1, 0..1), (5, 0..5), (5, 1..4), (33, 0..33), (64, 7..40), (4, 2..2)] {
+            check(dev, &FromHost { tokens, experts, range });
+        }
+    }
     let mut dtypes = super::linear::DTYPES.into_iter().cycle();
     for tokens in [0, 1, 2, 5, 13, 40] {
         for (experts, ranges) in [
@@ -71,7 +76,7 @@ impl Case for Route {
         let routing = dev.route(&logits, self.spec);
         let one = dev.pack(&Values::new(0).matrix(1, 0), DType::F32);
         let no_inputs = dev.upload(&[], self.tokens, 0);
-        let mut found = Vec::new();
+        let mut found = Vec::from(host_choices(dev, &routing));
         for expert in 0..self.experts {
             let assignment = dev.assign(&routing, expert..expert + 1);
             let zeros = dev.grouped_linear(&no_inputs, &assignment, std::slice::from_ref(&one));
@@ -80,6 +85,55 @@ impl Case for Route {
             let weights = dev.combine(&ones, &assignment, &Program::sequential(1));
             found.push(Found::tensor(dev, "route", &weights));
         }
+        found
+    }
+}
+
+/// What a routing is on the host: choices per token, ids, weights.
+fn host_choices<D: Device>(dev: &D, routing: &D::Routing) -> [Found; 3] {
+    let choices = dev.routing_to_host(routing).expect("routing_to_host");
+    let counts = choices.iter().map(|chosen| chosen.len() as f32).collect();
+    let (ids, weights) = choices.into_iter().flatten().map(|(e, w)| (e as f32, w)).unzip();
+    [
+        Found::host("routing_to_host: choices per token", counts),
+        Found::host("routing_to_host: ids", ids),
+        Found::host("routing_to_host: weights", weights),
+    ]
+}
+
+/// Choices that another rank made: of some tokens none, of others all experts.
+#[derive(Debug)]
+struct FromHost {
+    tokens: usize,
+    experts: usize,
+    range: Range<usize>,
+}
+
+impl Case for FromHost {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let (hidden, n) = (24, 33);
+        let mut values = Values::new(self.tokens + self.experts);
+        let mut next = values.vec(self.tokens * self.experts).into_iter();
+        let of_token = |token: usize| -> Vec<(u32, f32)> {
+            let ids = 0..self.experts as u32;
+            let all = ids.zip(next.by_ref()).filter(|(id, w)| match token % 4 {
+                0 => false,
+                1 => true,
+                _ => *w > 0.0 || *id as usize == token % self.experts,
+            });
+            all.collect()
+        };
+        let choices: Vec<_> = (0..self.tokens).map(of_token).collect();
+        let routing = dev.routing_from_host(&choices, self.experts);
+        let mut found = Vec::from(host_choices(dev, &routing));
+        let assignment = dev.assign(&routing, self.range.clone());
+        let x = dev.upload(&values.vec(self.tokens * hidden), self.tokens, hidden);
+        let weights: Vec<_> =
+            self.range.clone().map(|_| dev.pack(&values.matrix(n, hidden), DType::F32)).collect();
+        let y = dev.grouped_linear(&x, &assignment, &weights);
+        found.push(Found::tensor(dev, "grouped_linear", &y));
+        let of_ids = ReductionTree::over_ids(self.experts).program(self.range.clone());
+        found.push(Found::tensor(dev, "combine", &dev.combine(&y, &assignment, &of_ids)));
         found
     }
 }

@@ -31,6 +31,15 @@ pub(super) fn choose(logits: &[f32], spec: RouterSpec) -> Vec<(usize, f32)> {
     chosen
 }
 
+pub(super) fn routing_from_host(choices: &[Vec<(u32, f32)>], experts: usize) -> ReferenceRouting {
+    for chosen in choices {
+        assert!(chosen.is_sorted_by(|a, b| a.0 < b.0), "choices ascend: {chosen:?}");
+        assert!(chosen.iter().all(|&(id, _)| (id as usize) < experts), "{chosen:?} of {experts} experts");
+    }
+    let from_host = |chosen: &Vec<(u32, f32)>| chosen.iter().map(|&(e, w)| (e as usize, w)).collect();
+    ReferenceRouting { experts, chosen: choices.iter().map(from_host).collect() }
+}
+
 pub(super) fn assign(routing: &ReferenceRouting, experts: Range<usize>) -> ReferenceAssignment {
     assert!(experts.end <= routing.experts, "experts {experts:?} of {}", routing.experts);
     let mut pairs = Vec::new();

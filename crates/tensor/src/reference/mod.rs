@@ -243,6 +243,15 @@ impl Device for Reference {
         ReferenceRouting { experts: logits.cols, chosen }
     }
 
+    fn routing_to_host(&self, routing: &ReferenceRouting) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
+        let to_host = |chosen: &Vec<(usize, f32)>| chosen.iter().map(|&(e, w)| (e as u32, w)).collect();
+        Ok(routing.chosen.iter().map(to_host).collect())
+    }
+
+    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> ReferenceRouting {
+        experts::routing_from_host(choices, experts)
+    }
+
     fn assign(&self, routing: &ReferenceRouting, experts: Range<usize>) -> ReferenceAssignment {
         experts::assign(routing, experts)
     }

@@ -295,7 +295,21 @@ impl<R: Recorder> Device for Shapes<R> {
         let cost = cost((FUNCTION + 3) * logits.len(), logits.len() + 2 * tokens * top_k);
         let normalized = if normalize { ", normalized" } else { "" };
         self.record("route", cost, format_args!("{logits}, top {top_k}{normalized}"));
-        ShapeRouting { tokens, experts, top_k }
+        experts::route(tokens, experts, top_k)
+    }
+
+    fn routing_to_host(&self, routing: &ShapeRouting) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
+        let (tokens, pairs) = (routing.tokens, routing.pairs());
+        self.record("routing_to_host", cost(0, 2 * pairs), format_args!("{tokens} tokens, {pairs} pairs"));
+        Ok(experts::to_host(routing))
+    }
+
+    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> ShapeRouting {
+        let routing = experts::from_host(choices, experts);
+        let (tokens, pairs) = (routing.tokens, routing.pairs());
+        let detail = format_args!("{tokens} tokens, {pairs} pairs, {experts} experts");
+        self.record("routing_from_host", cost(0, 2 * pairs), detail);
+        routing
     }
 
     fn assign(&self, routing: &ShapeRouting, experts: Range<usize>) -> ShapeAssignment {
@@ -304,7 +318,7 @@ impl<R: Recorder> Device for Shapes<R> {
         self.record(
             "assign",
             cost(0, 2 * pairs),
-            format_args!("experts {experts:?} of {} -> {pairs} pairs", routing.experts),
+            format_args!("experts {experts:?} of {} -> {pairs} pairs", routing.experts()),
         );
         assignment
     }

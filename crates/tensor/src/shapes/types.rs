@@ -19,12 +19,12 @@ pub struct ShapeWeight {
     pub(super) dtype: DType,
 }
 
-/// How many experts each token chose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How many tokens chose each expert.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShapeRouting {
     pub(super) tokens: usize,
-    pub(super) experts: usize,
-    pub(super) top_k: usize,
+    /// Pairs of the experts before each, and of all.
+    pub(super) pairs_before: Vec<usize>,
 }
 
 /// How many pairs a range of experts works on.
@@ -33,6 +33,18 @@ pub struct ShapeAssignment {
     pub(super) tokens: usize,
     pub(super) experts: Range<usize>,
     pub(super) pairs: usize,
+    /// Experts that have a pair.
+    pub(super) busy: usize,
+}
+
+impl ShapeRouting {
+    pub(super) fn experts(&self) -> usize {
+        self.pairs_before.len() - 1
+    }
+
+    pub(super) fn pairs(&self) -> usize {
+        self.pairs_before[self.experts()]
+    }
 }
 
 impl ShapeTensor {

@@ -1,0 +1,119 @@
+//! The measurement itself, on any group: threads of this process, or the processes of a job.
+
+use std::time::{Duration, Instant};
+
+use collective::{Collective, CollectiveError};
+use tensor::HostDevice;
+
+use super::ops::{Case, Op};
+
+/// What is measured, and how often.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Operations, in this order.
+    pub ops: Vec<Op>,
+    /// Sizes in bytes, ascending.
+    pub sizes: Vec<usize>,
+    /// Calls that are timed.
+    pub iters: usize,
+    /// Calls before them.
+    pub warmup: usize,
+    /// Whether results are compared.
+    pub check: bool,
+    /// What a wait may take.
+    pub deadline: Duration,
+}
+
+/// One operation at one size.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The operation.
+    pub op: Op,
+    /// Bytes that were asked for.
+    pub asked: usize,
+    /// Bytes by nccl-tests' notion of the operation's size.
+    pub bytes: usize,
+    /// Elements.
+    pub count: usize,
+    /// Microseconds of each call, ascending. A call's time is the mean of what it took on all ranks.
+    pub times_us: Vec<f64>,
+    /// Elements with wrong bits, on all ranks together.
+    pub wrong: Option<u64>,
+}
+
+impl Sample {
+    /// The time that a share `q` of all calls stayed within.
+    pub fn quantile_us(&self, q: f64) -> f64 {
+        let last = self.times_us.len() - 1;
+        self.times_us[((last as f64 * q).round() as usize).min(last)]
+    }
+
+    /// GB/s of the median.
+    pub fn algorithm_gb_s(&self) -> f64 {
+        self.bytes as f64 / self.quantile_us(0.5) / 1e3
+    }
+}
+
+/// Measures everything on one rank of a group; all ranks call it with the same settings. Every rank gets every sample.
+///
+/// # Errors
+/// A rank is missing, or has failed.
+pub fn sweep<D: HostDevice>(
+    group: &dyn Collective<D>,
+    dev: &D,
+    settings: &Settings,
+    on_sample: &mut dyn FnMut(Sample),
+) -> Result<(), CollectiveError> {
+    for &op in &settings.ops {
+        for &asked in &settings.sizes {
+            let case = Case::new(group, dev, op, asked, settings.deadline);
+            let times = times(group, &case, op, settings)?;
+            let wrong = match settings.check {
+                true => Some(wrong(group, &case)?),
+                false => None,
+            };
+            let (bytes, count) = (case.bytes(), case.count());
+            on_sample(Sample { op, asked, bytes, count, times_us: times, wrong });
+        }
+    }
+    Ok(())
+}
+
+fn times<D: HostDevice>(
+    group: &dyn Collective<D>,
+    case: &Case<'_, D>,
+    op: Op,
+    settings: &Settings,
+) -> Result<Vec<f64>, CollectiveError> {
+    let mut data = case.zeros();
+    for _ in 0..settings.warmup {
+        data = case.next(case.call(data)?);
+    }
+    let mut own = Vec::with_capacity(settings.iters);
+    group.barrier()?;
+    for _ in 0..settings.iters {
+        let began = Instant::now();
+        let result = case.call(data)?;
+        own.push((began.elapsed().as_secs_f64() * 1e6 / op.turns()) as f32);
+        data = case.next(result);
+    }
+    let all = group.all_gather_host(&own)?;
+    let of_call = |i: usize| {
+        let ranks = all.iter().map(|times| f64::from(times[i]));
+        match op {
+            // The sender may be done before anything has arrived.
+            Op::Broadcast => ranks.fold(0.0, f64::max),
+            _ => ranks.sum::<f64>() / all.len() as f64,
+        }
+    };
+    let mut times: Vec<f64> = (0..settings.iters).map(of_call).collect();
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// Two calls, so that what one leaves behind spoils the other.
+fn wrong<D: HostDevice>(group: &dyn Collective<D>, case: &Case<'_, D>) -> Result<u64, CollectiveError> {
+    let own = case.wrong(1)? + case.wrong(2)?;
+    let all = group.all_gather_host(&[f32::from_bits(own.min(u64::from(u32::MAX)) as u32)])?;
+    Ok(all.iter().map(|n| u64::from(n[0].to_bits())).sum())
+}

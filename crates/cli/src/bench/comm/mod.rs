@@ -1,0 +1,185 @@
+//! `anysplit bench comm`: what ranks do together, alone, over sizes and backends.
+
+mod measure;
+mod ops;
+mod report;
+mod threads;
+
+use std::io::Write;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use cpu::limits;
+use engine::cpus;
+use serde_json::json;
+
+use crate::args::{DTypeArg, LoadFormat, ModelArgs, yes_or_no};
+use crate::error::CliError;
+use crate::model::read_config;
+use measure::{Sample, Settings};
+use ops::Op;
+use report::Context;
+
+/// Collectives alone, over a range of sizes, in nccl-tests' columns.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  anysplit bench comm\n  \
+    anysplit bench comm --op all_reduce -b 8K -e 8M -f 2 -n 500 --backend shared\n  \
+    anysplit bench comm --model ./Llama-3.2-1B --tp 2 --json\n\n\
+    Sizes, algbw and busbw are defined as in nccl-tests; rates are those of the median time. #wrong counts elements \
+    whose bits aren't those of the canonical result. With --model, the sizes of one token's all-reduce (decode) and \
+    of 512 tokens' (prefill) are measured too, and marked.")]
+pub struct CommArgs {
+    /// Operations
+    #[arg(
+        long,
+        env = "ANYSPLIT_OP",
+        value_delimiter = ',',
+        value_name = "LIST",
+        default_value = "all_reduce,all_gather,reduce_scatter,all_to_all,broadcast,send_recv"
+    )]
+    op: Vec<Op>,
+    /// What carries the data; default: all that run here
+    #[arg(long, env = "ANYSPLIT_BACKEND", value_delimiter = ',', value_name = "LIST")]
+    backend: Vec<Backend>,
+    /// Smallest size; K, M and G are powers of 1024
+    #[arg(long, short = 'b', env = "ANYSPLIT_MIN_BYTES", default_value = "1K", value_name = "SIZE", value_parser = parse_size)]
+    min_bytes: usize,
+    /// Largest size; default: 4M, or the smallest size if that is more
+    #[arg(long, short = 'e', env = "ANYSPLIT_MAX_BYTES", value_name = "SIZE", value_parser = parse_size)]
+    max_bytes: Option<usize>,
+    /// Each size is so many times the one before
+    #[arg(long, short = 'f', env = "ANYSPLIT_FACTOR", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
+    factor: u64,
+    /// Calls that are timed
+    #[arg(long, short = 'n', env = "ANYSPLIT_ITERS", default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    iters: u32,
+    /// Calls before them
+    #[arg(long, short = 'w', env = "ANYSPLIT_WARMUP", default_value_t = 20, value_name = "N")]
+    warmup: u32,
+    /// Compares results with the canonical ones
+    #[arg(long, env = "ANYSPLIT_CHECK", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "true|false", value_parser = yes_or_no())]
+    check: bool,
+    /// Ranks
+    #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=RANKS_MAX))]
+    tensor_parallel_size: u32,
+    /// Marks the sizes that this model uses: a directory, a hub id or a config.json
+    #[arg(long, short, env = "ANYSPLIT_MODEL", value_name = "DIR|ID")]
+    model: Option<String>,
+    /// Seconds after which a rank that the others wait for is an error
+    #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    comm_timeout: u64,
+    /// Prints one JSON value
+    #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]
+    json: bool,
+}
+
+/// More threads than any machine has use for.
+const RANKS_MAX: i64 = 1024;
+/// Sizes beyond this are no collective's of a model.
+const SIZE_MAX: usize = 4 << 30;
+/// The largest size unless another is asked for.
+const MAX_BYTES: usize = 4 << 20;
+/// Tokens of a step whose size counts as prefill.
+const PREFILL_TOKENS: usize = 512;
+const REPEATS_OF_LIMITS: usize = 7;
+
+/// What carries the data.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// Threads over shared memory
+    Shared,
+}
+
+impl Backend {
+    fn name(self) -> &'static str {
+        match self {
+            Backend::Shared => "shared",
+        }
+    }
+}
+
+/// A size such as 64, 8K or 4M.
+fn parse_size(text: &str) -> Result<usize, String> {
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 1 << 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    let bytes = digits.parse::<usize>().ok().and_then(|n| n.checked_mul(unit));
+    bytes
+        .filter(|bytes| (4..=SIZE_MAX).contains(bytes))
+        .ok_or("give bytes from 4 to 4G, such as 64, 8K or 4M".into())
+}
+
+pub fn run(args: &CommArgs) -> Result<(), CliError> {
+    if let Some(max) = args.max_bytes.filter(|&max| max < args.min_bytes) {
+        let told = format!("--min-bytes {} is more than --max-bytes {max}; swap them", args.min_bytes);
+        return Err(CliError::Usage(told));
+    }
+    let uses = uses(args)?;
+    let settings = args.settings(&uses);
+    let backends = match args.backend.is_empty() {
+        true => Backend::value_variants(),
+        false => &args.backend,
+    };
+    let ranks = args.tensor_parallel_size as usize;
+    let cores = cpus::available();
+    let pair = cores.get(1).and_then(|&other| limits::core_to_core(cores[0], other, REPEATS_OF_LIMITS));
+    let mut rows = Vec::new();
+    for &backend in backends {
+        let group = match backend {
+            Backend::Shared => threads::shared(ranks, &settings),
+        };
+        let pair = pair.filter(|_| backend == Backend::Shared);
+        let context = Context { backend: backend.name(), ranks, pair, uses: uses.clone() };
+        let mut out = std::io::stdout();
+        let mut written = if args.json { Ok(()) } else { context.head(&mut out) };
+        let mut on_sample = |sample: Sample| match args.json {
+            true => rows.push(context.json(&sample)),
+            false if written.is_ok() => written = context.line(&mut out, &sample),
+            false => {}
+        };
+        threads::run(group, &settings, &mut on_sample)?;
+        written?;
+    }
+    if args.json {
+        writeln!(std::io::stdout().lock(), "{}", json!({ "rows": rows }))?;
+    }
+    Ok(())
+}
+
+/// The sizes that a model uses, and for what.
+fn uses(args: &CommArgs) -> Result<Vec<(usize, &'static str)>, CliError> {
+    if args.model.is_none() {
+        return Ok(Vec::new());
+    }
+    let model = ModelArgs {
+        model: args.model.clone(),
+        dtype: DTypeArg::Auto,
+        load_format: LoadFormat::Auto,
+        seed: None,
+    };
+    let token = read_config(&model)?.1.hidden_size * size_of::<f32>();
+    Ok(vec![(token, "decode, 1 token"), (token * PREFILL_TOKENS, "prefill, 512 tokens")])
+}
+
+impl CommArgs {
+    fn settings(&self, uses: &[(usize, &str)]) -> Settings {
+        let factor = usize::try_from(self.factor).unwrap_or(usize::MAX);
+        let powers = std::iter::successors(Some(self.min_bytes), |size| size.checked_mul(factor));
+        let max = self.max_bytes.unwrap_or(MAX_BYTES.max(self.min_bytes));
+        let mut sizes: Vec<usize> = powers.take_while(|&size| size <= max).collect();
+        sizes.extend(uses.iter().map(|(bytes, _)| bytes));
+        sizes.sort();
+        sizes.dedup();
+        Settings {
+            ops: self.op.clone(),
+            sizes,
+            iters: self.iters as usize,
+            warmup: self.warmup as usize,
+            check: self.check,
+            deadline: Duration::from_secs(self.comm_timeout),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Replicas side by side: rank 0 routes requests to the leaders of the others and gets their tokens.
+
+use collective::Group;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::EngineError;
+use crate::leader::Leader;
+use crate::replica::{Prepare, Replica, TokenEvent};
+use crate::report::RankReport;
+use crate::request::{GenerateRequest, Timing};
+use crate::worker::Command;
+
+/// From rank 0 to another replica's leader.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum ToReplica {
+    /// Gets ready for a call; the KV cache has this many blocks.
+    Prepare {
+        prepare: Prepare,
+        blocks: Option<usize>,
+    },
+    Submit {
+        id: u64,
+        request: GenerateRequest,
+    },
+    Abort {
+        id: u64,
+    },
+    Report,
+    Stop,
+}
+
+/// Back.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum FromReplica {
+    Tokens(Vec<TokenEvent>),
+    Reports(Vec<RankReport>, Timing),
+}
+
+/// Sends a message to another replica's leader.
+pub(crate) fn send(leader: &mut dyn Leader, to: usize, message: &impl Serialize) -> Result<(), EngineError> {
+    let bytes = postcard::to_stdvec(message).expect("a message can be written");
+    leader.between_replicas(&mut |group| group.send_bytes(&bytes, to))
+}
+
+/// The next message of another replica's leader; `None` if none is there and it isn't waited for.
+pub(crate) fn receive<T: DeserializeOwned>(
+    leader: &mut dyn Leader,
+    from: usize,
+    wait: bool,
+) -> Result<Option<T>, EngineError> {
+    let mut bytes = None;
+    leader.between_replicas(&mut |group: &dyn Group| {
+        bytes = match wait {
+            true => Some(group.recv_bytes(from, None)?),
+            false => group.try_recv_bytes(from)?,
+        };
+        Ok(())
+    })?;
+    Ok(bytes.map(|bytes| postcard::from_bytes(&bytes).expect("leaders write what leaders read")))
+}
+
+/// The life of a leader other than rank 0.
+///
+/// # Errors
+/// A rank fails.
+pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
+    let mut replica = Replica::default();
+    loop {
+        let Some(message) = receive(leader, 0, replica.is_idle())? else {
+            let events = replica.pump(leader)?;
+            if !events.is_empty() {
+                send(leader, 0, &FromReplica::Tokens(events))?;
+            }
+            continue;
+        };
+        if matches!(message, ToReplica::Prepare { .. } | ToReplica::Report) {
+            // Steps may be on their way whose requests have been aborted.
+            let events = replica.settle(leader)?;
+            send(leader, 0, &FromReplica::Tokens(events))?;
+        }
+        match message {
+            ToReplica::Prepare { prepare, blocks } => {
+                if let Some(blocks) = blocks {
+                    leader.issue(&Command::AllocateKv { blocks })?;
+                }
+                leader.issue(&Command::Mark)?;
+                replica.prepare(prepare);
+            }
+            ToReplica::Submit { id, request } => replica.submit(id, request)?,
+            ToReplica::Abort { id } => replica.abort(id),
+            ToReplica::Report => {
+                let reports = leader.reports()?;
+                send(leader, 0, &FromReplica::Reports(reports, replica.timing))?;
+            }
+            ToReplica::Stop => return Ok(()),
+        }
+    }
+}

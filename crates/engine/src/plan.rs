@@ -1,0 +1,56 @@
+//! What is where: the mesh of ranks, the layout of each layer over a tensor-parallel group, the stages.
+
+use collective::Mesh;
+use model::parallel::ExpertForm;
+use model::{Layout, ModelConfig, Stage};
+
+use crate::{EngineError, EngineOptions};
+
+/// A model laid out over ranks.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Which rank is what.
+    pub mesh: Mesh,
+    /// Each layer over the ranks of a tensor-parallel group.
+    pub layout: Layout,
+    /// The layers of each stage.
+    pub stages: Vec<Stage>,
+}
+
+impl Plan {
+    /// Lays a model out. `at_hand`: how many ranks there are, where a launcher has started them.
+    ///
+    /// # Errors
+    /// Sizes that the model can't have, or that don't multiply to the ranks at hand.
+    pub fn new(
+        config: ModelConfig,
+        options: &EngineOptions,
+        at_hand: Option<usize>,
+    ) -> Result<Plan, EngineError> {
+        let (tp, pp, dp) =
+            (options.rank_weights.len(), options.pipeline_parallel_size, options.data_parallel_size);
+        if dp == 0 {
+            return Err(EngineError::Request("data parallel size 0 must be at least 1".into()));
+        }
+        if let Some(ranks) =
+            at_hand.filter(|&ranks| tp.checked_mul(pp).and_then(|n| n.checked_mul(dp)) != Some(ranks))
+        {
+            return Err(EngineError::Request(not_the_ranks(&config, ranks, [tp, pp, dp])));
+        }
+        let stages = Stage::cut(&config, pp, options.pp_layers.as_deref())?;
+        let mut layout = Layout::new(config, &options.rank_weights, &options.tp_plan)?;
+        layout.sequence_parallel = options.sequence_parallel;
+        let whole = layout.config.moe.is_some() && layout.styles.experts == ExpertForm::Whole;
+        let ep = if whole { tp } else { 1 };
+        Ok(Plan { mesh: Mesh { dp, pp, ep, tp }, layout, stages })
+    }
+}
+
+fn not_the_ranks(config: &ModelConfig, ranks: usize, [tp, pp, dp]: [usize; 3]) -> String {
+    let choices = Mesh::choices(ranks, config.num_heads, config.num_layers());
+    let shown: Vec<String> = choices.iter().take(8).map(ToString::to_string).collect();
+    format!(
+        "--tp {tp} --pp {pp} --dp {dp} do not make the {ranks} ranks at hand; these would: {}",
+        shown.join("; ")
+    )
+}

@@ -1,0 +1,171 @@
+//! What is decided before any rank starts.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use checkpoint::WeightSource;
+use cpu::{CpuConfig, CpuDevice};
+use job::Job;
+use model::{Decoder, Loader, ModelConfig};
+use tensor::{Cost, DType, Timed};
+
+use crate::launch::{LaunchOptions, MakeDevice, Setup};
+use crate::{EngineError, EngineOptions, Plan, cpus, memory};
+
+/// How long a thread that waits for another spins before it sleeps.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// Threads of all ranks together: above any machine's cores, below what systems refuse.
+const MAX_THREADS: usize = 4096;
+
+/// The ranks that share this host's cores and memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Local {
+    pub ranks: usize,
+    /// This process's only rank, as one of those; `None`: all ranks are threads of this process.
+    pub only: Option<usize>,
+}
+
+impl Local {
+    /// Those of a job that are on this host.
+    pub fn of_job(job: &Job) -> Local {
+        let nodes = job.node_of_rank();
+        let here: Vec<usize> = (0..job.size()).filter(|&rank| nodes[rank] == nodes[job.rank()]).collect();
+        let only = here.iter().position(|&rank| rank == job.rank());
+        // A launcher that binds each process to cores of its own has shared them out already.
+        match cpus::are_shared_out(here.len()) {
+            true => Local { ranks: 1, only: Some(0) },
+            false => Local { ranks: here.len(), only },
+        }
+    }
+
+    fn index(&self, rank: usize) -> usize {
+        self.only.unwrap_or(rank)
+    }
+}
+
+/// Makes a rank's device of the processor.
+pub(crate) struct MakeCpu {
+    local: Local,
+    threads: usize,
+    isa: Option<cpu::Isa>,
+    spin: bool,
+}
+
+impl MakeDevice for MakeCpu {
+    type Device = Timed<CpuDevice>;
+    fn make(&self, rank: usize) -> Timed<CpuDevice> {
+        Timed::new(CpuDevice::new(CpuConfig {
+            threads: self.threads,
+            cores: cpus::of_rank(self.local.index(rank), self.local.ranks, self.threads),
+            isa: self.isa,
+            spin: self.spin,
+        }))
+    }
+}
+
+/// What is known before any rank starts.
+pub(crate) struct Prepared {
+    pub setup: Setup<MakeCpu>,
+    pub settings: Settings,
+    /// Bytes that the ranks of this process load.
+    pub total: u64,
+}
+
+/// What the engine is told of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Settings {
+    pub dtype: DType,
+    pub kv_dtype: DType,
+    pub threads: usize,
+    pub max_model_len: usize,
+}
+
+impl Prepared {
+    pub fn new(
+        config: ModelConfig,
+        source: WeightSource,
+        options: &EngineOptions,
+        job: Option<&Job>,
+    ) -> Result<Self, EngineError> {
+        let max_positions = config.max_position_embeddings;
+        let plan = Plan::new(config, options, job.map(Job::size))?;
+        let local = match job {
+            Some(job) => Local::of_job(job),
+            None => Local { ranks: plan.mesh.size(), only: None },
+        };
+        let ranks = local.ranks;
+        let dtype = options.dtype.unwrap_or_else(|| source.dtype());
+        let kv_dtype = options.kv_cache_dtype.unwrap_or(dtype);
+        let max_model_len = options.max_model_len.unwrap_or(max_positions);
+        if max_model_len == 0 || max_model_len > max_positions {
+            return Err(EngineError::Request(format!(
+                "max-model-len {max_model_len} must be from 1 to the model's {max_positions} positions"
+            )));
+        }
+        if options.threads_per_rank == Some(0) {
+            return Err(EngineError::Request("threads-per-rank must be at least 1".into()));
+        }
+        let all = preflight(&plan, &source, options.dtype)? * plan.mesh.dp as u64;
+        let total = all / plan.mesh.size() as u64 * ranks as u64;
+        if let Some(available) = memory::available_bytes().filter(|&available| total > available) {
+            return Err(EngineError::Request(format!(
+                "the weights need {total} bytes over {ranks} ranks, but only {available} bytes of memory are available; \
+                 a smaller --dtype, or a machine with more memory, would work"
+            )));
+        }
+        let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(ranks));
+        if threads.saturating_mul(ranks) > MAX_THREADS {
+            return Err(EngineError::Request(format!(
+                "threads-per-rank {threads} on {ranks} ranks are more than {MAX_THREADS} threads; this machine has {} cores",
+                cpus::available().len()
+            )));
+        }
+        // Spinning only makes sense while everyone who spins has a core.
+        let spin = ranks * threads <= cpus::available().len();
+        let launch_options = LaunchOptions {
+            weight_dtype: options.dtype,
+            kv_dtype,
+            comm_timeout: options.comm_timeout,
+            spin: if spin { SPIN } else { Duration::ZERO },
+            host: job.map_or(String::new(), host_name),
+        };
+        let setup = Setup {
+            mesh: plan.mesh,
+            layout: plan.layout,
+            stages: plan.stages,
+            source,
+            options: launch_options,
+            make: MakeCpu { local, threads, isa: options.isa, spin },
+            loaded_bytes: AtomicU64::new(0),
+        };
+        Ok(Prepared { setup, settings: Settings { dtype, kv_dtype, threads, max_model_len }, total })
+    }
+}
+
+/// The name of this process's host, with its number where several hosts are called the same.
+fn host_name(job: &Job) -> String {
+    let (hosts, nodes, rank) = (job.hosts(), job.node_of_rank(), job.rank());
+    let is_twin = |other: usize| hosts[other] == hosts[rank] && nodes[other] != nodes[rank];
+    match (0..job.size()).any(is_twin) {
+        true => format!("{} (node {})", hosts[rank], nodes[rank]),
+        false => hosts[rank].to_owned(),
+    }
+}
+
+/// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much a replica has to load.
+fn preflight(plan: &Plan, source: &WeightSource, dtype: Option<DType>) -> Result<u64, EngineError> {
+    let mut total = 0;
+    // Random weights lack nothing, and needn't be made to be counted.
+    let meta = WeightSource::Meta { dtype: source.dtype() };
+    let source = if matches!(source, WeightSource::Random { .. }) { &meta } else { source };
+    for stage in &plan.stages {
+        for rank in 0..plan.mesh.tp {
+            let dev = Cost::new();
+            let loader = Loader::new(&dev, source, &plan.layout, rank, dtype, &|_| Ok(()));
+            Decoder::load(&loader, stage)?;
+            total += loader.stats().weight_bytes;
+        }
+    }
+    Ok(total)
+}

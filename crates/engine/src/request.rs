@@ -1,0 +1,94 @@
+//! What is asked of an engine, and what comes of it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tensor::OpCost;
+
+use crate::SamplingParams;
+
+/// What someone wants completed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerateRequest {
+    /// Token ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// The most tokens to generate.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Tokens that end the completion.
+    pub stop_token_ids: Vec<u32>,
+}
+
+impl GenerateRequest {
+    /// Tokens that it may take to run: those of the prompt and those to come.
+    pub(crate) fn work(&self) -> usize {
+        self.prompt.len() + self.max_tokens
+    }
+}
+
+/// Why a completion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FinishReason {
+    /// A token or text that ends it.
+    Stop,
+    /// `max_tokens`, or the model's longest sequence.
+    Length,
+}
+
+impl FinishReason {
+    /// OpenAI's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
+/// A request's tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Token ids; a stop token is the last of them.
+    pub token_ids: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// One kind of operation of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OpTime {
+    /// Its name in [`tensor::Device`].
+    pub op: &'static str,
+    /// How long all of them took.
+    pub time: Duration,
+    /// What they had to do.
+    pub cost: OpCost,
+}
+
+/// Where a call's time went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Until the first token was chosen.
+    pub time_to_first_token: Duration,
+    /// Prompt tokens, and seconds of the steps that had any.
+    pub prefill: (usize, f64),
+    /// Tokens chosen in steps without prompt tokens, and seconds of those steps.
+    pub decode: (usize, f64),
+}
+
+impl Timing {
+    /// That of replicas that work side by side.
+    pub(crate) fn beside(self, other: Timing) -> Timing {
+        let both = |a: (usize, f64), b: (usize, f64)| (a.0 + b.0, a.1.max(b.1));
+        let first = match (self.time_to_first_token, other.time_to_first_token) {
+            (Duration::ZERO, t) | (t, Duration::ZERO) => t,
+            (a, b) => a.min(b),
+        };
+        Timing {
+            time_to_first_token: first,
+            prefill: both(self.prefill, other.prefill),
+            decode: both(self.decode, other.decode),
+        }
+    }
+}

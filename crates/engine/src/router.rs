@@ -1,0 +1,153 @@
+//! Which replica gets a request: a function of what is outstanding, without clock or I/O.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// Tokens of a prompt that are compared at a time.
+const CHUNK: usize = 64;
+/// Prompt chunks that are remembered per replica.
+const REMEMBERED: usize = 4096;
+
+/// Spreads requests over replicas: the least outstanding work first, less what a replica has seen of the prompt before
+/// and so may hold in its cache.
+#[derive(Debug)]
+pub struct Router {
+    replicas: Vec<State>,
+    /// Requests that are out: their replica and their work.
+    out: BTreeMap<u64, (usize, usize)>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    work: usize,
+    requests: usize,
+    draining: bool,
+    /// Hash chains of prompts that it got, and when it last got them.
+    seen: HashMap<u64, u64>,
+    clock: u64,
+}
+
+impl Router {
+    /// Replicas without work.
+    pub fn new(replicas: usize) -> Self {
+        Router { replicas: (0..replicas).map(|_| State::default()).collect(), out: BTreeMap::new() }
+    }
+
+    /// Gives a request of `work` tokens to a replica that has fewer than `most` requests; `None` if all are full or
+    /// draining.
+    pub fn assign(&mut self, id: u64, prompt: &[u32], work: usize, most: usize) -> Option<usize> {
+        let chain = chain(prompt);
+        let cost = |state: &State| state.work.saturating_sub(state.known(&chain));
+        let open = |(_, state): &(usize, &State)| !state.draining && state.requests < most;
+        let open = self.replicas.iter().enumerate().filter(open);
+        let (replica, _) = open.min_by_key(|(replica, state)| (cost(state), *replica))?;
+        let state = &mut self.replicas[replica];
+        state.work += work;
+        state.requests += 1;
+        state.remember(chain);
+        let before = self.out.insert(id, (replica, work));
+        assert!(before.is_none(), "request {id} is out already");
+        Some(replica)
+    }
+
+    /// Notes that a request has ended.
+    pub fn done(&mut self, id: u64) {
+        if let Some((replica, work)) = self.out.remove(&id) {
+            self.replicas[replica].work -= work;
+            self.replicas[replica].requests -= 1;
+        }
+    }
+
+    /// The replica that has a request.
+    pub fn replica_of(&self, id: u64) -> Option<usize> {
+        self.out.get(&id).map(|(replica, _)| *replica)
+    }
+
+    /// Requests that a replica has.
+    pub fn outstanding(&self, replica: usize) -> usize {
+        self.replicas[replica].requests
+    }
+
+    /// Gives a replica nothing more; it ends what it has.
+    pub fn drain(&mut self, replica: usize) {
+        self.replicas[replica].draining = true;
+    }
+}
+
+impl State {
+    /// Tokens at the start of a prompt that this replica has seen.
+    fn known(&self, chain: &[u64]) -> usize {
+        CHUNK * chain.iter().take_while(|hash| self.seen.contains_key(hash)).count()
+    }
+
+    fn remember(&mut self, chain: Vec<u64>) {
+        self.clock += 1;
+        self.seen.extend(chain.into_iter().map(|hash| (hash, self.clock)));
+        if self.seen.len() > REMEMBERED {
+            // The older half goes.
+            let mut times: Vec<u64> = self.seen.values().copied().collect();
+            times.sort_unstable();
+            let middle = times[times.len() / 2];
+            self.seen.retain(|_, time| *time > middle);
+        }
+    }
+}
+
+/// A hash of each whole chunk of a prompt and all before it (FNV-1a).
+fn chain(prompt: &[u32]) -> Vec<u64> {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let chunks = prompt.chunks_exact(CHUNK).map(|chunk| {
+        for byte in chunk.iter().flat_map(|token| token.to_le_bytes()) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        hash
+    });
+    chunks.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_replica_with_the_least_work_is_next() {
+        let mut router = Router::new(3);
+        let works = [100, 10, 10, 50, 1];
+        let got: Vec<_> =
+            (0..5).map(|i| router.assign(i as u64, &[i as u32], works[i], 9).unwrap()).collect();
+        assert_eq!(got, [0, 1, 2, 1, 2]);
+        router.done(0);
+        assert_eq!(router.assign(9, &[1], 1, 9), Some(0));
+    }
+
+    #[test]
+    fn a_prompt_goes_where_its_beginning_is_known_unless_that_replica_is_busier_by_more() {
+        let system: Vec<u32> = (0..200).collect();
+        let with = |end: u32| [&system[..], &[end]].concat();
+        let mut router = Router::new(2);
+        assert_eq!(router.assign(0, &with(1), 150, 9), Some(0));
+        assert_eq!(router.assign(1, &[7; 300], 20, 9), Some(1));
+        assert_eq!(router.assign(2, &with(2), 150, 9), Some(0), "192 tokens are known there");
+        assert_eq!(router.assign(3, &with(3), 150, 9), Some(1), "that is too busy now");
+    }
+
+    #[test]
+    fn a_full_or_draining_replica_gets_nothing() {
+        let mut router = Router::new(2);
+        router.drain(0);
+        assert_eq!(router.assign(0, &[1], 1, 1), Some(1));
+        assert_eq!(router.assign(1, &[1], 1, 1), None);
+        router.done(0);
+        assert_eq!((router.outstanding(1), router.replica_of(0)), (0, None));
+        assert_eq!(router.assign(1, &[1], 1, 1), Some(1));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut router = Router::new(1);
+        for i in 0..10_000u32 {
+            let prompt: Vec<u32> = (0..64).map(|t| t ^ (i << 8)).collect();
+            router.assign(u64::from(i), &prompt, 1, usize::MAX);
+        }
+        assert!(router.replicas[0].seen.len() <= REMEMBERED);
+    }
+}

@@ -1,0 +1,158 @@
+//! How the ranks of a group come to exchange: which way, and the memory that those of one host share.
+
+use std::time::{Duration, Instant};
+
+use collective::{SharedConfig, SharedRank, SharedSegment, Solo, TcpMesh};
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsRawFd;
+
+use super::{Backend, JobGroup};
+use crate::JobError;
+use crate::rendezvous::Link;
+use crate::watch::Watch;
+
+/// What ranks of one host say to each other to make a group. The first creates the memory.
+#[derive(Debug, Serialize, Deserialize)]
+enum Word {
+    /// Where the memory is: the first rank's process and its descriptor there.
+    Segment(u32, i32),
+    /// The memory is mapped.
+    Ready,
+    /// There will be no group.
+    Failed(String),
+}
+
+/// What a group is made from.
+pub(crate) struct Maker<'a> {
+    pub backend: Backend,
+    pub hosts: &'a [&'a str],
+    pub node_of_rank: &'a [usize],
+    pub watch: &'a Watch,
+    pub link: &'a Link,
+    /// There if ranks are on several hosts, or the backend says so.
+    pub mesh: Option<&'a TcpMesh>,
+}
+
+impl Maker<'_> {
+    /// This rank's part of a group. `members` are world ranks.
+    pub fn make(&self, id: u16, members: &[usize], deadline: Duration) -> Result<JobGroup, JobError> {
+        if members.len() == 1 {
+            return Ok(JobGroup::Solo(Solo::default()));
+        }
+        let node = |rank: usize| self.node_of_rank[rank];
+        let elsewhere = members.iter().copied().find(|&rank| node(rank) != node(members[0]));
+        match (self.backend, elsewhere, self.mesh) {
+            (Backend::Auto | Backend::Shared, None, _) => {
+                self.share(id, members, deadline).map(JobGroup::Shared)
+            }
+            (Backend::Auto | Backend::Tcp, _, Some(mesh)) => {
+                Ok(JobGroup::Tcp(mesh.group(id, members, deadline)?))
+            }
+            (_, elsewhere, _) => {
+                let ranks = [members[0], elsewhere.unwrap_or(members[1])];
+                Err(JobError::NotShared { ranks, hosts: ranks.map(|rank| self.hosts[rank].to_owned()) })
+            }
+        }
+    }
+
+    /// Memory between ranks of one host.
+    fn share(&self, id: u16, members: &[usize], deadline: Duration) -> Result<SharedRank, JobError> {
+        let me = members.iter().position(|&rank| rank == self.watch.me).expect("a member makes the group");
+        let config = SharedConfig { deadline, ..self.config() };
+        // The first operation has the deadline; members may come to make the group with more of a delay.
+        let until = Instant::now() + deadline.max(self.watch.pace.timeout);
+        if me == 0 {
+            return self.create(id, members, &config, until);
+        }
+        match self.hear(id, members[0], until)? {
+            Word::Segment(pid, fd) => {
+                let rank =
+                    open(pid, fd, members.len(), &config).and_then(|segment| segment.rank(me, &config));
+                let rank = rank.map_err(|e| no_memory(members[0], &e));
+                let word = match &rank {
+                    Ok(_) => Word::Ready,
+                    Err(e) => Word::Failed(e.to_string()),
+                };
+                self.say(id, members[0], &word)?;
+                rank
+            }
+            Word::Failed(message) => Err(JobError::Lost { message }),
+            Word::Ready => Err(no_memory(members[0], &"an answer out of turn")),
+        }
+    }
+
+    /// The first rank's part: it keeps the memory open until all have it.
+    fn create(
+        &self,
+        id: u16,
+        members: &[usize],
+        config: &SharedConfig,
+        until: Instant,
+    ) -> Result<SharedRank, JobError> {
+        let created = SharedSegment::create(members.len(), config)
+            .and_then(|segment| segment.rank(0, config).map(|rank| (segment, rank)))
+            .map_err(|e| no_memory(members[0], &e));
+        let word = match &created {
+            Ok((segment, _)) => Word::Segment(std::process::id(), segment.as_fd().as_raw_fd()),
+            Err(e) => Word::Failed(e.to_string()),
+        };
+        for &member in &members[1..] {
+            self.say(id, member, &word)?;
+        }
+        let (segment, rank) = created?;
+        for &member in &members[1..] {
+            if let Word::Failed(message) = self.hear(id, member, until)? {
+                return Err(JobError::Lost { message: format!("rank {member}: {message}") });
+            }
+        }
+        drop(segment);
+        Ok(rank)
+    }
+
+    /// Ranks that outnumber the cores must not keep them busy with waiting.
+    fn config(&self) -> SharedConfig {
+        let node = self.node_of_rank[self.watch.me];
+        let ranks = self.node_of_rank.iter().filter(|&&other| other == node).count();
+        let config = SharedConfig::default();
+        if ranks > cores() { SharedConfig { spin: Duration::ZERO, ..config } } else { config }
+    }
+
+    fn say(&self, id: u16, to: usize, word: &Word) -> Result<(), JobError> {
+        let bytes = postcard::to_stdvec(word).map_err(|e| JobError::system("cannot make a group", e))?;
+        let posted = match self.link {
+            Link::Hub(hub) => hub.post(id, to, bytes),
+            Link::Member(member) => member.post(id, to, bytes),
+        };
+        posted.map_err(|e| match self.watch.verdict() {
+            Some(verdict) => JobError::Lost { message: verdict.message },
+            None => JobError::system(format!("cannot reach rank {to} to make group {id}"), e),
+        })
+    }
+
+    fn hear(&self, id: u16, from: usize, until: Instant) -> Result<Word, JobError> {
+        let bytes = self.watch.collect(id, from, until)?;
+        postcard::from_bytes(&bytes).map_err(|e| JobError::system(format!("group {id} with rank {from}"), e))
+    }
+}
+
+fn open(pid: u32, fd: i32, ranks: usize, config: &SharedConfig) -> std::io::Result<SharedSegment> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(format!("/proc/{pid}/fd/{fd}"), flags, Mode::empty())?;
+    SharedSegment::open(fd, ranks, config)
+}
+
+fn no_memory(first: usize, error: &dyn std::fmt::Display) -> JobError {
+    let what = format!("cannot share memory with rank {first} (ANYSPLIT_COMM_BACKEND=tcp works without)");
+    JobError::system(what, error)
+}
+
+/// The cores of the machine, not of this process: each rank's process may be bound to one of them.
+fn cores() -> usize {
+    let is_core = |name: &str| {
+        name.strip_prefix("cpu").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let own = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let entries = std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_str().is_some_and(is_core)).count().max(own)
+}

@@ -1,0 +1,75 @@
+//! Which host a process is on: ranks of one host can share memory.
+
+use std::fs;
+
+/// The host of this process, as others compare it and as people read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Equal for processes that reach each other's memory and loopback addresses, and that no launcher keeps apart.
+    pub identity: String,
+    /// What people call it.
+    pub name: String,
+}
+
+impl Host {
+    /// This process's host. `node` is the number that the launcher gives it: two launchers on one machine can play two.
+    pub fn this(node: Option<usize>) -> Host {
+        // Containers share a kernel, but not always its namespaces: without a common one of process ids there is no
+        // way to each other's memory, without one of networks none to each other's loopback.
+        let boot = read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let namespace = |kind: &str| match fs::read_link(format!("/proc/self/ns/{kind}")) {
+            Ok(link) => link.to_string_lossy().into_owned(),
+            Err(_) => String::new(),
+        };
+        let user = rustix::process::geteuid().as_raw();
+        let node = node.map_or(String::new(), |node| node.to_string());
+        let name = read("/proc/sys/kernel/hostname").unwrap_or_else(|| "localhost".into());
+        // The name guards against machines that were cloned while they ran.
+        let identity = format!("{boot} {} {} {user} {node} {name}", namespace("net"), namespace("pid"));
+        Host { identity, name }
+    }
+}
+
+fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// The host of each rank as a number: hosts are counted in the order of their first ranks.
+pub(crate) fn number_hosts<'a>(identities: impl Iterator<Item = &'a str>) -> Vec<usize> {
+    let mut seen: Vec<&str> = Vec::new();
+    let number = |identity| match seen.iter().position(|other| *other == identity) {
+        Some(host) => host,
+        None => {
+            seen.push(identity);
+            seen.len() - 1
+        }
+    };
+    identities.map(number).collect()
+}
+
+/// World ranks with those of one host side by side, in which rank 0 is first.
+pub(crate) fn side_by_side(node_of_rank: &[usize]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..node_of_rank.len()).collect();
+    order.sort_by_key(|&rank| node_of_rank[rank]);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_launchers_on_one_machine_can_play_two_hosts() {
+        assert_eq!(Host::this(Some(0)), Host::this(Some(0)));
+        assert_ne!(Host::this(Some(0)).identity, Host::this(Some(1)).identity);
+        assert_eq!(Host::this(None).name, Host::this(Some(1)).name);
+    }
+
+    #[test]
+    fn ranks_of_one_host_become_neighbours_and_rank_0_stays_first() {
+        let nodes = number_hosts(["b", "a", "b", "c", "a"].into_iter());
+        assert_eq!(nodes, [0, 1, 0, 2, 1]);
+        assert_eq!(side_by_side(&nodes), [0, 2, 1, 4, 3]);
+        assert_eq!(side_by_side(&[0, 0, 1]), [0, 1, 2]);
+    }
+}

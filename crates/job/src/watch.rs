@@ -1,0 +1,195 @@
+//! Who watches whom once the job has begun.
+//!
+//! ```text
+//!  rank 0   hub: one reader per rank ──events──▶ Roll ──verdict──▶ every rank
+//!  rank n   reader ◀── beats, verdict ── rank 0      beater ── beats with (op, number) ──▶ rank 0
+//! ```
+//! A rank is lost when its connection ends without a goodbye, or nothing comes from it for the timeout. Rank 0 says so to
+//! all; every process then aborts its groups, so that all waits end with the same line. If rank 0 is lost each rank
+//! finds out by itself.
+
+pub(crate) mod hub;
+pub(crate) mod member;
+mod roll;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use collective::{Progress, Watched};
+
+use crate::JobError;
+use crate::frame::{Place, Verdict};
+
+/// How often things happen, from the timeout after which a silent rank counts as dead.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// The timeout.
+    pub timeout: Duration,
+    /// Between two beats.
+    pub beat: Duration,
+    /// How precisely silence is measured.
+    pub tick: Duration,
+    /// How long rank 0 waits for a cause when a rank only reports an effect.
+    pub grace: Duration,
+    /// How long the end of a job may take once its cause is known.
+    pub linger: Duration,
+}
+
+impl Pace {
+    pub fn new(timeout: Duration) -> Pace {
+        Pace {
+            timeout,
+            beat: (timeout / 5).min(Duration::from_secs(1)),
+            tick: (timeout / 20).clamp(Duration::from_millis(5), Duration::from_millis(100)),
+            grace: (timeout / 4).min(Duration::from_millis(400)),
+            linger: Duration::from_millis(400),
+        }
+    }
+}
+
+/// What the threads of one process that watch know together.
+pub(crate) struct Watch {
+    pub me: usize,
+    pub pace: Pace,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    groups: Vec<Watching>,
+    /// The group that did something last.
+    busy: usize,
+    verdict: Option<Verdict>,
+    /// The process is about to leave by itself.
+    is_leaving: bool,
+    /// No more to watch.
+    is_over: bool,
+    mail: HashMap<(u16, u32), VecDeque<Vec<u8>>>,
+}
+
+struct Watching {
+    members: Vec<usize>,
+    group: Arc<dyn Watched>,
+    seen: Progress,
+}
+
+impl Watching {
+    fn abort(&self, me: usize, verdict: &Verdict) {
+        let place = |rank: usize| self.members.iter().position(|&member| member == rank);
+        // A rank outside of the group ends it as well: this rank then is the one that tells.
+        let index = place(verdict.rank as usize).or(place(me)).unwrap_or(0);
+        self.group.abort(index, &verdict.message);
+    }
+}
+
+impl Watch {
+    pub fn new(me: usize, timeout: Duration) -> Arc<Watch> {
+        Arc::new(Watch { me, pace: Pace::new(timeout), state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on a verdict aborts this group too. `members` are world ranks.
+    pub fn register(&self, members: &[usize], group: Arc<dyn Watched>) {
+        let watching = Watching { members: members.to_vec(), group, seen: Progress::default() };
+        let mut state = self.state();
+        if let Some(verdict) = &state.verdict {
+            watching.abort(self.me, verdict);
+        }
+        state.groups.push(watching);
+    }
+
+    /// Where this process is: in the group that has moved since the last call.
+    pub fn place(&self) -> Place {
+        let mut state = self.state();
+        let State { groups, busy, .. } = &mut *state;
+        for (i, watching) in groups.iter_mut().enumerate() {
+            let now = watching.group.progress();
+            if now != watching.seen {
+                (watching.seen, *busy) = (now, i);
+            }
+        }
+        let seen = groups.get(*busy).map_or(Progress::default(), |watching| watching.seen);
+        Place { op: seen.op.into(), sequence: seen.sequence }
+    }
+
+    /// The job is over. The first verdict counts.
+    pub fn condemn(&self, verdict: Verdict) {
+        let mut state = self.state();
+        if state.verdict.is_some() || state.is_over {
+            return;
+        }
+        for watching in &state.groups {
+            watching.abort(self.me, &verdict);
+        }
+        state.verdict = Some(verdict);
+        self.changed.notify_all();
+    }
+
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.state().verdict.clone()
+    }
+
+    /// The process leaves by itself now.
+    pub fn leave(&self) {
+        self.state().is_leaving = true;
+        self.changed.notify_all();
+    }
+
+    /// Nothing is left to watch.
+    pub fn end(&self) {
+        self.state().is_over = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until there is nothing left to watch. Returns whether it is so.
+    pub fn wait_for_end(&self, at_most: Duration) -> bool {
+        let wait = self.changed.wait_timeout_while(self.state(), at_most, |state| !state.is_over);
+        wait.unwrap_or_else(PoisonError::into_inner).0.is_over
+    }
+
+    /// Waits for a verdict, then for the process to leave by itself. Returns the verdict if it does not.
+    pub fn wait_for_a_doomed_process(&self, patience: Duration) -> Option<Verdict> {
+        let idle = |state: &mut State| state.verdict.is_none() && !state.is_over && !state.is_leaving;
+        let state = self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
+        if state.verdict.is_none() {
+            return None;
+        }
+        let wait = self.changed.wait_timeout_while(state, patience, |state| !state.is_leaving);
+        let state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        if state.is_leaving { None } else { state.verdict.clone() }
+    }
+
+    /// What another rank has posted.
+    pub fn deliver(&self, about: u16, from: u32, bytes: Vec<u8>) {
+        self.state().mail.entry((about, from)).or_default().push_back(bytes);
+        self.changed.notify_all();
+    }
+
+    /// The next thing that another rank posted about something.
+    ///
+    /// # Errors
+    /// The job is over, or nothing came in time.
+    pub fn collect(&self, about: u16, from: usize, until: Instant) -> Result<Vec<u8>, JobError> {
+        let mut state = self.state();
+        loop {
+            if let Some(bytes) = state.mail.get_mut(&(about, from as u32)).and_then(VecDeque::pop_front) {
+                return Ok(bytes);
+            }
+            if let Some(verdict) = &state.verdict {
+                return Err(JobError::Lost { message: verdict.message.clone() });
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.is_over {
+                let message = format!("rank {from} did not come to make group {about}");
+                return Err(JobError::Lost { message });
+            }
+            let wait = self.changed.wait_timeout(state, left);
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Processes that are ranks of one job.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::free_port;
+
+/// The variable with what a process of a test does; unset in the test itself.
+pub const ROLE: &str = "ANYSPLIT_TEST_ROLE";
+/// Short enough to wait for.
+pub const TIMEOUT: Duration = Duration::from_millis(1500);
+/// How much later than the timeout everything has ended. The promise is 1 s; the rest is for a machine that is busy
+/// with other tests.
+pub const SLACK: Duration = Duration::from_millis(3000);
+
+/// This test binary as a rank.
+pub fn rank_command(rank: usize, size: usize, port: u16) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this test's file"));
+    command
+        .args(["--exact", "a_process_that_no_launcher_started_is_no_job", "--nocapture"])
+        .envs(
+            [("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_WORLD_SIZE", size)]
+                .map(|(n, v)| (n, v.to_string())),
+        )
+        .env("MASTER_ADDR", "127.0.0.1")
+        .env("MASTER_PORT", port.to_string())
+        .stdin(Stdio::piped());
+    command
+}
+
+/// The processes of a job, killed if the test fails.
+pub struct Ranks {
+    children: Vec<Child>,
+    pulses: Vec<ChildStdin>,
+    heard: Receiver<String>,
+    errors: Vec<JoinHandle<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// How processes ended.
+pub struct Ended {
+    /// Exit statuses; `None` of those that a signal ended.
+    pub codes: Vec<Option<i32>>,
+    /// What they wrote to their standard errors.
+    pub errors: Vec<String>,
+}
+
+impl Ranks {
+    /// With more variables than a launcher's own.
+    pub fn start(size: usize, role: &str, more: &[(&str, &str)]) -> Ranks {
+        Ranks::start_each(size, role, |_| more.to_vec())
+    }
+
+    /// With variables for each rank.
+    pub fn start_each<'a>(size: usize, role: &str, more: impl Fn(usize) -> Vec<(&'a str, &'a str)>) -> Ranks {
+        let port = free_port();
+        let start = |rank: usize| {
+            let mut command = rank_command(rank, size, port);
+            command.env(ROLE, role).envs(more(rank)).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().expect("a process")
+        };
+        let mut children: Vec<Child> = (0..size).map(start).collect();
+        let (say, heard) = channel();
+        let listen = |child: &mut Child| listen(child.stdout.take().expect("a pipe"), say.clone());
+        let readers = children.iter_mut().map(listen).collect();
+        let errors = children.iter_mut().map(|child| collect(child.stderr.take().expect("a pipe"))).collect();
+        let pulses = children.iter_mut().map(|child| child.stdin.take().expect("a pipe")).collect();
+        Ranks { children, pulses, heard, errors, readers }
+    }
+
+    /// Waits until every rank has said this.
+    pub fn hear_all(&self, text: &str) {
+        for _ in &self.children {
+            let heard = self.heard.recv_timeout(Duration::from_secs(60)).expect("a rank says something");
+            assert_eq!(heard, text);
+        }
+    }
+
+    pub fn pid(&self, rank: usize) -> u32 {
+        self.children[rank].id()
+    }
+
+    pub fn signal(&mut self, rank: usize, signal: Signal) {
+        kill_process(Pid::from_child(&self.children[rank]), signal).expect("it is there");
+    }
+
+    /// A launcher's beat.
+    pub fn pulse(&mut self) {
+        use std::io::Write;
+        self.pulses.iter_mut().for_each(|pulse| pulse.write_all(b".").expect("it listens"));
+    }
+
+    /// The launcher dies.
+    pub fn stop_the_pulse(&mut self) {
+        self.pulses.clear();
+    }
+
+    /// Waits for all.
+    pub fn end(self) -> Ended {
+        self.end_but(usize::MAX)
+    }
+
+    /// Waits for all but one, and kills that one.
+    pub fn end_but(mut self, stopped: usize) -> Ended {
+        let mut codes = vec![None; self.children.len()];
+        for (rank, child) in self.children.iter_mut().enumerate().filter(|(rank, _)| *rank != stopped) {
+            codes[rank] = child.wait().expect("it ends").code();
+        }
+        if let Some(child) = self.children.get_mut(stopped) {
+            child.kill().expect("it can be killed");
+            child.wait().expect("it ends");
+        }
+        self.readers.drain(..).for_each(|reader| reader.join().expect("no panic"));
+        let errors = self.errors.drain(..).map(|reader| reader.join().expect("no panic")).collect();
+        Ended { codes, errors }
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill(); // it may have ended
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Passes on what a rank says to the test. The test's runner prints too.
+fn listen(out: ChildStdout, say: Sender<String>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        for line in BufReader::new(out).lines().map_while(Result::ok) {
+            if let Some(text) = line.strip_prefix('@') {
+                let _ = say.send(text.to_owned());
+            }
+        }
+    })
+}
+
+fn collect(mut errors: ChildStderr) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        errors.read_to_string(&mut text).expect("text");
+        text
+    })
+}
