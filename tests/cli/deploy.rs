@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::child::anysplit;
 use crate::deploy_fields::{LeaderWorkerSet, NetworkPolicy, RestartPolicy};
@@ -28,6 +29,26 @@ fn every_command_of_the_pages_is_one_that_the_binary_takes() {
         let calls = Stage::new().calls(BASH, &blocks(&read(page)), &variables);
         are_accepted(&calls);
     }
+}
+
+#[test]
+fn the_rehearsal_runs_as_it_stands() {
+    let page = read("docs/clouds.md");
+    let (_, section) = page.split_once("\n## Rehearsal").unwrap();
+    let script = blocks(section.split("\n## ").next().unwrap());
+    // A port that is free here.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let script = script.replace("29501", &port.to_string());
+    assert!(script.contains(&port.to_string()) && script.contains("cmp "), "{script}");
+    let (dir, programs) =
+        (tempfile::tempdir().unwrap(), Path::new(env!("CARGO_BIN_EXE_anysplit")).parent().unwrap());
+    let mut paths = vec![programs.to_owned()];
+    paths.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    let mut command = assert_cmd::Command::new(BASH);
+    command.args(["-euc", &script]).current_dir(dir.path()).env("PATH", std::env::join_paths(paths).unwrap());
+    let output = command.timeout(Duration::from_secs(120)).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read_to_string(dir.path().join("hosts.json")).unwrap().contains("logprobs"));
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! `anysplit launch`: what the processes get, and what the user sees of them. Any program can be launched, so these are
 //! scripts.
 
+use std::io::Read;
 use std::process::Stdio;
 use std::time::Duration;
+
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::child::{Anysplit, anysplit};
 
@@ -126,17 +130,17 @@ fn the_root_cause_is_told_and_its_echoes_are_not() {
     let script = r#"
         report() { echo "{\"rank\":$RANK,\"host\":\"h\",\"cause\":\"$1\",\"code\":1,\"message\":\"$2\"}" >&4; }
         case $RANK in
-        1) report own "disk full"; echo "error: disk full" >&2;;
-        *) report other "rank 1 went away"; echo "error: rank 1 went away" >&2;;
+        1) report own "disk full"; echo "error: disk full" >&2; : > "$DONE";;
+        *) until [ -e "$DONE" ]; do :; done; report other "rank 1 went away"; echo "error: rank 1 went away" >&2;;
         esac
         exit 1"#;
-    let line = told(launch("--nproc-per-node 3", script)).fails_with(1);
+    let dir = tempfile::tempdir().unwrap();
+    let run =
+        |options: &str| told(launch(options, script).env("DONE", dir.path().join("done"))).fails_with(1);
+    let line = run("--nproc-per-node 3");
     assert!(line.starts_with("rank 1 on ") && line.ends_with(": disk full"), "{line}");
     // On a host that only has echoes, one of them is what there is to tell.
-    let elsewhere = "--nproc-per-node 2 --nnodes 2 --node-rank 1";
-    let line = told(launch(elsewhere, &script.replace("1)", "0)"))).fails_with(1);
-    assert!(line.contains("rank 2 on ") || line.contains("rank 3 on "), "{line}");
-    assert!(line.ends_with(": rank 1 went away"), "{line}");
+    assert_eq!(run("--nproc-per-node 2 --nnodes 2 --node-rank 1"), "rank 1 went away");
 }
 
 #[test]
@@ -176,4 +180,26 @@ fn more_ranks_than_cores_work_and_are_warned_of_in_one_line() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && stderr.lines().count() == 1 && is_crowded(&stderr), "{stderr}");
     assert_eq!(String::from_utf8(run(cores).stderr).unwrap(), "");
+}
+
+#[test]
+fn rank_0_draws_on_a_terminal_where_the_launcher_has_one() {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags).unwrap();
+    unlockpt(&ours).unwrap();
+    let theirs = ioctl_tiocgptpeer(&ours, flags).unwrap();
+    let size = Winsize { ws_row: 31, ws_col: 97, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&theirs, size).unwrap();
+    let script = "if [ $RANK = 0 ]; then stty size <&2 >&2; printf 'half\\r\\033[2K' >&2; echo 'error: held' >&2; \
+                  else [ -t 2 ] && echo terminal >&2; fi; exit 1";
+    let mut command = launch("--nproc-per-node 2", script).command();
+    let mut child = command.stderr(theirs).spawn().unwrap();
+    drop(command);
+    let mut shown = Vec::new();
+    // The end of a terminal is an error.
+    let end = std::fs::File::from(ours).read_to_end(&mut shown);
+    assert!(end.is_err() && !child.wait().unwrap().success());
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("31 97\r\n") && shown.contains("half\r\u{1b}[2K"), "{shown:?}");
+    assert!(!shown.contains("terminal") && shown.matches("error: ").count() == 1, "{shown:?}");
 }

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::launch::{launch, told};
@@ -75,7 +76,7 @@ fn wait_for_end(pid: u32) {
     let pid = Pid::from_raw(pid.cast_signed()).unwrap();
     let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     let limit = Timespec { tv_sec: LIMIT.as_secs().cast_signed(), tv_nsec: 0 };
-    let ready = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
+    let ready = retry_on_intr(|| poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit))).unwrap();
     assert_eq!(ready, 1, "process {pid:?} should have ended");
 }
 
@@ -132,10 +133,12 @@ fn ranks_that_are_all_stopped_are_killed_too() {
 #[test]
 fn a_stopped_rank_is_the_cause_of_what_the_others_report() {
     // Rank 0 hears nothing of rank 1, whose life the launcher would have spared for longer.
-    let script = "if [ $RANK = 1 ]; then kill -STOP $$; fi; \
-                  echo '{\"cause\":\"other\",\"message\":\"rank 1 is silent\"}' >&4; \
-                  until grep -q '^State:.T' /proc/[0-9]*/status 2>/dev/null; do :; done; exit 1";
-    let line = told(launch("--nproc-per-node 2", script)).fails_with(1);
+    let script = "if [ $RANK = 1 ]; then echo $$ > $FILE; kill -STOP $$; fi; \
+                  until grep -q '^State:.T' /proc/$(cat $FILE)/status; do :; done 2>/dev/null; \
+                  echo '{\"cause\":\"other\",\"message\":\"rank 1 is silent\"}' >&4; exit 1";
+    let dir = tempfile::tempdir().unwrap();
+    let launch = launch("--nproc-per-node 2", script).env("FILE", dir.path().join("pid"));
+    let line = told(launch).fails_with(1);
     assert!(line.starts_with("rank 1 on ") && line.contains("was stopped"), "{line}");
 }
 

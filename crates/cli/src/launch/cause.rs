@@ -97,17 +97,21 @@ impl End {
             }
             (_, Some(report)) => {
                 let message = super::lines::quote(report.message.as_bytes());
-                let begins = format!("rank {rank}");
-                let named = message
-                    .strip_prefix(&begins)
-                    .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
-                if named { message } else { format!("rank {rank} on {host}: {message}") }
+                let named = rank_named(&message);
+                let is_told = named == Some(rank) || named.is_some() && report.cause == Cause::Other;
+                if is_told { message } else { format!("rank {rank} on {host}: {message}") }
             }
             (How::Exited(status), None) if last.is_empty() => format!("{who} exited with status {status}"),
             (How::Exited(status), None) => format!("{who} exited with status {status}: {last}"),
             (How::Ended, None) => format!("{who} was ended"),
         }
     }
+}
+
+/// The rank with whose name a message begins.
+fn rank_named(message: &str) -> Option<u64> {
+    let rest = message.strip_prefix("rank ")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// The one line about a job whose ranks ended so, in the order in which they did; none if all went well.
@@ -168,14 +172,15 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_names_its_rank_does_so_once() {
-        let report = |text: &str| Report::parse(format!("{{\"message\":\"{text}\"}}").as_bytes());
-        let mut end = end(1, How::Exited(1), None);
-        end.report = report("rank 1 on a: gone");
-        assert_eq!(told(&[end]), "rank 1 on a: gone");
-        let mut end = super::tests::end(1, How::Exited(1), None);
-        end.report = report("rank 12 is gone");
-        assert_eq!(told(&[end]), "rank 1 on h: rank 12 is gone");
+    fn a_message_that_names_the_rank_of_the_cause_does_so_once() {
+        let told_as = |cause: &str, message: &str| {
+            let report = format!("{{\"cause\":\"{cause}\",\"message\":\"{message}\"}}");
+            told(&[End { report: Report::parse(report.as_bytes()), ..end(1, How::Exited(1), None) }])
+        };
+        assert_eq!(told_as("own", "rank 1 on a: gone"), "rank 1 on a: gone");
+        assert_eq!(told_as("own", "rank 12 is gone"), "rank 1 on h: rank 12 is gone");
+        assert_eq!(told_as("other", "rank 12 on b is gone"), "rank 12 on b is gone");
+        assert_eq!(told_as("other", "all are gone"), "rank 1 on h: all are gone");
     }
 
     #[test]

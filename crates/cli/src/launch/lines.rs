@@ -76,15 +76,25 @@ struct Lines {
 
 impl Lines {
     fn push(&mut self, bytes: &[u8], out: &mut impl Write) {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.line.extend_from_slice(piece);
-            if piece.ends_with(b"\n") || self.line.len() > LINE_MAX {
+        for byte in bytes {
+            self.line.push(*byte);
+            if self.is_complete() || self.line.len() > LINE_MAX {
                 self.end_line(out);
-            } else if self.prefix.is_none() && !self.may_be_error() {
-                // A progress line is shown before it is complete.
-                show(out, &self.line[self.shown..]);
-                self.shown = self.line.len();
             }
+        }
+        if self.prefix.is_none() && !self.may_be_error() {
+            // A progress line is shown before it is complete.
+            show(out, &self.line[self.shown..]);
+            self.shown = self.line.len();
+        }
+    }
+
+    /// Where progress is drawn, a line also begins behind a return to its start, and behind what erases it.
+    fn is_complete(&self) -> bool {
+        match self.line[..] {
+            [.., b'\n'] => true,
+            [.., b'\r'] | [0x1b, b'[', .., b'A'..=b'Z' | b'a'..=b'z'] => self.prefix.is_none(),
+            _ => false,
         }
     }
 
@@ -104,7 +114,8 @@ impl Lines {
             if is_error {
                 seen.errors.push(quoted.clone());
             }
-            if !quoted.is_empty() {
+            let is_drawn = line.starts_with(b"\x1b[") || line.ends_with(b"\r");
+            if !quoted.is_empty() && !is_drawn {
                 seen.last = quoted;
             }
         }
@@ -154,6 +165,15 @@ mod tests {
             assert_eq!(seen.errors, ["error: no"]);
             assert_eq!(seen.last, "\u{fffd} end");
         }
+    }
+
+    #[test]
+    fn an_error_behind_an_erased_progress_bar_is_held() {
+        let (mut lines, mut out) = (lines(None), Vec::new());
+        lines.push(b"loading 5 %\r\x1b[2Kerror: no\nx\n\r\x1b[2K", &mut out);
+        assert_eq!(out, b"loading 5 %\r\x1b[2Kx\n\r\x1b[2K");
+        let seen = lock(&lines.seen).clone();
+        assert_eq!((&seen.errors[..], &*seen.last), (&["error: no".to_owned()][..], "x"));
     }
 
     #[test]

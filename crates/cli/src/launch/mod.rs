@@ -7,13 +7,16 @@
 //! | `process.rs` | one rank's process: environment, pipes, process group |
 //! | `watch.rs` | the loop that sees ranks fail, stop and end |
 //! | `lines.rs` | what a rank writes to stderr |
+//! | `terminal.rs` | what rank 0 draws progress bars on |
 //! | `cause.rs` | which rank was the cause, in one line |
+//! | `signals.rs` | Ctrl-C and the like |
 
 mod cause;
 mod check;
 mod lines;
 mod process;
 mod signals;
+mod terminal;
 mod watch;
 
 use std::ffi::OsString;
@@ -73,15 +76,15 @@ pub struct LaunchArgs {
 pub fn run(args: &LaunchArgs) -> Result<(), CliError> {
     check::check(args)?;
     let job = Job::new(args)?;
-    if let Some(warning) = check::crowded(args.nproc_per_node) {
-        eprintln!("warning: {warning}");
-    }
     let signals =
         signals::listen().map_err(|e| CliError::failed(format!("cannot listen for signals: {e}")))?;
     // What ranks leave behind becomes the launcher's, which waits for it.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     for restart in 0.. {
         let processes = job.start(restart)?;
+        if let (0, Some(warning)) = (restart, check::crowded(args.nproc_per_node)) {
+            eprintln!("warning: {warning}");
+        }
         match Watch::new(processes, &signals, Duration::from_secs(args.comm_timeout)).until_all_ended() {
             Ended::Well => return Ok(()),
             Ended::Interrupted(signal) => {

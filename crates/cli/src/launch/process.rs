@@ -22,6 +22,7 @@ use rustix::process::{
 use super::LaunchArgs;
 use super::cause::{End, How, Report};
 use super::lines::{Following, Seen};
+use super::terminal::Terminal;
 use crate::error::CliError;
 
 /// The numbers of the two pipes in the child; the first that are free.
@@ -91,7 +92,12 @@ impl Job {
         // A child that doesn't read must not stop the launcher, nor a grandchild that keeps the report open.
         fcntl_setfl(&life, OFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
         fcntl_setfl(&report, OFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
+        let terminal = if rank == 0 { Terminal::like_stderr().map_err(failed)? } else { None };
         let mut command = self.command(rank, local_rank, restart);
+        let terminal = terminal.map(|Terminal { writer, reader }| {
+            command.stderr(writer);
+            reader
+        });
         let pipes = vec![
             FdMapping { parent_fd: life_reader.into(), child_fd: LIFE_FD },
             FdMapping { parent_fd: report_writer.into(), child_fd: REPORT_FD },
@@ -103,7 +109,11 @@ impl Job {
             }
             _ => failed(e),
         })?;
-        let stderr = child.stderr.take().expect("it is piped");
+        let stderr: Box<dyn Read + Send> = match (terminal, child.stderr.take()) {
+            (Some(reader), _) => Box::new(reader),
+            (None, Some(pipe)) => Box::new(pipe),
+            (None, None) => unreachable!("stderr is piped"),
+        };
         let group = Pid::from_child(&child);
         let mut process = Process {
             rank,

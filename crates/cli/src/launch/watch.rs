@@ -123,7 +123,7 @@ impl<'a> Watch<'a> {
             let too_long = since.elapsed() >= self.timeout;
             if too_long || !is_running {
                 process.kill(How::Stopped {
-                    seconds: since.elapsed().as_secs(),
+                    seconds: since.elapsed().as_secs_f64().round() as u64,
                     too_long: too_long && is_running,
                 });
                 self.phase.fail();
