@@ -1,16 +1,16 @@
 //! Flags that commands share. Each has an environment twin `ANYSPLIT_<FLAG>`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use engine::EngineOptions;
-use model::TpPlan;
 use tensor::DType;
 
 use crate::error::CliError;
 use crate::membership::JobArgs;
+use crate::split::SplitArgs;
 
 /// Which model, and what its weights are kept in.
 #[derive(Args)]
@@ -27,47 +27,6 @@ pub struct ModelArgs {
     /// Seed of random weights and of sampling
     #[arg(long, env = "ANYSPLIT_SEED", value_name = "N")]
     pub seed: Option<u64>,
-}
-
-/// Query heads that no model has more of: what is longer than this isn't made a list of.
-const HEADS_MAX: usize = 1 << 12;
-
-/// How a model is split over ranks.
-#[derive(Args)]
-pub struct SplitArgs {
-    /// Ranks that share every layer: 1 to the model's number of query heads; default: 1, or what a launcher's ranks leave
-    #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", value_name = "N")]
-    pub tensor_parallel_size: Option<usize>,
-    /// Stages of consecutive layers: 1 to the model's number of layers
-    #[arg(
-        long,
-        visible_alias = "pp",
-        env = "ANYSPLIT_PIPELINE_PARALLEL_SIZE",
-        default_value_t = 1,
-        value_name = "N"
-    )]
-    pub pipeline_parallel_size: usize,
-    /// Layers of each stage; default: balanced by time and memory
-    #[arg(long, env = "ANYSPLIT_PP_LAYERS", value_delimiter = ',', value_name = "20,20")]
-    pub pp_layers: Option<Vec<usize>>,
-    /// Replicas of the model, which share the requests
-    #[arg(
-        long,
-        visible_alias = "dp",
-        env = "ANYSPLIT_DATA_PARALLEL_SIZE",
-        default_value_t = 1,
-        value_name = "N"
-    )]
-    pub data_parallel_size: usize,
-    /// Splits the activations between the layers by token, so that norms are done once and not once per rank
-    #[arg(long, visible_alias = "sp", env = "ANYSPLIT_SEQUENCE_PARALLEL", value_parser = yes_or_no())]
-    pub sequence_parallel: bool,
-    /// Unequal ranks: how much each gets in relation to the others
-    #[arg(long, env = "ANYSPLIT_RANK_WEIGHTS", value_delimiter = ',', value_name = "2,1,1")]
-    pub rank_weights: Option<Vec<f64>>,
-    /// auto, or a JSON file of patterns and styles in transformers' notation
-    #[arg(long, env = "ANYSPLIT_TP_PLAN", default_value = "auto", value_name = "auto|FILE")]
-    pub tp_plan: String,
 }
 
 /// How a model is run.
@@ -152,36 +111,6 @@ pub enum DeviceArg {
     Cpu,
 }
 
-impl SplitArgs {
-    /// One weight per tensor-parallel rank. `at_hand`: how many ranks a launcher has started.
-    pub fn weights(&self, at_hand: Option<usize>) -> Result<Vec<f64>, CliError> {
-        // What the other axes leave; if they leave nothing whole, the sizes are refused together.
-        let others = self.pipeline_parallel_size.saturating_mul(self.data_parallel_size).max(1);
-        let left = at_hand.filter(|ranks| ranks.is_multiple_of(others)).map(|ranks| ranks / others);
-        match (self.tensor_parallel_size, &self.rank_weights) {
-            (None, None) => Ok(vec![1.0; left.unwrap_or(1).min(HEADS_MAX)]),
-            (Some(n), None) if n > HEADS_MAX => Err(CliError::Usage(format!(
-                "tensor parallel size {n} must be from 1 to the model's number of query heads"
-            ))),
-            (Some(n), None) => Ok(vec![1.0; n]),
-            (None, Some(weights)) => Ok(weights.clone()),
-            (Some(n), Some(weights)) if weights.len() == n => Ok(weights.clone()),
-            (Some(n), Some(weights)) => Err(CliError::Usage(format!(
-                "--rank-weights has {} numbers, but --tp is {n}; give one per rank",
-                weights.len()
-            ))),
-        }
-    }
-
-    /// What is split otherwise than automatically.
-    pub fn plan(&self) -> Result<TpPlan, CliError> {
-        match self.tp_plan.as_str() {
-            "auto" => Ok(TpPlan::auto()),
-            file => Ok(TpPlan::parse(&checkpoint::json_file(Path::new(file))?)?),
-        }
-    }
-}
-
 /// Everything that the engine wants to know.
 pub fn engine_options(
     model: &ModelArgs,
@@ -198,6 +127,9 @@ pub fn engine_options(
         pp_layers: split.pp_layers.clone(),
         data_parallel_size: split.data_parallel_size,
         sequence_parallel: split.sequence_parallel,
+        experts: split.experts()?,
+        decode_context_parallel_size: split.decode_context_parallel_size,
+        all_reduce_dtype: split.all_reduce_dtype,
         threads_per_rank: run.threads_per_rank,
         dtype: model.dtype.get(),
         kv_cache_dtype: run.kv_cache_dtype.get(),

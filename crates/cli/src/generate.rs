@@ -10,11 +10,13 @@ use engine::text::{Message, StopMatcher, StreamDecoder, TextError, Tokenizer};
 use engine::{Completion, Engine, GenerateRequest, SamplingParams};
 use serde_json::{Map, Value, json};
 
-use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, read_prompts, yes_or_no};
+use crate::args::{ModelArgs, RunArgs, engine_options, parse_ids, read_prompts, yes_or_no};
 use crate::error::CliError;
+use crate::expert_counts;
 use crate::membership::Membership;
 use crate::model::OpenModel;
 use crate::report::Stats;
+use crate::split::SplitArgs;
 
 /// Completes a prompt, or a file of prompts as one batch.
 #[derive(Args)]
@@ -90,6 +92,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     let sampling = args.sampling();
     sampling.check()?;
     let model = OpenModel::open(&args.model)?;
+    args.split.check(&model.config)?;
     let prompts = args.prompts(&model)?;
     let tokenizer = match model.tokenizer() {
         // Ids need no tokenizer, unless something else does. One that is there must be right.
@@ -167,6 +170,9 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     }
     if args.stats {
         eprintln!("{}", stats.table());
+    }
+    if let (Some(file), Some(experts)) = (&args.split.expert_counts, stats.experts()) {
+        expert_counts::add(file, experts)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod error;
+mod expert_counts;
 mod generate;
 mod launch;
 mod membership;
@@ -12,6 +13,7 @@ mod model;
 mod progress;
 mod report;
 mod score;
+mod split;
 mod startup;
 mod tp_plan;
 

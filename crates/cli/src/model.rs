@@ -8,7 +8,7 @@ use engine::text::{TextError, Tokenizer};
 use engine::{Engine, EngineOptions, Plan};
 use job::Fingerprint;
 use model::ModelConfig;
-use tensor::DType;
+use tensor::{DType, math};
 
 use crate::args::{LoadFormat, ModelArgs, RunArgs};
 use crate::error::CliError;
@@ -81,12 +81,15 @@ impl OpenModel {
     fn fingerprint(&self, options: &EngineOptions) -> Fingerprint {
         let entry = |what: &str, value: String| (what.to_owned(), value);
         let plan = format!(
-            "tp {:?} pp {} {:?} dp {} sp {} {:?}",
+            "tp {:?} pp {} {:?} dp {} sp {} dcp {} all-reduce-dtype {} {:?} {:?}",
             options.rank_weights,
             options.pipeline_parallel_size,
             options.pp_layers,
             options.data_parallel_size,
             options.sequence_parallel,
+            options.decode_context_parallel_size,
+            options.all_reduce_dtype.name(),
+            options.experts,
             options.tp_plan
         );
         let kept = format!("{:?}, KV cache {:?}", options.dtype, options.kv_cache_dtype);
@@ -125,9 +128,33 @@ impl OpenModel {
         let mut engine = engine?;
         if let Some(engine) = &mut engine {
             startup::tell(engine, job.is_some(), quiet)?;
+            startup::warn_of_compression(options)?;
         }
         Ok(engine)
     }
+}
+
+/// The perplexity of a text by the demo model, which it loads over threads of this process.
+pub fn demo_perplexity(text: &str, options: &EngineOptions) -> Result<f64, CliError> {
+    let source = WeightSource::Files(Checkpoint::from_bytes(demo::NAME, demo::WEIGHTS)?);
+    let tokenizer = Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG), None)?;
+    let mut engine = Engine::load(parse_config(&Place::Demo)?, source, options, &|_, _| {})?;
+    let logprobs = engine.score(&tokenizer.encode(text, true)?)?;
+    Ok(perplexity(&logprobs).unwrap_or(f64::NAN))
+}
+
+/// The most ranks that the demo model's layers can be split over.
+pub fn demo_ranks() -> Result<usize, CliError> {
+    Ok(parse_config(&Place::Demo)?.num_heads)
+}
+
+/// The exponential of the mean surprise of the tokens that have a probability; `None` if none has.
+pub fn perplexity(logprobs: &[Option<f32>]) -> Option<f64> {
+    // Summed in order, in f64.
+    let known: Vec<f64> = logprobs.iter().flatten().map(|&l| f64::from(l)).collect();
+    let mean = -known.iter().sum::<f64>() / known.len() as f64;
+    // The project's own function: the same digits on every system. JSON has no infinity.
+    (!known.is_empty()).then(|| math::exp_f64(mean.min(700.0)))
 }
 
 fn locate(args: &ModelArgs, weights: bool) -> Result<(String, Place), CliError> {

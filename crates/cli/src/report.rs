@@ -1,9 +1,13 @@
 //! What `--stats` and `--json` tell of a run.
 
+mod axes;
+
 use comfy_table::{CellAlignment, Table, presets};
 use cpu::limits;
-use engine::{Bubble, Engine, EngineError, OpTime, Plan, RankReport, Savings, Timing, peak_rss_bytes};
+use engine::{Engine, EngineError, ExpertReport, OpTime, Plan, RankReport, Timing, peak_rss_bytes};
 use serde_json::{Value, json};
+
+use axes::Axes;
 
 /// A number of bytes for people.
 pub fn bytes(n: u64) -> String {
@@ -23,8 +27,7 @@ pub struct Stats {
     threads_per_rank: usize,
     plan: Plan,
     ranks: Vec<RankReport>,
-    bubble: Option<Bubble>,
-    savings: Option<Savings>,
+    axes: Axes,
     peak_rss_bytes: u64,
     breakdown: Vec<(OpTime, f64)>,
 }
@@ -32,13 +35,11 @@ pub struct Stats {
 /// Bytes of the buffer by which `--stats` measures the memory: above most caches, and quick to read.
 const QUICK_BUFFER_BYTES: usize = 256 << 20;
 
-/// The step for which the savings of sequence parallelism are told.
-const SAVINGS_TOKENS: usize = 512;
-
 impl Stats {
     /// Asks the ranks. `breakdown`: also where the last step's time went, for which the limits of this machine are
     /// measured, in about a second.
     pub fn collect(engine: &mut Engine, breakdown: bool) -> Result<Self, EngineError> {
+        let ranks = engine.reports()?;
         let ops = if breakdown { engine.breakdown()? } else { Vec::new() };
         Ok(Stats {
             // Before the limits are measured, which takes a buffer of its own.
@@ -48,9 +49,8 @@ impl Stats {
             timing: engine.timing(),
             threads_per_rank: engine.threads_per_rank(),
             plan: engine.plan().clone(),
-            ranks: engine.reports()?,
-            bubble: engine.bubble(),
-            savings: engine.sequence_savings(SAVINGS_TOKENS)?,
+            axes: Axes::new(engine, &ranks)?,
+            ranks,
         })
     }
 
@@ -61,16 +61,9 @@ impl Stats {
         json!({ "tp": mesh.tp, "pp": mesh.pp, "dp": mesh.dp, "ep": mesh.ep, "sp": sp })
     }
 
-    /// The part of the time that the stages of the first replica waited, and what p stages and m micro-batches make
-    /// inevitable: (p − 1) / (m + p − 1).
-    fn bubble(&self) -> Option<(f64, f64, Bubble)> {
-        let bubble = self.bubble?;
-        let stages = self.plan.mesh.pp as f64;
-        let of_stages = self.ranks.iter().filter(|r| r.place.0 == 0 && r.place.2 == 0);
-        let busy: f64 = of_stages.map(|r| r.busy_s).sum();
-        let measured = 1.0 - busy / (stages * bubble.wall_s);
-        let inevitable = (stages - 1.0) / (bubble.micro_batches as f64 + stages - 1.0);
-        Some((measured, inevitable, bubble))
+    /// What was counted of experts, if the model has any.
+    pub fn experts(&self) -> Option<&ExpertReport> {
+        self.axes.experts.as_ref()
     }
 
     /// The `stats` object of `--json`.
@@ -89,6 +82,7 @@ impl Stats {
                 "packed_bytes": r.packed_bytes,
                 "kv_cache_bytes": r.kv_cache_bytes,
                 "kv_bytes_per_token": r.kv_bytes_per_token,
+                "kv_replicated_bytes_per_token": r.kv_replicated_bytes_per_token,
                 "all_reduce_calls": r.all_reduce_calls,
                 "all_reduce_bytes": r.all_reduce_bytes,
                 "all_reduce_s": r.all_reduce_s,
@@ -107,14 +101,6 @@ impl Stats {
                 "fraction": fraction,
             })
         };
-        let bubble = self.bubble().map(|(measured, inevitable, bubble)| {
-            json!({
-                "fraction": measured,
-                "formula": inevitable,
-                "micro_batches": bubble.micro_batches,
-                "steps": bubble.steps,
-            })
-        });
         json!({
             "load_s": self.load_s,
             "ttft_ms": self.timing.time_to_first_token.as_secs_f64() * 1e3,
@@ -123,8 +109,10 @@ impl Stats {
             "peak_rss_bytes": self.peak_rss_bytes,
             "threads_per_rank": self.threads_per_rank,
             "breakdown": self.breakdown.iter().map(op).collect::<Vec<_>>(),
-            "bubble": bubble,
-            "sequence_parallel": self.savings.map(savings_json),
+            "bubble": self.axes.bubble_json(&self.plan, &self.ranks),
+            "sequence_parallel": self.axes.savings_json(),
+            "context_parallel": self.axes.context_json(&self.plan, &self.ranks),
+            "experts": self.axes.experts_json(&self.plan),
             "ranks": self.ranks.iter().map(rank).collect::<Vec<_>>(),
         })
     }
@@ -201,46 +189,12 @@ impl Stats {
         for column in ops.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let bubble = self.bubble().map_or(String::new(), |(measured, inevitable, bubble)| {
-            format!(
-                "bubble: stages waited {:.1} % of the time; (p − 1) / (m + p − 1) = {:.1} % for p = {} stages and m = {} \
-                 micro-batches on their way, in {} steps\n",
-                100.0 * measured,
-                100.0 * inevitable,
-                self.plan.mesh.pp,
-                bubble.micro_batches,
-                bubble.steps
-            )
-        });
-        let savings = self.savings.as_ref().map_or(String::new(), savings_line);
+        let axes = self.axes.lines(&self.plan, &self.ranks);
         format!(
-            "{first}\n{table}\n(all-reduces, their bytes and bytes sent are those of one forward pass)\n{bubble}{savings}{ops}\n\
+            "{first}\n{table}\n(all-reduces, their bytes and bytes sent are those of one forward pass)\n{axes}{ops}\n\
              (the limit is memory bandwidth or arithmetic, whichever takes longer; what lies in a cache can exceed it)"
         )
     }
-}
-
-fn savings_json(s: Savings) -> Value {
-    json!({
-        "tokens": s.tokens,
-        "norm_and_add_flops": [s.replicated.flops, s.split.flops],
-        "norm_and_add_bytes": [s.replicated.bytes(), s.split.bytes()],
-        "stream_bytes": [s.stream_bytes.0, s.stream_bytes.1],
-    })
-}
-
-fn savings_line(s: &Savings) -> String {
-    format!(
-        "sequence parallel, a step of {} tokens on rank 0: norms and residual adds {:.2} instead of {:.2} MFLOP and {} \
-         instead of {}, residual stream {} instead of {}\n",
-        s.tokens,
-        s.split.flops as f64 / 1e6,
-        s.replicated.flops as f64 / 1e6,
-        bytes(s.split.bytes()),
-        bytes(s.replicated.bytes()),
-        bytes(s.stream_bytes.1),
-        bytes(s.stream_bytes.0),
-    )
 }
 
 /// How close each operation came to what this machine can do: the time that its bytes or its arithmetic need at

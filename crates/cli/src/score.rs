@@ -4,12 +4,13 @@ use std::io::Write;
 
 use clap::Args;
 use serde_json::json;
-use tensor::math;
 
-use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, parse_ids, yes_or_no};
+use crate::args::{ModelArgs, RunArgs, engine_options, parse_ids, yes_or_no};
 use crate::error::CliError;
+use crate::expert_counts;
 use crate::membership::Membership;
-use crate::model::OpenModel;
+use crate::model::{OpenModel, perplexity};
+use crate::split::SplitArgs;
 
 /// Prints the log-probability of each token of a text, and its perplexity.
 #[derive(Args)]
@@ -42,6 +43,7 @@ pub struct ScoreArgs {
 pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
     let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
     let model = OpenModel::open(&args.model)?;
+    args.split.check(&model.config)?;
     let ids = match (&args.text, &args.prompt_ids) {
         (_, Some(ids)) => parse_ids(ids)?,
         (Some(text), None) if text.is_empty() => return Err(CliError::Usage("--text is empty".into())),
@@ -52,11 +54,8 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
         model.tokenizer().ok().map(|t| ids.iter().map(|&id| t.decode(&[id], false)).collect::<Vec<_>>());
     let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
     let logprobs = engine.score(&ids)?;
-    // Of the tokens that have a probability; summed in order, in f64.
-    let known: Vec<f64> = logprobs.iter().flatten().map(|&l| f64::from(l)).collect();
-    let mean = |all: &[f64]| -all.iter().sum::<f64>() / all.len() as f64;
-    // The project's own function: the same digits on every system. JSON has no infinity.
-    let perplexity = (!known.is_empty()).then(|| math::exp_f64(mean(&known).min(700.0)));
+    expert_counts::record(args.split.expert_counts.as_deref(), &mut engine)?;
+    let perplexity = perplexity(&logprobs);
     let mut out = std::io::stdout().lock();
     if args.json {
         let value = json!({ "token_ids": ids, "logprobs": logprobs, "perplexity": perplexity });
@@ -70,7 +69,7 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
         writeln!(out, "{id:>8} {shown:>10}  {text}")?;
     }
     if let Some(perplexity) = perplexity {
-        writeln!(out, "perplexity {perplexity:.4} over {} tokens", known.len())?;
+        writeln!(out, "perplexity {perplexity:.4} over {} tokens", logprobs.iter().flatten().count())?;
     }
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! What is told before a model runs: which rank is what, and what to beware of. Rank 0 only, to stderr.
 
-use engine::{Engine, EngineError, RankReport};
+use collective::WireDType;
+use engine::{Engine, EngineError, EngineOptions, RankReport};
+
+use crate::error::CliError;
+use crate::model::{demo_perplexity, demo_ranks};
 
 /// Lines of the table; a job of more stages is told in part.
 const LINES_MAX: usize = 10;
@@ -14,6 +18,38 @@ pub fn tell(engine: &mut Engine, of_job: bool, quiet: bool) -> Result<(), Engine
         table(engine, &reports).iter().for_each(|line| eprintln!("{line}"));
         warn_of_split_groups(engine, &reports)?;
     }
+    Ok(())
+}
+
+/// What the demo model scores where compression is to be judged.
+const PASSAGE: &str = "Once upon a time there was a little girl who lived with her mother in a small house by the sea. \
+    Every morning she walked along the shore to look for shells, and every evening she told her mother what she had found.";
+
+/// Compressed sums change with the number of ranks: says so, and by how much they change what the demo model thinks of a
+/// passage.
+pub fn warn_of_compression(options: &EngineOptions) -> Result<(), CliError> {
+    let (tp, dtype) = (options.rank_weights.len(), options.all_reduce_dtype);
+    if dtype == WireDType::Float32 || tp == 1 {
+        return Ok(());
+    }
+    let perplexity = |all_reduce_dtype| {
+        let ranks = tp.min(demo_ranks()?);
+        let options = EngineOptions {
+            rank_weights: vec![1.0; ranks],
+            threads_per_rank: Some(1),
+            comm_timeout: options.comm_timeout,
+            all_reduce_dtype,
+            ..EngineOptions::default()
+        };
+        demo_perplexity(PASSAGE, &options)
+    };
+    let (exact, compressed) = (perplexity(WireDType::Float32)?, perplexity(dtype)?);
+    eprintln!(
+        "warning: --all-reduce-dtype {} gives up equal bits on any split; it changes the demo model's perplexity by {:+.3} % \
+         ({exact:.4} to {compressed:.4})",
+        dtype.name(),
+        100.0 * (compressed / exact - 1.0)
+    );
     Ok(())
 }
 

@@ -10,10 +10,11 @@ use model::tp_plan::Style;
 use serde_json::{Map, Value, json};
 use tensor::DType;
 
-use crate::args::{ModelArgs, SplitArgs, yes_or_no};
+use crate::args::{ModelArgs, yes_or_no};
 use crate::error::CliError;
 use crate::model::read_config;
 use crate::report::bytes;
+use crate::split::SplitArgs;
 
 /// Prints how each weight of a model is split, from its config.json alone.
 #[derive(Args)]
@@ -44,7 +45,9 @@ struct Row {
 pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let (_, config) = read_config(&args.model)?;
     let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
-    let layout = Layout::new(config, &args.split.weights(None)?, &args.split.plan()?)?;
+    args.split.check(&config)?;
+    let (weights, plan, experts) = (args.split.weights(None)?, args.split.plan()?, args.split.experts()?);
+    let layout = Layout::with_experts(config, &weights, &plan, &experts)?;
     let rows = rows(&layout, dtype);
     let mut out = std::io::stdout().lock();
     match args.json {

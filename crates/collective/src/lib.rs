@@ -9,8 +9,8 @@ mod compressed;
 pub mod conformance;
 mod error;
 mod finish;
-mod members;
 mod hierarchical;
+mod members;
 pub mod mesh;
 pub mod message;
 #[cfg(feature = "mpi")]
@@ -23,8 +23,8 @@ mod tcp;
 
 pub use compressed::{Compressed, WireDType};
 pub use error::CollectiveError;
-pub use members::Members;
 pub use hierarchical::Hierarchical;
+pub use members::Members;
 pub use mesh::{Coordinates, Mesh};
 pub use message::Messages;
 pub use secret::{Role, Secret, authenticate};

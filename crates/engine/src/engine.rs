@@ -227,15 +227,7 @@ impl Engine {
         if !self.plan.layout.sequence_parallel {
             return Ok(None);
         }
-        let meta = StepMeta {
-            tokens: vec![0; tokens],
-            sequences: vec![SequenceSpan {
-                rows: 0..tokens,
-                start: 0,
-                block_table: (0..tokens.div_ceil(KV_BLOCK) as u32).collect(),
-            }],
-            logit_rows: vec![tokens as u32 - 1],
-        };
+        let meta = self.plan.step_alone(0, tokens);
         let cost = |sequence_parallel| -> Result<OpCost, EngineError> {
             let mut layout = self.plan.layout.clone();
             layout.sequence_parallel = sequence_parallel;
@@ -349,13 +341,16 @@ impl Engine {
     /// Sets the replicas up for a call.
     fn prepare(&mut self, requests: &[GenerateRequest]) -> Result<(), EngineError> {
         let mesh = self.plan.mesh;
-        let blocks: Vec<usize> = requests.iter().map(|r| r.work().div_ceil(KV_BLOCK)).collect();
+        let context = self.plan.context();
+        let needed = |r: &GenerateRequest| context.blocks_that_fit(r.work().div_ceil(KV_BLOCK));
+        let blocks: Vec<usize> = requests.iter().map(needed).collect();
         // Enough for as many of the largest as may run at a time, and no more than all need or memory has.
         let largest = blocks.iter().max().copied().unwrap_or(0);
         let wanted = blocks.iter().sum::<usize>().min(largest.saturating_mul(self.max_num_seqs));
         let wanted = wanted.min(self.affordable_blocks()).max(largest);
         let lanes = mesh.pp.min(requests.len()).max(1);
-        let blocks_per_lane = wanted.div_ceil(lanes).max(largest);
+        // Every lane begins with a block of the context group's first rank.
+        let blocks_per_lane = wanted.div_ceil(lanes).max(largest).next_multiple_of(context.ranks);
         let prompt_tokens = requests.iter().map(|r| r.prompt.len()).sum();
         let prepare = Prepare {
             lanes,
@@ -363,6 +358,7 @@ impl Engine {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.step_tokens(prompt_tokens),
             stages: mesh.pp,
+            context: context.ranks,
         };
         let blocks = self.allocate(lanes * blocks_per_lane)?;
         for replica in 1..mesh.dp {
@@ -389,9 +385,9 @@ impl Engine {
     /// Token ids that can't be, a rank that fails.
     pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<Option<f32>>, EngineError> {
         self.check_prompt(tokens, 0)?;
-        let blocks = tokens.len().div_ceil(KV_BLOCK);
-        self.allocate(blocks)?;
-        let block_table: Vec<u32> = (0..blocks as u32).collect();
+        let (context, blocks) = (self.plan.context(), tokens.len().div_ceil(KV_BLOCK));
+        self.allocate(context.blocks_that_fit(blocks))?;
+        let block_table = context.table_alone(blocks);
         let mut logprobs = vec![None];
         let started = Instant::now();
         let step_tokens = self.step_tokens(tokens.len());

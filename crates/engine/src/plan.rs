@@ -3,6 +3,8 @@
 use collective::Mesh;
 use model::parallel::ExpertForm;
 use model::{Layout, ModelConfig, Stage};
+use scheduler::ContextParallel;
+use tensor::{KV_BLOCK, SEGMENT, SequenceSpan, StepMeta};
 
 use crate::{EngineError, EngineOptions};
 
@@ -41,9 +43,33 @@ impl Plan {
         let mut layout =
             Layout::with_experts(config, &options.rank_weights, &options.tp_plan, &options.experts)?;
         layout.sequence_parallel = options.sequence_parallel;
+        let layout = layout.with_context_parallel(options.decode_context_parallel_size)?;
         let whole = layout.config.moe.is_some() && layout.styles.experts == ExpertForm::Whole;
         let ep = if whole { tp } else { 1 };
         Ok(Plan { mesh: Mesh { dp, pp, ep, tp }, layout, stages })
+    }
+
+    /// How ranks share KV blocks.
+    pub fn context(&self) -> ContextParallel {
+        context_parallel(self.layout.context_parallel())
+    }
+
+    /// The next `rows` tokens of a sequence that is alone and has `start` already; logits of the last.
+    pub fn step_alone(&self, start: usize, rows: usize) -> StepMeta {
+        let block_table = self.context().table_alone((start + rows).div_ceil(KV_BLOCK));
+        StepMeta {
+            tokens: vec![0; rows],
+            sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
+            logit_rows: vec![rows as u32 - 1],
+        }
+    }
+}
+
+/// How `ranks` ranks share KV blocks.
+pub(crate) fn context_parallel(ranks: usize) -> ContextParallel {
+    match ranks {
+        1 => ContextParallel::OFF,
+        ranks => ContextParallel { ranks, segment_blocks: SEGMENT / KV_BLOCK },
     }
 }
 

@@ -8,12 +8,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use scheduler::{Batch, ContextParallel, Request, Scheduler, SchedulerConfig};
+use scheduler::{Batch, Request, Scheduler, SchedulerConfig};
 use serde::{Deserialize, Serialize};
 use tensor::{KV_BLOCK, SequenceSpan, StepMeta};
 
 use crate::EngineError;
 use crate::leader::Leader;
+use crate::plan::context_parallel;
 use crate::request::{FinishReason, GenerateRequest, Timing};
 use crate::worker::{Command, Reply};
 
@@ -27,6 +28,8 @@ pub(crate) struct Prepare {
     pub max_num_batched_tokens: usize,
     /// Stages of the pipeline.
     pub stages: usize,
+    /// Ranks that share KV blocks by position.
+    pub context: usize,
 }
 
 /// A token that was chosen.
@@ -88,7 +91,7 @@ impl Replica {
     pub fn prepare(&mut self, prepare: Prepare) {
         assert!(self.is_idle(), "a replica at work is not set up anew");
         let config = SchedulerConfig {
-            context: ContextParallel::OFF,
+            context: context_parallel(prepare.context),
             num_blocks: prepare.blocks_per_lane,
             block_size: KV_BLOCK,
             max_num_seqs: prepare.max_num_seqs.div_ceil(prepare.lanes),

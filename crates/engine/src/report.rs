@@ -27,6 +27,8 @@ pub struct RankReport {
     pub kv_cache_bytes: u64,
     /// What one token takes in it.
     pub kv_bytes_per_token: u64,
+    /// What it would take if no ranks shared their caches.
+    pub kv_replicated_bytes_per_token: u64,
     /// All-reduces of one forward pass.
     pub all_reduce_calls: u64,
     /// Bytes that it contributed to those.

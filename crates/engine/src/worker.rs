@@ -6,7 +6,9 @@
 use std::time::{Duration, Instant};
 
 use collective::{Collective, CollectiveStats, Group};
-use model::{Decoder, KvCache, LoadStats, ModelError, Pipeline, Rank, bytes_per_token};
+use model::{
+    Decoder, KvCache, LoadStats, ModelError, Pipeline, Rank, bytes_per_token, replicated_bytes_per_token,
+};
 use serde::{Deserialize, Serialize};
 use tensor::{DType, Device, LogitEdit, StepMeta};
 
@@ -295,6 +297,7 @@ impl<D: Device> Worker<D> {
             packed_bytes: self.loaded.packed_bytes,
             kv_cache_bytes: self.kv.as_ref().map_or(0, KvCache::bytes),
             kv_bytes_per_token: bytes_per_token(layout, stage, at.tp, self.kv_dtype),
+            kv_replicated_bytes_per_token: replicated_bytes_per_token(layout, stage, at.tp, self.kv_dtype),
             all_reduce_calls: self.spent.last_forward.all_reduce_calls,
             all_reduce_bytes: self.spent.last_forward.all_reduce_bytes,
             all_reduce_s: self.groups.tensor.stats().all_reduce_s,

@@ -13,10 +13,11 @@ use serde_json::{Value, json};
 use tensor::{KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
 use super::limits::{BUFFER_BYTES, config as limits_config};
-use crate::args::{ModelArgs, RunArgs, SplitArgs, engine_options, yes_or_no};
+use crate::args::{ModelArgs, RunArgs, engine_options, yes_or_no};
 use crate::error::CliError;
 use crate::membership::Membership;
 use crate::model::OpenModel;
+use crate::split::SplitArgs;
 
 /// Prefill and decode of one sequence, as fractions of this machine's limits.
 #[derive(Args)]

@@ -1,0 +1,60 @@
+//! The file of `--expert-counts`: how many tokens each expert got in the runs so far, by layer.
+
+use std::io::Write;
+use std::path::Path;
+
+use engine::{Engine, ExpertReport};
+use model::parallel::ExpertPlacement;
+use serde_json::json;
+
+use crate::error::CliError;
+
+/// What has been recorded; `None`: there is no such file yet.
+///
+/// # Errors
+/// It holds something else.
+pub fn read(file: &Path) -> Result<Option<ExpertPlacement>, CliError> {
+    match file.try_exists() {
+        Ok(false) => Ok(None),
+        _ => Ok(Some(ExpertPlacement::balanced(&checkpoint::json_file(file)?)?)),
+    }
+}
+
+/// Adds a run's counts to what has been recorded.
+///
+/// # Errors
+/// The file holds something else, or can't be written; it is then as it was.
+pub fn add(file: &Path, report: &ExpertReport) -> Result<(), CliError> {
+    let mut counts: Vec<Vec<u64>> = report.layers.iter().map(|l| l.tokens_per_expert.clone()).collect();
+    if let Some(ExpertPlacement::Balanced(before)) = read(file)? {
+        let lengths = |all: &[Vec<u64>]| all.iter().map(Vec::len).collect::<Vec<_>>();
+        if lengths(&before) != lengths(&counts) {
+            return Err(CliError::Usage(format!(
+                "--expert-counts {}: it holds counts of another model; give a file of this model's own",
+                file.display()
+            )));
+        }
+        for (sum, more) in counts.iter_mut().flatten().zip(before.into_iter().flatten()) {
+            *sum += more;
+        }
+    }
+    let text = json!({ "tokens_per_expert": counts }).to_string() + "\n";
+    let directory = file.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut whole = tempfile::NamedTempFile::new_in(directory)?;
+        whole.write_all(text.as_bytes())?;
+        whole.persist(file)?;
+        Ok(())
+    };
+    write().map_err(|e| CliError::Usage(format!("--expert-counts {}: {e}", file.display())))
+}
+
+/// [`add`], for a command that has no other use for the counts.
+///
+/// # Errors
+/// Those, or a rank is missing.
+pub fn record(file: Option<&Path>, engine: &mut Engine) -> Result<(), CliError> {
+    let Some(file) = file else { return Ok(()) };
+    let reports = engine.reports()?;
+    ExpertReport::new(engine.plan(), &reports).map_or(Ok(()), |report| add(file, &report))
+}
