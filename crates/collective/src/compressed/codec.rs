@@ -197,7 +197,7 @@ mod tests {
     fn what_is_coarse_enough_arrives_exactly() {
         // Scales are powers of two where a block's largest value is the code's largest times one.
         for (dtype, largest) in WireDType::ALL.into_iter().zip([1.0, 1.0, fp8::MAX, 127.0]) {
-            let value = |i: usize| if i % 32 == 0 { -largest } else { (i % 16) as f32 - 8.0 };
+            let value = |i: usize| if i.is_multiple_of(32) { -largest } else { (i % 16) as f32 - 8.0 };
             let values: Vec<f32> = (0..200).map(|i| value(i) / 64.0).collect();
             assert_eq!(there_and_back(dtype, &values), values, "{dtype:?}");
         }
