@@ -16,6 +16,7 @@ mod deploy_shell;
 mod hub;
 mod job_child;
 mod jobs_faults;
+mod jobs_faults_launcher;
 mod jobs_same_bytes;
 mod json_shapes;
 mod launch;

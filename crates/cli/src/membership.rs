@@ -56,6 +56,11 @@ impl Membership {
         self.env.as_ref().map(|env| env.size)
     }
 
+    /// Whether a launcher that reads reports has started this process: `anysplit launch`.
+    pub fn is_launched(&self) -> bool {
+        self.report.is_some()
+    }
+
     /// Meets the other ranks, if there are others.
     pub fn join(&self, fingerprint: &Fingerprint, args: &JobArgs) -> Result<Option<&Job>, CliError> {
         let Some(env) = &self.env else { return Ok(None) };

@@ -135,7 +135,8 @@ pub fn root(ends: &[&End], host: &str) -> Option<String> {
     // Of equals the first is found.
     let (_, end) = ends.iter().filter_map(|end| Some((end.order()?, end))).min_by_key(|(order, _)| *order)?;
     let mut lost = ends.iter().filter_map(|end| end.report.as_ref()?.lost.as_ref());
-    let place = lost.find(|lost| lost.rank == end.rank).map(|lost| super::lines::quote(lost.place.as_bytes()));
+    let place =
+        lost.find(|lost| lost.rank == end.rank).map(|lost| super::lines::quote(lost.place.as_bytes()));
     Some(end.told(host, place.as_deref()))
 }
 

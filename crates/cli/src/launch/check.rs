@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::LaunchArgs;
 use crate::error::CliError;
+use crate::startup;
 
 /// Members of the file's group may read it, since mounted secrets are often given so. No one else may, and no one but its owner
 /// may change it.
@@ -51,12 +52,8 @@ pub fn check(args: &LaunchArgs) -> Result<(), CliError> {
 
 /// Told if this host has fewer cores than ranks.
 pub fn crowded(ranks: u32) -> Option<String> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let crowded = ranks as usize > cores;
-    let s = if cores == 1 { "" } else { "s" };
-    crowded.then(|| {
-        format!("{ranks} ranks share {cores} core{s} of this host: it works, but slower than with {cores}")
-    })
+    let (ranks, cores) = (ranks as usize, std::thread::available_parallelism().map_or(1, NonZero::get));
+    (ranks > cores).then(|| startup::crowded(ranks, cores))
 }
 
 fn check_secret(file: &Path) -> Result<(), CliError> {
