@@ -135,7 +135,6 @@ fn before_joining(env: &JobEnv, error: &CliError, report: Option<&Report>) -> En
             cause: Cause::Own,
             code: other.status(),
             message: format!("rank {}: {other}", env.rank),
-            lost: None,
             is_printed: report.is_none(),
         },
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 /// Changes with every change of a frame.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 1;
 
 /// The longest frame; a table of 4096 ranks fits. Those who have not yet shown the secret send no frames.
 const MAX_FRAME_BYTES: usize = 1 << 20;
@@ -50,8 +50,8 @@ pub struct Verdict {
     pub message: String,
     /// The exit status for all.
     pub code: u8,
-    /// What it was in, as far as is known, where the rank can't say anything itself any more.
-    pub lost_in: Option<String>,
+    /// Whether the rank can say so itself.
+    pub is_alive: bool,
 }
 
 /// Why a process gives up, in its own words.

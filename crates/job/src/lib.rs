@@ -50,7 +50,7 @@ pub use group::{Backend, JobGroup};
 pub use host::Host;
 pub use job::{Job, JobOptions};
 pub use lifeline::{LIFE_FD, hold_lifeline};
-pub use report::{Cause, Ending, Lost, REPORT_FD, Report};
+pub use report::{Cause, Ending, REPORT_FD, Report};
 
 /// What all ranks of a job must have in common: names and values, such as the version and the plan.
 pub type Fingerprint = Vec<(String, String)>;

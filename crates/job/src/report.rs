@@ -44,21 +44,9 @@ pub struct Ending {
     pub code: u8,
     /// One line that names the rank that was the cause.
     pub message: String,
-    /// The rank that was the cause, if it is gone without a word: its launcher may know more of its end.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lost: Option<Lost>,
     /// Whether this process is the one that prints it. None does under a launcher that reads reports.
     #[serde(skip)]
     pub is_printed: bool,
-}
-
-/// A rank that is gone, and where it was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Lost {
-    /// The rank.
-    pub rank: usize,
-    /// Such as `in all_reduce number 41`.
-    pub place: String,
 }
 
 /// The pipe to the launcher. A process reports at most once.
@@ -125,7 +113,6 @@ impl Ending {
             cause,
             code: if error.is_usage() { 2 } else { 1 },
             message: error.to_string(),
-            lost: None,
             is_printed: report.is_none() && !is_repeated,
         }
     }
@@ -135,19 +122,17 @@ impl Ending {
         let guilty = verdict.rank as usize;
         let cause = if guilty == rank { Cause::Own } else { Cause::Other };
         // The guilty rank speaks if it can, else the first of the others.
-        let speaker = match (&verdict.lost_in, guilty) {
-            (None, guilty) => guilty,
-            (Some(_), 0) => 1,
-            (Some(_), _) => 0,
+        let speaker = match (verdict.is_alive, guilty) {
+            (true, guilty) => guilty,
+            (false, 0) => 1,
+            (false, _) => 0,
         };
-        let lost = verdict.lost_in.clone().map(|place| Lost { rank: guilty, place });
         Ending {
             rank,
             host: host.to_owned(),
             cause,
             code: verdict.code,
             message: verdict.message.clone(),
-            lost,
             is_printed: report.is_none() && speaker == rank,
         }
     }
@@ -160,7 +145,6 @@ impl Ending {
             cause: if failure.is_echo { Cause::Other } else { Cause::Own },
             code: failure.code,
             message: format!("rank {rank} on {host}: {}", failure.message),
-            lost: None,
             is_printed: report.is_none(),
         }
     }
@@ -180,7 +164,6 @@ mod tests {
             cause: Cause::Own,
             code: 2,
             message: message.into(),
-            lost: None,
             is_printed: false,
         }
     }

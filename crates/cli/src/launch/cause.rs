@@ -10,16 +10,6 @@ pub struct Report {
     #[serde(default)]
     cause: Cause,
     message: String,
-    /// A rank that is gone without a word, as this one saw it.
-    lost: Option<Lost>,
-}
-
-/// Where a rank was when the others lost it.
-#[derive(Deserialize)]
-struct Lost {
-    rank: u64,
-    /// Such as `in all_reduce number 41`.
-    place: String,
 }
 
 /// Whose failure a report is about.
@@ -92,19 +82,15 @@ impl End {
         }
     }
 
-    /// `place` is where the others lost it, if they did.
-    fn told(&self, host: &str, place: Option<&str>) -> String {
+    fn told(&self, host: &str) -> String {
         let (rank, pid) = (self.rank, self.pid);
         let who = format!("rank {rank} on {host} (pid {pid})");
         let last = self.last_line.strip_prefix("error:").unwrap_or(&self.last_line).trim();
-        let place = place.map_or(String::new(), |place| format!(" {place}"));
         let said = if last.is_empty() { String::new() } else { format!("; its last line: {last}") };
         match (self.how, &self.report) {
-            (How::Killed(signal), _) => {
-                format!("{who} was killed by {}{place}{said}", signals::name(signal))
-            }
+            (How::Killed(signal), _) => format!("{who} was killed by {}{said}", signals::name(signal)),
             (How::Stopped { seconds, .. }, _) => {
-                format!("{who} was stopped for {seconds} s{place}, and was killed{said}")
+                format!("{who} was stopped for {seconds} s, and was killed{said}")
             }
             (How::Late(seconds), _) => {
                 format!("{who} had not ended {seconds} s after rank 0 had, and was killed{said}")
@@ -115,10 +101,8 @@ impl End {
                 let is_told = named == Some(rank) || named.is_some() && report.cause == Cause::Other;
                 if is_told { message } else { format!("rank {rank} on {host}: {message}") }
             }
-            (How::Exited(status), None) if last.is_empty() => {
-                format!("{who} exited with status {status}{place}")
-            }
-            (How::Exited(status), None) => format!("{who} exited with status {status}{place}: {last}"),
+            (How::Exited(status), None) if last.is_empty() => format!("{who} exited with status {status}"),
+            (How::Exited(status), None) => format!("{who} exited with status {status}: {last}"),
             (How::Ended, None) => format!("{who} was ended"),
         }
     }
@@ -131,13 +115,11 @@ fn rank_named(message: &str) -> Option<u64> {
 }
 
 /// The one line about a job whose ranks ended so, in the order in which they did; none if all went well.
-pub fn root(ends: &[&End], host: &str) -> Option<String> {
+pub fn root<'a>(ends: impl IntoIterator<Item = &'a End>, host: &str) -> Option<String> {
     // Of equals the first is found.
-    let (_, end) = ends.iter().filter_map(|end| Some((end.order()?, end))).min_by_key(|(order, _)| *order)?;
-    let mut lost = ends.iter().filter_map(|end| end.report.as_ref()?.lost.as_ref());
-    let place =
-        lost.find(|lost| lost.rank == end.rank).map(|lost| super::lines::quote(lost.place.as_bytes()));
-    Some(end.told(host, place.as_deref()))
+    let (_, end) =
+        ends.into_iter().filter_map(|end| Some((end.order()?, end))).min_by_key(|(order, _)| *order)?;
+    Some(end.told(host))
 }
 
 #[cfg(test)]
@@ -153,7 +135,7 @@ mod tests {
     }
 
     fn told(ends: &[End]) -> String {
-        root(&ends.iter().collect::<Vec<_>>(), "h").unwrap()
+        root(ends, "h").unwrap()
     }
 
     #[test]
@@ -186,7 +168,7 @@ mod tests {
 
     #[test]
     fn what_went_well_is_no_cause() {
-        assert!(root(&[&end(0, How::Exited(0), None), &end(1, How::Ended, None)], "h").is_none());
+        assert!(root(&[end(0, How::Exited(0), None), end(1, How::Ended, None)], "h").is_none());
     }
 
     #[test]
@@ -199,17 +181,6 @@ mod tests {
         assert_eq!(told_as("own", "rank 12 is gone"), "rank 1 on h: rank 12 is gone");
         assert_eq!(told_as("other", "rank 12 on b is gone"), "rank 12 on b is gone");
         assert_eq!(told_as("other", "all are gone"), "rank 1 on h: all are gone");
-    }
-
-    #[test]
-    fn where_a_rank_was_is_told_by_the_others() {
-        let report = r#"{"cause":"other","message":"m","lost":{"rank":1,"place":"in barrier number 7"}}"#;
-        let witness = |how| End { report: Report::parse(report.as_bytes()), ..end(0, how, None) };
-        let killed = end(1, How::Killed(9), None);
-        let text = "rank 1 on h (pid 7) was killed by SIGKILL in barrier number 7; its last line: l1";
-        assert_eq!(told(&[killed, witness(How::Exited(1))]), text);
-        let other = end(2, How::Killed(9), None);
-        assert!(!told(&[other, witness(How::Exited(1))]).contains("barrier"), "that is another rank's place");
     }
 
     #[test]

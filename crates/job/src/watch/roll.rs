@@ -37,7 +37,7 @@ impl Roll {
         // Errors of ranks often say which rank it was.
         let message = message.strip_prefix(&format!("rank {rank}: ")).unwrap_or(&message);
         let message = format!("{}: {message}", title(rank, &self.seats[rank]));
-        let verdict = Verdict { rank: rank as u32, message, code, lost_in: None };
+        let verdict = Verdict { rank: rank as u32, message, code, is_alive: true };
         if !is_echo {
             self.verdict.get_or_insert(verdict);
         } else if self.hearsay.is_none() {
@@ -103,7 +103,7 @@ pub(super) fn lost(
         _ => "before the first collective".to_owned(),
     };
     let message = format!("{} (pid {}) {what} {place}", title(rank, seat), seat.pid);
-    Verdict { rank: rank as u32, message, code: 1, lost_in: Some(place) }
+    Verdict { rank: rank as u32, message, code: 1, is_alive: false }
 }
 
 #[cfg(test)]
@@ -137,7 +137,7 @@ mod tests {
             verdict.message,
             "rank 2 on host-2 (pid 102) went silent for 30 s in all_reduce number 41"
         );
-        assert_eq!((verdict.rank, verdict.lost_in.as_deref()), (2, Some("in all_reduce number 41")));
+        assert!((verdict.rank, verdict.is_alive) == (2, false));
         let mut dead = roll();
         dead.gone(1, &Broken::Closed, TIMEOUT);
         dead.gone(2, &Broken::Closed, TIMEOUT);
