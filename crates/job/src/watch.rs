@@ -20,6 +20,7 @@ use collective::{Progress, Watched};
 
 use crate::JobError;
 use crate::frame::{Place, Verdict};
+use crate::report::Report;
 
 /// How often things happen, from the timeout after which a silent rank counts as dead.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +53,8 @@ impl Pace {
 pub(crate) struct Watch {
     pub me: usize,
     pub pace: Pace,
+    /// The launcher, which wants to know where this process was when it died.
+    report: Option<Report>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -85,8 +88,9 @@ impl Watching {
 }
 
 impl Watch {
-    pub fn new(me: usize, timeout: Duration) -> Arc<Watch> {
-        Arc::new(Watch { me, pace: Pace::new(timeout), state: Mutex::default(), changed: Condvar::new() })
+    pub fn new(me: usize, timeout: Duration, report: Option<Report>) -> Arc<Watch> {
+        let (pace, state) = (Pace::new(timeout), Mutex::default());
+        Arc::new(Watch { me, pace, report, state, changed: Condvar::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -103,7 +107,7 @@ impl Watch {
         state.groups.push(watching);
     }
 
-    /// Where this process is: in the group that has moved since the last call.
+    /// Where this process is: in the group that has moved since the last call. The launcher hears of it too.
     pub fn place(&self) -> Place {
         let mut state = self.state();
         let State { groups, busy, .. } = &mut *state;
@@ -114,7 +118,9 @@ impl Watch {
             }
         }
         let seen = groups.get(*busy).map_or(Progress::default(), |watching| watching.seen);
-        Place { op: seen.op.into(), sequence: seen.sequence }
+        let place = Place { op: seen.op.into(), sequence: seen.sequence };
+        self.report.as_ref().inspect(|report| report.note(&place));
+        place
     }
 
     /// The job is over. The first verdict counts.

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::signals;
+use super::{lines, signals};
 
 /// What a rank writes into its report pipe before it ends.
 #[derive(Deserialize)]
@@ -23,11 +23,43 @@ enum Cause {
     Other,
 }
 
-impl Report {
-    /// The last line that is a report. A program that knows nothing of reports writes none.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let text = String::from_utf8_lossy(bytes);
-        text.lines().rev().find_map(|line| serde_json::from_str(line).ok())
+/// Where a rank is, as it notes from time to time.
+#[derive(Deserialize)]
+struct Note {
+    /// Such as `in all_reduce number 41`.
+    place: String,
+}
+
+/// More than this on one line is neither report nor note.
+const LINE_MAX: usize = 64 << 10;
+
+/// What a rank has written into its report pipe so far. A program that knows nothing of it writes nothing.
+#[derive(Default)]
+pub struct Heard {
+    line: Vec<u8>,
+    report: Option<Report>,
+    place: Option<String>,
+}
+
+impl Heard {
+    /// Takes what has come. Of several reports and notes the last counts; what is neither is passed over.
+    pub fn take(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.line.extend(piece);
+            if piece.ends_with(b"\n") || self.line.len() > LINE_MAX {
+                self.end_line();
+            }
+        }
+    }
+
+    /// No more will come.
+    pub fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        if let Ok(report) = serde_json::from_slice(&line) {
+            self.report = Some(report);
+        } else if let Ok(Note { place }) = serde_json::from_slice(&line) {
+            self.place = Some(lines::quote(place.as_bytes()));
+        }
     }
 }
 
@@ -59,8 +91,8 @@ pub struct End {
     pub pid: u32,
     /// How.
     pub how: How,
-    /// What it said of it, if it did.
-    pub report: Option<Report>,
+    /// What it said of it, and of where it was, if it did.
+    pub heard: Heard,
     /// Its last line on stderr.
     pub last_line: String,
 }
@@ -68,7 +100,7 @@ pub struct End {
 impl End {
     /// How likely this end was the cause of the others, from 0 on; none if it was no failure.
     fn order(&self) -> Option<u8> {
-        let cause = self.report.as_ref().map(|report| report.cause);
+        let cause = self.heard.report.as_ref().map(|report| report.cause);
         match (self.how, cause) {
             (How::Killed(_) | How::Stopped { too_long: true, .. } | How::Late(_), _) => Some(0),
             (How::Exited(0), _) => None,
@@ -86,17 +118,20 @@ impl End {
         let (rank, pid) = (self.rank, self.pid);
         let who = format!("rank {rank} on {host} (pid {pid})");
         let last = self.last_line.strip_prefix("error:").unwrap_or(&self.last_line).trim();
+        let place = self.heard.place.as_ref().map_or(String::new(), |place| format!(" {place}"));
         let said = if last.is_empty() { String::new() } else { format!("; its last line: {last}") };
-        match (self.how, &self.report) {
-            (How::Killed(signal), _) => format!("{who} was killed by {}{said}", signals::name(signal)),
+        match (self.how, &self.heard.report) {
+            (How::Killed(signal), _) => {
+                format!("{who} was killed by {}{place}{said}", signals::name(signal))
+            }
             (How::Stopped { seconds, .. }, _) => {
-                format!("{who} was stopped for {seconds} s, and was killed{said}")
+                format!("{who} was stopped for {seconds} s{place}, and was killed{said}")
             }
             (How::Late(seconds), _) => {
                 format!("{who} had not ended {seconds} s after rank 0 had, and was killed{said}")
             }
             (_, Some(report)) => {
-                let message = super::lines::quote(report.message.as_bytes());
+                let message = lines::quote(report.message.as_bytes());
                 let named = rank_named(&message);
                 let is_told = named == Some(rank) || named.is_some() && report.cause == Cause::Other;
                 if is_told { message } else { format!("rank {rank} on {host}: {message}") }
@@ -126,12 +161,18 @@ pub fn root<'a>(ends: impl IntoIterator<Item = &'a End>, host: &str) -> Option<S
 mod tests {
     use super::*;
 
+    fn heard(text: &str) -> Heard {
+        let mut heard = Heard::default();
+        text.as_bytes().chunks(7).for_each(|piece| heard.take(piece));
+        heard.end_line();
+        heard
+    }
+
     fn end(rank: u64, how: How, report: Option<&str>) -> End {
-        let report = report.map(|cause| {
-            let line = format!("{{\"rank\":{rank},\"host\":\"h\",\"cause\":\"{cause}\",\"code\":1,\"message\":\"m{rank}\"}}\n");
-            Report::parse(line.as_bytes()).unwrap()
+        let line = report.map(|cause| {
+            format!("{{\"rank\":{rank},\"host\":\"h\",\"cause\":\"{cause}\",\"code\":1,\"message\":\"m{rank}\"}}\n")
         });
-        End { rank, pid: 7, how, report, last_line: format!("error: l{rank}") }
+        End { rank, pid: 7, how, heard: heard(&line.unwrap_or_default()), last_line: format!("error: l{rank}") }
     }
 
     fn told(ends: &[End]) -> String {
@@ -175,7 +216,7 @@ mod tests {
     fn a_message_that_names_the_rank_of_the_cause_does_so_once() {
         let told_as = |cause: &str, message: &str| {
             let report = format!("{{\"cause\":\"{cause}\",\"message\":\"{message}\"}}");
-            told(&[End { report: Report::parse(report.as_bytes()), ..end(1, How::Exited(1), None) }])
+            told(&[End { heard: heard(&report), ..end(1, How::Exited(1), None) }])
         };
         assert_eq!(told_as("own", "rank 1 on a: gone"), "rank 1 on a: gone");
         assert_eq!(told_as("own", "rank 12 is gone"), "rank 1 on h: rank 12 is gone");
@@ -185,9 +226,18 @@ mod tests {
 
     #[test]
     fn what_is_no_report_is_passed_over() {
-        assert!(Report::parse(b"").is_none());
-        assert!(Report::parse(b"{\"rank\":1").is_none());
-        assert!(Report::parse(b"{\"message\":7}\n[1]\nhello").is_none());
-        assert_eq!(Report::parse(b"{\"message\":\"a\"}\n{\"message\":\"b\"}\ntail").unwrap().message, "b");
+        for text in ["", "{\"rank\":1", "{\"message\":7}\n[1]\nhello"] {
+            let Heard { report, place, .. } = heard(text);
+            assert!(report.is_none() && place.is_none(), "{text}");
+        }
+        assert_eq!(heard("{\"message\":\"a\"}\n{\"message\":\"b\"}\ntail").report.unwrap().message, "b");
+    }
+
+    #[test]
+    fn a_rank_that_is_gone_is_told_with_where_it_was() {
+        let notes = "{\"place\":\"before the first collective\"}\n{\"place\":\"in barrier number 7\"}\n";
+        let killed = End { heard: heard(notes), ..end(1, How::Killed(9), None) };
+        let text = "rank 1 on h (pid 7) was killed by SIGKILL in barrier number 7; its last line: l1";
+        assert_eq!(told(&[killed, end(0, How::Exited(1), Some("other"))]), text);
     }
 }

@@ -75,6 +75,7 @@ impl<'a> Watch<'a> {
                 self.processes.iter_mut().for_each(Process::beat);
                 next_beat = Instant::now() + BEAT;
             }
+            self.processes.iter_mut().for_each(Process::listen);
             self.look_for_ends();
             self.look_for_stops();
             self.look_for_stragglers();

@@ -92,7 +92,7 @@ impl Running {
             if self.roll.all_left() || last_moment.is_some_and(|moment| now >= moment) {
                 break;
             }
-            let wake = [self.roll.waits_until(), last_moment];
+            let wake = [self.roll.waits_until(now), last_moment];
             let wake = wake.into_iter().flatten().fold(next_beat, Instant::min);
             match heard.recv_timeout(wake.saturating_duration_since(now)) {
                 Ok(event) => self.take(event),
