@@ -13,6 +13,7 @@ use job::{
 };
 
 use crate::error::{self, CliError, one_line};
+use crate::secret;
 
 /// How ranks of several processes meet and watch each other.
 #[derive(Args)]
@@ -64,9 +65,8 @@ impl Membership {
     /// Meets the other ranks, if there are others.
     pub fn join(&self, fingerprint: &Fingerprint, args: &JobArgs) -> Result<Option<&Job>, CliError> {
         let Some(env) = &self.env else { return Ok(None) };
-        let secret = args.group_secret_file.as_deref().map_or(Ok(Secret::none()), Secret::from_file);
         let options = JobOptions {
-            secret: secret.map_err(|e| CliError::Usage(e.to_string()))?,
+            secret: args.group_secret_file.as_deref().map_or(Ok(Secret::none()), secret::read)?,
             comm_timeout: Duration::from_secs(args.comm_timeout),
             startup_timeout: Duration::from_secs(args.startup_timeout.unwrap_or(2 * args.comm_timeout)),
             report: self.report.clone(),

@@ -172,7 +172,13 @@ mod tests {
         let line = report.map(|cause| {
             format!("{{\"rank\":{rank},\"host\":\"h\",\"cause\":\"{cause}\",\"code\":1,\"message\":\"m{rank}\"}}\n")
         });
-        End { rank, pid: 7, how, heard: heard(&line.unwrap_or_default()), last_line: format!("error: l{rank}") }
+        End {
+            rank,
+            pid: 7,
+            how,
+            heard: heard(&line.unwrap_or_default()),
+            last_line: format!("error: l{rank}"),
+        }
     }
 
     fn told(ends: &[End]) -> String {
