@@ -43,7 +43,7 @@ fn differ(first: Anysplit, second: Anysplit, parts: &[&str]) {
 
 /// A rank of two that would score a few ids.
 fn score(rank: usize, port: u16) -> Anysplit {
-    plain(rank, 2, port, "score --prompt-ids 1,2,3 --threads-per-rank 1 --comm-timeout 20")
+    plain(rank, 2, port, "score --prompt-ids 1,2,3 --threads-per-rank 1").env("ANYSPLIT_COMM_TIMEOUT", "20")
 }
 
 #[test]

@@ -42,12 +42,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// For people.
-    pub fn told(&self) -> String {
-        match &*self.op {
-            "" => "before the first collective".into(),
-            op => format!("in {op} number {}", self.sequence),
-        }
+    /// For people; `None` before the first collective.
+    pub fn told(&self) -> Option<String> {
+        (!self.op.is_empty()).then(|| format!("in {} number {}", self.op, self.sequence))
     }
 }
 

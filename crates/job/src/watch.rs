@@ -29,6 +29,8 @@ pub(crate) struct Pace {
     pub timeout: Duration,
     /// Between two beats.
     pub beat: Duration,
+    /// Between two notes for the launcher: they cost less than beats, and tell more the fresher they are.
+    pub note: Duration,
     /// How precisely silence is measured.
     pub tick: Duration,
     /// How long rank 0 waits for a cause when a rank only reports an effect.
@@ -42,6 +44,7 @@ impl Pace {
         Pace {
             timeout,
             beat: (timeout / 5).min(Duration::from_secs(1)),
+            note: Duration::from_millis(100),
             tick: (timeout / 20).clamp(Duration::from_millis(5), Duration::from_millis(100)),
             grace: (timeout / 4).min(Duration::from_millis(400)),
             linger: Duration::from_millis(400),
@@ -69,6 +72,8 @@ struct State {
     is_leaving: bool,
     /// No more to watch.
     is_over: bool,
+    /// What the launcher was told last.
+    noted: Option<Place>,
     mail: HashMap<(u16, u32), VecDeque<Vec<u8>>>,
 }
 
@@ -109,8 +114,11 @@ impl Watch {
 
     /// Where this process is: in the group that has moved since the last call. The launcher hears of it too.
     pub fn place(&self) -> Place {
-        let mut state = self.state();
-        let State { groups, busy, .. } = &mut *state;
+        self.place_in(&mut self.state())
+    }
+
+    fn place_in(&self, state: &mut State) -> Place {
+        let State { groups, busy, noted, .. } = state;
         for (i, watching) in groups.iter_mut().enumerate() {
             let now = watching.group.progress();
             if now != watching.seen {
@@ -119,7 +127,10 @@ impl Watch {
         }
         let seen = groups.get(*busy).map_or(Progress::default(), |watching| watching.seen);
         let place = Place { op: seen.op.into(), sequence: seen.sequence };
-        self.report.as_ref().inspect(|report| report.note(&place));
+        if let Some(report) = self.report.as_ref().filter(|_| noted.as_ref() != Some(&place)) {
+            report.note(&place);
+            *noted = Some(place.clone());
+        }
         place
     }
 
@@ -129,6 +140,8 @@ impl Watch {
         if state.verdict.is_some() || state.is_over {
             return;
         }
+        // Where the others were tells where a rank was that can't say it any more.
+        self.place_in(&mut state);
         for watching in &state.groups {
             watching.abort(self.me, &verdict);
         }

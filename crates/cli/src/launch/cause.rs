@@ -25,9 +25,10 @@ enum Cause {
 
 /// Where a rank is, as it notes from time to time.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Note {
-    /// Such as `in all_reduce number 41`.
-    place: String,
+    /// Such as `in all_reduce number 41`; none before the first.
+    place: Option<String>,
 }
 
 /// More than this on one line is neither report nor note.
@@ -38,7 +39,8 @@ const LINE_MAX: usize = 64 << 10;
 pub struct Heard {
     line: Vec<u8>,
     report: Option<Report>,
-    place: Option<String>,
+    /// The last note.
+    note: Option<Note>,
 }
 
 impl Heard {
@@ -52,13 +54,17 @@ impl Heard {
         }
     }
 
+    fn place(&self) -> Option<String> {
+        self.note.as_ref()?.place.as_ref().map(|place| lines::quote(place.as_bytes()))
+    }
+
     /// No more will come.
     pub fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         if let Ok(report) = serde_json::from_slice(&line) {
             self.report = Some(report);
-        } else if let Ok(Note { place }) = serde_json::from_slice(&line) {
-            self.place = Some(lines::quote(place.as_bytes()));
+        } else if let Ok(note) = serde_json::from_slice(&line) {
+            self.note = Some(note);
         }
     }
 }
@@ -114,11 +120,22 @@ impl End {
         }
     }
 
-    fn told(&self, host: &str) -> String {
+    /// Where it was, by its own notes or another rank's. Who writes no notes has no collectives.
+    fn place(&self, others: &[&End]) -> String {
+        let other = || others.iter().find_map(|other| Some((other.rank, other.heard.place()?)));
+        match (self.heard.place(), other()) {
+            _ if self.heard.note.is_none() => String::new(),
+            (Some(place), _) => format!(" {place}"),
+            (None, Some((rank, place))) => format!(" while rank {rank} was {place}"),
+            (None, None) => " before the first collective".into(),
+        }
+    }
+
+    fn told(&self, host: &str, others: &[&End]) -> String {
         let (rank, pid) = (self.rank, self.pid);
         let who = format!("rank {rank} on {host} (pid {pid})");
         let last = self.last_line.strip_prefix("error:").unwrap_or(&self.last_line).trim();
-        let place = self.heard.place.as_ref().map_or(String::new(), |place| format!(" {place}"));
+        let place = self.place(others);
         let said = if last.is_empty() { String::new() } else { format!("; its last line: {last}") };
         match (self.how, &self.heard.report) {
             (How::Killed(signal), _) => {
@@ -150,11 +167,10 @@ fn rank_named(message: &str) -> Option<u64> {
 }
 
 /// The one line about a job whose ranks ended so, in the order in which they did; none if all went well.
-pub fn root<'a>(ends: impl IntoIterator<Item = &'a End>, host: &str) -> Option<String> {
+pub fn root(ends: &[&End], host: &str) -> Option<String> {
     // Of equals the first is found.
-    let (_, end) =
-        ends.into_iter().filter_map(|end| Some((end.order()?, end))).min_by_key(|(order, _)| *order)?;
-    Some(end.told(host))
+    let (_, end) = ends.iter().filter_map(|end| Some((end.order()?, end))).min_by_key(|(order, _)| *order)?;
+    Some(end.told(host, ends))
 }
 
 #[cfg(test)]
@@ -182,7 +198,7 @@ mod tests {
     }
 
     fn told(ends: &[End]) -> String {
-        root(ends, "h").unwrap()
+        root(&ends.iter().collect::<Vec<_>>(), "h").unwrap()
     }
 
     #[test]
@@ -215,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_went_well_is_no_cause() {
-        assert!(root(&[end(0, How::Exited(0), None), end(1, How::Ended, None)], "h").is_none());
+        assert!(root(&[&end(0, How::Exited(0), None), &end(1, How::Ended, None)], "h").is_none());
     }
 
     #[test]
@@ -233,17 +249,28 @@ mod tests {
     #[test]
     fn what_is_no_report_is_passed_over() {
         for text in ["", "{\"rank\":1", "{\"message\":7}\n[1]\nhello"] {
-            let Heard { report, place, .. } = heard(text);
-            assert!(report.is_none() && place.is_none(), "{text}");
+            let Heard { report, note, .. } = heard(text);
+            assert!(report.is_none() && note.is_none(), "{text}");
         }
         assert_eq!(heard("{\"message\":\"a\"}\n{\"message\":\"b\"}\ntail").report.unwrap().message, "b");
     }
 
     #[test]
     fn a_rank_that_is_gone_is_told_with_where_it_was() {
-        let notes = "{\"place\":\"before the first collective\"}\n{\"place\":\"in barrier number 7\"}\n";
-        let killed = End { heard: heard(notes), ..end(1, How::Killed(9), None) };
-        let text = "rank 1 on h (pid 7) was killed by SIGKILL in barrier number 7; its last line: l1";
-        assert_eq!(told(&[killed, end(0, How::Exited(1), Some("other"))]), text);
+        let killed = |notes: &str| End { heard: heard(notes), ..end(1, How::Killed(9), None) };
+        let witness = |notes: &str| End { heard: heard(notes), ..end(0, How::Exited(1), None) };
+        let (early, late) = ("{\"place\":null}\n", "{\"place\":null}\n{\"place\":\"in barrier number 7\"}\n");
+        for (own, other, place) in [
+            (late, early, "in barrier number 7"),
+            (early, late, "while rank 0 was in barrier number 7"),
+            (early, early, "before the first collective"),
+        ] {
+            let text = format!("rank 1 on h (pid 7) was killed by SIGKILL {place}; its last line: l1");
+            assert_eq!(told(&[killed(own), witness(other)]), text);
+        }
+        assert!(
+            told(&[killed(""), witness(late)]).contains("by SIGKILL; its"),
+            "scripts have no collectives"
+        );
     }
 }

@@ -179,7 +179,7 @@ impl<'a> Watch<'a> {
             return Ended::Interrupted(signal);
         }
         ends.sort_by_key(|(at, ..)| *at);
-        if let Some(line) = cause::root(ends.iter().map(|(_, end, _)| end), &host()) {
+        if let Some(line) = cause::root(&ends.iter().map(|(_, end, _)| end).collect::<Vec<_>>(), &host()) {
             let wrong_use = ends.iter().any(|(_, end, _)| end.how == How::Exited(2));
             return Ended::Failed { line, status: if wrong_use { 2 } else { 1 } };
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Watch;
 use super::roll::lost;
@@ -52,8 +52,16 @@ impl Member {
 }
 
 fn beat(watch: &Watch, line: &Line) {
+    let mut next_beat = Instant::now();
     loop {
-        if line.send(&Frame::Beat(watch.place())).is_err() || watch.wait_for_end(watch.pace.beat) {
+        let place = watch.place();
+        if Instant::now() >= next_beat {
+            next_beat += watch.pace.beat;
+            if line.send(&Frame::Beat(place)).is_err() {
+                return;
+            }
+        }
+        if watch.wait_for_end(watch.pace.beat.min(watch.pace.note)) {
             return;
         }
     }

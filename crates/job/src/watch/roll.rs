@@ -104,9 +104,10 @@ pub(super) fn lost(
         Broken::Silent => format!("went silent for {} s", timeout.as_secs_f32()),
         Broken::Garbage => "sent what is no message of this version".to_owned(),
     };
-    let place = match (place.op.is_empty(), elsewhere.op.is_empty()) {
-        (true, false) => format!("while rank {witness} was {}", elsewhere.told()),
-        _ => place.told(),
+    let place = match (place.told(), elsewhere.told()) {
+        (Some(place), _) => place,
+        (None, Some(elsewhere)) => format!("while rank {witness} was {elsewhere}"),
+        (None, None) => "before the first collective".into(),
     };
     let message = format!("{} (pid {}) {what} {place}", title(rank, seat), seat.pid);
     Verdict { rank: rank as u32, message, code: 1, is_alive: false }
