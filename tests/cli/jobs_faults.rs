@@ -17,6 +17,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(2);
 /// When a fault happens.
 #[derive(Clone, Copy, Debug)]
 pub enum Phase {
+    Start,
     Load,
     Prefill,
     Decode,
@@ -52,7 +53,7 @@ pub fn launch(ranks: usize) -> Anysplit {
 pub fn work(phase: Phase, launch: Anysplit, split: &str) -> Anysplit {
     match phase {
         Phase::Decode => tells_a_story(launch, 1800).args(split),
-        Phase::Load | Phase::Prefill => {
+        Phase::Start | Phase::Load | Phase::Prefill => {
             let prompt = (0..6000).map(|i| (i % 4096).to_string()).collect::<Vec<_>>().join(",");
             let command = launch.args("score --load-format random --threads-per-rank 1").args(split);
             command.model(slow_model()).args("--prompt-ids").arg(prompt)
@@ -70,6 +71,7 @@ fn tells_a_story(command: Anysplit, tokens: usize) -> Anysplit {
 #[track_caller]
 pub fn reach(phase: Phase, job: &mut Running, rank: usize) {
     match phase {
+        Phase::Start => drop(job.pid(rank)),
         // What a rank holds before it loads is far less.
         Phase::Load => job.holds(rank, 48 << 20),
         Phase::Prefill => job.says("ranks: --tp"),
@@ -96,7 +98,11 @@ fn faults(phase: Phase, signal: Signal, splits: &[&str]) {
         reach(phase, &mut job, 1);
         let fault = job.signal_rank(victim, signal);
         let end = job.ends(fault);
-        let line = end.names(victim, TIMEOUT);
+        let line = match phase {
+            // It may have died before it knew of any collectives.
+            Phase::Start => end.names_rank(victim, TIMEOUT),
+            _ => end.names(victim, TIMEOUT),
+        };
         let how = if signal == Signal::KILL { "was killed by SIGKILL" } else { "was stopped for 2 s" };
         assert!(line.contains(how), "{line}");
         printed_no_garbage(&end);
@@ -107,6 +113,12 @@ fn faults(phase: Phase, signal: Signal, splits: &[&str]) {
             scope.spawn(move || (0..2).for_each(|victim| one(split, victim)));
         }
     });
+}
+
+#[test]
+fn a_killed_or_stopped_rank_ends_the_job_while_it_starts() {
+    faults(Phase::Start, Signal::KILL, &["--tp 2", "--pp 2", "--dp 2"]);
+    faults(Phase::Start, Signal::STOP, &["--tp 2", "--pp 2"]);
 }
 
 #[test]

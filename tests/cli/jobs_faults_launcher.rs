@@ -8,7 +8,7 @@ use crate::child::{Anysplit, anysplit, free_port};
 use crate::job_child::{End, Running};
 use crate::jobs_faults::{Phase, TIMEOUT, launch, printed_no_garbage, reach, work};
 
-const PHASES: [Phase; 3] = [Phase::Load, Phase::Prefill, Phase::Decode];
+const PHASES: [Phase; 4] = [Phase::Start, Phase::Load, Phase::Prefill, Phase::Decode];
 
 /// The same fault of a launcher in every phase at once.
 fn to_launchers(signal: Signal, check: impl Fn(Phase, &End) + Sync) {
