@@ -212,6 +212,19 @@ pub fn wait_for_end(pid: u32) -> bool {
     ready.expect("a process can be polled") == 1
 }
 
+/// Whether whoever started this test ignores a signal (a shell that starts something in the background does with SIGINT),
+/// and so all that the test starts. Says so, since then the signal can't be tested.
+pub fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let bits = bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    let is_ignored = bits >> (signal.as_raw() - 1) & 1 == 1;
+    if is_ignored {
+        eprintln!("skipped: {signal:?} is ignored here");
+    }
+    is_ignored
+}
+
 fn pid_of(pid: u32) -> Pid {
     Pid::from_raw(pid.cast_signed()).expect("a process id")
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::job_child::wait_for_end;
+use crate::job_child::{is_ignored, wait_for_end};
 use crate::launch::{launch, told};
 
 /// Longer than any wait here takes on a busy machine.
@@ -170,6 +170,9 @@ fn signals_to_the_launcher_end_all_ranks() {
     for (signal, name, status) in
         [(Signal::INT, "SIGINT", 130), (Signal::TERM, "SIGTERM", 143), (Signal::HUP, "SIGHUP", 129)]
     {
+        if is_ignored(signal) {
+            continue;
+        }
         let script = "trap 'echo bye; exit 9' TERM; tail -f /dev/null & echo $$; echo $!; wait";
         let running = Running::start("--nproc-per-node 2", script);
         let pids = running.pids(2);
