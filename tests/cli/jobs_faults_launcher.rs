@@ -119,17 +119,21 @@ fn nodes_of_two_ranks_end_together() {
 }
 
 #[test]
-fn a_launcher_of_either_node_that_dies_or_stops_ends_the_other_node() {
+fn a_launcher_of_either_node_that_dies_stops_or_is_asked_to_end_ends_the_other_node() {
+    let faults = [(Signal::KILL, None), (Signal::STOP, None), (Signal::TERM, Some(143))];
     std::thread::scope(|scope| {
-        for (node, signal) in [(0, Signal::KILL), (1, Signal::KILL), (0, Signal::STOP), (1, Signal::STOP)] {
+        for (node, (signal, status)) in [0, 1].into_iter().flat_map(|node| faults.map(|fault| (node, fault)))
+        {
             scope.spawn(move || {
                 let [first, second] = nodes(Phase::Decode, 1, "--tp 2");
                 let (faulty, other) = if node == 0 { (first, second) } else { (second, first) };
                 let fault = faulty.signal(signal);
-                other.ends(fault).names(node, TIMEOUT);
+                let line = other.ends(fault);
+                let line = line.names(node, TIMEOUT);
                 let end = faulty.ends(fault);
-                assert_eq!(end.status, None);
+                assert_eq!(end.status, status);
                 end.is_in_time(TIMEOUT);
+                println!("node {node}'s launcher {signal:?}: {:.2} s: {line}", end.took.as_secs_f64());
             });
         }
     });

@@ -3,15 +3,16 @@
 #[path = "../../crates/job/tests/common/hosts.rs"]
 mod hosts;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Instant;
 
+use collective::{Role, Secret, authenticate};
 use hosts::{Hosts, secret};
 
 use crate::child::{Anysplit, anysplit, free_port};
-use crate::job_child::Running;
+use crate::job_child::{LIMIT, Running};
 use crate::jobs_faults::{Phase, TIMEOUT, printed_no_garbage, reach, work};
 use crate::jobs_faults_launcher::plain;
 
@@ -130,6 +131,27 @@ fn strangers(port: u16, seed: u64) -> Vec<TcpStream> {
     open
 }
 
+/// Comes to rank 0 as a process of its job would, as far as anybody can without a secret, and then says nonsense instead of
+/// who it is.
+fn impostors(port: u16, seed: u64) -> Vec<TcpStream> {
+    let lengths = [None, Some(0_u32), Some(5), Some(1 << 20), Some(u32::MAX)];
+    let one = |(n, length): (u64, Option<u32>)| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("rank 0 listens");
+        // Protocol and job, as rank 0 says them first.
+        let mut opening = [0; 18];
+        stream.read_exact(&mut opening).expect("an opening");
+        stream.write_all(&opening).expect("it waits for ours");
+        let until = Instant::now() + LIMIT;
+        authenticate(&mut stream, &Secret::none(), Role::Connects, until).expect("there is no secret");
+        if let Some(length) = length {
+            let nonsense = [&length.to_le_bytes()[..], &(seed + n).to_be_bytes(), &[0xA5; 100]].concat();
+            let _ = stream.write_all(&nonsense);
+        }
+        stream
+    };
+    (0..).zip(lengths).map(one).collect()
+}
+
 #[test]
 fn strangers_on_any_port_disturb_no_job() {
     let what = |command: Anysplit| {
@@ -153,6 +175,7 @@ fn strangers_on_any_port_disturb_no_job() {
             let pid = ranks[rank].waits_for(rank, "listens", |pid| listens_on(pid).len() == ports);
             open.extend(listens_on(pid).into_iter().map(|port| strangers(port, seed)));
         }
+        open.push(impostors(port, seed));
         ranks.push(start(2));
         ranks[0].prints();
         for (rank, job) in ranks.iter_mut().enumerate() {

@@ -9,6 +9,8 @@ use super::{lines, signals};
 pub struct Report {
     #[serde(default)]
     cause: Cause,
+    #[serde(default)]
+    code: u8,
     message: String,
 }
 
@@ -166,11 +168,17 @@ fn rank_named(message: &str) -> Option<u64> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// The one line about a job whose ranks ended so, in the order in which they did; none if all went well.
-pub fn root(ends: &[&End], host: &str) -> Option<String> {
+/// The one line about a job whose ranks ended so, in the order in which they did, and its exit status; none if all went
+/// well.
+pub fn root(ends: &[&End], host: &str) -> Option<(String, u8)> {
     // Of equals the first is found.
     let (_, end) = ends.iter().filter_map(|end| Some((end.order()?, end))).min_by_key(|(order, _)| *order)?;
-    Some(end.told(host, ends))
+    let is_wrong_use = match end.how {
+        How::Exited(status) => status == 2,
+        How::Ended => end.heard.report.as_ref().is_some_and(|report| report.code == 2),
+        How::Killed(_) | How::Stopped { .. } | How::Late(_) => false,
+    };
+    Some((end.told(host, ends), if is_wrong_use { 2 } else { 1 }))
 }
 
 #[cfg(test)]
@@ -198,7 +206,7 @@ mod tests {
     }
 
     fn told(ends: &[End]) -> String {
-        root(&ends.iter().collect::<Vec<_>>(), "h").unwrap()
+        root(&ends.iter().collect::<Vec<_>>(), "h").unwrap().0
     }
 
     #[test]
@@ -222,6 +230,14 @@ mod tests {
         assert_eq!(told(&[echo(), slow(), silent()]), "rank 2 on h (pid 7) exited with status 3: l2");
         assert_eq!(told(&[echo(), slow()]), "rank 5 on h: m5");
         assert_eq!(told(&[ended(), echo()]), "rank 0 on h: m0");
+    }
+
+    #[test]
+    fn the_status_is_of_the_cause() {
+        let status = |ends: &[End]| root(&ends.iter().collect::<Vec<_>>(), "h").unwrap().1;
+        let (wrong, killed) = (|| end(0, How::Exited(2), None), || end(1, How::Killed(9), None));
+        assert_eq!(status(&[wrong(), end(1, How::Exited(1), Some("other"))]), 2);
+        assert_eq!(status(&[wrong(), killed()]), 1, "who was left alone may guess wrong");
     }
 
     #[test]
