@@ -26,7 +26,7 @@ pub struct JobArgs {
     /// A file that all hosts of a job have and no one else can read; needed off loopback
     #[arg(long, env = "ANYSPLIT_GROUP_SECRET_FILE", value_name = "FILE")]
     pub group_secret_file: Option<PathBuf>,
-    /// What ranks of several processes exchange over: auto (memory inside a host, TCP between hosts), shared or tcp
+    /// What ranks of several processes exchange over: auto (memory inside a host, TCP between hosts), shared, tcp, or mpi in a build with it
     #[arg(long, env = "ANYSPLIT_COMM_BACKEND", default_value = "auto", value_name = "BACKEND")]
     pub comm_backend: Backend,
 }
