@@ -64,13 +64,13 @@ macro_rules! each {
 }
 
 impl JobGroup {
-    /// What it exchanges over, for people.
+    /// What it exchanges over, by name.
     pub fn transport(&self) -> &'static str {
         match self {
-            JobGroup::Solo(_) => "nothing",
-            JobGroup::Shared(_) => "shared memory",
-            JobGroup::Tcp(_) => "TCP",
-            JobGroup::Hierarchical(_) => "shared memory inside hosts, TCP between them",
+            JobGroup::Solo(_) => "none",
+            JobGroup::Shared(_) => "shared",
+            JobGroup::Tcp(_) => "tcp",
+            JobGroup::Hierarchical(_) => "hierarchical",
         }
     }
 }
