@@ -99,7 +99,7 @@ impl Job {
             Err(error) => {
                 job.leave(Some(Failure::from(&error)));
                 let verdict = job.watch.verdict();
-                Err(verdict.map_or(error, |verdict| JobError::Lost { message: verdict.message }))
+                Err(verdict.map_or(error, JobError::from))
             }
         }
     }
