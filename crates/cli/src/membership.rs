@@ -24,10 +24,10 @@ pub struct JobArgs {
     /// Seconds in which all ranks of a job must have come; default: twice --comm-timeout
     #[arg(long, env = "ANYSPLIT_STARTUP_TIMEOUT", value_name = "S", value_parser = clap::value_parser!(u64).range(1..=COMM_TIMEOUT_MAX_S))]
     pub startup_timeout: Option<u64>,
-    /// A file that all hosts of a job have and no one else can read; needed off loopback
+    /// A file with the secret that a job's hosts share, which no one else can read; needed between hosts
     #[arg(long, env = "ANYSPLIT_GROUP_SECRET_FILE", value_name = "FILE")]
     pub group_secret_file: Option<PathBuf>,
-    /// What ranks of several processes exchange over: auto (memory inside a host, TCP between hosts), shared or tcp
+    /// What ranks of several processes exchange over: auto (memory inside a host, TCP between hosts), shared, tcp, or mpi in a build with it
     #[arg(long, env = "ANYSPLIT_COMM_BACKEND", default_value = "auto", value_name = "BACKEND")]
     pub comm_backend: Backend,
 }

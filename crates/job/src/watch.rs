@@ -198,12 +198,12 @@ impl Watch {
                 return Ok(bytes);
             }
             if let Some(verdict) = &state.verdict {
-                return Err(JobError::Lost { message: verdict.message.clone() });
+                return Err(verdict.clone().into());
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || state.is_over {
                 let message = format!("rank {from} did not come to make group {about}");
-                return Err(JobError::Lost { message });
+                return Err(JobError::Lost { message, is_usage: false });
             }
             let wait = self.changed.wait_timeout(state, left);
             state = wait.unwrap_or_else(PoisonError::into_inner).0;

@@ -30,8 +30,10 @@ pub(super) fn meet(party: &Party<'_>, hosts: &[IpAddr]) -> Result<Meeting, JobEr
     let (line, mut reader) = Line::new(stream, pace.tick, pace.timeout)
         .map_err(|e| JobError::system("cannot set up the connection with rank 0", e))?;
     let hello = party.hello(local_addr(&listener)?);
-    let lost =
-        |why: &str| JobError::Lost { message: format!("rank 0 at {leader} {why} while the job started") };
+    let lost = |why: &str| JobError::Lost {
+        message: format!("rank 0 at {leader} {why} while the job started"),
+        is_usage: false,
+    };
     line.send(&Frame::Hello(hello)).map_err(|_| lost("left"))?;
     // Rank 0 began to wait before it took the connection, so it will have decided by then.
     let patience = party.startup + ANSWER;
