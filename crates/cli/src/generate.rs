@@ -92,8 +92,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     }
     let sampling = args.sampling();
     sampling.check()?;
-    let model = OpenModel::open(&args.model)?;
-    args.split.check(&model.config)?;
+    let model = OpenModel::open(&args.model, &args.split, &options, membership.ranks())?;
     let prompts = args.prompts(&model)?;
     let tokenizer = match model.tokenizer() {
         // Ids need no tokenizer, unless something else does. One that is there must be right.
@@ -119,6 +118,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
         .collect();
     let name = model.name.clone();
     let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
+    args.split.tell_of_missing_counts()?;
     let mut texts: Vec<Option<Text>> = match &tokenizer {
         Some(tokenizer) => {
             requests.iter().map(|r| Some(Text::new(tokenizer, &args.stop, &r.prompt))).collect()

@@ -113,7 +113,7 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     }
     let mut candidates = Vec::new();
     for options in &splits {
-        let model = OpenModel::open(&args.model)?;
+        let model = OpenModel::open(&args.model, &args.split, options, membership.ranks())?;
         let name = model.name.clone();
         let Some(engine) = model.load(options, membership, &args.run, true)? else { return Ok(()) };
         candidates.push(Candidate { name, engine, ranks: options.rank_weights.len(), runs: Vec::new() });
