@@ -9,7 +9,7 @@ use engine::EngineOptions;
 use tensor::DType;
 
 use crate::error::CliError;
-use crate::membership::JobArgs;
+use crate::membership::{JobArgs, Membership};
 use crate::split::SplitArgs;
 
 /// Which model, and what its weights are kept in.
@@ -116,18 +116,18 @@ pub fn engine_options(
     model: &ModelArgs,
     split: &SplitArgs,
     run: &RunArgs,
-    at_hand: Option<usize>,
+    membership: &Membership,
 ) -> Result<EngineOptions, CliError> {
     // The processor is the best there is, until there are other devices.
     let (DeviceArg::Auto | DeviceArg::Cpu) = run.device;
     Ok(EngineOptions {
-        rank_weights: split.weights(at_hand)?,
+        rank_weights: split.weights(membership.ranks())?,
         tp_plan: split.plan()?,
         pipeline_parallel_size: split.pipeline_parallel_size,
         pp_layers: split.pp_layers.clone(),
         data_parallel_size: split.data_parallel_size,
         sequence_parallel: split.sequence_parallel,
-        experts: split.experts()?,
+        experts: split.experts(membership.leads())?,
         decode_context_parallel_size: split.decode_context_parallel_size,
         all_reduce_dtype: split.all_reduce_dtype,
         threads_per_rank: run.threads_per_rank,

@@ -85,14 +85,14 @@ pub struct GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError> {
-    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
+    let options = engine_options(&args.model, &args.split, &args.run, membership)?;
     if args.stop.iter().any(String::is_empty) {
         return Err(CliError::Usage("--stop is empty; give the text that ends the completion".into()));
     }
     let sampling = args.sampling();
     sampling.check()?;
     let model = OpenModel::open(&args.model)?;
-    args.split.check(&model.config)?;
+    args.split.check(&model.config, membership.leads())?;
     let prompts = args.prompts(&model)?;
     let tokenizer = match model.tokenizer() {
         // Ids need no tokenizer, unless something else does. One that is there must be right.

@@ -56,6 +56,11 @@ impl Membership {
         self.env.as_ref().map(|env| env.size)
     }
 
+    /// Whether this process is the one that prints: rank 0, or on its own.
+    pub fn leads(&self) -> bool {
+        self.env.as_ref().is_none_or(|env| env.rank == 0)
+    }
+
     /// Meets the other ranks, if there are others.
     pub fn join(&self, fingerprint: &Fingerprint, args: &JobArgs) -> Result<Option<&Job>, CliError> {
         let Some(env) = &self.env else { return Ok(None) };

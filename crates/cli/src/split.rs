@@ -115,8 +115,8 @@ impl SplitArgs {
         }
     }
 
-    /// How a mixture's experts are split.
-    pub fn experts(&self) -> Result<ExpertOptions, CliError> {
+    /// How a mixture's experts are split. `tells`: whether this process is the one that tells of what is missing.
+    pub fn experts(&self, tells: bool) -> Result<ExpertOptions, CliError> {
         let form = self.enable_expert_parallel.map(|whole| match whole {
             true => ExpertForm::Whole,
             false => ExpertForm::Sliced,
@@ -124,16 +124,17 @@ impl SplitArgs {
         let placement = match &*self.expert_placement {
             "contiguous" => ExpertPlacement::Contiguous,
             "round-robin" => ExpertPlacement::RoundRobin,
-            "auto" => self.balanced()?,
-            file => ExpertPlacement::given(&checkpoint::json_file(Path::new(file))?)?,
+            "auto" => self.balanced(tells)?,
+            file => ExpertPlacement::given(&checkpoint::json_value_file(Path::new(file))?)
+                .map_err(|e| CliError::Usage(format!("--expert-placement {file}: {e}")))?,
         };
         Ok(ExpertOptions { form, placement })
     }
 
     /// By recorded counts, if there are any yet.
-    fn balanced(&self) -> Result<ExpertPlacement, CliError> {
+    fn balanced(&self, tells: bool) -> Result<ExpertPlacement, CliError> {
         let recorded = self.expert_counts.as_deref().map(expert_counts::read).transpose()?.flatten();
-        if recorded.is_none() {
+        if tells && recorded.is_none() {
             let name = self.expert_counts.as_ref().map_or("FILE".into(), |file| file.display().to_string());
             eprintln!(
                 "--expert-placement auto: no counts are recorded in --expert-counts {name} yet; experts are contiguous"
@@ -142,17 +143,18 @@ impl SplitArgs {
         Ok(recorded.unwrap_or_default())
     }
 
-    /// Flags about experts need a model that has some.
-    pub fn check(&self, config: &ModelConfig) -> Result<(), CliError> {
+    /// Flags about experts need a model that has some. `records`: whether this process adds to --expert-counts in the end.
+    pub fn check(&self, config: &ModelConfig, records: bool) -> Result<(), CliError> {
         let flag = match (self.enable_expert_parallel, &*self.expert_placement, &self.expert_counts) {
             (Some(true), _, _) => "--enable-expert-parallel",
             (_, placement, _) if placement != "contiguous" => "--expert-placement",
             (_, _, Some(_)) => "--expert-counts",
             _ => return Ok(()),
         };
-        match config.moe {
-            Some(_) => Ok(()),
-            None => Err(CliError::Usage(format!("{flag}: this model has no experts; leave it out"))),
+        match (config.moe, &self.expert_counts) {
+            (Some(_), Some(file)) if records => expert_counts::check(file, config),
+            (Some(_), _) => Ok(()),
+            (None, _) => Err(CliError::Usage(format!("{flag}: this model has no experts; leave it out"))),
         }
     }
 }

@@ -45,8 +45,8 @@ struct Row {
 pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let (_, config) = read_config(&args.model)?;
     let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
-    args.split.check(&config)?;
-    let (weights, plan, experts) = (args.split.weights(None)?, args.split.plan()?, args.split.experts()?);
+    args.split.check(&config, false)?;
+    let (weights, plan, experts) = (args.split.weights(None)?, args.split.plan()?, args.split.experts(true)?);
     let layout = Layout::with_experts(config, &weights, &plan, &experts)?;
     let rows = rows(&layout, dtype);
     let mut out = std::io::stdout().lock();
