@@ -1,4 +1,4 @@
-//! What `deploy/` and docs/clouds.md tell people to run, as far as it can be checked without a cluster.
+//! What README.md, `docs/` and `deploy/` tell people to run, as far as it can be checked without a cluster.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::child::anysplit;
 use crate::deploy_fields::{LeaderWorkerSet, NetworkPolicy, RestartPolicy};
 use crate::deploy_shell::{Stage, are_accepted, blocks, value};
 
-const PAGES: [&str; 2] = ["deploy/README.md", "docs/clouds.md"];
+const PAGES: [&str; 4] = ["README.md", "deploy/README.md", "docs/clouds.md", "docs/mpi.md"];
 const BASH: &str = "/bin/bash";
 
 fn path(file: &str) -> PathBuf {

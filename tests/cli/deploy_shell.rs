@@ -9,6 +9,7 @@ use crate::child::anysplit;
 
 /// Programs that do nothing here.
 const IDLE: &[&str] = &[
+    "apt-get",
     "cargo",
     "cmp",
     "docker",
@@ -24,16 +25,20 @@ const IDLE: &[&str] = &[
 ];
 /// Programs that do what they do.
 const REAL: &[&str] = &["base64", "head", "rm"];
-/// Programs that start others. What is run elsewhere is run here; what srun starts is started once.
+/// Programs that start others. What is run elsewhere is run here; what launchers start is started once.
 const STARTERS: &[(&str, &str)] = &[
     ("sudo", "exec \"$@\""),
     ("ssh", "shift; exec /bin/sh -c \"$*\""),
+    ("mpirun", TO_ANYSPLIT),
+    ("torchrun", TO_ANYSPLIT),
     (
         "srun",
         "while [ \"${1#-}\" != \"$1\" ]; do shift; done; \
          [ -z \"$ANYSPLIT_GROUP_SECRET_FILE\" ] || command -p stat -c %a \"$ANYSPLIT_GROUP_SECRET_FILE\" > mode; exec \"$@\"",
     ),
 ];
+/// Skips a launcher's own arguments.
+const TO_ANYSPLIT: &str = "while [ \"$1\" != anysplit ]; do shift; done; exec \"$@\"";
 /// What ends the arguments of a call.
 const END: &str = "\u{1}";
 

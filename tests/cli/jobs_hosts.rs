@@ -1,24 +1,17 @@
 //! Jobs over two hosts: network namespaces with a wire between them, one `launch` in each, and a group secret.
 
-use tempfile::NamedTempFile;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../../crates/job/tests/common/hosts.rs"]
+mod hosts;
 
-use crate::hosts::Hosts;
+use hosts::{Hosts, secret};
+
 use crate::jobs_common::{Work, together};
-
-/// A file that only its owner can read.
-fn secret(text: &str) -> NamedTempFile {
-    let file = NamedTempFile::new().expect("there is room for temporary files");
-    std::fs::write(file.path(), text).expect("there is room for temporary files");
-    file
-}
 
 #[test]
 fn two_hosts_print_the_bytes_of_one_rank() {
-    let Some(hosts) = Hosts::new(3) else {
-        eprintln!("skipped: this process may not make network namespaces");
-        return;
-    };
-    let secret = secret("a secret that only a test has");
+    let Some(hosts) = Hosts::new(9) else { return };
+    let secret = secret();
     for name in ["llama", "mixtral"] {
         let work = Work::score(name);
         let want = work.alone();
@@ -31,7 +24,7 @@ fn two_hosts_print_the_bytes_of_one_rank() {
                     hosts.address(0),
                     secret.path().display()
                 );
-                work.launched(&flags, split).by_way_of(hosts.command(host))
+                work.launched(&flags, split).by_way_of(hosts.on(host))
             };
             assert_eq!(together(vec![host(0), host(1)]), want, "{name} {split}");
         }

@@ -14,9 +14,6 @@ mod child;
 mod deploy;
 mod deploy_fields;
 mod deploy_shell;
-#[allow(dead_code, reason = "another test uses the rest")]
-#[path = "../../crates/job/tests/common/hosts.rs"]
-mod hosts;
 mod hub;
 mod job_child;
 mod jobs_common;

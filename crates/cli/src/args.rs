@@ -35,7 +35,7 @@ pub struct RunArgs {
     /// What runs the model
     #[arg(long, env = "ANYSPLIT_DEVICE", default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceArg,
-    /// Threads of each rank; default: cores divided by ranks
+    /// Threads of each rank; default: a host's cores divided by its ranks
     #[arg(long, env = "ANYSPLIT_THREADS_PER_RANK", value_name = "N")]
     pub threads_per_rank: Option<usize>,
     /// What keys and values are kept in; auto: as the weights
@@ -44,7 +44,7 @@ pub struct RunArgs {
     /// Longest sequence; default: the model's
     #[arg(long, env = "ANYSPLIT_MAX_MODEL_LEN", value_name = "N")]
     pub max_model_len: Option<usize>,
-    /// Sequences that run at a time
+    /// Sequences that run at a time on each replica
     #[arg(long, env = "ANYSPLIT_MAX_NUM_SEQS", default_value_t = 256, value_name = "N", value_parser = at_least_one)]
     pub max_num_seqs: usize,
     /// Tokens of a step; longer prompts go in chunks

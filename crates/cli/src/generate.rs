@@ -23,7 +23,8 @@ use crate::split::SplitArgs;
 #[command(after_help = "Examples:\n  anysplit generate \"In the beginning\" --tp 2 --stats\n  \
     anysplit generate --chat \"What is a harbor?\" --temperature 0.7 --seed 1\n  \
     anysplit generate --model ./Qwen3-0.6B --prompt-file prompts.txt --max-tokens 100 --json\n  \
-    anysplit generate --model ./Llama-3.2-1B --load-format random --prompt-ids 1,2,3 --tp 3")]
+    anysplit generate --model ./Llama-3.2-1B --load-format random --prompt-ids 1,2,3 --tp 3\n  \
+    anysplit generate --prompt-file prompts.txt --tp 2 --pp 2 --dp 2 --stats")]
 pub struct GenerateArgs {
     /// The prompt
     #[arg(conflicts_with_all = ["prompt_file", "prompt_ids"])]

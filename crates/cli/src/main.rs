@@ -26,7 +26,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 #[command(name = "anysplit", version, propagate_version = true, max_term_width = 110)]
 #[command(after_help = "Examples:\n  anysplit generate \"In the beginning\" --tp 2 --stats\n  \
     anysplit score --text \"Call me Ishmael.\" --model ./Llama-3.2-1B --tp 3\n  \
-    anysplit tp-plan --model ./Llama-3.2-1B --tp 4")]
+    anysplit tp-plan --model ./Llama-3.2-1B --tp 4\n  \
+    anysplit launch --nproc-per-node 2 -- anysplit score --text \"Call me Ishmael.\" --tp 2")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -23,10 +23,10 @@ pub struct JobArgs {
     /// Seconds in which all ranks of a job must have come; default: twice --comm-timeout
     #[arg(long, env = "ANYSPLIT_STARTUP_TIMEOUT", value_name = "S", value_parser = clap::value_parser!(u64).range(1..=COMM_TIMEOUT_MAX_S))]
     pub startup_timeout: Option<u64>,
-    /// A file that all hosts of a job have and no one else can read; needed off loopback
+    /// A file with the secret that a job's hosts share, which no one else can read; needed between hosts
     #[arg(long, env = "ANYSPLIT_GROUP_SECRET_FILE", value_name = "FILE")]
     pub group_secret_file: Option<PathBuf>,
-    /// What ranks of several processes exchange over: auto (memory inside a host, TCP between hosts), shared or tcp
+    /// What ranks of several processes exchange over: auto (memory inside a host, TCP between hosts), shared, tcp, or mpi in a build with it
     #[arg(long, env = "ANYSPLIT_COMM_BACKEND", default_value = "auto", value_name = "BACKEND")]
     pub comm_backend: Backend,
 }
@@ -56,11 +56,6 @@ impl Membership {
         self.env.as_ref().map(|env| env.size)
     }
 
-    /// Whether this process is the one that prints: rank 0, or on its own.
-    pub fn leads(&self) -> bool {
-        self.env.as_ref().is_none_or(|env| env.rank == 0)
-    }
-
     /// Meets the other ranks, if there are others.
     pub fn join(&self, fingerprint: &Fingerprint, args: &JobArgs) -> Result<Option<&Job>, CliError> {
         let Some(env) = &self.env else { return Ok(None) };
@@ -75,6 +70,11 @@ impl Membership {
         };
         let job = Job::join(env, fingerprint, &options).map_err(EngineError::from)?;
         Ok(Some(self.job.get_or_init(|| job)))
+    }
+
+    /// Whether this process is the one that prints: rank 0, or on its own.
+    pub fn leads(&self) -> bool {
+        self.env.as_ref().is_none_or(|env| env.rank == 0)
     }
 
     /// Tells the other ranks and the launcher how this one ended, and gives the exit status.

@@ -17,7 +17,8 @@ const HEADS_MAX: usize = 1 << 12;
 /// How a model is split over ranks.
 #[derive(Args)]
 pub struct SplitArgs {
-    /// Ranks that share every layer: 1 to the model's number of query heads; default: 1, or what a launcher's ranks leave
+    /// Ranks that share every layer: 1 to the model's number of query heads; default: 1, or under a launcher its ranks
+    /// divided by --pp and --dp
     #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", value_name = "N")]
     pub tensor_parallel_size: Option<usize>,
     /// Stages of consecutive layers: 1 to the model's number of layers
@@ -47,7 +48,8 @@ pub struct SplitArgs {
     /// Whole experts on each tensor-parallel rank, not a slice of each; default: where a token chooses more than two
     #[arg(long, visible_alias = "ep", env = "ANYSPLIT_ENABLE_EXPERT_PARALLEL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "true|false", value_parser = yes_or_no())]
     pub enable_expert_parallel: Option<bool>,
-    /// Where whole experts are: contiguous, round-robin, a JSON file of each expert's rank, or auto: by --expert-counts
+    /// Where whole experts are: contiguous, round-robin, a JSON file of each expert's rank, or auto, which balances what
+    /// --expert-counts has recorded
     #[arg(
         long,
         env = "ANYSPLIT_EXPERT_PLACEMENT",
@@ -67,7 +69,7 @@ pub struct SplitArgs {
         value_name = "N"
     )]
     pub decode_context_parallel_size: usize,
-    /// What sums between ranks travel as: auto (float32), bfloat16, fp8 or int8; those give up equal bits for any split
+    /// What sums between ranks travel as: auto (float32), or bfloat16, fp8 or int8, which give up equal bits on any split
     #[arg(long, env = "ANYSPLIT_ALL_REDUCE_DTYPE", default_value = "auto", value_name = "TYPE", value_parser = wire_dtype)]
     pub all_reduce_dtype: WireDType,
     /// Unequal ranks: how much each gets in relation to the others

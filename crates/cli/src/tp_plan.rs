@@ -21,7 +21,8 @@ use crate::split::SplitArgs;
 #[command(after_help = "Examples:\n  anysplit tp-plan --tp 2\n  \
     anysplit tp-plan --model ./OPT-175B --tp 8\n  \
     anysplit tp-plan --model ./Llama-3.1-70B --rank-weights 2,1,1 --json > plan.json\n\n\
-    The JSON's \"plan\", or the whole JSON, is what --tp-plan FILE takes back.")]
+    The JSON's \"plan\", or the whole JSON, is what --tp-plan FILE takes back. All layers are shown over one tensor-parallel \
+    group; flags of other axes (--pp, --dp, --sp, --dcp) change nothing here.")]
 pub struct TpPlanArgs {
     /// Prints one JSON value
     #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]

@@ -48,6 +48,8 @@ impl Local {
 /// Makes a rank's device of the processor.
 pub(crate) struct MakeCpu {
     local: Local,
+    /// Ranks of a tensor-parallel group.
+    tp: usize,
     threads: usize,
     isa: Option<cpu::Isa>,
     spin: bool,
@@ -58,7 +60,7 @@ impl MakeDevice for MakeCpu {
     fn make(&self, rank: usize) -> Timed<CpuDevice> {
         Timed::new(CpuDevice::new(CpuConfig {
             threads: self.threads,
-            cores: cpus::of_rank(self.local.index(rank), self.local.ranks, self.threads),
+            cores: cpus::of_rank(self.local.index(rank), self.local.ranks, self.threads, self.tp),
             isa: self.isa,
             spin: self.spin,
         }))
@@ -141,7 +143,7 @@ impl Prepared {
             stages: plan.stages,
             source,
             options: launch_options,
-            make: MakeCpu { local, threads, isa: options.isa, spin },
+            make: MakeCpu { local, tp: plan.mesh.tp, threads, isa: options.isa, spin },
             loaded_bytes: AtomicU64::new(0),
         };
         Ok(Prepared { setup, settings: Settings { dtype, kv_dtype, threads, max_model_len }, total })

@@ -76,6 +76,9 @@ pub enum JobError {
         /// Their hosts.
         hosts: [String; 2],
     },
+    /// MPI is asked for, and not to be had.
+    #[error("the backend mpi: {0}")]
+    NoMpi(String),
     /// The job has ended because of a rank.
     #[error("{message}")]
     Lost {
@@ -112,6 +115,7 @@ impl JobError {
             | JobError::Unresolved { .. }
             | JobError::Port { .. }
             | JobError::WrongSecret { .. }
+            | JobError::NoMpi(_)
             | JobError::NotShared { .. } => true,
             JobError::Refused { is_usage, .. } => *is_usage,
             JobError::Unreachable { .. }

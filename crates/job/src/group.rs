@@ -1,5 +1,6 @@
 //! Groups of a job's ranks: each pair of ranks exchanges by the fastest way between their hosts.
 
+mod mpi;
 mod setup;
 
 use std::str::FromStr;
@@ -12,6 +13,7 @@ use collective::{
 };
 use tensor::HostDevice;
 
+pub(crate) use mpi::Mpi;
 pub(crate) use setup::{Maker, spin};
 
 /// What a group exchanges over.
@@ -24,6 +26,8 @@ pub enum Backend {
     Shared,
     /// TCP, inside a host too.
     Tcp,
+    /// MPI, inside a host too.
+    Mpi,
 }
 
 impl FromStr for Backend {
@@ -34,7 +38,8 @@ impl FromStr for Backend {
             "auto" => Ok(Backend::Auto),
             "shared" => Ok(Backend::Shared),
             "tcp" => Ok(Backend::Tcp),
-            _ => Err(format!("{text:?} is no backend: auto, shared or tcp")),
+            "mpi" => Ok(Backend::Mpi),
+            _ => Err(format!("{text:?} is no backend: auto, shared, tcp or mpi")),
         }
     }
 }
@@ -50,6 +55,9 @@ pub enum JobGroup {
     Tcp(TcpRank),
     /// Several hosts, some with several ranks.
     Hierarchical(Box<Hierarchical>),
+    /// All ranks are MPI's too.
+    #[cfg(feature = "mpi")]
+    Mpi(collective::mpi::MpiRank),
 }
 
 macro_rules! each {
@@ -59,18 +67,22 @@ macro_rules! each {
             JobGroup::Shared($rank) => $call,
             JobGroup::Tcp($rank) => $call,
             JobGroup::Hierarchical($rank) => $call,
+            #[cfg(feature = "mpi")]
+            JobGroup::Mpi($rank) => $call,
         }
     };
 }
 
 impl JobGroup {
-    /// What it exchanges over, for people.
+    /// What it exchanges over, by name.
     pub fn transport(&self) -> &'static str {
         match self {
-            JobGroup::Solo(_) => "nothing",
-            JobGroup::Shared(_) => "shared memory",
-            JobGroup::Tcp(_) => "TCP",
-            JobGroup::Hierarchical(_) => "shared memory inside hosts, TCP between them",
+            JobGroup::Solo(_) => "none",
+            JobGroup::Shared(_) => "shared",
+            JobGroup::Tcp(_) => "tcp",
+            JobGroup::Hierarchical(_) => "hierarchical",
+            #[cfg(feature = "mpi")]
+            JobGroup::Mpi(_) => "mpi",
         }
     }
 }

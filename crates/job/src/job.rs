@@ -4,11 +4,11 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective::{CollectiveError, Group, Secret, TcpConfig, TcpMesh};
+use collective::{Group, Secret, TcpConfig, TcpMesh};
 
 use crate::env::JobEnv;
 use crate::frame::{Failure, Seat};
-use crate::group::{Backend, JobGroup, Maker, spin};
+use crate::group::{Backend, JobGroup, Maker, Mpi, spin};
 use crate::host::{Host, number_hosts, side_by_side};
 use crate::rendezvous::{self, Link};
 use crate::report::{Ending, Report};
@@ -59,6 +59,7 @@ pub struct Job {
     backend: Backend,
     /// Connections for data, if ranks are on several hosts.
     mesh: Option<TcpMesh>,
+    mpi: Option<Mpi>,
 }
 
 impl Job {
@@ -88,37 +89,39 @@ impl Job {
             report: options.report.clone(),
             backend: options.backend,
             mesh: None,
+            mpi: None,
         };
         if let Some(patience) = options.exit_after {
             job.guard(patience)?;
         }
         match job.connect(meeting.listener, options) {
-            Ok(mesh) => job.mesh = mesh,
+            Ok(()) => Ok(job),
             Err(error) => {
-                let error = JobError::Group(error);
                 job.leave(Some(Failure::from(&error)));
                 let verdict = job.watch.verdict();
-                return Err(verdict.map_or(error, |verdict| JobError::Lost { message: verdict.message }));
+                Err(verdict.map_or(error, |verdict| JobError::Lost { message: verdict.message }))
             }
         }
-        Ok(job)
     }
 
-    /// Connections with all other ranks, if some of them can't share memory or need not.
-    fn connect(
-        &self,
-        listener: TcpListener,
-        options: &JobOptions,
-    ) -> Result<Option<TcpMesh>, CollectiveError> {
+    /// Connects with all other ranks, if some of them can't share memory or need not.
+    fn connect(&mut self, listener: TcpListener, options: &JobOptions) -> Result<(), JobError> {
         let is_one_host = self.node_of_rank.iter().all(|&node| node == 0);
-        if options.backend == Backend::Shared || (options.backend == Backend::Auto && is_one_host) {
-            return Ok(None);
+        match options.backend {
+            Backend::Mpi => {
+                self.mpi = Some(Mpi::start(self.rank, self.size(), options.comm_timeout)?);
+                return Ok(());
+            }
+            Backend::Auto if is_one_host => return Ok(()),
+            Backend::Shared => return Ok(()),
+            Backend::Auto | Backend::Tcp => {}
         }
         let address = |(rank, seat): (usize, &Seat)| (rank != self.rank).then_some(seat.data);
         let peers: Vec<_> = self.seats.iter().enumerate().map(address).collect();
         let spin = spin(&self.node_of_rank, self.rank);
         let config = TcpConfig { connect_deadline: options.startup_timeout, spin };
-        TcpMesh::connect(self.rank, listener, &peers, &options.secret, &config).map(Some)
+        self.mesh = Some(TcpMesh::connect(self.rank, listener, &peers, &options.secret, &config)?);
+        Ok(())
     }
 
     /// This process's rank.
@@ -169,6 +172,7 @@ impl Job {
             watch: &self.watch,
             link,
             mesh: self.mesh.as_ref(),
+            mpi: self.mpi.as_ref(),
         };
         let group = maker.make(id, members, deadline)?;
         self.watch.register(members, group.watched());

@@ -5,7 +5,7 @@ mod common;
 use std::process::Command;
 use std::time::Instant;
 
-use common::hosts::Hosts;
+use common::hosts::{Hosts, secret};
 use common::ranks::{ROLE, Ranks, SLACK, TIMEOUT, binary, only_line};
 use common::{free_port, ranks};
 
@@ -42,7 +42,7 @@ fn what_mpich_starts_is_a_job() {
 
 /// A rank of a job of two on one of the hosts. Rank 0 is on the first.
 fn rank_on(hosts: &Hosts, rank: usize, role: &str, secret: &str) -> Command {
-    let mut command = hosts.command(rank);
+    let mut command = hosts.on(rank);
     command
         .args(binary())
         .envs([("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 1)].map(|(n, v)| (n, v.to_string())))
@@ -53,19 +53,9 @@ fn rank_on(hosts: &Hosts, rank: usize, role: &str, secret: &str) -> Command {
     command
 }
 
-/// A file with a secret.
-fn secret() -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), "a secret that only a test has").expect("written");
-    file
-}
-
 #[test]
 fn ranks_of_two_hosts_conform() {
-    let Some(hosts) = Hosts::new(1) else {
-        eprintln!("skipped: this process may not make network namespaces");
-        return;
-    };
+    let Some(hosts) = Hosts::new(1) else { return };
     let secret = secret();
     let path = secret.path().to_str().expect("text");
     let ranks = (0..2).map(|rank| rank_on(&hosts, rank, "conformance", path)).collect();
@@ -75,10 +65,7 @@ fn ranks_of_two_hosts_conform() {
 
 #[test]
 fn a_wire_that_is_cut_ends_both_sides_within_the_timeout() {
-    let Some(hosts) = Hosts::new(2) else {
-        eprintln!("skipped: this process may not make network namespaces");
-        return;
-    };
+    let Some(hosts) = Hosts::new(2) else { return };
     let secret = secret();
     let path = secret.path().to_str().expect("text");
     let ranks = Ranks::start_commands((0..2).map(|rank| rank_on(&hosts, rank, "wait", path)).collect());

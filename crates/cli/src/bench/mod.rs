@@ -27,6 +27,6 @@ pub fn run(command: &BenchCommand) -> ExitCode {
         BenchCommand::Decode(args) => {
             membership::run(&args.run.job, |membership| decode::run(args, membership))
         }
-        BenchCommand::Comm(args) => error::ended(comm::run(args)),
+        BenchCommand::Comm(args) => membership::run(&args.job, |membership| comm::run(args, membership)),
     }
 }

@@ -39,7 +39,8 @@ const NODES_MAX: i64 = 65_536;
 #[command(after_help = "Examples:\n  \
     anysplit launch --nproc-per-node 2 -- anysplit score --text \"Call me Ishmael.\" --tp 2\n  \
     anysplit launch --nnodes 2 --node-rank 0 --master-addr 10.0.0.1 --group-secret-file secret \\\n    \
-    --nproc-per-node 8 -- anysplit generate \"In the beginning\" --tp 8 --pp 2\n\n\
+    --nproc-per-node 8 -- anysplit generate \"In the beginning\" --tp 8 --pp 2\n  \
+    and on the other host the same with --node-rank 1\n\n\
     Each process has RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR and MASTER_PORT, as \
     torchrun's do. Rank 0's stdout is passed through, no other rank's is shown.")]
 pub struct LaunchArgs {
@@ -61,10 +62,11 @@ pub struct LaunchArgs {
     /// How often all ranks are started again after a failure; one host only
     #[arg(long, env = "ANYSPLIT_MAX_RESTARTS", default_value_t = 0, value_name = "K")]
     max_restarts: u32,
-    /// A file that all hosts have and no one else can read; needed to join other hosts
+    /// A file with the secret that the hosts share, which no one else can read; needed between hosts
     #[arg(long, env = "ANYSPLIT_GROUP_SECRET_FILE", value_name = "FILE")]
     group_secret_file: Option<PathBuf>,
-    /// Seconds after which a rank that is stopped, or does not end when rank 0 has, is killed; the command's default
+    /// Seconds after which a rank that is stopped, or does not end when rank 0 has, is killed; also the command's
+    /// --comm-timeout, unless it has its own
     #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=crate::membership::COMM_TIMEOUT_MAX_S))]
     comm_timeout: u64,
     /// What to run; a first word `anysplit` is this very program

@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsRawFd;
 
+use super::mpi::Mpi;
 use super::{Backend, JobGroup};
 use crate::JobError;
 use crate::rendezvous::Link;
@@ -32,6 +33,9 @@ pub(crate) struct Maker<'a> {
     pub link: &'a Link,
     /// There if ranks are on several hosts, or the backend says so.
     pub mesh: Option<&'a TcpMesh>,
+    /// There if the backend says so.
+    #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "there never is one"))]
+    pub mpi: Option<&'a Mpi>,
 }
 
 impl Maker<'_> {
@@ -39,6 +43,10 @@ impl Maker<'_> {
     pub fn make(&self, id: u16, members: &[usize], deadline: Duration) -> Result<JobGroup, JobError> {
         if members.len() == 1 {
             return Ok(JobGroup::Solo(Solo::default()));
+        }
+        #[cfg(feature = "mpi")]
+        if let Some(mpi) = self.mpi {
+            return Ok(JobGroup::Mpi(mpi.group(id, members, deadline)?));
         }
         let nodes: Vec<usize> = members.iter().map(|&rank| self.node_of_rank[rank]).collect();
         let elsewhere = nodes.iter().position(|&node| node != nodes[0]);

@@ -1,4 +1,4 @@
-//! Two hosts: network namespaces with a wire between them.
+//! Hosts on one machine: network namespaces with a wire between them.
 
 use std::process::Command;
 
@@ -9,8 +9,16 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// `None` where this process may not make any. Tests that run at once take different numbers.
+    /// `net` is a number of the test's own. `None`, with a line that says so, where this process may not make any.
     pub fn new(net: u8) -> Option<Hosts> {
+        let hosts = Hosts::made(net);
+        if hosts.is_none() {
+            eprintln!("skipped: this process may not make network namespaces");
+        }
+        hosts
+    }
+
+    fn made(net: u8) -> Option<Hosts> {
         let id = std::process::id();
         let hosts = Hosts { names: ["a", "b"].map(|side| format!("anysplit-{id}-{net}-{side}")), net };
         let [a, b] = &hosts.names;
@@ -30,21 +38,31 @@ impl Hosts {
         (made && up(0) && up(1)).then_some(hosts)
     }
 
-    /// A host's address.
+    /// One of the two hosts' address.
     pub fn address(&self, host: usize) -> String {
         format!("10.77.{}.{}", self.net, host + 1)
     }
 
-    /// Runs on one of the hosts what is given as arguments.
-    pub fn command(&self, host: usize) -> Command {
+    /// A command that runs its arguments on a host.
+    pub fn on(&self, host: usize) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.names[host]]);
         command
     }
 
-    /// Cuts the wire.
+    /// Takes the wire away.
     pub fn cut(&self) {
         assert!(ip(&["-n", &self.names[0], "link", "set", "wire", "down"]));
+    }
+
+    /// Lets no more than a megabit pass per second, each way. Whether the machine can do that.
+    pub fn slow(&self) -> bool {
+        let limit = ["root", "tbf", "rate", "1mbit", "burst", "4kb", "latency", "5s"];
+        self.names.iter().all(|name| {
+            let mut tc = Command::new("tc");
+            tc.args(["-n", name, "qdisc", "add", "dev", "wire"]).args(limit);
+            tc.output().is_ok_and(|out| out.status.success())
+        })
     }
 }
 
@@ -58,4 +76,11 @@ impl Drop for Hosts {
 
 fn ip(args: &[&str]) -> bool {
     Command::new("ip").args(args).output().is_ok_and(|out| out.status.success())
+}
+
+/// A file with a secret.
+pub fn secret() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "a secret that only a test has").expect("written");
+    file
 }

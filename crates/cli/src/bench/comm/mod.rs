@@ -2,6 +2,7 @@
 
 mod measure;
 mod ops;
+mod processes;
 mod report;
 mod threads;
 
@@ -9,16 +10,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use cpu::limits;
-#[cfg(feature = "mpi")]
-use cpu::{CpuConfig, CpuDevice};
 use engine::cpus;
 
 use crate::args::{DTypeArg, LoadFormat, ModelArgs, yes_or_no};
 use crate::error::CliError;
+use crate::membership::{JobArgs, Membership};
 use crate::model::read_config;
 use measure::Settings;
-#[cfg(feature = "mpi")]
-use measure::sweep;
 use ops::Op;
 use report::{Context, Report};
 
@@ -27,6 +25,7 @@ use report::{Context, Report};
 #[command(after_help = "Examples:\n  anysplit bench comm\n  \
     anysplit bench comm --op all_reduce -b 8K -e 8M -f 2 -n 500 --backend shared\n  \
     anysplit bench comm --model ./Llama-3.2-1B --tp 2 --json\n  \
+    anysplit launch --nproc-per-node 2 -- anysplit bench comm --comm-backend tcp\n  \
     mpirun -n 2 anysplit bench comm --backend mpi\n\n\
     Sizes, algbw and busbw are defined as in nccl-tests; rates are those of the median time. #wrong counts elements \
     whose bits aren't those of the canonical result. With --model, the sizes of one token's all-reduce (decode) and \
@@ -41,7 +40,7 @@ pub struct CommArgs {
         default_value = "all_reduce,all_gather,reduce_scatter,all_to_all,broadcast,send_recv"
     )]
     op: Vec<Op>,
-    /// What carries the data; default: shared,tcp
+    /// What carries the data between threads; default: shared,tcp
     #[arg(long, env = "ANYSPLIT_BACKEND", value_delimiter = ',', value_name = "LIST")]
     backend: Vec<Backend>,
     /// Smallest size; K, M and G are powers of 1024
@@ -62,15 +61,14 @@ pub struct CommArgs {
     /// Compares results with the canonical ones
     #[arg(long, env = "ANYSPLIT_CHECK", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "true|false", value_parser = yes_or_no())]
     check: bool,
-    /// Ranks; default: 2, or the processes that mpirun started
+    /// Ranks; default: 2, or the processes that a launcher started
     #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(2..=RANKS_MAX))]
     tensor_parallel_size: Option<u32>,
     /// Marks the sizes that this model uses: a directory, a hub id or a config.json
     #[arg(long, short, env = "ANYSPLIT_MODEL", value_name = "DIR|ID")]
     model: Option<String>,
-    /// Seconds after which a rank that the others wait for is an error
-    #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    comm_timeout: u64,
+    #[command(flatten)]
+    pub job: JobArgs,
     /// Prints one JSON value
     #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]
     json: bool,
@@ -126,7 +124,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
         .ok_or("give bytes from 4 to 4G, such as 64, 8K or 4M".into())
 }
 
-pub fn run(args: &CommArgs) -> Result<(), CliError> {
+pub fn run(args: &CommArgs, membership: &Membership) -> Result<(), CliError> {
     if let Some(max) = args.max_bytes.filter(|&max| max < args.min_bytes) {
         let told = format!("--min-bytes {} is more than --max-bytes {max}; swap them", args.min_bytes);
         return Err(CliError::Usage(told));
@@ -134,15 +132,22 @@ pub fn run(args: &CommArgs) -> Result<(), CliError> {
     let uses = uses(args)?;
     let settings = args.settings(&uses);
     let mut report = Report::new(args.json);
-    match args.backend[..] {
-        [] => on_threads(args, &Backend::ANYWHERE, &settings, &uses, &mut report)?,
-        [Backend::Mpi] => on_processes(args, &settings, uses, &mut report)?,
-        ref backends if backends.contains(&Backend::Mpi) => {
+    match (&args.backend[..], membership.ranks()) {
+        ([Backend::Mpi], _) => processes::over_mpi(args, &settings, uses, &mut report)?,
+        (backends, _) if backends.contains(&Backend::Mpi) => {
             return Err(CliError::Usage(
                 "--backend mpi measures processes, the others threads: give it alone".into(),
             ));
         }
-        ref backends => on_threads(args, backends, &settings, &uses, &mut report)?,
+        ([], Some(ranks)) => processes::of_job(args, membership, ranks, &settings, uses, &mut report)?,
+        (_, Some(_)) => {
+            return Err(CliError::Usage(
+                "--backend is for threads; ranks of a job exchange over --comm-backend auto, shared or tcp"
+                    .into(),
+            ));
+        }
+        ([], None) => on_threads(args, &Backend::ANYWHERE, &settings, &uses, &mut report)?,
+        (backends, None) => on_threads(args, backends, &settings, &uses, &mut report)?,
     }
     Ok(report.end()?)
 }
@@ -175,45 +180,6 @@ fn pair(ranks: usize) -> Option<limits::CoreToCore> {
     limits::core_to_core(cores[0], other, REPEATS_OF_LIMITS)
 }
 
-/// Measures the group of all processes that were started together; rank 0 reports.
-#[cfg(feature = "mpi")]
-fn on_processes(
-    args: &CommArgs,
-    settings: &Settings,
-    uses: Vec<(usize, &'static str)>,
-    report: &mut Report,
-) -> Result<(), CliError> {
-    let world = collective::mpi::MpiWorld::start(settings.deadline)?;
-    let ranks = world.size();
-    if ranks < 2 || args.tensor_parallel_size.is_some_and(|n| n as usize != ranks) {
-        let asked = args.tensor_parallel_size.unwrap_or(RANKS as u32);
-        return Err(CliError::Usage(format!(
-            "mpirun started {ranks} processes, not {asked}: mpirun -n {asked} anysplit bench comm --backend mpi"
-        )));
-    }
-    let group = world.group(0, &(0..ranks).collect::<Vec<_>>())?;
-    // Which cores are this process's is the launcher's business.
-    let dev = CpuDevice::new(CpuConfig { threads: 1, cores: None, isa: None, spin: true });
-    let context = Context { backend: Backend::Mpi.name(), ranks, pair: None, uses };
-    if world.rank() != 0 {
-        report.stay_silent();
-    }
-    report.begin(&context);
-    Ok(sweep(&group, &dev, settings, &mut |sample| report.sample(&context, &sample))?)
-}
-
-#[cfg(not(feature = "mpi"))]
-fn on_processes(
-    _: &CommArgs,
-    _: &Settings,
-    _: Vec<(usize, &'static str)>,
-    _: &mut Report,
-) -> Result<(), CliError> {
-    Err(CliError::Usage(
-        "this anysplit was built without MPI; cargo build --release --features mpi (docs/mpi.md)".into(),
-    ))
-}
-
 /// The sizes that a model uses, and for what.
 fn uses(args: &CommArgs) -> Result<Vec<(usize, &'static str)>, CliError> {
     if args.model.is_none() {
@@ -244,7 +210,7 @@ impl CommArgs {
             iters: self.iters as usize,
             warmup: self.warmup as usize,
             check: self.check,
-            deadline: Duration::from_secs(self.comm_timeout),
+            deadline: Duration::from_secs(self.job.comm_timeout),
         }
     }
 }

@@ -126,7 +126,6 @@ impl Report {
     }
 
     /// Another process prints.
-    #[cfg(feature = "mpi")]
     pub fn stay_silent(&mut self) {
         self.silent = true;
     }

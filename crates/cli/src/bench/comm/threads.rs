@@ -59,7 +59,7 @@ fn join<T>(
 /// A rank's device: its share of the cores.
 pub fn device(rank: usize, ranks: usize) -> CpuDevice {
     let threads = cpus::default_threads(ranks);
-    let cores = cpus::of_rank(rank, ranks, threads);
+    let cores = cpus::of_rank(rank, ranks, threads, ranks);
     CpuDevice::new(CpuConfig { threads, cores, isa: None, spin: true })
 }
 

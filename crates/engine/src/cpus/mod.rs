@@ -1,6 +1,10 @@
-//! Which cores the ranks of this process run on.
+//! Which cores the ranks of this host run on.
+
+mod place;
 
 use std::sync::OnceLock;
+
+use place::{Core, place};
 
 /// The cores that this process may use, as they were when it was first asked: ranks narrow their own threads down
 /// later.
@@ -28,7 +32,10 @@ pub fn default_threads(ranks: usize) -> usize {
     (available().len() / ranks).max(1)
 }
 
-/// A rank's cores, if there is one for every thread of every rank.
-pub fn of_rank(rank: usize, ranks: usize, threads: usize) -> Option<Vec<usize>> {
-    (ranks * threads <= available().len()).then(|| available()[rank * threads..(rank + 1) * threads].to_vec())
+/// A rank's cores, if there is one for every thread of every rank. `group` ranks that follow each other meet most often:
+/// they are close together where the machine has a place for them.
+pub fn of_rank(rank: usize, ranks: usize, threads: usize, group: usize) -> Option<Vec<usize>> {
+    static CORES: OnceLock<Vec<Core>> = OnceLock::new();
+    let cores = CORES.get_or_init(|| available().iter().map(|&id| Core::read(id)).collect());
+    place(cores, ranks, threads, group).map(|mut of_ranks| of_ranks.swap_remove(rank))
 }

@@ -1,0 +1,101 @@
+//! Groups of processes that a launcher started together; rank 0 reports.
+
+use collective::Members;
+use cpu::{CpuConfig, CpuDevice};
+use engine::{EngineError, cpus};
+use model::ModelError;
+
+#[cfg(feature = "mpi")]
+use super::Backend;
+use super::CommArgs;
+use super::measure::{Settings, sweep};
+use super::report::{Context, Report};
+use crate::error::CliError;
+use crate::membership::Membership;
+
+/// Measures the ranks of this process's job.
+pub fn of_job(
+    args: &CommArgs,
+    membership: &Membership,
+    ranks: usize,
+    settings: &Settings,
+    uses: Vec<(usize, &'static str)>,
+    report: &mut Report,
+) -> Result<(), CliError> {
+    check(args, ranks)?;
+    let fingerprint = vec![
+        ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("measurement".to_owned(), format!("{settings:?}")),
+    ];
+    let job = membership.join(&fingerprint, &args.job)?.expect("a job has ranks");
+    let members: Vec<usize> = job.order();
+    let group = job.group(1, &members, settings.deadline).map_err(EngineError::from)?;
+    let backend = group.transport();
+    let group = Members::new(Box::new(group), &members);
+    let nodes = job.node_of_rank();
+    let here: Vec<usize> = (0..ranks).filter(|&rank| nodes[rank] == nodes[job.rank()]).collect();
+    let place = here.iter().position(|&rank| rank == job.rank()).expect("it is here itself");
+    let cores = match cpus::are_shared_out(here.len()) {
+        true => None,
+        false => cpus::of_rank(place, here.len(), 1, here.len()),
+    };
+    let dev = CpuDevice::new(CpuConfig { threads: 1, cores, isa: None, spin: true });
+    let context = Context { backend, ranks, pair: None, uses };
+    if job.rank() != 0 {
+        report.stay_silent();
+    }
+    report.begin(&context);
+    let swept = sweep(&group, &dev, settings, &mut |sample| report.sample(&context, &sample));
+    swept.map_err(|error| {
+        let source = Box::new(ModelError::from(error));
+        EngineError::Rank { rank: job.rank(), source }.into()
+    })
+}
+
+/// All processes are measured, unless other numbers were asked for.
+fn check(args: &CommArgs, ranks: usize) -> Result<(), CliError> {
+    match args.tensor_parallel_size {
+        _ if ranks < 2 => {
+            Err(CliError::Usage("one process has nobody to exchange with; start at least 2".into()))
+        }
+        Some(n) if n as usize != ranks => Err(CliError::Usage(format!(
+            "--tp {n}, but the launcher started {ranks} processes; leave it out, or start {n}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Measures the group of all processes that mpirun started, over MPI.
+#[cfg(feature = "mpi")]
+pub fn over_mpi(
+    args: &CommArgs,
+    settings: &Settings,
+    uses: Vec<(usize, &'static str)>,
+    report: &mut Report,
+) -> Result<(), CliError> {
+    let world = collective::mpi::MpiWorld::start(settings.deadline)?;
+    let ranks = world.size();
+    check(args, ranks)?;
+    let group = world.group(0, &(0..ranks).collect::<Vec<_>>())?;
+    // Which cores are this process's is the launcher's business.
+    let dev = CpuDevice::new(CpuConfig { threads: 1, cores: None, isa: None, spin: true });
+    let context = Context { backend: Backend::Mpi.name(), ranks, pair: None, uses };
+    if world.rank() != 0 {
+        report.stay_silent();
+    }
+    report.begin(&context);
+    Ok(sweep(&group, &dev, settings, &mut |sample| report.sample(&context, &sample))?)
+}
+
+/// A build without MPI has none.
+#[cfg(not(feature = "mpi"))]
+pub fn over_mpi(
+    _: &CommArgs,
+    _: &Settings,
+    _: Vec<(usize, &'static str)>,
+    _: &mut Report,
+) -> Result<(), CliError> {
+    Err(CliError::Usage(
+        "this anysplit was built without MPI; cargo build --release --features mpi (docs/mpi.md)".into(),
+    ))
+}
