@@ -4,6 +4,7 @@ use std::io::Write;
 
 use tempfile::NamedTempFile;
 
+use crate::checkpoints::{golden, golden_prompt};
 use crate::jobs_common::Work;
 
 /// Ranks and how they split a dense model of 8 heads in 2 layers.
@@ -131,6 +132,22 @@ fn a_kv_cache_that_ranks_share_prints_the_bytes_of_one_rank() {
     }
 }
 
+#[test]
+fn experts_in_other_processes_choose_the_same_tokens() {
+    for name in ["mixtral", "qwen3_moe"] {
+        let ids = golden_prompt(name);
+        let work = Work::new("generate --max-tokens 9 --ignore-eos --temperature 0.7 --seed 5");
+        let work = work.arg("--prompt-ids").arg(ids).arg("--model").arg(golden(name));
+        let want = work.alone();
+        for (ranks, split) in
+            [(2, "--tp 2 --ep"), (3, "--tp 3 --sp"), (4, "--tp 2 --pp 2 --ep"), (4, "--tp 4 --dcp 2")]
+        {
+            assert_eq!(work.on_one_node(ranks, split), want, "{name} {split}");
+        }
+        assert_eq!(work.on_two_nodes(2, "--tp 4 --ep --sp"), want, "{name}");
+    }
+}
+
 /// Prompts of different lengths, and requests that end at different times.
 fn prompts() -> NamedTempFile {
     let mut file = NamedTempFile::new().expect("there is room for temporary files");
@@ -153,7 +170,7 @@ fn a_file_of_prompts_gets_the_same_text_from_replicas_in_other_processes() {
     for how in ["--temperature 0 --model", "--temperature 0.8 --top-p 0.9 --seed 3 --max-num-seqs 2 --model"]
     {
         let work = Work::new("generate --max-tokens 12").arg("--prompt-file").arg(file.path());
-        let work = how.split(' ').fold(work, Work::arg).arg(crate::checkpoints::golden("llama"));
+        let work = how.split(' ').fold(work, Work::arg).arg(golden("llama"));
         let want = work.alone();
         assert!(want.lines().count() >= 6, "a text for each prompt: {want:?}");
         for (ranks, split) in
