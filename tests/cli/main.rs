@@ -2,6 +2,7 @@
 //!
 //! Every child has a time limit, so nothing here can hang.
 
+mod axes_flags;
 mod bad_arguments;
 mod bad_config;
 mod bad_prompts;
@@ -15,7 +16,10 @@ mod deploy_fields;
 mod deploy_shell;
 mod hub;
 mod job_child;
+mod jobs_common;
 mod jobs_faults;
+mod jobs_hosts;
+mod jobs_launchers;
 mod jobs_same_bytes;
 mod json_shapes;
 mod launch;

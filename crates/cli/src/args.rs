@@ -9,7 +9,7 @@ use engine::EngineOptions;
 use tensor::DType;
 
 use crate::error::CliError;
-use crate::membership::JobArgs;
+use crate::membership::{JobArgs, Membership};
 use crate::split::SplitArgs;
 
 /// Which model, and what its weights are kept in.
@@ -111,12 +111,12 @@ pub enum DeviceArg {
     Cpu,
 }
 
-/// Everything that the engine wants to know. `at_hand`: how many ranks a launcher has started.
+/// Everything that the engine wants to know.
 pub fn engine_options(
     model: &ModelArgs,
     split: &SplitArgs,
     run: &RunArgs,
-    at_hand: Option<usize>,
+    membership: &Membership,
 ) -> Result<EngineOptions, CliError> {
     // The processor is the best there is, until there are other devices.
     let (DeviceArg::Auto | DeviceArg::Cpu) = run.device;
@@ -128,7 +128,7 @@ pub fn engine_options(
         max_num_seqs: run.max_num_seqs,
         max_num_batched_tokens: run.max_num_batched_tokens,
         comm_timeout: Duration::from_secs(run.job.comm_timeout),
-        ..split.options(at_hand)?
+        ..split.options(membership.ranks())?
     })
 }
 

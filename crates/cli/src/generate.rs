@@ -86,13 +86,13 @@ pub struct GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError> {
-    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
+    let options = engine_options(&args.model, &args.split, &args.run, membership)?;
     if args.stop.iter().any(String::is_empty) {
         return Err(CliError::Usage("--stop is empty; give the text that ends the completion".into()));
     }
     let sampling = args.sampling();
     sampling.check()?;
-    let model = OpenModel::open(&args.model, &args.split, &options, membership.ranks())?;
+    let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
     let prompts = args.prompts(&model)?;
     let tokenizer = match model.tokenizer() {
         // Ids need no tokenizer, unless something else does. One that is there must be right.
@@ -118,7 +118,6 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
         .collect();
     let name = model.name.clone();
     let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
-    args.split.tell_of_missing_counts()?;
     let mut texts: Vec<Option<Text>> = match &tokenizer {
         Some(tokenizer) => {
             requests.iter().map(|r| Some(Text::new(tokenizer, &args.stop, &r.prompt))).collect()

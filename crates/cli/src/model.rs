@@ -52,16 +52,15 @@ pub fn read_config(args: &ModelArgs) -> Result<(String, ModelConfig), CliError> 
 
 impl OpenModel {
     /// Finds a model, and reads all but its weights. What can't be is refused before anything large is downloaded.
-    /// `at_hand`: how many ranks a launcher has started.
     pub fn open(
         args: &ModelArgs,
         split: &SplitArgs,
         options: &EngineOptions,
-        at_hand: Option<usize>,
+        membership: &Membership,
     ) -> Result<Self, CliError> {
         let (name, config) = read_config(args)?;
-        split.check(&config)?;
-        Plan::new(config.clone(), options, at_hand)?;
+        split.check(&config, membership.leads())?;
+        Plan::new(config.clone(), options, membership.ranks())?;
         let (_, place) = locate(args, args.load_format != LoadFormat::Random)?;
         let source = match (args.load_format, &place) {
             (LoadFormat::Random, _) => {

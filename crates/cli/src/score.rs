@@ -41,8 +41,8 @@ pub struct ScoreArgs {
 }
 
 pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
-    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
-    let model = OpenModel::open(&args.model, &args.split, &options, membership.ranks())?;
+    let options = engine_options(&args.model, &args.split, &args.run, membership)?;
+    let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
     let ids = match (&args.text, &args.prompt_ids) {
         (_, Some(ids)) => parse_ids(ids)?,
         (Some(text), None) if text.is_empty() => return Err(CliError::Usage("--text is empty".into())),
@@ -52,7 +52,6 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
     let tokens =
         model.tokenizer().ok().map(|t| ids.iter().map(|&id| t.decode(&[id], false)).collect::<Vec<_>>());
     let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
-    args.split.tell_of_missing_counts()?;
     let logprobs = engine.score(&ids)?;
     expert_counts::record(args.split.expert_counts.as_deref(), &mut engine)?;
     let perplexity = perplexity(&logprobs);

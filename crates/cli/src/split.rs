@@ -145,7 +145,8 @@ impl SplitArgs {
             "contiguous" => ExpertPlacement::Contiguous,
             "round-robin" => ExpertPlacement::RoundRobin,
             "auto" => self.recorded()?.unwrap_or_default(),
-            file => ExpertPlacement::given(&checkpoint::json_file(Path::new(file))?)?,
+            file => ExpertPlacement::given(&checkpoint::json_value_file(Path::new(file))?)
+                .map_err(|e| CliError::Usage(format!("--expert-placement {file}: {e}")))?,
         };
         Ok(ExpertOptions { form, placement })
     }
@@ -154,28 +155,28 @@ impl SplitArgs {
         Ok(self.expert_counts.as_deref().map(expert_counts::read).transpose()?.flatten())
     }
 
-    /// Tells what a placement by recorded counts goes by, if there are none yet.
-    pub fn tell_of_missing_counts(&self) -> Result<(), CliError> {
-        if self.expert_placement == "auto" && self.recorded()?.is_none() {
-            let name = self.expert_counts.as_ref().map_or("FILE".into(), |file| file.display().to_string());
-            eprintln!(
-                "--expert-placement auto: no counts are recorded in --expert-counts {name} yet; experts are contiguous"
-            );
-        }
-        Ok(())
-    }
-
-    /// Flags about experts need a model that has some.
-    pub fn check(&self, config: &ModelConfig) -> Result<(), CliError> {
+    /// Flags about experts need a model that has some, and counts of that very model. `leads`: whether this process is the
+    /// one that tells, and writes the counts in the end.
+    pub fn check(&self, config: &ModelConfig, leads: bool) -> Result<(), CliError> {
+        let is_auto = self.expert_placement == "auto";
         let flag = match (self.enable_expert_parallel, &*self.expert_placement, &self.expert_counts) {
             (Some(true), _, _) => "--enable-expert-parallel",
             (_, placement, _) if placement != "contiguous" => "--expert-placement",
             (_, _, Some(_)) => "--expert-counts",
             _ => return Ok(()),
         };
-        match config.moe {
-            Some(_) => Ok(()),
-            None => Err(CliError::Usage(format!("{flag}: this model has no experts; leave it out"))),
+        if config.moe.is_none() {
+            return Err(CliError::Usage(format!("{flag}: this model has no experts; leave it out")));
         }
+        if let Some(file) = self.expert_counts.as_ref().filter(|_| leads) {
+            expert_counts::check(file, config)?;
+        }
+        if leads && is_auto && self.recorded()?.is_none() {
+            let name = self.expert_counts.as_ref().map_or("FILE".into(), |file| file.display().to_string());
+            eprintln!(
+                "--expert-placement auto: no counts are recorded in --expert-counts {name} yet; experts are contiguous"
+            );
+        }
+        Ok(())
     }
 }

@@ -48,7 +48,7 @@ struct Row {
 pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let (_, config) = read_config(&args.model)?;
     let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
-    args.split.check(&config)?;
+    args.split.check(&config, true)?;
     let plan = Plan::new(config, &args.split.options(None)?, None)?;
     let layout = &plan.layout;
     let stages = weight_bytes(&plan, &WeightSource::Meta { dtype }, None)?;

@@ -5,6 +5,7 @@ mod common;
 use std::process::Command;
 use std::time::Instant;
 
+use common::hosts::{Hosts, secret};
 use common::ranks::{ROLE, Ranks, SLACK, TIMEOUT, binary, only_line};
 use common::{free_port, ranks};
 
@@ -39,96 +40,35 @@ fn what_mpich_starts_is_a_job() {
     assert!(line.starts_with("error: rank 1 on ") && line.ends_with(": the disk is full"), "{line}");
 }
 
-/// Two namespaces, `10.77.N.1` and `10.77.N.2`, with a wire between them. They go with the value.
-struct Hosts {
-    names: [String; 2],
-    net: u8,
-}
-
-impl Hosts {
-    /// `None` where this process may not make any.
-    fn new(net: u8) -> Option<Hosts> {
-        let id = std::process::id();
-        let hosts = Hosts { names: ["a", "b"].map(|side| format!("anysplit-{id}-{net}-{side}")), net };
-        let [a, b] = &hosts.names;
-        let wires = [format!("as{id}x{net}a"), format!("as{id}x{net}b")];
-        let made = hosts.names.iter().all(|name| ip(&["netns", "add", name]))
-            && ip(&[
-                "link", "add", &wires[0], "netns", a, "type", "veth", "peer", "name", &wires[1], "netns", b,
-            ]);
-        let up = |side: usize| {
-            let (name, wire) = (&hosts.names[side], &wires[side]);
-            let address = format!("10.77.{net}.{}/24", side + 1);
-            ip(&["-n", name, "link", "set", wire, "name", "wire"])
-                && ip(&["-n", name, "address", "add", &address, "dev", "wire"])
-                && ip(&["-n", name, "link", "set", "wire", "up"])
-                && ip(&["-n", name, "link", "set", "lo", "up"])
-        };
-        (made && up(0) && up(1)).then_some(hosts)
-    }
-
-    /// A rank of a job of two on one of the hosts. Rank 0 is on the first.
-    fn rank(&self, rank: usize, role: &str, secret: &str) -> Command {
-        let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", &self.names[rank]])
-            .args(binary())
-            .envs(
-                [("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 1)].map(|(n, v)| (n, v.to_string())),
-            )
-            .env("MASTER_ADDR", format!("10.77.{}.1", self.net))
-            .env("MASTER_PORT", "29500")
-            .env("ANYSPLIT_GROUP_SECRET_FILE", secret)
-            .env(ROLE, role);
-        command
-    }
-
-    fn cut(&self) {
-        assert!(ip(&["-n", &self.names[0], "link", "set", "wire", "down"]));
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for name in &self.names {
-            ip(&["netns", "delete", name]);
-        }
-    }
-}
-
-fn ip(args: &[&str]) -> bool {
-    Command::new("ip").args(args).output().is_ok_and(|out| out.status.success())
-}
-
-/// A file with a secret.
-fn secret() -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), "a secret that only a test has").expect("written");
-    file
+/// A rank of a job of two on one of the hosts. Rank 0 is on the first.
+fn rank_on(hosts: &Hosts, rank: usize, role: &str, secret: &str) -> Command {
+    let mut command = hosts.on(rank);
+    command
+        .args(binary())
+        .envs([("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 1)].map(|(n, v)| (n, v.to_string())))
+        .env("MASTER_ADDR", hosts.address(0))
+        .env("MASTER_PORT", "29500")
+        .env("ANYSPLIT_GROUP_SECRET_FILE", secret)
+        .env(ROLE, role);
+    command
 }
 
 #[test]
 fn ranks_of_two_hosts_conform() {
-    let Some(hosts) = Hosts::new(1) else {
-        eprintln!("skipped: this process may not make network namespaces");
-        return;
-    };
+    let Some(hosts) = Hosts::new(1) else { return };
     let secret = secret();
     let path = secret.path().to_str().expect("text");
-    let ranks = (0..2).map(|rank| hosts.rank(rank, "conformance", path)).collect();
+    let ranks = (0..2).map(|rank| rank_on(&hosts, rank, "conformance", path)).collect();
     let ended = Ranks::start_commands(ranks).end();
     assert_eq!(ended.codes, [Some(0); 2], "{:?}", ended.errors);
 }
 
 #[test]
 fn a_wire_that_is_cut_ends_both_sides_within_the_timeout() {
-    let Some(hosts) = Hosts::new(2) else {
-        eprintln!("skipped: this process may not make network namespaces");
-        return;
-    };
+    let Some(hosts) = Hosts::new(2) else { return };
     let secret = secret();
     let path = secret.path().to_str().expect("text");
-    let ranks = Ranks::start_commands((0..2).map(|rank| hosts.rank(rank, "wait", path)).collect());
+    let ranks = Ranks::start_commands((0..2).map(|rank| rank_on(&hosts, rank, "wait", path)).collect());
     ranks.hear_all("here");
     hosts.cut();
     let began = Instant::now();

@@ -94,7 +94,7 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
             "--prompt-len and --repeats must be at least 1, --gen-len at least 2".into(),
         ));
     }
-    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
+    let options = engine_options(&args.model, &args.split, &args.run, membership)?;
     let splits: Vec<EngineOptions> = match args.splits.is_empty() {
         true => vec![options],
         false => args
@@ -112,7 +112,7 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     }
     let mut candidates = Vec::new();
     for options in &splits {
-        let model = OpenModel::open(&args.model, &args.split, options, membership.ranks())?;
+        let model = OpenModel::open(&args.model, &args.split, options, membership)?;
         let name = model.name.clone();
         let Some(engine) = model.load(options, membership, &args.run, true)? else { return Ok(()) };
         candidates.push(Candidate { name, engine, runs: Vec::new() });

@@ -1,6 +1,7 @@
 //! Jobs whose ranks are threads of the test.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod hosts;
 pub mod ranks;
 pub mod role;
 
