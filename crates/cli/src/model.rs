@@ -133,6 +133,7 @@ impl OpenModel {
         bar.finish_and_clear();
         let mut engine = engine?;
         if let Some(engine) = &mut engine {
+            startup::warn_of_crowding(engine, job, membership.is_launched());
             startup::tell(engine, job.is_some(), quiet)?;
             startup::warn_of_compression(options)?;
         }

@@ -57,14 +57,20 @@ fn reach(party: &Party<'_>, hosts: &[IpAddr]) -> Result<TcpStream, JobError> {
     let env = party.env;
     let is_window = env.ports.start() != env.ports.end();
     let mut last = String::new();
+    let mut has_hung_up = None;
     loop {
         for (host, port) in hosts.iter().flat_map(|host| env.ports.clone().map(move |port| (*host, port))) {
             let at = SocketAddr::new(host, port);
             match attempt(party, at, if is_window { TRY_IN_WINDOW } else { TRY }) {
                 Ok(stream) => return Ok(stream),
-                // It is of this job, as it has said before.
-                Err(Stranger::Secret) => {
+                // It is of this job, as it has said before. All that it says of another secret is to hang up, which a
+                // rank 0 that dies does too, though once only.
+                Err(Stranger::Secret) if has_hung_up == Some(at) => {
                     return Err(JobError::WrongSecret { rank: env.rank, at: at.to_string() });
+                }
+                Err(stranger @ Stranger::Secret) => {
+                    has_hung_up = Some(at);
+                    last = stranger.to_string();
                 }
                 // In a window of ports it may be somebody else's rank 0.
                 Err(stranger @ Stranger::Version(_)) if !is_window => {
