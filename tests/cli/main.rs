@@ -14,6 +14,8 @@ mod child;
 mod deploy;
 mod deploy_fields;
 mod deploy_shell;
+#[path = "../../crates/job/tests/common/hosts.rs"]
+mod hosts;
 mod hub;
 mod job_child;
 mod jobs_common;
