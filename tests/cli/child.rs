@@ -1,8 +1,10 @@
 //! Runs `anysplit` as a child and checks how it ends.
 
 use std::ffi::OsStr;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -38,10 +40,20 @@ pub fn anysplit(arguments: &str) -> Anysplit {
     this.args(arguments)
 }
 
-/// A port of loopback that nobody listens on now.
+/// A port of loopback that nobody listens on, nor on the few behind it. No other call in this process gets it, and it is below
+/// those that systems give to outgoing connections: so it stays free until a job's rank 0 takes it.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("it has an address").port()
+    const FIRST: u32 = 20_000;
+    const STEP: u32 = 16;
+    const STEPS: u32 = (32_768 - FIRST) / STEP;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let mut ports = std::iter::repeat_with(|| {
+        let step = std::process::id().wrapping_mul(31).wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        (FIRST + step % STEPS * STEP) as u16
+    });
+    let is_free =
+        |port: &u16| (*port..port + STEP as u16).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok());
+    ports.by_ref().take(STEPS as usize).find(is_free).expect("loopback has free ports")
 }
 
 /// Whether the binary looks at an environment variable of that name.
@@ -63,6 +75,7 @@ fn is_heeded(name: &OsStr) -> bool {
         "GROUP_RANK",
         "OMPI_",
         "PMI",
+        "MPI_LOCAL",
         "SLURM_",
         "LWS_",
         "JOB_COMPLETION",
@@ -99,6 +112,18 @@ impl Anysplit {
     pub fn within(mut self, dir: &Path) -> Self {
         self.command.current_dir(dir);
         self
+    }
+
+    /// Runs it by way of another command, which gets it as arguments.
+    pub fn by_way_of(self, mut other: Command) -> Self {
+        other.arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => other.env(name, value),
+                None => other.env_remove(name),
+            };
+        }
+        Anysplit { command: other, shown: self.shown }
     }
 
     /// The command itself, for tests that want to hold its pipes. It has no time limit.

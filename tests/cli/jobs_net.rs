@@ -1,17 +1,14 @@
 //! What networks do to jobs: links that are cut or slow, and strangers who connect and say anything.
 
-#[path = "../../crates/job/tests/common/hosts.rs"]
-mod hosts;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Instant;
 
 use collective::{Role, Secret, authenticate};
-use hosts::{Hosts, secret};
 
 use crate::child::{Anysplit, anysplit, free_port};
+use crate::hosts::{Hosts, secret};
 use crate::job_child::{LIMIT, Running};
 use crate::jobs_faults::{Phase, TIMEOUT, printed_no_garbage, reach, work};
 use crate::jobs_faults_launcher::plain;

@@ -1,159 +1,185 @@
-//! Several processes print the bytes of one rank, whoever starts them: `launch` on one node, two `launch` commands that
-//! play two nodes, and launchers of others, whose variables are played here.
+//! Jobs of several processes print the bytes of one rank, on one node and on two, whatever the split.
 
-use std::process::{Child, Stdio};
+use std::io::Write;
+
+use tempfile::NamedTempFile;
 
 use crate::checkpoints::{golden, golden_prompt};
-use crate::child::{Anysplit, anysplit, free_port};
+use crate::jobs_common::Work;
 
-/// What one rank prints for `score`.
-fn want(name: &str) -> String {
-    anysplit("score --json --tp 1 --threads-per-rank 1 --prompt-ids")
-        .arg(golden_prompt(name))
-        .model(golden(name))
-        .prints()
-}
-
-fn score(command: Anysplit, name: &str, split: &str) -> Anysplit {
-    let command = command.args("-- anysplit score --json --threads-per-rank 1 --prompt-ids");
-    command.arg(golden_prompt(name)).model(golden(name)).args(split)
-}
-
-/// Splits of so many ranks.
-const SPLITS: [(usize, &str); 7] = [
+/// Ranks and how they split a dense model of 8 heads in 2 layers.
+const DENSE: [(usize, &str); 9] = [
     (2, "--tp 2"),
     (3, "--tp 3"),
+    (3, "--rank-weights 2,1,3"),
     (2, "--pp 2"),
     (4, "--tp 2 --pp 2"),
-    (2, "--tp 2 --sp"),
+    (3, "--tp 3 --sp"),
     (4, "--tp 2 --pp 2 --sp"),
     (2, "--dp 2"),
+    (8, "--tp 2 --pp 2 --dp 2 --sp --max-num-batched-tokens 17"),
 ];
 
 #[test]
 fn processes_of_one_node_print_the_bytes_of_one_rank() {
     for name in ["llama", "qwen3_moe"] {
-        let want = want(name);
-        for (ranks, split) in SPLITS {
-            let launch = anysplit(&format!("launch --nproc-per-node {ranks} --master-port {}", free_port()));
-            let (stdout, _) = score(launch, name, split).run().succeeds();
-            assert_eq!(stdout, want, "{name} {split}");
+        let work = Work::score(name);
+        let want = work.alone();
+        for (ranks, split) in DENSE {
+            assert_eq!(work.on_one_node(ranks, split), want, "{name} {split}");
         }
     }
-}
-
-#[test]
-fn a_size_that_nobody_gives_is_what_the_ranks_at_hand_make() {
-    let launch = anysplit(&format!("launch --nproc-per-node 2 --master-port {}", free_port()));
-    assert_eq!(score(launch, "llama", "").run().succeeds().0, want("llama"));
-}
-
-#[test]
-fn experts_on_several_processes_print_the_bytes_of_one_rank() {
-    for name in ["mixtral", "qwen3_moe"] {
-        let want = want(name);
-        for split in ["--tp 2 --ep", "--tp 2 --ep --sp", "--tp 2 --ep --expert-placement round-robin"] {
-            let launch = anysplit(&format!("launch --nproc-per-node 2 --master-port {}", free_port()));
-            let (stdout, _) = score(launch, name, split).run().succeeds();
-            assert_eq!(stdout, want, "{name} {split}");
-        }
-    }
-}
-
-/// The second of two nodes, in the background.
-fn second_node(arguments: &str, name: &str, split: &str) -> Child {
-    let mut command = score(anysplit(arguments), name, split).command();
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the second node starts")
 }
 
 #[test]
 fn two_nodes_on_loopback_print_the_bytes_of_one_rank() {
     for name in ["llama", "mixtral"] {
-        let want = want(name);
+        let work = Work::score(name);
+        let want = work.alone();
         for (per_node, split) in [
             (1, "--tp 2"),
             (1, "--pp 2"),
             (2, "--tp 2 --pp 2"),
             (2, "--tp 4"),
+            (2, "--rank-weights 1,2,2,1 --sp"),
             (1, "--tp 2 --sp"),
             (1, "--dp 2"),
         ] {
-            let node = |rank: usize, port: u16| {
-                format!(
-                    "launch --nnodes 2 --nproc-per-node {per_node} --node-rank {rank} --master-addr 127.0.0.1 \
-                     --master-port {port}"
-                )
-            };
-            let port = free_port();
-            let second = second_node(&node(1, port), name, split);
-            let (stdout, _) = score(anysplit(&node(0, port)), name, split).run().succeeds();
-            assert_eq!(stdout, want, "{name} {split}");
-            let second = second.wait_with_output().expect("the second node ends");
-            assert!(second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
-            assert!(second.stdout.is_empty(), "the second node prints nothing");
+            assert_eq!(work.on_two_nodes(per_node, split), want, "{name} {split}");
         }
     }
 }
 
-/// Starts both ranks of a job with a launcher's variables and gives what rank 0 printed.
-fn played(variables: impl Fn(usize) -> Vec<(&'static str, String)>) -> String {
-    let rank = |rank: usize| {
-        let command = anysplit("score --json --threads-per-rank 1 --tp 2 --prompt-ids");
-        let command = command.arg(golden_prompt("llama")).model(golden("llama"));
-        variables(rank).into_iter().fold(command, |command, (name, value)| command.env(name, value))
-    };
-    let mut second = rank(1).command();
-    let second = second.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("rank 1 starts");
-    let (stdout, _) = rank(0).run().succeeds();
-    let second = second.wait_with_output().expect("rank 1 ends");
-    assert!(second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
-    assert!(second.stdout.is_empty(), "only rank 0 prints");
-    stdout
+#[test]
+fn the_demo_model_scores_a_text_with_the_same_bytes_on_any_split() {
+    let work = Work::new("score --json")
+        .arg("--text")
+        .arg("In the beginning there was a harbor, and a girl who lived by it.");
+    let want = work.alone();
+    for (ranks, split) in [(2, "--tp 2"), (3, "--tp 3 --sp"), (4, "--tp 2 --pp 2")] {
+        assert_eq!(work.on_one_node(ranks, split), want, "{split}");
+    }
+    for (per_node, split) in [(1, "--tp 2"), (1, "--pp 2"), (2, "--tp 2 --pp 2")] {
+        assert_eq!(work.on_two_nodes(per_node, split), want, "{split}");
+    }
 }
 
 #[test]
-fn a_plain_command_joins_the_job_of_whoever_started_it() {
-    let want = want("llama");
-    let number = |n: usize| n.to_string();
-    let address = |port: u16| [("MASTER_ADDR", "127.0.0.1".to_owned()), ("MASTER_PORT", port.to_string())];
+fn a_size_that_nobody_gives_is_what_the_ranks_at_hand_make() {
+    let work = Work::score("llama");
+    let want = work.alone();
+    assert_eq!(work.on_one_node(2, ""), want);
+    assert_eq!(work.on_one_node(4, "--pp 2"), want);
+}
 
-    let port = free_port();
-    let torchrun = played(|rank| {
-        let mut all = vec![("RANK", number(rank)), ("WORLD_SIZE", number(2)), ("LOCAL_RANK", number(rank))];
-        all.push(("LOCAL_WORLD_SIZE", number(2)));
-        all.extend(address(port));
-        all
-    });
-    assert_eq!(torchrun, want, "torchrun");
+#[test]
+fn ranks_of_one_host_may_exchange_over_tcp() {
+    let work = Work::score("qwen3_moe").arg("--comm-backend").arg("tcp");
+    let want = work.alone();
+    for (ranks, split) in [(3, "--tp 3 --ep --sp"), (4, "--tp 2 --pp 2")] {
+        assert_eq!(work.on_one_node(ranks, split), want, "{split}");
+    }
+}
 
-    let port = free_port();
-    let open_mpi = played(|rank| {
-        let mut all = vec![("OMPI_COMM_WORLD_RANK", number(rank)), ("OMPI_COMM_WORLD_SIZE", number(2))];
-        all.extend([("OMPI_COMM_WORLD_LOCAL_RANK", number(rank)), ("OMPI_COMM_WORLD_LOCAL_SIZE", number(2))]);
-        all.extend(address(port));
-        all
-    });
-    assert_eq!(open_mpi, want, "Open MPI");
+/// A file with each expert's rank.
+fn placement(ranks: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().expect("there is room for temporary files");
+    file.write_all(ranks.as_bytes()).expect("there is room for temporary files");
+    file
+}
 
-    let port = free_port();
-    let slurm = played(|rank| {
-        let mut all = vec![("SLURM_PROCID", number(rank)), ("SLURM_NTASKS", number(2))];
-        all.extend([
-            ("SLURM_LOCALID", number(rank)),
-            ("SLURM_NODEID", number(0)),
-            ("SLURM_JOB_ID", number(7)),
-        ]);
-        all.extend([("SLURM_STEP_ID", number(0)), ("SLURM_JOB_NODELIST", "localhost".into())]);
-        all.extend(address(port));
-        all
-    });
-    assert_eq!(slurm, want, "Slurm");
+#[test]
+fn experts_wherever_they_are_print_the_bytes_of_one_rank() {
+    // Mixtral has 8 experts, this Qwen3-MoE 7; 2 layers each.
+    let files = [
+        ("mixtral", placement("[1,0,0,1,1,1,0,1]")),
+        ("qwen3_moe", placement("[[1,1,1,0,1,1,1],[0,1,0,1,0,1,0]]")),
+    ];
+    for (name, file) in files {
+        let work = Work::score(name);
+        let want = work.alone();
+        for (ranks, split) in [
+            (2, "--tp 2 --ep=false"),
+            (2, "--tp 2 --ep"),
+            (3, "--tp 3 --ep --sp"),
+            (2, "--tp 2 --ep --expert-placement round-robin"),
+            (4, "--tp 2 --pp 2 --ep --expert-placement round-robin --sp"),
+            (2, &format!("--tp 2 --ep --expert-placement {}", file.path().display())),
+        ] {
+            assert_eq!(work.on_one_node(ranks, split), want, "{name} {split}");
+        }
+        for (per_node, split) in [
+            (1, "--tp 2 --ep"),
+            (2, "--tp 4 --ep --sp"),
+            (2, "--tp 4 --ep --expert-placement round-robin"),
+            (1, &format!("--tp 2 --ep --expert-placement {}", file.path().display())),
+        ] {
+            assert_eq!(work.on_two_nodes(per_node, split), want, "{name} {split}");
+        }
+    }
+}
 
-    let port = free_port();
-    let lws = played(|rank| {
-        let mut all = vec![("LWS_WORKER_INDEX", number(rank)), ("LWS_GROUP_SIZE", number(2))];
-        all.extend([("LWS_LEADER_ADDRESS", "127.0.0.1".to_owned()), ("MASTER_PORT", port.to_string())]);
-        all
-    });
-    assert_eq!(lws, want, "LeaderWorkerSet");
+#[test]
+fn a_kv_cache_that_ranks_share_prints_the_bytes_of_one_rank() {
+    // 8 query heads read 2 KV heads. A rank's part is whole segments of 1,024 positions, so that three have two owners.
+    for name in ["mixtral", "qwen3_moe"] {
+        let work = Work::score_long(name, 2100);
+        let want = work.alone();
+        for split in ["--tp 4 --decode-context-parallel-size 2", "--tp 4 --dcp 2 --ep --sp"] {
+            assert_eq!(work.on_one_node(4, split), want, "{name} {split}");
+            assert_eq!(work.on_two_nodes(2, split), want, "{name} {split}");
+        }
+    }
+}
+
+#[test]
+fn experts_in_other_processes_choose_the_same_tokens() {
+    for name in ["mixtral", "qwen3_moe"] {
+        let ids = golden_prompt(name);
+        let work = Work::new("generate --max-tokens 9 --ignore-eos --temperature 0.7 --seed 5");
+        let work = work.arg("--prompt-ids").arg(ids).arg("--model").arg(golden(name));
+        let want = work.alone();
+        for (ranks, split) in
+            [(2, "--tp 2 --ep"), (3, "--tp 3 --sp"), (4, "--tp 2 --pp 2 --ep"), (4, "--tp 4 --dcp 2")]
+        {
+            assert_eq!(work.on_one_node(ranks, split), want, "{name} {split}");
+        }
+        assert_eq!(work.on_two_nodes(2, "--tp 4 --ep --sp"), want, "{name}");
+    }
+}
+
+/// Prompts of different lengths, and requests that end at different times.
+fn prompts() -> NamedTempFile {
+    let mut file = NamedTempFile::new().expect("there is room for temporary files");
+    for line in [
+        "hello",
+        "a harbor",
+        "In the beginning there was the sea, and nobody to look at it",
+        "x",
+        "one two three",
+        "or so",
+    ] {
+        writeln!(file, "{line}").expect("there is room for temporary files");
+    }
+    file
+}
+
+#[test]
+fn a_file_of_prompts_gets_the_same_text_from_replicas_in_other_processes() {
+    let file = prompts();
+    for how in ["--temperature 0 --model", "--temperature 0.8 --top-p 0.9 --seed 3 --max-num-seqs 2 --model"]
+    {
+        let work = Work::new("generate --max-tokens 12").arg("--prompt-file").arg(file.path());
+        let work = how.split(' ').fold(work, Work::arg).arg(golden("llama"));
+        let want = work.alone();
+        assert!(want.lines().count() >= 6, "a text for each prompt: {want:?}");
+        for (ranks, split) in
+            [(2, "--dp 2"), (3, "--dp 3"), (4, "--tp 2 --dp 2 --sp"), (2, "--pp 2"), (4, "--pp 2 --dp 2")]
+        {
+            assert_eq!(work.on_one_node(ranks, split), want, "{how} {split}");
+        }
+        for (per_node, split) in [(1, "--dp 2"), (2, "--dp 2 --tp 2"), (2, "--pp 2 --dp 2")] {
+            assert_eq!(work.on_two_nodes(per_node, split), want, "{how} {split}");
+        }
+    }
 }

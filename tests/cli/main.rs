@@ -2,6 +2,7 @@
 //!
 //! Every child has a time limit, so nothing here can hang.
 
+mod axes_flags;
 mod bad_arguments;
 mod bad_config;
 mod bad_prompts;
@@ -13,12 +14,17 @@ mod child;
 mod deploy;
 mod deploy_fields;
 mod deploy_shell;
+#[path = "../../crates/job/tests/common/hosts.rs"]
+mod hosts;
 mod hub;
 mod job_child;
+mod jobs_common;
 mod jobs_crowded;
 mod jobs_disk;
 mod jobs_faults;
 mod jobs_faults_launcher;
+mod jobs_hosts;
+mod jobs_launchers;
 mod jobs_net;
 mod jobs_refused;
 mod jobs_same_bytes;

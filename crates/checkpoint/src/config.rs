@@ -36,13 +36,21 @@ pub fn json_file(path: &Path) -> Result<Value, CheckpointError> {
     json_file_of(path, CONFIG_BYTES_MAX)
 }
 
+/// Whatever a JSON file of at most 16 MB holds.
+///
+/// # Errors
+/// If the file cannot be read, is too large, or is not JSON; the message names file and position.
+pub fn json_value_file(path: &Path) -> Result<Value, CheckpointError> {
+    let (file, bytes) = read(path, CONFIG_BYTES_MAX)?;
+    parse(&file, &bytes)
+}
+
 /// The object in `bytes`; `file` is the name that errors give.
 ///
 /// # Errors
 /// If `bytes` are not a JSON object.
 pub fn json_bytes(file: &str, bytes: &[u8]) -> Result<Value, CheckpointError> {
-    let bad = |reason: String| CheckpointError::BadJson { file: file.to_owned(), reason };
-    let value: Value = serde_json::from_slice(bytes).map_err(|e| bad(format!("not valid JSON: {e}")))?;
+    let value = parse(file, bytes)?;
     let kind = match value {
         Value::Object(_) => return Ok(value),
         Value::Array(_) => "an array",
@@ -51,10 +59,22 @@ pub fn json_bytes(file: &str, bytes: &[u8]) -> Result<Value, CheckpointError> {
         Value::Bool(_) => "a boolean",
         Value::Null => "null",
     };
-    Err(bad(format!("expected a JSON object, found {kind}")))
+    let reason = format!("expected a JSON object, found {kind}");
+    Err(CheckpointError::BadJson { file: file.to_owned(), reason })
 }
 
 pub(crate) fn json_file_of(path: &Path, limit: u64) -> Result<Value, CheckpointError> {
+    let (file, bytes) = read(path, limit)?;
+    json_bytes(&file, &bytes)
+}
+
+fn parse(file: &str, bytes: &[u8]) -> Result<Value, CheckpointError> {
+    let bad = |e| CheckpointError::BadJson { file: file.to_owned(), reason: format!("not valid JSON: {e}") };
+    serde_json::from_slice(bytes).map_err(bad)
+}
+
+/// A file's name for people and its bytes, at most so many.
+fn read(path: &Path, limit: u64) -> Result<(String, Vec<u8>), CheckpointError> {
     let read = CheckpointError::read;
     let metadata = std::fs::metadata(path).map_err(read(path))?;
     if !metadata.is_file() {
@@ -67,5 +87,5 @@ pub(crate) fn json_file_of(path: &Path, limit: u64) -> Result<Value, CheckpointE
     }
     let mut bytes = Vec::new();
     File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(read(path))?;
-    json_bytes(&file, &bytes)
+    Ok((file, bytes))
 }

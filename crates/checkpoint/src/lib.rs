@@ -20,7 +20,7 @@ mod storage;
 mod view;
 
 pub use checkpoint::Checkpoint;
-pub use config::{config_file, generation_config_file, json_bytes, json_file};
+pub use config::{config_file, generation_config_file, json_bytes, json_file, json_value_file};
 pub use error::CheckpointError;
 pub use source::{Fill, WeightSource};
 pub use view::TensorView;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use engine::{Engine, ExpertReport};
+use model::ModelConfig;
 use model::parallel::ExpertPlacement;
 use serde_json::json;
 
@@ -14,10 +15,44 @@ use crate::error::CliError;
 /// # Errors
 /// It holds something else.
 pub fn read(file: &Path) -> Result<Option<ExpertPlacement>, CliError> {
-    match file.try_exists() {
-        Ok(false) => Ok(None),
-        _ => Ok(Some(ExpertPlacement::balanced(&checkpoint::json_file(file)?)?)),
+    if let Ok(false) = file.try_exists() {
+        return Ok(None);
     }
+    let wrong = |e| CliError::Usage(format!("--expert-counts {}: {e}", file.display()));
+    Ok(Some(ExpertPlacement::balanced(&checkpoint::json_value_file(file)?).map_err(wrong)?))
+}
+
+/// Whether a run's counts could be added to it: known before the run, not after.
+///
+/// # Errors
+/// Its directory is not there, or it holds something else.
+pub fn check(file: &Path, config: &ModelConfig) -> Result<(), CliError> {
+    let directory = directory(file);
+    if !directory.is_dir() {
+        let (file, directory) = (file.display(), directory.display());
+        return Err(CliError::Usage(format!("--expert-counts {file}: there is no directory {directory}")));
+    }
+    let experts = config.moe.map_or(0, |moe| moe.num_experts);
+    let sparse = config.layers.iter().filter(|layer| layer.moe).count();
+    match read(file)? {
+        Some(ExpertPlacement::Balanced(before)) => fits(file, &before, &vec![vec![0; experts]; sparse]),
+        _ => Ok(()),
+    }
+}
+
+fn fits(file: &Path, before: &[Vec<u64>], counts: &[Vec<u64>]) -> Result<(), CliError> {
+    let lengths = |all: &[Vec<u64>]| all.iter().map(Vec::len).collect::<Vec<_>>();
+    match lengths(before) == lengths(counts) {
+        true => Ok(()),
+        false => Err(CliError::Usage(format!(
+            "--expert-counts {}: it holds counts of another model; give a file of this model's own",
+            file.display()
+        ))),
+    }
+}
+
+fn directory(file: &Path) -> &Path {
+    file.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Adds a run's counts to what has been recorded.
@@ -27,21 +62,14 @@ pub fn read(file: &Path) -> Result<Option<ExpertPlacement>, CliError> {
 pub fn add(file: &Path, report: &ExpertReport) -> Result<(), CliError> {
     let mut counts: Vec<Vec<u64>> = report.layers.iter().map(|l| l.tokens_per_expert.clone()).collect();
     if let Some(ExpertPlacement::Balanced(before)) = read(file)? {
-        let lengths = |all: &[Vec<u64>]| all.iter().map(Vec::len).collect::<Vec<_>>();
-        if lengths(&before) != lengths(&counts) {
-            return Err(CliError::Usage(format!(
-                "--expert-counts {}: it holds counts of another model; give a file of this model's own",
-                file.display()
-            )));
-        }
+        fits(file, &before, &counts)?;
         for (sum, more) in counts.iter_mut().flatten().zip(before.into_iter().flatten()) {
             *sum += more;
         }
     }
     let text = json!({ "tokens_per_expert": counts }).to_string() + "\n";
-    let directory = file.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
-        let mut whole = tempfile::NamedTempFile::new_in(directory)?;
+        let mut whole = tempfile::NamedTempFile::new_in(directory(file))?;
         whole.write_all(text.as_bytes())?;
         whole.persist(file)?;
         Ok(())

@@ -86,14 +86,13 @@ pub struct GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError> {
-    let options = engine_options(&args.model, &args.split, &args.run, membership.ranks())?;
+    let options = engine_options(&args.model, &args.split, &args.run, membership)?;
     if args.stop.iter().any(String::is_empty) {
         return Err(CliError::Usage("--stop is empty; give the text that ends the completion".into()));
     }
     let sampling = args.sampling();
     sampling.check()?;
-    let model = OpenModel::open(&args.model)?;
-    args.split.check(&model.config)?;
+    let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
     let prompts = args.prompts(&model)?;
     let tokenizer = match model.tokenizer() {
         // Ids need no tokenizer, unless something else does. One that is there must be right.

@@ -78,6 +78,11 @@ impl Membership {
         Ok(Some(self.job.get_or_init(|| job)))
     }
 
+    /// Whether this process is the one that prints: rank 0, or on its own.
+    pub fn leads(&self) -> bool {
+        self.env.as_ref().is_none_or(|env| env.rank == 0)
+    }
+
     /// Tells the other ranks and the launcher how this one ended, and gives the exit status.
     fn leave(self, result: Result<(), CliError>) -> ExitCode {
         let Some(env) = self.env else { return error::ended(result) };

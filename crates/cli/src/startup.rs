@@ -74,8 +74,8 @@ pub fn warn_of_compression(options: &EngineOptions) -> Result<(), CliError> {
     };
     let (exact, compressed) = (perplexity(WireDType::Float32)?, perplexity(dtype)?);
     eprintln!(
-        "warning: --all-reduce-dtype {} gives up equal bits on any split; it changes the demo model's perplexity by {:+.3} % \
-         ({exact:.4} to {compressed:.4})",
+        "warning: --all-reduce-dtype {} turns off the promise of equal bits: they depend on the ranks and on what runs beside a request; \
+         the demo model's perplexity changes by {:+.3} % ({exact:.4} to {compressed:.4})",
         dtype.name(),
         100.0 * (compressed / exact - 1.0)
     );

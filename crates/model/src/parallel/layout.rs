@@ -151,7 +151,10 @@ impl Layout {
         experts: &ExpertOptions,
     ) -> Result<Self, ModelError> {
         let name = config.architecture.name;
-        if config.moe.is_none() && *experts != ExpertOptions::default() {
+        // That no experts are whole is true of a dense model.
+        let wants_none =
+            experts.form != Some(ExpertForm::Whole) && experts.placement == ExpertPlacement::Contiguous;
+        if config.moe.is_none() && !wants_none {
             return Err(ModelError::Split(format!(
                 "expert parallelism is for mixtures of experts, and {name} as configured here has none; leave \
                  enable-expert-parallel and expert-placement out"

@@ -165,9 +165,9 @@ fn on_threads(
 
 /// The way between the cores of two ranks.
 fn pair(ranks: usize) -> Option<limits::CoreToCore> {
-    let cores = cpus::available();
-    let &other = cores.get(1).filter(|_| ranks == 2)?;
-    limits::core_to_core(cores[0], other, REPEATS_OF_LIMITS)
+    let core = |rank| cpus::of_rank(rank, ranks, 1, ranks).map(|cores| cores[0]);
+    let (one, other) = core(0).zip(core(1)).filter(|_| ranks == 2)?;
+    limits::core_to_core(one, other, REPEATS_OF_LIMITS)
 }
 
 /// The sizes that a model uses, and for what.

@@ -5,9 +5,9 @@ use cpu::{CpuConfig, CpuDevice};
 use engine::{EngineError, cpus};
 use model::ModelError;
 
-use super::CommArgs;
 use super::measure::{Settings, sweep};
 use super::report::{Context, Report};
+use super::{CommArgs, pair};
 use crate::error::CliError;
 use crate::membership::Membership;
 
@@ -38,7 +38,9 @@ pub fn of_job(
         false => cpus::of_rank(place, here.len(), 1, here.len()),
     };
     let dev = CpuDevice::new(CpuConfig { threads: 1, cores, isa: None, spin: true });
-    let context = Context { backend, ranks, pair: None, uses };
+    // The others wait meanwhile, so that nothing else runs on the two cores.
+    let pair = (job.rank() == 0 && backend == "shared").then(|| pair(ranks)).flatten();
+    let context = Context { backend, ranks, pair, uses };
     if job.rank() != 0 {
         report.stay_silent();
     }
