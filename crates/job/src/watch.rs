@@ -171,6 +171,12 @@ impl Watch {
         wait.unwrap_or_else(PoisonError::into_inner).0.is_over
     }
 
+    /// Waits until the job's end is clear to this process: a verdict is there, or nothing is left to watch.
+    pub fn wait_for_clarity(&self, at_most: Duration) {
+        let is_open = |state: &mut State| state.verdict.is_none() && !state.is_over;
+        drop(self.changed.wait_timeout_while(self.state(), at_most, is_open));
+    }
+
     /// Waits for a verdict, then for the process to leave by itself. Returns the verdict if it does not.
     pub fn wait_for_a_doomed_process(&self, patience: Duration) -> Option<Verdict> {
         let idle = |state: &mut State| state.verdict.is_none() && !state.is_over && !state.is_leaving;

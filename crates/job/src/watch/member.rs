@@ -41,7 +41,7 @@ impl Member {
     pub fn leave(self, failure: Option<Failure>) {
         let pace = self.watch.pace;
         if self.line.send(&Frame::Goodbye(failure)).is_ok() {
-            self.watch.wait_for_end(pace.timeout + pace.grace + pace.linger);
+            self.watch.wait_for_clarity(pace.timeout + pace.grace + pace.linger);
         }
         self.watch.end();
         self.line.close();
