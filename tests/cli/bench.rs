@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use crate::checkpoints::golden;
 use crate::child::anysplit;
 use crate::json_shapes::assert_shape;
+use crate::launch::told;
+
+const BIN: &str = env!("CARGO_BIN_EXE_anysplit");
 
 fn is_rate(value: &Value) -> bool {
     value.as_f64().is_some_and(|rate| rate.is_finite() && rate > 0.0)
@@ -121,10 +124,30 @@ fn comm_without_check_says_that_nothing_was_compared() {
 }
 
 #[test]
+fn comm_measures_the_processes_of_a_job() {
+    for (options, backend) in [("", "shared"), ("--comm-backend tcp", "tcp")] {
+        let args = format!("launch --nproc-per-node 2 -- {BIN} bench comm --json -b 64 -e 64 -n 3 {options}");
+        let found = anysplit(&args).json();
+        let rows = found["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), OPS.len());
+        for row in rows {
+            assert_eq!(
+                (&row["backend"], &row["ranks"], &row["wrong"]),
+                (&json!(backend), &json!(2), &json!(0))
+            );
+        }
+    }
+    let line = told(anysplit(&format!("launch --nproc-per-node 2 -- {BIN} bench comm --tp 3"))).fails_with(2);
+    assert!(line.contains("--tp 3") && line.contains("2 processes"), "{line}");
+}
+
+#[test]
 fn comm_refuses_what_it_cannot_measure() {
     // Built with MPI it can.
     if cfg!(not(feature = "mpi")) {
-        anysplit("bench comm --backend mpi").refused(&["without MPI", "docs/mpi.md"]);
+        let args = format!("launch --nproc-per-node 2 -- {BIN} bench comm --comm-backend mpi");
+        let line = told(anysplit(&args)).fails_with(2);
+        assert!(line.contains("built without it") && line.contains("docs/mpi.md"), "{line}");
     }
     for (args, told) in [
         ("-b 3", "4 to 4G"),
@@ -136,7 +159,6 @@ fn comm_refuses_what_it_cannot_measure() {
         ("--tp 1", "2..=1024"),
         ("--op gather", "all_gather"),
         ("--backend pigeons", "shared"),
-        ("--backend shared,mpi", "alone"),
     ] {
         anysplit("bench comm").args(args).refused(&[told]);
     }

@@ -2,7 +2,7 @@
 
 #[allow(dead_code)] // its other half is for the tests of the checkpoint crate
 #[path = "../../crates/checkpoint/tests/common/hub_server.rs"]
-mod hub_server;
+pub mod hub_server;
 
 use std::net::TcpListener;
 
@@ -14,7 +14,7 @@ use crate::child::{Anysplit, anysplit};
 const ID: &str = "org/tiny";
 
 /// A hub with a golden checkpoint.
-fn hub_of(name: &str) -> Hub {
+pub fn hub_of(name: &str) -> Hub {
     let entries = std::fs::read_dir(golden(name)).unwrap().map(|entry| entry.unwrap().path());
     let file = |path: std::path::PathBuf| {
         (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(path).unwrap())
@@ -23,7 +23,7 @@ fn hub_of(name: &str) -> Hub {
 }
 
 /// `anysplit` with a cache of its own and this hub.
-fn with_hub(arguments: &str, endpoint: &str, home: &Copy) -> Anysplit {
+pub fn with_hub(arguments: &str, endpoint: &str, home: &Copy) -> Anysplit {
     anysplit(arguments).env("HF_ENDPOINT", endpoint).env("HF_HOME", home.path()).env("HOME", home.path())
 }
 

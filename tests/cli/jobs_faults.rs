@@ -1,166 +1,177 @@
 //! A rank that dies or stops, at any time, ends its job on all ranks: exit status 1, one line that names it, nothing left
 //! behind.
 
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::checkpoints::Copy;
-use crate::child::{anysplit, free_port};
-use crate::job_child::Running;
+use crate::child::{Anysplit, anysplit, free_port};
+use crate::job_child::{End, Running, is_ignored};
 
-/// Seconds.
-const COMM_TIMEOUT: u64 = 2;
+/// Short enough to wait for.
+pub const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A model that takes a while to load and to run, of random weights.
-fn slow_model() -> Copy {
-    Copy::of_config(&json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
-        "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 16, "num_attention_heads": 8,
-        "num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": false
-    }))
-}
-
-fn launch(ranks: usize) -> crate::child::Anysplit {
-    anysplit(&format!(
-        "launch --nproc-per-node {ranks} --master-port {} --comm-timeout {COMM_TIMEOUT} -- anysplit",
-        free_port()
-    ))
-}
-
-/// When the fault happens.
+/// When a fault happens.
 #[derive(Clone, Copy, Debug)]
-enum Phase {
+pub enum Phase {
+    Start,
     Load,
     Prefill,
     Decode,
 }
 
-/// Brings a job to a phase.
-fn job(phase: Phase, split: &str, ranks: usize) -> (Running, Copy) {
-    let model = slow_model();
-    let prompt = (0..6000).map(|i| (i % 4096).to_string()).collect::<Vec<_>>().join(",");
-    let command = match phase {
-        Phase::Decode => launch(ranks)
-            .args("generate --ignore-eos --max-tokens 4000 --threads-per-rank 1")
-            .args(split)
-            .arg("Once upon a time"),
-        _ => launch(ranks)
-            .args("score --load-format random --threads-per-rank 1")
-            .args(split)
-            .model(&model)
-            .args("--prompt-ids")
-            .arg(prompt),
-    };
-    let mut job = Running::start(command.command());
-    job.ranks(ranks);
+/// A model that takes a while to load and to run, of random weights.
+fn slow_model() -> &'static Path {
+    static MODEL: OnceLock<PathBuf> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
+            "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 16, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "tie_word_embeddings": false
+        });
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("slow-model");
+        std::fs::create_dir_all(&dir).expect("cargo's directory for tests");
+        std::fs::write(dir.join("config.json"), config.to_string()).expect("written");
+        dir
+    })
+}
+
+/// `launch` of so many ranks, up to the command.
+pub fn launch(ranks: usize) -> Anysplit {
+    anysplit(&format!(
+        "launch --nproc-per-node {ranks} --master-port {} --comm-timeout {} -- anysplit",
+        free_port(),
+        TIMEOUT.as_secs()
+    ))
+}
+
+/// What a job does that will be in some phase for long.
+pub fn work(phase: Phase, launch: Anysplit, split: &str) -> Anysplit {
     match phase {
+        Phase::Decode => tells_a_story(launch, 1800).args(split),
+        Phase::Start | Phase::Load | Phase::Prefill => {
+            let prompt = (0..6000).map(|i| (i % 4096).to_string()).collect::<Vec<_>>().join(",");
+            let command = launch.args("score --load-format random --threads-per-rank 1").args(split);
+            command.model(slow_model()).args("--prompt-ids").arg(prompt)
+        }
+    }
+}
+
+/// The demo model goes on for so many tokens, whatever it says.
+fn tells_a_story(command: Anysplit, tokens: usize) -> Anysplit {
+    let command = command.args(&format!("generate --ignore-eos --max-tokens {tokens} --threads-per-rank 1"));
+    command.arg("Once upon a time")
+}
+
+/// Waits for a phase. `rank` is one of this node's.
+#[track_caller]
+pub fn reach(phase: Phase, job: &mut Running, rank: usize) {
+    match phase {
+        Phase::Start => drop(job.pid(rank)),
         // What a rank holds before it loads is far less.
-        Phase::Load => job.holds(ranks - 1, ranks, 48 << 20),
+        Phase::Load => job.holds(rank, 48 << 20),
         Phase::Prefill => job.says("ranks: --tp"),
         Phase::Decode => job.prints(),
     }
-    (job, model)
 }
 
-fn fault(phase: Phase, split: &str, ranks: usize, victim: usize, signal: Signal) {
-    let (mut job, _model) = job(phase, split, ranks);
-    job.signal_rank(victim, ranks, signal);
-    let end = job.ends();
-    let line = end.names(victim);
-    println!("{phase:?} {split}: rank {victim} {signal:?}: {:.1} s: {line}", end.took.as_secs_f64());
+/// What one rank prints of the story.
+fn story() -> &'static str {
+    static STORY: OnceLock<String> = OnceLock::new();
+    STORY.get_or_init(|| tells_a_story(anysplit(""), 1800).args("--tp 1").prints())
+}
+
+/// Checks that what was printed before a fault is what would have been printed without one, so far.
+#[track_caller]
+pub fn printed_no_garbage(end: &End) {
+    assert!(story().starts_with(&end.stdout), "{:?}", end.stdout);
+}
+
+/// Every rank of every split in turn.
+fn faults(phase: Phase, signal: Signal, splits: &[&str]) {
+    let one = |split: &str, victim: usize| {
+        let mut job = Running::start(work(phase, launch(2), split).command());
+        reach(phase, &mut job, 1);
+        let fault = job.signal_rank(victim, signal);
+        let end = job.ends(fault);
+        let line = match phase {
+            // It may have died before it knew of any collectives.
+            Phase::Start => end.names_rank(victim, TIMEOUT),
+            _ => end.names(victim, TIMEOUT),
+        };
+        let how = if signal == Signal::KILL { "was killed by SIGKILL" } else { "was stopped for 2 s" };
+        assert!(line.contains(how), "{line}");
+        printed_no_garbage(&end);
+        println!("{phase:?} {split} rank {victim} {signal:?}: {:.2} s: {line}", end.took.as_secs_f64());
+    };
+    std::thread::scope(|scope| {
+        for split in splits {
+            scope.spawn(move || (0..2).for_each(|victim| one(split, victim)));
+        }
+    });
+}
+
+#[test]
+fn a_killed_or_stopped_rank_ends_the_job_while_it_starts() {
+    faults(Phase::Start, Signal::KILL, &["--tp 2", "--pp 2", "--dp 2"]);
+    faults(Phase::Start, Signal::STOP, &["--tp 2", "--pp 2"]);
 }
 
 #[test]
 fn a_killed_rank_ends_the_job_while_it_loads() {
-    (0..2).for_each(|victim| fault(Phase::Load, "--tp 2", 2, victim, Signal::KILL));
+    faults(Phase::Load, Signal::KILL, &["--tp 2", "--pp 2", "--dp 2"]);
 }
 
 #[test]
 fn a_killed_rank_ends_the_job_in_prefill() {
-    (0..2).for_each(|victim| fault(Phase::Prefill, "--tp 2", 2, victim, Signal::KILL));
-    (0..2).for_each(|victim| fault(Phase::Prefill, "--pp 2", 2, victim, Signal::KILL));
+    faults(Phase::Prefill, Signal::KILL, &["--tp 2", "--pp 2", "--dp 2"]);
 }
 
 #[test]
 fn a_killed_rank_ends_the_job_in_decode() {
-    (0..2).for_each(|victim| fault(Phase::Decode, "--tp 2", 2, victim, Signal::KILL));
-    (0..3).for_each(|victim| fault(Phase::Decode, "--pp 3", 3, victim, Signal::KILL));
+    faults(Phase::Decode, Signal::KILL, &["--tp 2", "--pp 2", "--dp 2"]);
 }
 
 #[test]
 fn a_stopped_rank_ends_the_job_while_it_loads() {
-    (0..2).for_each(|victim| fault(Phase::Load, "--tp 2", 2, victim, Signal::STOP));
+    faults(Phase::Load, Signal::STOP, &["--tp 2", "--pp 2", "--dp 2"]);
 }
 
 #[test]
 fn a_stopped_rank_ends_the_job_in_prefill() {
-    (0..2).for_each(|victim| fault(Phase::Prefill, "--pp 2", 2, victim, Signal::STOP));
+    faults(Phase::Prefill, Signal::STOP, &["--tp 2", "--pp 2", "--dp 2"]);
 }
 
 #[test]
 fn a_stopped_rank_ends_the_job_in_decode() {
-    (0..2).for_each(|victim| fault(Phase::Decode, "--tp 2", 2, victim, Signal::STOP));
+    faults(Phase::Decode, Signal::STOP, &["--tp 2", "--pp 2", "--dp 2"]);
 }
 
 #[test]
-fn a_launcher_that_is_killed_or_stopped_takes_its_ranks_with_it() {
-    for signal in [Signal::KILL, Signal::STOP] {
-        let (job, _model) = job(Phase::Decode, "--tp 2", 2);
-        job.signal(signal);
-        // `ends` waits for the ranks too.
-        assert_eq!(job.ends().status, None, "{signal:?}");
+fn a_request_to_end_that_one_rank_gets_ends_all() {
+    for (victim, signal, name) in [(0, Signal::TERM, "SIGTERM"), (1, Signal::INT, "SIGINT")] {
+        if is_ignored(signal) {
+            continue;
+        }
+        let mut job = Running::start(work(Phase::Decode, launch(2), "--tp 2").command());
+        reach(Phase::Decode, &mut job, 1);
+        let fault = job.signal_rank(victim, signal);
+        let end = job.ends(fault);
+        assert!(end.names(victim, TIMEOUT).contains(&format!("was killed by {name}")), "{:?}", end.stderr);
+        printed_no_garbage(&end);
     }
 }
 
 #[test]
-fn a_rank_of_another_node_that_is_killed_ends_both_nodes() {
-    let port = free_port();
-    let node = |rank: usize| {
-        anysplit(&format!(
-            "launch --nnodes 2 --nproc-per-node 1 --node-rank {rank} --master-port {port} --comm-timeout {COMM_TIMEOUT} \
-             -- anysplit generate --ignore-eos --max-tokens 4000 --threads-per-rank 1 --tp 2"
-        ))
-        .arg("Once upon a time")
-        .command()
-    };
-    let (mut first, mut second) = (Running::start(node(0)), Running::start(node(1)));
-    first.ranks(1);
-    second.ranks(1);
-    first.prints();
-    second.signal_rank(1, 1, Signal::KILL);
-    second.ends().names(1);
-    first.ends().names(1);
-}
-
-#[test]
-fn ranks_that_do_not_belong_together_are_refused_by_what_differs() {
-    let port = free_port();
-    let rank = |rank: usize, more: &str| {
-        let command = anysplit("score --text x --threads-per-rank 1 --comm-timeout 5").args(more);
-        let variables =
-            [("RANK", rank.to_string()), ("WORLD_SIZE", "2".into()), ("MASTER_ADDR", "127.0.0.1".into())];
-        let command = variables.into_iter().fold(command, |c, (name, value)| c.env(name, value));
-        command.env("MASTER_PORT", port.to_string())
-    };
-    let second = Running::start(rank(1, "--pp 2").command());
-    let line = rank(0, "--tp 2").run().fails_with(2);
-    assert!(line.contains("plan") && line.contains("rank 1"), "{line}");
-    assert_eq!(second.ends().status, Some(2));
-}
-
-#[test]
-fn sizes_that_are_not_the_ranks_at_hand_are_refused_with_those_that_work() {
-    let line = launch(3).args("score --text x --tp 2").run().fails_with(2);
-    for part in ["--tp 2 --pp 1 --dp 1", "3 ranks", "--tp 3 --pp 1 --dp 1", "--tp 1 --pp 3 --dp 1"] {
-        assert!(line.contains(part), "{line}");
+fn of_more_ranks_than_cores_each_can_die() {
+    for victim in 0..3 {
+        let mut job = Running::start(work(Phase::Decode, launch(3), "--pp 3").command());
+        reach(Phase::Decode, &mut job, 1);
+        let fault = job.signal_rank(victim, Signal::KILL);
+        job.ends(fault).names(victim, TIMEOUT);
     }
-}
-
-#[test]
-fn a_rank_that_never_comes_is_named() {
-    let command = anysplit("score --text x --tp 2 --comm-timeout 1").env("RANK", "0").env("WORLD_SIZE", "2");
-    let command = command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", free_port().to_string());
-    let line = command.run().fails_with(1);
-    assert!(line.contains("rank 1"), "{line}");
 }

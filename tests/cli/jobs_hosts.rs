@@ -1,11 +1,6 @@
 //! Jobs over two hosts: network namespaces with a wire between them, one `launch` in each, and a group secret.
 
-#[allow(dead_code, reason = "other tests use the rest")]
-#[path = "../../crates/job/tests/common/hosts.rs"]
-mod hosts;
-
-use hosts::{Hosts, secret};
-
+use crate::hosts::{Hosts, secret};
 use crate::jobs_common::{Work, together};
 
 #[test]

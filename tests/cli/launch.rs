@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::child::{Anysplit, anysplit};
+use crate::child::{Anysplit, anysplit, is_crowded};
 
 /// Longer than any launch here takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -38,10 +38,6 @@ fn told_with(launch: Anysplit, stdin: &'static str) -> Told {
     let stderr = text(output.stderr);
     let lines = stderr.lines().filter(|line| !is_crowded(line)).map(str::to_owned).collect();
     Told { status: output.status.code(), stdout: text(output.stdout), stderr: lines }
-}
-
-pub fn is_crowded(line: &str) -> bool {
-    line.starts_with("warning: ") && line.contains(" ranks share ")
 }
 
 impl Told {

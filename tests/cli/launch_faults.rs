@@ -9,10 +9,9 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::retry_on_intr;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, Signal, kill_process};
 
+use crate::job_child::{is_ignored, wait_for_end};
 use crate::launch::{launch, told};
 
 /// Longer than any wait here takes on a busy machine.
@@ -56,7 +55,7 @@ impl Running {
 
     /// Waits for the launcher's end: its status and stderr.
     fn ends(mut self) -> (Option<i32>, String) {
-        wait_for_end(self.child.id());
+        assert!(wait_for_end(self.child.id()), "the launcher ends");
         let status = self.child.wait().unwrap();
         let mut stderr = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
@@ -69,15 +68,6 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Waits until a process has ended; one that is not there any more has.
-fn wait_for_end(pid: u32) {
-    let pid = Pid::from_raw(pid.cast_signed()).unwrap();
-    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    let limit = Timespec { tv_sec: LIMIT.as_secs().cast_signed(), tv_nsec: 0 };
-    let ready = retry_on_intr(|| poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit))).unwrap();
-    assert_eq!(ready, 1, "process {pid:?} should have ended");
 }
 
 /// Checks that processes are gone: they have ended, and someone took note.
@@ -180,6 +170,9 @@ fn signals_to_the_launcher_end_all_ranks() {
     for (signal, name, status) in
         [(Signal::INT, "SIGINT", 130), (Signal::TERM, "SIGTERM", 143), (Signal::HUP, "SIGHUP", 129)]
     {
+        if is_ignored(signal) {
+            continue;
+        }
         let script = "trap 'echo bye; exit 9' TERM; tail -f /dev/null & echo $$; echo $!; wait";
         let running = Running::start("--nproc-per-node 2", script);
         let pids = running.pids(2);
@@ -226,5 +219,5 @@ fn the_life_pipe_tells_that_the_launcher_lives_and_then_that_it_does_not() {
     assert_eq!(running.line().trim(), "2");
     let pids = running.pids(1);
     running.child.kill().unwrap();
-    pids.iter().for_each(|pid| wait_for_end(*pid));
+    assert!(pids.iter().all(|pid| wait_for_end(*pid)), "the ranks end");
 }

@@ -121,15 +121,6 @@ pub fn engine_options(
     // The processor is the best there is, until there are other devices.
     let (DeviceArg::Auto | DeviceArg::Cpu) = run.device;
     Ok(EngineOptions {
-        rank_weights: split.weights(membership.ranks())?,
-        tp_plan: split.plan()?,
-        pipeline_parallel_size: split.pipeline_parallel_size,
-        pp_layers: split.pp_layers.clone(),
-        data_parallel_size: split.data_parallel_size,
-        sequence_parallel: split.sequence_parallel,
-        experts: split.experts(membership.leads())?,
-        decode_context_parallel_size: split.decode_context_parallel_size,
-        all_reduce_dtype: split.all_reduce_dtype,
         threads_per_rank: run.threads_per_rank,
         dtype: model.dtype.get(),
         kv_cache_dtype: run.kv_cache_dtype.get(),
@@ -137,7 +128,7 @@ pub fn engine_options(
         max_num_seqs: run.max_num_seqs,
         max_num_batched_tokens: run.max_num_batched_tokens,
         comm_timeout: Duration::from_secs(run.job.comm_timeout),
-        isa: None,
+        ..split.options(membership.ranks())?
     })
 }
 

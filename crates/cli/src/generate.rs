@@ -92,8 +92,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     }
     let sampling = args.sampling();
     sampling.check()?;
-    let model = OpenModel::open(&args.model)?;
-    args.split.check(&model.config, membership.leads())?;
+    let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
     let prompts = args.prompts(&model)?;
     let tokenizer = match model.tokenizer() {
         // Ids need no tokenizer, unless something else does. One that is there must be right.

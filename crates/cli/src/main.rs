@@ -13,6 +13,7 @@ mod model;
 mod progress;
 mod report;
 mod score;
+mod secret;
 mod split;
 mod startup;
 mod tp_plan;

@@ -13,6 +13,7 @@ use job::{
 };
 
 use crate::error::{self, CliError, one_line};
+use crate::secret;
 
 /// How ranks of several processes meet and watch each other.
 #[derive(Args)]
@@ -56,12 +57,16 @@ impl Membership {
         self.env.as_ref().map(|env| env.size)
     }
 
+    /// Whether a launcher that reads reports has started this process: `anysplit launch`.
+    pub fn is_launched(&self) -> bool {
+        self.report.is_some()
+    }
+
     /// Meets the other ranks, if there are others.
     pub fn join(&self, fingerprint: &Fingerprint, args: &JobArgs) -> Result<Option<&Job>, CliError> {
         let Some(env) = &self.env else { return Ok(None) };
-        let secret = args.group_secret_file.as_deref().map_or(Ok(Secret::none()), Secret::from_file);
         let options = JobOptions {
-            secret: secret.map_err(|e| CliError::Usage(e.to_string()))?,
+            secret: args.group_secret_file.as_deref().map_or(Ok(Secret::none()), secret::read)?,
             comm_timeout: Duration::from_secs(args.comm_timeout),
             startup_timeout: Duration::from_secs(args.startup_timeout.unwrap_or(2 * args.comm_timeout)),
             report: self.report.clone(),

@@ -14,6 +14,7 @@ use crate::args::{LoadFormat, ModelArgs, RunArgs};
 use crate::error::CliError;
 use crate::membership::Membership;
 use crate::progress::{DownloadBar, bytes_bar};
+use crate::split::SplitArgs;
 use crate::startup;
 
 /// The demo model, in the binary.
@@ -50,10 +51,17 @@ pub fn read_config(args: &ModelArgs) -> Result<(String, ModelConfig), CliError> 
 }
 
 impl OpenModel {
-    /// Finds a model, downloads it if it must be, and reads all but its weights.
-    pub fn open(args: &ModelArgs) -> Result<Self, CliError> {
-        let (name, place) = locate(args, args.load_format != LoadFormat::Random)?;
-        let config = parse_config(&place)?;
+    /// Finds a model, and reads all but its weights. What can't be is refused before anything large is downloaded.
+    pub fn open(
+        args: &ModelArgs,
+        split: &SplitArgs,
+        options: &EngineOptions,
+        membership: &Membership,
+    ) -> Result<Self, CliError> {
+        let (name, config) = read_config(args)?;
+        split.check(&config, membership.leads())?;
+        Plan::new(config.clone(), options, membership.ranks())?;
+        let (_, place) = locate(args, args.load_format != LoadFormat::Random)?;
         let source = match (args.load_format, &place) {
             (LoadFormat::Random, _) => {
                 let dtype = args.dtype.get().or(config.dtype).unwrap_or(DType::BF16);
@@ -112,8 +120,6 @@ impl OpenModel {
         run: &RunArgs,
         quiet: bool,
     ) -> Result<Option<Engine>, CliError> {
-        // What can't be is refused before ranks meet.
-        Plan::new(self.config.clone(), options, membership.ranks())?;
         let job = membership.join(&self.fingerprint(options), &run.job)?;
         let bar = bytes_bar("loading", 0);
         let progress = |done: u64, total: u64| {
@@ -127,6 +133,7 @@ impl OpenModel {
         bar.finish_and_clear();
         let mut engine = engine?;
         if let Some(engine) = &mut engine {
+            startup::warn_of_crowding(engine, job, membership.is_launched());
             startup::tell(engine, job.is_some(), quiet)?;
             startup::warn_of_compression(options)?;
         }

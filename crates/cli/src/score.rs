@@ -42,8 +42,7 @@ pub struct ScoreArgs {
 
 pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
     let options = engine_options(&args.model, &args.split, &args.run, membership)?;
-    let model = OpenModel::open(&args.model)?;
-    args.split.check(&model.config, membership.leads())?;
+    let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
     let ids = match (&args.text, &args.prompt_ids) {
         (_, Some(ids)) => parse_ids(ids)?,
         (Some(text), None) if text.is_empty() => return Err(CliError::Usage("--text is empty".into())),

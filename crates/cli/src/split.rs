@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use collective::WireDType;
+use engine::EngineOptions;
 use model::parallel::{ExpertForm, ExpertOptions, ExpertPlacement};
 use model::{ModelConfig, TpPlan};
 
@@ -89,8 +90,25 @@ fn wire_dtype(text: &str) -> Result<WireDType, String> {
 }
 
 impl SplitArgs {
+    /// What the engine wants to know of the split; the rest is as it is by default. `at_hand`: how many ranks a launcher
+    /// has started.
+    pub fn options(&self, at_hand: Option<usize>) -> Result<EngineOptions, CliError> {
+        Ok(EngineOptions {
+            rank_weights: self.weights(at_hand)?,
+            tp_plan: self.plan()?,
+            pipeline_parallel_size: self.pipeline_parallel_size,
+            pp_layers: self.pp_layers.clone(),
+            data_parallel_size: self.data_parallel_size,
+            sequence_parallel: self.sequence_parallel,
+            experts: self.experts()?,
+            decode_context_parallel_size: self.decode_context_parallel_size,
+            all_reduce_dtype: self.all_reduce_dtype,
+            ..EngineOptions::default()
+        })
+    }
+
     /// One weight per tensor-parallel rank. `at_hand`: how many ranks a launcher has started.
-    pub fn weights(&self, at_hand: Option<usize>) -> Result<Vec<f64>, CliError> {
+    fn weights(&self, at_hand: Option<usize>) -> Result<Vec<f64>, CliError> {
         // What the other axes leave; if they leave nothing whole, the sizes are refused together.
         let others = self.pipeline_parallel_size.saturating_mul(self.data_parallel_size).max(1);
         let left = at_hand.filter(|ranks| ranks.is_multiple_of(others)).map(|ranks| ranks / others);
@@ -110,15 +128,15 @@ impl SplitArgs {
     }
 
     /// What is split otherwise than automatically.
-    pub fn plan(&self) -> Result<TpPlan, CliError> {
+    fn plan(&self) -> Result<TpPlan, CliError> {
         match self.tp_plan.as_str() {
             "auto" => Ok(TpPlan::auto()),
             file => Ok(TpPlan::parse(&checkpoint::json_file(Path::new(file))?)?),
         }
     }
 
-    /// How a mixture's experts are split. `tells`: whether this process is the one that tells of what is missing.
-    pub fn experts(&self, tells: bool) -> Result<ExpertOptions, CliError> {
+    /// How a mixture's experts are split.
+    fn experts(&self) -> Result<ExpertOptions, CliError> {
         let form = self.enable_expert_parallel.map(|whole| match whole {
             true => ExpertForm::Whole,
             false => ExpertForm::Sliced,
@@ -126,37 +144,39 @@ impl SplitArgs {
         let placement = match &*self.expert_placement {
             "contiguous" => ExpertPlacement::Contiguous,
             "round-robin" => ExpertPlacement::RoundRobin,
-            "auto" => self.balanced(tells)?,
+            "auto" => self.recorded()?.unwrap_or_default(),
             file => ExpertPlacement::given(&checkpoint::json_value_file(Path::new(file))?)
                 .map_err(|e| CliError::Usage(format!("--expert-placement {file}: {e}")))?,
         };
         Ok(ExpertOptions { form, placement })
     }
 
-    /// By recorded counts, if there are any yet.
-    fn balanced(&self, tells: bool) -> Result<ExpertPlacement, CliError> {
-        let recorded = self.expert_counts.as_deref().map(expert_counts::read).transpose()?.flatten();
-        if tells && recorded.is_none() {
-            let name = self.expert_counts.as_ref().map_or("FILE".into(), |file| file.display().to_string());
-            eprintln!(
-                "--expert-placement auto: no counts are recorded in --expert-counts {name} yet; experts are contiguous"
-            );
-        }
-        Ok(recorded.unwrap_or_default())
+    fn recorded(&self) -> Result<Option<ExpertPlacement>, CliError> {
+        Ok(self.expert_counts.as_deref().map(expert_counts::read).transpose()?.flatten())
     }
 
-    /// Flags about experts need a model that has some. `records`: whether this process adds to --expert-counts in the end.
-    pub fn check(&self, config: &ModelConfig, records: bool) -> Result<(), CliError> {
+    /// Flags about experts need a model that has some, and counts of that very model. `leads`: whether this process is the
+    /// one that tells, and writes the counts in the end.
+    pub fn check(&self, config: &ModelConfig, leads: bool) -> Result<(), CliError> {
+        let is_auto = self.expert_placement == "auto";
         let flag = match (self.enable_expert_parallel, &*self.expert_placement, &self.expert_counts) {
             (Some(true), _, _) => "--enable-expert-parallel",
             (_, placement, _) if placement != "contiguous" => "--expert-placement",
             (_, _, Some(_)) => "--expert-counts",
             _ => return Ok(()),
         };
-        match (config.moe, &self.expert_counts) {
-            (Some(_), Some(file)) if records => expert_counts::check(file, config),
-            (Some(_), _) => Ok(()),
-            (None, _) => Err(CliError::Usage(format!("{flag}: this model has no experts; leave it out"))),
+        if config.moe.is_none() {
+            return Err(CliError::Usage(format!("{flag}: this model has no experts; leave it out")));
         }
+        if let Some(file) = self.expert_counts.as_ref().filter(|_| leads) {
+            expert_counts::check(file, config)?;
+        }
+        if leads && is_auto && self.recorded()?.is_none() {
+            let name = self.expert_counts.as_ref().map_or("FILE".into(), |file| file.display().to_string());
+            eprintln!(
+                "--expert-placement auto: no counts are recorded in --expert-counts {name} yet; experts are contiguous"
+            );
+        }
+        Ok(())
     }
 }

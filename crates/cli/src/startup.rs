@@ -1,7 +1,8 @@
 //! What is told before a model runs: which rank is what, and what to beware of. Rank 0 only, to stderr.
 
 use collective::WireDType;
-use engine::{Engine, EngineError, EngineOptions, RankReport};
+use engine::{Engine, EngineError, EngineOptions, RankReport, cpus};
+use job::Job;
 
 use crate::error::CliError;
 use crate::model::{demo_perplexity, demo_ranks};
@@ -19,6 +20,34 @@ pub fn tell(engine: &mut Engine, of_job: bool, quiet: bool) -> Result<(), Engine
         warn_of_split_groups(engine, &reports)?;
     }
     Ok(())
+}
+
+/// More threads than cores work, but take turns. What `launch` has said of its ranks is not said again.
+pub fn warn_of_crowding(engine: &Engine, job: Option<&Job>, is_launched: bool) {
+    let ranks = match job {
+        Some(job) => {
+            job.node_of_rank().iter().filter(|&&node| node == job.node_of_rank()[job.rank()]).count()
+        }
+        None => engine.plan().mesh.size(),
+    };
+    let (cores, threads) = (cpus::available().len(), engine.threads_per_rank());
+    if ranks * threads <= cores || cpus::are_shared_out(ranks) && threads <= cores {
+        return;
+    }
+    match threads {
+        1 if is_launched => {}
+        1 => eprintln!("warning: {}", crowded(ranks, cores)),
+        _ => eprintln!(
+            "warning: {ranks} ranks × {threads} threads share {cores} cores of this host: fewer --threads-per-rank would be \
+             faster"
+        ),
+    }
+}
+
+/// What is told of more ranks than cores.
+pub fn crowded(ranks: usize, cores: usize) -> String {
+    let s = if cores == 1 { "" } else { "s" };
+    format!("{ranks} ranks share {cores} core{s} of this host: it works, but slower than with {cores}")
 }
 
 /// What the demo model scores where compression is to be judged.
@@ -45,8 +74,8 @@ pub fn warn_of_compression(options: &EngineOptions) -> Result<(), CliError> {
     };
     let (exact, compressed) = (perplexity(WireDType::Float32)?, perplexity(dtype)?);
     eprintln!(
-        "warning: --all-reduce-dtype {} gives up equal bits on any split; it changes the demo model's perplexity by {:+.3} % \
-         ({exact:.4} to {compressed:.4})",
+        "warning: --all-reduce-dtype {} turns off the promise of equal bits: they depend on the ranks and on what runs beside a request; \
+         the demo model's perplexity changes by {:+.3} % ({exact:.4} to {compressed:.4})",
         dtype.name(),
         100.0 * (compressed / exact - 1.0)
     );

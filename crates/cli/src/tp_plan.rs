@@ -2,11 +2,13 @@
 
 use std::io::Write;
 
+use checkpoint::WeightSource;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
-use model::Layout;
+use engine::{Plan, weight_bytes};
 use model::parallel::{ExpertForm, Module, Part, pattern};
 use model::tp_plan::Style;
+use model::{Layout, Stage};
 use serde_json::{Map, Value, json};
 use tensor::DType;
 
@@ -22,7 +24,7 @@ use crate::split::SplitArgs;
     anysplit tp-plan --model ./OPT-175B --tp 8\n  \
     anysplit tp-plan --model ./Llama-3.1-70B --rank-weights 2,1,1 --json > plan.json\n\n\
     The JSON's \"plan\", or the whole JSON, is what --tp-plan FILE takes back. All layers are shown over one tensor-parallel \
-    group; flags of other axes (--pp, --dp, --sp, --dcp) change nothing here.")]
+    group; --pp adds the layers and bytes of each stage.")]
 pub struct TpPlanArgs {
     /// Prints one JSON value
     #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]
@@ -46,14 +48,18 @@ struct Row {
 pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let (_, config) = read_config(&args.model)?;
     let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
-    args.split.check(&config, false)?;
-    let (weights, plan, experts) = (args.split.weights(None)?, args.split.plan()?, args.split.experts(true)?);
-    let layout = Layout::with_experts(config, &weights, &plan, &experts)?;
-    let rows = rows(&layout, dtype);
+    args.split.check(&config, true)?;
+    let plan = Plan::new(config, &args.split.options(None)?, None)?;
+    let layout = &plan.layout;
+    let stages = weight_bytes(&plan, &WeightSource::Meta { dtype }, None)?;
+    let rows = rows(layout, dtype);
     let mut out = std::io::stdout().lock();
     match args.json {
-        true => writeln!(out, "{}", to_json(&layout, &rows, dtype))?,
-        false => print(&mut out, &layout, &rows, dtype)?,
+        true => writeln!(out, "{}", to_json(&plan, &stages, &rows, dtype))?,
+        false => {
+            print(&mut out, layout, &rows, dtype)?;
+            print_stages(&mut out, &plan, &stages)?;
+        }
     }
     Ok(())
 }
@@ -98,7 +104,8 @@ fn bytes_per_rank(layout: &Layout, rows: &[Row]) -> Vec<usize> {
     (0..layout.ranks()).map(|rank| rows.iter().map(|row| row.ranks[rank].1).sum()).collect()
 }
 
-fn to_json(layout: &Layout, rows: &[Row], dtype: DType) -> Value {
+fn to_json(whole: &Plan, stages: &[Vec<u64>], rows: &[Row], dtype: DType) -> Value {
+    let layout = &whole.layout;
     // A pattern has the style of its first layer; layers that differ, as a plan can make them, follow by name.
     let mut plan = Map::new();
     for row in rows {
@@ -117,8 +124,13 @@ fn to_json(layout: &Layout, rows: &[Row], dtype: DType) -> Value {
         let attention = layout.attention(0, rank);
         json!({ "rank": rank, "query_heads": attention.num_heads, "kv_heads": attention.num_kv_heads })
     };
+    let stage = |(stage, bytes): (&Stage, &Vec<u64>)| json!({ "layers": [stage.layers.start, stage.layers.end], "bytes_per_rank": bytes });
     json!({
         "tp": layout.ranks(),
+        "pp": whole.mesh.pp,
+        "dp": whole.mesh.dp,
+        "ep": whole.mesh.ep,
+        "stages": whole.stages.iter().zip(stages).map(stage).collect::<Vec<_>>(),
         "supported": true,
         "dtype": dtype.name(),
         "plan": plan,
@@ -197,5 +209,16 @@ fn print(out: &mut impl Write, layout: &Layout, rows: &[Row], dtype: DType) -> R
         column.set_cell_alignment(CellAlignment::Right);
     }
     writeln!(out, "{table}")?;
+    Ok(())
+}
+
+/// One line per stage, where there are several.
+fn print_stages(out: &mut impl Write, plan: &Plan, stages: &[Vec<u64>]) -> Result<(), CliError> {
+    for (number, (stage, of_ranks)) in plan.stages.iter().zip(stages).enumerate().filter(|_| plan.mesh.pp > 1)
+    {
+        let (from, to) = (stage.layers.start, stage.layers.end - 1);
+        let of_ranks: Vec<String> = of_ranks.iter().map(|&n| bytes(n)).collect();
+        writeln!(out, "stage {number}: layers {from}–{to}, {} on its ranks", of_ranks.join(" "))?;
+    }
     Ok(())
 }

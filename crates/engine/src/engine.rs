@@ -8,6 +8,7 @@ use model::parallel::even_rows;
 use model::{ModelConfig, bytes_per_token, check_tokens};
 use tensor::{DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
+use crate::bubble::{Bubble, Fill};
 use crate::call::Call;
 use crate::cost::cost_of_step;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
@@ -45,17 +46,6 @@ pub struct Engine {
     /// Requests so far: the next one's id.
     requests: u64,
     last_step: Option<StepMeta>,
-}
-
-/// How a pipeline was filled.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bubble {
-    /// Seconds of the call.
-    pub wall_s: f64,
-    /// Steps that were issued.
-    pub steps: usize,
-    /// The most that could be on their way at a time.
-    pub micro_batches: usize,
 }
 
 /// What sequence parallelism saves one rank in a step.
@@ -324,7 +314,8 @@ impl Engine {
         self.replica.settle(&mut *self.leader)?;
         self.timing = self.replica.timing;
         self.last_step = self.replica.last_step.clone();
-        self.note_bubble(started, self.replica.steps, 2 * self.plan.mesh.pp);
+        let fill = self.replica.fill;
+        self.note_bubble(started, &fill);
         for replica in 1..self.plan.mesh.dp {
             let (_, timing) = self.reports_of(replica)?;
             self.timing = self.timing.beside(timing);
@@ -332,10 +323,10 @@ impl Engine {
         Ok(())
     }
 
-    fn note_bubble(&mut self, started: Instant, steps: usize, most: usize) {
-        let wall_s = started.elapsed().as_secs_f64();
-        self.bubble =
-            (self.plan.mesh.pp > 1).then_some(Bubble { wall_s, steps, micro_batches: steps.min(most) });
+    fn note_bubble(&mut self, started: Instant, fill: &Fill) {
+        let (wall_s, stages) = (started.elapsed().as_secs_f64(), self.plan.mesh.pp);
+        let bubble = || Bubble { wall_s, steps: fill.steps, micro_batches: fill.micro_batches(stages) };
+        self.bubble = (stages > 1).then(bubble);
     }
 
     /// Sets the replicas up for a call.
@@ -392,7 +383,7 @@ impl Engine {
         let started = Instant::now();
         let step_tokens = self.step_tokens(tokens.len());
         let most = if self.plan.mesh.pp == 1 { 1 } else { 2 * self.plan.mesh.pp };
-        let (mut on_their_way, mut steps) = (0, 0);
+        let (mut on_their_way, mut fill) = (0, Fill::default());
         let mut collect = |leader: &mut dyn Leader| -> Result<(), EngineError> {
             let Reply::Logprobs(found) = leader.collect()? else {
                 unreachable!("log-probabilities were asked for")
@@ -412,16 +403,19 @@ impl Engine {
             };
             let targets = tokens[start + 1..=end].to_vec();
             self.leader.issue(&Command::Score { meta, targets })?;
-            (on_their_way, steps) = (on_their_way + 1, steps + 1);
+            on_their_way += 1;
+            fill.issued();
             if on_their_way == most {
                 collect(&mut *self.leader)?;
                 on_their_way -= 1;
+                fill.collected();
             }
         }
         for _ in 0..on_their_way {
             collect(&mut *self.leader)?;
+            fill.collected();
         }
-        self.note_bubble(started, steps, most);
+        self.note_bubble(started, &fill);
         self.timing =
             Timing { prefill: (tokens.len(), started.elapsed().as_secs_f64()), ..Timing::default() };
         Ok(logprobs)

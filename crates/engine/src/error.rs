@@ -55,11 +55,12 @@ impl EngineError {
 }
 
 impl EngineError {
-    /// Whether it only says that another rank has failed.
+    /// Whether it only says that another rank has failed, or did not come: that one knows more, if it can say anything.
     pub fn is_of_another(&self) -> bool {
         match self {
             EngineError::Rank { rank, source } => match &**source {
                 ModelError::Collective(CollectiveError::Failed { rank: culprit, .. }) => culprit != rank,
+                ModelError::Collective(CollectiveError::Missing { .. }) => true,
                 _ => false,
             },
             EngineError::Job(error) => error.is_echo(),

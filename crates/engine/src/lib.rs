@@ -1,5 +1,6 @@
 //! Runs a model over ranks: workers, pipelines, replicas, scheduling, sampling, text.
 
+mod bubble;
 mod call;
 mod cost;
 pub mod cpus;
@@ -23,13 +24,15 @@ mod sampling;
 pub mod text;
 mod worker;
 
+pub use bubble::Bubble;
 pub use cost::cost_of_step;
-pub use engine::{Bubble, Engine, Savings};
+pub use engine::{Engine, Savings};
 pub use error::EngineError;
 pub use experts::ExpertReport;
 pub use memory::peak_rss_bytes;
 pub use options::EngineOptions;
 pub use plan::Plan;
+pub use prepared::weight_bytes;
 pub use report::RankReport;
 pub use request::{Completion, FinishReason, GenerateRequest, OpTime, Timing};
 pub use router::Router;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use checkpoint::WeightSource;
 use cpu::{CpuConfig, CpuDevice};
 use job::Job;
-use model::{Decoder, Loader, ModelConfig};
+use model::{Decoder, Loader, ModelConfig, Stage};
 use tensor::{Cost, DType, Timed};
 
 use crate::groups::Grouping;
@@ -162,17 +162,26 @@ fn host_name(job: &Job) -> String {
 
 /// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much a replica has to load.
 fn preflight(plan: &Plan, source: &WeightSource, dtype: Option<DType>) -> Result<u64, EngineError> {
-    let mut total = 0;
     // Random weights lack nothing, and needn't be made to be counted.
     let meta = WeightSource::Meta { dtype: source.dtype() };
     let source = if matches!(source, WeightSource::Random { .. }) { &meta } else { source };
-    for stage in &plan.stages {
-        for rank in 0..plan.mesh.tp {
-            let dev = Cost::new();
-            let loader = Loader::new(&dev, source, &plan.layout, rank, dtype, &|_| Ok(()));
-            Decoder::load(&loader, stage)?;
-            total += loader.stats().weight_bytes;
-        }
-    }
-    Ok(total)
+    Ok(weight_bytes(plan, source, dtype)?.iter().flatten().sum())
+}
+
+/// What each rank of each stage loads, in bytes. Loads nothing.
+///
+/// # Errors
+/// Weights that are missing or misshapen.
+pub fn weight_bytes(
+    plan: &Plan,
+    source: &WeightSource,
+    dtype: Option<DType>,
+) -> Result<Vec<Vec<u64>>, EngineError> {
+    let of_rank = |stage: &Stage, rank: usize| -> Result<u64, EngineError> {
+        let dev = Cost::new();
+        let loader = Loader::new(&dev, source, &plan.layout, rank, dtype, &|_| Ok(()));
+        Decoder::load(&loader, stage)?;
+        Ok(loader.stats().weight_bytes)
+    };
+    plan.stages.iter().map(|stage| (0..plan.mesh.tp).map(|rank| of_rank(stage, rank)).collect()).collect()
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tensor::{KV_BLOCK, SequenceSpan, StepMeta};
 
 use crate::EngineError;
+use crate::bubble::Fill;
 use crate::leader::Leader;
 use crate::plan::context_parallel;
 use crate::request::{FinishReason, GenerateRequest, Timing};
@@ -50,8 +51,8 @@ pub(crate) struct Replica {
     running: BTreeMap<u64, Running>,
     next_lane: usize,
     pub timing: Timing,
-    /// Steps that were issued since [`Replica::prepare`].
-    pub steps: usize,
+    /// Steps since [`Replica::prepare`].
+    pub fill: Fill,
     pub last_step: Option<StepMeta>,
     began: Option<Instant>,
     collected: Option<Instant>,
@@ -196,13 +197,13 @@ impl Replica {
         }
         let samples = !choices.is_empty();
         self.last_step = Some(meta.clone());
-        if prompt_tokens == 0 || self.steps == 0 {
+        if prompt_tokens == 0 || self.fill.steps == 0 {
             leader.take_op_times();
         }
         let issued = Instant::now();
         let edits = edits.into_iter().map(Into::into).collect();
         leader.issue(&Command::Generate { meta, edits, choices })?;
-        self.steps += 1;
+        self.fill.issued();
         let lane_of = &mut self.lanes[lane];
         match samples {
             true => lane_of.sampling = true,
@@ -215,6 +216,7 @@ impl Replica {
 
     fn collect(&mut self, flight: Flight, leader: &mut dyn Leader) -> Result<Vec<TokenEvent>, EngineError> {
         let Reply::Tokens(tokens) = leader.collect()? else { unreachable!("tokens were asked for") };
+        self.fill.collected();
         self.count(&flight, tokens.len());
         if !flight.samples {
             return Ok(Vec::new());

@@ -3,6 +3,7 @@ use std::time::Duration;
 use collective::CollectiveError;
 
 use crate::Failure;
+use crate::frame::Verdict;
 
 /// Why a process could not join its job, or why the job ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +85,8 @@ pub enum JobError {
     Lost {
         /// Who and why.
         message: String,
+        /// Whether the user's input is the cause.
+        is_usage: bool,
     },
     /// The operating system.
     #[error("{what}: {message}")]
@@ -117,11 +120,8 @@ impl JobError {
             | JobError::WrongSecret { .. }
             | JobError::NoMpi(_)
             | JobError::NotShared { .. } => true,
-            JobError::Refused { is_usage, .. } => *is_usage,
-            JobError::Unreachable { .. }
-            | JobError::Lost { .. }
-            | JobError::System { .. }
-            | JobError::Group(_) => false,
+            JobError::Refused { is_usage, .. } | JobError::Lost { is_usage, .. } => *is_usage,
+            JobError::Unreachable { .. } | JobError::System { .. } | JobError::Group(_) => false,
         }
     }
 
@@ -136,5 +136,11 @@ impl From<&JobError> for Failure {
     fn from(error: &JobError) -> Failure {
         let code = if error.is_usage() { 2 } else { 1 };
         Failure { message: error.to_string(), code, is_echo: error.is_echo() }
+    }
+}
+
+impl From<Verdict> for JobError {
+    fn from(verdict: Verdict) -> JobError {
+        JobError::Lost { message: verdict.message, is_usage: verdict.code == 2 }
     }
 }

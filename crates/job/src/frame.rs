@@ -41,6 +41,13 @@ pub struct Place {
     pub sequence: u64,
 }
 
+impl Place {
+    /// For people; `None` before the first collective.
+    pub fn told(&self) -> Option<String> {
+        (!self.op.is_empty()).then(|| format!("in {} number {}", self.op, self.sequence))
+    }
+}
+
 /// Why the job is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -150,13 +157,13 @@ impl FrameReader {
                     self.silent = Duration::ZERO;
                 }
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    // A wait that took much longer than asked for: this process itself was stopped meanwhile, and
-                    // has no right to call others silent.
-                    self.silent += began.elapsed().min(2 * self.tick);
                     let Some(allowed) = allowed() else {
                         self.silent = Duration::ZERO;
                         continue;
                     };
+                    // A wait that took far longer than asked for: this process itself was stopped meanwhile, and has no
+                    // right to call others silent. On a busy machine every wait takes somewhat longer.
+                    self.silent += began.elapsed().min(self.tick + allowed / 4);
                     if self.silent >= allowed {
                         return Err(Broken::Silent);
                     }

@@ -70,7 +70,8 @@ impl Job {
     /// wrong or missing, the port taken, rank 0 not to be found.
     pub fn join(env: &JobEnv, fingerprint: &Fingerprint, options: &JobOptions) -> Result<Job, JobError> {
         let host = Host::this(env.node);
-        let watch = Watch::new(env.rank, options.comm_timeout);
+        let watch = Watch::new(env.rank, options.comm_timeout, options.report.clone());
+        watch.place();
         let meeting = rendezvous::join(
             env,
             &host,
@@ -99,7 +100,7 @@ impl Job {
             Err(error) => {
                 job.leave(Some(Failure::from(&error)));
                 let verdict = job.watch.verdict();
-                Err(verdict.map_or(error, |verdict| JobError::Lost { message: verdict.message }))
+                Err(verdict.map_or(error, JobError::from))
             }
         }
     }

@@ -51,8 +51,8 @@ fn wait_for_the_end(pipe: &OwnedFd, timeout: Duration) -> End {
         match rustix::io::read(pipe, &mut [0; 64]) {
             Ok(0) => return End::Closed,
             Ok(_) => silent = Duration::ZERO,
-            // A longer wait: this process was stopped too, with the launcher perhaps, and now both go on.
-            Err(_) => silent += began.elapsed().min(2 * tick),
+            // A far longer wait: this process was stopped too, with the launcher perhaps, and now both go on.
+            Err(_) => silent += began.elapsed().min(tick + timeout / 4),
         }
     }
     End::Silent

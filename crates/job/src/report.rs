@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::JobError;
 use crate::env::JobEnv;
-use crate::frame::{Failure, Verdict};
+use crate::frame::{Failure, Place, Verdict};
 use crate::host::Host;
 
 /// The variable with the number of the pipe that a launcher reads reports from.
@@ -49,7 +49,7 @@ pub struct Ending {
     pub is_printed: bool,
 }
 
-/// The pipe to the launcher. A process reports at most once.
+/// The pipe to the launcher: notes of where the process is, and at most one report of how it ends.
 #[derive(Clone, Debug)]
 pub struct Report(Arc<Pipe>);
 
@@ -67,6 +67,12 @@ impl Report {
     pub fn open(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<Report>, JobError> {
         let pipe = inherited_pipe(lookup, REPORT_FD, OFlags::WRONLY)?;
         Ok(pipe.map(|fd| Report(Arc::new(Pipe { file: fd.into(), is_used: AtomicBool::new(false) }))))
+    }
+
+    /// Notes where the process is. If it dies, that is the last that the launcher knows of it.
+    pub(crate) fn note(&self, place: &Place) {
+        let note = serde_json::json!({ "place": place.told() });
+        let _ = (&self.0.file).write_all(format!("{note}\n").as_bytes());
     }
 
     /// Tells the launcher. A launcher that does not listen any more is none.
@@ -169,19 +175,20 @@ mod tests {
     }
 
     #[test]
-    fn the_launcher_reads_one_line_and_no_second() {
+    fn the_launcher_reads_notes_and_one_report() {
         let (mut read, write) = std::io::pipe().expect("a pipe");
         let number = write.as_raw_fd().to_string();
         let report = Report::open(&|name| (name == REPORT_FD).then(|| number.clone()));
         let report = report.expect("a pipe").expect("set");
         drop(write);
+        report.note(&Place { op: "all_reduce".into(), sequence: 41 });
         report.send(&ending("out of \"memory\""));
         report.send(&ending("again"));
         drop(report);
         let mut text = String::new();
         read.read_to_string(&mut text).expect("text");
         let expected = r#"{"rank":3,"host":"host-b","cause":"own","code":2,"message":"out of \"memory\""}"#;
-        assert_eq!(text, format!("{expected}\n"));
+        assert_eq!(text, format!("{{\"place\":\"in all_reduce number 41\"}}\n{expected}\n"));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use collective::{Progress, Watched};
 
 use crate::JobError;
 use crate::frame::{Place, Verdict};
+use crate::report::Report;
 
 /// How often things happen, from the timeout after which a silent rank counts as dead.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,8 @@ pub(crate) struct Pace {
     pub timeout: Duration,
     /// Between two beats.
     pub beat: Duration,
+    /// Between two notes for the launcher: they cost less than beats, and tell more the fresher they are.
+    pub note: Duration,
     /// How precisely silence is measured.
     pub tick: Duration,
     /// How long rank 0 waits for a cause when a rank only reports an effect.
@@ -41,6 +44,7 @@ impl Pace {
         Pace {
             timeout,
             beat: (timeout / 5).min(Duration::from_secs(1)),
+            note: Duration::from_millis(100),
             tick: (timeout / 20).clamp(Duration::from_millis(5), Duration::from_millis(100)),
             grace: (timeout / 4).min(Duration::from_millis(400)),
             linger: Duration::from_millis(400),
@@ -52,6 +56,8 @@ impl Pace {
 pub(crate) struct Watch {
     pub me: usize,
     pub pace: Pace,
+    /// The launcher, which wants to know where this process was when it died.
+    report: Option<Report>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -66,6 +72,8 @@ struct State {
     is_leaving: bool,
     /// No more to watch.
     is_over: bool,
+    /// What the launcher was told last.
+    noted: Option<Place>,
     mail: HashMap<(u16, u32), VecDeque<Vec<u8>>>,
 }
 
@@ -85,8 +93,9 @@ impl Watching {
 }
 
 impl Watch {
-    pub fn new(me: usize, timeout: Duration) -> Arc<Watch> {
-        Arc::new(Watch { me, pace: Pace::new(timeout), state: Mutex::default(), changed: Condvar::new() })
+    pub fn new(me: usize, timeout: Duration, report: Option<Report>) -> Arc<Watch> {
+        let (pace, state) = (Pace::new(timeout), Mutex::default());
+        Arc::new(Watch { me, pace, report, state, changed: Condvar::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -103,10 +112,13 @@ impl Watch {
         state.groups.push(watching);
     }
 
-    /// Where this process is: in the group that has moved since the last call.
+    /// Where this process is: in the group that has moved since the last call. The launcher hears of it too.
     pub fn place(&self) -> Place {
-        let mut state = self.state();
-        let State { groups, busy, .. } = &mut *state;
+        self.place_in(&mut self.state())
+    }
+
+    fn place_in(&self, state: &mut State) -> Place {
+        let State { groups, busy, noted, .. } = state;
         for (i, watching) in groups.iter_mut().enumerate() {
             let now = watching.group.progress();
             if now != watching.seen {
@@ -114,7 +126,12 @@ impl Watch {
             }
         }
         let seen = groups.get(*busy).map_or(Progress::default(), |watching| watching.seen);
-        Place { op: seen.op.into(), sequence: seen.sequence }
+        let place = Place { op: seen.op.into(), sequence: seen.sequence };
+        if let Some(report) = self.report.as_ref().filter(|_| noted.as_ref() != Some(&place)) {
+            report.note(&place);
+            *noted = Some(place.clone());
+        }
+        place
     }
 
     /// The job is over. The first verdict counts.
@@ -123,6 +140,8 @@ impl Watch {
         if state.verdict.is_some() || state.is_over {
             return;
         }
+        // Where the others were tells where a rank was that can't say it any more.
+        self.place_in(&mut state);
         for watching in &state.groups {
             watching.abort(self.me, &verdict);
         }
@@ -179,12 +198,12 @@ impl Watch {
                 return Ok(bytes);
             }
             if let Some(verdict) = &state.verdict {
-                return Err(JobError::Lost { message: verdict.message.clone() });
+                return Err(verdict.clone().into());
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || state.is_over {
                 let message = format!("rank {from} did not come to make group {about}");
-                return Err(JobError::Lost { message });
+                return Err(JobError::Lost { message, is_usage: false });
             }
             let wait = self.changed.wait_timeout(state, left);
             state = wait.unwrap_or_else(PoisonError::into_inner).0;

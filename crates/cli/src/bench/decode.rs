@@ -72,7 +72,6 @@ fn parse_split(text: &str) -> Result<(usize, usize), String> {
 struct Candidate {
     name: String,
     engine: Engine,
-    ranks: usize,
     runs: Vec<Run>,
 }
 
@@ -113,11 +112,10 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     }
     let mut candidates = Vec::new();
     for options in &splits {
-        let model = OpenModel::open(&args.model)?;
-        args.split.check(&model.config, false)?;
+        let model = OpenModel::open(&args.model, &args.split, options, membership)?;
         let name = model.name.clone();
         let Some(engine) = model.load(options, membership, &args.run, true)? else { return Ok(()) };
-        candidates.push(Candidate { name, engine, ranks: options.rank_weights.len(), runs: Vec::new() });
+        candidates.push(Candidate { name, engine, runs: Vec::new() });
     }
     let positions = candidates[0].engine.max_model_len();
     if args.prompt_len.saturating_add(args.gen_len) > positions {
@@ -163,17 +161,21 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
 impl Candidate {
     /// The limits of as many threads as it has, at most one per core.
     fn limits(&self) -> limits::LimitsConfig {
-        limits_config((self.ranks * self.engine.threads_per_rank()).min(cpus::available().len()))
+        let ranks = self.engine.plan().mesh.size();
+        limits_config((ranks * self.engine.threads_per_rank()).min(cpus::available().len()))
     }
 
     fn row(&self, args: &DecodeArgs, work: &Work, peak_rss_bytes: u64) -> Value {
+        let mesh = self.engine.plan().mesh;
         let of_runs = |f: &dyn Fn(&Run) -> f64| limits::median(self.runs.iter().map(f).collect());
         let rate = |(tokens, seconds): (usize, f64)| tokens as f64 / seconds;
         let flops = |r: &Run| work.prefill_flops / r.timing.prefill.1 / (r.flops * 1e9);
         let decode = |r: &Run| rate(r.timing.decode) * work.decode_weight_bytes / (r.bandwidth * 1e9);
         json!({
             "model": self.name,
-            "tp": self.ranks,
+            "tp": mesh.tp,
+            "pp": mesh.pp,
+            "dp": mesh.dp,
             "threads_per_rank": self.engine.threads_per_rank(),
             "dtype": self.engine.dtype().name(),
             "quantization": null,
@@ -213,6 +215,7 @@ fn print(out: &mut impl Write, rows: &[Value]) -> Result<(), CliError> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header([
         "tp",
+        "pp",
         "threads",
         "dtype",
         "prompt",
@@ -230,6 +233,7 @@ fn print(out: &mut impl Write, rows: &[Value]) -> Result<(), CliError> {
         let whole = |key: &str| row[key].to_string();
         table.add_row([
             whole("tp"),
+            whole("pp"),
             whole("threads_per_rank"),
             row["dtype"].as_str().unwrap_or_default().to_owned(),
             whole("prompt"),

@@ -2,15 +2,10 @@
 
 use std::net::IpAddr;
 use std::num::NonZero;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use super::LaunchArgs;
 use crate::error::CliError;
-
-/// Members of the file's group may read it, since mounted secrets are often given so. No one else may, and no one but its owner
-/// may change it.
-const TOO_OPEN: u32 = 0o027;
+use crate::{secret, startup};
 
 /// Checks what no single flag's parser can.
 ///
@@ -39,7 +34,7 @@ pub fn check(args: &LaunchArgs) -> Result<(), CliError> {
         ));
     }
     match &args.group_secret_file {
-        Some(file) => check_secret(file),
+        Some(file) => secret::check(file),
         None if args.nnodes > 1 && !is_loopback(&args.master_addr) => refuse(format!(
             "--master-addr {} is another host's, so the hosts must share a secret: give each the same --group-secret-file \
              (head -c 32 /dev/urandom | base64 > secret; chmod 600 secret)",
@@ -51,33 +46,8 @@ pub fn check(args: &LaunchArgs) -> Result<(), CliError> {
 
 /// Told if this host has fewer cores than ranks.
 pub fn crowded(ranks: u32) -> Option<String> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let crowded = ranks as usize > cores;
-    let s = if cores == 1 { "" } else { "s" };
-    crowded.then(|| {
-        format!("{ranks} ranks share {cores} core{s} of this host: it works, but slower than with {cores}")
-    })
-}
-
-fn check_secret(file: &Path) -> Result<(), CliError> {
-    let shown = file.display();
-    let refuse = |text: String| Err(CliError::Usage(format!("--group-secret-file {shown}: {text}")));
-    let metadata = match std::fs::metadata(file) {
-        Ok(metadata) => metadata,
-        Err(e) => return refuse(e.to_string()),
-    };
-    if !metadata.is_file() {
-        return refuse("this is no file".into());
-    }
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & TOO_OPEN != 0 {
-        return refuse(format!("others can read or change it (mode {mode:03o}); chmod 600 {shown}"));
-    }
-    match std::fs::read(file) {
-        Ok(secret) if secret.trim_ascii().is_empty() => refuse("it is empty".into()),
-        Ok(_) => Ok(()),
-        Err(e) => refuse(e.to_string()),
-    }
+    let (ranks, cores) = (ranks as usize, std::thread::available_parallelism().map_or(1, NonZero::get));
+    (ranks > cores).then(|| startup::crowded(ranks, cores))
 }
 
 /// Whether the name or address can't be but this host. Names are not resolved: they may not be known yet.

@@ -3,7 +3,8 @@
 //! Two pipes besides the usual three, by number in the environment:
 //! - `ANYSPLIT_LIFE_FD`: a byte each second; its end is the launcher's, and whoever reads it ends then, too. A launcher that was
 //!   killed can't do more.
-//! - `ANYSPLIT_REPORT_FD`: where the process writes, before it ends with an error, one JSON line that says whose error it is.
+//! - `ANYSPLIT_REPORT_FD`: where the process notes from time to time, in a JSON line, which collective it is in, and writes,
+//!   before it ends with an error, one that says whose error it is.
 
 use std::ffi::OsString;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -20,7 +21,7 @@ use rustix::process::{
 };
 
 use super::LaunchArgs;
-use super::cause::{End, How, Report};
+use super::cause::{End, Heard, How};
 use super::lines::{Following, Seen};
 use super::terminal::Terminal;
 use crate::error::CliError;
@@ -28,9 +29,6 @@ use crate::error::CliError;
 /// The numbers of the two pipes in the child; the first that are free.
 const LIFE_FD: i32 = 3;
 const REPORT_FD: i32 = 4;
-/// More than this is no report.
-const REPORT_MAX: u64 = 64 << 10;
-
 /// Whether a process has ended, without taking note of it.
 const ENDED: WaitIdOptions = WaitIdOptions::EXITED.union(WaitIdOptions::NOHANG).union(WaitIdOptions::NOWAIT);
 
@@ -124,6 +122,7 @@ impl Job {
             group,
             life,
             report,
+            heard: Heard::default(),
             stderr: None,
             stopped_since: None,
             sent: None,
@@ -163,6 +162,7 @@ pub struct Process {
     group: Pid,
     life: PipeWriter,
     report: PipeReader,
+    heard: Heard,
     stderr: Option<Following>,
     stopped_since: Option<Instant>,
     /// How it will have ended, since a signal was sent.
@@ -216,6 +216,20 @@ impl Process {
         let _ = self.life.write(&[1]);
     }
 
+    /// Takes what it has written into its report pipe, so that there is room for more.
+    pub fn listen(&mut self) {
+        let mut buffer = [0; 4096];
+        // One that writes without an end is not listened to without an end.
+        for _ in 0..16 {
+            match self.report.read(&mut buffer) {
+                Ok(n @ 1..) => self.heard.take(&buffer[..n]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // Nothing more, or nothing more yet.
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+
     /// For how long the process has been stopped (not merely waited), as far as was looked.
     pub fn stopped_since(&mut self) -> Option<Instant> {
         let is_stopped = self.ended.is_none() && state(self.child.id()) == Some('T');
@@ -245,14 +259,14 @@ impl Process {
     /// When it ended, and all that is known of it.
     pub fn end(&mut self, deadline: Instant) -> (Option<Instant>, End, Seen) {
         let seen = self.stderr.as_ref().map(|stderr| stderr.finish(deadline)).unwrap_or_default();
-        let mut report = Vec::new();
-        // What has been written is there; an error only says that there is no more.
-        let _ = (&mut self.report).take(REPORT_MAX).read_to_end(&mut report);
+        self.listen();
+        let mut heard = std::mem::take(&mut self.heard);
+        heard.end_line();
         let end = End {
             rank: self.rank,
             pid: self.child.id(),
             how: self.ended().unwrap_or(How::Ended),
-            report: Report::parse(&report),
+            heard,
             last_line: seen.last.clone(),
         };
         (self.ended.map(|(_, at)| at), end, seen)

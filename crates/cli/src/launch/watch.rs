@@ -75,6 +75,7 @@ impl<'a> Watch<'a> {
                 self.processes.iter_mut().for_each(Process::beat);
                 next_beat = Instant::now() + BEAT;
             }
+            self.processes.iter_mut().for_each(Process::listen);
             self.look_for_ends();
             self.look_for_stops();
             self.look_for_stragglers();
@@ -178,9 +179,9 @@ impl<'a> Watch<'a> {
             return Ended::Interrupted(signal);
         }
         ends.sort_by_key(|(at, ..)| *at);
-        if let Some(line) = cause::root(ends.iter().map(|(_, end, _)| end), &host()) {
-            let wrong_use = ends.iter().any(|(_, end, _)| end.how == How::Exited(2));
-            return Ended::Failed { line, status: if wrong_use { 2 } else { 1 } };
+        let all: Vec<_> = ends.iter().map(|(_, end, _)| end).collect();
+        if let Some((line, status)) = cause::root(&all, &host()) {
+            return Ended::Failed { line, status };
         }
         // Nothing failed, so what was held back is no echo.
         for (_, end, seen) in &ends {

@@ -88,7 +88,7 @@ fn bubble_line(bubble: &Bubble, plan: &Plan, ranks: &[RankReport]) -> String {
     let (measured, inevitable) = fractions(bubble, plan, ranks);
     format!(
         "bubble: stages waited {:.1} % of the time; (p − 1) / (m + p − 1) = {:.1} % for p = {} stages and m = {} \
-         micro-batches on their way, in {} steps\n",
+         micro-batches that follow each other, in {} steps\n",
         100.0 * measured,
         100.0 * inevitable,
         plan.mesh.pp,

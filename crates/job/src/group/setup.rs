@@ -96,7 +96,7 @@ impl Maker<'_> {
                 self.say(id, members[0], &word)?;
                 rank
             }
-            Word::Failed(message) => Err(JobError::Lost { message }),
+            Word::Failed(message) => Err(JobError::Lost { message, is_usage: false }),
             Word::Ready => Err(no_memory(members[0], &"an answer out of turn")),
         }
     }
@@ -122,7 +122,7 @@ impl Maker<'_> {
         let (segment, rank) = created?;
         for &member in &members[1..] {
             if let Word::Failed(message) = self.hear(id, member, until)? {
-                return Err(JobError::Lost { message: format!("rank {member}: {message}") });
+                return Err(JobError::Lost { message: format!("rank {member}: {message}"), is_usage: false });
             }
         }
         drop(segment);
@@ -136,7 +136,7 @@ impl Maker<'_> {
             Link::Member(member) => member.post(id, to, bytes),
         };
         posted.map_err(|e| match self.watch.verdict() {
-            Some(verdict) => JobError::Lost { message: verdict.message },
+            Some(verdict) => verdict.into(),
             None => JobError::system(format!("cannot reach rank {to} to make group {id}"), e),
         })
     }

@@ -30,8 +30,10 @@ pub(super) fn meet(party: &Party<'_>, hosts: &[IpAddr]) -> Result<Meeting, JobEr
     let (line, mut reader) = Line::new(stream, pace.tick, pace.timeout)
         .map_err(|e| JobError::system("cannot set up the connection with rank 0", e))?;
     let hello = party.hello(local_addr(&listener)?);
-    let lost =
-        |why: &str| JobError::Lost { message: format!("rank 0 at {leader} {why} while the job started") };
+    let lost = |why: &str| JobError::Lost {
+        message: format!("rank 0 at {leader} {why} while the job started"),
+        is_usage: false,
+    };
     line.send(&Frame::Hello(hello)).map_err(|_| lost("left"))?;
     // Rank 0 began to wait before it took the connection, so it will have decided by then.
     let patience = party.startup + ANSWER;
@@ -55,14 +57,20 @@ fn reach(party: &Party<'_>, hosts: &[IpAddr]) -> Result<TcpStream, JobError> {
     let env = party.env;
     let is_window = env.ports.start() != env.ports.end();
     let mut last = String::new();
+    let mut has_hung_up = None;
     loop {
         for (host, port) in hosts.iter().flat_map(|host| env.ports.clone().map(move |port| (*host, port))) {
             let at = SocketAddr::new(host, port);
             match attempt(party, at, if is_window { TRY_IN_WINDOW } else { TRY }) {
                 Ok(stream) => return Ok(stream),
-                // It is of this job, as it has said before.
-                Err(Stranger::Secret) => {
+                // It is of this job, as it has said before. All that it says of another secret is to hang up, which a
+                // rank 0 that dies does too, though once only.
+                Err(Stranger::Secret) if has_hung_up == Some(at) => {
                     return Err(JobError::WrongSecret { rank: env.rank, at: at.to_string() });
+                }
+                Err(stranger @ Stranger::Secret) => {
+                    has_hung_up = Some(at);
+                    last = stranger.to_string();
                 }
                 // In a window of ports it may be somebody else's rank 0.
                 Err(stranger @ Stranger::Version(_)) if !is_window => {

@@ -97,18 +97,38 @@ fn title(hello: &Hello) -> String {
     format!("rank {} on {} (pid {})", hello.rank, hello.seat.host_name, hello.seat.pid)
 }
 
+/// How much of a long value is shown on each side of where it differs.
+const AROUND: usize = 30;
+
+/// A value for people, if it is short; else what is around the first character in which it differs from the other.
+fn excerpt(value: &str, other: &str) -> String {
+    let differs = value.chars().zip(other.chars()).take_while(|(a, b)| a == b).count();
+    let (from, to) = (differs.saturating_sub(AROUND), differs + AROUND);
+    let length = value.chars().count();
+    if length <= 3 * AROUND {
+        return format!("{value:?}");
+    }
+    let part: String = value.chars().take(to).skip(from).collect();
+    let (before, behind) = (if from > 0 { "…" } else { "" }, if to < length { "…" } else { "" });
+    format!("{:?}", format!("{before}{part}{behind}"))
+}
+
 /// Name, our value, their value.
 fn differences(ours: &[(String, String)], theirs: &[(String, String)]) -> Vec<(String, String, String)> {
-    let value = |list: &[(String, String)], name: &str| match list.iter().find(|(key, _)| key == name) {
-        Some((_, value)) => format!("{value:?}"),
-        None => "none".to_owned(),
+    let value = |list: &'_ [(String, String)], name: &str| {
+        list.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+    };
+    let shown = |name: &String| {
+        let (ours, theirs) = (value(ours, name), value(theirs, name));
+        let show = |value: &Option<String>, other: &Option<String>| match value {
+            Some(value) => excerpt(value, other.as_deref().unwrap_or_default()),
+            None => "none".to_owned(),
+        };
+        (ours != theirs).then(|| (name.clone(), show(&ours, &theirs), show(&theirs, &ours)))
     };
     let only_theirs = theirs.iter().filter(|(name, _)| !ours.iter().any(|(other, _)| other == name));
     let names = ours.iter().chain(only_theirs).map(|(name, _)| name);
-    names
-        .map(|name| (name.clone(), value(ours, name), value(theirs, name)))
-        .filter(|(_, ours, theirs)| ours != theirs)
-        .collect()
+    names.filter_map(shown).collect()
 }
 
 #[cfg(test)]
@@ -152,6 +172,20 @@ mod tests {
         let (text, _) = table.admit(hello(1, 4, PRINT)).expect_err("another size");
         assert_eq!(text, "rank 1 on host-1 (pid 11) says that the job has 4 ranks, rank 0 says 3");
         assert!(table.admit(hello(7, 3, PRINT)).expect_err("no such rank").0.contains("none of the job's 3"));
+    }
+
+    #[test]
+    fn of_long_values_only_what_differs_is_shown() {
+        let long = |size: u32, end: &str| format!("{} hidden_size: {size}, {}", "a: 1, ".repeat(99), end);
+        let (ours, theirs) = (long(256, &"ö".repeat(500)), long(32, &"ö".repeat(700)));
+        let shown = excerpt(&ours, &theirs);
+        assert!(shown.contains("hidden_size: 256, ö") && shown.chars().count() < 3 * AROUND, "{shown}");
+        assert!(excerpt(&theirs, &ours).contains("hidden_size: 32, ö"));
+        assert_eq!(excerpt("short", &ours), "\"short\"");
+        assert!(
+            excerpt(&ours, &ours[..20]).starts_with("\"a: 1, a: 1, "),
+            "the shorter is the longer's beginning"
+        );
     }
 
     #[test]

@@ -75,7 +75,7 @@ struct Running {
 impl Running {
     fn run(mut self, heard: &Receiver<Event>) {
         let pace = self.watch.pace;
-        let mut next_beat = Instant::now();
+        let (mut next_beat, mut next_note) = (Instant::now(), Instant::now());
         let mut last_moment = None;
         loop {
             let now = Instant::now();
@@ -85,6 +85,10 @@ impl Running {
                 self.tell(&Frame::Beat(place), |roll, rank| roll.is_here(rank));
                 next_beat = now + pace.beat;
             }
+            if now >= next_note {
+                self.watch.place();
+                next_note = now + pace.note;
+            }
             self.tell_the_verdict(now);
             if self.is_told && !self.roll.is_here(0) {
                 last_moment.get_or_insert(now + pace.linger);
@@ -92,8 +96,8 @@ impl Running {
             if self.roll.all_left() || last_moment.is_some_and(|moment| now >= moment) {
                 break;
             }
-            let wake = [self.roll.waits_until(), last_moment];
-            let wake = wake.into_iter().flatten().fold(next_beat, Instant::min);
+            let wake = [self.roll.waits_until(now), last_moment];
+            let wake = wake.into_iter().flatten().fold(next_beat.min(next_note), Instant::min);
             match heard.recv_timeout(wake.saturating_duration_since(now)) {
                 Ok(event) => self.take(event),
                 Err(RecvTimeoutError::Timeout) => {}

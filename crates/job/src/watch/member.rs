@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Watch;
 use super::roll::lost;
@@ -36,11 +36,12 @@ impl Member {
         self.line.send(&Frame::Post(about, to as u32, bytes))
     }
 
-    /// Says goodbye and waits, for a short time, until rank 0 has heard it.
+    /// Says goodbye and waits until rank 0 has answered. That takes a moment, but for a failure of which another rank may
+    /// be the cause, whose silence may have to be waited for.
     pub fn leave(self, failure: Option<Failure>) {
         let pace = self.watch.pace;
         if self.line.send(&Frame::Goodbye(failure)).is_ok() {
-            self.watch.wait_for_end(pace.grace + pace.linger);
+            self.watch.wait_for_end(pace.timeout + pace.grace + pace.linger);
         }
         self.watch.end();
         self.line.close();
@@ -51,8 +52,16 @@ impl Member {
 }
 
 fn beat(watch: &Watch, line: &Line) {
+    let mut next_beat = Instant::now();
     loop {
-        if line.send(&Frame::Beat(watch.place())).is_err() || watch.wait_for_end(watch.pace.beat) {
+        let place = watch.place();
+        if Instant::now() >= next_beat {
+            next_beat += watch.pace.beat;
+            if line.send(&Frame::Beat(place)).is_err() {
+                return;
+            }
+        }
+        if watch.wait_for_end(watch.pace.beat.min(watch.pace.note)) {
             return;
         }
     }

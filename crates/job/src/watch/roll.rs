@@ -14,8 +14,10 @@ pub(super) struct Roll {
     seats: Vec<Seat>,
     standing: Vec<Standing>,
     places: Vec<Place>,
-    /// What a rank said that only suffers from another's failure, and until when its cause may show up.
+    /// What a rank said that only suffers from another's failure, and until when at least its cause may show up.
     hearsay: Option<(Verdict, Instant)>,
+    /// Who has not been heard since then: each may be the cause, and is lost or heard before its silence is too long.
+    suspects: Vec<bool>,
     verdict: Option<Verdict>,
 }
 
@@ -23,16 +25,18 @@ impl Roll {
     pub fn new(seats: Vec<Seat>) -> Roll {
         let size = seats.len();
         let (standing, places) = (vec![Standing::Here; size], vec![Place::default(); size]);
-        Roll { seats, standing, places, hearsay: None, verdict: None }
+        Roll { seats, standing, places, hearsay: None, suspects: vec![false; size], verdict: None }
     }
 
     pub fn beat(&mut self, rank: usize, place: Place) {
         self.places[rank] = place;
+        self.suspects[rank] = false;
     }
 
     /// A rank leaves in order. `until` is how long a cause is waited for if it says no cause itself.
     pub fn goodbye(&mut self, rank: usize, failure: Option<Failure>, until: Instant) {
         self.standing[rank] = Standing::Left;
+        self.suspects[rank] = false;
         let Some(Failure { message, code, is_echo }) = failure else { return };
         // Errors of ranks often say which rank it was.
         let message = message.strip_prefix(&format!("rank {rank}: ")).unwrap_or(&message);
@@ -42,6 +46,8 @@ impl Roll {
             self.verdict.get_or_insert(verdict);
         } else if self.hearsay.is_none() {
             self.hearsay = Some((verdict, until));
+            // Rank 0 hears itself.
+            self.suspects = (0..self.seats.len()).map(|rank| rank != 0 && self.is_here(rank)).collect();
         }
     }
 
@@ -51,6 +57,7 @@ impl Roll {
             return;
         }
         self.standing[rank] = Standing::Left;
+        self.suspects[rank] = false;
         let verdict = lost(rank, &self.seats[rank], why, timeout, &self.places[rank], (0, &self.places[0]));
         self.verdict.get_or_insert(verdict);
     }
@@ -63,14 +70,16 @@ impl Roll {
         self.standing.iter().all(|standing| *standing == Standing::Left)
     }
 
-    /// Whether a rank's word waits for its cause.
-    pub fn waits_until(&self) -> Option<Instant> {
-        self.hearsay.as_ref().filter(|_| self.verdict.is_none()).map(|(_, until)| *until)
+    /// Whether a rank's word waits for its cause, and not only for those that have to be heard.
+    pub fn waits_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.hearsay.as_ref().filter(|_| self.verdict.is_none()).map(|(_, until)| *until);
+        until.filter(|&until| now < until)
     }
 
     /// What ended the job, once that is clear.
     pub fn verdict(&mut self, now: Instant) -> Option<&Verdict> {
-        if self.waits_until().is_some_and(|until| now >= until) {
+        let is_ripe = self.waits_until(now).is_none() && !self.suspects.contains(&true);
+        if is_ripe && self.verdict.is_none() {
             self.verdict = self.hearsay.take().map(|(verdict, _)| verdict);
         }
         self.verdict.as_ref()
@@ -95,12 +104,10 @@ pub(super) fn lost(
         Broken::Silent => format!("went silent for {} s", timeout.as_secs_f32()),
         Broken::Garbage => "sent what is no message of this version".to_owned(),
     };
-    let place = match (place, elsewhere) {
-        (Place { op, sequence }, _) if !op.is_empty() => format!("in {op} number {sequence}"),
-        (_, Place { op, sequence }) if !op.is_empty() => {
-            format!("while rank {witness} was in {op} number {sequence}")
-        }
-        _ => "before the first collective".to_owned(),
+    let place = match (place.told(), elsewhere.told()) {
+        (Some(place), _) => place,
+        (None, Some(elsewhere)) => format!("while rank {witness} was {elsewhere}"),
+        (None, None) => "before the first collective".into(),
     };
     let message = format!("{} (pid {}) {what} {place}", title(rank, seat), seat.pid);
     Verdict { rank: rank as u32, message, code: 1, is_alive: false }
@@ -169,8 +176,22 @@ mod tests {
         let later = now + Duration::from_secs(1);
         let mut roll = roll();
         roll.goodbye(1, failure("rank 2 did not arrive", true), later);
-        assert_eq!(roll.waits_until(), Some(later));
+        assert_eq!(roll.waits_until(now), Some(later));
+        roll.beat(2, Place::default());
+        assert_eq!(roll.verdict(now), None);
         assert_eq!(roll.verdict(later).expect("one").message, "rank 1 on host-1: rank 2 did not arrive");
+    }
+
+    #[test]
+    fn an_effect_waits_for_all_who_may_be_its_cause() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let mut roll = roll();
+        roll.goodbye(1, failure("rank 2 did not arrive", true), now);
+        assert_eq!(roll.waits_until(later), None);
+        assert_eq!(roll.verdict(later), None);
+        roll.gone(2, &Broken::Silent, TIMEOUT);
+        assert_eq!(roll.verdict(later).expect("one").rank, 2);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use report::{Context, Report};
     anysplit bench comm --op all_reduce -b 8K -e 8M -f 2 -n 500 --backend shared\n  \
     anysplit bench comm --model ./Llama-3.2-1B --tp 2 --json\n  \
     anysplit launch --nproc-per-node 2 -- anysplit bench comm --comm-backend tcp\n  \
-    mpirun -n 2 anysplit bench comm --backend mpi\n\n\
+    mpirun -n 2 anysplit bench comm --comm-backend mpi\n\n\
     Sizes, algbw and busbw are defined as in nccl-tests; rates are those of the median time. #wrong counts elements \
     whose bits aren't those of the canonical result. With --model, the sizes of one token's all-reduce (decode) and \
     of 512 tokens' (prefill) are measured too, and marked.")]
@@ -93,8 +93,6 @@ enum Backend {
     Shared,
     /// Threads over loopback connections
     Tcp,
-    /// The processes that mpirun started; alone, and only in a build with the feature mpi
-    Mpi,
 }
 
 impl Backend {
@@ -105,7 +103,6 @@ impl Backend {
         match self {
             Backend::Shared => "shared",
             Backend::Tcp => "tcp",
-            Backend::Mpi => "mpi",
         }
     }
 }
@@ -133,17 +130,10 @@ pub fn run(args: &CommArgs, membership: &Membership) -> Result<(), CliError> {
     let settings = args.settings(&uses);
     let mut report = Report::new(args.json);
     match (&args.backend[..], membership.ranks()) {
-        ([Backend::Mpi], _) => processes::over_mpi(args, &settings, uses, &mut report)?,
-        (backends, _) if backends.contains(&Backend::Mpi) => {
-            return Err(CliError::Usage(
-                "--backend mpi measures processes, the others threads: give it alone".into(),
-            ));
-        }
         ([], Some(ranks)) => processes::of_job(args, membership, ranks, &settings, uses, &mut report)?,
         (_, Some(_)) => {
             return Err(CliError::Usage(
-                "--backend is for threads; ranks of a job exchange over --comm-backend auto, shared or tcp"
-                    .into(),
+                "--backend is for threads; ranks of a job exchange over --comm-backend".into(),
             ));
         }
         ([], None) => on_threads(args, &Backend::ANYWHERE, &settings, &uses, &mut report)?,
@@ -164,7 +154,7 @@ fn on_threads(
     for &backend in backends {
         let (group, pair) = match backend {
             Backend::Tcp => (threads::tcp(ranks, settings)?, None),
-            Backend::Shared | Backend::Mpi => (threads::shared(ranks, settings), pair(ranks)),
+            Backend::Shared => (threads::shared(ranks, settings), pair(ranks)),
         };
         let context = Context { backend: backend.name(), ranks, pair, uses: uses.to_vec() };
         report.begin(&context);
@@ -175,9 +165,9 @@ fn on_threads(
 
 /// The way between the cores of two ranks.
 fn pair(ranks: usize) -> Option<limits::CoreToCore> {
-    let cores = cpus::available();
-    let &other = cores.get(1).filter(|_| ranks == 2)?;
-    limits::core_to_core(cores[0], other, REPEATS_OF_LIMITS)
+    let core = |rank| cpus::of_rank(rank, ranks, 1, ranks).map(|cores| cores[0]);
+    let (one, other) = core(0).zip(core(1)).filter(|_| ranks == 2)?;
+    limits::core_to_core(one, other, REPEATS_OF_LIMITS)
 }
 
 /// The sizes that a model uses, and for what.

@@ -5,11 +5,9 @@ use cpu::{CpuConfig, CpuDevice};
 use engine::{EngineError, cpus};
 use model::ModelError;
 
-#[cfg(feature = "mpi")]
-use super::Backend;
-use super::CommArgs;
 use super::measure::{Settings, sweep};
 use super::report::{Context, Report};
+use super::{CommArgs, pair};
 use crate::error::CliError;
 use crate::membership::Membership;
 
@@ -40,7 +38,9 @@ pub fn of_job(
         false => cpus::of_rank(place, here.len(), 1, here.len()),
     };
     let dev = CpuDevice::new(CpuConfig { threads: 1, cores, isa: None, spin: true });
-    let context = Context { backend, ranks, pair: None, uses };
+    // The others wait meanwhile, so that nothing else runs on the two cores.
+    let pair = (job.rank() == 0 && backend == "shared").then(|| pair(ranks)).flatten();
+    let context = Context { backend, ranks, pair, uses };
     if job.rank() != 0 {
         report.stay_silent();
     }
@@ -63,39 +63,4 @@ fn check(args: &CommArgs, ranks: usize) -> Result<(), CliError> {
         ))),
         _ => Ok(()),
     }
-}
-
-/// Measures the group of all processes that mpirun started, over MPI.
-#[cfg(feature = "mpi")]
-pub fn over_mpi(
-    args: &CommArgs,
-    settings: &Settings,
-    uses: Vec<(usize, &'static str)>,
-    report: &mut Report,
-) -> Result<(), CliError> {
-    let world = collective::mpi::MpiWorld::start(settings.deadline)?;
-    let ranks = world.size();
-    check(args, ranks)?;
-    let group = world.group(0, &(0..ranks).collect::<Vec<_>>())?;
-    // Which cores are this process's is the launcher's business.
-    let dev = CpuDevice::new(CpuConfig { threads: 1, cores: None, isa: None, spin: true });
-    let context = Context { backend: Backend::Mpi.name(), ranks, pair: None, uses };
-    if world.rank() != 0 {
-        report.stay_silent();
-    }
-    report.begin(&context);
-    Ok(sweep(&group, &dev, settings, &mut |sample| report.sample(&context, &sample))?)
-}
-
-/// A build without MPI has none.
-#[cfg(not(feature = "mpi"))]
-pub fn over_mpi(
-    _: &CommArgs,
-    _: &Settings,
-    _: Vec<(usize, &'static str)>,
-    _: &mut Report,
-) -> Result<(), CliError> {
-    Err(CliError::Usage(
-        "this anysplit was built without MPI; cargo build --release --features mpi (docs/mpi.md)".into(),
-    ))
 }
