@@ -50,6 +50,17 @@ fn a_launcher_that_is_stopped_is_ended_by_its_ranks() {
 }
 
 #[test]
+fn a_launcher_that_is_stopped_does_not_outlast_ranks_that_are_done() {
+    let generate = "kill -STOP $PPID; exec \"$0\" generate --max-tokens 9 --threads-per-rank 1 Once";
+    let launch = anysplit(&format!("launch --comm-timeout {} -- sh -c", TIMEOUT.as_secs())).arg(generate);
+    let job = Running::start(launch.arg(env!("CARGO_BIN_EXE_anysplit")).command());
+    let end = job.ends(Instant::now());
+    assert_eq!(end.status, None, "by a signal");
+    assert!(end.stdout.ends_with('\n'), "the rank was done: {:?}", end.stdout);
+    end.is_in_time(TIMEOUT);
+}
+
+#[test]
 fn ctrl_c_and_requests_to_end_end_all_ranks_cleanly() {
     for (signal, name, status) in [(Signal::INT, "SIGINT", 130), (Signal::TERM, "SIGTERM", 143)] {
         if is_ignored(signal) {

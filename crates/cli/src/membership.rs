@@ -10,6 +10,7 @@ use collective::Secret;
 use engine::EngineError;
 use job::{
     Backend, Cause, Ending, Failure, Fingerprint, Host, Job, JobEnv, JobOptions, Report, hold_lifeline,
+    wait_for_launcher,
 };
 
 use crate::error::{self, CliError, one_line};
@@ -113,7 +114,9 @@ pub fn run(args: &JobArgs, command: impl FnOnce(&Membership) -> Result<(), CliEr
         Err(error) => return error.report(),
     };
     let result = command(&membership);
-    membership.leave(result)
+    let status = membership.leave(result);
+    wait_for_launcher(&|name| std::env::var(name).ok(), Duration::from_secs(args.comm_timeout));
+    status
 }
 
 /// A rank's error, without the rank's name, which whoever prints it adds.

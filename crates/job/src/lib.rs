@@ -49,7 +49,7 @@ pub use frame::Failure;
 pub use group::{Backend, JobGroup};
 pub use host::Host;
 pub use job::{Job, JobOptions};
-pub use lifeline::{LIFE_FD, hold_lifeline};
+pub use lifeline::{LIFE_FD, hold_lifeline, wait_for_launcher};
 pub use report::{Cause, Ending, REPORT_FD, Report};
 
 /// What all ranks of a job must have in common: names and values, such as the version and the plan.

@@ -34,6 +34,16 @@ pub fn hold_lifeline(lookup: &dyn Fn(&str) -> Option<String>, timeout: Duration)
     spawned.map(drop).map_err(|e| JobError::system("cannot start a thread for the launcher's pulse", e))
 }
 
+/// Called by a process that holds on to the launcher's pulse and is done: waits while the launcher is stopped. It goes on,
+/// or is ended with this process after the timeout; a stopped launcher without children would stay for ever.
+pub fn wait_for_launcher(lookup: &dyn Fn(&str) -> Option<String>, timeout: Duration) {
+    let until = Instant::now() + 2 * timeout;
+    let is_launched = lookup(LIFE_FD).is_some_and(|value| !value.is_empty());
+    while is_launched && getppid().is_some_and(is_stopped) && Instant::now() < until {
+        std::thread::sleep(TICK);
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Closed,
@@ -60,13 +70,15 @@ fn wait_for_the_end(pipe: &OwnedFd, timeout: Duration) -> End {
 
 /// A stopped launcher would keep its other children, and whoever waits for it.
 fn kill_if_stopped(parent: Option<Pid>) {
-    let Some(parent) = parent else { return };
-    let stat = fs::read_to_string(format!("/proc/{}/stat", parent.as_raw_nonzero())).unwrap_or_default();
-    // The name before the state may hold anything, brackets too.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    if state == Some('T') {
+    if let Some(parent) = parent.filter(|&parent| is_stopped(parent)) {
         let _ = kill_process(parent, Signal::KILL);
     }
+}
+
+fn is_stopped(process: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
+    // The name before the state may hold anything, brackets too.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 #[cfg(test)]
