@@ -209,9 +209,11 @@ fn a_size_of_context_groups_that_cannot_be_is_refused_with_those_that_can() {
 fn compressed_sums_are_warned_of_in_one_line_with_what_they_cost() {
     for dtype in ["bfloat16", "fp8", "int8"] {
         let (_, stderr) = score("llama", &format!("--tp 2 --all-reduce-dtype {dtype}")).run().succeeds();
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
-        let start = format!("warning: --all-reduce-dtype {dtype} gives up equal bits on any split");
-        assert!(stderr.starts_with(&start) && stderr.contains("perplexity by "), "{stderr}");
+        // A machine of one core is told that the ranks share it.
+        let told: Vec<&str> = stderr.lines().filter(|line| !line.contains(" share ")).collect();
+        let [line] = told[..] else { panic!("one line: {stderr}") };
+        let start = format!("warning: --all-reduce-dtype {dtype} turns off the promise of equal bits");
+        assert!(line.starts_with(&start) && line.contains("perplexity changes by "), "{line}");
     }
     let exact = score("llama", "--tp 1").prints();
     for flags in [
@@ -237,6 +239,6 @@ fn compressed_sums_are_the_same_from_threads_and_processes() {
         let launch = format!("--nproc-per-node {ranks} --master-port {}", free_port());
         let (processes, stderr) = work.launched(&launch, flags).run().succeeds();
         assert_eq!(processes, threads, "{flags}");
-        assert_eq!(stderr.matches("gives up equal bits").count(), 1, "{stderr}");
+        assert_eq!(stderr.matches("turns off the promise of equal bits").count(), 1, "{stderr}");
     }
 }

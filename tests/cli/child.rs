@@ -164,6 +164,11 @@ impl Anysplit {
 }
 
 impl Ended {
+    /// Whether it says that all went well.
+    pub fn is_well(&self) -> bool {
+        self.output.status.success()
+    }
+
     /// stdout and stderr of a success.
     #[track_caller]
     pub fn succeeds(self) -> (String, String) {

@@ -77,14 +77,18 @@ impl Work {
     }
 }
 
+/// Runs commands at once.
+pub fn all_at_once(commands: Vec<Anysplit>) -> Vec<Ended> {
+    std::thread::scope(|scope| {
+        let running: Vec<_> = commands.into_iter().map(|command| scope.spawn(|| command.run())).collect();
+        let join = |command: ScopedJoinHandle<'_, Ended>| command.join().expect("its own error is above");
+        running.into_iter().map(join).collect()
+    })
+}
+
 /// Runs the parts of a job at once, and gives what the first prints. The others print nothing.
 pub fn together(parts: Vec<Anysplit>) -> String {
-    let ended: Vec<Ended> = std::thread::scope(|scope| {
-        let parts: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| part.run())).collect();
-        let join = |part: ScopedJoinHandle<'_, Ended>| part.join().expect("its own error is above");
-        parts.into_iter().map(join).collect()
-    });
-    let mut printed = ended.into_iter().map(|ended| ended.succeeds().0);
+    let mut printed = all_at_once(parts).into_iter().map(|ended| ended.succeeds().0);
     let first = printed.next().expect("a job has a part");
     assert!(printed.all(|more| more.is_empty()), "only rank 0 prints");
     first

@@ -2,8 +2,8 @@
 
 use std::net::TcpListener;
 
-use crate::child::{Anysplit, anysplit, free_port};
-use crate::jobs_common::{Work, together};
+use crate::child::{Anysplit, Ended, anysplit, free_port};
+use crate::jobs_common::{Work, all_at_once, together};
 
 /// Starts all ranks of a job with a launcher's variables, as `NAME=value` with the rank's number for `@`, and compares what
 /// rank 0 prints with one rank.
@@ -96,6 +96,21 @@ fn launch_inside_a_step_of_slurm_is_launchs_job() {
     let work = Work::score("llama");
     let flags = format!("--nproc-per-node 2 --master-port {}", free_port());
     assert_eq!(inside(work.launched(&flags, "--tp 2")).run().succeeds().0, work.alone());
+}
+
+#[test]
+fn launches_on_the_same_port_do_not_take_each_others_ranks() {
+    let work = Work::score("llama");
+    let want = work.alone();
+    let flags = format!("--nproc-per-node 2 --master-port {}", free_port());
+    let launches: Vec<Ended> = all_at_once((0..4).map(|_| work.launched(&flags, "--tp 2")).collect());
+    let (well, refused): (Vec<Ended>, Vec<Ended>) = launches.into_iter().partition(Ended::is_well);
+    assert!(!well.is_empty(), "whoever has the port goes on");
+    assert!(well.into_iter().all(|ended| ended.succeeds().0 == want));
+    for ended in refused {
+        let line = ended.fails_with(2);
+        assert!(line.contains("cannot listen on 127.0.0.1:") && line.contains("--master-port"), "{line}");
+    }
 }
 
 #[test]

@@ -50,9 +50,8 @@ pub fn crowded(ranks: usize, cores: usize) -> String {
     format!("{ranks} ranks share {cores} core{s} of this host: it works, but slower than with {cores}")
 }
 
-/// What the demo model scores where compression is to be judged.
-const PASSAGE: &str = "Once upon a time there was a little girl who lived with her mother in a small house by the sea. \
-    Every morning she walked along the shore to look for shells, and every evening she told her mother what she had found.";
+/// What the demo model scores where compression is to be judged: it wrote it.
+const PASSAGE: &str = include_str!("../demo/passage.txt");
 
 /// Compressed sums change with the number of ranks: says so, and by how much they change what the demo model thinks of a
 /// passage.
@@ -70,7 +69,7 @@ pub fn warn_of_compression(options: &EngineOptions) -> Result<(), CliError> {
             all_reduce_dtype,
             ..EngineOptions::default()
         };
-        demo_perplexity(PASSAGE, &options)
+        demo_perplexity(PASSAGE.trim_end(), &options)
     };
     let (exact, compressed) = (perplexity(WireDType::Float32)?, perplexity(dtype)?);
     eprintln!(

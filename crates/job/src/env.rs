@@ -215,7 +215,8 @@ fn torchrun(vars: &Vars<'_>) -> Result<Found, JobError> {
         node: vars.number("GROUP_RANK")?,
         ..Place::at(Launcher::Torchrun, rank, size)
     };
-    place.job(vars, None, None, "torchrun and anysplit launch set it")
+    // `anysplit launch` on one host has no run id that would be the same on others.
+    place.job(vars, None, vars.text("ANYSPLIT_JOB_ID"), "torchrun and anysplit launch set it")
 }
 
 fn open_mpi(vars: &Vars<'_>) -> Result<Found, JobError> {

@@ -11,7 +11,7 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{OFlags, fcntl_setfl};
@@ -67,6 +67,9 @@ impl Job {
             ("ANYSPLIT_LIFE_FD", LIFE_FD.to_string().into()),
             ("ANYSPLIT_REPORT_FD", REPORT_FD.to_string().into()),
         ];
+        if args.nnodes == 1 {
+            environment.push(("ANYSPLIT_JOB_ID", job_id().into()));
+        }
         if let Some(file) = &args.group_secret_file {
             environment.push(("ANYSPLIT_GROUP_SECRET_FILE", file.clone().into()));
         }
@@ -143,6 +146,12 @@ impl Job {
         command.stderr(Stdio::piped()).process_group(0);
         command
     }
+}
+
+/// Tells this job's ranks from those of another launch that was given the same port at the same time.
+fn job_id() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", std::process::id(), now.as_nanos())
 }
 
 /// A rank's process. It ends with its value, and so does what it started.

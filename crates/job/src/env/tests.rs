@@ -77,6 +77,20 @@ fn the_innermost_launcher_counts() {
 }
 
 #[test]
+fn launches_of_one_host_have_keys_of_their_own() {
+    let launch =
+        |id: &str| found(&format!("RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 MASTER_PORT=1234 {id}")).job_key;
+    assert_eq!(launch("ANYSPLIT_JOB_ID=7-1"), launch("ANYSPLIT_JOB_ID=7-1"));
+    assert_ne!(launch("ANYSPLIT_JOB_ID=7-1"), launch("ANYSPLIT_JOB_ID=7-2"));
+    let torchrun = "TORCHELASTIC_RUN_ID=x";
+    assert_eq!(
+        launch(torchrun),
+        launch(&format!("{torchrun} ANYSPLIT_JOB_ID=7-1")),
+        "the innermost launcher counts"
+    );
+}
+
+#[test]
 fn a_process_on_its_own_is_no_job() {
     let alone = [
         "",
