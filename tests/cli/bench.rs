@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::checkpoints::golden;
-use crate::child::anysplit;
+use crate::child::{Anysplit, anysplit, free_port};
 use crate::json_shapes::assert_shape;
 use crate::launch::told;
 
@@ -123,11 +123,16 @@ fn comm_without_check_says_that_nothing_was_compared() {
     assert_eq!(found["rows"][0]["wrong"], Value::Null);
 }
 
+/// `bench comm` by two processes of a job.
+fn launched(options: &str) -> Anysplit {
+    let port = free_port();
+    anysplit(&format!("launch --nproc-per-node 2 --master-port {port} -- {BIN} bench comm {options}"))
+}
+
 #[test]
 fn comm_measures_the_processes_of_a_job() {
     for (options, backend) in [("", "shared"), ("--comm-backend tcp", "tcp")] {
-        let args = format!("launch --nproc-per-node 2 -- {BIN} bench comm --json -b 64 -e 64 -n 3 {options}");
-        let found = anysplit(&args).json();
+        let found = launched(&format!("--json -b 64 -e 64 -n 3 {options}")).json();
         let rows = found["rows"].as_array().unwrap();
         assert_eq!(rows.len(), OPS.len());
         for row in rows {
@@ -137,7 +142,7 @@ fn comm_measures_the_processes_of_a_job() {
             );
         }
     }
-    let line = told(anysplit(&format!("launch --nproc-per-node 2 -- {BIN} bench comm --tp 3"))).fails_with(2);
+    let line = told(launched("--tp 3")).fails_with(2);
     assert!(line.contains("--tp 3") && line.contains("2 processes"), "{line}");
 }
 
@@ -145,8 +150,7 @@ fn comm_measures_the_processes_of_a_job() {
 fn comm_refuses_what_it_cannot_measure() {
     // Built with MPI it can.
     if cfg!(not(feature = "mpi")) {
-        let args = format!("launch --nproc-per-node 2 -- {BIN} bench comm --comm-backend mpi");
-        let line = told(anysplit(&args)).fails_with(2);
+        let line = told(launched("--comm-backend mpi")).fails_with(2);
         assert!(line.contains("built without it") && line.contains("docs/mpi.md"), "{line}");
     }
     for (args, told) in [
