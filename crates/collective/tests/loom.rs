@@ -14,7 +14,7 @@ use loom::sync::atomic::{AtomicU32, Ordering::*};
 use loom::sync::{Arc, Condvar, Mutex};
 use ring::{Pipe, Ring, UNIT};
 use std::time::Duration;
-use sync::{Patience, Rendezvous, Stop, Word};
+use sync::{Patience, Rendezvous, Stop, Word, slot_of, slots};
 
 /// The futex: a kernel compares and queues under a lock that wakers take, too.
 struct LoomWord {
@@ -61,7 +61,7 @@ impl LoomWord {
 struct Group {
     epochs: Vec<LoomWord>,
     failure: LoomWord,
-    slots: Vec<[UnsafeCell<u32>; 2]>,
+    slots: Vec<UnsafeCell<u32>>,
     message: UnsafeCell<u32>,
     /// From rank 0 to rank 1.
     ring: Option<LoomRing>,
@@ -130,24 +130,24 @@ impl Group {
             epochs: (0..ranks).map(|_| LoomWord::new()).collect(),
             failure: LoomWord::new(),
             ring: with_ring.then_some(ring),
-            slots: (0..ranks).map(|_| [UnsafeCell::new(0), UnsafeCell::new(0)]).collect(),
+            slots: (0..slots(ranks)).map(|_| UnsafeCell::new(0)).collect(),
             message: UnsafeCell::new(0),
         })
     }
 
-    /// A step as `shared` makes it: writes its slot, publishes, waits, reads all slots.
+    /// A step as `shared` makes it: writes its slot, publishes, waits, reads the others' slots.
     fn step(&self, rank: usize, step: u32) -> Result<(), Stop> {
         if self.has_failed() {
             return Err(Stop::Failed);
         }
-        let at = step as usize % 2;
+        let slot = |rank: usize| &self.slots[slot_of(self.ranks(), rank, step)];
         // SAFETY: loom checks that no other access happens at the same time, here and below.
-        self.slots[rank][at].with_mut(|slot| unsafe { *slot = step * 10 + rank as u32 });
+        slot(rank).with_mut(|slot| unsafe { *slot = step * 10 + rank as u32 });
         self.publish(rank);
         self.wait(rank, step, &PATIENCE)?;
-        for (other, slots) in self.slots.iter().enumerate() {
+        for other in (0..self.ranks()).filter(|&other| other != rank) {
             // SAFETY: as above.
-            assert_eq!(slots[at].with(|slot| unsafe { *slot }), step * 10 + other as u32);
+            assert_eq!(slot(other).with(|slot| unsafe { *slot }), step * 10 + other as u32);
         }
         Ok(())
     }

@@ -151,10 +151,13 @@ impl Channel {
     /// Lets this and the following steps, which need `len` elements of a slot, go through all of it in turn, instead
     /// of writing the same lines again while the readers' caches still have them: to take a line away from
     /// another cache costs more than to fetch it from the one that both share.
+    /// Two ranks swap their slots, and lines come back to them.
     pub fn rotate(&mut self, len: usize) {
         let len = len.next_multiple_of(LINE).max(LINE);
         self.offset = match self.slot_len() / len {
-            places if places > 1 && len >= LEAST_ROTATED => self.step as usize / 2 % places * len,
+            places if places > 1 && len >= LEAST_ROTATED && self.size() > 2 => {
+                self.step as usize / 2 % places * len
+            }
             _ => 0,
         };
     }
@@ -198,7 +201,7 @@ impl Channel {
                 return Err(self.disagree(call, rank, label));
             }
         }
-        Ok(Peers { region: &self.region, step, offset: self.offset })
+        Ok(Peers { region: &self.region, rank: self.rank, step, offset: self.offset })
     }
 
     /// Fails the group, unless it has failed already.
@@ -268,19 +271,22 @@ impl Channel {
 /// The slots of one step. Gone before the next can be published, as it borrows the channel.
 pub(super) struct Peers<'a> {
     region: &'a Region,
+    rank: usize,
     step: u32,
     offset: usize,
 }
 
 impl Peers<'_> {
-    /// A rank's slot.
+    /// Another rank's slot.
     pub fn slot(&self, rank: usize) -> &[f32] {
-        // SAFETY: `publish` has waited for this step, and the channel cannot publish again while we borrow it.
+        assert_ne!(rank, self.rank, "a rank knows what it wrote, and others may write there now");
+        // SAFETY: it is another's. `publish` has waited for this step, and the channel can neither be written nor publish
+        // again while we borrow it.
         let slot = unsafe { self.region.slot(rank, self.step) };
         &slot[self.offset..]
     }
 
-    /// A rank's slot, as bytes.
+    /// Another rank's slot, as bytes.
     pub fn bytes(&self, rank: usize) -> &[u8] {
         as_bytes(self.slot(rank))
     }

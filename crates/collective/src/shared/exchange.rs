@@ -89,7 +89,10 @@ fn exchange<P: AsMut<[u8]>>(
         let peers = channel.publish(call, total)?;
         if start == 0 {
             most = (0..ranks).map(|from| peers.length(from)).max().unwrap_or(0);
-            streams.extend((0..ranks).map(|from| mine(peers.bytes(from), rank, head)));
+            streams.extend((0..ranks).map(|from| match from == rank {
+                true => 0..0,
+                false => mine(peers.bytes(from), rank, head),
+            }));
             let made = streams.iter().enumerate().map(|(from, stream)| match from == rank {
                 true => {
                     place(from, parts[rank].len()).map_err(|expected| (from, parts[rank].len(), expected))

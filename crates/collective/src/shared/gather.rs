@@ -51,14 +51,15 @@ pub(super) fn all_gather_host(
     own: &[f32],
 ) -> Result<Vec<Vec<f32>>, CollectiveError> {
     channel.begin(call.op)?;
-    let piece = channel.slot_len();
+    let (me, piece) = (channel.rank(), channel.slot_len());
     let mut parts: Vec<Vec<f32>> = vec![Vec::new(); channel.size()];
-    let (mut start, mut most) = (0, 1);
+    parts[me] = own.to_vec();
+    let (mut start, mut most) = (0, own.len().max(1));
     while start < most {
         let mine = &own[start.min(own.len())..(start + piece).min(own.len())];
         channel.slot()?[..mine.len()].copy_from_slice(mine);
         let peers = channel.publish(call, own.len())?;
-        for (rank, part) in parts.iter_mut().enumerate() {
+        for (rank, part) in parts.iter_mut().enumerate().filter(|(rank, _)| *rank != me) {
             let len = peers.length(rank);
             most = most.max(len);
             part.extend_from_slice(&peers.slot(rank)[..len.saturating_sub(start).min(piece)]);

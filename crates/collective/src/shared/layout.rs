@@ -2,17 +2,18 @@
 //! different places into several processes.
 //!
 //! ```text
-//!  Header │ Line of each rank │ Pair of each two ranks │ slots of each rank: even, odd │ ring of each two ranks
+//!  Header │ Line of each rank │ Pair of each two ranks │ slots │ ring of each two ranks
 //! ```
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use super::ring::UNIT;
+use super::sync::{slot_of, slots};
 
 /// What the memory begins with: `anysplit`.
 pub(super) const MAGIC: u64 = u64::from_be_bytes(*b"anysplit");
 /// Changes whenever the layout or the protocol does.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Slots begin at multiples of this.
 const PAGE: usize = 4096;
 /// Longest message that a failing rank leaves.
@@ -102,7 +103,7 @@ impl Layout {
 
     pub fn slot(&self, rank: usize, step: u32) -> usize {
         assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
-        self.first_slot() + (rank * 2 + step as usize % 2) * self.slot_bytes
+        self.first_slot() + slot_of(self.ranks, rank, step) * self.slot_bytes
     }
 
     pub fn ring(&self, from: usize, to: usize) -> usize {
@@ -120,7 +121,7 @@ impl Layout {
     }
 
     fn first_ring(&self) -> usize {
-        self.first_slot() + self.ranks * 2 * self.slot_bytes
+        self.first_slot() + slots(self.ranks) * self.slot_bytes
     }
 }
 
@@ -137,7 +138,8 @@ mod tests {
             assert!(ranks * ranks * layout.ring_bytes <= RINGS_BYTES, "{ranks} ranks");
             let last = ranks - 1;
             assert!(layout.pair(last, last) + size_of::<Pair>() <= layout.slot(0, 0));
-            assert_eq!(layout.slot(last, 1) + layout.slot_bytes, layout.ring(0, 0));
+            let slots = (0..ranks).flat_map(|rank| [layout.slot(rank, 0), layout.slot(rank, 1)]);
+            assert_eq!(slots.max().unwrap() + layout.slot_bytes, layout.ring(0, 0));
             assert_eq!(layout.ring(last, last) + layout.ring_bytes, layout.bytes());
         }
     }

@@ -136,11 +136,13 @@ impl Region {
     /// The slot of `rank` in `step`, to be read.
     ///
     /// # Safety
-    /// The caller has waited for `step`, and the result is gone before its rank publishes `step + 1`.
+    /// The caller is another rank and has waited for `step`, and the result is gone before it writes or publishes in
+    /// `step + 1`.
     pub unsafe fn slot(&self, rank: usize, step: u32) -> &[f32] {
         let base = self.at(self.layout.slot(rank, step)).cast();
-        // SAFETY: a page-aligned slot of any bits. Its owner wrote it before it published `step`, and writes
-        // it again in `step + 2`, before which it waits until all, the caller too, have published `step + 1`.
+        // SAFETY: a page-aligned slot of any bits. `rank` wrote it before it published `step`, and writes it again
+        // in `step + 2`, before which it waits until all, the caller too, have published `step + 1`. Of two ranks the
+        // other one writes it next, in `step + 1`: that is the caller.
         unsafe { NonNull::slice_from_raw_parts(base, self.slot_len()).as_ref() }
     }
 
@@ -152,7 +154,8 @@ impl Region {
     pub unsafe fn slot_mut(&self, rank: usize, step: u32) -> &mut [f32] {
         let base = self.at(self.layout.slot(rank, step)).cast();
         // SAFETY: only `rank` writes it. Others read it in `step − 2`, and all of them have published
-        // `step − 1`, which they do only when they have done with `step − 2`.
+        // `step − 1`, which they do only when they have done with `step − 2`. Of two ranks the other one wrote it in
+        // `step − 1`, before it published that, and only `rank` has read it.
         unsafe { NonNull::slice_from_raw_parts(base, self.slot_len()).as_mut() }
     }
 

@@ -1,7 +1,7 @@
 //! How ranks wait for each other: one word per rank, no locks, no clock while nobody is late.
 //!
 //! Ranks go through numbered steps together. In a step a rank writes its slot, *publishes* (adds one to the
-//! epoch in its word) and *waits* until every epoch has reached the step; then it may read all slots of
+//! epoch in its word) and *waits* until every epoch has reached the step; then it may read the others' slots of
 //! that step. A word also holds who is affected by it:
 //!
 //! ```text
@@ -33,6 +33,22 @@ const EXPLAINED: u32 = 2;
 const FAILED_RANK: u32 = 4;
 /// Who fails explains at once, unless its process is killed before it is done.
 const EXPLAINS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Slots of a group.
+pub fn slots(ranks: usize) -> usize {
+    if ranks == 2 { 2 } else { 2 * ranks }
+}
+
+/// The slot that a rank writes in a step.
+///
+/// Each rank has two, which it writes in turn: the others may still read the one before. Two ranks have one each and
+/// swap them: a rank writes what it has read itself in the step before, so that every line goes to and fro between two
+/// caches. To write lines that it wrote before, it would first have to take them away from the reader, line by line,
+/// which costs up to seven times as much.
+pub fn slot_of(ranks: usize, rank: usize, step: u32) -> usize {
+    let turn = step as usize % 2;
+    if ranks == 2 { (rank + turn) % 2 } else { 2 * rank + turn }
+}
 
 /// Looks at a word between two looks at the clock.
 const LOOKS: usize = 64;
