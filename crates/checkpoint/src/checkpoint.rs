@@ -135,10 +135,12 @@ impl Checkpoint {
         Ok(out)
     }
 
-    /// A number that differs between checkpoints: of every tensor's name, type, shape and first bytes (FNV-1a). Not all
-    /// bytes are read.
+    /// A number that differs between checkpoints: of every tensor's name, type, shape and bytes (FNV-1a). Of a large
+    /// tensor only samples are read, all over it: what has been trained differs nearly everywhere.
     pub fn fingerprint(&self) -> u64 {
-        const FIRST_BYTES: usize = 64;
+        const WHOLE_BYTES: usize = 16 << 10;
+        const SAMPLES: usize = 64;
+        const SAMPLE_BYTES: usize = 64;
         let mut hash = 0xcbf2_9ce4_8422_2325u64;
         let mut add = |bytes: &[u8]| {
             hash = bytes.iter().fold(hash, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
@@ -148,7 +150,15 @@ impl Checkpoint {
             add(tensor.dtype.as_bytes());
             tensor.shape.iter().for_each(|n| add(&n.to_le_bytes()));
             let bytes = &self.inner.files[tensor.file].1.bytes()[tensor.bytes.clone()];
-            add(&bytes[..bytes.len().min(FIRST_BYTES)]);
+            if bytes.len() <= WHOLE_BYTES {
+                add(bytes);
+                continue;
+            }
+            // The last one ends where the tensor does.
+            for sample in 0..SAMPLES {
+                let at = (bytes.len() - SAMPLE_BYTES) * sample / (SAMPLES - 1);
+                add(&bytes[at..at + SAMPLE_BYTES]);
+            }
         }
         hash
     }

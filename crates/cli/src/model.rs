@@ -12,7 +12,7 @@ use tensor::{DType, math};
 
 use crate::args::{LoadFormat, ModelArgs, RunArgs};
 use crate::error::CliError;
-use crate::membership::Membership;
+use crate::membership::{JobArgs, Membership};
 use crate::progress::{DownloadBar, bytes_bar};
 use crate::split::SplitArgs;
 use crate::startup;
@@ -86,7 +86,7 @@ impl OpenModel {
     }
 
     /// What all ranks of a job must agree on: this program, the model, how it is split and what it is kept in.
-    fn fingerprint(&self, options: &EngineOptions) -> Fingerprint {
+    fn fingerprint(&self, options: &EngineOptions, job: &JobArgs) -> Fingerprint {
         let entry = |what: &str, value: String| (what.to_owned(), value);
         let plan = format!(
             "tp {:?} pp {} {:?} dp {} sp {} dcp {} all-reduce-dtype {} {:?} {:?}",
@@ -108,6 +108,7 @@ impl OpenModel {
             entry("plan", plan),
             entry("dtype", kept),
             entry("comm-timeout", format!("{:?}", options.comm_timeout)),
+            entry("comm-backend", format!("{:?}", job.comm_backend)),
         ]
     }
 
@@ -120,7 +121,7 @@ impl OpenModel {
         run: &RunArgs,
         quiet: bool,
     ) -> Result<Option<Engine>, CliError> {
-        let job = membership.join(&self.fingerprint(options), &run.job)?;
+        let job = membership.join(&self.fingerprint(options, &run.job), &run.job)?;
         let bar = bytes_bar("loading", 0);
         let progress = |done: u64, total: u64| {
             bar.set_length(total);

@@ -191,7 +191,7 @@ impl Stats {
         }
         let axes = self.axes.lines(&self.plan, &self.ranks);
         format!(
-            "{first}\n{table}\n(all-reduces, their bytes and bytes sent are those of one forward pass)\n{axes}{ops}\n\
+            "{first}\n{table}\n(of one forward pass; sent: activations and experts' tokens, besides the all-reduces)\n{axes}{ops}\n\
              (the limit is memory bandwidth or arithmetic, whichever takes longer; what lies in a cache can exceed it)"
         )
     }

@@ -25,13 +25,12 @@ pub fn tell(engine: &mut Engine, of_job: bool, quiet: bool) -> Result<(), Engine
 /// More threads than cores work, but take turns. What `launch` has said of its ranks is not said again.
 pub fn warn_of_crowding(engine: &Engine, job: Option<&Job>, is_launched: bool) {
     let ranks = match job {
-        Some(job) => {
-            job.node_of_rank().iter().filter(|&&node| node == job.node_of_rank()[job.rank()]).count()
-        }
+        Some(job) if job.has_own_cores() => 1,
+        Some(job) => job.ranks_here().len(),
         None => engine.plan().mesh.size(),
     };
     let (cores, threads) = (cpus::available().len(), engine.threads_per_rank());
-    if ranks * threads <= cores || cpus::are_shared_out(ranks) && threads <= cores {
+    if ranks * threads <= cores {
         return;
     }
     match threads {
@@ -87,11 +86,8 @@ fn table(engine: &Engine, reports: &[RankReport]) -> Vec<String> {
     let groups = reports.chunks(plan.mesh.tp);
     let more = groups.len().saturating_sub(LINES_MAX);
     let line = |group: &[RankReport]| {
-        let (first, last) = (&group[0], &group[group.len() - 1]);
-        let ranks = match group.len() {
-            1 => format!("rank {}", first.rank),
-            _ => format!("ranks {}–{}", first.rank, last.rank),
-        };
+        let first = &group[0];
+        let ranks = numbers(group);
         let (from, behind) = first.layers;
         let hosts = hosts(group);
         let place = if hosts.is_empty() { String::new() } else { format!(" on {}", hosts.join(", ")) };
@@ -109,6 +105,19 @@ fn table(engine: &Engine, reports: &[RankReport]) -> Vec<String> {
         lines.push(format!("… and {more} more groups (--stats shows all)"));
     }
     lines
+}
+
+/// The numbers of some ranks, from the first to the last if they follow each other.
+fn numbers(group: &[RankReport]) -> String {
+    let follow = group.windows(2).all(|pair| pair[1].rank == pair[0].rank + 1);
+    match group {
+        [one] => format!("rank {}", one.rank),
+        [first, .., last] if follow => format!("ranks {}–{}", first.rank, last.rank),
+        all => {
+            let numbers: Vec<String> = all.iter().map(|r| r.rank.to_string()).collect();
+            format!("ranks {}", numbers.join(", "))
+        }
+    }
 }
 
 /// The hosts of some ranks, each once.

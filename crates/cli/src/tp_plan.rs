@@ -155,7 +155,7 @@ fn print(out: &mut impl Write, layout: &Layout, rows: &[Row], dtype: DType) -> R
     let config = &layout.config;
     writeln!(
         out,
-        "{} split over {} ranks: {} layers, {} query heads, {} KV heads, {}",
+        "{} split over {} tensor-parallel ranks: {} layers, {} query heads, {} KV heads, {}",
         config.architecture.name,
         layout.ranks(),
         config.num_layers(),
@@ -218,7 +218,7 @@ fn print_stages(out: &mut impl Write, plan: &Plan, stages: &[Vec<u64>]) -> Resul
     {
         let (from, to) = (stage.layers.start, stage.layers.end - 1);
         let of_ranks: Vec<String> = of_ranks.iter().map(|&n| bytes(n)).collect();
-        writeln!(out, "stage {number}: layers {from}–{to}, {} on its ranks", of_ranks.join(" "))?;
+        writeln!(out, "stage {number}: layers {from}–{to}, {} on its ranks", of_ranks.join(", "))?;
     }
     Ok(())
 }

@@ -34,6 +34,8 @@ pub struct Engine {
     /// Of all ranks of one replica.
     kv_bytes_per_token: u64,
     threads_per_rank: usize,
+    /// Ranks on this host.
+    ranks_here: usize,
     max_model_len: usize,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
@@ -122,6 +124,7 @@ impl Engine {
             dtype: settings.dtype,
             kv_dtype: settings.kv_dtype,
             threads_per_rank: settings.threads,
+            ranks_here: settings.ranks_here,
             max_model_len: settings.max_model_len,
             max_num_seqs: options.max_num_seqs.max(1),
             max_num_batched_tokens: options.max_num_batched_tokens.max(1),
@@ -446,9 +449,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Bytes that one token takes in the caches of all replicas.
+    /// Bytes that one token takes in the caches of this host's ranks, if they are like the others.
     fn kv_bytes(&self) -> u64 {
-        self.kv_bytes_per_token * self.plan.mesh.dp as u64
+        let of_all = self.kv_bytes_per_token * self.plan.mesh.dp as u64;
+        (of_all * self.ranks_here as u64).div_ceil(self.plan.mesh.size() as u64)
     }
 
     /// KV blocks of each replica that take half of the memory that is left.

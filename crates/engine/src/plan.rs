@@ -8,6 +8,9 @@ use tensor::{KV_BLOCK, SEGMENT, SequenceSpan, StepMeta};
 
 use crate::{EngineError, EngineOptions};
 
+/// More than anyone has.
+const MOST_RANKS: usize = 1 << 16;
+
 /// A model laid out over ranks.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -34,9 +37,9 @@ impl Plan {
         if dp == 0 {
             return Err(EngineError::Request("data parallel size 0 must be at least 1".into()));
         }
-        if let Some(ranks) =
-            at_hand.filter(|&ranks| tp.checked_mul(pp).and_then(|n| n.checked_mul(dp)) != Some(ranks))
-        {
+        let size = tp.checked_mul(pp).and_then(|n| n.checked_mul(dp)).filter(|&n| n <= MOST_RANKS);
+        let fits_model = tp <= config.num_heads && pp <= config.num_layers();
+        if let Some(ranks) = at_hand.filter(|&ranks| size != Some(ranks) || !fits_model) {
             return Err(EngineError::Request(not_the_ranks(&config, ranks, [tp, pp, dp])));
         }
         let stages = Stage::cut(&config, pp, options.pp_layers.as_deref())?;
@@ -44,6 +47,11 @@ impl Plan {
             Layout::with_experts(config, &options.rank_weights, &options.tp_plan, &options.experts)?;
         layout.sequence_parallel = options.sequence_parallel;
         let layout = layout.with_context_parallel(options.decode_context_parallel_size)?;
+        if size.is_none() {
+            return Err(EngineError::Request(format!(
+                "--tp {tp} --pp {pp} --dp {dp} are more than {MOST_RANKS} ranks"
+            )));
+        }
         let whole = layout.config.moe.is_some() && layout.styles.experts == ExpertForm::Whole;
         let ep = if whole { tp } else { 1 };
         Ok(Plan { mesh: Mesh { dp, pp, ep, tp }, layout, stages })
@@ -77,7 +85,10 @@ fn not_the_ranks(config: &ModelConfig, ranks: usize, [tp, pp, dp]: [usize; 3]) -
     let choices = Mesh::choices(ranks, config.num_heads, config.num_layers());
     let shown: Vec<String> = choices.iter().take(8).map(ToString::to_string).collect();
     format!(
-        "--tp {tp} --pp {pp} --dp {dp} do not make the {ranks} ranks at hand; these would: {}",
+        "--tp {tp} --pp {pp} --dp {dp} are not for the {ranks} ranks at hand and a model of {} query heads and {} layers; \
+         these would be: {}",
+        config.num_heads,
+        config.num_layers(),
         shown.join("; ")
     )
 }

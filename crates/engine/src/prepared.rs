@@ -19,24 +19,25 @@ const SPIN: Duration = Duration::from_micros(100);
 /// Threads of all ranks together: above any machine's cores, below what systems refuse.
 const MAX_THREADS: usize = 4096;
 
-/// The ranks that share this host's cores and memory.
+/// The ranks of this host.
 #[derive(Clone, Copy)]
 pub(crate) struct Local {
+    /// Those that share its memory.
     pub ranks: usize,
+    /// Those that share the cores of this process.
+    sharing: usize,
     /// This process's only rank, as one of those; `None`: all ranks are threads of this process.
-    pub only: Option<usize>,
+    only: Option<usize>,
 }
 
 impl Local {
     /// Those of a job that are on this host.
-    pub fn of_job(job: &Job) -> Local {
-        let nodes = job.node_of_rank();
-        let here: Vec<usize> = (0..job.size()).filter(|&rank| nodes[rank] == nodes[job.rank()]).collect();
-        let only = here.iter().position(|&rank| rank == job.rank());
-        // A launcher that binds each process to cores of its own has shared them out already.
-        match cpus::are_shared_out(here.len()) {
-            true => Local { ranks: 1, only: Some(0) },
-            false => Local { ranks: here.len(), only },
+    fn of_job(job: &Job) -> Local {
+        let here = job.ranks_here();
+        let (ranks, only) = (here.len(), here.iter().position(|&rank| rank == job.rank()));
+        match job.has_own_cores() {
+            true => Local { ranks, sharing: 1, only: Some(0) },
+            false => Local { ranks, sharing: ranks, only },
         }
     }
 
@@ -60,7 +61,7 @@ impl MakeDevice for MakeCpu {
     fn make(&self, rank: usize) -> Timed<CpuDevice> {
         Timed::new(CpuDevice::new(CpuConfig {
             threads: self.threads,
-            cores: cpus::of_rank(self.local.index(rank), self.local.ranks, self.threads, self.tp),
+            cores: cpus::of_rank(self.local.index(rank), self.local.sharing, self.threads, self.tp),
             isa: self.isa,
             spin: self.spin,
         }))
@@ -82,6 +83,8 @@ pub(crate) struct Settings {
     pub kv_dtype: DType,
     pub threads: usize,
     pub max_model_len: usize,
+    /// Ranks on the host of this one.
+    pub ranks_here: usize,
 }
 
 impl Prepared {
@@ -95,7 +98,7 @@ impl Prepared {
         let plan = Plan::new(config, options, job.map(Job::size))?;
         let local = match job {
             Some(job) => Local::of_job(job),
-            None => Local { ranks: plan.mesh.size(), only: None },
+            None => Local { ranks: plan.mesh.size(), sharing: plan.mesh.size(), only: None },
         };
         let ranks = local.ranks;
         let dtype = options.dtype.unwrap_or_else(|| source.dtype());
@@ -117,7 +120,7 @@ impl Prepared {
                  a smaller --dtype, or a machine with more memory, would work"
             )));
         }
-        let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(ranks));
+        let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(local.sharing));
         if threads.saturating_mul(ranks) > MAX_THREADS {
             return Err(EngineError::Request(format!(
                 "threads-per-rank {threads} on {ranks} ranks are more than {MAX_THREADS} threads; this machine has {} cores",
@@ -125,7 +128,7 @@ impl Prepared {
             )));
         }
         // Spinning only makes sense while everyone who spins has a core.
-        let spin = ranks * threads <= cpus::available().len();
+        let spin = local.sharing * threads <= cpus::available().len();
         let launch_options = LaunchOptions {
             weight_dtype: options.dtype,
             kv_dtype,
@@ -146,7 +149,11 @@ impl Prepared {
             make: MakeCpu { local, tp: plan.mesh.tp, threads, isa: options.isa, spin },
             loaded_bytes: AtomicU64::new(0),
         };
-        Ok(Prepared { setup, settings: Settings { dtype, kv_dtype, threads, max_model_len }, total })
+        Ok(Prepared {
+            setup,
+            settings: Settings { dtype, kv_dtype, threads, max_model_len, ranks_here: ranks },
+            total,
+        })
     }
 }
 

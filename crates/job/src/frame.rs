@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 /// Changes with every change of a frame.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// The longest frame; a table of 4096 ranks fits. Those who have not yet shown the secret send no frames.
 const MAX_FRAME_BYTES: usize = 1 << 20;
@@ -30,6 +30,8 @@ pub struct Seat {
     pub host: String,
     pub host_name: String,
     pub pid: u32,
+    /// The cores that it may use.
+    pub cores: Vec<u32>,
     /// Where it takes connections for data.
     pub data: SocketAddr,
 }

@@ -1,6 +1,9 @@
 //! Which host a process is on: ranks of one host can share memory.
 
+use std::collections::BTreeSet;
 use std::fs;
+
+use rustix::thread::CpuSet;
 
 /// The host of this process, as others compare it and as people read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +12,8 @@ pub struct Host {
     pub identity: String,
     /// What people call it.
     pub name: String,
+    /// The cores that this process may use.
+    pub cores: Vec<u32>,
 }
 
 impl Host {
@@ -26,8 +31,22 @@ impl Host {
         let name = read("/proc/sys/kernel/hostname").unwrap_or_else(|| "localhost".into());
         // The name guards against machines that were cloned while they ran.
         let identity = format!("{boot} {} {} {user} {node} {name}", namespace("net"), namespace("pid"));
-        Host { identity, name }
+        Host { identity, name, cores: cores() }
     }
+}
+
+fn cores() -> Vec<u32> {
+    let own = std::thread::available_parallelism().map_or(1, |n| n.get());
+    match rustix::thread::sched_getaffinity(None) {
+        Ok(set) => (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).map(|core| core as u32).collect(),
+        Err(_) => (0..own as u32).collect(),
+    }
+}
+
+/// How many different cores some processes may use together, and whether no two of them share any.
+pub(crate) fn together(cores: &[&[u32]]) -> (usize, bool) {
+    let all: BTreeSet<u32> = cores.iter().copied().flatten().copied().collect();
+    (all.len(), all.len() == cores.iter().map(|own| own.len()).sum::<usize>())
 }
 
 fn read(path: &str) -> Option<String> {
@@ -57,6 +76,13 @@ pub(crate) fn side_by_side(node_of_rank: &[usize]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cores_that_two_processes_share_count_once() {
+        assert_eq!(together(&[&[0, 1], &[2, 3]]), (4, true));
+        assert_eq!(together(&[&[0, 1], &[0, 1]]), (2, false));
+        assert_eq!(together(&[&[5]]), (1, true));
+    }
 
     #[test]
     fn two_launchers_on_one_machine_can_play_two_hosts() {

@@ -9,7 +9,7 @@ use collective::{Group, Secret, TcpConfig, TcpMesh};
 use crate::env::JobEnv;
 use crate::frame::{Failure, Seat};
 use crate::group::{Backend, JobGroup, Maker, Mpi, spin};
-use crate::host::{Host, number_hosts, side_by_side};
+use crate::host::{Host, number_hosts, side_by_side, together};
 use crate::rendezvous::{self, Link};
 use crate::report::{Ending, Report};
 use crate::watch::Watch;
@@ -119,8 +119,7 @@ impl Job {
         }
         let address = |(rank, seat): (usize, &Seat)| (rank != self.rank).then_some(seat.data);
         let peers: Vec<_> = self.seats.iter().enumerate().map(address).collect();
-        let spin = spin(&self.node_of_rank, self.rank);
-        let config = TcpConfig { connect_deadline: options.startup_timeout, spin };
+        let config = TcpConfig { connect_deadline: options.startup_timeout, spin: self.spin() };
         self.mesh = Some(TcpMesh::connect(self.rank, listener, &peers, &options.secret, &config)?);
         Ok(())
     }
@@ -144,6 +143,27 @@ impl Job {
     /// share memory.
     pub fn node_of_rank(&self) -> &[usize] {
         &self.node_of_rank
+    }
+
+    /// Ranks of this process's host, this one too, ascending.
+    pub fn ranks_here(&self) -> Vec<usize> {
+        let nodes = &self.node_of_rank;
+        (0..self.size()).filter(|&rank| nodes[rank] == nodes[self.rank]).collect()
+    }
+
+    /// Whether each process of this host may only use cores of its own, as launchers of MPI and Slurm can see to it.
+    pub fn has_own_cores(&self) -> bool {
+        let here = self.cores_here();
+        here.len() > 1 && together(&here).1
+    }
+
+    fn cores_here(&self) -> Vec<&[u32]> {
+        self.ranks_here().into_iter().map(|rank| &*self.seats[rank].cores).collect()
+    }
+
+    fn spin(&self) -> Duration {
+        let here = self.cores_here();
+        spin(here.len(), together(&here).0)
     }
 
     /// All ranks, those of one host side by side, rank 0 first.
@@ -172,6 +192,7 @@ impl Job {
             node_of_rank: &self.node_of_rank,
             watch: &self.watch,
             link,
+            spin: self.spin(),
             mesh: self.mesh.as_ref(),
             mpi: self.mpi.as_ref(),
         };

@@ -74,6 +74,7 @@ impl Party<'_> {
             host: self.host.identity.clone(),
             host_name: self.host.name.clone(),
             pid: std::process::id(),
+            cores: self.host.cores.clone(),
             data,
         };
         let fingerprint = self.fingerprint.clone();

@@ -15,6 +15,7 @@ use tensor::{KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 use super::limits::{BUFFER_BYTES, config as limits_config};
 use crate::args::{ModelArgs, RunArgs, engine_options, yes_or_no};
 use crate::error::CliError;
+use crate::expert_counts;
 use crate::membership::Membership;
 use crate::model::OpenModel;
 use crate::split::SplitArgs;
@@ -148,6 +149,9 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
             let bandwidth = (before + memory.measure()) / 2.0;
             candidate.runs.push(Run { timing: candidate.engine.timing(), bandwidth, flops });
         }
+    }
+    for candidate in &mut candidates {
+        expert_counts::record(args.split.expert_counts.as_deref(), &mut candidate.engine)?;
     }
     let rows: Vec<Value> = candidates.iter().map(|c| c.row(args, &work, peak_rss_bytes)).collect();
     let mut out = std::io::stdout().lock();

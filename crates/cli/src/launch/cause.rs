@@ -133,10 +133,20 @@ impl End {
         }
     }
 
+    /// Its last line, if that says why. A rank that writes notes is one of ours: other lines of it are none of errors.
+    fn last_words(&self) -> &str {
+        let error = self.last_line.strip_prefix("error:");
+        match (error, &self.heard.note) {
+            (Some(error), _) => error.trim(),
+            (None, Some(_)) => "",
+            (None, None) => self.last_line.trim(),
+        }
+    }
+
     fn told(&self, host: &str, others: &[&End]) -> String {
         let (rank, pid) = (self.rank, self.pid);
         let who = format!("rank {rank} on {host} (pid {pid})");
-        let last = self.last_line.strip_prefix("error:").unwrap_or(&self.last_line).trim();
+        let last = self.last_words();
         let place = self.place(others);
         let said = if last.is_empty() { String::new() } else { format!("; its last line: {last}") };
         match (self.how, &self.heard.report) {

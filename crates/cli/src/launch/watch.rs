@@ -11,7 +11,7 @@ use super::process::Process;
 /// How often the launcher looks for ranks that are stopped.
 const LOOK: Duration = Duration::from_millis(250);
 /// How often the launcher says that it lives.
-const BEAT: Duration = Duration::from_secs(1);
+const BEAT: Duration = Duration::from_millis(200);
 /// For so long after a failure the other ranks may end by themselves, and say what they know.
 const GRACE: Duration = Duration::from_secs(1);
 /// So long after SIGTERM follows SIGKILL. Together with `GRACE` it is below the two seconds in which all is over.

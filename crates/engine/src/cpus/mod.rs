@@ -16,17 +16,6 @@ pub fn available() -> &'static [usize] {
     })
 }
 
-/// Whether each of `ranks` processes of this host may only use cores of its own, as MPI's and Slurm's launchers see to
-/// it: then there are enough such shares on the machine.
-pub fn are_shared_out(ranks: usize) -> bool {
-    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    let cores = online.trim().split(',').filter_map(|range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        Some(last.parse::<usize>().ok()? - first.parse::<usize>().ok()? + 1)
-    });
-    ranks > 1 && available().len() * ranks <= cores.sum()
-}
-
 /// Threads of a rank if nobody says: the cores, shared out.
 pub fn default_threads(ranks: usize) -> usize {
     (available().len() / ranks).max(1)

@@ -31,6 +31,8 @@ pub(crate) struct Maker<'a> {
     pub node_of_rank: &'a [usize],
     pub watch: &'a Watch,
     pub link: &'a Link,
+    /// For how long a rank polls before it sleeps.
+    pub spin: Duration,
     /// There if ranks are on several hosts, or the backend says so.
     pub mesh: Option<&'a TcpMesh>,
     /// There if the backend says so.
@@ -74,11 +76,7 @@ impl Maker<'_> {
     /// Memory between ranks of one host.
     fn share(&self, id: u16, members: &[usize], deadline: Duration) -> Result<SharedRank, JobError> {
         let me = members.iter().position(|&rank| rank == self.watch.me).expect("a member makes the group");
-        let config = SharedConfig {
-            deadline,
-            spin: spin(self.node_of_rank, self.watch.me),
-            ..SharedConfig::default()
-        };
+        let config = SharedConfig { deadline, spin: self.spin, ..SharedConfig::default() };
         // The first operation has the deadline; members may come to make the group with more of a delay.
         let until = Instant::now() + deadline.max(self.watch.pace.timeout);
         if me == 0 {
@@ -165,20 +163,9 @@ fn no_memory(first: usize, error: &dyn std::fmt::Display) -> JobError {
     JobError::system(what, error)
 }
 
-/// For how long a rank polls before it sleeps. Ranks that outnumber their host's cores must not keep them busy.
-pub(crate) fn spin(node_of_rank: &[usize], me: usize) -> Duration {
-    let ranks = node_of_rank.iter().filter(|&&node| node == node_of_rank[me]).count();
-    if ranks > cores() { Duration::ZERO } else { SharedConfig::default().spin }
-}
-
-/// The cores of the machine, not of this process: each rank's process may be bound to one of them.
-fn cores() -> usize {
-    let is_core = |name: &str| {
-        name.strip_prefix("cpu").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-    };
-    let own = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let entries = std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_name().to_str().is_some_and(is_core)).count().max(own)
+/// For how long a rank polls before it sleeps. Ranks that outnumber the cores that they share must not keep them busy.
+pub(crate) fn spin(ranks: usize, cores: usize) -> Duration {
+    if ranks > cores { Duration::ZERO } else { SharedConfig::default().spin }
 }
 
 #[cfg(test)]

@@ -161,7 +161,10 @@ impl Layout {
             )));
         }
         let styles = Styles::resolve(&config, plan, experts.form)?;
-        if styles.experts == ExpertForm::Sliced && experts.placement != ExpertPlacement::Contiguous {
+        // To balance sliced experts there is nothing to do: every rank has as much of each.
+        let is_placed =
+            !matches!(experts.placement, ExpertPlacement::Contiguous | ExpertPlacement::Balanced(_));
+        if styles.experts == ExpertForm::Sliced && is_placed {
             return Err(ModelError::Split(format!(
                 "expert placement is for whole experts, and those of {name} are sliced here; enable-expert-parallel \
                  would make them whole"

@@ -54,6 +54,10 @@ impl ExpertPlacement {
         let lists = lists(json, "tokens_per_expert").ok_or_else(|| {
             wrong("recorded counts must be a list of numbers of tokens, one per expert, or one such list per layer")
         })?;
+        // Sums of them stay exact in f64.
+        if lists.iter().flatten().any(|&tokens| tokens > 1 << 40) {
+            return Err(wrong("recorded counts are at most 2^40 tokens per expert"));
+        }
         Ok(ExpertPlacement::Balanced(lists))
     }
 }
