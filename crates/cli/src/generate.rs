@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use engine::text::{Message, StopMatcher, StreamDecoder, TextError, Tokenizer};
 use engine::{Completion, Engine, GenerateRequest, SamplingParams};
+use model::check_tokens;
 use serde_json::{Map, Value, json};
 
 use crate::args::{ModelArgs, RunArgs, engine_options, parse_ids, read_prompts, yes_or_no};
@@ -94,6 +95,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     sampling.check()?;
     let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
     let prompts = args.prompts(&model)?;
+    prompts.iter().try_for_each(|prompt| check_tokens(&model.config, prompt))?;
     let tokenizer = match model.tokenizer() {
         // Ids need no tokenizer, unless something else does. One that is there must be right.
         Err(CliError::Text(TextError::MissingTokenizer { .. }))

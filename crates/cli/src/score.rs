@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
+use model::check_tokens;
 use serde_json::json;
 
 use crate::args::{ModelArgs, RunArgs, engine_options, parse_ids, yes_or_no};
@@ -49,6 +50,7 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
         (Some(text), None) => model.tokenizer()?.encode(text, true)?,
         (None, None) => unreachable!("clap requires one of them"),
     };
+    check_tokens(&model.config, &ids)?;
     let tokens =
         model.tokenizer().ok().map(|t| ids.iter().map(|&id| t.decode(&[id], false)).collect::<Vec<_>>());
     let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
