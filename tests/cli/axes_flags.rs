@@ -104,6 +104,19 @@ fn counts_are_added_up_and_balance_later_runs_with_the_same_bits() {
 }
 
 #[test]
+fn sliced_experts_are_left_alone_by_a_balance() {
+    let dir = Copy::empty();
+    let want = generate("mixtral", "--tp 1").json();
+    // The first run records what the second goes by.
+    for _ in 0..2 {
+        let run = generate("mixtral", "--tp 4 --expert-placement auto").arg("--expert-counts");
+        let (stdout, _) = run.arg(dir.file("counts.json")).run().succeeds();
+        let run: Value = serde_json::from_str(&stdout).expect("one JSON value");
+        assert_eq!((&run["token_ids"], &run["parallel"]["ep"]), (&want["token_ids"], &1.into()));
+    }
+}
+
+#[test]
 fn a_balance_without_counts_is_told_of_once_for_all_ranks() {
     let dir = Copy::empty();
     let work = Work::score("qwen3_moe").arg("--expert-counts").arg(dir.file("none.json"));

@@ -65,14 +65,7 @@ impl Membership {
 
     /// Meets the other ranks, if there are others.
     pub fn join(&self, fingerprint: &Fingerprint, args: &JobArgs) -> Result<Option<&Job>, CliError> {
-        let Some(env) = &self.env else {
-            if args.comm_backend != Backend::Auto {
-                eprintln!(
-                    "warning: --comm-backend is for processes; ranks of one process are threads, which share memory"
-                );
-            }
-            return Ok(None);
-        };
+        let Some(env) = &self.env else { return Ok(None) };
         let options = JobOptions {
             secret: args.group_secret_file.as_deref().map_or(Ok(Secret::none()), secret::read)?,
             comm_timeout: Duration::from_secs(args.comm_timeout),

@@ -57,7 +57,7 @@ pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     match args.json {
         true => writeln!(out, "{}", to_json(&plan, &stages, &rows, dtype))?,
         false => {
-            print(&mut out, layout, &rows, dtype)?;
+            print(&mut out, &plan, &rows, dtype)?;
             print_stages(&mut out, &plan, &stages)?;
         }
     }
@@ -151,13 +151,15 @@ fn experts_of_rank(layout: &Layout, rank: usize) -> String {
 }
 
 /// One line per pattern, not per layer: layers differ only where a plan says so, and then both are shown.
-fn print(out: &mut impl Write, layout: &Layout, rows: &[Row], dtype: DType) -> Result<(), CliError> {
+fn print(out: &mut impl Write, plan: &Plan, rows: &[Row], dtype: DType) -> Result<(), CliError> {
+    let (layout, mesh) = (&plan.layout, plan.mesh);
+    let stages = if mesh.pp > 1 { format!(" in {} stages", mesh.pp) } else { String::new() };
     let config = &layout.config;
     writeln!(
         out,
-        "{} split over {} tensor-parallel ranks: {} layers, {} query heads, {} KV heads, {}",
+        "{} split over {} ranks{stages}: {} layers, {} query heads, {} KV heads, {}",
         config.architecture.name,
-        layout.ranks(),
+        mesh.replica_size(),
         config.num_layers(),
         config.num_heads,
         config.num_kv_heads,
