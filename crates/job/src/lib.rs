@@ -39,6 +39,7 @@ mod host;
 mod job;
 mod lifeline;
 mod line;
+mod process;
 mod rendezvous;
 mod report;
 mod watch;
@@ -50,6 +51,7 @@ pub use group::{Backend, JobGroup};
 pub use host::Host;
 pub use job::{Job, JobOptions};
 pub use lifeline::{LIFE_FD, hold_lifeline, wait_for_launcher};
+pub use process::process_state;
 pub use report::{Cause, Ending, REPORT_FD, Report};
 
 /// What all ranks of a job must have in common: names and values, such as the version and the plan.

@@ -1,7 +1,6 @@
 //! The launcher's pulse: a pipe into which it writes each second. A process whose launcher has died or was stopped ends,
 //! so that none is left behind.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, getppid, kill_process};
 
 use crate::JobError;
+use crate::process::process_state;
 use crate::report::inherited_pipe;
 
 /// The variable with the number of the pipe.
@@ -76,9 +76,7 @@ fn kill_if_stopped(parent: Option<Pid>) {
 }
 
 fn is_stopped(process: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
-    // The name before the state may hold anything, brackets too.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    process_state(process.as_raw_nonzero().get() as u32) == Some('T')
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use command_fds::{CommandFdExt, FdMapping};
+use job::process_state;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::process::{
@@ -232,7 +233,7 @@ impl Process {
 
     /// For how long the process has been stopped (not merely waited), as far as was looked.
     pub fn stopped_since(&mut self) -> Option<Instant> {
-        let is_stopped = self.ended.is_none() && state(self.child.id()) == Some('T');
+        let is_stopped = self.ended.is_none() && process_state(self.child.id()) == Some('T');
         self.stopped_since = is_stopped.then(|| self.stopped_since.unwrap_or_else(Instant::now));
         self.stopped_since
     }
@@ -277,11 +278,4 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill(How::Ended);
     }
-}
-
-/// The letter of a process's state, as the kernel tells it: T if it is stopped.
-fn state(pid: u32) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it may have any character.
-    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }

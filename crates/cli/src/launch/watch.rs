@@ -3,6 +3,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use job::Host;
 use signal_hook::consts::SIGCHLD;
 
 use super::cause::{self, How};
@@ -180,7 +181,7 @@ impl<'a> Watch<'a> {
         }
         ends.sort_by_key(|(at, ..)| *at);
         let all: Vec<_> = ends.iter().map(|(_, end, _)| end).collect();
-        if let Some((line, status)) = cause::root(&all, &host()) {
+        if let Some((line, status)) = cause::root(&all, &Host::this(None).name) {
             return Ended::Failed { line, status };
         }
         // Nothing failed, so what was held back is no echo.
@@ -199,11 +200,4 @@ impl Phase {
             *self = Phase::Grace(Instant::now() + GRACE);
         }
     }
-}
-
-/// This host's name.
-fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "this host".into() } else { name.to_owned() }
 }
