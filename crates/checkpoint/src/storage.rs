@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 
 use crate::CheckpointError;
 
@@ -28,6 +28,14 @@ impl Storage {
         // this process with SIGBUS, as with every mapped checkpoint.
         let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::read(path))?;
         Ok(Storage::Mapped(map))
+    }
+
+    /// Says whether only bytes here and there are read from now on: then none around them are fetched with them.
+    pub(crate) fn expect_samples(&self, samples: bool) {
+        if let Storage::Mapped(map) = self {
+            // A hint, whatever comes of it.
+            let _ = map.advise(if samples { Advice::Random } else { Advice::Normal });
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -64,7 +64,7 @@ pub fn add(file: &Path, report: &ExpertReport) -> Result<(), CliError> {
     if let Some(ExpertPlacement::Balanced(before)) = read(file)? {
         fits(file, &before, &counts)?;
         for (sum, more) in counts.iter_mut().flatten().zip(before.into_iter().flatten()) {
-            *sum = sum.saturating_add(more);
+            *sum = sum.saturating_add(more).min(ExpertPlacement::MOST_TOKENS);
         }
     }
     let text = json!({ "tokens_per_expert": counts }).to_string() + "\n";

@@ -64,7 +64,11 @@ impl Membership {
     }
 
     /// Meets the other ranks, if there are others.
-    pub fn join(&self, fingerprint: &Fingerprint, args: &JobArgs) -> Result<Option<&Job>, CliError> {
+    pub fn join(
+        &self,
+        fingerprint: impl FnOnce() -> Fingerprint,
+        args: &JobArgs,
+    ) -> Result<Option<&Job>, CliError> {
         let Some(env) = &self.env else { return Ok(None) };
         let options = JobOptions {
             secret: args.group_secret_file.as_deref().map_or(Ok(Secret::none()), secret::read)?,
@@ -74,7 +78,7 @@ impl Membership {
             backend: args.comm_backend,
             ..JobOptions::default()
         };
-        let job = Job::join(env, fingerprint, &options).map_err(EngineError::from)?;
+        let job = Job::join(env, &fingerprint(), &options).map_err(EngineError::from)?;
         Ok(Some(self.job.get_or_init(|| job)))
     }
 

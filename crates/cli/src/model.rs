@@ -108,7 +108,7 @@ impl OpenModel {
             entry("plan", plan),
             entry("dtype", kept),
             entry("comm-timeout", format!("{:?}", options.comm_timeout)),
-            entry("comm-backend", format!("{:?}", job.comm_backend)),
+            entry("comm-backend", job.comm_backend.name().into()),
         ]
     }
 
@@ -121,7 +121,7 @@ impl OpenModel {
         run: &RunArgs,
         quiet: bool,
     ) -> Result<Option<Engine>, CliError> {
-        let job = membership.join(&self.fingerprint(options, &run.job), &run.job)?;
+        let job = membership.join(|| self.fingerprint(options, &run.job), &run.job)?;
         let bar = bytes_bar("loading", 0);
         let progress = |done: u64, total: u64| {
             bar.set_length(total);

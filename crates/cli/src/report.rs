@@ -191,7 +191,8 @@ impl Stats {
         }
         let axes = self.axes.lines(&self.plan, &self.ranks);
         format!(
-            "{first}\n{table}\n(of one forward pass; sent: activations and experts' tokens, besides the all-reduces)\n{axes}{ops}\n\
+            "{first}\n{table}\n(all-reduces, their bytes and what was sent are of one forward pass; sent: activations and experts' tokens, besides the \
+             all-reduces)\n{axes}{ops}\n\
              (the limit is memory bandwidth or arithmetic, whichever takes longer; what lies in a cache can exceed it)"
         )
     }

@@ -25,8 +25,7 @@ pub fn tell(engine: &mut Engine, of_job: bool, quiet: bool) -> Result<(), Engine
 /// More threads than cores work, but take turns. What `launch` has said of its ranks is not said again.
 pub fn warn_of_crowding(engine: &Engine, job: Option<&Job>, is_launched: bool) {
     let ranks = match job {
-        Some(job) if job.has_own_cores() => 1,
-        Some(job) => job.ranks_here().len(),
+        Some(job) => job.ranks_on_my_cores().len(),
         None => engine.plan().mesh.size(),
     };
     let (cores, threads) = (cpus::available().len(), engine.threads_per_rank());

@@ -153,13 +153,14 @@ fn experts_of_rank(layout: &Layout, rank: usize) -> String {
 /// One line per pattern, not per layer: layers differ only where a plan says so, and then both are shown.
 fn print(out: &mut impl Write, plan: &Plan, rows: &[Row], dtype: DType) -> Result<(), CliError> {
     let (layout, mesh) = (&plan.layout, plan.mesh);
-    let stages = if mesh.pp > 1 { format!(" in {} stages", mesh.pp) } else { String::new() };
+    let times = |n: usize, what: &str| if n > 1 { format!(" × {n} {what}") } else { String::new() };
+    let others = times(mesh.pp, "stages") + &times(mesh.dp, "replicas");
     let config = &layout.config;
     writeln!(
         out,
-        "{} split over {} ranks{stages}: {} layers, {} query heads, {} KV heads, {}",
+        "{} split over {} ranks{others}: {} layers, {} query heads, {} KV heads, {}",
         config.architecture.name,
-        mesh.replica_size(),
+        layout.ranks(),
         config.num_layers(),
         config.num_heads,
         config.num_kv_heads,
@@ -206,7 +207,8 @@ fn print(out: &mut impl Write, plan: &Plan, rows: &[Row], dtype: DType) -> Resul
         let experts = if whole { "whole experts" } else { "sliced experts" };
         table.add_row(line(experts, &|r| experts_of_rank(layout, r)));
     }
-    table.add_row(line("bytes", &|r| bytes(totals[r] as u64)));
+    let whole = if mesh.pp > 1 { "bytes, all stages" } else { "bytes" };
+    table.add_row(line(whole, &|r| bytes(totals[r] as u64)));
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }

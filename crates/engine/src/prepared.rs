@@ -33,12 +33,9 @@ pub(crate) struct Local {
 impl Local {
     /// Those of a job that are on this host.
     fn of_job(job: &Job) -> Local {
-        let here = job.ranks_here();
-        let (ranks, only) = (here.len(), here.iter().position(|&rank| rank == job.rank()));
-        match job.has_own_cores() {
-            true => Local { ranks, sharing: 1, only: Some(0) },
-            false => Local { ranks, sharing: ranks, only },
-        }
+        let sharing = job.ranks_on_my_cores();
+        let only = sharing.iter().position(|&rank| rank == job.rank());
+        Local { ranks: job.ranks_here().len(), sharing: sharing.len(), only }
     }
 
     fn index(&self, rank: usize) -> usize {

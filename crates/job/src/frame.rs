@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::Cores;
+
 /// Changes with every change of a frame.
 pub const PROTOCOL: u16 = 2;
 
@@ -31,7 +33,7 @@ pub struct Seat {
     pub host_name: String,
     pub pid: u32,
     /// The cores that it may use.
-    pub cores: Vec<u32>,
+    pub cores: Cores,
     /// Where it takes connections for data.
     pub data: SocketAddr,
 }

@@ -30,17 +30,22 @@ pub enum Backend {
     Mpi,
 }
 
+impl Backend {
+    const ALL: [(Backend, &'static str); 4] =
+        [(Backend::Auto, "auto"), (Backend::Shared, "shared"), (Backend::Tcp, "tcp"), (Backend::Mpi, "mpi")];
+
+    /// Its name in flags.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+}
+
 impl FromStr for Backend {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Backend, String> {
-        match text {
-            "auto" => Ok(Backend::Auto),
-            "shared" => Ok(Backend::Shared),
-            "tcp" => Ok(Backend::Tcp),
-            "mpi" => Ok(Backend::Mpi),
-            _ => Err(format!("{text:?} is no backend: auto, shared, tcp or mpi")),
-        }
+        let named = Self::ALL.iter().find(|(_, name)| *name == text).map(|(backend, _)| *backend);
+        named.ok_or_else(|| format!("{text:?} is no backend: auto, shared, tcp or mpi"))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Which host a process is on: ranks of one host can share memory.
 
-use std::collections::BTreeSet;
 use std::fs;
 
 use rustix::thread::CpuSet;
+use serde::{Deserialize, Serialize};
 
 /// The host of this process, as others compare it and as people read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Host {
     /// What people call it.
     pub name: String,
     /// The cores that this process may use.
-    pub cores: Vec<u32>,
+    pub cores: Cores,
 }
 
 impl Host {
@@ -35,18 +35,50 @@ impl Host {
     }
 }
 
-fn cores() -> Vec<u32> {
+fn cores() -> Cores {
     let own = std::thread::available_parallelism().map_or(1, |n| n.get());
     match rustix::thread::sched_getaffinity(None) {
-        Ok(set) => (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).map(|core| core as u32).collect(),
-        Err(_) => (0..own as u32).collect(),
+        Ok(set) => Cores::of((0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).map(|core| core as u32)),
+        Err(_) => Cores::of(0..own as u32),
     }
 }
 
-/// How many different cores some processes may use together, and whether no two of them share any.
-pub(crate) fn together(cores: &[&[u32]]) -> (usize, bool) {
-    let all: BTreeSet<u32> = cores.iter().copied().flatten().copied().collect();
-    (all.len(), all.len() == cores.iter().map(|own| own.len()).sum::<usize>())
+/// Cores by their numbers, as ranges: first and last. A job of thousands of ranks has as many of these in one message.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cores(Vec<(u32, u32)>);
+
+impl Cores {
+    /// From ascending numbers.
+    pub(crate) fn of(numbers: impl Iterator<Item = u32>) -> Cores {
+        let mut ranges: Vec<(u32, u32)> = Vec::new();
+        for number in numbers {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == number => *last = number,
+                _ => ranges.push((number, number)),
+            }
+        }
+        Cores(ranges)
+    }
+
+    /// Whether two processes share any.
+    pub(crate) fn overlap(&self, other: &Cores) -> bool {
+        self.0.iter().any(|(first, last)| other.0.iter().any(|(a, b)| first <= b && a <= last))
+    }
+}
+
+/// How many different cores some processes may use together.
+pub(crate) fn together<'a>(cores: impl Iterator<Item = &'a Cores>) -> usize {
+    let mut ranges: Vec<(u32, u32)> = cores.flat_map(|cores| cores.0.iter().copied()).collect();
+    ranges.sort_unstable();
+    let (mut count, mut next) = (0, 0);
+    for (first, last) in ranges {
+        let first = first.max(next);
+        if last >= first {
+            count += (last - first) as usize + 1;
+            next = last + 1;
+        }
+    }
+    count
 }
 
 fn read(path: &str) -> Option<String> {
@@ -79,9 +111,12 @@ mod tests {
 
     #[test]
     fn cores_that_two_processes_share_count_once() {
-        assert_eq!(together(&[&[0, 1], &[2, 3]]), (4, true));
-        assert_eq!(together(&[&[0, 1], &[0, 1]]), (2, false));
-        assert_eq!(together(&[&[5]]), (1, true));
+        let cores = |numbers: &[u32]| Cores::of(numbers.iter().copied());
+        let [low, high, all, odd] = [cores(&[0, 1]), cores(&[2, 3]), cores(&[0, 1, 2, 3]), cores(&[1, 3])];
+        assert_eq!(together([&low, &high].into_iter()), 4);
+        assert_eq!(together([&all, &low, &all, &odd].into_iter()), 4);
+        assert_eq!(together([&odd].into_iter()), 2);
+        assert!(!low.overlap(&high) && low.overlap(&odd) && odd.overlap(&all) && low.overlap(&low));
     }
 
     #[test]

@@ -151,19 +151,16 @@ impl Job {
         (0..self.size()).filter(|&rank| nodes[rank] == nodes[self.rank]).collect()
     }
 
-    /// Whether each process of this host may only use cores of its own, as launchers of MPI and Slurm can see to it.
-    pub fn has_own_cores(&self) -> bool {
-        let here = self.cores_here();
-        here.len() > 1 && together(&here).1
-    }
-
-    fn cores_here(&self) -> Vec<&[u32]> {
-        self.ranks_here().into_iter().map(|rank| &*self.seats[rank].cores).collect()
+    /// Ranks of this host that may use cores that this process may use, this one too, ascending. Launchers of MPI and Slurm
+    /// can give each rank, or the ranks of a socket, cores of their own.
+    pub fn ranks_on_my_cores(&self) -> Vec<usize> {
+        let mine = &self.seats[self.rank].cores;
+        self.ranks_here().into_iter().filter(|&rank| self.seats[rank].cores.overlap(mine)).collect()
     }
 
     fn spin(&self) -> Duration {
-        let here = self.cores_here();
-        spin(here.len(), together(&here).0)
+        let here = self.ranks_here();
+        spin(here.len(), together(here.iter().map(|&rank| &self.seats[rank].cores)))
     }
 
     /// All ranks, those of one host side by side, rank 0 first.

@@ -1,4 +1,4 @@
-//! The launcher's pulse: a pipe into which it writes each second. A process whose launcher has died or was stopped ends,
+//! The launcher's pulse: a pipe into which it writes five times a second. A process whose launcher has died or was stopped ends,
 //! so that none is left behind.
 
 use std::os::fd::OwnedFd;

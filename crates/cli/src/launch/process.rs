@@ -1,7 +1,7 @@
 //! One rank's process: its environment, its pipes, its process group.
 //!
 //! Two pipes besides the usual three, by number in the environment:
-//! - `ANYSPLIT_LIFE_FD`: a byte each second; its end is the launcher's, and whoever reads it ends then, too. A launcher that was
+//! - `ANYSPLIT_LIFE_FD`: a byte five times a second; its end is the launcher's, and whoever reads it ends then, too. A launcher that was
 //!   killed can't do more.
 //! - `ANYSPLIT_REPORT_FD`: where the process notes from time to time, in a JSON line, which collective it is in, and writes,
 //!   before it ends with an error, one that says whose error it is.

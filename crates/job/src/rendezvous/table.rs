@@ -140,7 +140,7 @@ mod tests {
             host: "h".into(),
             host_name: format!("host-{rank}"),
             pid: 10 + rank,
-            cores: vec![rank],
+            cores: crate::host::Cores::of(rank..rank + 1),
             data: ([127, 0, 0, 1], 1).into(),
         };
         let fingerprint = fingerprint.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();

@@ -122,7 +122,7 @@ mod tests {
             host: String::new(),
             host_name: format!("host-{rank}"),
             pid: 100 + rank,
-            cores: vec![rank],
+            cores: crate::host::Cores::of(rank..rank + 1),
             data: ([127, 0, 0, 1], 1).into(),
         };
         Roll::new((0..3).map(seat).collect())

@@ -34,6 +34,9 @@ pub enum ExpertPlacement {
 }
 
 impl ExpertPlacement {
+    /// The most tokens that are counted of an expert: sums of so many stay exact in f64.
+    pub const MOST_TOKENS: u64 = 1 << 40;
+
     /// Reads `[0, 0, 1, 1]`, or a list of such lists, or an object that has either under `placement`.
     ///
     /// # Errors
@@ -54,8 +57,7 @@ impl ExpertPlacement {
         let lists = lists(json, "tokens_per_expert").ok_or_else(|| {
             wrong("recorded counts must be a list of numbers of tokens, one per expert, or one such list per layer")
         })?;
-        // Sums of them stay exact in f64.
-        if lists.iter().flatten().any(|&tokens| tokens > 1 << 40) {
+        if lists.iter().flatten().any(|&tokens| tokens > Self::MOST_TOKENS) {
             return Err(wrong("recorded counts are at most 2^40 tokens per expert"));
         }
         Ok(ExpertPlacement::Balanced(lists))

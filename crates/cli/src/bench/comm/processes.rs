@@ -24,22 +24,19 @@ pub fn of_job(
     let fingerprint = vec![
         ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("measurement".to_owned(), format!("{settings:?}")),
-        ("comm-backend".to_owned(), format!("{:?}", args.job.comm_backend)),
+        ("comm-backend".to_owned(), args.job.comm_backend.name().to_owned()),
     ];
-    let job = membership.join(&fingerprint, &args.job)?.expect("a job has ranks");
+    let job = membership.join(|| fingerprint, &args.job)?.expect("a job has ranks");
     let members: Vec<usize> = job.order();
     let group = job.group(1, &members, settings.deadline).map_err(EngineError::from)?;
     let backend = group.transport();
     let group = Members::new(Box::new(group), &members);
-    let here = job.ranks_here();
-    let place = here.iter().position(|&rank| rank == job.rank()).expect("it is here itself");
-    let cores = match job.has_own_cores() {
-        true => None,
-        false => cpus::of_rank(place, here.len(), 1, here.len()),
-    };
+    let sharing = job.ranks_on_my_cores();
+    let place = sharing.iter().position(|&rank| rank == job.rank()).expect("its cores are its own");
+    let cores = cpus::of_rank(place, sharing.len(), 1, sharing.len());
     let dev = CpuDevice::new(CpuConfig { threads: 1, cores, isa: None, spin: true });
     // The others wait meanwhile, so that nothing else runs on the two cores.
-    let is_near = job.rank() == 0 && backend == "shared" && !job.has_own_cores();
+    let is_near = job.rank() == 0 && backend == "shared" && sharing.len() == ranks;
     let pair = is_near.then(|| pair(ranks)).flatten();
     let context = Context { backend, ranks, pair, uses };
     if job.rank() != 0 {
