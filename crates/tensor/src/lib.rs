@@ -9,6 +9,8 @@ pub mod conformance;
 pub mod cost;
 mod device;
 mod dtype;
+mod format;
+pub mod fp8;
 pub mod lanes;
 pub mod math;
 mod reference;
@@ -26,6 +28,7 @@ pub use device::{
     RouterSpec,
 };
 pub use dtype::DType;
+pub use format::{ActivationGroup, Fp8Group, GROUP, Groups, Int4Group, Int8Group, WeightFormat, WeightSpec};
 pub use reference::{
     Reference, ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor, ReferenceWeight,
 };

@@ -5,7 +5,7 @@
 
 use half::bf16;
 
-use super::fp8;
+use tensor::fp8;
 
 /// What the values of all-reduces travel as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

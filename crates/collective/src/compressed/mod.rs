@@ -8,7 +8,6 @@
 
 mod codec;
 mod exchange;
-mod fp8;
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;

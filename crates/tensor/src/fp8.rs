@@ -1,4 +1,4 @@
-//! Eight-bit floats of the kind e4m3: a sign, four bits of exponent, three of mantissa, no infinity, one NaN.
+//! Eight-bit floats of the kind e4m3 (OCP FP8): a sign, four bits of exponent, three of mantissa, no infinity, one NaN.
 
 /// The largest value.
 pub const MAX: f32 = 448.0;
