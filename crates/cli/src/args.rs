@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use engine::EngineOptions;
+use model::Quantization;
 use tensor::DType;
 
 use crate::error::CliError;
@@ -21,6 +22,9 @@ pub struct ModelArgs {
     /// What weights are kept in; auto: as stored
     #[arg(long, env = "ANYSPLIT_DTYPE", default_value = "auto", value_name = "TYPE")]
     pub dtype: DTypeArg,
+    /// What linear layers' weights are quantised to while they are loaded
+    #[arg(long, env = "ANYSPLIT_QUANTIZATION", default_value = "none", value_name = "TYPE")]
+    pub quantization: QuantizationArg,
     /// How weights are read; random: seeded weights from config.json alone
     #[arg(long, env = "ANYSPLIT_LOAD_FORMAT", default_value = "auto", value_name = "FORMAT")]
     pub load_format: LoadFormat,
@@ -91,6 +95,31 @@ impl DTypeArg {
     }
 }
 
+/// What weights are quantised to.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuantizationArg {
+    /// Nothing: they are kept as --dtype says.
+    None,
+    /// 8-bit integers, with a scale per 32 inputs.
+    Int8,
+    /// 4-bit integers, with a scale and a zero point per 32 inputs; the head as int8.
+    Int4,
+    /// 8-bit floats (e4m3), with a power of two per 32 inputs.
+    Fp8,
+}
+
+impl QuantizationArg {
+    /// The same for the engine.
+    pub fn get(self) -> Option<Quantization> {
+        match self {
+            QuantizationArg::None => None,
+            QuantizationArg::Int8 => Some(Quantization::Int8),
+            QuantizationArg::Int4 => Some(Quantization::Int4),
+            QuantizationArg::Fp8 => Some(Quantization::Fp8),
+        }
+    }
+}
+
 /// How weights are read.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LoadFormat {
@@ -123,6 +152,7 @@ pub fn engine_options(
     Ok(EngineOptions {
         threads_per_rank: run.threads_per_rank,
         dtype: model.dtype.get(),
+        quantization: model.quantization.get(),
         kv_cache_dtype: run.kv_cache_dtype.get(),
         max_model_len: run.max_model_len,
         max_num_seqs: run.max_num_seqs,

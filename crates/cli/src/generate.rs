@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use engine::text::{Message, StopMatcher, StreamDecoder, TextError, Tokenizer};
 use engine::{Completion, Engine, GenerateRequest, SamplingParams};
-use model::check_tokens;
+use model::{Quantization, check_tokens};
 use serde_json::{Map, Value, json};
 
 use crate::args::{ModelArgs, RunArgs, engine_options, parse_ids, read_prompts, yes_or_no};
@@ -195,7 +195,7 @@ fn result_json(
         "model": name,
         "parallel": stats.parallel(),
         "dtype": engine.dtype().name(),
-        "quantization": null,
+        "quantization": engine.kept_as().quantization.map(Quantization::name),
         "prompt_token_ids": request.prompt,
         "token_ids": completion.token_ids,
         "text": text,

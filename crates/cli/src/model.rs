@@ -100,7 +100,8 @@ impl OpenModel {
             options.experts,
             options.tp_plan
         );
-        let kept = format!("{:?}, KV cache {:?}", options.dtype, options.kv_cache_dtype);
+        let kept =
+            format!("{:?} {:?}, KV cache {:?}", options.dtype, options.quantization, options.kv_cache_dtype);
         vec![
             entry("version", env!("CARGO_PKG_VERSION").into()),
             entry("model", format!("{:?}", self.config)),

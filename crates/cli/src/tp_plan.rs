@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use engine::{Plan, weight_bytes};
 use model::parallel::{ExpertForm, Module, Part, pattern};
 use model::tp_plan::Style;
-use model::{Layout, Stage};
+use model::{KeptAs, Layout, Stage};
 use serde_json::{Map, Value, json};
 use tensor::DType;
 
@@ -48,11 +48,12 @@ struct Row {
 pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let (_, config) = read_config(&args.model)?;
     let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
+    let kept = KeptAs { dtype: Some(dtype), quantization: args.model.quantization.get() };
     args.split.check(&config, true)?;
     let plan = Plan::new(config, &args.split.options(None)?, None)?;
     let layout = &plan.layout;
-    let stages = weight_bytes(&plan, &WeightSource::Meta { dtype }, None)?;
-    let rows = rows(layout, dtype);
+    let stages = weight_bytes(&plan, &WeightSource::Meta { dtype }, kept)?;
+    let rows = rows(layout, kept, dtype);
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", to_json(&plan, &stages, &rows, dtype))?,
@@ -64,7 +65,7 @@ pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn rows(layout: &Layout, dtype: DType) -> Vec<Row> {
+fn rows(layout: &Layout, kept: KeptAs, dtype: DType) -> Vec<Row> {
     let mut modules: Vec<(Module, usize)> = Vec::new();
     let outer = layout.outer_modules();
     let (before, behind): (Vec<_>, Vec<_>) =
@@ -74,19 +75,19 @@ fn rows(layout: &Layout, dtype: DType) -> Vec<Row> {
         modules.extend(layout.layer_modules(layer).into_iter().map(|m| (m, layer)));
     }
     modules.extend(behind.into_iter().map(|m| (m, 0)));
-    modules.into_iter().flat_map(|(module, layer)| of_module(layout, module, layer, dtype)).collect()
+    modules.into_iter().flat_map(|(module, layer)| of_module(layout, kept, module, layer, dtype)).collect()
 }
 
-fn of_module(layout: &Layout, module: Module, layer: usize, dtype: DType) -> Vec<Row> {
+fn of_module(layout: &Layout, kept: KeptAs, module: Module, layer: usize, dtype: DType) -> Vec<Row> {
     let spec = layout.spec(module, layer);
     let row = |suffix: &str, shape: Vec<usize>, part: Part| {
         let of_rank = |rank| {
             let held = layout.held(part, &shape, rank);
-            let own = match shape.len() {
-                1 => vec![held.num_rows()],
-                _ => vec![held.num_rows(), held.cols.len()],
-            };
-            (own, held.elements() * dtype.bytes())
+            let (rows, cols) = (held.num_rows(), held.cols.len());
+            match shape.len() {
+                1 => (vec![rows], rows * dtype.bytes()),
+                _ => (vec![rows, cols], kept.spec(layout, module, dtype).bytes(rows, cols)),
+            }
         };
         Row {
             pattern: pattern(&layout.config, module),

@@ -69,7 +69,7 @@ fn main() {
         println!("fused multiply-adds: {:.1} GFLOP/s", fma_rate(&config));
 
         let device = CpuDevice::new(CpuConfig { threads, ..CpuConfig::default() });
-        let weights: Vec<_> = (0..LAYERS).map(|_| device.pack(&Numbers, DType::BF16)).collect();
+        let weights: Vec<_> = (0..LAYERS).map(|_| device.pack(&Numbers, DType::BF16.into())).collect();
         let bytes: usize = weights.iter().map(|w| device.packed_bytes(w)).sum();
         let x: Vec<f32> = (0..rows * K).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
         let run = |rows: usize, layers: usize, leaf: usize| {

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use tensor::{
-    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit,
-    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
+    Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, MatrixSource,
+    NormSpec, Program, RopeSpec, RouterSpec, SequenceSpan, StepMeta, WeightFormat, WeightSpec,
 };
 
 use crate::buffer::{Buffer, Recycler};
@@ -135,7 +135,8 @@ impl Device for CpuDevice {
         [x.rows, x.cols]
     }
 
-    fn pack(&self, source: &dyn MatrixSource, dtype: DType) -> CpuWeight {
+    fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> CpuWeight {
+        let WeightFormat::Float(dtype) = spec.format else { panic!("weights in groups are being built") };
         CpuWeight::pack(source, dtype, &self.exec.pool)
     }
 

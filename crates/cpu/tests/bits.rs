@@ -43,7 +43,7 @@ fn random(dev: &CpuDevice, rows: usize, cols: usize, seed: u32) -> CpuTensor {
 }
 
 fn pack(dev: &CpuDevice, rows: usize, cols: usize, seed: u32, dtype: DType) -> CpuWeight {
-    dev.pack(&Matrix { rows, cols, seed }, dtype)
+    dev.pack(&Matrix { rows, cols, seed }, dtype.into())
 }
 
 /// Results with their names.
@@ -88,7 +88,7 @@ fn linear_layers() {
                             rows: std::iter::once(0..331).collect(),
                             cols: inputs.clone(),
                         },
-                        dtype,
+                        dtype.into(),
                     );
                     found(
                         "linear_tree",

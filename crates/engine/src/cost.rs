@@ -2,7 +2,7 @@
 
 use checkpoint::WeightSource;
 use collective::ShapeGroup;
-use model::{Decoder, KvCache, Layout, Loader, ModelError, Pipeline, Rank, Stage};
+use model::{Decoder, KeptAs, KvCache, Layout, Loader, ModelError, Pipeline, Rank, Stage};
 use tensor::{Cost, CostReport, DType, StepMeta};
 
 /// Counts what one rank of a stage does for a step, up to the logits of the rows that want them.
@@ -13,13 +13,13 @@ pub fn cost_of_step(
     layout: &Layout,
     stage: &Stage,
     rank: usize,
-    dtype: DType,
+    kept: KeptAs,
     kv_dtype: DType,
     meta: &StepMeta,
 ) -> Result<CostReport, ModelError> {
     let dev = Cost::new();
-    let source = WeightSource::Meta { dtype };
-    let decoder = Decoder::load(&Loader::new(&dev, &source, layout, rank, None, &|_| Ok(())), stage)?;
+    let source = WeightSource::Meta { dtype: kept.dtype.unwrap_or(DType::BF16) };
+    let decoder = Decoder::load(&Loader::new(&dev, &source, layout, rank, kept, &|_| Ok(())), stage)?;
     let group = ShapeGroup::new(rank, layout.ranks(), |_| {});
     let blocks = meta.sequences.iter().flat_map(|s| &s.block_table).max().map_or(0, |&b| b as usize + 1);
     let mut kv = KvCache::new(&dev, layout, stage, rank, blocks, kv_dtype);

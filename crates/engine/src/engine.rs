@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use checkpoint::WeightSource;
 use job::Job;
 use model::parallel::even_rows;
-use model::{ModelConfig, bytes_per_token, check_tokens};
+use model::{KeptAs, ModelConfig, bytes_per_token, check_tokens};
 use tensor::{DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
 use crate::bubble::{Bubble, Fill};
@@ -29,7 +29,7 @@ const MICRO_BATCH_ROWS: usize = 64;
 pub struct Engine {
     leader: Box<dyn Leader>,
     plan: Plan,
-    dtype: DType,
+    kept: KeptAs,
     kv_dtype: DType,
     /// Of all ranks of one replica.
     kv_bytes_per_token: u64,
@@ -121,7 +121,7 @@ impl Engine {
             leader,
             kv_bytes_per_token: plan.stages.iter().map(of_stage).sum(),
             plan,
-            dtype: settings.dtype,
+            kept: settings.kept,
             kv_dtype: settings.kv_dtype,
             threads_per_rank: settings.threads,
             ranks_here: settings.ranks_here,
@@ -148,9 +148,14 @@ impl Engine {
         &self.plan
     }
 
-    /// What most weights are kept in.
+    /// What most of the weights that are not quantised are kept in.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.kept.dtype.expect("an engine knows its type")
+    }
+
+    /// What weights are kept in.
+    pub fn kept_as(&self) -> KeptAs {
+        self.kept
     }
 
     /// What keys and values are kept in.
@@ -190,7 +195,7 @@ impl Engine {
     pub fn breakdown(&self) -> Result<Vec<OpTime>, EngineError> {
         let Some(meta) = &self.last_step else { return Ok(Vec::new()) };
         let stage = &self.plan.stages[0];
-        let cost = cost_of_step(&self.plan.layout, stage, 0, self.dtype, self.kv_dtype, meta)?;
+        let cost = cost_of_step(&self.plan.layout, stage, 0, self.kept, self.kv_dtype, meta)?;
         let of_op = |(op, time)| OpTime { op, time, cost: cost.ops.get(op).copied().unwrap_or_default() };
         let mut ops: Vec<OpTime> = self.leader.take_op_times().into_iter().map(of_op).collect();
         ops.sort_by_key(|op| std::cmp::Reverse(op.time));
@@ -224,7 +229,7 @@ impl Engine {
         let cost = |sequence_parallel| -> Result<OpCost, EngineError> {
             let mut layout = self.plan.layout.clone();
             layout.sequence_parallel = sequence_parallel;
-            let cost = cost_of_step(&layout, &self.plan.stages[0], 0, self.dtype, self.kv_dtype, &meta)?;
+            let cost = cost_of_step(&layout, &self.plan.stages[0], 0, self.kept, self.kv_dtype, &meta)?;
             let mut sum = OpCost::default();
             ["norm", "add"].iter().filter_map(|op| cost.ops.get(op)).for_each(|op| sum += *op);
             Ok(sum)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
 use collective::{CollectiveError, Group, SharedConfig};
-use model::{Decoder, Layout, Loader, ModelError, Stage};
+use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
 use tensor::{DType, HostDevice};
 
 use crate::EngineError;
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What ranks are started with.
 pub(crate) struct LaunchOptions {
-    pub weight_dtype: Option<DType>,
+    pub kept: KeptAs,
     pub kv_dtype: DType,
     pub comm_timeout: Duration,
     pub spin: Duration,
@@ -115,8 +115,8 @@ fn load<M: MakeDevice>(
             progress(setup.loaded_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes);
             groups.check().map_err(ModelError::from)
         };
-        let weight_dtype = setup.options.weight_dtype;
-        let loader = Loader::new(&dev, &setup.source, &setup.layout, groups.at.tp, weight_dtype, &count);
+        let loader =
+            Loader::new(&dev, &setup.source, &setup.layout, groups.at.tp, setup.options.kept, &count);
         let decoder = Decoder::load(&loader, &setup.stages[groups.at.pp]);
         (decoder.inspect_err(|error| groups.fail(error))?, loader.stats())
     };

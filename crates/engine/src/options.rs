@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use collective::WireDType;
-use model::TpPlan;
 use model::parallel::ExpertOptions;
+use model::{KeptAs, Quantization, TpPlan};
 use tensor::DType;
 
 /// How a model is run.
@@ -30,6 +30,8 @@ pub struct EngineOptions {
     pub threads_per_rank: Option<usize>,
     /// What weights are kept in; `None`: as stored.
     pub dtype: Option<DType>,
+    /// What linear layers are quantised to, if at all.
+    pub quantization: Option<Quantization>,
     /// What keys and values are kept in; `None`: what most weights are kept in.
     pub kv_cache_dtype: Option<DType>,
     /// Longest sequence; `None`: the model's.
@@ -58,6 +60,7 @@ impl Default for EngineOptions {
             all_reduce_dtype: WireDType::Float32,
             threads_per_rank: None,
             dtype: None,
+            quantization: None,
             kv_cache_dtype: None,
             max_model_len: None,
             max_num_seqs: 256,
@@ -65,5 +68,12 @@ impl Default for EngineOptions {
             comm_timeout: Duration::from_secs(30),
             isa: None,
         }
+    }
+}
+
+impl EngineOptions {
+    /// What weights are kept in.
+    pub fn kept_as(&self) -> KeptAs {
+        KeptAs { dtype: self.dtype, quantization: self.quantization }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use checkpoint::WeightSource;
 use cpu::{CpuConfig, CpuDevice};
 use job::Job;
-use model::{Decoder, Loader, ModelConfig, Stage};
+use model::{Decoder, KeptAs, Loader, ModelConfig, Stage};
 use tensor::{Cost, DType, Timed};
 
 use crate::groups::Grouping;
@@ -76,7 +76,8 @@ pub(crate) struct Prepared {
 /// What the engine is told of it.
 #[derive(Clone, Copy)]
 pub(crate) struct Settings {
-    pub dtype: DType,
+    /// With a type.
+    pub kept: KeptAs,
     pub kv_dtype: DType,
     pub threads: usize,
     pub max_model_len: usize,
@@ -109,12 +110,12 @@ impl Prepared {
         if options.threads_per_rank == Some(0) {
             return Err(EngineError::Request("threads-per-rank must be at least 1".into()));
         }
-        let all = preflight(&plan, &source, options.dtype)? * plan.mesh.dp as u64;
+        let all = preflight(&plan, &source, options.kept_as())? * plan.mesh.dp as u64;
         let total = all / plan.mesh.size() as u64 * ranks as u64;
         if let Some(available) = memory::available_bytes().filter(|&available| total > available) {
             return Err(EngineError::Request(format!(
                 "the weights need {total} bytes over {ranks} ranks, but only {available} bytes of memory are available; \
-                 a smaller --dtype, or a machine with more memory, would work"
+                 --quantization int8 or int4, a smaller --dtype, or a machine with more memory, would work"
             )));
         }
         let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(local.sharing));
@@ -127,7 +128,7 @@ impl Prepared {
         // Spinning only makes sense while everyone who spins has a core.
         let spin = local.sharing * threads <= cpus::available().len();
         let launch_options = LaunchOptions {
-            weight_dtype: options.dtype,
+            kept: options.kept_as(),
             kv_dtype,
             comm_timeout: options.comm_timeout,
             spin: if spin { SPIN } else { Duration::ZERO },
@@ -148,7 +149,13 @@ impl Prepared {
         };
         Ok(Prepared {
             setup,
-            settings: Settings { dtype, kv_dtype, threads, max_model_len, ranks_here: ranks },
+            settings: Settings {
+                kept: KeptAs { dtype: Some(dtype), ..options.kept_as() },
+                kv_dtype,
+                threads,
+                max_model_len,
+                ranks_here: ranks,
+            },
             total,
         })
     }
@@ -165,25 +172,21 @@ fn host_name(job: &Job) -> String {
 }
 
 /// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much a replica has to load.
-fn preflight(plan: &Plan, source: &WeightSource, dtype: Option<DType>) -> Result<u64, EngineError> {
+fn preflight(plan: &Plan, source: &WeightSource, kept: KeptAs) -> Result<u64, EngineError> {
     // Random weights lack nothing, and needn't be made to be counted.
     let meta = WeightSource::Meta { dtype: source.dtype() };
     let source = if matches!(source, WeightSource::Random { .. }) { &meta } else { source };
-    Ok(weight_bytes(plan, source, dtype)?.iter().flatten().sum())
+    Ok(weight_bytes(plan, source, kept)?.iter().flatten().sum())
 }
 
 /// What each rank of each stage loads, in bytes. Loads nothing.
 ///
 /// # Errors
 /// Weights that are missing or misshapen.
-pub fn weight_bytes(
-    plan: &Plan,
-    source: &WeightSource,
-    dtype: Option<DType>,
-) -> Result<Vec<Vec<u64>>, EngineError> {
+pub fn weight_bytes(plan: &Plan, source: &WeightSource, kept: KeptAs) -> Result<Vec<Vec<u64>>, EngineError> {
     let of_rank = |stage: &Stage, rank: usize| -> Result<u64, EngineError> {
         let dev = Cost::new();
-        let loader = Loader::new(&dev, source, &plan.layout, rank, dtype, &|_| Ok(()));
+        let loader = Loader::new(&dev, source, &plan.layout, rank, kept, &|_| Ok(()));
         Decoder::load(&loader, stage)?;
         Ok(loader.stats().weight_bytes)
     };

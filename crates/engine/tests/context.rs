@@ -81,7 +81,7 @@ impl Plan {
         let dev = CpuDevice::new(CpuConfig { spin: false, ..CpuConfig::default() });
         let source = WeightSource::Random { seed: 5, dtype: self.dtype };
         let stage = Stage::whole(&self.layout.config);
-        let loader = Loader::new(&dev, &source, &self.layout, rank, None, &|_| Ok(()));
+        let loader = Loader::new(&dev, &source, &self.layout, rank, KeptAs::default(), &|_| Ok(()));
         let decoder = Decoder::load(&loader, &stage).unwrap();
         let (blocks, steps) = self.steps();
         let mut kv = KvCache::new(&dev, &self.layout, &stage, rank, blocks, self.dtype);

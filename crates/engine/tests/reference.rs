@@ -17,7 +17,7 @@ fn the_reference_device_gives_the_bits_of_the_cpu_on_every_architecture() {
         let layout = Layout::new(golden.config.clone(), &[1.0], &TpPlan::auto()).unwrap();
         let dev = Reference;
         let stage = Stage::whole(&layout.config);
-        let loader = Loader::new(&dev, &source, &layout, 0, None, &|_| Ok(()));
+        let loader = Loader::new(&dev, &source, &layout, 0, KeptAs::default(), &|_| Ok(()));
         let decoder = Decoder::load(&loader, &stage).unwrap();
         let group = Solo::default();
         let rank = Rank::new(&dev, &group);

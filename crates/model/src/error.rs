@@ -23,6 +23,20 @@ pub enum ModelError {
     /// Weights can't be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A weight that is to be quantised is NaN or infinite.
+    #[error(
+        "{tensor}: element [{row}, {col}] is {value}, which can't be quantised; mend the checkpoint, or leave --quantization out"
+    )]
+    NotFinite {
+        /// Its tensor.
+        tensor: String,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        col: usize,
+        /// What it is.
+        value: f32,
+    },
     /// A rank is missing or failed.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
@@ -39,7 +53,8 @@ impl ModelError {
             | ModelError::GenerationConfig(_)
             | ModelError::Plan(_)
             | ModelError::Split(_)
-            | ModelError::Step(_) => true,
+            | ModelError::Step(_)
+            | ModelError::NotFinite { .. } => true,
             ModelError::Checkpoint(e) => e.is_usage(),
             ModelError::Collective(_) | ModelError::Device(_) => false,
         }

@@ -7,8 +7,10 @@ use checkpoint::{CheckpointError, Fill, TensorView, WeightSource};
 use tensor::{Concat, DType, Device, MatrixSource, NormSpec, Slice};
 
 use crate::ModelError;
+use crate::finite::Finite;
 use crate::norm::Norm;
 use crate::parallel::{Held, Layout, Module, ModuleSpec};
+use crate::quantization::KeptAs;
 
 /// What a rank has loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,8 +31,8 @@ pub struct Loader<'a, D: Device> {
     pub layout: &'a Layout,
     /// The rank.
     pub rank: usize,
-    /// What weights are kept in; `None`: as stored.
-    pub dtype: Option<DType>,
+    /// What weights are kept in.
+    pub kept: KeptAs,
     /// Called with the bytes that each weight adds; an error ends the loading.
     pub progress: &'a dyn Fn(u64) -> Result<(), ModelError>,
     stats: RefCell<LoadStats>,
@@ -49,10 +51,10 @@ impl<'a, D: Device> Loader<'a, D> {
         source: &'a WeightSource,
         layout: &'a Layout,
         rank: usize,
-        dtype: Option<DType>,
+        kept: KeptAs,
         progress: &'a dyn Fn(u64) -> Result<(), ModelError>,
     ) -> Self {
-        Loader { dev, source, layout, rank, dtype, progress, stats: RefCell::default() }
+        Loader { dev, source, layout, rank, kept, progress, stats: RefCell::default() }
     }
 
     /// What has been loaded so far.
@@ -97,21 +99,27 @@ impl<'a, D: Device> Loader<'a, D> {
             let found = self.find(*module, spec, layer)?;
             parts.push((found, held));
         }
-        let stored: Vec<DType> = parts.iter().map(|(found, _)| found.view.dtype()).collect();
-        let kept = |stored: DType| self.dtype.unwrap_or(stored);
-        for (found, held) in &parts {
-            self.count(held.elements() * kept(found.view.dtype()).bytes())?;
+        let kept = |i: usize| self.kept.spec(self.layout, specs[i].0, parts[i].0.view.dtype());
+        let mut packed_as = kept(0);
+        for (i, (_, held)) in parts.iter().enumerate() {
+            self.count(kept(i).bytes(held.num_rows(), held.cols.len()))?;
+            if kept(i) != packed_as {
+                // Several stored types in one weight.
+                packed_as = DType::F32.into();
+            }
         }
-        let dtype = match stored[..] {
-            [first, ref rest @ ..] if rest.iter().all(|d| *d == first) => kept(first),
-            _ => self.dtype.unwrap_or(DType::F32),
+        // What is not finite has no place among quantised weights.
+        let finite: Vec<Finite> = match packed_as.format.is_grouped() {
+            true => parts.iter().map(|(found, _)| Finite::new(&found.view)).collect(),
+            false => Vec::new(),
         };
         let slices: Vec<Slice> = parts
             .iter()
-            .map(|(found, held)| {
+            .enumerate()
+            .map(|(i, (found, held))| {
                 let shift = |r: &Range<usize>| found.first_row + r.start..found.first_row + r.end;
                 Slice {
-                    of: &found.view,
+                    of: finite.get(i).map_or(&found.view as &dyn MatrixSource, |finite| finite),
                     rows: held.rows.iter().map(shift).collect(),
                     cols: held.cols.clone(),
                 }
@@ -121,7 +129,10 @@ impl<'a, D: Device> Loader<'a, D> {
         let zeros = Zeros { rows: pad_to.saturating_sub(rows), cols: slices[0].cols() };
         let all =
             slices.iter().map(|s| s as &dyn MatrixSource).chain([&zeros as &dyn MatrixSource]).collect();
-        let packed = self.dev.pack(&Concat(all), dtype);
+        let packed = self.dev.pack(&Concat(all), packed_as);
+        for ((_, spec), finite) in specs.iter().zip(&finite) {
+            finite.check(&spec.name)?;
+        }
         self.stats.borrow_mut().packed_bytes += self.dev.packed_bytes(&packed) as u64;
         Ok(packed)
     }
@@ -152,7 +163,7 @@ impl<'a, D: Device> Loader<'a, D> {
     fn vector(&self, name: &str, len: usize, held: &Held, fill: Fill) -> Result<Vec<f32>, ModelError> {
         let name = self.spelling(name);
         let all = self.source.vector(&name, len, fill)?;
-        let kept = self.dtype.unwrap_or_else(|| self.source.stored_dtype(&name));
+        let kept = self.kept.dtype.unwrap_or_else(|| self.source.stored_dtype(&name));
         self.count(held.num_rows() * kept.bytes())?;
         Ok(held.rows.iter().flat_map(|r| &all[r.clone()]).map(|&x| kept.round(x)).collect())
     }

@@ -74,7 +74,7 @@ impl Mixture {
         group: collective::SharedRank,
     ) -> (Vec<u32>, Vec<(usize, ExpertCounts)>, CollectiveStats) {
         let (dev, stage) = (Reference, Stage::whole(&self.config));
-        let loader = Loader::new(&dev, &self.source, layout, group.rank(), None, &|_| Ok(()));
+        let loader = Loader::new(&dev, &self.source, layout, group.rank(), KeptAs::default(), &|_| Ok(()));
         let decoder = Decoder::load(&loader, &stage).unwrap();
         let blocks = self.tokens.len().div_ceil(KV_BLOCK);
         let mut kv = KvCache::new(&dev, layout, &stage, group.rank(), blocks, DType::F32);
@@ -283,7 +283,7 @@ fn every_mode_runs_on_paper_on_every_rank() {
                 let layout = mixture.layout(&vec![1.0; ranks], &options);
                 let (dev, source) = (Cost::new(), WeightSource::Meta { dtype: DType::BF16 });
                 let stage = Stage::whole(&layout.config);
-                let loader = Loader::new(&dev, &source, &layout, rank, None, &|_| Ok(()));
+                let loader = Loader::new(&dev, &source, &layout, rank, KeptAs::default(), &|_| Ok(()));
                 let decoder = Decoder::load(&loader, &stage).unwrap();
                 // So many that on paper, too, every expert is chosen among the tokens of every rank.
                 let rows = ranks * mixture.num_experts();

@@ -19,7 +19,7 @@ fn trace(name: &str) -> String {
     let source = WeightSource::Meta { dtype: DType::BF16 };
     let dev = Rc::new(Trace::new());
     let stage = Stage::whole(&layout.config);
-    let loader = Loader::new(&*dev, &source, &layout, 0, None, &|_| Ok(()));
+    let loader = Loader::new(&*dev, &source, &layout, 0, KeptAs::default(), &|_| Ok(()));
     let decoder = Decoder::load(&loader, &stage).unwrap();
     let noted = dev.clone();
     let group = ShapeGroup::new(0, 2, move |line| noted.note(line.to_owned()));
@@ -50,7 +50,7 @@ fn a_context_group_gathers_queries_and_exchanges_segments() {
     let source = WeightSource::Meta { dtype: DType::BF16 };
     let dev = Rc::new(Trace::new());
     let stage = Stage::whole(&layout.config);
-    let loader = Loader::new(&*dev, &source, &layout, 3, None, &|_| Ok(()));
+    let loader = Loader::new(&*dev, &source, &layout, 3, KeptAs::default(), &|_| Ok(()));
     let decoder = Decoder::load(&loader, &stage).unwrap();
     let (noted, also_noted) = (dev.clone(), dev.clone());
     let group = ShapeGroup::new(3, 4, move |line| noted.note(format!("group: {line}")));

@@ -153,7 +153,7 @@ mod tests {
     fn linear_layers_read_each_weight_once() {
         let cost = Cost::new();
         let x = cost.alloc(7, 64);
-        let w = cost.pack(&Unread([20, 64]), DType::BF16);
+        let w = cost.pack(&Unread([20, 64]), DType::BF16.into());
         cost.linear(&x, &w, None);
         let counted = only(&cost);
         assert_eq!((counted.calls, counted.flops, counted.weight_bytes), (1, 2 * 7 * 20 * 64, 32 * 64 * 2));
@@ -231,7 +231,8 @@ mod tests {
     #[test]
     fn only_the_experts_that_tokens_chose_are_read() {
         let cost = Cost::new();
-        let weights = |n| -> Vec<_> { (0..n).map(|_| cost.pack(&Unread([16, 8]), DType::F32)).collect() };
+        let weights =
+            |n| -> Vec<_> { (0..n).map(|_| cost.pack(&Unread([16, 8]), DType::F32.into())).collect() };
         let pairs_and_experts = |tokens, experts: Range<usize>| {
             let routing = cost.route(&cost.alloc(tokens, 8), RouterSpec { top_k: 2, normalize: true });
             let assignment = cost.assign(&routing, experts.clone());

@@ -2,7 +2,7 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::{AttentionSpec, DType, KvSpec, MatrixSource, Program, StepMeta};
+use crate::{AttentionSpec, KvSpec, MatrixSource, Program, StepMeta, WeightSpec};
 
 /// The function between the two halves of a feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,8 +150,9 @@ pub trait Device {
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>, DeviceError>;
     /// `[rows, cols]`.
     fn shape(&self, x: &Self::Tensor) -> [usize; 2];
-    /// Packs a weight, kept as `dtype` (nearest, ties to even; exact where it is stored so).
-    fn pack(&self, source: &dyn MatrixSource, dtype: DType) -> Self::Weight;
+    /// Packs a weight. Floats are rounded to nearest, ties to even, and exact where they are stored so; groups are
+    /// quantised as [`crate::Int8Group`], [`crate::Int4Group`] and [`crate::Fp8Group`] say, of finite weights.
+    fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> Self::Weight;
     /// `(n, k)` of a weight.
     fn weight_shape(&self, w: &Self::Weight) -> [usize; 2];
     /// Bytes that a packed weight takes, padding included.
@@ -165,11 +166,15 @@ pub trait Device {
 
     /// `y[t, n] = Σ_k x[t, k] · w[n, k]`, k ascending by FMA from +0, then `+ bias[n]`.
     ///
+    /// Where weights are kept as whole numbers, activations are quantised per group ([`crate::ActivationGroup`]), and the
+    /// sum is over groups: `fma(f32(Σ w x), w_scale · x_scale, sum)`, groups ascending, from +0, with whole numbers `w`
+    /// (`q` of an int8 weight, `16 q − zero` of an int4 weight) and `x`.
+    ///
     /// # Shapes
     /// `x [t, k]`, `w [n, k]`, `bias [1, n]` → `[t, n]`
     fn linear(&self, x: &Self::Tensor, w: &Self::Weight, bias: Option<&Self::Tensor>) -> Self::Tensor;
     /// The partial sums of a program's nodes: each item is summed like [`Device::linear`], items are merged
-    /// as the program says.
+    /// as the program says. The items of a weight with groups begin and end where groups do.
     ///
     /// # Shapes
     /// `x [t, k]`, `w [n, k]` → `[nodes · t, n]`, node-major: row `node · t + row`

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::{
-    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit,
-    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, StepMeta,
+    Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, MatrixSource,
+    NormSpec, Program, RopeSpec, RouterSpec, StepMeta, WeightSpec,
 };
 
 /// A device that does what another does and knows how long each kind of operation took.
@@ -53,8 +53,8 @@ impl<D: Device> Device for Timed<D> {
     fn shape(&self, x: &Self::Tensor) -> [usize; 2] {
         self.inner.shape(x)
     }
-    fn pack(&self, source: &dyn MatrixSource, dtype: DType) -> Self::Weight {
-        self.inner.pack(source, dtype)
+    fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> Self::Weight {
+        self.inner.pack(source, spec)
     }
     fn weight_shape(&self, w: &Self::Weight) -> [usize; 2] {
         self.inner.weight_shape(w)

@@ -59,7 +59,7 @@ mod tests {
 
     fn weight<D: Device>(dev: &D, n: usize, k: usize) -> D::Weight {
         let matrix = ReferenceTensor::from_fn(n, k, |row, col| ((row * 7 + col * 3) % 11) as f32 - 5.0);
-        dev.pack(&matrix, DType::BF16)
+        dev.pack(&matrix, DType::BF16.into())
     }
 
     fn ones<D: Device>(dev: &D, cols: usize) -> D::Tensor {

@@ -8,7 +8,7 @@ use cpu::limits;
 use engine::{
     Engine, EngineOptions, GenerateRequest, SamplingParams, Timing, cost_of_step, cpus, peak_rss_bytes,
 };
-use model::{Layout, ModelError, Stage, TpPlan};
+use model::{Layout, ModelError, Quantization, Stage, TpPlan};
 use serde_json::{Value, json};
 use tensor::{KV_BLOCK, OpCost, SequenceSpan, StepMeta};
 
@@ -182,7 +182,7 @@ impl Candidate {
             "dp": mesh.dp,
             "threads_per_rank": self.engine.threads_per_rank(),
             "dtype": self.engine.dtype().name(),
-            "quantization": null,
+            "quantization": self.engine.kept_as().quantization.map(Quantization::name),
             "batch": 1,
             "prompt": args.prompt_len,
             "gen": args.gen_len,
@@ -209,7 +209,7 @@ fn work(engine: &Engine, prompt: usize) -> Result<Work, ModelError> {
             sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
             logit_rows: vec![rows as u32 - 1],
         };
-        Ok(cost_of_step(&layout, &stage, 0, engine.dtype(), engine.kv_cache_dtype(), &meta)?.total())
+        Ok(cost_of_step(&layout, &stage, 0, engine.kept_as(), engine.kv_cache_dtype(), &meta)?.total())
     };
     let (prefill, decode) = (step(0, prompt)?, step(prompt, 1)?);
     Ok(Work { prefill_flops: prefill.flops as f64, decode_weight_bytes: decode.weight_bytes as f64 })

@@ -44,7 +44,7 @@ fn launch_dir(
     let layout = Layout::new(config, &vec![1.0; ranks], &plan).unwrap();
     let source = WeightSource::Files(Checkpoint::open(dir).unwrap());
     let options = LaunchOptions {
-        weight_dtype: None,
+        kept: Default::default(),
         kv_dtype: DType::F32,
         comm_timeout: COMM_TIMEOUT,
         spin: Duration::ZERO,

@@ -132,6 +132,12 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Inputs after which the quantisation groups of a module's weight begin anew ([`tensor::WeightSpec::period`]):
+    /// the leaves of the tree over heads need not be whole groups; all other leaves are.
+    pub fn group_period(&self, module: Module) -> Option<usize> {
+        (module == Module::O).then_some(self.config.head_dim)
+    }
+
     /// Lays a model out over ranks, one per weight, by the automatic plan and what `plan` wants otherwise.
     ///
     /// # Errors

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use super::linear::DTYPES;
 use super::values::Values;
 use super::{Case, Found, check};
-use crate::{DType, Device, Program, ReductionTree, RouterSpec};
+use crate::{DType, Device, Program, ReductionTree, RouterSpec, WeightFormat};
 
 /// Routing, and the experts' linear layers up to their sum.
 ///
@@ -24,7 +25,13 @@ pub fn experts(dev: &impl Device) {
             check(dev, &FromHost { tokens, experts, range });
         }
     }
-    let mut dtypes = super::linear::DTYPES.into_iter().cycle();
+    let formats = DTYPES.map(WeightFormat::Float);
+    experts_of(dev, &formats);
+}
+
+/// The layers of experts whose weights are kept in these formats in turn.
+pub(super) fn experts_of(dev: &impl Device, formats: &[WeightFormat]) {
+    let mut formats = formats.iter().copied().cycle();
     for tokens in [0, 1, 2, 5, 13, 40] {
         for (experts, ranges) in [
             (4, vec![0..4, 0..1, 1..4, 1..3, 2..2]),
@@ -32,7 +39,7 @@ pub fn experts(dev: &impl Device) {
             (33, vec![0..33, 5..20]),
         ] {
             for range in ranges {
-                let dtype = dtypes.next().expect("a cycle does not end");
+                let format = formats.next().expect("a cycle does not end");
                 check(
                     dev,
                     &Experts {
@@ -40,7 +47,7 @@ pub fn experts(dev: &impl Device) {
                         experts,
                         range,
                         spec: RouterSpec { top_k: 2, normalize: true },
-                        dtype,
+                        format,
                     },
                 );
             }
@@ -74,7 +81,7 @@ impl Case for Route {
     fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
         let logits = dev.upload(&router_logits(self.tokens, self.experts), self.tokens, self.experts);
         let routing = dev.route(&logits, self.spec);
-        let one = dev.pack(&Values::new(0).matrix(1, 0), DType::F32);
+        let one = dev.pack(&Values::new(0).matrix(1, 0), DType::F32.into());
         let no_inputs = dev.upload(&[], self.tokens, 0);
         let mut found = Vec::from(host_choices(dev, &routing));
         for expert in 0..self.experts {
@@ -129,7 +136,7 @@ impl Case for FromHost {
         let assignment = dev.assign(&routing, self.range.clone());
         let x = dev.upload(&values.vec(self.tokens * hidden), self.tokens, hidden);
         let weights: Vec<_> =
-            self.range.clone().map(|_| dev.pack(&values.matrix(n, hidden), DType::F32)).collect();
+            self.range.clone().map(|_| dev.pack(&values.matrix(n, hidden), DType::F32.into())).collect();
         let y = dev.grouped_linear(&x, &assignment, &weights);
         found.push(Found::tensor(dev, "grouped_linear", &y));
         let of_ids = ReductionTree::over_ids(self.experts).program(self.range.clone());
@@ -145,7 +152,7 @@ struct Experts {
     experts: usize,
     range: Range<usize>,
     spec: RouterSpec,
-    dtype: DType,
+    format: WeightFormat,
 }
 
 impl Case for Experts {
@@ -156,7 +163,7 @@ impl Case for Experts {
         let assignment = dev.assign(&dev.route(&logits, self.spec), self.range.clone());
         let x = dev.upload(&values.vec(self.tokens * hidden), self.tokens, hidden);
         let mut weights = |n, k| -> Vec<D::Weight> {
-            self.range.clone().map(|_| dev.pack(&values.matrix(n, k), self.dtype)).collect()
+            self.range.clone().map(|_| dev.pack(&values.matrix(n, k), self.format.into())).collect()
         };
         let up = weights(intermediate, hidden);
         let y = dev.grouped_linear(&x, &assignment, &up);

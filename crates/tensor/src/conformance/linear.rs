@@ -1,8 +1,9 @@
 //! Linear layers and embeddings.
 
+use super::experts::experts_of;
 use super::values::Values;
 use super::{Case, Found, check};
-use crate::{DType, Device, Program, ReductionTree};
+use crate::{DType, Device, Program, ReductionTree, WeightFormat, WeightSpec};
 
 pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// One row, less than a register, tails of every kind, more than a tile.
@@ -13,41 +14,60 @@ pub(super) const ROWS: [usize; 9] = [0, 1, 2, 3, 5, 6, 7, 13, 33];
 /// # Panics
 /// If the device differs from [`crate::Reference`].
 pub fn linear(dev: &impl Device) {
-    for dtype in DTYPES {
+    linear_of(dev, &DTYPES.map(WeightFormat::Float));
+}
+
+/// [`Device::linear`], [`Device::linear_tree`], [`Device::embed`] and the layers of experts, of weights that are kept in groups.
+///
+/// # Panics
+/// If the device differs from [`crate::Reference`].
+pub fn quantized(dev: &impl Device) {
+    let formats = [WeightFormat::Fp8, WeightFormat::Int8, WeightFormat::Int4];
+    linear_of(dev, &formats);
+    experts_of(dev, &formats);
+    for format in formats {
+        check(dev, &Poisoned { format });
+    }
+}
+
+fn linear_of(dev: &impl Device, formats: &[WeightFormat]) {
+    for &format in formats {
         for n in [0, 1, 15, 16, 17, 48, 259] {
             for k in [0, 1, 8, 12, 64, 136, 300] {
-                check(dev, &Linear { rows: &ROWS, n, k, dtype });
+                check(dev, &Linear { rows: &ROWS, n, k, format });
             }
         }
-        check(dev, &Linear { rows: &[1, 4, 70], n: 33, k: 1030, dtype });
-        check(dev, &Embed { n: 259, k: 17, dtype });
-        check(dev, &Embed { n: 16, k: 136, dtype });
+        check(dev, &Linear { rows: &[1, 4, 70], n: 33, k: 1030, format });
+        check(dev, &Embed { n: 259, k: 17, format });
+        check(dev, &Embed { n: 16, k: 136, format });
     }
     let trees = [
-        ("6 heads of 8", ReductionTree::over_heads(6, 8)),
-        ("7 heads of 12", ReductionTree::over_heads(7, 12)),
-        ("2 heads of 64", ReductionTree::over_heads(2, 64)),
-        ("136 inputs", ReductionTree::over_granules(136, 64)),
-        ("136 inputs, at most 2 leaves", ReductionTree::over_granules(136, 2)),
-        ("300 inputs", ReductionTree::over_granules(300, 6)),
+        ("6 heads of 8", ReductionTree::over_heads(6, 8), Some(8)),
+        ("7 heads of 12", ReductionTree::over_heads(7, 12), Some(12)),
+        ("3 heads of 80", ReductionTree::over_heads(3, 80), Some(80)),
+        ("2 heads of 64", ReductionTree::over_heads(2, 64), Some(64)),
+        ("136 inputs", ReductionTree::over_granules(136, 64), None),
+        ("136 inputs, at most 2 leaves", ReductionTree::over_granules(136, 2), None),
+        ("300 inputs", ReductionTree::over_granules(300, 6), None),
     ];
-    let mut dtypes = DTYPES.into_iter().cycle();
-    for (of, tree) in &trees {
+    let mut formats = formats.iter().copied().cycle();
+    let mut next = || formats.next().expect("a cycle does not end");
+    for (of, tree, period) in &trees {
         for start in 0..=tree.num_leaves() {
             for end in start..=tree.num_leaves() {
                 let program = tree.program(start..end);
-                let dtype = dtypes.next().expect("a cycle does not end");
-                check(dev, &LinearTree { of, program, rows: &[1, 3, 6, 13], n: 1 + (end * 16) % 49, dtype });
+                let spec = WeightSpec { format: next(), period: *period };
+                check(dev, &LinearTree { of, program, rows: &[1, 3, 6, 13], n: 1 + (end * 16) % 49, spec });
             }
         }
     }
     let deep = ReductionTree::over_granules(3000, 64);
     for leaves in [0..64, 1..63, 21..43, 0..22, 63..64] {
         let program = deep.program(leaves);
-        check(dev, &LinearTree { of: "3000 inputs", program, rows: &[1, 5], n: 35, dtype: DType::BF16 });
+        check(dev, &LinearTree { of: "3000 inputs", program, rows: &[1, 5], n: 35, spec: next().into() });
     }
     let program = Program::sequential(77);
-    check(dev, &LinearTree { of: "no tree", program, rows: &[1, 5], n: 35, dtype: DType::F16 });
+    check(dev, &LinearTree { of: "no tree", program, rows: &[1, 5], n: 35, spec: next().into() });
 }
 
 #[derive(Debug)]
@@ -55,16 +75,16 @@ struct Linear {
     rows: &'static [usize],
     n: usize,
     k: usize,
-    dtype: DType,
+    format: WeightFormat,
 }
 
 impl Case for Linear {
     fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
         let mut values = Values::new(self.n * 1000 + self.k);
         let weight = values.matrix(self.n, self.k);
-        let packed = dev.pack(&weight, self.dtype);
+        let packed = dev.pack(&weight, self.format.into());
         assert_eq!(dev.weight_shape(&packed), [self.n, self.k], "weight_shape");
-        let least = self.n * self.k * self.dtype.bytes();
+        let least = WeightSpec::from(self.format).bytes(self.n, self.k);
         assert!(dev.packed_bytes(&packed) >= least, "packed_bytes is less than {least}, in {self:?}");
         let bias = dev.upload(&values.vec(self.n), 1, self.n);
         let mut found = Vec::new();
@@ -86,14 +106,14 @@ struct LinearTree {
     program: Program,
     rows: &'static [usize],
     n: usize,
-    dtype: DType,
+    spec: WeightSpec,
 }
 
 impl Case for LinearTree {
     fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
         let k = self.program.num_inputs();
         let mut values = Values::new(k);
-        let packed = dev.pack(&values.matrix(self.n, k), self.dtype);
+        let packed = dev.pack(&values.matrix(self.n, k), self.spec);
         let run = |&t: &usize| {
             let x = dev.upload(&values.vec(t * k), t, k);
             Found::tensor(dev, "linear_tree", &dev.linear_tree(&x, &packed, &self.program))
@@ -106,13 +126,13 @@ impl Case for LinearTree {
 struct Embed {
     n: usize,
     k: usize,
-    dtype: DType,
+    format: WeightFormat,
 }
 
 impl Case for Embed {
     fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
         let mut values = Values::new(self.n + self.k);
-        let packed = dev.pack(&values.matrix(self.n, self.k), self.dtype);
+        let packed = dev.pack(&values.matrix(self.n, self.k), self.format.into());
         let run = |t: usize| {
             let mut rows: Vec<u32> = (0..t).map(|_| values.below(self.n) as u32).collect();
             // The last row, and one row twice.
@@ -120,5 +140,25 @@ impl Case for Embed {
             Found::tensor(dev, "embed", &dev.embed(&packed, &rows))
         };
         ROWS.into_iter().map(run).collect()
+    }
+}
+
+/// Activations that are not finite, in one group of one row.
+#[derive(Debug)]
+struct Poisoned {
+    format: WeightFormat,
+}
+
+impl Case for Poisoned {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let (n, k) = (20, 100);
+        let mut values = Values::new(n);
+        let packed = dev.pack(&values.matrix(n, k), self.format.into());
+        let run = |bad: f32| {
+            let mut x = values.vec(3 * k);
+            x[k + 70] = bad;
+            Found::tensor(dev, "linear", &dev.linear(&dev.upload(&x, 3, k), &packed, None))
+        };
+        [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-39, 3e38].into_iter().map(run).collect()
     }
 }

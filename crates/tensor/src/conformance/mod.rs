@@ -15,7 +15,7 @@ mod values;
 pub use attention::attention;
 pub use context::context;
 pub use experts::experts;
-pub use linear::linear;
+pub use linear::{linear, quantized};
 pub use logits::logits;
 pub use rows::rows;
 
@@ -95,6 +95,7 @@ mod tests {
     #[test]
     fn the_reference_passes_its_own_suite() {
         run(&Reference);
+        quantized(&Reference);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::types::Pair;
-use super::{ReferenceAssignment, ReferenceRouting, ReferenceTensor, ReferenceWeight, dot, max, run_tree};
+use super::{ReferenceAssignment, ReferenceRouting, ReferenceTensor, ReferenceWeight, max, run_tree};
 use crate::{Program, RouterSpec, math};
 
 /// The experts of one token, and their weights.
@@ -66,7 +66,7 @@ pub(super) fn grouped_linear(
     assert_eq!(x.rows, assignment.tokens, "grouped_linear: one row per token");
     ReferenceTensor::from_fn(assignment.pairs.len(), outputs(assignment, weights), |pair, n| {
         let Pair { expert, token, .. } = assignment.pairs[pair];
-        dot(x.row(token), weights[expert - assignment.experts.start].values.row(n))
+        weights[expert - assignment.experts.start].sum_of_products(x.row(token), n, 0..x.cols)
     })
 }
 
@@ -79,8 +79,7 @@ pub(super) fn grouped_linear_tree(
     assert_eq!(x.rows, assignment.pairs.len(), "grouped_linear_tree: one row per pair");
     run_tree(program, x.rows, outputs(assignment, weights), |pair, n, item| {
         let expert = assignment.pairs[pair].expert - assignment.experts.start;
-        let inputs = program.inputs[item].clone();
-        dot(&x.row(pair)[inputs.clone()], &weights[expert].values.row(n)[inputs])
+        weights[expert].sum_of_products(x.row(pair), n, program.inputs[item].clone())
     })
 }
 

@@ -8,14 +8,16 @@ mod rows;
 #[cfg(test)]
 mod tests;
 mod types;
+mod weight;
 
-pub use types::{ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor, ReferenceWeight};
+pub use types::{ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor};
+pub use weight::ReferenceWeight;
 
 use std::ops::Range;
 
 use crate::{
-    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, HostDevice, KV_BLOCK, KvSpec, LogitEdit,
-    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, StepMeta,
+    Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KV_BLOCK, KvSpec, LogitEdit,
+    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, StepMeta, WeightSpec,
 };
 
 /// The device whose results are right by definition.
@@ -92,13 +94,8 @@ impl Device for Reference {
         [x.rows, x.cols]
     }
 
-    fn pack(&self, source: &dyn MatrixSource, dtype: DType) -> ReferenceWeight {
-        let mut values = self.alloc(source.rows(), source.cols());
-        for row in 0..values.rows {
-            source.read(row, 0..values.cols, &mut values.data[row * values.cols..(row + 1) * values.cols]);
-        }
-        values.map(|x| dtype.round(x));
-        ReferenceWeight { dtype, values }
+    fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> ReferenceWeight {
+        ReferenceWeight::new(source, spec)
     }
 
     fn weight_shape(&self, w: &ReferenceWeight) -> [usize; 2] {
@@ -107,7 +104,7 @@ impl Device for Reference {
 
     /// As if it were stored in its type, without padding.
     fn packed_bytes(&self, w: &ReferenceWeight) -> usize {
-        w.values.data.len() * w.dtype.bytes()
+        w.spec.bytes(w.values.rows, w.values.cols)
     }
 
     fn alloc_kv(&self, spec: KvSpec) -> ReferenceKv {
@@ -135,7 +132,7 @@ impl Device for Reference {
     ) -> ReferenceTensor {
         assert_eq!(x.cols, w.values.cols, "linear: inputs of x and of the weight");
         ReferenceTensor::from_fn(x.rows, w.values.rows, |t, n| {
-            let sum = dot(x.row(t), w.values.row(n));
+            let sum = w.sum_of_products(x.row(t), n, 0..x.cols);
             bias.map_or(sum, |bias| sum + bias.at(0, n))
         })
     }
@@ -144,8 +141,7 @@ impl Device for Reference {
         assert_eq!(x.cols, program.num_inputs(), "linear_tree: inputs of x and of the program");
         assert_eq!(x.cols, w.values.cols, "linear_tree: inputs of x and of the weight");
         run_tree(program, x.rows, w.values.rows, |t, n, item| {
-            let inputs = program.inputs[item].clone();
-            dot(&x.row(t)[inputs.clone()], &w.values.row(n)[inputs])
+            w.sum_of_products(x.row(t), n, program.inputs[item].clone())
         })
     }
 

@@ -167,7 +167,7 @@ fn experts_of_two_ranks_sum_to_what_each_token_asked_for() {
         .iter()
         .flat_map(|range| {
             let weights: Vec<_> =
-                matrices[range.clone()].iter().map(|m| Reference.pack(m, DType::F32)).collect();
+                matrices[range.clone()].iter().map(|m| Reference.pack(m, DType::F32.into())).collect();
             let assignment = Reference.assign(&routing, range.clone());
             let y = Reference.grouped_linear(&x, &assignment, &weights);
             let program = tree.program(range.clone());
@@ -193,8 +193,12 @@ fn experts_of_two_ranks_sum_to_what_each_token_asked_for() {
 fn partial_sums_of_a_tree_finish_as_the_whole_product() {
     let (x, w) = (wave(2, 136, 1.0), wave(5, 136, 1.0));
     let tree = ReductionTree::over_granules(136, 8);
-    let whole = Reference.linear(&x, &Reference.pack(&w, DType::F32), None);
-    let all = Reference.linear_tree(&x, &Reference.pack(&w, DType::F32), &tree.program(0..tree.num_leaves()));
+    let whole = Reference.linear(&x, &Reference.pack(&w, DType::F32.into()), None);
+    let all = Reference.linear_tree(
+        &x,
+        &Reference.pack(&w, DType::F32.into()),
+        &tree.program(0..tree.num_leaves()),
+    );
     for (got, want) in all.data.iter().zip(&whole.data) {
         near("linear_tree", *got, *want as f64, 2e-6);
     }

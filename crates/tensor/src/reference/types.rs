@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use crate::{DType, HeadSpan, KvSpec, MatrixSource};
+use crate::{HeadSpan, KvSpec, MatrixSource};
 
 /// A matrix in host memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,13 +11,6 @@ pub struct ReferenceTensor {
     pub cols: usize,
     /// The elements, row-major.
     pub data: Vec<f32>,
-}
-
-/// A weight `[n, k]`, rounded to its type and widened again.
-#[derive(Clone, Debug)]
-pub struct ReferenceWeight {
-    pub(super) dtype: DType,
-    pub(super) values: ReferenceTensor,
 }
 
 /// One layer's keys and values.

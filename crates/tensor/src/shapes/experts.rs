@@ -55,7 +55,7 @@ pub(super) fn common(
     weights: &[ShapeWeight],
 ) -> ShapeWeight {
     same(op, "weights and experts", weights.len(), assignment.experts.len());
-    let first = weights.first().copied().unwrap_or(ShapeWeight { n: 0, k: x.cols, dtype: DType::F32 });
+    let first = weights.first().copied().unwrap_or(ShapeWeight { n: 0, k: x.cols, spec: DType::F32.into() });
     weights.iter().for_each(|w| same(op, "weights of two experts", *w, first));
     same(op, "inputs of x and of the weights", x.cols, first.k);
     first

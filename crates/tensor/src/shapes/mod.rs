@@ -13,8 +13,8 @@ use std::ops::Range;
 
 use self::types::short_name;
 use crate::{
-    Activation, AttentionSpec, DType, Device, DeviceError, HeadSpan, KV_BLOCK, KvShare, KvSpec, LogitEdit,
-    MatrixSource, NormKind, NormSpec, OpCost, Program, RopeSpec, RouterSpec, StepMeta,
+    Activation, AttentionSpec, Device, DeviceError, HeadSpan, KV_BLOCK, KvShare, KvSpec, LogitEdit,
+    MatrixSource, NormKind, NormSpec, OpCost, Program, RopeSpec, RouterSpec, StepMeta, WeightSpec,
 };
 
 /// FLOPs of a function of one element.
@@ -123,8 +123,8 @@ impl<R: Recorder> Device for Shapes<R> {
         [x.rows, x.cols]
     }
 
-    fn pack(&self, source: &dyn MatrixSource, dtype: DType) -> ShapeWeight {
-        ShapeWeight { n: source.rows(), k: source.cols(), dtype }
+    fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> ShapeWeight {
+        ShapeWeight { n: source.rows(), k: source.cols(), spec }
     }
 
     fn weight_shape(&self, w: &ShapeWeight) -> [usize; 2] {
@@ -179,7 +179,7 @@ impl<R: Recorder> Device for Shapes<R> {
     fn embed(&self, w: &ShapeWeight, rows: &[u32]) -> ShapeTensor {
         rows_exist("embed", rows, w.n);
         let y = ShapeTensor { rows: rows.len(), cols: w.k };
-        let weight_bytes = (y.len() * w.dtype.bytes()) as u64;
+        let weight_bytes = w.spec.bytes(rows.len(), w.k) as u64;
         self.record("embed", OpCost { weight_bytes, ..cost(0, y.len()) }, format_args!("{w} -> {y}"));
         y
     }

@@ -2,7 +2,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::PANEL;
-use crate::{DType, HeadSpan, NormKind};
+use crate::{DType, HeadSpan, NormKind, WeightFormat, WeightSpec};
 
 /// Shape of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct ShapeTensor {
 pub struct ShapeWeight {
     pub(super) n: usize,
     pub(super) k: usize,
-    pub(super) dtype: DType,
+    pub(super) spec: WeightSpec,
 }
 
 /// How many tokens chose each expert.
@@ -55,7 +55,7 @@ impl ShapeTensor {
 
 impl ShapeWeight {
     pub(super) fn packed_bytes(&self) -> usize {
-        self.n.next_multiple_of(PANEL) * self.k * self.dtype.bytes()
+        self.spec.bytes(self.n.next_multiple_of(PANEL), self.k)
     }
 
     /// By a linear layer of so many rows.
@@ -72,7 +72,7 @@ impl fmt::Display for ShapeTensor {
 
 impl fmt::Display for ShapeWeight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} [{}, {}]", short_name(self.dtype), self.n, self.k)
+        write!(f, "{} [{}, {}]", format_name(self.spec.format), self.n, self.k)
     }
 }
 
@@ -89,6 +89,13 @@ impl fmt::Display for NormKind {
             NormKind::Rms { weight_offset } => write!(f, "rms({weight_offset} + w)"),
             NormKind::Layer => f.write_str("layer"),
         }
+    }
+}
+
+fn format_name(format: WeightFormat) -> &'static str {
+    match format {
+        WeightFormat::Float(dtype) => short_name(dtype),
+        other => other.name(),
     }
 }
 

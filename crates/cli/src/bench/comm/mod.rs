@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use cpu::limits;
 use engine::cpus;
 
-use crate::args::{DTypeArg, LoadFormat, ModelArgs, yes_or_no};
+use crate::args::{DTypeArg, LoadFormat, ModelArgs, QuantizationArg, yes_or_no};
 use crate::error::CliError;
 use crate::membership::{JobArgs, Membership};
 use crate::model::read_config;
@@ -178,6 +178,7 @@ fn uses(args: &CommArgs) -> Result<Vec<(usize, &'static str)>, CliError> {
     let model = ModelArgs {
         model: args.model.clone(),
         dtype: DTypeArg::Auto,
+        quantization: QuantizationArg::None,
         load_format: LoadFormat::Auto,
         seed: None,
     };

@@ -1,0 +1,82 @@
+//! What a model's weights are kept in.
+
+use std::fmt;
+
+use tensor::{DType, WeightFormat, WeightSpec};
+
+use crate::parallel::{Layout, Module};
+
+/// What the weights of linear layers are quantised to when they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quantization {
+    /// e4m3 with a power of two per 32 inputs.
+    Fp8,
+    /// 8-bit integers with a scale per 32 inputs.
+    Int8,
+    /// 4-bit integers with a scale and a zero point per 32 inputs; the head and an embedding that it is tied to as
+    /// [`Quantization::Int8`].
+    Int4,
+}
+
+impl Quantization {
+    /// All of them.
+    pub const ALL: [Quantization; 3] = [Quantization::Fp8, Quantization::Int8, Quantization::Int4];
+
+    /// The name that users write and read: `fp8`, `int8`, `int4`.
+    pub fn name(self) -> &'static str {
+        self.format().name()
+    }
+
+    /// What the layers' weights become.
+    pub fn format(self) -> WeightFormat {
+        match self {
+            Quantization::Fp8 => WeightFormat::Fp8,
+            Quantization::Int8 => WeightFormat::Int8,
+            Quantization::Int4 => WeightFormat::Int4,
+        }
+    }
+
+    /// What the head's weight becomes.
+    fn head(self) -> WeightFormat {
+        match self {
+            Quantization::Int4 => WeightFormat::Int8,
+            other => other.format(),
+        }
+    }
+}
+
+impl fmt::Display for Quantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What weights are kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeptAs {
+    /// The type of those that are not quantised; `None`: as stored.
+    pub dtype: Option<DType>,
+    /// What linear layers are quantised to, if at all. A router, norms, biases, positions, and an embedding that is not the
+    /// head, too, are not.
+    pub quantization: Option<Quantization>,
+}
+
+impl KeptAs {
+    /// How a module's weight of two dimensions, stored as `stored`, is packed.
+    pub fn spec(&self, layout: &Layout, module: Module, stored: DType) -> WeightSpec {
+        let format = self.format(module, stored, layout.config.tied);
+        WeightSpec { format, period: layout.group_period(module) }
+    }
+
+    /// `tied`: the embedding is the head.
+    fn format(&self, module: Module, stored: DType, tied: bool) -> WeightFormat {
+        let float = WeightFormat::Float(self.dtype.unwrap_or(stored));
+        let Some(quantization) = self.quantization else { return float };
+        match module {
+            Module::Embed if !tied => float,
+            Module::Positions | Module::Router => float,
+            Module::Embed | Module::Head => quantization.head(),
+            _ => quantization.format(),
+        }
+    }
+}
