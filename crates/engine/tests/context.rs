@@ -3,7 +3,7 @@
 use checkpoint::WeightSource;
 use collective::{Collective, Group, SharedConfig, SharedGroup, SharedRank, Solo};
 use cpu::{CpuConfig, CpuDevice};
-use model::{Decoder, KvCache, Layout, Loader, ModelConfig, Rank, Stage, TpPlan};
+use model::{Decoder, KeptAs, KvCache, Layout, Loader, ModelConfig, Rank, Stage, TpPlan};
 use scheduler::{Batch, ContextParallel, Request, Scheduler, SchedulerConfig};
 use serde_json::{Value, json};
 use tensor::{DType, Device, KV_BLOCK, SEGMENT, SequenceSpan, StepMeta};

@@ -6,7 +6,7 @@ use checkpoint::{Checkpoint, WeightSource};
 use collective::Solo;
 use common::Golden;
 use engine::EngineOptions;
-use model::{Decoder, KvCache, Layout, Loader, Rank, Stage, TpPlan};
+use model::{Decoder, KeptAs, KvCache, Layout, Loader, Rank, Stage, TpPlan};
 use tensor::{KV_BLOCK, Reference, SequenceSpan, StepMeta};
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use checkpoint::{Checkpoint, WeightSource};
 use collective::{CollectiveStats, Group, ShapeGroup, SharedConfig, SharedGroup};
 use model::parallel::{ExpertCounts, ExpertForm, ExpertOptions, ExpertPlacement, expert_bytes, imbalance};
-use model::{Decoder, KvCache, Layout, Loader, ModelConfig, Rank, Stage, TpPlan};
+use model::{Decoder, KeptAs, KvCache, Layout, Loader, ModelConfig, Rank, Stage, TpPlan};
 use serde_json::json;
 use tensor::{Cost, DType, KV_BLOCK, Reference, SequenceSpan, StepMeta};
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use checkpoint::WeightSource;
 use collective::ShapeGroup;
-use model::{Decoder, KvCache, Layout, Loader, Rank, Stage, TpPlan};
+use model::{Decoder, KeptAs, KvCache, Layout, Loader, Rank, Stage, TpPlan};
 use tensor::{DType, SequenceSpan, StepMeta, Trace};
 
 /// One checkpoint of each architecture.
