@@ -62,6 +62,19 @@ impl Checkpoint {
         Ok(Checkpoint { inner: Arc::new(checkpoint) })
     }
 
+    /// One file.
+    pub(crate) fn open_file(path: &Path) -> Result<Self, CheckpointError> {
+        let place = path.display().to_string();
+        let mut checkpoint = Inner { place: place.clone(), files: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add(place, Storage::map(path)?)?;
+        Ok(Checkpoint { inner: Arc::new(checkpoint) })
+    }
+
+    /// That there is no such tensor.
+    pub(crate) fn missing(&self, name: &str) -> CheckpointError {
+        self.inner.missing(name)
+    }
+
     /// A whole safetensors file that is part of the program; `name` is what errors call it.
     ///
     /// # Errors
@@ -205,16 +218,14 @@ impl Inner {
         Ok(())
     }
 
+    fn missing(&self, name: &str) -> CheckpointError {
+        let nearest = nearest(name, self.tensors.keys().map(String::as_str), SUGGESTIONS);
+        CheckpointError::MissingTensor { tensor: name.to_owned(), place: self.place.clone(), nearest }
+    }
+
     /// A tensor's bytes and type, its shape checked.
     fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], DType), CheckpointError> {
-        let Some(found) = self.tensors.get(name) else {
-            let nearest = nearest(name, self.tensors.keys().map(String::as_str), SUGGESTIONS);
-            return Err(CheckpointError::MissingTensor {
-                tensor: name.to_owned(),
-                place: self.place.clone(),
-                nearest,
-            });
-        };
+        let Some(found) = self.tensors.get(name) else { return Err(self.missing(name)) };
         let (tensor, (file, storage)) = (name.to_owned(), &self.files[found.file]);
         if found.shape != shape {
             let (expected, found) = (shape.to_vec(), found.shape.clone());

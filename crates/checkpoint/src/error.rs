@@ -139,6 +139,16 @@ pub enum CheckpointError {
         shard: String,
     },
 
+    // ---- packed checkpoints
+    /// A packed checkpoint is damaged, or another program's.
+    #[error("{file}: {reason}")]
+    BadPacked {
+        /// The file.
+        file: String,
+        /// What is wrong, and what would work.
+        reason: String,
+    },
+
     // ---- asking for tensors
     /// A tensor has another shape than the model's config says.
     #[error("tensor {}: expected {expected:?}, found {found:?} in {file}", quote(.tensor))]

@@ -1,12 +1,14 @@
 use tensor::DType;
 
 use crate::random::RandomMatrix;
-use crate::{Checkpoint, CheckpointError, TensorView};
+use crate::{Checkpoint, CheckpointError, PackedCheckpoint, TensorView};
 
 /// Where a loader gets weights from.
 pub enum WeightSource {
     /// Files on disk.
     Files(Checkpoint),
+    /// A file in a device's own layout.
+    Packed(PackedCheckpoint),
     /// Seeded values made from names and shapes alone, the same whichever part of a tensor is read.
     Random {
         /// Other seeds, other values.
@@ -53,6 +55,7 @@ impl WeightSource {
     pub fn dtype(&self) -> DType {
         match self {
             WeightSource::Files(checkpoint) => checkpoint.dtype(),
+            WeightSource::Packed(packed) => packed.dtype(),
             WeightSource::Random { dtype, .. } | WeightSource::Meta { dtype } => *dtype,
         }
     }
@@ -61,8 +64,20 @@ impl WeightSource {
     pub fn fingerprint(&self) -> String {
         match self {
             WeightSource::Files(checkpoint) => format!("{:016x}", checkpoint.fingerprint()),
+            WeightSource::Packed(packed) => format!("packed {:016x}", packed.tensors().fingerprint()),
             WeightSource::Random { seed, dtype } => format!("random {dtype}, seed {seed}"),
             WeightSource::Meta { dtype } => format!("shapes only, {dtype}"),
+        }
+    }
+
+    /// Whether what was read so far was what had been written.
+    ///
+    /// # Errors
+    /// A packed file is damaged.
+    pub fn check(&self) -> Result<(), CheckpointError> {
+        match self {
+            WeightSource::Packed(packed) => packed.check(),
+            _ => Ok(()),
         }
     }
 
@@ -72,6 +87,7 @@ impl WeightSource {
             WeightSource::Files(checkpoint) => {
                 checkpoint.dtype_of(name).unwrap_or_else(|| checkpoint.dtype())
             }
+            WeightSource::Packed(packed) => packed.tensors().dtype_of(name).unwrap_or(packed.dtype()),
             _ => self.dtype(),
         }
     }
@@ -80,6 +96,7 @@ impl WeightSource {
     pub fn contains(&self, name: &str) -> Option<bool> {
         match self {
             WeightSource::Files(checkpoint) => Some(checkpoint.contains(name)),
+            WeightSource::Packed(packed) => Some(packed.tensors().contains(name)),
             WeightSource::Random { .. } | WeightSource::Meta { .. } => None,
         }
     }
@@ -99,6 +116,7 @@ impl WeightSource {
     ) -> Result<TensorView<'_>, CheckpointError> {
         Ok(match self {
             WeightSource::Files(checkpoint) => checkpoint.matrix(name, shape)?,
+            WeightSource::Packed(packed) => TensorView::packed(packed.weight(name, shape)?, packed.dtype()),
             WeightSource::Random { seed, dtype } => {
                 TensorView::random(fill.random(*seed, name, 0), shape, *dtype)
             }
@@ -124,6 +142,8 @@ impl WeightSource {
         assert!(index < experts, "expert {index} of {experts}");
         Ok(match self {
             WeightSource::Files(checkpoint) => checkpoint.expert_matrix(name, index, shape)?,
+            // Each expert has tensors of its own there.
+            WeightSource::Packed(packed) => return Err(packed.tensors().missing(name)),
             WeightSource::Random { seed, dtype } => {
                 TensorView::random(fill.random(*seed, name, index), [rows, cols], *dtype)
             }
@@ -138,6 +158,7 @@ impl WeightSource {
     pub fn vector(&self, name: &str, len: usize, fill: Fill) -> Result<Vec<f32>, CheckpointError> {
         Ok(match self {
             WeightSource::Files(checkpoint) => checkpoint.vector(name, len)?,
+            WeightSource::Packed(packed) => packed.tensors().vector(name, len)?,
             WeightSource::Random { seed, dtype } => {
                 let mut out = vec![0.0; len];
                 fill.random(*seed, name, 0).read(0, 0..len, *dtype, &mut out);

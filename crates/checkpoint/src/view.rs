@@ -2,12 +2,12 @@ use std::ops::Range;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use tensor::{DType, MatrixSource};
+use tensor::{DType, MatrixSource, PackedPart, PackedWeight, WeightSpec};
 
 use crate::random::RandomMatrix;
 
 /// A matrix `[rows, cols]` of a [`crate::WeightSource`], read row by row and widened to f32.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct TensorView<'a> {
     rows: usize,
     cols: usize,
@@ -15,11 +15,13 @@ pub struct TensorView<'a> {
     values: Values<'a>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Values<'a> {
     /// Little endian, row-major, at any alignment.
     Stored(&'a [u8]),
     Random(RandomMatrix),
+    /// In a device's own layout.
+    Packed(PackedWeight),
     /// Shapes only.
     Meta,
 }
@@ -34,13 +36,27 @@ impl<'a> TensorView<'a> {
         TensorView { rows, cols, dtype, values: Values::Random(matrix) }
     }
 
+    pub(crate) fn packed(weight: PackedWeight, dtype: DType) -> Self {
+        let [rows, cols] = weight.shape;
+        TensorView { rows, cols, dtype, values: Values::Packed(weight) }
+    }
+
     pub(crate) fn meta([rows, cols]: [usize; 2], dtype: DType) -> Self {
         TensorView { rows, cols, dtype, values: Values::Meta }
     }
 
-    /// The type in which the elements are stored; every element is exact in it.
+    /// The type in which the elements are stored; every element is exact in it. Of a packed matrix that of the elements
+    /// which are not quantised.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// How the matrix is packed, if it is.
+    pub fn packed_as(&self) -> Option<WeightSpec> {
+        match &self.values {
+            Values::Packed(weight) => Some(weight.spec),
+            _ => None,
+        }
     }
 
     /// Bytes of one stored element.
@@ -67,13 +83,21 @@ impl MatrixSource for TensorView<'_> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
         assert_eq!(cols.len(), out.len(), "one place for every column");
-        match self.values {
+        match &self.values {
             Values::Stored(bytes) => {
                 let (first, width) = (row * self.cols, self.dtype.bytes());
                 widen(&bytes[(first + cols.start) * width..(first + cols.end) * width], self.dtype, out);
             }
             Values::Random(matrix) => matrix.read(row, cols, self.dtype, out),
+            Values::Packed(_) => panic!("a packed matrix is used as it lies"),
             Values::Meta => panic!("weights of a Meta source have shapes and no values"),
+        }
+    }
+
+    fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
+        match &self.values {
+            Values::Packed(weight) => Some(vec![PackedPart { weight: Some(weight.clone()), rows, cols }]),
+            _ => None,
         }
     }
 }

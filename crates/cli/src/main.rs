@@ -11,6 +11,7 @@ mod launch;
 mod membership;
 mod model;
 mod progress;
+mod quantize;
 mod report;
 mod score;
 mod secret;
@@ -42,6 +43,8 @@ enum Command {
     Score(Box<score::ScoreArgs>),
     /// Prints how each weight of a model is split, from its config.json alone
     TpPlan(Box<tp_plan::TpPlanArgs>),
+    /// Writes a checkpoint packed and quantised, so that loading it is mapping a file
+    Quantize(Box<quantize::QuantizeArgs>),
     /// Starts a command as several processes of one job, on one host or on several
     Launch(Box<launch::LaunchArgs>),
     /// Measures speed, as fractions of what this machine can do
@@ -78,6 +81,7 @@ fn command() -> ExitCode {
         }
         Command::Score(args) => membership::run(&args.run.job, |membership| score::run(&args, membership)),
         Command::TpPlan(args) => error::ended(tp_plan::run(&args)),
+        Command::Quantize(args) => error::ended(quantize::run(&args)),
         Command::Launch(args) => error::ended(launch::run(&args)),
         Command::Bench(command) => bench::run(&command),
     }

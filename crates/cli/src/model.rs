@@ -1,9 +1,12 @@
 //! The model that a command works on: where it is, its configuration, its weights, its tokenizer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use checkpoint::{Checkpoint, WeightSource, config_file, generation_config_file, hub, json_bytes};
+use checkpoint::{
+    Checkpoint, CheckpointError, PackedCheckpoint, WeightSource, config_file, generation_config_file, hub,
+    json_bytes,
+};
 use engine::text::{TextError, Tokenizer};
 use engine::{Engine, EngineOptions, Plan};
 use job::Fingerprint;
@@ -50,6 +53,78 @@ pub fn read_config(args: &ModelArgs) -> Result<(String, ModelConfig), CliError> 
     Ok((name, config))
 }
 
+/// A checkpoint with all that lies beside its weights, to be written anew.
+pub struct WholeModel {
+    /// Its configuration.
+    pub config: ModelConfig,
+    /// Its weights.
+    pub source: WeightSource,
+    place: Place,
+}
+
+impl WholeModel {
+    /// Finds `checkpoint`, or what the flags name.
+    pub fn open(args: &ModelArgs, checkpoint: Option<&str>) -> Result<Self, CliError> {
+        let model = checkpoint.map(str::to_owned).or_else(|| args.model.clone());
+        let place = place(model.as_deref(), args.load_format != LoadFormat::Random)?;
+        let config = parse_config(&place)?;
+        let source = source(args, &place, &config)?;
+        Ok(WholeModel { config, source, place })
+    }
+
+    /// Names and contents of what belongs to it besides weights: configurations, tokenizer, templates, licences.
+    pub fn small_files(&self) -> Result<Vec<(String, Vec<u8>)>, CliError> {
+        let dir = match &self.place {
+            Place::Demo => {
+                let files = [
+                    ("config.json", demo::CONFIG),
+                    ("generation_config.json", demo::GENERATION_CONFIG),
+                    ("tokenizer.json", demo::TOKENIZER),
+                    ("tokenizer_config.json", demo::TOKENIZER_CONFIG),
+                ];
+                return Ok(files.map(|(name, content)| (name.to_owned(), content.to_owned())).into());
+            }
+            // A config.json itself, with random weights.
+            Place::Dir(path) if path.is_file() => return Ok(vec![("config.json".into(), read(path)?)]),
+            Place::Dir(dir) => dir,
+        };
+        let listing = std::fs::read_dir(dir).map_err(|e| unreadable(dir, e))?;
+        let mut files = Vec::new();
+        for entry in listing {
+            let path = entry.map_err(|e| unreadable(dir, e))?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let belongs = [".json", ".jinja", ".txt", ".model", ".md"].iter().any(|end| name.ends_with(end));
+            if path.is_file() && !name.ends_with(".index.json") && (belongs || name.starts_with("LICENSE")) {
+                files.push((name.to_owned(), read(&path)?));
+            }
+        }
+        Ok(files)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CliError> {
+    std::fs::read(path).map_err(|e| unreadable(path, e))
+}
+
+fn unreadable(path: &Path, source: std::io::Error) -> CliError {
+    CheckpointError::Read { path: path.to_owned(), source }.into()
+}
+
+/// Where the weights come from.
+fn source(args: &ModelArgs, place: &Place, config: &ModelConfig) -> Result<WeightSource, CliError> {
+    Ok(match (args.load_format, place) {
+        (LoadFormat::Random, _) => {
+            let dtype = args.dtype.get().or(config.dtype).unwrap_or(DType::BF16);
+            WeightSource::Random { seed: args.seed.unwrap_or(0), dtype }
+        }
+        (_, Place::Demo) => WeightSource::Files(Checkpoint::from_bytes(demo::NAME, demo::WEIGHTS)?),
+        (_, Place::Dir(dir)) if PackedCheckpoint::is_in(dir) => {
+            WeightSource::Packed(PackedCheckpoint::open(dir)?)
+        }
+        (_, Place::Dir(dir)) => WeightSource::Files(Checkpoint::open(dir)?),
+    })
+}
+
 impl OpenModel {
     /// Finds a model, and reads all but its weights. What can't be is refused before anything large is downloaded.
     pub fn open(
@@ -62,14 +137,7 @@ impl OpenModel {
         split.check(&config, membership.leads())?;
         Plan::new(config.clone(), options, membership.ranks())?;
         let (_, place) = locate(args, args.load_format != LoadFormat::Random)?;
-        let source = match (args.load_format, &place) {
-            (LoadFormat::Random, _) => {
-                let dtype = args.dtype.get().or(config.dtype).unwrap_or(DType::BF16);
-                WeightSource::Random { seed: args.seed.unwrap_or(0), dtype }
-            }
-            (_, Place::Demo) => WeightSource::Files(Checkpoint::from_bytes(demo::NAME, demo::WEIGHTS)?),
-            (_, Place::Dir(dir)) => WeightSource::Files(Checkpoint::open(dir)?),
-        };
+        let source = source(args, &place, &config)?;
         let tokenizer = match &place {
             Place::Demo => Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG), None),
             Place::Dir(dir) => Tokenizer::from_dir(dir),
@@ -167,13 +235,18 @@ pub fn perplexity(logprobs: &[Option<f32>]) -> Option<f64> {
 }
 
 fn locate(args: &ModelArgs, weights: bool) -> Result<(String, Place), CliError> {
-    let Some(model) = &args.model else { return Ok((demo::NAME.into(), Place::Demo)) };
+    let name = args.model.clone().unwrap_or_else(|| demo::NAME.into());
+    Ok((name, place(args.model.as_deref(), weights)?))
+}
+
+fn place(model: Option<&str>, weights: bool) -> Result<Place, CliError> {
+    let Some(model) = model else { return Ok(Place::Demo) };
     let (hub_config, mut bar) = (hub::HubConfig::from_env(), DownloadBar::default());
     let dir = match weights {
         true => hub::resolve(model, &hub_config, &mut bar)?,
         false => hub::resolve_without_weights(model, &hub_config, &mut bar)?,
     };
-    Ok((model.clone(), Place::Dir(dir)))
+    Ok(Place::Dir(dir))
 }
 
 fn parse_config(place: &Place) -> Result<ModelConfig, CliError> {

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
+use engine::EngineOptions;
 use model::check_tokens;
 use serde_json::json;
 
@@ -12,6 +13,7 @@ use crate::expert_counts;
 use crate::membership::Membership;
 use crate::model::{OpenModel, perplexity};
 use crate::split::SplitArgs;
+use crate::startup;
 
 /// Prints the log-probability of each token of a text, and its perplexity.
 #[derive(Args)]
@@ -56,6 +58,10 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
     let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
     let logprobs = engine.score(&ids)?;
     expert_counts::record(args.split.expert_counts.as_deref(), &mut engine)?;
+    // The ranks are done: the demo model has the cores to itself.
+    let kept = EngineOptions { quantization: engine.kept_as().quantization, ..options };
+    drop(engine);
+    startup::tell_of_quantization(&kept)?;
     let perplexity = perplexity(&logprobs);
     let mut out = std::io::stdout().lock();
     if args.json {

@@ -83,6 +83,11 @@ impl CpuDevice {
         self.exec.pool.unpinned()
     }
 
+    /// Bytes of a packed weight of `[n, k]`.
+    pub fn packed_len([n, k]: [usize; 2], spec: WeightSpec) -> usize {
+        spec.bytes(n.next_multiple_of(16), k)
+    }
+
     /// How often memory for a tensor had to come from the system. Does not grow once all shapes were seen.
     pub fn fresh_allocations(&self) -> usize {
         self.exec.recycler.fresh_allocations()

@@ -28,3 +28,6 @@ pub use kernels::cache::CpuKv;
 pub use kernels::moe::{CpuAssignment, CpuRouting};
 pub use pack::CpuWeight;
 pub use simd::Isa;
+
+/// The name of the layout of packed weights, for who writes it to files. Another layout gets another name.
+pub const PACKED_LAYOUT: &str = "cpu-panels-16";

@@ -51,6 +51,11 @@ impl CpuWeight {
         self.memory.bytes()
     }
 
+    /// All panels, as they lie in memory.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.memory.slice(self.memory.bytes())
+    }
+
     /// Row `row`, widened, to `out [k]`.
     pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.n, "row {row} of a weight of {} rows", self.n);

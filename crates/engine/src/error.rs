@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use collective::CollectiveError;
 use job::JobError;
 use model::ModelError;
@@ -31,6 +33,14 @@ pub enum EngineError {
         /// The panic's message.
         message: String,
     },
+    /// A file can't be written.
+    #[error("cannot write {}: {source}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The operating system gave no thread.
     #[error("cannot start rank {rank}: {message}")]
     Spawn {
@@ -49,7 +59,7 @@ impl EngineError {
             EngineError::Model(e) => e.is_usage(),
             EngineError::Job(e) => e.is_usage(),
             EngineError::Rank { source, .. } => source.is_usage(),
-            EngineError::Panicked { .. } | EngineError::Spawn { .. } => false,
+            EngineError::Panicked { .. } | EngineError::Spawn { .. } | EngineError::Write { .. } => false,
         }
     }
 }

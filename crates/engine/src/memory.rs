@@ -1,6 +1,7 @@
-//! What memory there is.
+//! What memory there is, and what room on disks.
 
 use std::fs::read_to_string;
+use std::path::Path;
 
 /// Bytes that new allocations can get without swapping, within this process's container; `None` where the system
 /// doesn't say.
@@ -25,4 +26,10 @@ pub fn peak_rss_bytes() -> u64 {
     let status = read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).map_or(0, |kb| kb * 1024)
+}
+
+/// Bytes that may still be written to the disk of a folder; `None` where the system doesn't say.
+pub fn free_disk_bytes(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    Some(disk.f_bavail * disk.f_frsize)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use checkpoint::WeightSource;
 use cpu::{CpuConfig, CpuDevice};
 use job::Job;
-use model::{Decoder, KeptAs, Loader, ModelConfig, Stage};
+use model::{Decoder, KeptAs, Loader, ModelConfig, Quantization, Stage};
 use tensor::{Cost, DType, Timed};
 
 use crate::groups::Grouping;
@@ -99,7 +99,8 @@ impl Prepared {
             None => Local { ranks: plan.mesh.size(), sharing: plan.mesh.size(), only: None },
         };
         let ranks = local.ranks;
-        let dtype = options.dtype.unwrap_or_else(|| source.dtype());
+        let kept = kept_as(&source, options)?;
+        let dtype = kept.dtype.unwrap_or_else(|| source.dtype());
         let kv_dtype = options.kv_cache_dtype.unwrap_or(dtype);
         let max_model_len = options.max_model_len.unwrap_or(max_positions);
         if max_model_len == 0 || max_model_len > max_positions {
@@ -110,7 +111,7 @@ impl Prepared {
         if options.threads_per_rank == Some(0) {
             return Err(EngineError::Request("threads-per-rank must be at least 1".into()));
         }
-        let all = preflight(&plan, &source, options.kept_as())? * plan.mesh.dp as u64;
+        let all = preflight(&plan, &source, kept)? * plan.mesh.dp as u64;
         let total = all / plan.mesh.size() as u64 * ranks as u64;
         if let Some(available) = memory::available_bytes().filter(|&available| total > available) {
             return Err(EngineError::Request(format!(
@@ -128,7 +129,7 @@ impl Prepared {
         // Spinning only makes sense while everyone who spins has a core.
         let spin = local.sharing * threads <= cpus::available().len();
         let launch_options = LaunchOptions {
-            kept: options.kept_as(),
+            kept,
             kv_dtype,
             comm_timeout: options.comm_timeout,
             spin: if spin { SPIN } else { Duration::ZERO },
@@ -150,7 +151,7 @@ impl Prepared {
         Ok(Prepared {
             setup,
             settings: Settings {
-                kept: KeptAs { dtype: Some(dtype), ..options.kept_as() },
+                kept: KeptAs { dtype: Some(dtype), ..kept },
                 kv_dtype,
                 threads,
                 max_model_len,
@@ -169,6 +170,33 @@ fn host_name(job: &Job) -> String {
         true => format!("{} (node {})", hosts[rank], nodes[rank]),
         false => hosts[rank].to_owned(),
     }
+}
+
+/// What weights are kept in. Those of a packed checkpoint are as they are.
+fn kept_as(source: &WeightSource, options: &EngineOptions) -> Result<KeptAs, EngineError> {
+    let wanted = options.kept_as();
+    let WeightSource::Packed(packed) = source else { return Ok(wanted) };
+    let info = packed.info();
+    if info.layout != cpu::PACKED_LAYOUT {
+        return Err(EngineError::Request(format!(
+            "the checkpoint is packed for another processor ({}, here it is {}); pack the original again with \
+             `anysplit quantize`",
+            info.layout,
+            cpu::PACKED_LAYOUT
+        )));
+    }
+    let quantization = Quantization::ALL.into_iter().find(|q| info.quantization.as_deref() == Some(q.name()));
+    let is = info.quantization.as_deref().unwrap_or(packed.dtype().name());
+    if wanted.dtype.is_some_and(|dtype| dtype != packed.dtype())
+        || wanted.quantization.is_some() && wanted.quantization != quantization
+    {
+        return Err(EngineError::Request(format!(
+            "the checkpoint is packed as {is} ({}), which --dtype and --quantization can't change; leave them out, or pack \
+             the original again",
+            packed.dtype()
+        )));
+    }
+    Ok(KeptAs { dtype: Some(packed.dtype()), quantization })
 }
 
 /// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much a replica has to load.

@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use tensor::MatrixSource;
+use tensor::{MatrixSource, PackedPart};
 
 use crate::ModelError;
 
@@ -34,6 +34,9 @@ impl MatrixSource for Finite<'_> {
     }
     fn cols(&self) -> usize {
         self.of.cols()
+    }
+    fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
+        self.of.packed(rows, cols)
     }
     fn read(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
         self.of.read(row, cols.clone(), out);

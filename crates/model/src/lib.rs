@@ -14,6 +14,7 @@ mod norm;
 pub mod parallel;
 mod quantization;
 mod step;
+mod stored;
 pub mod tp_plan;
 
 pub use config::ModelConfig;
@@ -24,4 +25,5 @@ pub use loader::{LoadStats, Loader};
 pub use parallel::{Layout, Logits, Pipeline, Rank, Stage};
 pub use quantization::{KeptAs, Quantization};
 pub use step::check_tokens;
+pub use stored::{StoredVector, StoredWeight};
 pub use tp_plan::TpPlan;

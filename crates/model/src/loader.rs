@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use checkpoint::{CheckpointError, Fill, TensorView, WeightSource};
-use tensor::{Concat, DType, Device, MatrixSource, NormSpec, Slice};
+use tensor::{Concat, DType, Device, MatrixSource, NormKind, NormSpec, PackedPart, Slice, WeightSpec};
 
 use crate::ModelError;
 use crate::finite::Finite;
@@ -87,7 +87,7 @@ impl<'a, D: Device> Loader<'a, D> {
         Ok((weight, Some(self.dev.upload(&bias, 1, rows))))
     }
 
-    fn weight(
+    pub(crate) fn weight(
         &self,
         specs: &[(Module, ModuleSpec)],
         layer: usize,
@@ -99,7 +99,7 @@ impl<'a, D: Device> Loader<'a, D> {
             let found = self.find(*module, spec, layer)?;
             parts.push((found, held));
         }
-        let kept = |i: usize| self.kept.spec(self.layout, specs[i].0, parts[i].0.view.dtype());
+        let kept = |i: usize| self.kept_as(specs[i].0, &parts[i].0.view);
         let mut packed_as = kept(0);
         for (i, (_, held)) in parts.iter().enumerate() {
             self.count(kept(i).bytes(held.num_rows(), held.cols.len()))?;
@@ -133,6 +133,7 @@ impl<'a, D: Device> Loader<'a, D> {
         for ((_, spec), finite) in specs.iter().zip(&finite) {
             finite.check(&spec.name)?;
         }
+        self.source.check()?;
         self.stats.borrow_mut().packed_bytes += self.dev.packed_bytes(&packed) as u64;
         Ok(packed)
     }
@@ -143,12 +144,7 @@ impl<'a, D: Device> Loader<'a, D> {
         let spec = self.layout.spec(module, layer);
         let len = spec.shape[0];
         let whole = Held { rows: std::iter::once(0..len).collect(), cols: 0..1 };
-        let fill = if config.architecture.norm == (tensor::NormKind::Rms { weight_offset: 1.0 }) {
-            BIAS
-        } else {
-            Fill::NORM
-        };
-        let weight = self.vector(&format!("{}.weight", spec.name), len, &whole, fill)?;
+        let weight = self.vector(&format!("{}.weight", spec.name), len, &whole, self.norm_fill())?;
         let bias = match spec.bias {
             Some(_) => Some(self.vector(&format!("{}.bias", spec.name), len, &whole, BIAS)?),
             None => None,
@@ -160,12 +156,47 @@ impl<'a, D: Device> Loader<'a, D> {
         })
     }
 
+    /// What a random norm's weight looks like.
+    pub(crate) fn norm_fill(&self) -> Fill {
+        match self.layout.config.architecture.norm {
+            NormKind::Rms { weight_offset: 1.0 } => BIAS,
+            _ => Fill::NORM,
+        }
+    }
+
+    /// How a module's weight is packed.
+    fn kept_as(&self, module: Module, view: &TensorView) -> WeightSpec {
+        view.packed_as().unwrap_or_else(|| self.kept.spec(self.layout, module, view.dtype()))
+    }
+
+    /// The same without its tensor at hand.
+    pub(crate) fn packed_as(
+        &self,
+        module: Module,
+        spec: &ModuleSpec,
+        layer: usize,
+    ) -> Result<WeightSpec, ModelError> {
+        Ok(self.kept_as(module, &self.find(module, spec, layer)?.view))
+    }
+
     fn vector(&self, name: &str, len: usize, held: &Held, fill: Fill) -> Result<Vec<f32>, ModelError> {
-        let name = self.spelling(name);
-        let all = self.source.vector(&name, len, fill)?;
-        let kept = self.kept.dtype.unwrap_or_else(|| self.source.stored_dtype(&name));
+        let (kept, all) = self.rounded_vector(name, len, fill)?;
         self.count(held.num_rows() * kept.bytes())?;
-        Ok(held.rows.iter().flat_map(|r| &all[r.clone()]).map(|&x| kept.round(x)).collect())
+        Ok(held.rows.iter().flat_map(|r| &all[r.clone()]).copied().collect())
+    }
+
+    /// A vector in the type that it is kept in.
+    pub(crate) fn rounded_vector(
+        &self,
+        name: &str,
+        len: usize,
+        fill: Fill,
+    ) -> Result<(DType, Vec<f32>), ModelError> {
+        let name = self.spelling(name);
+        let mut all = self.source.vector(&name, len, fill)?;
+        let kept = self.kept.dtype.unwrap_or_else(|| self.source.stored_dtype(&name));
+        all.iter_mut().for_each(|x| *x = kept.round(*x));
+        Ok((kept, all))
     }
 
     fn count(&self, bytes: usize) -> Result<(), ModelError> {
@@ -218,7 +249,7 @@ impl<'a, D: Device> Loader<'a, D> {
 }
 
 /// Random biases are small.
-const BIAS: Fill = Fill::LINEAR;
+pub(crate) const BIAS: Fill = Fill::LINEAR;
 
 struct Zeros {
     rows: usize,
@@ -234,5 +265,8 @@ impl MatrixSource for Zeros {
     }
     fn read(&self, _: usize, _: Range<usize>, out: &mut [f32]) {
         out.fill(0.0);
+    }
+    fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
+        Some(vec![PackedPart { weight: None, rows, cols }])
     }
 }

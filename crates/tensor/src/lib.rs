@@ -33,7 +33,7 @@ pub use reference::{
     Reference, ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor, ReferenceWeight,
 };
 pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight, Shapes};
-pub use source::{Concat, MatrixSource, Slice};
+pub use source::{Concat, MatrixSource, PackedBytes, PackedPart, PackedWeight, Slice};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
 pub use timed::Timed;
 pub use trace::{Trace, TraceLog};

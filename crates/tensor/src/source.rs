@@ -1,6 +1,9 @@
 //! Where the rows of a weight come from, while it is packed.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use crate::WeightSpec;
 
 /// A matrix `[rows, cols]` that can be read row by row, widened to f32.
 pub trait MatrixSource: Sync {
@@ -13,6 +16,57 @@ pub trait MatrixSource: Sync {
     /// # Shapes
     /// `out [cols.len()]`
     fn read(&self, row: usize, cols: Range<usize>, out: &mut [f32]);
+    /// Where some rows and columns lie packed already, in parts one under the other; `None`: they have to be read.
+    /// What is packed is not read, and used as it is.
+    fn packed(&self, _rows: Range<usize>, _cols: Range<usize>) -> Option<Vec<PackedPart>> {
+        None
+    }
+}
+
+/// Memory that holds packed weights, such as a mapped file.
+pub trait PackedBytes: Send + Sync {
+    /// All of it.
+    fn bytes(&self) -> &[u8];
+    /// Compares some of it with what was written, once. Who owns the memory remembers what differs.
+    fn verify(&self, range: Range<usize>);
+}
+
+/// A weight in a device's own layout.
+#[derive(Clone)]
+pub struct PackedWeight {
+    /// Where it lies.
+    pub memory: Arc<dyn PackedBytes>,
+    /// Its bytes there.
+    pub range: Range<usize>,
+    /// `[n, k]`.
+    pub shape: [usize; 2],
+    /// How it is packed.
+    pub spec: WeightSpec,
+}
+
+/// Some rows and columns of a packed weight.
+#[derive(Clone)]
+pub struct PackedPart {
+    /// The weight; `None`: rows of zeros.
+    pub weight: Option<PackedWeight>,
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// Its columns.
+    pub cols: Range<usize>,
+}
+
+/// The parts of some rows of `all` ranges of rows that follow each other: which range, and which rows of it.
+fn overlaps(
+    all: impl IntoIterator<Item = usize>,
+    rows: Range<usize>,
+) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut start = 0;
+    all.into_iter().enumerate().filter_map(move |(i, len)| {
+        let before = start;
+        start += len;
+        let (from, to) = (rows.start.max(before), rows.end.min(start));
+        (from < to).then(|| (i, from - before..to - before))
+    })
 }
 
 /// A rank's part of a matrix: some ranges of rows, one range of columns.
@@ -42,6 +96,15 @@ impl MatrixSource for Slice<'_> {
         }
         panic!("row beyond the slice");
     }
+    fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
+        let cols = self.cols.start + cols.start..self.cols.start + cols.end;
+        let mut parts = Vec::new();
+        for (i, own) in overlaps(self.rows.iter().map(ExactSizeIterator::len), rows) {
+            let first = self.rows[i].start;
+            parts.extend(self.of.packed(first + own.start..first + own.end, cols.clone())?);
+        }
+        Some(parts)
+    }
 }
 
 /// Matrices of the same width, one under the other.
@@ -62,5 +125,12 @@ impl MatrixSource for Concat<'_> {
             row -= part.rows();
         }
         panic!("row beyond the parts");
+    }
+    fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
+        let mut parts = Vec::new();
+        for (i, own) in overlaps(self.0.iter().map(|m| m.rows()), rows) {
+            parts.extend(self.0[i].packed(own, cols.clone())?);
+        }
+        Some(parts)
     }
 }

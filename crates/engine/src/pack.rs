@@ -1,0 +1,70 @@
+//! Writing a checkpoint in the layout of this machine's device.
+
+use std::path::Path;
+
+use checkpoint::WeightSource;
+use checkpoint::packed::{PackedEntry, PackedInfo, PackedVector, PackedWriter};
+use cpu::{CpuConfig, CpuDevice};
+use model::{Layout, Loader, ModelConfig, StoredVector, TpPlan};
+
+use crate::{EngineError, EngineOptions, cpus, memory};
+
+/// What a packed checkpoint became.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Bytes of the weights as they were stored.
+    pub stored_bytes: u64,
+}
+
+/// Packs all weights of a model, quantised if the options say so, into a new file. One weight at a time is in memory.
+/// `progress` gets the bytes that are written and those that will be.
+///
+/// # Errors
+/// Weights that can't be read or quantised, a file that is there already, or a disk that is full. What was written is left
+/// there, for the caller to throw away.
+pub fn pack(
+    config: ModelConfig,
+    source: &WeightSource,
+    options: &EngineOptions,
+    path: &Path,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Packed, EngineError> {
+    let write = |source| EngineError::Write { path: path.to_owned(), source };
+    let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(1));
+    let dev = CpuDevice::new(CpuConfig { threads, isa: options.isa, ..CpuConfig::default() });
+    let layout = Layout::new(config, &[1.0], &TpPlan::auto())?;
+    let loader = Loader::new(&dev, source, &layout, 0, options.kept_as(), &|_| Ok(()));
+    let weights = loader.stored_weights()?;
+    let entry = |w: &model::StoredWeight| {
+        PackedEntry::new(w.name.clone(), w.shape, w.spec, CpuDevice::packed_len(w.shape, w.spec))
+    };
+    let dtype = options.dtype.unwrap_or_else(|| source.dtype());
+    let quantization = options.quantization.map(model::Quantization::name);
+    let info = PackedInfo::new(cpu::PACKED_LAYOUT, quantization, dtype, weights.iter().map(entry).collect());
+    let vectors: Vec<PackedVector> = loader
+        .stored_vectors()?
+        .into_iter()
+        .map(|StoredVector { name, dtype, values }| PackedVector { name, dtype, values })
+        .collect();
+    let total: u64 = info.weights.iter().map(|weight| weight.bytes as u64).sum();
+    let folder = path.parent().unwrap_or(path);
+    if let Some(free) = memory::free_disk_bytes(folder).filter(|&free| free < total) {
+        let full = format!("{total} bytes are needed, {free} are free");
+        return Err(write(std::io::Error::new(std::io::ErrorKind::StorageFull, full)));
+    }
+    let mut writer = PackedWriter::create(path, &info, vectors).map_err(write)?;
+    let mut done = 0;
+    for (weight, entry) in weights.iter().zip(&info.weights) {
+        writer.weight(loader.pack_stored(weight)?.as_bytes()).map_err(write)?;
+        done += entry.bytes as u64;
+        progress(done, total);
+    }
+    writer.finish().map_err(write)?;
+    let elements = weights.iter().map(|w| (w.shape[0] * w.shape[1]) as u64).sum::<u64>();
+    Ok(Packed {
+        bytes: std::fs::metadata(path).map_err(write)?.len(),
+        stored_bytes: elements * source.dtype().bytes() as u64,
+    })
+}
