@@ -18,6 +18,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Types of which any bits are a value.
 pub(crate) trait Plain: Copy + Send + Sync + Default + 'static {}
 impl Plain for f32 {}
+impl Plain for i32 {}
 impl Plain for u8 {}
 impl Plain for u16 {}
 impl Plain for u64 {}

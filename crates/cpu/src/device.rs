@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use tensor::{
     Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, MatrixSource,
-    NormSpec, Program, RopeSpec, RouterSpec, SequenceSpan, StepMeta, WeightFormat, WeightSpec,
+    NormSpec, Program, RopeSpec, RouterSpec, SequenceSpan, StepMeta, WeightSpec,
 };
 
 use crate::buffer::{Buffer, Recycler};
@@ -13,7 +13,7 @@ use crate::kernels::cache::{self, CpuKv};
 use crate::kernels::moe::{self, CpuAssignment, CpuRouting};
 use crate::kernels::norm::Norm;
 use crate::kernels::{Exec, attention, elementwise, grouped, linear, logits, norm, rope};
-use crate::pack::CpuWeight;
+use crate::pack::{CpuWeight, PanelLayout};
 use crate::pool::Pool;
 use crate::simd::Isa;
 
@@ -85,7 +85,7 @@ impl CpuDevice {
 
     /// Bytes of a packed weight of `[n, k]`.
     pub fn packed_len([n, k]: [usize; 2], spec: WeightSpec) -> usize {
-        spec.bytes(n.next_multiple_of(16), k)
+        PanelLayout::bytes(spec, [n, k])
     }
 
     /// How often memory for a tensor had to come from the system. Does not grow once all shapes were seen.
@@ -141,8 +141,7 @@ impl Device for CpuDevice {
     }
 
     fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> CpuWeight {
-        let WeightFormat::Float(dtype) = spec.format else { panic!("weights in groups are being built") };
-        CpuWeight::pack(source, dtype, &self.exec.pool)
+        CpuWeight::pack(source, spec, &self.exec.pool, self.exec.isa)
     }
 
     fn weight_shape(&self, w: &CpuWeight) -> [usize; 2] {

@@ -4,7 +4,7 @@
 //!   device.rs     what `tensor::Device` promises, one line per operation
 //!   kernels/      one file per kernel, generic over the vector; tile.rs is the micro-kernel of all products
 //!   simd/         the vector of 16 f32 for each instruction set
-//!   pack.rs       weights in panels of 16 outputs
+//!   pack/         weights in panels of 16 outputs, a file per kind of format
 //!   pool.rs       the threads of a rank
 //!   buffer.rs     memory: aligned, in huge pages, recycled
 //!   limits.rs     what this machine could do at best
@@ -26,7 +26,7 @@ mod simd;
 pub use device::{CpuConfig, CpuDevice, CpuStep, CpuTensor};
 pub use kernels::cache::CpuKv;
 pub use kernels::moe::{CpuAssignment, CpuRouting};
-pub use pack::CpuWeight;
+pub use pack::{CpuWeight, PanelLayout, PanelRun};
 pub use simd::Isa;
 
 /// The name of the layout of packed weights, for who writes it to files. Another layout gets another name.

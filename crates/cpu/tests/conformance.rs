@@ -5,7 +5,9 @@ use tensor::conformance;
 
 fn passes(threads: usize) {
     for isa in Isa::available() {
-        conformance::run(&CpuDevice::new(CpuConfig { threads, isa: Some(isa), ..CpuConfig::default() }));
+        let dev = CpuDevice::new(CpuConfig { threads, isa: Some(isa), ..CpuConfig::default() });
+        conformance::run(&dev);
+        conformance::quantized(&dev);
     }
 }
 

@@ -3,13 +3,16 @@
 //! The work is cut into (expert, four panels, rows) and threads take turns, so that one token with k experts
 //! keeps all threads at work, and an expert that many tokens chose does not keep one waiting for another.
 
-use tensor::Program;
+use std::marker::PhantomData;
 
-use super::Exec;
+use tensor::{Program, WeightFormat};
+
 use super::linear::{Output, Run, stack_vectors};
 use super::moe::CpuAssignment;
+use super::quant::format::with_format;
 use super::rows::{TiledRows, Tiles, interleave};
 use super::tile::{MAX_PANELS, Steps};
+use super::{Exec, quant};
 use crate::buffer::Disjoint;
 use crate::pack::CpuWeight;
 use crate::simd::{LANES, with_element};
@@ -26,8 +29,8 @@ pub(crate) fn grouped_linear(
 ) {
     let isa = exec.isa;
     let Some(first) = weights.first() else { return };
-    let (n, k, dtype) = (first.n, first.k, first.dtype);
-    assert!(weights.iter().all(|w| (w.n, w.k, w.dtype) == (n, k, dtype)), "experts have one shape");
+    let (n, k, spec) = (first.n, first.k, first.spec);
+    assert!(weights.iter().all(|w| (w.n, w.k, w.spec) == (n, k, spec)), "experts have one shape");
     assert_eq!(weights.len(), assignment.num_experts(), "one weight per expert of the assignment");
     let pairs = assignment.num_pairs();
     let steps = Steps::new(program, k);
@@ -36,7 +39,7 @@ pub(crate) fn grouped_linear(
     if out.is_empty() {
         return;
     }
-    let stack = stack_vectors(steps);
+    let stack = stack_vectors(steps).max(steps.stack * quant::TALLEST);
     let mut stacks = exec.scratch::<f32>(exec.pool.threads() * stack * LANES);
     let stacks = Disjoint::new(stacks.as_mut_slice());
     let out = Disjoint::new(out);
@@ -45,22 +48,42 @@ pub(crate) fn grouped_linear(
     let busy = assignment.busy_experts();
     let rows_of: Vec<_> = busy.iter().map(|&expert| assignment.pairs_of(expert)).collect();
     let tokens = assignment.tokens();
-    let interleaved =
-        interleave(exec, x, k, &rows_of, |pair| if by_token { tokens[pair] as usize } else { pair });
-    let x = interleaved.as_slice();
+    let source = |pair: usize| if by_token { tokens[pair] as usize } else { pair };
     let parts = pairs * n * k.max(1) / super::grain(1) + 1;
-    exec.pool.take_turns(busy.len() * groups, parts, |item, thread| {
+    let stack = |thread: usize| {
         // SAFETY: each thread has a stack of its own.
-        let stack = unsafe { stacks.part(thread * stack * LANES..(thread + 1) * stack * LANES) };
-        let stack = stack.as_chunks_mut().0;
-        let expert = busy[item / groups];
-        let group = item % groups * MAX_PANELS..(item % groups * MAX_PANELS + MAX_PANELS).min(first.panels());
-        let rows = rows_of[item / groups].clone();
+        unsafe { stacks.part(thread * stack * LANES..(thread + 1) * stack * LANES) }.as_chunks_mut().0
+    };
+    let place = |item: usize| {
+        let group = item % groups * MAX_PANELS;
+        (item / groups, group..(group + MAX_PANELS).min(first.panels()))
+    };
+    let WeightFormat::Float(dtype) = spec.format else {
+        let x = quant::prepare(exec, x, k, (spec.format, spec.groups(k)), &rows_of, source);
+        let (x, tallest) = (x.view(), quant::tallest_tile(isa));
+        exec.pool.take_turns(busy.len() * groups, parts, |item, thread| {
+            let (busy_index, panels) = place(item);
+            let (rows, w) = (rows_of[busy_index].clone(), &weights[busy[busy_index]]);
+            let tiles = Tiles { rows: rows.len(), count: rows.len().div_ceil(tallest) };
+            let units = panels.start * tiles.count..panels.end * tiles.count;
+            let (stack, first_row) = (stack(thread), rows.start);
+            with_format!(spec.format, F => isa.run_products(quant::Run::<F> {
+                x, tiles, w, first_row, units, steps, output, stack, format: PhantomData,
+            }));
+        });
+        return;
+    };
+    let interleaved = interleave(exec, x, k, &rows_of, source);
+    let x = interleaved.as_slice();
+    exec.pool.take_turns(busy.len() * groups, parts, |item, thread| {
+        let (busy_index, panels) = place(item);
+        let (rows, w) = (rows_of[busy_index].clone(), &weights[busy[busy_index]]);
         let tiles = Tiles::of(rows.len());
         let x = TiledRows { data: &x[rows.start * k..rows.end * k], k, tiles };
-        let units = group.start * tiles.count..group.end * tiles.count;
+        let units = panels.start * tiles.count..panels.end * tiles.count;
+        let (stack, first_row) = (stack(thread), rows.start);
         with_element!(dtype, E => isa.run(Run::<E> {
-            x, panels: weights[expert].bits::<E>(), n, first_row: rows.start, units, steps, output, stack,
+            x, w, first_row, units, steps, output, stack, element: PhantomData,
         }));
     });
 }

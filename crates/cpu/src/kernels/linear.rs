@@ -4,13 +4,14 @@
 //! panel, which stays in the cache, so that weights come from memory once. A thread owns a contiguous run of
 //! (panel, tile of rows): one panel with many rows is shared as well as many panels with one row.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use tensor::Program;
+use tensor::{Program, WeightFormat};
 
-use super::Exec;
 use super::rows::{TiledRows, Tiles, interleave};
 use super::tile::{MAX_PANELS, MAX_ROWS, Steps, Target, for_tiles, panels_for, run_program};
+use super::{Exec, quant};
 use crate::buffer::Disjoint;
 use crate::pack::CpuWeight;
 use crate::simd::{Element, F32x16, Kernel, LANES, with_element};
@@ -47,6 +48,9 @@ pub(crate) fn linear(
     if out.is_empty() {
         return;
     }
+    let WeightFormat::Float(dtype) = w.spec.format else {
+        return quant::linear(exec, x, rows, w, program, bias, out);
+    };
     let tiles = Tiles::of(rows);
     let stack = stack_vectors(steps);
     let mut stacks = exec.scratch::<f32>(exec.pool.threads() * stack * LANES);
@@ -61,8 +65,8 @@ pub(crate) fn linear(
         // SAFETY: each thread has a stack of its own.
         let stack = unsafe { stacks.part(thread * stack * LANES..(thread + 1) * stack * LANES) };
         let stack = stack.as_chunks_mut().0;
-        with_element!(w.dtype, E => isa.run(Run::<E> {
-            x, panels: w.bits::<E>(), n: w.n, first_row: 0, units, steps, output, stack,
+        with_element!(dtype, E => isa.run(Run::<E> {
+            x, w, first_row: 0, units, steps, output, stack, element: PhantomData,
         }));
     });
 }
@@ -76,14 +80,14 @@ const MIN_BLOCK_TILES: usize = 8;
 /// A thread's part of a linear layer: units are (panel, tile), tile by tile, then panel by panel.
 pub(crate) struct Run<'a, E: Element> {
     pub(crate) x: TiledRows<'a>,
-    pub(crate) panels: &'a [E::Bits],
-    pub(crate) n: usize,
+    pub(crate) w: &'a CpuWeight,
     /// Row of the output where `x` begins.
     pub(crate) first_row: usize,
     pub(crate) units: Range<usize>,
     pub(crate) steps: Steps<'a>,
     pub(crate) output: Output<'a>,
     pub(crate) stack: &'a mut [[f32; LANES]],
+    pub(crate) element: PhantomData<E>,
 }
 
 impl<E: Element> Kernel for Run<'_, E> {
@@ -124,13 +128,13 @@ impl<E: Element> Run<'_, E> {
         rows: Range<usize>,
         r: usize,
     ) {
-        let (k, n) = (self.x.k, self.n);
+        let (k, n) = (self.x.k, self.w.n);
+        assert_eq!(k, self.w.k, "rows and weight have as many inputs");
         let (x, x_stride) = (self.x.tile(rows.clone()), rows.len());
         assert!(r + R <= x_stride && x.len() == x_stride * k, "the rows lie in the tile");
-        let panels = &self.panels[panel * k * LANES..(panel + P) * k * LANES];
-        let mut w = [panels.as_ptr(); P];
+        let mut w = [std::ptr::null::<E::Bits>(); P];
         for p in 0..P {
-            w[p] = panels[p * k * LANES..].as_ptr();
+            w[p] = self.w.panel(panel + p).elements.cast();
         }
         assert!(self.stack.len() >= self.steps.stack * R * P, "the stack has room for the program");
         let col = panel * LANES;
@@ -172,8 +176,8 @@ impl<E: Element, const R: usize, const P: usize> Kernel for Tile<'_, E, R, P> {
     fn run<V: F32x16>(self) {
         // All rows of a tile are a constant stride apart, which the compiler should know.
         let x_stride = if V::TILED { R } else { self.x_stride };
-        // SAFETY: `Run::tile`, which alone makes tiles, takes rows and panels from slices of k inputs, to which
-        // `Steps` keeps, and asserts the room on the stack; the output holds all nodes of all rows, and units
+        // SAFETY: `Run::tile`, which alone makes tiles, takes rows from slices of k inputs and panels from a weight
+        // of as many, to which `Steps` keeps, and asserts the room on the stack; the output holds all nodes of all rows, and units
         // are divided among threads.
         unsafe { run_program::<V, E, R, P>(self.x, x_stride, self.w, self.steps, self.stack, self.to) };
     }
@@ -181,7 +185,7 @@ impl<E: Element, const R: usize, const P: usize> Kernel for Tile<'_, E, R, P> {
 
 impl Output<'_> {
     #[inline(always)]
-    fn at(&self, index: usize) -> *mut f32 {
+    pub(crate) fn at(&self, index: usize) -> *mut f32 {
         self.out.address(index)
     }
 }

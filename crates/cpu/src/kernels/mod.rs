@@ -8,6 +8,7 @@ pub(crate) mod linear;
 pub(crate) mod logits;
 pub(crate) mod moe;
 pub(crate) mod norm;
+pub(crate) mod quant;
 pub(crate) mod rope;
 pub(crate) mod rows;
 pub(crate) mod tile;

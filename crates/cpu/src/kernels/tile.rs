@@ -204,7 +204,11 @@ pub(crate) unsafe fn run_program<V: F32x16, E: Element, const R: usize, const P:
 /// # Safety
 /// `to` must be writable for R rows of this node.
 #[inline(always)]
-unsafe fn write<V: F32x16, const R: usize, const P: usize>(sums: &[[V; P]; R], node: usize, to: Target<'_>) {
+pub(crate) unsafe fn write<V: F32x16, const R: usize, const P: usize>(
+    sums: &[[V; P]; R],
+    node: usize,
+    to: Target<'_>,
+) {
     for r in 0..R {
         for p in 0..P {
             let col = p * LANES;

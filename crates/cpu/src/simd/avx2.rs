@@ -11,7 +11,7 @@ use tensor::lanes::Lanes;
 use super::{F32x16, Kernel, LANES};
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(__m256, __m256);
+pub(crate) struct Avx2(pub(super) __m256, pub(super) __m256);
 
 /// Runs a kernel with AVX2.
 #[inline(never)]

@@ -7,6 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod element;
+pub(crate) mod int;
 mod portable;
 
 use tensor::lanes::Lanes;

@@ -7,7 +7,7 @@ use super::{F32x16, Kernel, LANES};
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Portable([f32; LANES]);
+pub(crate) struct Portable(pub(super) [f32; LANES]);
 
 /// Runs a kernel.
 #[inline(never)]

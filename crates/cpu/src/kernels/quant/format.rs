@@ -1,0 +1,203 @@
+//! What a group of inputs adds to the sums of a tile, for each format.
+
+use std::ops::Range;
+
+use tensor::{GROUP, Groups};
+
+use super::rows::TileRows;
+use crate::pack::Panel;
+use crate::simd::LANES;
+use crate::simd::int::Products;
+
+/// A format of weights in groups.
+pub(crate) trait Format: 'static {
+    /// How its rows are kept.
+    const ROWS: RowFormat;
+
+    /// Adds some groups, ascending, to the sums of R rows times a panel.
+    ///
+    /// # Safety
+    /// Rows and panel must have these groups.
+    unsafe fn add<V: Products, const R: usize>(
+        sums: &mut [V; R],
+        x: TileRows,
+        panel: Panel,
+        groups: Groups,
+        range: Range<usize>,
+    );
+}
+
+/// How the rows of a product are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowFormat {
+    /// As they are.
+    Floats,
+    /// As whole numbers, of which the sum times this number is kept too.
+    Whole { start_factor: i32, words: WordsFor },
+}
+
+/// Which products want whole numbers as half-words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WordsFor {
+    Nobody,
+    /// Those with int8 weights, where the set of instructions says so.
+    Int8,
+}
+
+pub(crate) struct Int8;
+pub(crate) struct Int4;
+pub(crate) struct Fp8;
+
+/// Bytes of a panel's group of int8 or fp8 elements.
+const GROUP_BYTES: usize = GROUP * LANES;
+
+/// `sums[r] = fma(products[r], w_scale · x_scale[r], sums[r])`.
+///
+/// # Safety
+/// The scales of this group must be readable.
+#[inline(always)]
+unsafe fn add_scaled<V: Products, const R: usize>(
+    sums: &mut [V; R],
+    products: [V; R],
+    x: TileRows,
+    panel: Panel,
+    group: usize,
+) {
+    // SAFETY: readable, by the caller's word; scales are at a multiple of their size.
+    let w_scale = V::load_bf16(unsafe { &*panel.scales.cast::<[u16; LANES]>().add(group) });
+    for r in 0..R {
+        // SAFETY: as above.
+        let x_scale = V::splat(unsafe { x.scales.add(group * R + r).read() });
+        sums[r] = products[r].fma(w_scale.mul(x_scale), sums[r]);
+    }
+}
+
+impl Format for Int8 {
+    const ROWS: RowFormat = RowFormat::Whole { start_factor: -128, words: WordsFor::Int8 };
+
+    #[inline(always)]
+    unsafe fn add<V: Products, const R: usize>(
+        sums: &mut [V; R],
+        x: TileRows,
+        panel: Panel,
+        _: Groups,
+        range: Range<usize>,
+    ) {
+        let row = if V::INT8_WANTS_WORDS { 2 * GROUP } else { GROUP };
+        for group in range {
+            // SAFETY: rows and panel have this group, by the caller's word.
+            unsafe {
+                let w = panel.elements.add(group * GROUP_BYTES);
+                let products = V::int8::<R>(w, x.elements.add(group * R * row), x.starts.add(group * R));
+                add_scaled(sums, products, x, panel, group);
+            }
+        }
+    }
+}
+
+impl Format for Int4 {
+    const ROWS: RowFormat = RowFormat::Whole { start_factor: -1, words: WordsFor::Nobody };
+
+    #[inline(always)]
+    unsafe fn add<V: Products, const R: usize>(
+        sums: &mut [V; R],
+        x: TileRows,
+        panel: Panel,
+        _: Groups,
+        range: Range<usize>,
+    ) {
+        for group in range {
+            // SAFETY: rows and panel have this group, by the caller's word.
+            unsafe {
+                let w = panel.elements.add(group * GROUP_BYTES / 2);
+                let zeros = panel.zeros.add(group * LANES);
+                let products =
+                    V::int4::<R>(w, zeros, x.elements.add(group * R * GROUP), x.starts.add(group * R));
+                add_scaled(sums, products, x, panel, group);
+            }
+        }
+    }
+}
+
+impl Format for Fp8 {
+    const ROWS: RowFormat = RowFormat::Floats;
+
+    #[inline(always)]
+    unsafe fn add<V: Products, const R: usize>(
+        sums: &mut [V; R],
+        x: TileRows,
+        panel: Panel,
+        groups: Groups,
+        range: Range<usize>,
+    ) {
+        for group in range {
+            let inputs = groups.inputs(group);
+            // SAFETY: rows and panel have this group, by the caller's word.
+            unsafe {
+                let (scale, more, large) = V::fp8_scales(panel.scales.add(group * LANES));
+                let w = panel.elements.add(group * GROUP_BYTES);
+                let x = x.floats.add(inputs.start * R);
+                match (large, inputs.len() == GROUP) {
+                    (false, true) => add_fp8::<V, R, false>(sums, x, w, [scale, more], GROUP),
+                    (false, false) => add_fp8::<V, R, false>(sums, x, w, [scale, more], inputs.len()),
+                    (true, _) => add_fp8::<V, R, true>(sums, x, w, [scale, more], inputs.len()),
+                }
+            }
+        }
+    }
+}
+
+/// Adds `inputs` products of floats, ascending. Scales beyond 2⁷ are multiplied by in two steps.
+///
+/// # Safety
+/// So many inputs of rows and of a panel must be readable.
+#[inline(always)]
+unsafe fn add_fp8<V: Products, const R: usize, const LARGE: bool>(
+    sums: &mut [V; R],
+    x: *const f32,
+    w: *const u8,
+    scales: [V; 2],
+    inputs: usize,
+) {
+    for chunk in 0..inputs.div_ceil(4) {
+        // SAFETY: a panel has whole chunks.
+        let weights = unsafe { V::fp8(w.add(chunk * 64)) };
+        for i in 0..4 {
+            let input = chunk * 4 + i;
+            if input == inputs {
+                break;
+            }
+            let mut weight = weights[i].mul(scales[0]);
+            if LARGE {
+                weight = weight.mul(scales[1]);
+            }
+            for r in 0..R {
+                // SAFETY: rows have so many inputs, by the caller's word.
+                let x = V::splat(unsafe { x.add(input * R + r).read() });
+                sums[r] = weight.fma(x, sums[r]);
+            }
+        }
+    }
+}
+
+/// Runs `$body` with `$F` naming the type of a [`tensor::WeightFormat`] in groups.
+macro_rules! with_format {
+    ($format:expr, $F:ident => $body:expr) => {
+        match $format {
+            tensor::WeightFormat::Fp8 => {
+                type $F = $crate::kernels::quant::format::Fp8;
+                $body
+            }
+            tensor::WeightFormat::Int8 => {
+                type $F = $crate::kernels::quant::format::Int8;
+                $body
+            }
+            tensor::WeightFormat::Int4 => {
+                type $F = $crate::kernels::quant::format::Int4;
+                $body
+            }
+            tensor::WeightFormat::Float(_) => unreachable!("floats have no groups"),
+        }
+    };
+}
+pub(crate) use with_format;
