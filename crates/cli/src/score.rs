@@ -61,11 +61,15 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
     // The ranks are done: the demo model has the cores to itself.
     let kept = EngineOptions { quantization: engine.kept_as().quantization, ..options };
     drop(engine);
-    startup::tell_of_quantization(&kept)?;
+    let of_demo = startup::demo_perplexities(&kept)?;
     let perplexity = perplexity(&logprobs);
     let mut out = std::io::stdout().lock();
     if args.json {
-        let value = json!({ "token_ids": ids, "logprobs": logprobs, "perplexity": perplexity });
+        let mut value = json!({ "token_ids": ids, "logprobs": logprobs, "perplexity": perplexity });
+        if let (Some(quantization), Some((before, after))) = (kept.quantization, of_demo) {
+            value["quantization"] = quantization.name().into();
+            value["demo_perplexity"] = json!({ "before": before, "after": after });
+        }
         writeln!(out, "{value}")?;
         return Ok(());
     }
@@ -77,6 +81,13 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
     }
     if let Some(perplexity) = perplexity {
         writeln!(out, "perplexity {perplexity:.4} over {} tokens", logprobs.iter().flatten().count())?;
+    }
+    if let (Some(quantization), Some((before, after))) = (kept.quantization, of_demo) {
+        let change = 100.0 * (after / before - 1.0);
+        writeln!(
+            out,
+            "{quantization} changes the demo model's perplexity by {change:+.2} %: {before:.4} before, {after:.4} after"
+        )?;
     }
     Ok(())
 }

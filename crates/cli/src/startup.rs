@@ -79,19 +79,14 @@ pub fn warn_of_compression(options: &EngineOptions) -> Result<(), CliError> {
     Ok(())
 }
 
-/// By how much quantised weights change what the demo model thinks of a passage.
-pub fn tell_of_quantization(options: &EngineOptions) -> Result<(), CliError> {
-    let Some(quantization) = options.quantization else { return Ok(()) };
+/// What the demo model's perplexity of a passage is, and what it becomes if its weights are quantised; `None` if they are not.
+pub fn demo_perplexities(options: &EngineOptions) -> Result<Option<(f64, f64)>, CliError> {
+    let Some(quantization) = options.quantization else { return Ok(None) };
     let perplexity = |quantization| {
         let options = EngineOptions { quantization, isa: options.isa, ..EngineOptions::default() };
         demo_perplexity(PASSAGE.trim_end(), &options)
     };
-    let (before, after) = (perplexity(None)?, perplexity(Some(quantization))?);
-    eprintln!(
-        "--quantization {quantization}: the demo model's perplexity changes by {:+.3} % ({before:.4} to {after:.4})",
-        100.0 * (after / before - 1.0)
-    );
-    Ok(())
+    Ok(Some((perplexity(None)?, perplexity(Some(quantization))?)))
 }
 
 /// One line per tensor-parallel group.

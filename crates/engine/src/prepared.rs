@@ -7,7 +7,7 @@ use checkpoint::WeightSource;
 use cpu::{CpuConfig, CpuDevice};
 use job::Job;
 use model::{Decoder, KeptAs, Loader, ModelConfig, Quantization, Stage};
-use tensor::{Cost, DType, Timed};
+use tensor::{Cost, DType, Timed, WeightSpec};
 
 use crate::groups::Grouping;
 use crate::launch::{LaunchOptions, MakeDevice, Setup};
@@ -183,6 +183,15 @@ fn kept_as(source: &WeightSource, options: &EngineOptions) -> Result<KeptAs, Eng
              `anysplit quantize`",
             info.layout,
             cpu::PACKED_LAYOUT
+        )));
+    }
+    let fits = |(_, shape, spec, bytes): &(&str, [usize; 2], WeightSpec, usize)| {
+        *bytes == CpuDevice::packed_len(*shape, *spec).next_multiple_of(64)
+    };
+    if let Some((name, [n, k], ..)) = packed.weights().find(|weight| !fits(weight)) {
+        return Err(EngineError::Request(format!(
+            "{name} of the packed checkpoint has not as many bytes as [{n}, {k}] takes; pack the original again with \
+             `anysplit quantize`"
         )));
     }
     let quantization = Quantization::ALL.into_iter().find(|q| info.quantization.as_deref() == Some(q.name()));

@@ -5,7 +5,7 @@ mod common;
 use common::{Golden, bits};
 use cpu::Isa;
 use engine::{EngineOptions, GenerateRequest, SamplingParams};
-use model::TpPlan;
+use model::{Quantization, TpPlan};
 use serde_json::json;
 
 fn options(ranks: usize, threads: usize) -> EngineOptions {
@@ -44,6 +44,28 @@ fn unequal_ranks_give_the_bits_of_one() {
             (format!("{weights:?}"), EngineOptions { rank_weights: weights.clone(), ..options(1, 1) })
         });
         assert_same(&golden, others);
+    }
+}
+
+#[test]
+fn quantised_weights_give_the_same_bits_on_any_split() {
+    for golden in Golden::all() {
+        for quantization in Quantization::ALL {
+            let quantised = |ranks, threads| EngineOptions {
+                quantization: Some(quantization),
+                ..options(ranks, threads)
+            };
+            let score = |options| bits(&golden.engine(&options).score(&golden.prompt).unwrap());
+            let want = score(quantised(1, 1));
+            let most = golden.config.num_heads.min(8);
+            for ranks in [2, 3, most] {
+                assert!(score(quantised(ranks, 1)) == want, "{}, {quantization}, {ranks} ranks", golden.name);
+            }
+            let portable = EngineOptions { isa: Some(Isa::Portable), ..quantised(1, 2) };
+            assert!(score(portable) == want, "{}, {quantization}, portable", golden.name);
+            let chunked = EngineOptions { max_num_batched_tokens: 7, ..quantised(2, 2) };
+            assert!(score(chunked) == want, "{}, {quantization}, in chunks", golden.name);
+        }
     }
 }
 

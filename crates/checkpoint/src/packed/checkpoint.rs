@@ -118,6 +118,11 @@ impl PackedCheckpoint {
         &self.info
     }
 
+    /// Name, shape, spec and bytes of each weight.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, [usize; 2], WeightSpec, usize)> {
+        self.weights.iter().map(|(name, (shape, spec, range))| (&**name, *shape, *spec, range.len()))
+    }
+
     /// The type of the weights that are not quantised.
     pub fn dtype(&self) -> DType {
         self.dtype

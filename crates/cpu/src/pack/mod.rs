@@ -12,6 +12,7 @@
 
 mod float;
 mod grouped;
+mod map;
 mod panels;
 
 use std::ops::Range;
@@ -36,9 +37,12 @@ pub struct CpuWeight {
 }
 
 impl CpuWeight {
-    /// Each thread reads and writes the panels that it will later multiply by.
+    /// Each thread reads and writes the panels that it will later multiply by. What is packed already is used as it is.
     pub(crate) fn pack(source: &dyn MatrixSource, spec: WeightSpec, pool: &Pool, isa: Isa) -> Self {
         let (n, k) = (source.rows(), source.cols());
+        if let Some(parts) = source.packed(0..n, 0..k) {
+            return map::map(&parts, [n, k], spec, pool);
+        }
         let layout = PanelLayout::new(spec, k);
         let panels = n.div_ceil(LANES);
         let mut memory = Memory::zeroed(PanelLayout::bytes(spec, [n, k]));

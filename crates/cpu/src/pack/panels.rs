@@ -25,7 +25,7 @@ pub struct PanelLayout {
     pub zeros: usize,
     /// From one panel to the next.
     pub stride: usize,
-    /// Elements, scales and zero points of one group.
+    /// Elements, scales and zero points of one group; of one input of floats.
     of_group: [usize; 3],
 }
 
@@ -35,7 +35,12 @@ impl PanelLayout {
         let of_group = match spec.format {
             WeightFormat::Float(dtype) => {
                 let stride = k * LANES * dtype.bytes();
-                return PanelLayout { scales: stride, zeros: stride, stride, of_group: [0; 3] };
+                return PanelLayout {
+                    scales: stride,
+                    zeros: stride,
+                    stride,
+                    of_group: [LANES * dtype.bytes(), 0, 0],
+                };
             }
             WeightFormat::Fp8 => [GROUP * LANES, LANES, 0],
             WeightFormat::Int8 => [GROUP * LANES, 2 * LANES, 0],
@@ -87,7 +92,7 @@ pub(crate) struct Panel {
 
 impl PanelRun {
     /// `panels` panels, the first of which begins at byte `at` of the memory. They are laid out as `layout` says; of each
-    /// the groups from `first_group` on are meant.
+    /// the groups (of floats: the inputs) from `first_group` on are meant.
     ///
     /// # Panics
     /// If they are not all inside the memory, or elements are not at a multiple of 32 bytes there.
