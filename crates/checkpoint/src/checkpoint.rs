@@ -113,8 +113,8 @@ impl Checkpoint {
     /// # Errors
     /// If there is no such tensor, or it has another shape, or is of a type that is not read.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<TensorView<'_>, CheckpointError> {
-        let (bytes, dtype) = self.inner.bytes(name, &shape)?;
-        Ok(TensorView::stored(bytes, shape, dtype))
+        let (bytes, storage, dtype) = self.inner.bytes(name, &shape)?;
+        Ok(TensorView::stored(bytes, storage, shape, dtype))
     }
 
     /// Matrix `index` of the packed tensor `name` of one matrix per expert.
@@ -132,9 +132,9 @@ impl Checkpoint {
     ) -> Result<TensorView<'_>, CheckpointError> {
         let [experts, rows, cols] = shape;
         assert!(index < experts, "expert {index} of {experts}");
-        let (bytes, dtype) = self.inner.bytes(name, &shape)?;
+        let (bytes, storage, dtype) = self.inner.bytes(name, &shape)?;
         let expert = bytes.len() / experts;
-        Ok(TensorView::stored(&bytes[index * expert..][..expert], [rows, cols], dtype))
+        Ok(TensorView::stored(&bytes[index * expert..][..expert], storage, [rows, cols], dtype))
     }
 
     /// The vector `name` of `len` elements, widened to f32.
@@ -142,7 +142,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::matrix`].
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, CheckpointError> {
-        let (bytes, dtype) = self.inner.bytes(name, &[len])?;
+        let (bytes, _, dtype) = self.inner.bytes(name, &[len])?;
         let mut out = vec![0.0; len];
         widen(bytes, dtype, &mut out);
         Ok(out)
@@ -223,8 +223,8 @@ impl Inner {
         CheckpointError::MissingTensor { tensor: name.to_owned(), place: self.place.clone(), nearest }
     }
 
-    /// A tensor's bytes and type, its shape checked.
-    fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], DType), CheckpointError> {
+    /// A tensor's bytes, what holds them, and type, its shape checked.
+    fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], &Storage, DType), CheckpointError> {
         let Some(found) = self.tensors.get(name) else { return Err(self.missing(name)) };
         let (tensor, (file, storage)) = (name.to_owned(), &self.files[found.file]);
         if found.shape != shape {
@@ -235,7 +235,7 @@ impl Inner {
             let (dtype, file) = (found.dtype.clone(), file.clone());
             return Err(CheckpointError::UnsupportedDtype { tensor, dtype, file });
         };
-        Ok((&storage.bytes()[found.bytes.clone()], dtype))
+        Ok((&storage.bytes()[found.bytes.clone()], storage, dtype))
     }
 }
 

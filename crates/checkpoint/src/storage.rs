@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::CheckpointError;
 
@@ -35,6 +35,19 @@ impl Storage {
         if let Storage::Mapped(map) = self {
             // A hint, whatever comes of it.
             let _ = map.advise(if samples { Advice::Random } else { Advice::Normal });
+        }
+    }
+
+    /// Gives back the memory of some bytes that will hardly be read again. If they are, they come from the file.
+    pub(crate) fn release(&self, bytes: &[u8]) {
+        const PAGE: usize = 4096;
+        let Storage::Mapped(map) = self else { return };
+        let first = bytes.as_ptr().addr() - map.as_ptr().addr();
+        let pages = first.next_multiple_of(PAGE)..(first + bytes.len()) / PAGE * PAGE;
+        if pages.start < pages.end {
+            // SAFETY: the pages are a file's that is only read: whoever reads them again finds the same bytes there.
+            let _ =
+                unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, pages.start, pages.len()) };
         }
     }
 

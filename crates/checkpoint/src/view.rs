@@ -5,6 +5,7 @@ use half::slice::HalfFloatSliceExt;
 use tensor::{DType, MatrixSource, PackedPart, PackedWeight, WeightSpec};
 
 use crate::random::RandomMatrix;
+use crate::storage::Storage;
 
 /// A matrix `[rows, cols]` of a [`crate::WeightSource`], read row by row and widened to f32.
 #[derive(Clone)]
@@ -18,7 +19,7 @@ pub struct TensorView<'a> {
 #[derive(Clone)]
 enum Values<'a> {
     /// Little endian, row-major, at any alignment.
-    Stored(&'a [u8]),
+    Stored(&'a [u8], &'a Storage),
     Random(RandomMatrix),
     /// In a device's own layout.
     Packed(PackedWeight),
@@ -27,9 +28,14 @@ enum Values<'a> {
 }
 
 impl<'a> TensorView<'a> {
-    pub(crate) fn stored(bytes: &'a [u8], [rows, cols]: [usize; 2], dtype: DType) -> Self {
+    pub(crate) fn stored(
+        bytes: &'a [u8],
+        storage: &'a Storage,
+        [rows, cols]: [usize; 2],
+        dtype: DType,
+    ) -> Self {
         assert_eq!(bytes.len(), rows * cols * dtype.bytes(), "the header was checked");
-        TensorView { rows, cols, dtype, values: Values::Stored(bytes) }
+        TensorView { rows, cols, dtype, values: Values::Stored(bytes, storage) }
     }
 
     pub(crate) fn random(matrix: RandomMatrix, [rows, cols]: [usize; 2], dtype: DType) -> Self {
@@ -59,6 +65,13 @@ impl<'a> TensorView<'a> {
         }
     }
 
+    /// Says that the matrix will hardly be read again, so that its file takes no memory.
+    pub fn release(&self) {
+        if let Values::Stored(bytes, storage) = &self.values {
+            storage.release(bytes);
+        }
+    }
+
     /// Bytes of one stored element.
     pub fn bytes_per_element(&self) -> usize {
         self.dtype.bytes()
@@ -84,7 +97,7 @@ impl MatrixSource for TensorView<'_> {
         assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
         assert_eq!(cols.len(), out.len(), "one place for every column");
         match &self.values {
-            Values::Stored(bytes) => {
+            Values::Stored(bytes, _) => {
                 let (first, width) = (row * self.cols, self.dtype.bytes());
                 widen(&bytes[(first + cols.start) * width..(first + cols.end) * width], self.dtype, out);
             }

@@ -134,6 +134,7 @@ impl<'a, D: Device> Loader<'a, D> {
             finite.check(&spec.name)?;
         }
         self.source.check()?;
+        parts.iter().for_each(|(found, _)| found.view.release());
         self.stats.borrow_mut().packed_bytes += self.dev.packed_bytes(&packed) as u64;
         Ok(packed)
     }

@@ -60,7 +60,7 @@ pub(super) fn pack_panel(
     }
 }
 
-/// One group of 16 outputs, of which those that are not there are zeros. A kernel only because vectors can round.
+/// One group of 16 outputs, of which those that are not there are zeros.
 struct PackGroup<'a> {
     format: WeightFormat,
     rows: &'a [[f32; BATCH * GROUP]; LANES],
@@ -76,26 +76,38 @@ impl Kernel for PackGroup<'_> {
     #[inline(always)]
     fn run<V: F32x16>(self) {
         for lane in 0..LANES {
-            let weights = &self.rows[lane][self.inputs.clone()];
+            // Zeros at the end of a short group change neither its largest weight nor its range.
+            let mut weights = [[0f32; LANES]; 2];
+            weights.as_flattened_mut()[..self.inputs.len()]
+                .copy_from_slice(&self.rows[lane][self.inputs.clone()]);
+            let [a, b] = [V::load(&weights[0]), V::load(&weights[1])];
+            let largest = || a.abs().max(b.abs()).largest();
             let mut q = [0u8; GROUP];
             match self.format {
                 WeightFormat::Float(_) => unreachable!("floats have no groups"),
                 WeightFormat::Fp8 => {
-                    let group = Fp8Group::of(weights);
+                    let group = Fp8Group::of_largest(largest());
                     self.scales[lane] = group.exponent;
-                    q.iter_mut().zip(weights).for_each(|(q, w)| *q = group.quantize(*w));
+                    q.iter_mut().zip(weights.as_flattened()).for_each(|(q, w)| *q = group.quantize(*w));
                 }
                 WeightFormat::Int8 => {
-                    let group = Int8Group::of(weights);
+                    let group = Int8Group::of_largest(largest());
                     write_bf16(self.scales, lane, group.scale);
-                    q.fill(INT8_ZERO);
-                    q.iter_mut().zip(weights).for_each(|(q, w)| *q = group.quantize(*w) as u8 ^ INT8_ZERO);
+                    q = whole([a, b], group.scale, |w| w.max(V::splat(-127.0)).min(V::splat(127.0)));
+                    q.iter_mut().for_each(|q| *q ^= INT8_ZERO);
                 }
                 WeightFormat::Int4 => {
-                    let group = Int4Group::of(weights);
+                    let zero = V::splat(0.0);
+                    let low = -zero.sub(a).max(zero.sub(b)).largest().max(0.0);
+                    let high = a.max(b).largest().max(0.0);
+                    let group = Int4Group::of_range(low, high);
                     write_bf16(self.scales, lane, group.scale);
                     self.zeros[lane] = group.zero;
-                    q.iter_mut().zip(weights).for_each(|(q, w)| *q = group.quantize(*w));
+                    let zero = V::splat(f32::from(group.zero));
+                    q = whole([a, b], group.scale, |w| {
+                        let sixteenth = V::splat(1.0 / 16.0);
+                        w.add(zero).mul(sixteenth).round().max(V::splat(0.0)).min(V::splat(15.0))
+                    });
                 }
             }
             let chunks = q.as_chunks::<CHUNK>().0;
@@ -113,6 +125,24 @@ impl Kernel for PackGroup<'_> {
             }
         }
     }
+}
+
+/// What `finish` makes of weights divided by their scale, rounded to the nearest, ties to even, as bytes; zeros where the
+/// scale is 0.
+#[inline(always)]
+fn whole<V: F32x16>(weights: [V; 2], scale: f32, finish: impl Fn(V) -> V) -> [u8; GROUP] {
+    /// Added to a small whole number, it leaves that in the lowest bits.
+    const LOWEST: f32 = 12_582_912.0;
+    let mut q = [0; GROUP];
+    if scale == 0.0 {
+        return q;
+    }
+    for (weights, q) in weights.into_iter().zip(q.as_chunks_mut::<LANES>().0) {
+        let mut numbers = [0f32; LANES];
+        finish(weights.div(V::splat(scale))).round().add(V::splat(LOWEST)).store(&mut numbers);
+        q.iter_mut().zip(numbers).for_each(|(q, number)| *q = number.to_bits() as u8);
+    }
+    q
 }
 
 fn write_bf16(scales: &mut [u8], lane: usize, scale: f32) {
