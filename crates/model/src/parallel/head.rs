@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use tensor::{Device, DeviceError, LogitEdit, Program, math};
+use tensor::{Device, DeviceError, LogitEdit, Part, Program, math};
 
 use super::embedding::split_vocab;
 use super::{Module, Rank, VocabParallelEmbedding};
@@ -62,11 +62,13 @@ impl<D: Device> ParallelLmHead<D> {
 
     /// `hidden [t, hidden_size]` → this rank's columns of the logits.
     pub fn forward(&self, dev: &D, hidden: &D::Tensor) -> Logits<D> {
-        let mut local = dev.linear(hidden, &self.weight, None);
-        if let Some(cap) = self.softcap {
-            dev.softcap(&mut local, cap);
-        }
-        Logits { local }
+        dev.span(Part::Head, || {
+            let mut local = dev.linear(hidden, &self.weight, None);
+            if let Some(cap) = self.softcap {
+                dev.softcap(&mut local, cap);
+            }
+            Logits { local }
+        })
     }
 
     /// Ids of the whole vocabulary.
@@ -180,7 +182,7 @@ impl<D: Device> ParallelLmHead<D> {
 
     fn exchange(&self, rank: Rank<D>, own: Vec<f32>) -> Result<Vec<Vec<f32>>, ModelError> {
         match self.divided() {
-            true => Ok(rank.group.all_gather_host(&own)?),
+            true => Ok(rank.with_group(Part::Exchange, |group| group.all_gather_host(&own))?),
             false => Ok(vec![own]),
         }
     }
