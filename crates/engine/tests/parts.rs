@@ -2,18 +2,27 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::Golden;
 use engine::{Engine, EngineOptions, GenerateRequest, RankReport, SamplingParams, StepReport, cost_of_step};
 use tensor::{Category, Part};
 
-fn generate(engine: &mut Engine, golden: &Golden, max_tokens: usize) {
+/// Generates tokens. How long it took from the first to the last.
+fn generate(engine: &mut Engine, golden: &Golden, max_tokens: usize) -> Duration {
     let request = GenerateRequest {
         prompt: golden.prompt.clone(),
         max_tokens,
         sampling: SamplingParams::default(),
         stop_token_ids: Vec::new(),
     };
-    engine.generate(&[request], &mut |_, _| false).unwrap();
+    let mut tokens = Vec::new();
+    let mut on_token = |_, _| {
+        tokens.push(Instant::now());
+        false
+    };
+    engine.generate(&[request], &mut on_token).unwrap();
+    tokens[tokens.len() - 1] - tokens[0]
 }
 
 fn decode(reports: &[RankReport]) -> StepReport {
@@ -33,12 +42,17 @@ fn options(tp: usize, pp: usize) -> EngineOptions {
 fn parts_cover_the_time_of_all_decode_steps() {
     let golden = Golden::named("llama");
     let mut engine = golden.engine(&options(1, 1));
-    generate(&mut engine, &golden, 100);
-    let (tokens, seconds) = engine.timing().decode;
-    let rank = &engine.reports().unwrap()[0];
-    assert_eq!((tokens, rank.decode_steps), (99, 99));
-    assert!(rank.decode_s <= seconds * 1.02, "{} of {seconds}", rank.decode_s);
-    assert!(rank.decode_s >= seconds * 0.95, "{} of {seconds}", rank.decode_s);
+    // The median of some runs: a machine may be busy with something else between two parts.
+    let mut covered: Vec<f64> = (0..5)
+        .map(|_| {
+            let seconds = generate(&mut engine, &golden, 100).as_secs_f64();
+            let rank = &engine.reports().unwrap()[0];
+            assert_eq!(rank.decode_steps, 99);
+            rank.decode_s / seconds
+        })
+        .collect();
+    covered.sort_by(f64::total_cmp);
+    assert!((0.95..=1.05).contains(&covered[2]), "{covered:?}");
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn a_layer_is_what_the_paper_says() {
          head norm head"
     );
     let qkv = parts.iter().find(|part| part.part == Part::Qkv).unwrap();
-    assert!(qkv.ops.starts_with("linear [3, 64] x bf16"), "{}", qkv.ops);
+    assert!(qkv.ops.starts_with("linear [3, 32] x bf16"), "{}", qkv.ops);
 }
 
 #[test]
