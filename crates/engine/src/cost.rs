@@ -3,10 +3,9 @@
 use checkpoint::WeightSource;
 use collective::ShapeGroup;
 use model::{Decoder, KeptAs, KvCache, Layout, Loader, ModelError, Pipeline, Rank, Stage};
-use tensor::{Cost, CostReport, DType, PartCost, PartCosts, Recorder, Shapes, StepMeta};
+use tensor::{Cost, CostReport, DType, Device, Part, PartCost, PartCosts, Recorder, Shapes, StepMeta};
 
-use crate::sampler::{choose_tokens, score_rows};
-use crate::sampling::Choice;
+use crate::sampler::score_rows;
 use crate::steps::Asked;
 
 /// Counts what one rank of a stage does for a step, up to the logits of the rows that want them.
@@ -101,16 +100,23 @@ impl<'a, R: Recorder> OnPaper<'a, R> {
             _ => Rank::new(dev, &group).in_context(&context),
         };
         let Some(hidden) = decoder.forward_stage(rank, &pipeline, meta, &mut kv)? else { return Ok(()) };
-        let rows = meta.logit_rows.len();
         match asked {
             Asked::Logits => {
                 decoder.logits(dev, &hidden);
                 Ok(())
             }
+            // On paper nobody knows what other ranks sum up to, so nothing comes of what is exchanged.
             Asked::Tokens => {
-                choose_tokens(rank, decoder, &hidden, &[], &vec![Choice::GREEDY; rows]).map(drop)
+                let logits = decoder.logits(dev, &hidden);
+                dev.span(Part::Sampling, || {
+                    decoder.head().exp_sums(rank, &logits)?;
+                    decoder.head().top_k(rank, &logits, 1).map(drop)
+                })
             }
-            Asked::Logprobs => score_rows(rank, decoder, &hidden, rows, |_, _, _| Ok(())),
+            Asked::Logprobs => {
+                let weigh = |_, logits: &_| decoder.head().exp_sums(rank, logits).map(drop);
+                score_rows(dev, decoder, &hidden, meta.logit_rows.len(), weigh)
+            }
         }
     }
 }

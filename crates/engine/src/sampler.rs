@@ -38,27 +38,22 @@ pub(crate) fn choose_tokens<D: Device>(
     })
 }
 
-/// The logits of `rows` rows of hidden states, some at a time: `each` gets them with the first row and the logarithm of
-/// the sum of their exponentials.
+/// The logits of `rows` rows of hidden states, some at a time: `each` gets the first row and them.
 ///
 /// # Errors
-/// A rank is missing, or a logit isn't a number.
+/// That of `each`.
 pub(crate) fn score_rows<D: Device>(
-    rank: Rank<D>,
+    dev: &D,
     decoder: &Decoder<D>,
     hidden: &D::Tensor,
     rows: usize,
-    mut each: impl FnMut(usize, &Logits<D>, &[f64]) -> Result<(), ModelError>,
+    mut each: impl FnMut(usize, &Logits<D>) -> Result<(), ModelError>,
 ) -> Result<(), ModelError> {
-    let dev = rank.dev;
     for from in (0..rows).step_by(SCORED_ROWS) {
         let rows: Vec<u32> = (from..rows.min(from + SCORED_ROWS)).map(|row| row as u32).collect();
         let hidden = dev.span(Part::Head, || dev.gather_rows(hidden, &rows));
         let logits = decoder.logits(dev, &hidden);
-        dev.span(Part::Sampling, || {
-            let sums = decoder.head().log_sum_exp(rank, &logits)?;
-            each(from, &logits, &sums)
-        })?;
+        dev.span(Part::Sampling, || each(from, &logits))?;
     }
     Ok(())
 }

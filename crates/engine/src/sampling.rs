@@ -120,11 +120,6 @@ pub(crate) struct Choice {
     pub uniform: f64,
 }
 
-impl Choice {
-    /// The most probable token.
-    pub const GREEDY: Choice = Choice { greedy: true, top_k: 0, top_p: 1.0, min_p: 0.0, uniform: 0.0 };
-}
-
 /// A number from [0, 1) that is a function of its key alone (SplitMix64's finaliser over the three words).
 fn uniform(seed: u64, position: u64, choice: u64) -> f64 {
     let mut z = 0u64;

@@ -306,14 +306,15 @@ impl<D: Device> Worker<D> {
         let began = Instant::now();
         let rank = Rank::new(&self.dev, &self.groups.tensor);
         let mut logprobs = Vec::with_capacity(targets.len());
-        score_rows(rank, &self.decoder, &hidden, targets.len(), |first, logits, sums| {
+        score_rows(&self.dev, &self.decoder, &hidden, targets.len(), |first, logits| {
+            let sums = self.decoder.head().log_sum_exp(rank, logits)?;
             let at: Vec<(usize, u32)> =
                 targets[first..first + sums.len()].iter().copied().enumerate().collect();
             let picked = self.decoder.head().pick(rank, logits, &at)?;
             if let Some(&logit) = picked.iter().find(|logit| !logit.is_finite()) {
                 return Err(not_finite(rank, logit));
             }
-            logprobs.extend(picked.iter().zip(sums).map(|(&logit, sum)| (f64::from(logit) - sum) as f32));
+            logprobs.extend(picked.iter().zip(&sums).map(|(&logit, sum)| (f64::from(logit) - sum) as f32));
             Ok(())
         })?;
         self.spent.last = difference(self.groups.tensor.stats(), before);

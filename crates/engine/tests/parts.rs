@@ -78,6 +78,22 @@ fn the_median_decode_step_costs_what_the_forward_pass_costs() {
 }
 
 #[test]
+fn ranks_that_differ_have_parts_too() {
+    let golden = Golden::named("llama");
+    for weights in [vec![1.0; 3], vec![1.0, 4.0], vec![1.0; 8]] {
+        let mut engine = golden.engine(&EngineOptions { rank_weights: weights, ..options(1, 1) });
+        generate(&mut engine, &golden, 3);
+        for rank in engine.reports().unwrap() {
+            let sampling = rank.decode.unwrap().parts.into_iter().find(|part| part.part == Part::Sampling);
+            assert!(sampling.is_some_and(|part| part.flops > 0), "rank {}", rank.rank);
+        }
+        engine.begin_trace().unwrap();
+        engine.score(&golden.prompt).unwrap();
+        assert!(engine.take_trace().unwrap().iter().all(|trace| trace.dropped == 0));
+    }
+}
+
+#[test]
 fn a_step_through_a_pipeline_has_the_parts_of_all_stages() {
     let golden = Golden::named("llama");
     let mut engine = golden.engine(&options(1, 2));

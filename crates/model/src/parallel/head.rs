@@ -94,13 +94,8 @@ impl<D: Device> ParallelLmHead<D> {
     /// # Errors
     /// A rank is missing, or a logit isn't a finite number.
     pub fn log_sum_exp(&self, rank: Rank<D>, logits: &Logits<D>) -> Result<Vec<f64>, ModelError> {
-        let own_max = rank.dev.row_max(&logits.local)?;
-        let all = self.exchange(rank, own_max)?;
-        let rows = all[0].len();
-        let max =
-            |row: usize| all.iter().map(|m| m[row]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-        let max: Vec<f32> = (0..rows).map(max).collect();
-        let sums = self.exchange(rank, rank.dev.exp_sums(&logits.local, &max, &self.program)?)?;
+        let (max, sums) = self.exp_sums(rank, logits)?;
+        let rows = max.len();
         let finish = |row: usize| {
             let mut nodes = Vec::with_capacity(self.finish.inputs.len());
             for (sums, &n) in sums.iter().zip(&self.nodes_of_rank) {
@@ -117,6 +112,25 @@ impl<D: Device> ParallelLmHead<D> {
             }
         };
         (0..rows).map(finish).collect()
+    }
+
+    /// Each row's maximum, and each rank's nodes of the sums of exponentials: all of [`ParallelLmHead::log_sum_exp`] that
+    /// runs on a device or between ranks.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub fn exp_sums(
+        &self,
+        rank: Rank<D>,
+        logits: &Logits<D>,
+    ) -> Result<(Vec<f32>, Vec<Vec<f32>>), ModelError> {
+        let own_max = rank.dev.row_max(&logits.local)?;
+        let all = self.exchange(rank, own_max)?;
+        let max =
+            |row: usize| all.iter().map(|m| m[row]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let max: Vec<f32> = (0..all[0].len()).map(max).collect();
+        let sums = self.exchange(rank, rank.dev.exp_sums(&logits.local, &max, &self.program)?)?;
+        Ok((max, sums))
     }
 
     /// The `k` largest logits of each row with their ids, by logit descending, then id ascending.
