@@ -167,7 +167,7 @@ fn us(ns: i64) -> String {
 impl<W: Write> Lines<'_, W> {
     fn begin(&mut self) -> io::Result<()> {
         let comma = if std::mem::take(&mut self.is_first) { "" } else { "," };
-        write!(self.out, "{comma}\n")
+        writeln!(self.out, "{comma}")
     }
 
     fn about(&mut self, name: &str, [pid, tid]: [usize; 2], args: &Value) -> io::Result<()> {
