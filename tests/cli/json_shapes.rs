@@ -43,7 +43,7 @@ fn generation() -> Value {
             "ranks": [{
                 "rank": 0, "query_heads": 1, "kv_heads": 1, "weight_bytes": 1, "kv_cache_bytes": 1,
                 "kv_bytes_per_token": 1, "all_reduce_calls": 1, "all_reduce_bytes": 1, "all_reduce_s": 0.1,
-                "vocab_collective_calls": 1,
+                "vocab_collective_calls": 1, "activation_bytes": 1, "scratch_bytes": 1, "peak_rss_bytes": 1,
             }],
         },
     })
@@ -80,18 +80,25 @@ fn generate_prints_an_array_for_a_file_of_prompts() {
 }
 
 #[test]
-fn stats_say_where_the_last_step_went() {
-    let found = anysplit("generate hello --json --stats --max-tokens 4 --ignore-eos").run().succeeds().0;
+fn stats_say_where_a_step_went() {
+    let found =
+        anysplit("generate hello --json --stats --tp 2 --max-tokens 4 --ignore-eos").run().succeeds().0;
     let found: Value = serde_json::from_str(&found).unwrap();
     let breakdown = json!([{ "op": "", "ms": 0.1, "bytes": 1, "flops": 1, "fraction": 0.1 }]);
-    assert_shape(&found["stats"]["breakdown"], &breakdown, "breakdown");
-    let ops: Vec<&str> = found["stats"]["breakdown"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|row| row["op"].as_str().unwrap())
-        .collect();
-    assert!(["linear", "linear_tree", "attention", "norm"].iter().all(|op| ops.contains(op)), "{ops:?}");
+    for (step, key) in [("decode", "breakdown"), ("prefill", "prefill_breakdown")] {
+        let parts = &found["stats"][key];
+        assert_shape(parts, &breakdown, key);
+        let parts = parts.as_array().unwrap();
+        let ops: Vec<&str> = parts.iter().map(|row| row["op"].as_str().unwrap()).collect();
+        for op in ["embedding", "qkv", "attention", "output", "all-reduce", "ffn", "head", "sampling"] {
+            assert!(ops.contains(&op), "{op} among {ops:?}");
+        }
+        let sum: f64 = parts.iter().map(|row| row["ms"].as_f64().unwrap()).sum();
+        let whole = found["stats"]["steps"][step]["ms"].as_f64().unwrap();
+        assert!((sum / whole - 1.0).abs() < 1e-6, "{sum} of {whole}");
+    }
+    assert_eq!(found["stats"]["steps"]["decode_steps"], 3);
+    assert_eq!(found["stats"]["steps"]["decode"]["tokens"], 1);
     // It takes a measurement, so it is made only when it is asked for.
     let plain = anysplit("generate hello --json --max-tokens 4").json();
     assert_eq!(plain["stats"]["breakdown"], json!([]));

@@ -41,3 +41,4 @@ mod terminal;
 mod text;
 mod tp_plan;
 mod tp_plan_file;
+mod trace;

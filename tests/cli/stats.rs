@@ -117,11 +117,17 @@ fn one_rank_alone_waits_for_nobody() {
 
 #[test]
 fn stats_are_a_table_on_stderr() {
-    let (stdout, stderr) = anysplit("generate hello --tp 2 --max-tokens 4 --stats").run().succeeds();
+    let (stdout, stderr) =
+        anysplit("generate hello --tp 2 --max-tokens 4 --ignore-eos --stats").run().succeeds();
     assert!(!stdout.contains("query heads"), "{stdout}");
-    for part in ["2 ranks", "query heads", "KV heads", "all-reduces", "peak memory"] {
+    for part in ["2 ranks", "query heads", "KV heads", "all-reduces", "peak memory", "activations", "scratch"]
+    {
         assert!(stderr.contains(part), "{stderr}\nshould have {part}");
     }
+    for part in ["last prefill step", "median of 3 decode steps", " qkv ", " all-reduce ", " sampling "] {
+        assert!(stderr.contains(part), "{stderr}\nshould have {part}");
+    }
+    // A line per rank, in each of two tables.
     let rows = stderr.lines().filter(|line| line.trim_start().starts_with(['0', '1'])).count();
-    assert_eq!(rows, 2, "{stderr}");
+    assert_eq!(rows, 4, "{stderr}");
 }

@@ -54,6 +54,9 @@ pub struct RunArgs {
     /// Tokens of a step; longer prompts go in chunks
     #[arg(long, env = "ANYSPLIT_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "N", value_parser = at_least_one)]
     pub max_num_batched_tokens: usize,
+    /// Writes what each thread of each rank did when, for ui.perfetto.dev or chrome://tracing
+    #[arg(long, env = "ANYSPLIT_TRACE", value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     #[command(flatten)]
     pub job: JobArgs,
 }

@@ -18,6 +18,7 @@ use crate::membership::Membership;
 use crate::model::OpenModel;
 use crate::report::Stats;
 use crate::split::SplitArgs;
+use crate::trace::Trace;
 
 /// Completes a prompt, or a file of prompts as one batch.
 #[derive(Args)]
@@ -93,8 +94,9 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     }
     let sampling = args.sampling();
     sampling.check()?;
+    let trace = Trace::new(&args.run, membership)?;
     let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
-    let prompts = args.prompts(&model)?;
+    let prompts = trace.host("tokenize", || args.prompts(&model))?;
     prompts.iter().try_for_each(|prompt| check_tokens(&model.config, prompt))?;
     let tokenizer = match model.tokenizer() {
         // Ids need no tokenizer, unless something else does. One that is there must be right.
@@ -119,7 +121,8 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
         })
         .collect();
     let name = model.name.clone();
-    let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
+    let loaded = trace.host("load", || model.load(&options, membership, &args.run, args.json))?;
+    let Some(mut engine) = loaded else { return Ok(()) };
     let mut texts: Vec<Option<Text>> = match &tokenizer {
         Some(tokenizer) => {
             requests.iter().map(|r| Some(Text::new(tokenizer, &args.stop, &r.prompt))).collect()
@@ -129,6 +132,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     let streamed = !args.json && requests.len() == 1;
     let mut out = std::io::stdout().lock();
     let mut written = Ok(());
+    trace.begin(&mut engine)?;
     let completions = engine.generate(&requests, &mut |index, token| {
         // A token that ends the completion is no text of it.
         if stop_token_ids.contains(&token) {
@@ -142,6 +146,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
         text.ended || written.is_err()
     })?;
     written?;
+    trace.collect(&mut engine)?;
     for text in texts.iter_mut().flatten() {
         let rest = text.finish();
         if streamed {
@@ -176,7 +181,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     if let (Some(file), Some(experts)) = (&args.split.expert_counts, stats.experts()) {
         expert_counts::add(file, experts)?;
     }
-    Ok(())
+    trace.write()
 }
 
 fn ids(ids: &[u32]) -> String {

@@ -18,6 +18,7 @@ mod secret;
 mod split;
 mod startup;
 mod tp_plan;
+mod trace;
 
 use std::process::ExitCode;
 

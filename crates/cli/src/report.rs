@@ -1,13 +1,15 @@
 //! What `--stats` and `--json` tell of a run.
 
 mod axes;
+mod memory;
+mod steps;
 
 use comfy_table::{CellAlignment, Table, presets};
-use cpu::limits;
-use engine::{Engine, EngineError, ExpertReport, OpTime, Plan, RankReport, Timing, peak_rss_bytes};
+use engine::{Engine, EngineError, ExpertReport, Plan, RankReport, Timing, peak_rss_bytes};
 use serde_json::{Value, json};
 
 use axes::Axes;
+use steps::Steps;
 
 /// A number of bytes for people.
 pub fn bytes(n: u64) -> String {
@@ -29,22 +31,18 @@ pub struct Stats {
     ranks: Vec<RankReport>,
     axes: Axes,
     peak_rss_bytes: u64,
-    breakdown: Vec<(OpTime, f64)>,
+    steps: Option<Steps>,
 }
 
-/// Bytes of the buffer by which `--stats` measures the memory: above most caches, and quick to read.
-const QUICK_BUFFER_BYTES: usize = 256 << 20;
-
 impl Stats {
-    /// Asks the ranks. `breakdown`: also where the last step's time went, for which the limits of this machine are
-    /// measured, in about a second.
+    /// Asks the ranks. `breakdown`: also where the time of a step went, for which the limits of this machine are measured, in
+    /// about a second.
     pub fn collect(engine: &mut Engine, breakdown: bool) -> Result<Self, EngineError> {
         let ranks = engine.reports()?;
-        let ops = if breakdown { engine.breakdown()? } else { Vec::new() };
         Ok(Stats {
             // Before the limits are measured, which takes a buffer of its own.
             peak_rss_bytes: peak_rss_bytes(),
-            breakdown: with_fractions(ops, engine.threads_per_rank()),
+            steps: breakdown.then(|| Steps::new(&ranks, engine.threads_per_rank())),
             load_s: engine.load_time().as_secs_f64(),
             timing: engine.timing(),
             threads_per_rank: engine.threads_per_rank(),
@@ -89,18 +87,12 @@ impl Stats {
                 "vocab_collective_calls": r.vocab_collective_calls,
                 "sent_bytes": r.sent_bytes,
                 "busy_s": r.busy_s,
+                "activation_bytes": r.activation_bytes,
+                "scratch_bytes": r.scratch_bytes,
                 "peak_rss_bytes": r.peak_rss_bytes,
             })
         };
-        let op = |(op, fraction): &(OpTime, f64)| {
-            json!({
-                "op": op.op,
-                "ms": op.time.as_secs_f64() * 1e3,
-                "bytes": op.cost.bytes(),
-                "flops": op.cost.flops,
-                "fraction": fraction,
-            })
-        };
+        let parts = |of: fn(&Steps) -> Value| self.steps.as_ref().map_or(json!([]), of);
         json!({
             "load_s": self.load_s,
             "ttft_ms": self.timing.time_to_first_token.as_secs_f64() * 1e3,
@@ -108,7 +100,9 @@ impl Stats {
             "decode_tokens_per_s": rate(self.timing.decode),
             "peak_rss_bytes": self.peak_rss_bytes,
             "threads_per_rank": self.threads_per_rank,
-            "breakdown": self.breakdown.iter().map(op).collect::<Vec<_>>(),
+            "breakdown": parts(Steps::decode_json),
+            "prefill_breakdown": parts(Steps::prefill_json),
+            "steps": self.steps.as_ref().map(Steps::json),
             "bubble": self.axes.bubble_json(&self.plan, &self.ranks),
             "sequence_parallel": self.axes.savings_json(),
             "context_parallel": self.axes.context_json(&self.plan, &self.ranks),
@@ -128,10 +122,6 @@ impl Stats {
             "layers",
             "query heads",
             "KV heads",
-            "weights",
-            "packed",
-            "KV cache",
-            "KV/token",
             "all-reduces",
             "of bytes",
             "waiting s",
@@ -145,10 +135,6 @@ impl Stats {
                 format!("{}–{}", r.layers.0, r.layers.1 - 1),
                 r.query_heads.to_string(),
                 r.kv_heads.to_string(),
-                bytes(r.weight_bytes),
-                bytes(r.packed_bytes),
-                bytes(r.kv_cache_bytes),
-                bytes(r.kv_bytes_per_token),
                 r.all_reduce_calls.to_string(),
                 bytes(r.all_reduce_bytes),
                 format!("{:.3}", r.all_reduce_s),
@@ -169,49 +155,14 @@ impl Stats {
             show(rate(self.timing.decode)),
             bytes(self.peak_rss_bytes),
         );
-        let mut ops = Table::new();
-        ops.load_preset(presets::NOTHING).set_header([
-            "last step on rank 0",
-            "ms",
-            "bytes",
-            "MFLOP",
-            "of the limit",
-        ]);
-        for (op, fraction) in &self.breakdown {
-            ops.add_row([
-                op.op.to_owned(),
-                format!("{:.3}", op.time.as_secs_f64() * 1e3),
-                bytes(op.cost.bytes()),
-                format!("{:.2}", op.cost.flops as f64 / 1e6),
-                format!("{:.0} %", 100.0 * fraction),
-            ]);
-        }
-        for column in ops.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
         let axes = self.axes.lines(&self.plan, &self.ranks);
+        let memory = memory::table(&self.ranks);
+        let steps = self.steps.as_ref().map_or(String::new(), Steps::tables);
         format!(
             "{first}\n{table}\n(all-reduces, their bytes and what was sent are of one forward pass; sent: activations and experts' tokens, besides the \
-             all-reduces)\n{axes}{ops}\n\
-             (the limit is memory bandwidth or arithmetic, whichever takes longer; what lies in a cache can exceed it)"
+             all-reduces)\n{memory}\n{axes}{steps}"
         )
     }
-}
-
-/// How close each operation came to what this machine can do: the time that its bytes or its arithmetic need at
-/// least, over the time it took. What fits in a cache can exceed the memory's rate.
-fn with_fractions(ops: Vec<OpTime>, threads: usize) -> Vec<(OpTime, f64)> {
-    if ops.is_empty() {
-        return Vec::new();
-    }
-    let config = limits::LimitsConfig { repeats: 3, ..limits::LimitsConfig::new(threads) };
-    let bandwidth = limits::read_bandwidth(&config, QUICK_BUFFER_BYTES) * 1e9;
-    let flops = limits::fma_rate(&config) * 1e9;
-    let fraction = |op: &OpTime| {
-        let least = (op.cost.bytes() as f64 / bandwidth).max(op.cost.flops as f64 / flops);
-        least / op.time.as_secs_f64().max(1e-9)
-    };
-    ops.into_iter().map(|op| (op, fraction(&op))).collect()
 }
 
 /// A number of things in words.

@@ -14,6 +14,7 @@ use crate::membership::Membership;
 use crate::model::{OpenModel, perplexity};
 use crate::split::SplitArgs;
 use crate::startup;
+use crate::trace::Trace;
 
 /// Prints the log-probability of each token of a text, and its perplexity.
 #[derive(Args)]
@@ -45,18 +46,24 @@ pub struct ScoreArgs {
 
 pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
     let options = engine_options(&args.model, &args.split, &args.run, membership)?;
+    let trace = Trace::new(&args.run, membership)?;
     let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
     let ids = match (&args.text, &args.prompt_ids) {
         (_, Some(ids)) => parse_ids(ids)?,
         (Some(text), None) if text.is_empty() => return Err(CliError::Usage("--text is empty".into())),
-        (Some(text), None) => model.tokenizer()?.encode(text, true)?,
+        (Some(text), None) => {
+            trace.host("tokenize", || model.tokenizer()?.encode(text, true).map_err(CliError::from))?
+        }
         (None, None) => unreachable!("clap requires one of them"),
     };
     check_tokens(&model.config, &ids)?;
     let tokens =
         model.tokenizer().ok().map(|t| ids.iter().map(|&id| t.decode(&[id], false)).collect::<Vec<_>>());
-    let Some(mut engine) = model.load(&options, membership, &args.run, args.json)? else { return Ok(()) };
+    let loaded = trace.host("load", || model.load(&options, membership, &args.run, args.json))?;
+    let Some(mut engine) = loaded else { return Ok(()) };
+    trace.begin(&mut engine)?;
     let logprobs = engine.score(&ids)?;
+    trace.collect(&mut engine)?;
     expert_counts::record(args.split.expert_counts.as_deref(), &mut engine)?;
     // The ranks are done: the demo model has the cores to itself.
     let kept = EngineOptions { quantization: engine.kept_as().quantization, ..options };
@@ -71,7 +78,7 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
             value["demo_perplexity"] = json!({ "before": before, "after": after });
         }
         writeln!(out, "{value}")?;
-        return Ok(());
+        return trace.write();
     }
     for (i, (id, logprob)) in ids.iter().zip(&logprobs).enumerate() {
         let text =
@@ -89,5 +96,5 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
             "{quantization} changes the demo model's perplexity by {change:+.2} %: {before:.4} before, {after:.4} after"
         )?;
     }
-    Ok(())
+    trace.write()
 }

@@ -34,7 +34,7 @@ pub use solo::Solo;
 pub use tcp::{TcpConfig, TcpMesh, TcpRank};
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tensor::{Device, Program};
 
 /// How the nodes of all ranks become one sum.
@@ -59,6 +59,13 @@ pub struct CollectiveStats {
     pub other_calls: u64,
     /// Bytes that this rank sent to other ranks by all-to-all and point to point.
     pub sent_bytes: u64,
+    /// Times that this rank came to a collective or a message before the others. Where data and the news that it is there
+    /// travel together, as over a network, waiting cannot be told from moving, and none is counted.
+    pub waits: u64,
+    /// How long it waited for them.
+    pub waited: Duration,
+    /// When it began to wait in the last call in which it did.
+    pub waiting_since: Option<Instant>,
 }
 
 /// Where a rank is: what it does now or did last.

@@ -116,21 +116,47 @@ impl Drop for Memory {
 pub(crate) struct Recycler {
     free: RefCell<Vec<Vec<Memory>>>,
     fresh: Cell<usize>,
+    in_use: [Cell<InUse>; 2],
+}
+
+/// What a buffer is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    /// A matrix of activations.
+    Activations,
+    /// An operation's own needs.
+    Scratch,
+}
+
+/// Bytes of buffers that are in use.
+#[derive(Clone, Copy, Default)]
+struct InUse {
+    now: u64,
+    most: u64,
 }
 
 impl Recycler {
     /// A buffer of at least `len` elements, of unspecified content.
-    pub(crate) fn take<T: Plain>(self: &Rc<Self>, len: usize) -> Buffer<T> {
+    pub(crate) fn take<T: Plain>(self: &Rc<Self>, len: usize, purpose: Purpose) -> Buffer<T> {
         if len == 0 {
-            return Buffer { memory: Some(Memory::zeroed(0)), len, home: self.clone(), of: PhantomData };
+            let memory = Some(Memory::zeroed(0));
+            return Buffer { memory, len, purpose, home: self.clone(), of: PhantomData };
         }
+        let in_use = &self.in_use[purpose as usize];
+        let now = in_use.get().now + (len * size_of::<T>()) as u64;
+        in_use.set(InUse { now, most: in_use.get().most.max(now) });
         let bytes = (len * size_of::<T>()).next_power_of_two().max(1024);
         let recycled = self.free.borrow_mut().get_mut(bytes.trailing_zeros() as usize).and_then(Vec::pop);
         let memory = recycled.unwrap_or_else(|| {
             self.fresh.set(self.fresh.get() + 1);
             Memory::zeroed(bytes)
         });
-        Buffer { memory: Some(memory), len, home: self.clone(), of: PhantomData }
+        Buffer { memory: Some(memory), len, purpose, home: self.clone(), of: PhantomData }
+    }
+
+    /// The most bytes that were in use for something at a time.
+    pub(crate) fn most_in_use(&self, purpose: Purpose) -> u64 {
+        self.in_use[purpose as usize].get().most
     }
 
     /// How often a buffer had to come from the system.
@@ -143,6 +169,7 @@ impl Recycler {
 pub(crate) struct Buffer<T: Plain> {
     memory: Option<Memory>,
     len: usize,
+    purpose: Purpose,
     home: Rc<Recycler>,
     of: PhantomData<T>,
 }
@@ -160,6 +187,9 @@ impl<T: Plain> Buffer<T> {
 impl<T: Plain> Drop for Buffer<T> {
     fn drop(&mut self) {
         let Some(memory) = self.memory.take().filter(|m| m.bytes() > 0) else { return };
+        let in_use = &self.home.in_use[self.purpose as usize];
+        let InUse { now, most } = in_use.get();
+        in_use.set(InUse { now: now - (self.len * size_of::<T>()) as u64, most });
         let class = memory.bytes().trailing_zeros() as usize;
         let mut free = self.home.free.borrow_mut();
         if free.len() <= class {

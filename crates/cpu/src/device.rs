@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tensor::{
-    Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, MatrixSource,
-    NormSpec, Program, RopeSpec, RouterSpec, SequenceSpan, StepMeta, WeightSpec,
+    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, HeadSpan, HostDevice, KvSpec, LogitEdit,
+    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, SequenceSpan, StepMeta, ThreadLog, WeightSpec,
 };
 
-use crate::buffer::{Buffer, Recycler};
+use crate::buffer::{Buffer, Purpose, Recycler};
 use crate::kernels::cache::{self, CpuKv};
 use crate::kernels::moe::{self, CpuAssignment, CpuRouting};
 use crate::kernels::norm::Norm;
@@ -88,6 +89,11 @@ impl CpuDevice {
         PanelLayout::bytes(spec, [n, k])
     }
 
+    /// Where its threads write when they work, while someone wants to know.
+    pub fn thread_log(&self) -> Arc<ThreadLog> {
+        self.exec.pool.log().clone()
+    }
+
     /// How often memory for a tensor had to come from the system. Does not grow once all shapes were seen.
     pub fn fresh_allocations(&self) -> usize {
         self.exec.recycler.fresh_allocations()
@@ -129,7 +135,7 @@ impl Device for CpuDevice {
     }
 
     fn alloc(&self, rows: usize, cols: usize) -> CpuTensor {
-        CpuTensor { data: self.exec.recycler.take(rows * cols), rows, cols }
+        CpuTensor { data: self.exec.recycler.take(rows * cols, Purpose::Activations), rows, cols }
     }
 
     fn download(&self, x: &CpuTensor) -> Result<Vec<f32>, DeviceError> {
@@ -361,6 +367,14 @@ impl Device for CpuDevice {
 
     fn pick(&self, x: &CpuTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
         Ok(at.iter().map(|&(row, col)| x.data()[row * x.cols..(row + 1) * x.cols][col]).collect())
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        let recycler = &self.exec.recycler;
+        DeviceMemory {
+            activations: recycler.most_in_use(Purpose::Activations),
+            scratch: recycler.most_in_use(Purpose::Scratch),
+        }
     }
 }
 

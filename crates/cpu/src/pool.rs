@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, futex, sched_getaffinity, sched_setaffinity};
 
+use tensor::ThreadLog;
+
 use crate::buffer::Disjoint;
 
 /// How long a thread spins before it sleeps: longer than the gaps between the operations of a step, shorter
@@ -62,6 +64,7 @@ pub(crate) struct Pool {
     /// The owner's affinity before it was pinned.
     affinity_before: Option<CpuSet>,
     unpinned: Vec<usize>,
+    log: Arc<ThreadLog>,
 }
 
 impl Pool {
@@ -104,7 +107,8 @@ impl Pool {
                 unpinned.push(core);
             }
         }
-        Pool { shared, workers, busy: Cell::new(false), affinity_before, unpinned }
+        let log = Arc::new(ThreadLog::new(threads));
+        Pool { shared, workers, busy: Cell::new(false), affinity_before, unpinned, log }
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -115,6 +119,11 @@ impl Pool {
         &self.unpinned
     }
 
+    /// Where the threads write when they work, while someone wants to know.
+    pub(crate) fn log(&self) -> &Arc<ThreadLog> {
+        &self.log
+    }
+
     /// Calls `work(thread)` for every thread below `parts`, each on its own thread, and returns when all are
     /// done. A panic of any of them is raised again here.
     pub(crate) fn run(&self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
@@ -122,6 +131,14 @@ impl Pool {
         if parts <= 1 || self.workers.is_empty() {
             return (0..parts).for_each(work);
         }
+        let log = &*self.log;
+        match log.is_on() {
+            false => self.run_job(parts, work),
+            true => self.run_job(parts, &|thread| log.share(thread, || work(thread))),
+        }
+    }
+
+    fn run_job(&self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
         assert!(!self.busy.replace(true), "an operation started another inside its threads");
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. No worker uses the pointer after it has left `pending`, and this

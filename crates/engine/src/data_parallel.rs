@@ -1,13 +1,17 @@
 //! Replicas side by side: rank 0 routes requests to the leaders of the others and gets their tokens.
 
+use std::time::Instant;
+
 use collective::Group;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::EngineError;
+use crate::clocks::HostClock;
 use crate::leader::Leader;
 use crate::replica::{Prepare, Replica, TokenEvent};
 use crate::report::RankReport;
 use crate::request::{GenerateRequest, Timing};
+use crate::trace::RankTrace;
 use crate::worker::Command;
 
 /// From rank 0 to another replica's leader.
@@ -26,6 +30,12 @@ pub(crate) enum ToReplica {
         id: u64,
     },
     Report,
+    /// Asks for the time.
+    Clock,
+    /// Begins to record.
+    Record,
+    /// Asks for what was recorded.
+    Trace,
     Stop,
 }
 
@@ -34,6 +44,9 @@ pub(crate) enum ToReplica {
 pub(crate) enum FromReplica {
     Tokens(Vec<TokenEvent>),
     Reports(Vec<RankReport>, Timing),
+    /// In nanoseconds.
+    Clock(i64),
+    Traces(Vec<RankTrace>),
 }
 
 /// Sends a message to another replica's leader.
@@ -73,7 +86,7 @@ pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
             }
             continue;
         };
-        if matches!(message, ToReplica::Prepare { .. } | ToReplica::Report) {
+        if matches!(message, ToReplica::Prepare { .. } | ToReplica::Report | ToReplica::Trace) {
             // Steps may be on their way whose requests have been aborted.
             let events = replica.settle(leader)?;
             send(leader, 0, &FromReplica::Tokens(events))?;
@@ -91,6 +104,15 @@ pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
             ToReplica::Report => {
                 let reports = leader.reports()?;
                 send(leader, 0, &FromReplica::Reports(reports, replica.timing))?;
+            }
+            ToReplica::Clock => {
+                let clock = HostClock::now();
+                send(leader, 0, &FromReplica::Clock(clock.ns(Instant::now())))?;
+            }
+            ToReplica::Record => leader.issue(&Command::Record)?,
+            ToReplica::Trace => {
+                let traces = leader.traces()?;
+                send(leader, 0, &FromReplica::Traces(traces))?;
             }
             ToReplica::Stop => return Ok(()),
         }

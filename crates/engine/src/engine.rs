@@ -6,10 +6,11 @@ use checkpoint::WeightSource;
 use job::Job;
 use model::parallel::even_rows;
 use model::{KeptAs, ModelConfig, bytes_per_token, check_tokens};
-use tensor::{DType, KV_BLOCK, OpCost, SequenceSpan, StepMeta};
+use tensor::{DType, KV_BLOCK, OpCost, Part, SequenceSpan, StepMeta};
 
 use crate::bubble::{Bubble, Fill};
 use crate::call::Call;
+use crate::clocks::ClockOffset;
 use crate::cost::cost_of_step;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
 use crate::groups;
@@ -17,10 +18,9 @@ use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
 use crate::replica::{Prepare, Replica};
+use crate::trace::{self, RankTrace};
 use crate::worker::{Command, Reply};
-use crate::{
-    Completion, EngineError, EngineOptions, GenerateRequest, OpTime, Plan, RankReport, Timing, memory,
-};
+use crate::{Completion, EngineError, EngineOptions, GenerateRequest, Plan, RankReport, Timing, memory};
 
 /// Rows of a pipeline's step below which more steps would cost more than the stages' waiting.
 const MICRO_BATCH_ROWS: usize = 64;
@@ -47,7 +47,8 @@ pub struct Engine {
     bubble: Option<Bubble>,
     /// Requests so far: the next one's id.
     requests: u64,
-    last_step: Option<StepMeta>,
+    /// How far those of the replicas' leaders are from this rank's, when a trace began.
+    clocks: Vec<ClockOffset>,
 }
 
 /// What sequence parallelism saves one rank in a step.
@@ -134,7 +135,7 @@ impl Engine {
             timing: Timing::default(),
             bubble: None,
             requests: 0,
-            last_step: None,
+            clocks: Vec::new(),
         }
     }
 
@@ -188,18 +189,21 @@ impl Engine {
         self.bubble
     }
 
-    /// What the last step took on rank 0, by kind of operation, slowest first.
+    /// Begins to record what the threads of all ranks do.
     ///
     /// # Errors
-    /// None that a model which was loaded could have.
-    pub fn breakdown(&self) -> Result<Vec<OpTime>, EngineError> {
-        let Some(meta) = &self.last_step else { return Ok(Vec::new()) };
-        let stage = &self.plan.stages[0];
-        let cost = cost_of_step(&self.plan.layout, stage, 0, self.kept, self.kv_dtype, meta)?;
-        let of_op = |(op, time)| OpTime { op, time, cost: cost.ops.get(op).copied().unwrap_or_default() };
-        let mut ops: Vec<OpTime> = self.leader.take_op_times().into_iter().map(of_op).collect();
-        ops.sort_by_key(|op| std::cmp::Reverse(op.time));
-        Ok(ops)
+    /// A rank is missing.
+    pub fn begin_trace(&mut self) -> Result<(), EngineError> {
+        self.clocks = trace::begin(&mut *self.leader, self.plan.mesh.dp)?;
+        Ok(())
+    }
+
+    /// What was recorded since [`Engine::begin_trace`]. Ends it.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub fn take_trace(&mut self) -> Result<Vec<RankTrace>, EngineError> {
+        trace::collect(&mut *self.leader, &self.clocks)
     }
 
     /// Measures what the ranks of this replica's first stage pay for the all-reduces of one token, in seconds.
@@ -304,7 +308,10 @@ impl Engine {
                 }
             }
             for event in events {
-                if let Some((replica, id)) = call.take(event) {
+                self.leader.enter(Part::Text);
+                let aborted = call.take(event);
+                self.leader.leave();
+                if let Some((replica, id)) = aborted {
                     match replica {
                         0 => self.replica.abort(id),
                         _ => send(&mut *self.leader, replica, &ToReplica::Abort { id })?,
@@ -321,7 +328,6 @@ impl Engine {
     fn finish(&mut self, started: Instant) -> Result<(), EngineError> {
         self.replica.settle(&mut *self.leader)?;
         self.timing = self.replica.timing;
-        self.last_step = self.replica.last_step.clone();
         let fill = self.replica.fill;
         self.note_bubble(started, &fill);
         for replica in 1..self.plan.mesh.dp {

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use checkpoint::WeightSource;
 use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
-use tensor::{DType, HostDevice};
+use tensor::{DType, HostDevice, Part};
 
 use crate::EngineError;
 use crate::data_parallel;
 use crate::groups::{self, Grouping, RankGroups};
 use crate::leader::{Leader, Leading, guarded};
 use crate::report::RankReport;
+use crate::trace::RankTrace;
 use crate::worker::{Command, Reply, Worker};
 
 /// How long the threads of a group that ends are waited for.
@@ -121,13 +122,14 @@ fn load<M: MakeDevice>(
         (decoder.inspect_err(|error| groups.fail(error))?, loader.stats())
     };
     all_are_ready(&groups).inspect_err(|error| groups.fail(error))?;
-    let LaunchOptions { kv_dtype, comm_timeout, ref host, .. } = setup.options;
+    let LaunchOptions { kept, kv_dtype, comm_timeout, ref host, .. } = setup.options;
     let host = host.clone();
     Ok(Worker {
         dev,
         groups,
         decoder,
         loaded,
+        kept: KeptAs { dtype: kept.dtype.or(Some(setup.source.dtype())), ..kept },
         kv_dtype,
         comm_timeout,
         host,
@@ -195,8 +197,17 @@ impl<D: HostDevice> Leader for Ranks<D> {
         self.explained(result)
     }
 
-    fn take_op_times(&self) -> Vec<(&'static str, Duration)> {
-        self.leading.take_op_times()
+    fn traces(&mut self) -> Result<Vec<RankTrace>, EngineError> {
+        let result = self.leading.traces();
+        self.explained(result)
+    }
+
+    fn enter(&self, part: Part) {
+        self.leading.enter(part);
+    }
+
+    fn leave(&self) {
+        self.leading.leave();
     }
 
     fn between_replicas(

@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
 use collective::{CollectiveError, Group};
 use model::ModelError;
-use tensor::HostDevice;
+use tensor::{HostDevice, Part};
 
 use crate::EngineError;
 use crate::report::RankReport;
+use crate::trace::RankTrace;
 use crate::worker::{Command, Reply, Worker};
 
 /// A replica's leader, whatever its device.
@@ -20,8 +20,12 @@ pub(crate) trait Leader {
     fn collect(&mut self) -> Result<Reply, EngineError>;
     /// What each rank of the replica holds and has spent.
     fn reports(&mut self) -> Result<Vec<RankReport>, EngineError>;
-    /// How long the leader took for each kind of operation since the last call.
-    fn take_op_times(&self) -> Vec<(&'static str, Duration)>;
+    /// What each rank of the replica recorded.
+    fn traces(&mut self) -> Result<Vec<RankTrace>, EngineError>;
+    /// Opens a part of what the leader does between steps; it counts for the next step.
+    fn enter(&self, part: Part);
+    /// Closes it.
+    fn leave(&self);
     /// Does something in the group of all replicas' leaders.
     fn between_replicas(
         &mut self,
@@ -72,8 +76,16 @@ impl<D: HostDevice> Leader for Leading<D> {
         self.as_rank(Worker::reports)
     }
 
-    fn take_op_times(&self) -> Vec<(&'static str, Duration)> {
-        self.worker.dev.take_op_times()
+    fn traces(&mut self) -> Result<Vec<RankTrace>, EngineError> {
+        self.as_rank(Worker::traces)
+    }
+
+    fn enter(&self, part: Part) {
+        self.worker.dev.enter(part);
+    }
+
+    fn leave(&self) {
+        self.worker.dev.leave();
     }
 
     fn between_replicas(

@@ -2,6 +2,7 @@
 
 mod bubble;
 mod call;
+mod clocks;
 mod cost;
 pub mod cpus;
 mod data_parallel;
@@ -22,10 +23,13 @@ mod request;
 mod router;
 mod sampler;
 mod sampling;
+mod steps;
 pub mod text;
+mod trace;
 mod worker;
 
 pub use bubble::Bubble;
+pub use clocks::HostClock;
 pub use cost::cost_of_step;
 pub use engine::{Engine, Savings};
 pub use error::EngineError;
@@ -35,7 +39,8 @@ pub use options::EngineOptions;
 pub use pack::{Packed, pack};
 pub use plan::Plan;
 pub use prepared::weight_bytes;
-pub use report::RankReport;
-pub use request::{Completion, FinishReason, GenerateRequest, OpTime, Timing};
+pub use report::{PartReport, RankReport, StepReport};
+pub use request::{Completion, FinishReason, GenerateRequest, Timing};
 pub use router::Router;
 pub use sampling::SamplingParams;
+pub use trace::{RankTrace, TraceEvent};

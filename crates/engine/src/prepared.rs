@@ -56,12 +56,14 @@ pub(crate) struct MakeCpu {
 impl MakeDevice for MakeCpu {
     type Device = Timed<CpuDevice>;
     fn make(&self, rank: usize) -> Timed<CpuDevice> {
-        Timed::new(CpuDevice::new(CpuConfig {
+        let cpu = CpuDevice::new(CpuConfig {
             threads: self.threads,
             cores: cpus::of_rank(self.local.index(rank), self.local.sharing, self.threads, self.tp),
             isa: self.isa,
             spin: self.spin,
-        }))
+        });
+        let threads = cpu.thread_log();
+        Timed::new(cpu, threads)
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use scheduler::{Batch, Request, Scheduler, SchedulerConfig};
 use serde::{Deserialize, Serialize};
-use tensor::{KV_BLOCK, SequenceSpan, StepMeta};
+use tensor::{KV_BLOCK, Part, SequenceSpan, StepMeta};
 
 use crate::EngineError;
 use crate::bubble::Fill;
@@ -53,7 +53,6 @@ pub(crate) struct Replica {
     pub timing: Timing,
     /// Steps since [`Replica::prepare`].
     pub fill: Fill,
-    pub last_step: Option<StepMeta>,
     began: Option<Instant>,
     collected: Option<Instant>,
 }
@@ -165,14 +164,16 @@ impl Replica {
             if self.lanes[lane].sampling {
                 continue;
             }
-            if let Some(batch) = self.lanes[lane].scheduler.schedule() {
-                self.issue(lane, batch, leader)?;
-                return Ok(true);
+            leader.enter(Part::Scheduler);
+            match self.lanes[lane].scheduler.schedule() {
+                Some(batch) => return self.issue(lane, batch, leader).map(|()| true),
+                None => leader.leave(),
             }
         }
         Ok(false)
     }
 
+    /// Ends the leader's part with the step's command.
     fn issue(&mut self, lane: usize, batch: Batch, leader: &mut dyn Leader) -> Result<(), EngineError> {
         let mut meta = StepMeta::default();
         let (mut edits, mut choices) = (Vec::new(), Vec::new());
@@ -196,12 +197,9 @@ impl Replica {
             meta.sequences.push(SequenceSpan { rows, start: item.start, block_table });
         }
         let samples = !choices.is_empty();
-        self.last_step = Some(meta.clone());
-        if prompt_tokens == 0 || self.fill.steps == 0 {
-            leader.take_op_times();
-        }
-        let issued = Instant::now();
         let edits = edits.into_iter().map(Into::into).collect();
+        leader.leave();
+        let issued = Instant::now();
         leader.issue(&Command::Generate { meta, edits, choices })?;
         self.fill.issued();
         let lane_of = &mut self.lanes[lane];
@@ -218,8 +216,16 @@ impl Replica {
         let Reply::Tokens(tokens) = leader.collect()? else { unreachable!("tokens were asked for") };
         self.fill.collected();
         self.count(&flight, tokens.len());
+        leader.enter(Part::Scheduler);
+        let events = self.take(flight, tokens);
+        leader.leave();
+        Ok(events)
+    }
+
+    /// What tokens mean for their requests.
+    fn take(&mut self, flight: Flight, tokens: Vec<u32>) -> Vec<TokenEvent> {
         if !flight.samples {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         let sampling = flight.batch.items.iter().filter(|item| item.samples);
         let mut events = Vec::with_capacity(tokens.len());
@@ -246,7 +252,7 @@ impl Replica {
         for event in events.iter().filter(|event| event.end.is_some()) {
             self.running.remove(&event.id);
         }
-        Ok(events)
+        events
     }
 
     /// A step's time is that since the one before was collected: what overlaps counts once.

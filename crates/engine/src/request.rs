@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tensor::OpCost;
 
 use crate::SamplingParams;
 
@@ -53,17 +52,6 @@ pub struct Completion {
     pub token_ids: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
-}
-
-/// One kind of operation of a step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OpTime {
-    /// Its name in [`tensor::Device`].
-    pub op: &'static str,
-    /// How long all of them took.
-    pub time: Duration,
-    /// What they had to do.
-    pub cost: OpCost,
 }
 
 /// Where a call's time went.

@@ -4,7 +4,7 @@
 //! for more of them, or stops, as all others do; what rank 0 chose is what all run on.
 
 use model::{Decoder, Logits, ModelError, Rank};
-use tensor::{Device, DeviceError, math};
+use tensor::{Device, DeviceError, LogitEdit, Part, math};
 
 use crate::sampling::Choice;
 
@@ -12,11 +12,54 @@ use crate::sampling::Choice;
 const FIRST_CANDIDATES: usize = 64;
 const MORE_CANDIDATES: usize = 8;
 
-/// One token per row.
+/// Rows of logits that are made at a time when a whole prompt is scored.
+const SCORED_ROWS: usize = 32;
+
+/// One token per row of hidden states.
 ///
 /// # Errors
 /// A rank is missing, or a logit isn't a number.
-pub(crate) fn sample<D: Device>(
+pub(crate) fn choose_tokens<D: Device>(
+    rank: Rank<D>,
+    decoder: &Decoder<D>,
+    hidden: &D::Tensor,
+    edits: &[LogitEdit],
+    choices: &[Choice],
+) -> Result<Vec<u32>, ModelError> {
+    if choices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut logits = decoder.logits(rank.dev, hidden);
+    rank.dev.span(Part::Sampling, || {
+        if !edits.is_empty() {
+            decoder.head().edit(rank.dev, &mut logits, edits);
+        }
+        sample(rank, decoder, &logits, choices)
+    })
+}
+
+/// The logits of `rows` rows of hidden states, some at a time: `each` gets the first row and them.
+///
+/// # Errors
+/// That of `each`.
+pub(crate) fn score_rows<D: Device>(
+    dev: &D,
+    decoder: &Decoder<D>,
+    hidden: &D::Tensor,
+    rows: usize,
+    mut each: impl FnMut(usize, &Logits<D>) -> Result<(), ModelError>,
+) -> Result<(), ModelError> {
+    for from in (0..rows).step_by(SCORED_ROWS) {
+        let rows: Vec<u32> = (from..rows.min(from + SCORED_ROWS)).map(|row| row as u32).collect();
+        let hidden = dev.span(Part::Head, || dev.gather_rows(hidden, &rows));
+        let logits = decoder.logits(dev, &hidden);
+        dev.span(Part::Sampling, || each(from, &logits))?;
+    }
+    Ok(())
+}
+
+/// One token per row.
+fn sample<D: Device>(
     rank: Rank<D>,
     decoder: &Decoder<D>,
     logits: &Logits<D>,

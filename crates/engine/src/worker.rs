@@ -3,23 +3,25 @@
 //! A command goes from the leader to the ranks of the first stage, and from each rank to the same place of the next
 //! stage, ahead of the activations: so stages work on different commands at a time.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use collective::{Collective, CollectiveStats, Group};
 use model::{
-    Decoder, KvCache, LoadStats, ModelError, Pipeline, Rank, bytes_per_token, replicated_bytes_per_token,
+    Decoder, KeptAs, KvCache, LoadStats, ModelError, Pipeline, Rank, bytes_per_token,
+    replicated_bytes_per_token,
 };
 use serde::{Deserialize, Serialize};
-use tensor::{DType, Device, LogitEdit, StepMeta};
+use tensor::{DType, Device, LogitEdit, OpCost, Part, StepMeta};
 
+use crate::clocks::ClockOffset;
+use crate::cost::StepCosts;
 use crate::groups::RankGroups;
 use crate::memory;
-use crate::report::RankReport;
-use crate::sampler::{not_finite, sample};
+use crate::report::{RankReport, StepReport};
+use crate::sampler::{choose_tokens, not_finite, score_rows};
 use crate::sampling::Choice;
-
-/// Rows of logits that are made at a time when a whole prompt is scored.
-const SCORED_ROWS: u32 = 32;
+use crate::steps::{Asked, StepTime, Steps};
 
 /// What all ranks do next.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,6 +36,10 @@ pub(crate) enum Command {
     Mark,
     /// Measures an all-reduce of one row in each tensor-parallel group.
     TimeAllReduce,
+    /// Compares the clocks of all ranks of the replica with the leader's, and begins to record what they do.
+    Record,
+    /// Tells the leader what was recorded.
+    Trace,
     /// Tells the leader what each rank holds and has spent.
     Report,
     /// Ends.
@@ -81,6 +87,8 @@ pub(crate) struct Worker<D: Device> {
     pub groups: RankGroups<D>,
     pub decoder: Decoder<D>,
     pub loaded: LoadStats,
+    /// What weights are kept in.
+    pub kept: KeptAs,
     pub kv_dtype: DType,
     pub comm_timeout: Duration,
     pub host: String,
@@ -101,6 +109,12 @@ pub(crate) struct Spent {
     busy: Duration,
     /// On the all-reduce of one row, if that was measured.
     row_all_reduce: Option<Duration>,
+    /// By the steps since the last mark.
+    steps: Steps,
+    /// The steps that are recorded.
+    pub recorded: Vec<(StepMeta, Asked)>,
+    /// How far the clocks of the replica's ranks are from the leader's.
+    pub clocks: Vec<ClockOffset>,
 }
 
 impl<D: Device> Worker<D> {
@@ -108,10 +122,13 @@ impl<D: Device> Worker<D> {
     pub fn follow(&mut self) -> Result<(), ModelError> {
         let mut bytes = Vec::new();
         loop {
-            match self.previous() {
-                None => self.groups.tensor.broadcast(&mut bytes, None)?,
-                Some(previous) => bytes = self.groups.replica().recv_bytes(previous, None)?,
-            }
+            self.dev.span(Part::Idle, || -> Result<(), ModelError> {
+                match self.previous() {
+                    None => self.groups.tensor.broadcast(&mut bytes, None)?,
+                    Some(previous) => bytes = self.groups.replica().recv_bytes(previous, None)?,
+                }
+                Ok(())
+            })?;
             let command = postcard::from_bytes(&bytes).expect("the leader writes what the others read");
             self.pass_on(&bytes)?;
             if matches!(command, Command::Stop) {
@@ -126,16 +143,19 @@ impl<D: Device> Worker<D> {
     /// The leader: has all ranks of the replica do something, and does its own part. A step of a single stage ends
     /// with its reply.
     pub fn lead(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
-        let mut bytes = postcard::to_stdvec(command).expect("a command can be written");
-        self.groups.tensor.broadcast(&mut bytes, Some(self.comm_timeout))?;
-        self.pass_on(&bytes)?;
+        self.dev.span(Part::Exchange, || -> Result<(), ModelError> {
+            let mut bytes = postcard::to_stdvec(command).expect("a command can be written");
+            self.groups.tensor.broadcast(&mut bytes, Some(self.comm_timeout))?;
+            self.pass_on(&bytes)
+        })?;
         self.run(command)
     }
 
     /// The leader of several stages: the reply to the oldest step that has none yet.
     pub fn collect(&self) -> Result<Reply, ModelError> {
         let mesh = self.groups.mesh;
-        let bytes = self.groups.replica().recv_bytes((mesh.pp - 1) * mesh.tp, None)?;
+        let last_stage = (mesh.pp - 1) * mesh.tp;
+        let bytes = self.dev.span(Part::Idle, || self.groups.replica().recv_bytes(last_stage, None))?;
         Ok(postcard::from_bytes(&bytes).expect("the last stage writes what the leader reads"))
     }
 
@@ -173,13 +193,24 @@ impl<D: Device> Worker<D> {
                 self.kv =
                     Some(KvCache::new(&self.dev, layout, stage, self.groups.at.tp, *blocks, self.kv_dtype));
             }
-            Command::Generate { meta, edits, choices } => return self.generate(meta, edits, choices),
-            Command::Score { meta, targets } => return self.score(meta, targets),
-            Command::Mark => self.spent.busy = Duration::ZERO,
+            Command::Generate { meta, edits, choices } => {
+                let asked = if choices.is_empty() { Asked::Logits } else { Asked::Tokens };
+                return self.step(meta, asked, |worker| worker.generate(meta, edits, choices));
+            }
+            Command::Score { meta, targets } => {
+                return self.step(meta, Asked::Logprobs, |worker| worker.score(meta, targets));
+            }
+            Command::Mark => {
+                self.spent.busy = Duration::ZERO;
+                self.spent.steps = Steps::default();
+                self.dev.take_part_times();
+            }
+            Command::Record => self.begin_trace()?,
+            Command::Trace => self.send_trace()?,
             Command::TimeAllReduce => self.spent.row_all_reduce = Some(self.time_all_reduce()?),
             Command::Report if self.groups.leads() => {}
             Command::Report => {
-                let bytes = postcard::to_stdvec(&self.report()).expect("a report can be written");
+                let bytes = postcard::to_stdvec(&self.report()?).expect("a report can be written");
                 self.groups.replica().send_bytes(&bytes, 0)?;
             }
             Command::Stop => {}
@@ -213,7 +244,7 @@ impl<D: Device> Worker<D> {
             Ok(postcard::from_bytes(&bytes).expect("a rank writes what the leader reads"))
         };
         let others = (1..self.groups.mesh.replica_size()).map(of_rank);
-        std::iter::once(Ok(self.report())).chain(others).collect()
+        std::iter::once(self.report()).chain(others).collect()
     }
 
     /// Hidden states of the rows whose logits are wanted, on the last stage.
@@ -234,6 +265,24 @@ impl<D: Device> Worker<D> {
         Ok(hidden)
     }
 
+    /// A step, and what its parts took.
+    fn step(
+        &mut self,
+        meta: &StepMeta,
+        asked: Asked,
+        work: impl FnOnce(&mut Self) -> Result<Option<Reply>, ModelError>,
+    ) -> Result<Option<Reply>, ModelError> {
+        self.dev.enter(Part::Step);
+        if self.dev.is_recording() {
+            self.spent.recorded.push((meta.clone(), asked));
+        }
+        let reply = work(self);
+        self.dev.leave();
+        let parts = self.dev.take_part_times();
+        self.spent.steps.note(StepTime { meta: meta.clone(), asked, parts });
+        reply
+    }
+
     fn generate(
         &mut self,
         meta: &StepMeta,
@@ -243,16 +292,9 @@ impl<D: Device> Worker<D> {
         let before = self.groups.tensor.stats();
         let Some(hidden) = self.forward(meta)? else { return Ok(None) };
         let began = Instant::now();
-        let mut tokens = Vec::new();
-        if !choices.is_empty() {
-            let rank = Rank::new(&self.dev, &self.groups.tensor);
-            let mut logits = self.decoder.logits(&self.dev, &hidden);
-            if !edits.is_empty() {
-                let edits: Vec<LogitEdit> = edits.iter().map(|&e| e.into()).collect();
-                self.decoder.head().edit(&self.dev, &mut logits, &edits);
-            }
-            tokens = sample(rank, &self.decoder, &logits, choices)?;
-        }
+        let rank = Rank::new(&self.dev, &self.groups.tensor);
+        let edits: Vec<LogitEdit> = edits.iter().map(|&e| e.into()).collect();
+        let tokens = choose_tokens(rank, &self.decoder, &hidden, &edits, choices)?;
         self.spent.last = difference(self.groups.tensor.stats(), before);
         self.spent.busy += began.elapsed();
         Ok(Some(Reply::Tokens(tokens)))
@@ -263,30 +305,29 @@ impl<D: Device> Worker<D> {
         let Some(hidden) = self.forward(meta)? else { return Ok(None) };
         let began = Instant::now();
         let rank = Rank::new(&self.dev, &self.groups.tensor);
-        let head = self.decoder.head();
         let mut logprobs = Vec::with_capacity(targets.len());
-        for from in (0..targets.len() as u32).step_by(SCORED_ROWS as usize) {
-            let to = (from + SCORED_ROWS).min(targets.len() as u32);
-            let rows: Vec<u32> = (from..to).collect();
-            let logits = self.decoder.logits(&self.dev, &self.dev.gather_rows(&hidden, &rows));
-            let sums = head.log_sum_exp(rank, &logits)?;
+        score_rows(&self.dev, &self.decoder, &hidden, targets.len(), |first, logits| {
+            let sums = self.decoder.head().log_sum_exp(rank, logits)?;
             let at: Vec<(usize, u32)> =
-                targets[from as usize..to as usize].iter().copied().enumerate().collect();
-            let picked = head.pick(rank, &logits, &at)?;
+                targets[first..first + sums.len()].iter().copied().enumerate().collect();
+            let picked = self.decoder.head().pick(rank, logits, &at)?;
             if let Some(&logit) = picked.iter().find(|logit| !logit.is_finite()) {
                 return Err(not_finite(rank, logit));
             }
             logprobs.extend(picked.iter().zip(&sums).map(|(&logit, sum)| (f64::from(logit) - sum) as f32));
-        }
+            Ok(())
+        })?;
         self.spent.last = difference(self.groups.tensor.stats(), before);
         self.spent.busy += began.elapsed();
         Ok(Some(Reply::Logprobs(logprobs)))
     }
 
-    fn report(&self) -> RankReport {
+    fn report(&self) -> Result<RankReport, ModelError> {
+        let memory = self.dev.memory();
+        let Steps { prefill, decodes, decode_time, .. } = &self.spent.steps;
         let (layout, stage, at) = (self.decoder.layout(), self.decoder.stage(), self.groups.at);
         let attention = layout.attention(stage.layers.start, at.tp);
-        RankReport {
+        Ok(RankReport {
             rank: self.groups.rank,
             place: (at.dp, at.pp, at.tp),
             host: self.host.clone(),
@@ -306,13 +347,37 @@ impl<D: Device> Worker<D> {
             experts: self.decoder.take_expert_counts(),
             busy_s: self.spent.busy.as_secs_f64(),
             row_all_reduce_s: self.spent.row_all_reduce.map(|time| time.as_secs_f64()),
+            activation_bytes: memory.activations,
+            scratch_bytes: memory.scratch,
             peak_rss_bytes: memory::peak_rss_bytes(),
-        }
+            prefill: prefill.as_ref().map(|step| self.breakdown(step)).transpose()?,
+            decode: self.spent.steps.median_decode().map(|step| self.breakdown(step)).transpose()?,
+            decode_steps: *decodes,
+            decode_s: decode_time.as_secs_f64(),
+        })
+    }
+
+    /// What the parts of a step took and cost.
+    fn breakdown(&self, step: &StepTime) -> Result<StepReport, ModelError> {
+        let mut costs = BTreeMap::<Part, OpCost>::new();
+        self.costs().of(std::iter::once((&step.meta, step.asked)), |parts| {
+            parts.iter().for_each(|part| *costs.entry(part.part).or_default() += part.cost);
+        })?;
+        Ok(StepReport::new(&step.parts, &costs, step.meta.num_rows()))
+    }
+
+    /// What steps cost this rank.
+    pub fn costs(&self) -> StepCosts<'_> {
+        let (layout, stage) = (self.decoder.layout(), self.decoder.stage());
+        StepCosts::new(layout, stage, self.groups.at.tp, self.kept, self.kv_dtype)
     }
 }
 
 fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStats {
     CollectiveStats {
+        waits: after.waits - before.waits,
+        waited: after.waited - before.waited,
+        waiting_since: after.waiting_since,
         all_reduce_calls: after.all_reduce_calls - before.all_reduce_calls,
         all_reduce_bytes: after.all_reduce_bytes - before.all_reduce_bytes,
         all_reduce_s: after.all_reduce_s - before.all_reduce_s,

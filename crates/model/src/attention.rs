@@ -1,4 +1,4 @@
-use tensor::{AttentionSpec, Device, HeadSpan};
+use tensor::{AttentionSpec, Device, HeadSpan, Part};
 
 use crate::ModelError;
 use crate::architecture::Qkv;
@@ -48,6 +48,22 @@ impl<D: Device> Attention<D> {
         kv: &mut D::Kv,
         step: &StepContext<D>,
     ) -> Result<D::Tensor, ModelError> {
+        let dev = rank.dev;
+        let qkv = dev.span(Part::Qkv, || self.queries_keys_values(rank, x, step))?;
+        let mixed = dev.span(Part::Attention, || {
+            dev.store_kv(kv, &qkv, &step.device, &self.spec);
+            self.context.forward(rank, &qkv, kv, step)
+        })?;
+        dev.span(Part::Output, || self.o.forward(rank, &mixed))
+    }
+
+    /// Normed and rotated, side by side.
+    fn queries_keys_values(
+        &self,
+        rank: Rank<D>,
+        x: &D::Tensor,
+        step: &StepContext<D>,
+    ) -> Result<D::Tensor, ModelError> {
         let (dev, spec) = (rank.dev, &self.spec);
         let mut qkv = self.qkv.forward(rank, x)?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
@@ -58,8 +74,6 @@ impl<D: Device> Attention<D> {
             let heads = HeadSpan { heads: spec.num_heads + spec.num_kv_heads, ..spec.q() };
             dev.rope(&mut qkv, heads, &step.rope_tables[rope]);
         }
-        dev.store_kv(kv, &qkv, &step.device, spec);
-        let mixed = self.context.forward(rank, &qkv, kv, step)?;
-        self.o.forward(rank, &mixed)
+        Ok(qkv)
     }
 }

@@ -1,6 +1,6 @@
 //! The forward pass, the same for every architecture and device.
 
-use tensor::{Device, StepMeta};
+use tensor::{Device, Part, StepMeta};
 
 use crate::ModelError;
 use crate::architecture::Positions;
@@ -139,15 +139,20 @@ impl<D: Device> Decoder<D> {
         let stream = Stream::new(tokens, rank.group.size(), self.layout.sequence_parallel);
         let rank = Rank { stream: &stream, ..rank };
         let mut x = match &self.input {
-            Some(input) => input.forward(rank, meta, self.layout.config.embedding_scale)?,
+            Some(input) => {
+                dev.span(Part::Embedding, || input.forward(rank, meta, self.layout.config.embedding_scale))?
+            }
             None => pipeline.receive(rank, &self.layout, tokens)?,
         };
-        let step = StepContext::new(dev, &self.layout.config, meta);
+        let step = dev.span(Part::Attention, || StepContext::new(dev, &self.layout.config, meta));
         for (layer, kv) in self.layers.iter().zip(&mut kv.layers) {
-            layer.forward(rank, &mut x, kv, &step)?;
+            dev.span(Part::Layer, || layer.forward(rank, &mut x, kv, &step))?;
         }
         match &self.output {
-            Some(output) => Ok(Some(rank.collect(&x, &meta.logit_rows, |x| output.norm.forward(dev, x))?)),
+            Some(output) => {
+                let collect = || rank.collect(&x, &meta.logit_rows, |x| output.norm.forward(dev, x));
+                dev.span(Part::Head, collect).map(Some)
+            }
             None => pipeline.send(rank, &x, tokens).map(|()| None),
         }
     }
@@ -214,9 +219,9 @@ impl<D: Device> DecoderLayer<D> {
             None => y,
         };
         let y = self.attention.forward(rank, &self.pre_attention.forward(dev, x), kv, step)?;
-        dev.add(x, &normed(y, &self.post_attention));
+        dev.span(Part::Norm, || dev.add(x, &normed(y, &self.post_attention)));
         let y = self.ffn.forward(rank, &self.pre_ffn.forward(dev, x))?;
-        dev.add(x, &normed(y, &self.post_ffn));
+        dev.span(Part::Norm, || dev.add(x, &normed(y, &self.post_ffn)));
         Ok(())
     }
 }

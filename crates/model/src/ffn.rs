@@ -1,4 +1,4 @@
-use tensor::{Activation, Device};
+use tensor::{Activation, Device, Part};
 
 use crate::ModelError;
 use crate::architecture::FfnForm;
@@ -52,10 +52,10 @@ impl<D: Device> Ffn<D> {
 
     /// `x [t, hidden_size]` → the same shape.
     pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
-        match self {
+        rank.dev.span(Part::Ffn, || match self {
             Ffn::Dense(dense) => dense.forward(rank, x),
             Ffn::Experts(experts) => experts.forward(rank, x),
-        }
+        })
     }
 }
 

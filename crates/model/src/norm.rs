@@ -1,4 +1,4 @@
-use tensor::{Device, HeadSpan, NormSpec};
+use tensor::{Device, HeadSpan, NormSpec, Part};
 
 /// A norm of rows or of heads.
 pub struct Norm<D: Device> {
@@ -10,7 +10,7 @@ pub struct Norm<D: Device> {
 impl<D: Device> Norm<D> {
     /// `x [t, hidden_size]` → the same shape.
     pub fn forward(&self, dev: &D, x: &D::Tensor) -> D::Tensor {
-        dev.norm(x, &self.weight, self.bias.as_ref(), self.spec)
+        dev.span(Part::Norm, || dev.norm(x, &self.weight, self.bias.as_ref(), self.spec))
     }
 
     /// Each head of `span`, in place.

@@ -1,8 +1,9 @@
 use std::fmt;
 use std::ops::Range;
-use std::time::Duration;
 
-use crate::{AttentionSpec, KvSpec, MatrixSource, Program, StepMeta, WeightSpec};
+use crate::{
+    AttentionSpec, Exchanged, KvSpec, MatrixSource, Part, PartTimes, Program, StepMeta, Timeline, WeightSpec,
+};
 
 /// The function between the two halves of a feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -381,12 +382,48 @@ pub trait Device {
     /// Single logits, by (row, column).
     fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError>;
 
-    // ---- where time goes ----
+    // ---- where time and memory go ----
 
-    /// Time per kind of operation since the last call, by name; nothing from a device that doesn't keep it.
-    fn take_op_times(&self) -> Vec<(&'static str, Duration)> {
-        Vec::new()
+    /// Opens a part of a step: from here on, time and work count for it. Parts nest.
+    fn enter(&self, _part: Part) {}
+    /// Closes the part that was opened last.
+    fn leave(&self) {}
+    /// A part of a step.
+    fn span<T>(&self, part: Part, work: impl FnOnce() -> T) -> T {
+        self.enter(part);
+        let result = work();
+        self.leave();
+        result
     }
+    /// Says of the part that is open what ranks exchanged in it.
+    fn exchanged(&self, _exchanged: Exchanged) {}
+    /// How long parts took since the last call; nothing from a device that doesn't keep it.
+    fn take_part_times(&self) -> PartTimes {
+        PartTimes::default()
+    }
+    /// Begins to record every part and operation.
+    fn record(&self) {}
+    /// Whether the part that is open is recorded: there is a limit, from which on no step is.
+    fn is_recording(&self) -> bool {
+        false
+    }
+    /// Stops that: what was recorded.
+    fn take_timeline(&self) -> Timeline {
+        Timeline::default()
+    }
+    /// What it needed besides weights and KV caches; nothing from a device that doesn't know.
+    fn memory(&self) -> DeviceMemory {
+        DeviceMemory::default()
+    }
+}
+
+/// Memory of a device besides weights and KV caches: the most that was in use at a time, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Of matrices of activations.
+    pub activations: u64,
+    /// Of what operations need for themselves.
+    pub scratch: u64,
 }
 
 /// A device whose tensors are host memory, for collectives that reduce on the host.

@@ -5,6 +5,7 @@
 //! fast implementations.
 
 mod attention;
+mod clock;
 pub mod conformance;
 pub mod cost;
 mod device;
@@ -13,22 +14,27 @@ mod format;
 pub mod fp8;
 pub mod lanes;
 pub mod math;
+mod part;
+mod part_costs;
 mod reference;
 mod shapes;
 mod source;
 mod step;
 mod timed;
+mod timeline;
 mod trace;
 mod tree;
 
 pub use attention::{AttentionSpec, KvShare, KvSpec, SEGMENT, SeenSegment, seen_segments};
 pub use cost::{Cost, CostCounter, CostReport, OpCost};
 pub use device::{
-    Activation, Device, DeviceError, HeadSpan, HostDevice, LogitEdit, NormKind, NormSpec, RopeSpec,
-    RouterSpec,
+    Activation, Device, DeviceError, DeviceMemory, HeadSpan, HostDevice, LogitEdit, NormKind, NormSpec,
+    RopeSpec, RouterSpec,
 };
 pub use dtype::DType;
 pub use format::{ActivationGroup, Fp8Group, GROUP, Groups, Int4Group, Int8Group, WeightFormat, WeightSpec};
+pub use part::{Category, Exchanged, Part, PartTime, PartTimes};
+pub use part_costs::{PartCost, PartCosts, PartLog};
 pub use reference::{
     Reference, ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor, ReferenceWeight,
 };
@@ -36,5 +42,6 @@ pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeig
 pub use source::{Concat, MatrixSource, PackedBytes, PackedPart, PackedWeight, Slice};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
 pub use timed::Timed;
+pub use timeline::{Event, MOST_EVENTS, ThreadLog, Timeline, What};
 pub use trace::{Trace, TraceLog};
 pub use tree::{NodeId, Program, ReductionTree};

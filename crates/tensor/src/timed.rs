@@ -1,32 +1,60 @@
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
+use crate::clock::Clock;
 use crate::{
-    Activation, AttentionSpec, Device, DeviceError, HeadSpan, HostDevice, KvSpec, LogitEdit, MatrixSource,
-    NormSpec, Program, RopeSpec, RouterSpec, StepMeta, WeightSpec,
+    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, HostDevice, KvSpec,
+    LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, StepMeta, ThreadLog,
+    Timeline, WeightSpec,
 };
 
-/// A device that does what another does and knows how long each kind of operation took.
+/// A device that does what another does and knows how long the parts of a step took; and, while it is recorded, every
+/// operation.
 ///
 /// Of use where operations are done when they return, as on a CPU.
 pub struct Timed<D> {
     inner: D,
-    times: RefCell<BTreeMap<&'static str, Duration>>,
+    clock: RefCell<Clock>,
+    threads: Arc<ThreadLog>,
+    /// Whether operations are recorded now.
+    records: Cell<bool>,
 }
 
-impl<D> Timed<D> {
-    /// Times `inner`.
-    pub fn new(inner: D) -> Self {
-        Timed { inner, times: RefCell::default() }
+impl<D: Device> Timed<D> {
+    /// Times `inner`, whose threads write to `threads`.
+    pub fn new(inner: D, threads: Arc<ThreadLog>) -> Self {
+        Timed { inner, clock: RefCell::new(Clock::new()), threads, records: Cell::new(false) }
     }
 
-    fn time<T>(&self, op: &'static str, run: impl FnOnce() -> T) -> T {
-        let started = Instant::now();
+    fn op<T>(&self, name: &'static str, run: impl FnOnce() -> T) -> T {
+        self.op_with(name, run, |_| None)
+    }
+
+    /// An operation that makes a matrix.
+    fn makes(&self, name: &'static str, run: impl FnOnce() -> D::Tensor) -> D::Tensor {
+        self.op_with(name, run, |made| Some(self.inner.shape(made)))
+    }
+
+    fn op_with<T>(
+        &self,
+        name: &'static str,
+        run: impl FnOnce() -> T,
+        made: impl FnOnce(&T) -> Option<[usize; 2]>,
+    ) -> T {
+        if !self.records.get() {
+            return run();
+        }
+        let began = Instant::now();
         let result = run();
-        *self.times.borrow_mut().entry(op).or_default() += started.elapsed();
+        self.clock.borrow_mut().op(name, made(&result), began);
         result
+    }
+
+    fn set_records(&self, records: bool) {
+        self.records.set(records);
+        self.threads.set(records);
     }
 }
 
@@ -66,22 +94,22 @@ impl<D: Device> Device for Timed<D> {
         self.inner.alloc_kv(spec)
     }
     fn begin(&self, meta: &StepMeta) -> Self::Step {
-        self.time("begin", || self.inner.begin(meta))
+        self.op("begin", || self.inner.begin(meta))
     }
     fn linear(&self, x: &Self::Tensor, w: &Self::Weight, bias: Option<&Self::Tensor>) -> Self::Tensor {
-        self.time("linear", || self.inner.linear(x, w, bias))
+        self.makes("linear", || self.inner.linear(x, w, bias))
     }
     fn linear_tree(&self, x: &Self::Tensor, w: &Self::Weight, program: &Program) -> Self::Tensor {
-        self.time("linear_tree", || self.inner.linear_tree(x, w, program))
+        self.makes("linear_tree", || self.inner.linear_tree(x, w, program))
     }
     fn embed(&self, w: &Self::Weight, rows: &[u32]) -> Self::Tensor {
-        self.time("embed", || self.inner.embed(w, rows))
+        self.makes("embed", || self.inner.embed(w, rows))
     }
     fn gather_rows(&self, x: &Self::Tensor, rows: &[u32]) -> Self::Tensor {
-        self.time("gather_rows", || self.inner.gather_rows(x, rows))
+        self.makes("gather_rows", || self.inner.gather_rows(x, rows))
     }
     fn gather_cols(&self, x: &Self::Tensor, cols: Range<usize>) -> Self::Tensor {
-        self.time("gather_cols", || self.inner.gather_cols(x, cols))
+        self.makes("gather_cols", || self.inner.gather_cols(x, cols))
     }
     fn regroup(
         &self,
@@ -89,7 +117,7 @@ impl<D: Device> Device for Timed<D> {
         rows: usize,
         columns: &[(u32, u32)],
     ) -> Result<Self::Tensor, DeviceError> {
-        self.time("regroup", || self.inner.regroup(x, rows, columns))
+        self.op("regroup", || self.inner.regroup(x, rows, columns))
     }
     fn norm(
         &self,
@@ -98,34 +126,34 @@ impl<D: Device> Device for Timed<D> {
         bias: Option<&Self::Tensor>,
         spec: NormSpec,
     ) -> Self::Tensor {
-        self.time("norm", || self.inner.norm(x, weight, bias, spec))
+        self.makes("norm", || self.inner.norm(x, weight, bias, spec))
     }
     fn head_norm(&self, x: &mut Self::Tensor, span: HeadSpan, weight: &Self::Tensor, spec: NormSpec) {
-        self.time("head_norm", || self.inner.head_norm(x, span, weight, spec))
+        self.op("head_norm", || self.inner.head_norm(x, span, weight, spec))
     }
     fn rope_table(&self, step: &Self::Step, rope: &RopeSpec) -> Self::Tensor {
-        self.time("rope_table", || self.inner.rope_table(step, rope))
+        self.makes("rope_table", || self.inner.rope_table(step, rope))
     }
     fn rope(&self, x: &mut Self::Tensor, span: HeadSpan, table: &Self::Tensor) {
-        self.time("rope", || self.inner.rope(x, span, table))
+        self.op("rope", || self.inner.rope(x, span, table))
     }
     fn gated(&self, x: &Self::Tensor, activation: Activation) -> Self::Tensor {
-        self.time("gated", || self.inner.gated(x, activation))
+        self.makes("gated", || self.inner.gated(x, activation))
     }
     fn activate(&self, x: &mut Self::Tensor, activation: Activation) {
-        self.time("activate", || self.inner.activate(x, activation))
+        self.op("activate", || self.inner.activate(x, activation))
     }
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor) {
-        self.time("add", || self.inner.add(x, y))
+        self.op("add", || self.inner.add(x, y))
     }
     fn scale(&self, x: &mut Self::Tensor, by: f32) {
-        self.time("scale", || self.inner.scale(x, by))
+        self.op("scale", || self.inner.scale(x, by))
     }
     fn softcap(&self, x: &mut Self::Tensor, cap: f32) {
-        self.time("softcap", || self.inner.softcap(x, cap))
+        self.op("softcap", || self.inner.softcap(x, cap))
     }
     fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec) {
-        self.time("store_kv", || self.inner.store_kv(kv, qkv, step, spec))
+        self.op("store_kv", || self.inner.store_kv(kv, qkv, step, spec))
     }
     fn attention(
         &self,
@@ -134,7 +162,7 @@ impl<D: Device> Device for Timed<D> {
         step: &Self::Step,
         spec: &AttentionSpec,
     ) -> Self::Tensor {
-        self.time("attention", || self.inner.attention(qkv, kv, step, spec))
+        self.makes("attention", || self.inner.attention(qkv, kv, step, spec))
     }
     fn attention_segments(
         &self,
@@ -144,7 +172,7 @@ impl<D: Device> Device for Timed<D> {
         spec: &AttentionSpec,
         rows: Range<usize>,
     ) -> Self::Tensor {
-        self.time("attention_segments", || self.inner.attention_segments(q, kv, step, spec, rows))
+        self.makes("attention_segments", || self.inner.attention_segments(q, kv, step, spec, rows))
     }
     fn merge_segments(
         &self,
@@ -155,19 +183,19 @@ impl<D: Device> Device for Timed<D> {
         rows: Range<usize>,
         out: &mut Self::Tensor,
     ) {
-        self.time("merge_segments", || self.inner.merge_segments(parts, owners, step, spec, rows, out));
+        self.op("merge_segments", || self.inner.merge_segments(parts, owners, step, spec, rows, out));
     }
     fn route(&self, logits: &Self::Tensor, spec: RouterSpec) -> Self::Routing {
-        self.time("route", || self.inner.route(logits, spec))
+        self.op("route", || self.inner.route(logits, spec))
     }
     fn routing_to_host(&self, routing: &Self::Routing) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
-        self.time("routing_to_host", || self.inner.routing_to_host(routing))
+        self.op("routing_to_host", || self.inner.routing_to_host(routing))
     }
     fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> Self::Routing {
-        self.time("routing_from_host", || self.inner.routing_from_host(choices, experts))
+        self.op("routing_from_host", || self.inner.routing_from_host(choices, experts))
     }
     fn assign(&self, routing: &Self::Routing, experts: Range<usize>) -> Self::Assignment {
-        self.time("assign", || self.inner.assign(routing, experts))
+        self.op("assign", || self.inner.assign(routing, experts))
     }
     fn grouped_linear(
         &self,
@@ -175,7 +203,7 @@ impl<D: Device> Device for Timed<D> {
         assignment: &Self::Assignment,
         weights: &[Self::Weight],
     ) -> Self::Tensor {
-        self.time("grouped_linear", || self.inner.grouped_linear(x, assignment, weights))
+        self.makes("grouped_linear", || self.inner.grouped_linear(x, assignment, weights))
     }
     fn grouped_linear_tree(
         &self,
@@ -184,16 +212,16 @@ impl<D: Device> Device for Timed<D> {
         weights: &[Self::Weight],
         program: &Program,
     ) -> Self::Tensor {
-        self.time("grouped_linear_tree", || self.inner.grouped_linear_tree(x, assignment, weights, program))
+        self.makes("grouped_linear_tree", || self.inner.grouped_linear_tree(x, assignment, weights, program))
     }
     fn combine(&self, y: &Self::Tensor, assignment: &Self::Assignment, program: &Program) -> Self::Tensor {
-        self.time("combine", || self.inner.combine(y, assignment, program))
+        self.makes("combine", || self.inner.combine(y, assignment, program))
     }
     fn edit_logits(&self, logits: &mut Self::Tensor, edits: &[LogitEdit]) {
-        self.time("edit_logits", || self.inner.edit_logits(logits, edits))
+        self.op("edit_logits", || self.inner.edit_logits(logits, edits))
     }
     fn row_max(&self, logits: &Self::Tensor) -> Result<Vec<f32>, DeviceError> {
-        self.time("row_max", || self.inner.row_max(logits))
+        self.op("row_max", || self.inner.row_max(logits))
     }
     fn exp_sums(
         &self,
@@ -201,7 +229,7 @@ impl<D: Device> Device for Timed<D> {
         max: &[f32],
         program: &Program,
     ) -> Result<Vec<f32>, DeviceError> {
-        self.time("exp_sums", || self.inner.exp_sums(logits, max, program))
+        self.op("exp_sums", || self.inner.exp_sums(logits, max, program))
     }
     fn top_k(
         &self,
@@ -209,14 +237,40 @@ impl<D: Device> Device for Timed<D> {
         skip: usize,
         k: usize,
     ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
-        self.time("top_k", || self.inner.top_k(logits, skip, k))
+        self.op("top_k", || self.inner.top_k(logits, skip, k))
     }
     fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
-        self.time("pick", || self.inner.pick(logits, at))
+        self.op("pick", || self.inner.pick(logits, at))
     }
 
-    fn take_op_times(&self) -> Vec<(&'static str, Duration)> {
-        std::mem::take(&mut *self.times.borrow_mut()).into_iter().collect()
+    fn enter(&self, part: Part) {
+        let records = self.clock.borrow_mut().enter(part);
+        if records != self.records.get() {
+            self.set_records(records);
+        }
+    }
+    fn leave(&self) {
+        self.clock.borrow_mut().leave();
+    }
+    fn exchanged(&self, exchanged: Exchanged) {
+        self.clock.borrow_mut().exchanged(exchanged);
+    }
+    fn take_part_times(&self) -> PartTimes {
+        self.clock.borrow_mut().take_times()
+    }
+    fn record(&self) {
+        self.clock.borrow_mut().record();
+    }
+    fn is_recording(&self) -> bool {
+        self.records.get()
+    }
+    fn take_timeline(&self) -> Timeline {
+        self.set_records(false);
+        let (events, dropped) = self.clock.borrow_mut().take_events();
+        Timeline { events, threads: self.threads.take(), dropped }
+    }
+    fn memory(&self) -> DeviceMemory {
+        self.inner.memory()
     }
 }
 

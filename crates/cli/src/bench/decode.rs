@@ -19,6 +19,7 @@ use crate::expert_counts;
 use crate::membership::Membership;
 use crate::model::OpenModel;
 use crate::split::SplitArgs;
+use crate::trace::Trace;
 
 /// Prefill and decode of one sequence, as fractions of this machine's limits.
 #[derive(Args)]
@@ -111,6 +112,12 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     if membership.ranks().is_some() && splits.len() > 1 {
         return Err(CliError::Usage("--splits compares threads of one process; a job has one split".into()));
     }
+    let trace = Trace::new(&args.run, membership)?;
+    if trace.is_wanted() && splits.len() > 1 {
+        return Err(CliError::Usage(
+            "--trace is of one split; give --tp and --threads-per-rank in place of --splits".into(),
+        ));
+    }
     let mut candidates = Vec::new();
     for options in &splits {
         let model = OpenModel::open(&args.model, &args.split, options, membership)?;
@@ -153,13 +160,21 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     for candidate in &mut candidates {
         expert_counts::record(args.split.expert_counts.as_deref(), &mut candidate.engine)?;
     }
+    // One run more: what is recorded is not what was measured.
+    if let [candidate] = &mut candidates[..] {
+        trace.begin(&mut candidate.engine)?;
+        if trace.is_wanted() {
+            candidate.engine.generate(std::slice::from_ref(&request), &mut |_, _| false)?;
+        }
+        trace.collect(&mut candidate.engine)?;
+    }
     let rows: Vec<Value> = candidates.iter().map(|c| c.row(args, &work, peak_rss_bytes)).collect();
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", json!({ "rows": rows }))?,
         false => print(&mut out, &rows)?,
     }
-    Ok(())
+    trace.write()
 }
 
 impl Candidate {

@@ -144,6 +144,7 @@ impl<C: Group> Group for Compressed<C> {
             all_reduce_s: inner.all_reduce_s + own.all_reduce_s,
             other_calls: inner.other_calls - inside.other_calls,
             sent_bytes: inner.sent_bytes - inside.sent_bytes,
+            ..inner
         }
     }
 }

@@ -191,6 +191,7 @@ impl Group for Hierarchical {
     }
 
     fn stats(&self) -> CollectiveStats {
-        self.stats.get()
+        let CollectiveStats { waits, waited, waiting_since, .. } = self.local.stats();
+        CollectiveStats { waits, waited, waiting_since, ..self.stats.get() }
     }
 }

@@ -1,7 +1,7 @@
 //! A rank's end of the region: steps that the borrow checker keeps in order.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::region::{Region, RegionRing};
 use super::ring::Pipe;
@@ -97,13 +97,43 @@ pub(super) struct Channel {
     offset: usize,
     watch: Arc<Watch>,
     pub outer: Option<Outer>,
+    pub waits: Waits,
+}
+
+/// How often and how long a rank waited for the others. Nobody looks at a clock while nobody is late.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Waits {
+    pub times: u64,
+    pub all: Duration,
+    /// When it began to in the last collective in which it did, and the number of that.
+    pub since: Option<(Instant, u64)>,
+}
+
+impl Waits {
+    fn add(&mut self, since: Instant, collective: u64) {
+        self.times += 1;
+        self.all += since.elapsed();
+        if self.since.is_none_or(|(_, before)| before != collective) {
+            self.since = Some((since, collective));
+        }
+    }
 }
 
 impl Channel {
     /// The end of a rank that nobody else is.
     pub fn new(region: Arc<Region>, rank: usize, spin: Duration) -> Self {
         let watch = Arc::new(Watch::new(region.clone()));
-        Channel { region, rank, step: 1, sequence: 0, spin, offset: 0, watch, outer: None }
+        Channel {
+            region,
+            rank,
+            step: 1,
+            sequence: 0,
+            spin,
+            offset: 0,
+            watch,
+            outer: None,
+            waits: Waits::default(),
+        }
     }
 
     pub fn rank(&self) -> usize {
@@ -192,8 +222,12 @@ impl Channel {
         self.region.set_label(self.rank, step, call.label(), length as u64);
         self.region.publish(self.rank);
         self.step = step.wrapping_add(1);
-        if let Err(stop) = self.region.wait(self.rank, step, &self.patience(call.deadline)) {
-            return Err(self.stopped(call, self.sequence, stop));
+        if !self.region.are_there(self.rank, step) {
+            let began = Instant::now();
+            if let Err(stop) = self.region.wait(self.rank, step, &self.patience(call.deadline)) {
+                return Err(self.stopped(call, self.sequence, stop));
+            }
+            self.waits.add(began, self.sequence);
         }
         for rank in 0..self.size() {
             let (label, _) = self.region.label(rank, step);

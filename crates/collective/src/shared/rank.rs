@@ -129,7 +129,9 @@ impl Group for SharedRank {
     }
 
     fn stats(&self) -> CollectiveStats {
-        self.stats.get()
+        let waits = self.channel.borrow().waits;
+        let waiting_since = waits.since.map(|(since, _)| since);
+        CollectiveStats { waits: waits.times, waited: waits.all, waiting_since, ..self.stats.get() }
     }
 }
 

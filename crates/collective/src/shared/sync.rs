@@ -134,6 +134,11 @@ pub trait Rendezvous {
         (0..self.ranks()).filter(|&rank| rank != me).try_for_each(|rank| self.wait_for(rank, step, patience))
     }
 
+    /// Whether all ranks but `me` have published `step`.
+    fn are_there(&self, me: usize, step: u32) -> bool {
+        (0..self.ranks()).all(|rank| rank == me || reached(self.epoch(rank).load(), step))
+    }
+
     /// Returns when `rank` has published `step`.
     fn wait_for(&self, rank: usize, step: u32, patience: &Patience) -> Result<(), Stop> {
         let missing = || self.missing(rank, step);

@@ -15,7 +15,7 @@ pub(crate) mod tile;
 
 use std::rc::Rc;
 
-use crate::buffer::{Buffer, Plain, Recycler};
+use crate::buffer::{Buffer, Plain, Purpose, Recycler};
 use crate::pool::Pool;
 use crate::simd::Isa;
 
@@ -29,7 +29,7 @@ pub(crate) struct Exec {
 impl Exec {
     /// Room for one operation, of unspecified content.
     pub(crate) fn scratch<T: Plain>(&self, len: usize) -> Buffer<T> {
-        self.recycler.take(len)
+        self.recycler.take(len, Purpose::Scratch)
     }
 }
 

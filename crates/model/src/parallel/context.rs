@@ -12,8 +12,9 @@
 
 use std::ops::Range;
 
-use tensor::{AttentionSpec, Device, KvShare, SequenceSpan, seen_segments};
+use tensor::{AttentionSpec, Device, KvShare, Part, SequenceSpan, seen_segments};
 
+use super::exchange::with_group;
 use super::{Layout, Rank, Split, UpForm};
 use crate::ModelError;
 use crate::step::StepContext;
@@ -126,7 +127,8 @@ impl ContextAttention {
             let to: Vec<usize> =
                 self.heads_of_rank.iter().map(|heads| heads * segments_of[self.at]).collect();
             let from: Vec<usize> = segments_of.iter().map(|n| self.own.num_heads * n).collect();
-            let parts = context.all_to_all(dev, &part, &to, &from)?;
+            let parts =
+                with_group(dev, context, Part::Exchange, |group| group.all_to_all(dev, &part, &to, &from))?;
             dev.merge_segments(&parts, owners, &step.device, &self.own, rows, &mut out);
         }
         Ok(out)
@@ -147,7 +149,8 @@ impl ContextAttention {
             }
         };
         let context = rank.context.expect("asked for in a context group only");
-        let all = context.all_gather(dev, &q, &vec![rows; context.size()])?;
+        let rows_of_rank = vec![rows; context.size()];
+        let all = with_group(dev, context, Part::Exchange, |group| group.all_gather(dev, &q, &rows_of_rank))?;
         let of_rank = |(rank, &heads): (usize, &usize)| (0..heads * d).map(move |c| (rank as u32, c as u32));
         let columns: Vec<(u32, u32)> = self.heads_of_rank.iter().enumerate().flat_map(of_rank).collect();
         Ok(dev.regroup(&all, rows, &columns)?)

@@ -1,6 +1,6 @@
 //! Outputs that ranks computed in parts, put side by side again.
 
-use tensor::Device;
+use tensor::{Device, Part};
 
 use super::{Layout, Module, Rank};
 use crate::ModelError;
@@ -32,7 +32,8 @@ impl ColumnGather {
     /// `part [t, width]` → `[t, n]`
     pub(super) fn run<D: Device>(&self, rank: Rank<D>, part: &D::Tensor) -> Result<D::Tensor, ModelError> {
         let rows = rank.dev.shape(part)[0];
-        let parts = rank.group.all_gather(rank.dev, part, &vec![rows; rank.group.size()])?;
+        let rows_of_rank = vec![rows; rank.group.size()];
+        let parts = rank.with_group(Part::Exchange, |g| g.all_gather(rank.dev, part, &rows_of_rank))?;
         Ok(rank.dev.regroup(&parts, rows, &self.columns)?)
     }
 }

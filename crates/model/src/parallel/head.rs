@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use tensor::{Device, DeviceError, LogitEdit, Program, math};
+use tensor::{Device, DeviceError, LogitEdit, Part, Program, math};
 
 use super::embedding::split_vocab;
 use super::{Module, Rank, VocabParallelEmbedding};
@@ -62,11 +62,13 @@ impl<D: Device> ParallelLmHead<D> {
 
     /// `hidden [t, hidden_size]` → this rank's columns of the logits.
     pub fn forward(&self, dev: &D, hidden: &D::Tensor) -> Logits<D> {
-        let mut local = dev.linear(hidden, &self.weight, None);
-        if let Some(cap) = self.softcap {
-            dev.softcap(&mut local, cap);
-        }
-        Logits { local }
+        dev.span(Part::Head, || {
+            let mut local = dev.linear(hidden, &self.weight, None);
+            if let Some(cap) = self.softcap {
+                dev.softcap(&mut local, cap);
+            }
+            Logits { local }
+        })
     }
 
     /// Ids of the whole vocabulary.
@@ -92,13 +94,8 @@ impl<D: Device> ParallelLmHead<D> {
     /// # Errors
     /// A rank is missing, or a logit isn't a finite number.
     pub fn log_sum_exp(&self, rank: Rank<D>, logits: &Logits<D>) -> Result<Vec<f64>, ModelError> {
-        let own_max = rank.dev.row_max(&logits.local)?;
-        let all = self.exchange(rank, own_max)?;
-        let rows = all[0].len();
-        let max =
-            |row: usize| all.iter().map(|m| m[row]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-        let max: Vec<f32> = (0..rows).map(max).collect();
-        let sums = self.exchange(rank, rank.dev.exp_sums(&logits.local, &max, &self.program)?)?;
+        let (max, sums) = self.exp_sums(rank, logits)?;
+        let rows = max.len();
         let finish = |row: usize| {
             let mut nodes = Vec::with_capacity(self.finish.inputs.len());
             for (sums, &n) in sums.iter().zip(&self.nodes_of_rank) {
@@ -115,6 +112,25 @@ impl<D: Device> ParallelLmHead<D> {
             }
         };
         (0..rows).map(finish).collect()
+    }
+
+    /// Each row's maximum, and each rank's nodes of the sums of exponentials: all of [`ParallelLmHead::log_sum_exp`] that
+    /// runs on a device or between ranks.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub fn exp_sums(
+        &self,
+        rank: Rank<D>,
+        logits: &Logits<D>,
+    ) -> Result<(Vec<f32>, Vec<Vec<f32>>), ModelError> {
+        let own_max = rank.dev.row_max(&logits.local)?;
+        let all = self.exchange(rank, own_max)?;
+        let max =
+            |row: usize| all.iter().map(|m| m[row]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let max: Vec<f32> = (0..all[0].len()).map(max).collect();
+        let sums = self.exchange(rank, rank.dev.exp_sums(&logits.local, &max, &self.program)?)?;
+        Ok((max, sums))
     }
 
     /// The `k` largest logits of each row with their ids, by logit descending, then id ascending.
@@ -180,7 +196,7 @@ impl<D: Device> ParallelLmHead<D> {
 
     fn exchange(&self, rank: Rank<D>, own: Vec<f32>) -> Result<Vec<Vec<f32>>, ModelError> {
         match self.divided() {
-            true => Ok(rank.group.all_gather_host(&own)?),
+            true => Ok(rank.with_group(Part::Exchange, |group| group.all_gather_host(&own))?),
             false => Ok(vec![own]),
         }
     }

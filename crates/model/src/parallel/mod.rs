@@ -5,6 +5,7 @@
 mod context;
 mod cuts;
 mod embedding;
+mod exchange;
 mod experts;
 mod gather;
 mod head;

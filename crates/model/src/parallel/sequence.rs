@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use collective::ReducePlan;
-use tensor::Device;
+use tensor::{Device, Part};
 
 use super::{Rank, cuts};
 use crate::ModelError;
@@ -50,7 +50,11 @@ impl<D: Device> Rank<'_, D> {
     pub(super) fn enter(&self, x: &D::Tensor) -> Result<Option<D::Tensor>, ModelError> {
         match self.stream {
             Stream::Replicated => Ok(None),
-            Stream::Split(rows) => Ok(Some(self.group.all_gather(self.dev, x, rows)?)),
+            // Together with the reduce-scatter before, an all-reduce.
+            Stream::Split(rows) => {
+                let all = self.with_group(Part::AllReduce, |group| group.all_gather(self.dev, x, rows));
+                Ok(Some(all?))
+            }
         }
     }
 
@@ -61,10 +65,10 @@ impl<D: Device> Rank<'_, D> {
         rows: usize,
         plan: &ReducePlan,
     ) -> Result<D::Tensor, ModelError> {
-        match self.stream {
-            Stream::Replicated => Ok(self.group.all_reduce(self.dev, nodes, rows, plan)?),
-            Stream::Split(own) => Ok(self.group.reduce_scatter(self.dev, nodes, own, plan)?),
-        }
+        Ok(self.with_group(Part::AllReduce, |group| match self.stream {
+            Stream::Replicated => group.all_reduce(self.dev, nodes, rows, plan),
+            Stream::Split(own) => group.reduce_scatter(self.dev, nodes, own, plan),
+        })?)
     }
 
     /// This rank's part of what every rank has.
@@ -105,6 +109,6 @@ impl<D: Device> Rank<'_, D> {
             .collect();
         let own = each(&self.dev.gather_rows(x, &of_rank[self.group.rank()]));
         let counts: Vec<usize> = of_rank.iter().map(Vec::len).collect();
-        Ok(self.group.all_gather(self.dev, &own, &counts)?)
+        Ok(self.with_group(Part::Exchange, |group| group.all_gather(self.dev, &own, &counts))?)
     }
 }

@@ -4,8 +4,10 @@
 
 mod attention;
 mod experts;
+mod recorder;
 mod types;
 
+pub use recorder::Recorder;
 pub use types::{ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight};
 
 use std::fmt;
@@ -13,22 +15,15 @@ use std::ops::Range;
 
 use self::types::short_name;
 use crate::{
-    Activation, AttentionSpec, Device, DeviceError, HeadSpan, KV_BLOCK, KvShare, KvSpec, LogitEdit,
-    MatrixSource, NormKind, NormSpec, OpCost, Program, RopeSpec, RouterSpec, StepMeta, WeightSpec,
+    Activation, AttentionSpec, Device, DeviceError, Exchanged, HeadSpan, KV_BLOCK, KvShare, KvSpec,
+    LogitEdit, MatrixSource, NormKind, NormSpec, OpCost, Part, Program, RopeSpec, RouterSpec, StepMeta,
+    WeightSpec,
 };
 
 /// FLOPs of a function of one element.
 const FUNCTION: usize = 10;
 /// Columns of a panel: outputs of a weight that lie side by side, or ids of the vocabulary.
 const PANEL: usize = 16;
-
-/// What listens to the operations of a [`Shapes`].
-pub trait Recorder {
-    /// The device's name.
-    const NAME: &'static str;
-    /// One operation: its name in [`Device`], what it costs, and its operands in words.
-    fn record(&self, op: &'static str, cost: OpCost, detail: fmt::Arguments<'_>);
-}
 
 /// The device. Where numbers are asked for, it answers as if all elements were zero.
 #[derive(Debug, Default)]
@@ -460,6 +455,18 @@ impl<R: Recorder> Device for Shapes<R> {
         }
         self.record("pick", cost(0, at.len()), format_args!("{} of {logits}", at.len()));
         Ok(vec![0.0; at.len()])
+    }
+
+    fn enter(&self, part: Part) {
+        self.recorder.enter(part);
+    }
+
+    fn leave(&self) {
+        self.recorder.leave();
+    }
+
+    fn exchanged(&self, exchanged: Exchanged) {
+        self.recorder.exchanged(exchanged.bytes);
     }
 }
 

@@ -5,7 +5,7 @@
 //! of its leaves, and the tree over all ids is finished where the token is. What was not chosen is −0 on both sides.
 
 use collective::CollectiveError;
-use tensor::{Device, Program, ReductionTree};
+use tensor::{Device, Part, Program, ReductionTree};
 
 use super::ParallelExperts;
 use crate::ModelError;
@@ -147,13 +147,17 @@ impl<D: Device> ParallelExperts<D> {
         let choices = dev.routing_to_host(&routing)?;
         self.counts.borrow_mut().choose(&choices);
         let dispatch = exchange.dispatch(&choices, group.size());
-        let work = exchange.work(&group.all_to_all_host(&dispatch.entries)?)?;
+        let entries = rank.with_group(Part::Exchange, |g| g.all_to_all_host(&dispatch.entries))?;
+        let work = exchange.work(&entries)?;
 
         let rows_to: Vec<usize> = dispatch.rows.iter().map(Vec::len).collect();
         let sent = dev.gather_rows(x, &dispatch.rows.concat());
-        let taken = group.all_to_all(dev, &sent, &rows_to, &work.rows_of_rank)?;
+        let taken =
+            rank.with_group(Part::Exchange, |g| g.all_to_all(dev, &sent, &rows_to, &work.rows_of_rank))?;
         let sums = self.work(dev, &taken, &work, exchange);
-        let back = group.all_to_all(dev, &sums, &work.runs_of_rank, &dispatch.runs_of_rank)?;
+        let back = rank.with_group(Part::Exchange, |g| {
+            g.all_to_all(dev, &sums, &work.runs_of_rank, &dispatch.runs_of_rank)
+        })?;
 
         let others = |counts: &[usize]| counts.iter().sum::<usize>() - counts[group.rank()];
         let entries: Vec<usize> = dispatch.entries.iter().map(Vec::len).collect();

@@ -1,0 +1,165 @@
+//! Which part of a step is open on a rank, how long parts took, and, if someone wants to know, every event.
+
+use std::time::Instant;
+
+use crate::part::{Exchanged, Part, PartTimes};
+use crate::timeline::{Event, MOST_EVENTS, What};
+
+/// The open parts of one thread.
+pub(crate) struct Clock {
+    /// Each with its event, if it is recorded.
+    open: Vec<(Part, Option<usize>)>,
+    /// When a part was last opened or closed.
+    turned: Instant,
+    times: PartTimes,
+    recorder: Option<Recorder>,
+}
+
+/// Events of a thread, up to a limit.
+#[derive(Default)]
+struct Recorder {
+    events: Vec<Event>,
+    dropped: u64,
+    /// Whether the outermost part that is open began with room left: a step is recorded whole or not at all.
+    has_room: bool,
+}
+
+impl Clock {
+    pub fn new() -> Self {
+        Clock { open: Vec::new(), turned: Instant::now(), times: PartTimes::default(), recorder: None }
+    }
+
+    /// Charges the time since the last turn to the innermost part that is open.
+    fn turn(&mut self) -> Instant {
+        let now = Instant::now();
+        if let Some(&(part, _)) = self.open.last() {
+            self.times.of_mut(part).time += now - self.turned;
+        }
+        self.turned = now;
+        now
+    }
+
+    /// Opens a part. Says whether it is recorded.
+    pub fn enter(&mut self, part: Part) -> bool {
+        let now = self.turn();
+        let outermost = self.open.is_empty();
+        let event = self.recorder.as_mut().and_then(|recorder| {
+            recorder.has_room &= !outermost;
+            recorder.has_room |= outermost && recorder.events.len() < MOST_EVENTS;
+            recorder.add(What::Part { part, bytes: 0 }, now, now)
+        });
+        self.open.push((part, event));
+        event.is_some()
+    }
+
+    /// Closes the part that was opened last.
+    pub fn leave(&mut self) {
+        let now = self.turn();
+        let (_, event) = self.open.pop().expect("a part is closed that was opened");
+        if let (Some(at), Some(recorder)) = (event, &mut self.recorder) {
+            recorder.events[at].ended = now;
+        }
+    }
+
+    pub fn exchanged(&mut self, exchanged: Exchanged) {
+        let Some(&(part, event)) = self.open.last() else { return };
+        if let Some((_, by)) = exchanged.waited {
+            self.times.of_mut(part).waited += by;
+        }
+        let (Some(at), Some(recorder)) = (event, &mut self.recorder) else { return };
+        recorder.events[at].what = What::Part { part, bytes: exchanged.bytes };
+        if let Some((since, by)) = exchanged.waited {
+            let began = since.max(recorder.events[at].began);
+            recorder.add(What::Wait, began, (began + by).min(Instant::now()));
+        }
+    }
+
+    /// Notes an operation, if events are recorded.
+    pub fn op(&mut self, name: &'static str, made: Option<[usize; 2]>, began: Instant) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.add(What::Op { name, made }, began, Instant::now());
+        }
+    }
+
+    pub fn take_times(&mut self) -> PartTimes {
+        std::mem::take(&mut self.times)
+    }
+
+    /// Begins to record.
+    pub fn record(&mut self) {
+        self.recorder = Some(Recorder::default());
+    }
+
+    /// Stops recording: the events, and how many found no room.
+    pub fn take_events(&mut self) -> (Vec<Event>, u64) {
+        self.recorder.take().map_or_else(Default::default, |r| (r.events, r.dropped))
+    }
+}
+
+impl Recorder {
+    /// The new event's place.
+    fn add(&mut self, what: What, began: Instant, ended: Instant) -> Option<usize> {
+        if !self.has_room {
+            self.dropped += 1;
+            return None;
+        }
+        self.events.push(Event { what, began, ended });
+        Some(self.events.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn time_counts_for_the_innermost_part_and_nothing_is_lost() {
+        let mut clock = Clock::new();
+        let began = Instant::now();
+        clock.enter(Part::Step);
+        clock.enter(Part::Ffn);
+        clock.enter(Part::AllReduce);
+        clock.exchanged(Exchanged { bytes: 3, waited: Some((began, Duration::from_nanos(5))) });
+        clock.leave();
+        clock.leave();
+        clock.leave();
+        let times = clock.take_times();
+        assert!(times.total() <= began.elapsed());
+        assert_eq!(times.of(Part::AllReduce).waited, Duration::from_nanos(5));
+        let of = [Part::Step, Part::Ffn, Part::AllReduce].map(|part| times.of(part).time);
+        assert_eq!(of.iter().sum::<Duration>(), times.total());
+        assert_eq!(clock.take_times().total(), Duration::ZERO);
+    }
+
+    #[test]
+    fn steps_are_recorded_whole_until_there_is_no_room() {
+        let mut clock = Clock::new();
+        clock.record();
+        let step = |clock: &mut Clock| {
+            let recorded = clock.enter(Part::Step);
+            (0..MOST_EVENTS).for_each(|_| clock.op("add", None, Instant::now()));
+            clock.leave();
+            recorded
+        };
+        assert!(step(&mut clock));
+        assert!(!step(&mut clock));
+        let (events, dropped) = clock.take_events();
+        assert_eq!((events.len(), dropped), (MOST_EVENTS + 1, MOST_EVENTS as u64 + 1));
+        assert!(events[0].ended >= events[MOST_EVENTS].ended);
+    }
+
+    #[test]
+    fn a_wait_lies_inside_its_part() {
+        let mut clock = Clock::new();
+        clock.record();
+        let before = Instant::now();
+        clock.enter(Part::AllReduce);
+        clock.exchanged(Exchanged { bytes: 7, waited: Some((before, Duration::from_secs(9))) });
+        clock.leave();
+        let (events, _) = clock.take_events();
+        assert_eq!(events[0].what, What::Part { part: Part::AllReduce, bytes: 7 });
+        assert_eq!(events[1].what, What::Wait);
+        assert!(events[0].began <= events[1].began && events[1].ended <= events[0].ended);
+    }
+}

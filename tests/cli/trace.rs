@@ -1,0 +1,160 @@
+//! `--trace` writes a file that Perfetto opens, whole or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::checkpoints::Copy;
+use crate::child::{anysplit, free_port};
+use crate::jobs_common::together;
+
+fn read(file: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(file).expect("the trace is written")).expect("it is JSON")
+}
+
+/// What a directory has.
+fn names(copy: &Copy) -> Vec<String> {
+    let entries = std::fs::read_dir(copy.path()).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// Its complete events by process and thread.
+fn threads(trace: &Value) -> BTreeMap<(u64, u64), Vec<&Value>> {
+    let mut threads: BTreeMap<_, Vec<&Value>> = BTreeMap::new();
+    for event in trace["traceEvents"].as_array().expect("events").iter().filter(|e| e["ph"] == "X") {
+        let number = |key: &str| event[key].as_u64().unwrap_or_else(|| panic!("{event} has no {key}"));
+        threads.entry((number("pid"), number("tid"))).or_default().push(event);
+    }
+    threads
+}
+
+/// Nanoseconds.
+fn ns(event: &Value, key: &str) -> i64 {
+    (event[key].as_f64().unwrap_or_else(|| panic!("{event} has no {key}")) * 1e3).round() as i64
+}
+
+fn assert_nested(events: &[&Value]) {
+    let mut times: Vec<(i64, i64)> = events.iter().map(|e| (ns(e, "ts"), -ns(e, "dur"))).collect();
+    times.sort();
+    let mut open: Vec<i64> = Vec::new();
+    for (began, took) in times {
+        let end = began - took;
+        open.retain(|&outer| outer > began);
+        assert!(
+            open.last().is_none_or(|&outer| end <= outer),
+            "an event at {began} ns ends behind its parent"
+        );
+        open.push(end);
+    }
+}
+
+fn categories(events: &[&Value]) -> BTreeSet<String> {
+    events.iter().map(|event| event["cat"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn ranks_are_processes_threads_are_threads_and_events_nest() {
+    let copy = Copy::empty();
+    let file = copy.file("trace.json");
+    let run = anysplit("generate hello --tp 2 --threads-per-rank 2 --max-tokens 8 --ignore-eos --trace");
+    let (stdout, _) = run.arg(&file).run().succeeds();
+    let plain = anysplit("generate hello --tp 2 --threads-per-rank 2 --max-tokens 8 --ignore-eos");
+    assert_eq!(stdout, plain.run().succeeds().0, "a run that is recorded prints the same");
+    let trace = read(&file);
+    let threads = threads(&trace);
+    assert_eq!(threads.keys().copied().collect::<Vec<_>>(), [(0, 0), (0, 1), (1, 0), (1, 1)]);
+    threads.values().for_each(|events| assert_nested(events));
+    for rank in 0..2 {
+        let steps = threads[&(rank, 0)].iter().filter(|event| event["name"] == "step").count();
+        assert_eq!(steps, 8, "rank {rank}");
+        assert!(
+            categories(&threads[&(rank, 0)])
+                .is_superset(&["communication", "compute"].map(String::from).into())
+        );
+    }
+    let all: Vec<&Value> = threads.values().flatten().copied().collect();
+    let expected = ["communication", "compute", "host", "waiting"].map(String::from);
+    assert_eq!(categories(&all), expected.into());
+    for name in ["tokenize", "load", "scheduler", "text", "sampling", "qkv", "all-reduce", "layer 0", "idle"]
+    {
+        assert!(all.iter().any(|event| event["name"] == name), "no {name}");
+    }
+    let ffn = all.iter().find(|event| event["name"] == "ffn").unwrap();
+    assert!(ffn["args"]["flops"].as_u64() > Some(0) && ffn["args"]["bytes"].as_u64() > Some(0), "{ffn}");
+    assert!(ffn["args"]["ops"].as_str().is_some_and(|ops| ops.starts_with("linear ")), "{ffn}");
+    // Names for all of them.
+    let named = trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "M");
+    let of = |key: &str| named.clone().filter(|event| event["name"] == key).count();
+    assert_eq!((of("process_name"), of("thread_name")), (2, 4));
+    assert_eq!(names(&copy), ["trace.json"], "nothing else is left");
+}
+
+#[test]
+fn processes_of_a_job_are_in_one_file_by_one_clock() {
+    let copy = Copy::empty();
+    let file = copy.file("trace.json");
+    let port = free_port();
+    let node = |node: usize| {
+        let flags = format!(
+            "launch --nnodes 2 --nproc-per-node 1 --node-rank {node} --master-addr 127.0.0.1 --master-port {port}"
+        );
+        anysplit(&flags).args("-- anysplit score --text hello --tp 2 --threads-per-rank 1 --trace").arg(&file)
+    };
+    together(vec![node(0), node(1)]);
+    let trace = read(&file);
+    let threads = threads(&trace);
+    assert_eq!(threads.keys().copied().collect::<Vec<_>>(), [(0, 0), (1, 0)]);
+    threads.values().for_each(|events| assert_nested(events));
+    let clock = trace["otherData"]["clock"].as_str().unwrap();
+    assert!(clock.contains("were compared") && clock.contains("µs"), "{clock}");
+    // Both are in the same all-reduces.
+    let began = |rank: u64| {
+        let all = threads[&(rank, 0)].iter().filter(|event| event["name"] == "all-reduce");
+        all.map(|event| (ns(event, "ts"), ns(event, "ts") + ns(event, "dur"))).collect::<Vec<_>>()
+    };
+    let error_ns = 2_000_000; // far more than two processes of one machine need to answer
+    for (a, b) in began(0).into_iter().zip(began(1)) {
+        assert!(a.0 < b.1 + error_ns && b.0 < a.1 + error_ns, "{a:?} and {b:?} should overlap");
+    }
+}
+
+#[test]
+fn a_path_that_cannot_be_written_is_refused_before_the_run_and_nothing_is_left() {
+    let copy = Copy::empty();
+    std::fs::create_dir(copy.file("dir")).unwrap();
+    for (path, why) in [
+        (copy.file("none/trace.json"), "there is no directory"),
+        (copy.file("dir"), "it is a directory; give a file"),
+        ("/dev/null".into(), "no regular file"),
+    ] {
+        for command in ["generate hello", "score --text hello", "bench decode"] {
+            anysplit(command).arg("--trace").arg(&path).refused(&["--trace", why]);
+        }
+    }
+    anysplit("generate hello").env("ANYSPLIT_TRACE", copy.file("dir")).refused(&["it is a directory"]);
+    anysplit("bench decode --splits 1x1,2x1 --trace").arg(copy.file("t.json")).refused(&["of one split"]);
+    assert_eq!(names(&copy), ["dir"]);
+}
+
+#[test]
+fn a_run_that_fails_leaves_the_file_as_it_was() {
+    let copy = Copy::empty();
+    copy.write("trace.json", "what was there");
+    let run = anysplit("generate hello --max-model-len 1 --trace").arg(copy.file("trace.json"));
+    run.refused(&["leaves no room"]);
+    assert_eq!(std::fs::read_to_string(copy.file("trace.json")).unwrap(), "what was there");
+    assert_eq!(names(&copy), ["trace.json"]);
+}
+
+#[test]
+fn a_benchmark_is_recorded_in_a_run_of_its_own() {
+    let copy = Copy::empty();
+    let file = copy.file("trace.json");
+    let args = "bench decode --prompt-len 16 --gen-len 4 --repeats 1 --threads-per-rank 1 --json --trace";
+    let rows = anysplit(args).arg(&file).json();
+    assert_eq!(rows["rows"][0]["repeats"], 1);
+    let trace = read(&file);
+    let steps = threads(&trace)[&(0, 0)].iter().filter(|event| event["name"] == "step").count();
+    assert_eq!(steps, 4);
+}
