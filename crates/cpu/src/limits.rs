@@ -80,7 +80,7 @@ impl fmt::Display for ReadPattern {
 pub struct ReadBandwidth {
     pool: Pool,
     memory: Memory,
-    repeats: usize,
+    config: LimitsConfig,
     sink: f32,
 }
 
@@ -96,7 +96,12 @@ impl ReadBandwidth {
         let mut memory = Memory::zeroed(bytes);
         let share = bytes / 4 / config.threads;
         pool.split_mut(memory.slice_mut::<f32>(bytes / 4), share, 1, |_, part| part.fill(1.0));
-        ReadBandwidth { pool, memory, repeats: config.repeats, sink: 0.0 }
+        ReadBandwidth { pool, memory, config: config.clone(), sink: 0.0 }
+    }
+
+    /// On what it measures.
+    pub fn config(&self) -> &LimitsConfig {
+        &self.config
     }
 
     /// Reads the buffer once. GB/s.
@@ -120,7 +125,7 @@ impl ReadBandwidth {
     pub fn by_pattern(&mut self) -> Vec<(ReadPattern, f64)> {
         let mut found: Vec<(ReadPattern, Vec<f64>)> = ReadPattern::ALL.map(|p| (p, Vec::new())).into();
         // Turn by turn, so that a disturbance does not hit one pattern alone.
-        for _ in 0..self.repeats {
+        for _ in 0..self.config.repeats {
             found.iter_mut().for_each(|(pattern, values)| values.push(self.sample(*pattern)));
         }
         found.into_iter().map(|(pattern, values)| (pattern, median(values))).collect()
@@ -230,6 +235,20 @@ impl Kernel for Fma {
     }
 }
 
+/// How long threads that wait actively need to start and finish an operation that does nothing, µs.
+pub fn barrier(config: &LimitsConfig) -> f64 {
+    const BARRIERS: usize = 1000;
+    let pool = config.pool();
+    let round = |_| {
+        let start = Instant::now();
+        for _ in 0..BARRIERS {
+            pool.run(config.threads, &|_| ());
+        }
+        start.elapsed().as_secs_f64() * 1e6 / BARRIERS as f64
+    };
+    median((0..config.repeats).map(round).collect())
+}
+
 /// The way between two cores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CoreToCore {
@@ -322,7 +341,7 @@ mod tests {
         let config = LimitsConfig { repeats: 1, ..LimitsConfig::new(2) };
         let mut memory = ReadBandwidth::new(&config, 1 << 20);
         assert!(memory.measure() > 0.1 && memory.sample(ReadPattern::OneStream) > 0.1);
-        assert!(fma_rate(&config) > 0.01);
+        assert!(fma_rate(&config) > 0.01 && barrier(&config) > 0.001);
         if let Some(way) = core_to_core(0, 1, 1) {
             assert!(way.latency_ns > 1.0 && way.rate_gb_per_s > 0.01);
         }
