@@ -93,7 +93,8 @@ impl Layers {
             let ratios = seconds[leaf + 1].iter().zip(&seconds[0]).map(|(tree, plain)| tree / plain - 1.0);
             format!("{:+.1} %", 100.0 * median(ratios.collect()))
         };
-        let costs: Vec<_> = (0..leaves.len()).map(|l| format!("leaf {} {:>7}", leaves[l], cost_of(l))).collect();
+        let costs: Vec<_> =
+            (0..leaves.len()).map(|l| format!("leaf {} {:>7}", leaves[l], cost_of(l))).collect();
         let percent = |rate: f64, limits: &[f64]| {
             let ratios = seconds[0].iter().zip(limits).map(|(s, limit)| rate / s / 1e9 / limit);
             100.0 * median(ratios.collect())
@@ -123,9 +124,8 @@ fn huge_pages() -> Option<f64> {
 fn main() {
     let args = Args(std::env::args().skip(1).collect());
     let isas: Vec<String> = Isa::available().iter().skip(1).map(Isa::to_string).collect();
-    let isas = args.list("isa", &isas.join(","), |s| {
-        Isa::available().into_iter().find(|isa| isa.to_string() == s)
-    });
+    let isas =
+        args.list("isa", &isas.join(","), |s| Isa::available().into_iter().find(|isa| isa.to_string() == s));
     let shapes = args.list("shape", "2048x8192,8192x2048", |s| {
         let (n, k) = s.split_once('x')?;
         Some((n.parse().ok()?, k.parse().ok()?))
@@ -139,8 +139,7 @@ fn main() {
         println!("core 0 to core 1: {:.0} ns, {:.1} GB/s", way.latency_ns, way.rate_gb_per_s);
     }
     for threads in args.numbers("threads", "1,2") {
-        let config =
-            LimitsConfig { cores: Some((0..threads).collect()), ..LimitsConfig::new(threads) };
+        let config = LimitsConfig { cores: Some((0..threads).collect()), ..LimitsConfig::new(threads) };
         let mut memory = ReadBandwidth::new(&config, 1 << 28);
         println!("\n{threads} threads; a barrier takes {:.2} µs", barrier(&config));
         for (pattern, rate) in memory.by_pattern() {

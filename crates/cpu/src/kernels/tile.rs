@@ -6,27 +6,54 @@ use tensor::Program;
 
 use crate::simd::{Element, F32x16, LANES};
 
-/// Rows of the tallest tile: 6 × 1 panel are 12 AVX accumulators, the weights and a broadcast the other 4.
+/// Rows of the tallest tile where there are 16 registers: 6 × 1 panel are 12 AVX accumulators, the weights and a
+/// broadcast the other 4.
 pub(crate) const MAX_ROWS: usize = 6;
+/// Rows of the tallest tile where there are 32 registers of 16 numbers.
+pub(crate) const TALL_ROWS: usize = 16;
 /// Panels of the widest tile.
 pub(crate) const MAX_PANELS: usize = 4;
+/// Accumulators of the largest tile.
+pub(crate) const MAX_SUMS: usize = 16;
 
 /// Inputs by which a prefetch of weights is ahead. Tiles of some rows read one or two panels, and with the many
 /// products between two lines the hardware alone does not look far enough; four panels of one row need no help.
 const AHEAD: usize = 64;
 
-/// The panels that a tile of `rows` rows takes: at least 8 AVX accumulators hide the latency of the FMA.
-pub(crate) const fn panels_for(rows: usize) -> usize {
-    match rows {
-        0 | 1 => 4,
-        2 => 2,
+/// The panels that a tile of `rows` rows takes: so many that their sums hide the latency of the FMA, which takes 8
+/// registers at least.
+pub(crate) const fn panels_for<V: F32x16>(rows: usize) -> usize {
+    match (rows, V::TILE_ROWS) {
+        (0 | 1, _) => 4,
+        (2, TALL_ROWS) => 4,
+        (3..=7, TALL_ROWS) => 2,
+        (2, _) => 2,
         _ => 1,
     }
 }
 
 /// Covers `$rows` rows (at most [`MAX_ROWS`]) times `$panels` panels with tiles: runs `$body` for each, with its
-/// size as the constants `$R` and `$P` and its first row and panel as `$row` and `$panel`.
+/// size as the constants `$R` and `$P` and its first row and panel as `$row` and `$panel`. With `tall`, there may be
+/// as many rows as the vector has in its tallest tile.
 macro_rules! for_tiles {
+    (tall $V:ident, $rows:expr, $panels:expr, |$R:ident, $P:ident, $row:ident, $panel:ident| $body:expr) => {
+        if $V::TILE_ROWS == $crate::kernels::tile::TALL_ROWS {
+            let (rows, panels): (usize, usize) = ($rows, $panels);
+            let $row = 0;
+            let mut $panel = 0;
+            while $panel < panels {
+                $panel += $crate::kernels::tile::for_tiles!(
+                    @(rows, panels - $panel), $R, $P, $body,
+                    (1, 4..) 1 4, (1, 2..) 1 2, (1, _) 1 1, (2, 4..) 2 4, (2, 2..) 2 2, (2, _) 2 1,
+                    (3, 2..) 3 2, (3, _) 3 1, (4, 2..) 4 2, (4, _) 4 1, (5, 2..) 5 2, (5, _) 5 1,
+                    (6, 2..) 6 2, (6, _) 6 1, (7, 2..) 7 2, (7, _) 7 1, (8, _) 8 1, (9, _) 9 1, (10, _) 10 1,
+                    (11, _) 11 1, (12, _) 12 1, (13, _) 13 1, (14, _) 14 1, (15, _) 15 1, (16, _) 16 1
+                );
+            }
+        } else {
+            $crate::kernels::tile::for_tiles!($V, $rows, $panels, |$R, $P, $row, $panel| $body);
+        }
+    };
     ($V:ident, $rows:expr, $panels:expr, |$R:ident, $P:ident, $row:ident, $panel:ident| $body:expr) => {{
         let (rows, panels): (usize, usize) = ($rows, $panels);
         let mut $panel = 0;
