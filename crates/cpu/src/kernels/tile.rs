@@ -16,9 +16,10 @@ pub(crate) const MAX_PANELS: usize = 4;
 /// Accumulators of the largest tile.
 pub(crate) const MAX_SUMS: usize = 16;
 
-/// Inputs by which a prefetch of weights is ahead. Tiles of some rows read one or two panels, and with the many
-/// products between two lines the hardware alone does not look far enough; four panels of one row need no help.
-const AHEAD: usize = 64;
+/// Inputs by which a prefetch of weights is ahead, which is 8 KiB at least. With the many products between two lines
+/// of weights the hardware alone does not look far enough; one row needs no help. The lines go to the second-level
+/// cache only: from there the hardware brings them in time, and it can wait for more of them than the first can.
+const AHEAD: usize = 256;
 
 /// The panels that a tile of `rows` rows takes: so many that their sums hide the latency of the FMA, which takes 8
 /// registers at least.
@@ -119,7 +120,7 @@ impl<'a> Steps<'a> {
 
 /// `acc[row][panel] += Σ x(row, i) · w(panel, i)`, i ascending. `x(row, i)` lies at `x[row] + i · x_stride`,
 /// `w(panel, i)` is a group of 16 elements at `w[panel] + i · w_stride`. What lies likewise at `ahead` is fetched to
-/// the cache.
+/// the second-level cache.
 ///
 /// # Safety
 /// All of these must be readable.
@@ -138,7 +139,7 @@ pub(crate) unsafe fn accumulate<V: F32x16, E: Element, const R: usize, const P: 
         let mut weights = [V::splat(0.0); P];
         for p in 0..P {
             if let Some(ahead) = ahead {
-                V::prefetch(ahead[p].wrapping_add(i * w_stride).cast());
+                V::prefetch_far(ahead[p].wrapping_add(i * w_stride).cast());
             }
             // SAFETY: readable, by the caller's word.
             weights[p] = E::widen(unsafe { &*w[p].add(i * w_stride).cast::<[E::Bits; LANES]>() });

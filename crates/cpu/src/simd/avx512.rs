@@ -170,6 +170,11 @@ impl F32x16 for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
     }
     #[inline(always)]
+    fn prefetch_far(at: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+    #[inline(always)]
     fn any_above(self, limit: Self) -> bool {
         // SAFETY: the machine has AVX-512, see the module.
         unsafe { _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(self.0, limit.0) != 0 }

@@ -120,6 +120,10 @@ pub(crate) trait F32x16: Lanes {
     #[inline(always)]
     fn prefetch(_at: *const u8) {}
 
+    /// Asks for a cache line that will be read a little later: it comes as far as the second-level cache.
+    #[inline(always)]
+    fn prefetch_far(_at: *const u8) {}
+
     /// Up to 16 numbers; the lanes behind them are +0.
     #[inline(always)]
     fn load_first(from: &[f32]) -> Self {

@@ -154,6 +154,13 @@ impl F32x16 for Neon {
         }
     }
     #[inline(always)]
+    fn prefetch_far(at: *const u8) {
+        // SAFETY: as above.
+        unsafe {
+            std::arch::asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(nostack, readonly, preserves_flags));
+        }
+    }
+    #[inline(always)]
     fn any_above(self, limit: Self) -> bool {
         // SAFETY: the machine has NEON, see the module.
         unsafe {
