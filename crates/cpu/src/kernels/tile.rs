@@ -21,14 +21,13 @@ pub(crate) const MAX_SUMS: usize = 16;
 /// cache only: from there the hardware brings them in time, and it can wait for more of them than the first can.
 const AHEAD: usize = 256;
 
-/// The panels that a tile of `rows` rows takes: so many that their sums hide the latency of the FMA, which takes 8
-/// registers at least.
+/// The panels that a tile of `rows` rows takes. Few rows wait for memory, which likes several streams if they are long
+/// and one if rows have much to do between two lines.
 pub(crate) const fn panels_for<V: F32x16>(rows: usize) -> usize {
     match (rows, V::TILE_ROWS) {
         (0 | 1, _) => 4,
         (2, TALL_ROWS) => 4,
-        (3..=7, TALL_ROWS) => 2,
-        (2, _) => 2,
+        (2, _) | (3, TALL_ROWS) => 2,
         _ => 1,
     }
 }
@@ -46,8 +45,7 @@ macro_rules! for_tiles {
                 $panel += $crate::kernels::tile::for_tiles!(
                     @(rows, panels - $panel), $R, $P, $body,
                     (1, 4..) 1 4, (1, 2..) 1 2, (1, _) 1 1, (2, 4..) 2 4, (2, 2..) 2 2, (2, _) 2 1,
-                    (3, 2..) 3 2, (3, _) 3 1, (4, 2..) 4 2, (4, _) 4 1, (5, 2..) 5 2, (5, _) 5 1,
-                    (6, 2..) 6 2, (6, _) 6 1, (7, 2..) 7 2, (7, _) 7 1, (8, _) 8 1, (9, _) 9 1, (10, _) 10 1,
+                    (3, 2..) 3 2, (3, _) 3 1, (4, _) 4 1, (5, _) 5 1, (6, _) 6 1, (7, _) 7 1, (8, _) 8 1, (9, _) 9 1, (10, _) 10 1,
                     (11, _) 11 1, (12, _) 12 1, (13, _) 13 1, (14, _) 14 1, (15, _) 15 1, (16, _) 16 1
                 );
             }
