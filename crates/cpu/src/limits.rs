@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Instant;
 
 use crate::buffer::{Disjoint, Memory};
+use crate::kernels::tile::TALL_ROWS;
 use crate::pool::{Pool, pin};
 use crate::simd::{F32x16, Isa, Kernel, LANES};
 
@@ -208,12 +209,12 @@ pub fn fma_rate(config: &LimitsConfig) -> f64 {
     while run(steps) < 0.02 {
         steps *= 2;
     }
-    let flops = (steps * FMA_CHAINS * LANES * 2 * config.threads) as f64;
+    let flops = (steps * PRODUCTS * LANES * 2 * config.threads) as f64;
     median((0..config.repeats).map(|_| flops / run(steps) / 1e9).collect())
 }
 
-/// Independent sums of the FMA loop: more would not fit AVX's registers, fewer would wait for each other.
-const FMA_CHAINS: usize = 6;
+/// Products in a step of the FMA loop.
+const PRODUCTS: usize = 12;
 
 struct Fma {
     steps: usize,
@@ -224,15 +225,24 @@ impl Kernel for Fma {
 
     #[inline(always)]
     fn run<V: F32x16>(self) -> f32 {
-        let mut sums = [V::splat(1.0); FMA_CHAINS];
-        let (a, b) = (V::splat(std::hint::black_box(0.999)), V::splat(std::hint::black_box(0.001)));
-        for _ in 0..self.steps {
-            for sum in &mut sums {
-                *sum = sum.fma(a, b);
-            }
+        // More sums would not fit the registers, fewer would wait for each other.
+        match V::TILE_ROWS {
+            TALL_ROWS => multiply::<V, PRODUCTS>(self.steps),
+            _ => multiply::<V, { PRODUCTS / 2 }>(2 * self.steps),
         }
-        sums.into_iter().fold(V::splat(0.0), V::add).sum_by_halves()
     }
+}
+
+#[inline(always)]
+fn multiply<V: F32x16, const SUMS: usize>(steps: usize) -> f32 {
+    let mut sums = [V::splat(1.0); SUMS];
+    let (a, b) = (V::splat(std::hint::black_box(0.999)), V::splat(std::hint::black_box(0.001)));
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = sum.fma(a, b);
+        }
+    }
+    sums.into_iter().fold(V::splat(0.0), V::add).sum_by_halves()
 }
 
 /// How long threads that wait actively need to start and finish an operation that does nothing, µs.

@@ -44,7 +44,8 @@ pub(crate) trait Kernel {
 impl Isa {
     const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Neon];
 
-    /// The fastest set that this machine has.
+    /// The fastest set that this machine has. AVX-512 comes before AVX2 because on Zen 4, which runs both at the same
+    /// number of products per cycle, it was as fast with one row and with hundreds and faster with 8 to 32.
     pub fn detect() -> Self {
         *Self::available().last().expect("every machine has the portable one")
     }
