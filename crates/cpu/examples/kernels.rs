@@ -1,95 +1,201 @@
-//! Measures the linear layer against the limits of the machine, both in the same run.
+//! Measures linear layers against the limits of the machine, both in turns in the same run.
 //!
-//! `cargo run --release -p cpu --example kernels [max threads] [rows]`
+//! ```text
+//! cargo run --release -p cpu --example kernels -- [threads=1,2] [isa=avx2,avx512] [dtype=bfloat16,float32]
+//!     [shape=2048x8192,8192x2048] [rows=1,8,32,512] [leaves=256,64] [rounds=9]
+//! ```
+//! A shape is outputs × inputs. The first figure is without a tree; each column `leaf` says how much longer the
+//! same layer took as a tree over leaves of so many inputs, as the median of what each round found.
 
 use std::time::Instant;
 
-use cpu::limits::{LimitsConfig, ReadBandwidth, core_to_core, fma_rate, median};
-use cpu::{CpuConfig, CpuDevice};
-use tensor::{DType, Device, MatrixSource, Program};
+use cpu::limits::{LimitsConfig, ReadBandwidth, barrier, core_to_core, fma_rate, median};
+use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
+use tensor::{Activation, DType, Device, MatrixSource, NormKind, NormSpec, Program};
 
-const N: usize = 2048;
-const K: usize = 8192;
-/// Enough matrices to exceed any cache.
-const LAYERS: usize = 24;
+/// Weights that exceed any cache.
+const WEIGHT_BYTES: usize = 256 << 20;
 
-struct Numbers;
+const ROWS: &str = "1,2,3,4,6,8,16,32,512";
+
+struct Numbers(usize, usize);
 impl MatrixSource for Numbers {
     fn rows(&self) -> usize {
-        N
+        self.0
     }
     fn cols(&self) -> usize {
-        K
+        self.1
     }
     fn read(&self, row: usize, cols: std::ops::Range<usize>, out: &mut [f32]) {
         for (col, out) in cols.zip(out) {
-            *out = ((row * 31 + col * 17) % 101) as f32 / 50.0 - 1.0;
+            *out = ((row * 31 + col * 17) & 127) as f32 / 64.0 - 1.0;
         }
     }
 }
 
 /// A full binary tree over leaves of `leaf` inputs.
-fn tree(leaf: usize) -> Program {
-    let items = K / leaf;
-    let inputs = (0..items).map(|i| i * leaf..(i + 1) * leaf).collect();
-    Program { inputs, merges: (1..=items as u32).map(u32::trailing_zeros).collect(), nodes: vec![0] }
+fn tree(k: usize, leaf: usize) -> Program {
+    let items = k.div_ceil(leaf);
+    let inputs = (0..items).map(|i| i * leaf..((i + 1) * leaf).min(k)).collect();
+    let mut merges: Vec<u32> = (1..=items as u32).map(u32::trailing_zeros).collect();
+    *merges.last_mut().expect("a leaf") = (items as u32 - 1).count_ones();
+    Program { inputs, merges, nodes: vec![0] }
 }
 
-/// Kernel and limit, measured in turns so that a disturbance hits both: medians, and the best of each.
-fn beside(what: &str, unit: &str, mut kernel: impl FnMut() -> f64, mut limit: impl FnMut() -> f64) {
-    let (mut rates, mut limits) = (Vec::new(), Vec::new());
-    for _ in 0..9 {
-        limits.push(limit());
-        rates.push(kernel());
+struct Args(Vec<String>);
+impl Args {
+    fn list<T>(&self, name: &str, default: &str, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
+        let given = self.0.iter().find_map(|arg| arg.strip_prefix(name)?.strip_prefix('='));
+        let read = |s: &str| parse(s).unwrap_or_else(|| panic!("{name}={s}: see the top of this file"));
+        given.unwrap_or(default).split(',').map(read).collect()
     }
-    let best = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
-    let (best_rate, best_limit) = (best(&rates), best(&limits));
-    let (rate, limit) = (median(rates), median(limits));
-    println!(
-        "{what}: {rate:.1} {unit} = {:.0} % of {limit:.1}; at best {best_rate:.1} = {:.0} % of {best_limit:.1}",
-        rate / limit * 100.0,
-        best_rate / best_limit * 100.0
-    );
+    fn numbers(&self, name: &str, default: &str) -> Vec<usize> {
+        self.list(name, default, |s| s.parse().ok())
+    }
+}
+
+/// One shape, type and number of threads.
+struct Layers {
+    device: CpuDevice,
+    weights: Vec<CpuWeight>,
+    n: usize,
+    k: usize,
+}
+
+impl Layers {
+    /// Seconds for one product by each of `count` weights.
+    fn run(&self, rows: usize, count: usize, program: &Program) -> f64 {
+        let x: Vec<f32> = (0..rows * self.k).map(|i| ((i * 37) & 127) as f32 / 64.0 - 1.0).collect();
+        let x = self.device.upload(&x, rows, self.k);
+        let start = Instant::now();
+        for w in &self.weights[..count] {
+            std::hint::black_box(self.device.linear_tree(&x, w, program));
+        }
+        start.elapsed().as_secs_f64()
+    }
+
+    /// Prints a line for `rows` rows.
+    fn report(&self, rows: usize, leaves: &[usize], rounds: usize, memory: &mut ReadBandwidth) {
+        let (n, k) = (self.n, self.k);
+        let config = LimitsConfig { repeats: 1, ..memory.config().clone() };
+        let flops = 2.0 * (rows * n * k) as f64;
+        let count = ((2e10 / flops) as usize).clamp(1, self.weights.len());
+        let bytes = self.device.packed_bytes(&self.weights[0]) as f64;
+        let programs: Vec<_> = [k].iter().chain(leaves).map(|&leaf| tree(k, leaf)).collect();
+        let mut seconds = vec![Vec::new(); programs.len()];
+        let (mut bandwidths, mut peaks) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            bandwidths.push(memory.measure_once());
+            peaks.push(fma_rate(&config));
+            for (program, seconds) in programs.iter().zip(&mut seconds) {
+                seconds.push(self.run(rows, count, program) / count as f64);
+            }
+        }
+        let cost_of = |leaf: usize| {
+            let ratios = seconds[leaf + 1].iter().zip(&seconds[0]).map(|(tree, plain)| tree / plain - 1.0);
+            format!("{:+.1} %", 100.0 * median(ratios.collect()))
+        };
+        let costs: Vec<_> =
+            (0..leaves.len()).map(|l| format!("leaf {} {:>7}", leaves[l], cost_of(l))).collect();
+        let percent = |rate: f64, limits: &[f64]| {
+            let ratios = seconds[0].iter().zip(limits).map(|(s, limit)| rate / s / 1e9 / limit);
+            100.0 * median(ratios.collect())
+        };
+        let second = median(seconds[0].clone());
+        println!(
+            "{rows:>5} rows {:>6.1} GB/s {:>4.0} % of {:<5.1} {:>6.1} GFLOP/s {:>4.0} % of {:<5.1} | {}",
+            bytes / second / 1e9,
+            percent(bytes, &bandwidths),
+            median(bandwidths.clone()),
+            flops / second / 1e9,
+            percent(flops, &peaks),
+            median(peaks.clone()),
+            costs.join("  ")
+        );
+    }
+}
+
+/// Prints what the operations between the linear layers of a block of width `hidden` take.
+fn report_rows(device: &CpuDevice, hidden: usize, rows: usize) {
+    let tensor = |rows: usize, cols: usize| device.upload(&vec![0.5; rows * cols], rows, cols);
+    let (weight, y, wide) = (tensor(1, hidden), tensor(rows, hidden), tensor(rows, 8 * hidden));
+    let mut x = tensor(rows, hidden);
+    let spec = NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, eps: 1e-6 };
+    let mut time = |what: &str, work: &mut dyn FnMut(&mut CpuTensor)| {
+        let repeats = 20_000_000 / (rows * hidden);
+        let round = |_| {
+            let start = Instant::now();
+            (0..repeats).for_each(|_| work(&mut x));
+            start.elapsed().as_secs_f64() * 1e6 / repeats as f64
+        };
+        format!("{what} {:.2} µs", median((0..5).map(round).collect()))
+    };
+    let found = [
+        time("add", &mut |x| device.add(x, &y)),
+        time("norm", &mut |x| drop(device.norm(x, &weight, None, spec))),
+        time("add and norm", &mut |x| {
+            device.add(x, &y);
+            device.norm(x, &weight, None, spec);
+        }),
+        time("gated", &mut |_| drop(device.gated(&wide, Activation::Silu))),
+    ];
+    println!("{rows:>5} rows of {hidden}: {}", found.join(", "));
+}
+
+/// What of the memory lies in huge pages, in percent, as the system tells it.
+fn huge_pages() -> Option<f64> {
+    let kib = |line: &str| line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok());
+    let all = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    let of = |name: &str| all.lines().find(|line| line.starts_with(name)).and_then(kib);
+    Some(100.0 * of("AnonHugePages:")? / of("Anonymous:")?)
 }
 
 fn main() {
-    let args: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
-    let max_threads = args.first().copied().unwrap_or(2);
-    let rows = args.get(1).copied().unwrap_or(512);
+    let args = Args(std::env::args().skip(1).collect());
+    let isas: Vec<String> = Isa::available().iter().skip(1).map(Isa::to_string).collect();
+    let isas =
+        args.list("isa", &isas.join(","), |s| Isa::available().into_iter().find(|isa| isa.to_string() == s));
+    let shapes = args.list("shape", "2048x8192,8192x2048", |s| {
+        let (n, k) = s.split_once('x')?;
+        Some((n.parse().ok()?, k.parse().ok()?))
+    });
+    let dtypes = args.list("dtype", "bfloat16", |s| {
+        [DType::BF16, DType::F16, DType::F32].into_iter().find(|dtype| dtype.to_string() == s)
+    });
+    let leaves = args.list("leaves", "256,64", |s| s.parse().ok());
+    let rounds = args.numbers("rounds", "9")[0];
     if let Some(way) = core_to_core(0, 1, 5) {
         println!("core 0 to core 1: {:.0} ns, {:.1} GB/s", way.latency_ns, way.rate_gb_per_s);
     }
-    for threads in 1..=max_threads {
-        println!("\n{threads} threads");
-        let config = LimitsConfig::new(threads);
+    for threads in args.numbers("threads", "1,2") {
+        let config = LimitsConfig { cores: Some((0..threads).collect()), ..LimitsConfig::new(threads) };
         let mut memory = ReadBandwidth::new(&config, 1 << 28);
+        println!("\n{threads} threads; a barrier takes {:.2} µs", barrier(&config));
         for (pattern, rate) in memory.by_pattern() {
             println!("read by {pattern}: {rate:.1} GB/s");
         }
-        println!("fused multiply-adds: {:.1} GFLOP/s", fma_rate(&config));
-
-        let device = CpuDevice::new(CpuConfig { threads, ..CpuConfig::default() });
-        let weights: Vec<_> = (0..LAYERS).map(|_| device.pack(&Numbers, DType::BF16.into())).collect();
-        let bytes: usize = weights.iter().map(|w| device.packed_bytes(w)).sum();
-        let x: Vec<f32> = (0..rows * K).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
-        let run = |rows: usize, layers: usize, leaf: usize| {
-            let (program, x) = (tree(leaf), device.upload(&x[..rows * K], rows, K));
-            let start = Instant::now();
-            for w in &weights[..layers] {
-                std::hint::black_box(device.linear_tree(&x, w, &program));
-            }
-            start.elapsed().as_secs_f64()
-        };
-        for leaf in [K, 512, 128, 64] {
-            let kernel = || bytes as f64 / run(1, LAYERS, leaf) / 1e9;
-            beside(&format!("1 row, leaves of {leaf}"), "GB/s", kernel, || memory.measure_once());
-        }
-        for rows in [2, 4, 8, 16, rows] {
-            let layers = (LAYERS * 16 / rows).clamp(1, LAYERS);
-            for leaf in [K, 512, 128, 64] {
-                let kernel = || (2 * rows * K * N * layers) as f64 / run(rows, layers, leaf) / 1e9;
-                let limit = || fma_rate(&LimitsConfig { repeats: 1, ..config.clone() });
-                beside(&format!("{rows} rows, leaves of {leaf}"), "GFLOP/s", kernel, limit);
+        for &(n, k) in &shapes {
+            for &dtype in &dtypes {
+                for &isa in &isas {
+                    let device = CpuDevice::new(CpuConfig {
+                        threads,
+                        cores: config.cores.clone(),
+                        isa: Some(isa),
+                        ..CpuConfig::default()
+                    });
+                    let count = WEIGHT_BYTES.div_ceil(n * k * dtype.bytes());
+                    let weights = (0..count).map(|_| device.pack(&Numbers(n, k), dtype.into())).collect();
+                    let rows_of = args.numbers("rows", ROWS);
+                    let layers = Layers { device, weights, n, k };
+                    let huge = huge_pages().map_or("unknown".into(), |huge| format!("{huge:.0} %"));
+                    println!("{n} × {k} {dtype}, {isa}, {threads} threads; in huge pages: {huge}");
+                    for &rows in &rows_of {
+                        layers.report(rows, &leaves, rounds, &mut memory);
+                    }
+                    for &rows in &rows_of {
+                        report_rows(&layers.device, n.min(k), rows);
+                    }
+                }
             }
         }
     }

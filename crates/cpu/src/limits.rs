@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Instant;
 
 use crate::buffer::{Disjoint, Memory};
+use crate::kernels::tile::TALL_ROWS;
 use crate::pool::{Pool, pin};
 use crate::simd::{F32x16, Isa, Kernel, LANES};
 
@@ -80,7 +81,7 @@ impl fmt::Display for ReadPattern {
 pub struct ReadBandwidth {
     pool: Pool,
     memory: Memory,
-    repeats: usize,
+    config: LimitsConfig,
     sink: f32,
 }
 
@@ -96,7 +97,12 @@ impl ReadBandwidth {
         let mut memory = Memory::zeroed(bytes);
         let share = bytes / 4 / config.threads;
         pool.split_mut(memory.slice_mut::<f32>(bytes / 4), share, 1, |_, part| part.fill(1.0));
-        ReadBandwidth { pool, memory, repeats: config.repeats, sink: 0.0 }
+        ReadBandwidth { pool, memory, config: config.clone(), sink: 0.0 }
+    }
+
+    /// On what it measures.
+    pub fn config(&self) -> &LimitsConfig {
+        &self.config
     }
 
     /// Reads the buffer once. GB/s.
@@ -120,7 +126,7 @@ impl ReadBandwidth {
     pub fn by_pattern(&mut self) -> Vec<(ReadPattern, f64)> {
         let mut found: Vec<(ReadPattern, Vec<f64>)> = ReadPattern::ALL.map(|p| (p, Vec::new())).into();
         // Turn by turn, so that a disturbance does not hit one pattern alone.
-        for _ in 0..self.repeats {
+        for _ in 0..self.config.repeats {
             found.iter_mut().for_each(|(pattern, values)| values.push(self.sample(*pattern)));
         }
         found.into_iter().map(|(pattern, values)| (pattern, median(values))).collect()
@@ -203,12 +209,12 @@ pub fn fma_rate(config: &LimitsConfig) -> f64 {
     while run(steps) < 0.02 {
         steps *= 2;
     }
-    let flops = (steps * FMA_CHAINS * LANES * 2 * config.threads) as f64;
+    let flops = (steps * PRODUCTS * LANES * 2 * config.threads) as f64;
     median((0..config.repeats).map(|_| flops / run(steps) / 1e9).collect())
 }
 
-/// Independent sums of the FMA loop: more would not fit AVX's registers, fewer would wait for each other.
-const FMA_CHAINS: usize = 6;
+/// Products in a step of the FMA loop.
+const PRODUCTS: usize = 12;
 
 struct Fma {
     steps: usize,
@@ -219,15 +225,38 @@ impl Kernel for Fma {
 
     #[inline(always)]
     fn run<V: F32x16>(self) -> f32 {
-        let mut sums = [V::splat(1.0); FMA_CHAINS];
-        let (a, b) = (V::splat(std::hint::black_box(0.999)), V::splat(std::hint::black_box(0.001)));
-        for _ in 0..self.steps {
-            for sum in &mut sums {
-                *sum = sum.fma(a, b);
-            }
+        // More sums would not fit the registers, fewer would wait for each other.
+        match V::TILE_ROWS {
+            TALL_ROWS => multiply::<V, PRODUCTS>(self.steps),
+            _ => multiply::<V, { PRODUCTS / 2 }>(2 * self.steps),
         }
-        sums.into_iter().fold(V::splat(0.0), V::add).sum_by_halves()
     }
+}
+
+#[inline(always)]
+fn multiply<V: F32x16, const SUMS: usize>(steps: usize) -> f32 {
+    let mut sums = [V::splat(1.0); SUMS];
+    let (a, b) = (V::splat(std::hint::black_box(0.999)), V::splat(std::hint::black_box(0.001)));
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = sum.fma(a, b);
+        }
+    }
+    sums.into_iter().fold(V::splat(0.0), V::add).sum_by_halves()
+}
+
+/// How long threads that wait actively need to start and finish an operation that does nothing, µs.
+pub fn barrier(config: &LimitsConfig) -> f64 {
+    const BARRIERS: usize = 1000;
+    let pool = config.pool();
+    let round = |_| {
+        let start = Instant::now();
+        for _ in 0..BARRIERS {
+            pool.run(config.threads, &|_| ());
+        }
+        start.elapsed().as_secs_f64() * 1e6 / BARRIERS as f64
+    };
+    median((0..config.repeats).map(round).collect())
 }
 
 /// The way between two cores.
@@ -322,7 +351,7 @@ mod tests {
         let config = LimitsConfig { repeats: 1, ..LimitsConfig::new(2) };
         let mut memory = ReadBandwidth::new(&config, 1 << 20);
         assert!(memory.measure() > 0.1 && memory.sample(ReadPattern::OneStream) > 0.1);
-        assert!(fma_rate(&config) > 0.01);
+        assert!(fma_rate(&config) > 0.01 && barrier(&config) > 0.001);
         if let Some(way) = core_to_core(0, 1, 1) {
             assert!(way.latency_ns > 1.0 && way.rate_gb_per_s > 0.01);
         }

@@ -10,7 +10,7 @@ use tensor::{Program, WeightFormat};
 use super::linear::{Output, Run, stack_vectors};
 use super::moe::CpuAssignment;
 use super::quant::format::with_format;
-use super::rows::{TiledRows, Tiles, interleave};
+use super::rows::{TiledRows, Tiles, interleave, tallest_tile};
 use super::tile::{MAX_PANELS, Steps};
 use super::{Exec, quant};
 use crate::buffer::Disjoint;
@@ -40,6 +40,7 @@ pub(crate) fn grouped_linear(
         return;
     }
     let stack = stack_vectors(steps).max(steps.stack * quant::TALLEST);
+    let tallest = tallest_tile(exec);
     let mut stacks = exec.scratch::<f32>(exec.pool.threads() * stack * LANES);
     let stacks = Disjoint::new(stacks.as_mut_slice());
     let out = Disjoint::new(out);
@@ -78,7 +79,7 @@ pub(crate) fn grouped_linear(
     exec.pool.take_turns(busy.len() * groups, parts, |item, thread| {
         let (busy_index, panels) = place(item);
         let (rows, w) = (rows_of[busy_index].clone(), &weights[busy[busy_index]]);
-        let tiles = Tiles::of(rows.len());
+        let tiles = Tiles::up_to(tallest, rows.len());
         let x = TiledRows { data: &x[rows.start * k..rows.end * k], k, tiles };
         let units = panels.start * tiles.count..panels.end * tiles.count;
         let (stack, first_row) = (stack(thread), rows.start);

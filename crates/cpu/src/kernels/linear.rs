@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use tensor::{Program, WeightFormat};
 
-use super::rows::{TiledRows, Tiles, interleave};
-use super::tile::{MAX_PANELS, MAX_ROWS, Steps, Target, for_tiles, panels_for, run_program};
+use super::rows::{TiledRows, Tiles, interleave, tallest_tile};
+use super::tile::{MAX_SUMS, Steps, Target, for_tiles, panels_for, run_program};
 use super::{Exec, quant};
 use crate::buffer::Disjoint;
 use crate::pack::CpuWeight;
@@ -27,7 +27,7 @@ pub(crate) struct Output<'a> {
 
 /// Vectors that every thread needs for the stacks of its tiles.
 pub(crate) fn stack_vectors(steps: Steps<'_>) -> usize {
-    steps.stack * MAX_ROWS.max(MAX_PANELS)
+    steps.stack * MAX_SUMS
 }
 
 /// `out [nodes · rows, n]`: the nodes of `program` over `rows` rows of `x`.
@@ -51,7 +51,7 @@ pub(crate) fn linear(
     let WeightFormat::Float(dtype) = w.spec.format else {
         return quant::linear(exec, x, rows, w, program, bias, out);
     };
-    let tiles = Tiles::of(rows);
+    let tiles = Tiles::up_to(tallest_tile(exec), rows);
     let stack = stack_vectors(steps);
     let mut stacks = exec.scratch::<f32>(exec.pool.threads() * stack * LANES);
     let stacks = Disjoint::new(stacks.as_mut_slice());
@@ -96,7 +96,7 @@ impl<E: Element> Kernel for Run<'_, E> {
     #[inline(always)]
     fn run<V: F32x16>(mut self) {
         let count = self.x.tiles.count;
-        let block = (BLOCK_BYTES / (4 * MAX_ROWS * self.x.k.max(1))).max(MIN_BLOCK_TILES);
+        let block = (BLOCK_BYTES / (4 * V::TILE_ROWS * self.x.k.max(1))).max(MIN_BLOCK_TILES);
         for first_tile in (0..count).step_by(block) {
             let tiles = first_tile..(first_tile + block).min(count);
             let mut panel = self.units.start / count;
@@ -105,11 +105,14 @@ impl<E: Element> Kernel for Run<'_, E> {
                 let from = tiles.start.max(self.units.start.saturating_sub(panel * count));
                 let to = tiles.end.min(self.units.end - panel * count);
                 // One tile is narrow enough to take some panels at a time.
-                let panels =
-                    if count == 1 { panels_for(self.x.tiles.rows).min(self.units.end - panel) } else { 1 };
+                let panels = if count == 1 {
+                    panels_for::<V>(self.x.tiles.rows).min(self.units.end - panel)
+                } else {
+                    1
+                };
                 for tile in from..to {
                     let rows = self.x.tiles.start(tile)..self.x.tiles.start(tile + 1);
-                    for_tiles!(V, rows.len(), panels, |R, P, r, p| {
+                    for_tiles!(tall V, rows.len(), panels, |R, P, r, p| {
                         self.tile::<V, R, P>(panel + p, rows.clone(), r);
                     });
                 }

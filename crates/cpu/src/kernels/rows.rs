@@ -6,9 +6,10 @@
 
 use std::ops::Range;
 
-use super::tile::MAX_ROWS;
+use super::tile::{MAX_ROWS, TALL_ROWS};
 use super::{Exec, grain};
 use crate::buffer::{Buffer, Disjoint};
+use crate::simd::{F32x16, Kernel};
 
 /// Rows cut into tiles of nearly the same height.
 #[derive(Clone, Copy)]
@@ -18,8 +19,14 @@ pub(crate) struct Tiles {
 }
 
 impl Tiles {
+    /// Tiles that fit every vector.
     pub(crate) fn of(rows: usize) -> Self {
-        Tiles { rows, count: rows.div_ceil(MAX_ROWS) }
+        Self::up_to(MAX_ROWS, rows)
+    }
+
+    /// Tiles of at most `tallest` rows.
+    pub(crate) fn up_to(tallest: usize, rows: usize) -> Self {
+        Tiles { rows, count: rows.div_ceil(tallest) }
     }
 
     /// First row of a tile.
@@ -46,6 +53,21 @@ impl TiledRows<'_> {
     }
 }
 
+/// The rows of the tallest tile of a set of instructions.
+struct TallestTile;
+impl Kernel for TallestTile {
+    type Output = usize;
+    #[inline(always)]
+    fn run<V: F32x16>(self) -> usize {
+        V::TILE_ROWS
+    }
+}
+
+/// The rows of the tallest tile of a linear layer.
+pub(crate) fn tallest_tile(exec: &Exec) -> usize {
+    exec.isa.run(TallestTile)
+}
+
 /// Interleaves the rows of some groups. `groups` are ranges of rows that follow each other from 0 on, and
 /// `source(row)` is where a row lies in `x`, in rows of `k`.
 pub(crate) fn interleave(
@@ -56,13 +78,14 @@ pub(crate) fn interleave(
     source: impl Fn(usize) -> usize + Sync,
 ) -> Buffer<f32> {
     let rows = groups.last().map_or(0, |g| g.end);
+    let tallest = tallest_tile(exec);
     let mut out = exec.scratch::<f32>(rows * k);
     let all = Disjoint::new(out.as_mut_slice());
     // Threads share tiles; a tile belongs to the thread that its first row falls to.
-    exec.pool.split(rows, grain(k).max(MAX_ROWS), |part| {
+    exec.pool.split(rows, grain(k).max(tallest), |part| {
         let first_group = groups.partition_point(|g| g.end <= part.start);
         for group in groups[first_group..].iter().take_while(|g| g.start < part.end) {
-            let tiles = Tiles::of(group.len());
+            let tiles = Tiles::up_to(tallest, group.len());
             for tile in 0..tiles.count {
                 let rows = group.start + tiles.start(tile)..group.start + tiles.start(tile + 1);
                 if part.contains(&rows.start) {
@@ -83,22 +106,23 @@ fn interleave_tile(
     source: &impl Fn(usize) -> usize,
     out: &mut [f32],
 ) {
-    let mut from: [&[f32]; MAX_ROWS] = [&[]; MAX_ROWS];
+    let mut from: [&[f32]; TALL_ROWS] = [&[]; TALL_ROWS];
     for (from, row) in from.iter_mut().zip(rows.clone()) {
         *from = &x[source(row) * k..(source(row) + 1) * k];
     }
-    match rows.len() {
-        1 => out.copy_from_slice(from[0]),
-        2 => interleave_rows::<2>(from, k, out),
-        3 => interleave_rows::<3>(from, k, out),
-        4 => interleave_rows::<4>(from, k, out),
-        5 => interleave_rows::<5>(from, k, out),
-        6 => interleave_rows::<6>(from, k, out),
-        rows => unreachable!("no tile of {rows} rows"),
+    macro_rules! tile_of {
+        ($($rows:literal)*) => {
+            match rows.len() {
+                1 => out.copy_from_slice(from[0]),
+                $($rows => interleave_rows::<$rows>(from, k, out),)*
+                rows => unreachable!("no tile of {rows} rows"),
+            }
+        };
     }
+    tile_of!(2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
 }
 
-fn interleave_rows<const R: usize>(from: [&[f32]; MAX_ROWS], k: usize, out: &mut [f32]) {
+fn interleave_rows<const R: usize>(from: [&[f32]; TALL_ROWS], k: usize, out: &mut [f32]) {
     let mut rows: [&[f32]; R] = [&[]; R];
     for r in 0..R {
         rows[r] = &from[r][..k];

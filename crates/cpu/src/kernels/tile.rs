@@ -6,27 +6,53 @@ use tensor::Program;
 
 use crate::simd::{Element, F32x16, LANES};
 
-/// Rows of the tallest tile: 6 × 1 panel are 12 AVX accumulators, the weights and a broadcast the other 4.
+/// Rows of the tallest tile where there are 16 registers: 6 × 1 panel are 12 AVX accumulators, the weights and a
+/// broadcast the other 4.
 pub(crate) const MAX_ROWS: usize = 6;
+/// Rows of the tallest tile where there are 32 registers of 16 numbers.
+pub(crate) const TALL_ROWS: usize = 16;
 /// Panels of the widest tile.
 pub(crate) const MAX_PANELS: usize = 4;
+/// Accumulators of the largest tile.
+pub(crate) const MAX_SUMS: usize = 16;
 
-/// Inputs by which a prefetch of weights is ahead. Tiles of some rows read one or two panels, and with the many
-/// products between two lines the hardware alone does not look far enough; four panels of one row need no help.
-const AHEAD: usize = 64;
+/// Inputs by which a prefetch of weights is ahead, which is 8 KiB at least. With the many products between two lines
+/// of weights the hardware alone does not look far enough; one row needs no help. The lines go to the second-level
+/// cache only: from there the hardware brings them in time, and it can wait for more of them than the first can.
+const AHEAD: usize = 256;
 
-/// The panels that a tile of `rows` rows takes: at least 8 AVX accumulators hide the latency of the FMA.
-pub(crate) const fn panels_for(rows: usize) -> usize {
-    match rows {
-        0 | 1 => 4,
-        2 => 2,
+/// The panels that a tile of `rows` rows takes. Few rows wait for memory, which likes several streams if they are long
+/// and one if rows have much to do between two lines.
+pub(crate) const fn panels_for<V: F32x16>(rows: usize) -> usize {
+    match (rows, V::TILE_ROWS) {
+        (0 | 1, _) => 4,
+        (2, TALL_ROWS) => 4,
+        (2, _) | (3, TALL_ROWS) => 2,
         _ => 1,
     }
 }
 
 /// Covers `$rows` rows (at most [`MAX_ROWS`]) times `$panels` panels with tiles: runs `$body` for each, with its
-/// size as the constants `$R` and `$P` and its first row and panel as `$row` and `$panel`.
+/// size as the constants `$R` and `$P` and its first row and panel as `$row` and `$panel`. With `tall`, there may be
+/// as many rows as the vector has in its tallest tile.
 macro_rules! for_tiles {
+    (tall $V:ident, $rows:expr, $panels:expr, |$R:ident, $P:ident, $row:ident, $panel:ident| $body:expr) => {
+        if $V::TILE_ROWS == $crate::kernels::tile::TALL_ROWS {
+            let (rows, panels): (usize, usize) = ($rows, $panels);
+            let $row = 0;
+            let mut $panel = 0;
+            while $panel < panels {
+                $panel += $crate::kernels::tile::for_tiles!(
+                    @(rows, panels - $panel), $R, $P, $body,
+                    (1, 4..) 1 4, (1, 2..) 1 2, (1, _) 1 1, (2, 4..) 2 4, (2, 2..) 2 2, (2, _) 2 1,
+                    (3, 2..) 3 2, (3, _) 3 1, (4, _) 4 1, (5, _) 5 1, (6, _) 6 1, (7, _) 7 1, (8, _) 8 1, (9, _) 9 1, (10, _) 10 1,
+                    (11, _) 11 1, (12, _) 12 1, (13, _) 13 1, (14, _) 14 1, (15, _) 15 1, (16, _) 16 1
+                );
+            }
+        } else {
+            $crate::kernels::tile::for_tiles!($V, $rows, $panels, |$R, $P, $row, $panel| $body);
+        }
+    };
     ($V:ident, $rows:expr, $panels:expr, |$R:ident, $P:ident, $row:ident, $panel:ident| $body:expr) => {{
         let (rows, panels): (usize, usize) = ($rows, $panels);
         let mut $panel = 0;
@@ -92,7 +118,7 @@ impl<'a> Steps<'a> {
 
 /// `acc[row][panel] += Σ x(row, i) · w(panel, i)`, i ascending. `x(row, i)` lies at `x[row] + i · x_stride`,
 /// `w(panel, i)` is a group of 16 elements at `w[panel] + i · w_stride`. What lies likewise at `ahead` is fetched to
-/// the cache.
+/// the second-level cache.
 ///
 /// # Safety
 /// All of these must be readable.
@@ -111,7 +137,7 @@ pub(crate) unsafe fn accumulate<V: F32x16, E: Element, const R: usize, const P: 
         let mut weights = [V::splat(0.0); P];
         for p in 0..P {
             if let Some(ahead) = ahead {
-                V::prefetch(ahead[p].wrapping_add(i * w_stride).cast());
+                V::prefetch_far(ahead[p].wrapping_add(i * w_stride).cast());
             }
             // SAFETY: readable, by the caller's word.
             weights[p] = E::widen(unsafe { &*w[p].add(i * w_stride).cast::<[E::Bits; LANES]>() });

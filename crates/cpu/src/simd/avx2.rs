@@ -9,9 +9,15 @@ use std::arch::x86_64::*;
 use tensor::lanes::Lanes;
 
 use super::{F32x16, Kernel, LANES};
+use crate::kernels::tile::MAX_ROWS;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(pub(super) __m256, pub(super) __m256);
+
+/// Whether this machine has all that [`run`] needs.
+pub(crate) fn is_available() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
 
 /// Runs a kernel with AVX2.
 #[inline(never)]
@@ -109,6 +115,7 @@ impl Lanes for Avx2 {
 
 impl F32x16 for Avx2 {
     const TILED: bool = true;
+    const TILE_ROWS: usize = MAX_ROWS;
 
     #[inline(always)]
     fn call<K: Kernel>(kernel: K) -> K::Output {
@@ -154,6 +161,11 @@ impl F32x16 for Avx2 {
     fn prefetch(at: *const u8) {
         // SAFETY: a prefetch of a bad address does nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[inline(always)]
+    fn prefetch_far(at: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
     #[inline(always)]
     fn any_above(self, limit: Self) -> bool {

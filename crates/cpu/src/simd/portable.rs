@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use tensor::lanes::Lanes;
 
 use super::{F32x16, Kernel, LANES};
+use crate::kernels::tile::MAX_ROWS;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -82,6 +83,7 @@ impl Lanes for Portable {
 
 impl F32x16 for Portable {
     const TILED: bool = false;
+    const TILE_ROWS: usize = MAX_ROWS;
 
     #[inline(always)]
     fn call<K: Kernel>(kernel: K) -> K::Output {

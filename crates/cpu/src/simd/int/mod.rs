@@ -61,8 +61,8 @@ impl Isa {
     pub(crate) fn run_products<K: ProductKernel>(self, kernel: K) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: nobody gets to run kernels for a set that `is_available` denies.
-            Isa::Avx2 => unsafe { avx2::run(kernel) },
+            // SAFETY: nobody gets to run kernels for a set that `is_available` denies; AVX-512 includes AVX2.
+            Isa::Avx2 | Isa::Avx512 => unsafe { avx2::run(kernel) },
             _ => portable::run(kernel),
         }
     }
