@@ -463,7 +463,7 @@ fn a_repeated_step_takes_no_memory_from_the_system() {
             let y = dev.gated(&dev.linear(&x, &up, None), Activation::Silu);
             dev.linear_tree(
                 &dev.gather_cols(&y, 0..320),
-                &pack(&dev, 400, 320, 6, WeightFormat::Int4),
+                &pack(&dev, 400, 320, 6, WeightSpec { format: WeightFormat::Int4, period: Some(80) }),
                 &program,
             );
             dev.add(&mut x, &dev.linear(&y, &down, None));
