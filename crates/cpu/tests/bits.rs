@@ -4,10 +4,19 @@
 use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
 use tensor::{
     Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvShare, KvSpec, LogitEdit, MatrixSource,
-    NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
+    NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, SequenceSpan, StepMeta, WeightFormat,
+    WeightSpec,
 };
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+const FORMATS: [WeightFormat; 6] = [
+    WeightFormat::Float(DType::F32),
+    WeightFormat::Float(DType::F16),
+    WeightFormat::Float(DType::BF16),
+    WeightFormat::Fp8,
+    WeightFormat::Int8,
+    WeightFormat::Int4,
+];
 
 /// Pseudo-random numbers.
 struct Matrix {
@@ -42,8 +51,8 @@ fn random(dev: &CpuDevice, rows: usize, cols: usize, seed: u32) -> CpuTensor {
     dev.upload(&data, rows, cols)
 }
 
-fn pack(dev: &CpuDevice, rows: usize, cols: usize, seed: u32, dtype: DType) -> CpuWeight {
-    dev.pack(&Matrix { rows, cols, seed }, dtype.into())
+fn pack(dev: &CpuDevice, rows: usize, cols: usize, seed: u32, spec: impl Into<WeightSpec>) -> CpuWeight {
+    dev.pack(&Matrix { rows, cols, seed }, spec.into())
 }
 
 /// Results with their names.
@@ -72,9 +81,9 @@ fn same_everywhere(work: impl Fn(&CpuDevice, &mut dyn FnMut(&str, &[f32]))) {
 #[test]
 fn linear_layers() {
     same_everywhere(|dev, found| {
-        for dtype in DTYPES {
+        for format in FORMATS {
             let tree = ReductionTree::over_granules(515, 64);
-            let w = pack(dev, 331, 515, 1, dtype);
+            let w = pack(dev, 331, 515, 1, format);
             let bias = random(dev, 1, 331, 2);
             for rows in [1, 2, 3, 4, 9, 60] {
                 let x = random(dev, rows, 515, 3);
@@ -88,7 +97,7 @@ fn linear_layers() {
                             rows: std::iter::once(0..331).collect(),
                             cols: inputs.clone(),
                         },
-                        dtype.into(),
+                        format.into(),
                     );
                     found(
                         "linear_tree",
@@ -97,7 +106,7 @@ fn linear_layers() {
                 }
             }
             // One panel, many rows.
-            let w = pack(dev, 5, 700, 4, dtype);
+            let w = pack(dev, 5, 700, 4, format);
             found("narrow linear", dev.as_slice(&dev.linear(&random(dev, 131, 700, 5), &w, None)));
         }
     });
@@ -108,23 +117,25 @@ fn more_rows_than_a_cache_holds() {
     // 4 MiB of rows and more, so that they are worked on block by block.
     let dev = CpuDevice::new(CpuConfig { threads: 2, ..CpuConfig::default() });
     let (rows, k) = (300, 6000);
-    let w = pack(&dev, 40, k, 1, DType::BF16);
     let x = random(&dev, rows, k, 2);
     let tree = ReductionTree::over_granules(k, 64);
     let program = tree.program(0..tree.num_leaves());
-    let all = dev.linear_tree(&x, &w, &program);
-    for row in 0..rows {
-        let one = dev.linear_tree(&dev.gather_rows(&x, &[row as u32]), &w, &program);
-        assert_eq!(dev.as_slice(&one), &dev.as_slice(&all)[row * 40..(row + 1) * 40], "row {row}");
+    for format in [WeightFormat::Float(DType::BF16), WeightFormat::Fp8, WeightFormat::Int8] {
+        let w = pack(&dev, 40, k, 1, format);
+        let all = dev.linear_tree(&x, &w, &program);
+        for row in (0..rows).step_by(7) {
+            let one = dev.linear_tree(&dev.gather_rows(&x, &[row as u32]), &w, &program);
+            assert_eq!(dev.as_slice(&one), &dev.as_slice(&all)[row * 40..(row + 1) * 40], "row {row}");
+        }
     }
 }
 
 #[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
     // Every height of a tile, on every instruction set.
-    for (isa, dtype) in Isa::available().into_iter().flat_map(|isa| DTYPES.map(|dtype| (isa, dtype))) {
+    for (isa, format) in Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format))) {
         let dev = CpuDevice::new(CpuConfig { threads: 2, isa: Some(isa), ..CpuConfig::default() });
-        let w = pack(&dev, 77, 300, 1, dtype);
+        let w = pack(&dev, 77, 300, 1, format);
         let x = random(&dev, 29, 300, 2);
         let alone = |row| dev.as_slice(&dev.linear(&dev.gather_rows(&x, &[row]), &w, None)).to_vec();
         let alone: Vec<f32> = (0..29).flat_map(alone).collect();
@@ -178,9 +189,9 @@ fn rows() {
         dev.softcap(&mut y, 0.8);
         found("add, scale, softcap", dev.as_slice(&y));
         found("gather", dev.as_slice(&dev.gather_cols(&dev.gather_rows(&y, &[60, 0, 7, 7, 13]), 17..1001)));
-        for dtype in DTYPES {
+        for format in FORMATS {
             let rows: Vec<u32> = (0..200).map(|i| i * 37 % 333).collect();
-            found("embed", dev.as_slice(&dev.embed(&pack(dev, 333, 170, 7, dtype), &rows)));
+            found("embed", dev.as_slice(&dev.embed(&pack(dev, 333, 170, 7, format), &rows)));
         }
     });
 }
@@ -286,9 +297,9 @@ fn experts() {
         let (experts, tokens, k, n) = (11, 90, 130, 75);
         let tree = ReductionTree::over_granules(n, 8);
         for range in [0..11, 3..9] {
-            for dtype in [DType::BF16, DType::F32] {
+            for format in FORMATS {
                 let weights = |rows, cols| -> Vec<CpuWeight> {
-                    range.clone().map(|e| pack(dev, rows, cols, e as u32, dtype)).collect()
+                    range.clone().map(|e| pack(dev, rows, cols, e as u32, format)).collect()
                 };
                 let (up, down) = (weights(n, k), weights(k, n));
                 for tokens in [1, tokens] {
@@ -306,7 +317,7 @@ fn experts() {
                         &assignment,
                         &range
                             .clone()
-                            .map(|e| pack(dev, k, tree.inputs_of(0..2).end, e as u32, dtype))
+                            .map(|e| pack(dev, k, tree.inputs_of(0..2).end, e as u32, format))
                             .collect::<Vec<_>>(),
                         &tree.program(0..2),
                     );
@@ -409,7 +420,8 @@ fn a_nan_harms_nobody_else() {
 #[test]
 fn a_repeated_step_takes_no_memory_from_the_system() {
     let dev = CpuDevice::new(CpuConfig { threads: 2, ..CpuConfig::default() });
-    let (up, down) = (pack(&dev, 800, 400, 1, DType::BF16), pack(&dev, 400, 400, 2, DType::BF16));
+    let (up, down) =
+        (pack(&dev, 800, 400, 1, WeightFormat::Int8), pack(&dev, 400, 400, 2, WeightFormat::Fp8));
     let weight = random(&dev, 1, 400, 3);
     let tree = ReductionTree::over_heads(5, 80);
     let program: Program = tree.program(1..5);
@@ -446,7 +458,11 @@ fn a_repeated_step_takes_no_memory_from_the_system() {
             dev.store_kv(&mut kv, &qkv, &step, &spec);
             dev.add(&mut x, &dev.attention(&qkv, &kv, &step, &spec));
             let y = dev.gated(&dev.linear(&x, &up, None), Activation::Silu);
-            dev.linear_tree(&dev.gather_cols(&y, 0..320), &pack(&dev, 400, 320, 6, DType::BF16), &program);
+            dev.linear_tree(
+                &dev.gather_cols(&y, 0..320),
+                &pack(&dev, 400, 320, 6, WeightSpec { format: WeightFormat::Int4, period: Some(80) }),
+                &program,
+            );
             dev.add(&mut x, &dev.linear(&y, &down, None));
         }
     };

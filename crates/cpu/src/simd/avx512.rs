@@ -11,7 +11,7 @@ use super::{F32x16, Kernel, LANES};
 use crate::kernels::tile::TALL_ROWS;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(__m512);
+pub(crate) struct Avx512(pub(super) __m512);
 
 /// Whether this machine has all that [`run`] needs.
 pub(crate) fn is_available() -> bool {

@@ -13,8 +13,11 @@ use crate::simd::int::Products;
 pub(crate) trait Format: 'static {
     /// How its rows are kept.
     const ROWS: RowFormat;
+    /// Bytes of a group's elements, scales and zero points.
+    const BYTES: [usize; 3];
 
-    /// Adds some groups, ascending, to the sums of R rows times a panel.
+    /// Adds some groups, ascending, to the sums of R rows times a panel, and fetches those of the panel `ahead` to the
+    /// second-level cache.
     ///
     /// # Safety
     /// Rows and panel must have these groups.
@@ -22,6 +25,7 @@ pub(crate) trait Format: 'static {
         sums: &mut [V; R],
         x: TileRows,
         panel: Panel,
+        ahead: Option<Panel>,
         groups: Groups,
         range: Range<usize>,
     );
@@ -48,8 +52,19 @@ pub(crate) struct Int8;
 pub(crate) struct Int4;
 pub(crate) struct Fp8;
 
-/// Bytes of a panel's group of int8 or fp8 elements.
-const GROUP_BYTES: usize = GROUP * LANES;
+/// Asks for the cache lines of a group that will be read later.
+#[inline(always)]
+fn fetch<V: Products>(panel: Option<Panel>, group: usize, [elements, scales, zeros]: [usize; 3]) {
+    const LINE: usize = 64;
+    let Some(panel) = panel else { return };
+    for line in 0..elements / LINE {
+        V::prefetch_far(panel.elements.wrapping_add(group * elements + line * LINE));
+    }
+    V::prefetch_far(panel.scales.wrapping_add(group * scales));
+    if zeros > 0 {
+        V::prefetch_far(panel.zeros.wrapping_add(group * zeros));
+    }
+}
 
 /// `sums[r] = fma(products[r], w_scale · x_scale[r], sums[r])`.
 ///
@@ -74,20 +89,23 @@ unsafe fn add_scaled<V: Products, const R: usize>(
 
 impl Format for Int8 {
     const ROWS: RowFormat = RowFormat::Whole { start_factor: -128, words: WordsFor::Int8 };
+    const BYTES: [usize; 3] = [GROUP * LANES, 2 * LANES, 0];
 
     #[inline(always)]
     unsafe fn add<V: Products, const R: usize>(
         sums: &mut [V; R],
         x: TileRows,
         panel: Panel,
+        ahead: Option<Panel>,
         _: Groups,
         range: Range<usize>,
     ) {
         let row = if V::INT8_WANTS_WORDS { 2 * GROUP } else { GROUP };
         for group in range {
+            fetch::<V>(ahead, group, Self::BYTES);
             // SAFETY: rows and panel have this group, by the caller's word.
             unsafe {
-                let w = panel.elements.add(group * GROUP_BYTES);
+                let w = panel.elements.add(group * Self::BYTES[0]);
                 let products = V::int8::<R>(w, x.elements.add(group * R * row), x.starts.add(group * R));
                 add_scaled(sums, products, x, panel, group);
             }
@@ -97,19 +115,22 @@ impl Format for Int8 {
 
 impl Format for Int4 {
     const ROWS: RowFormat = RowFormat::Whole { start_factor: -1, words: WordsFor::Nobody };
+    const BYTES: [usize; 3] = [GROUP * LANES / 2, 2 * LANES, LANES];
 
     #[inline(always)]
     unsafe fn add<V: Products, const R: usize>(
         sums: &mut [V; R],
         x: TileRows,
         panel: Panel,
+        ahead: Option<Panel>,
         _: Groups,
         range: Range<usize>,
     ) {
         for group in range {
+            fetch::<V>(ahead, group, Self::BYTES);
             // SAFETY: rows and panel have this group, by the caller's word.
             unsafe {
-                let w = panel.elements.add(group * GROUP_BYTES / 2);
+                let w = panel.elements.add(group * Self::BYTES[0]);
                 let zeros = panel.zeros.add(group * LANES);
                 let products =
                     V::int4::<R>(w, zeros, x.elements.add(group * R * GROUP), x.starts.add(group * R));
@@ -121,21 +142,24 @@ impl Format for Int4 {
 
 impl Format for Fp8 {
     const ROWS: RowFormat = RowFormat::Floats;
+    const BYTES: [usize; 3] = [GROUP * LANES, LANES, 0];
 
     #[inline(always)]
     unsafe fn add<V: Products, const R: usize>(
         sums: &mut [V; R],
         x: TileRows,
         panel: Panel,
+        ahead: Option<Panel>,
         groups: Groups,
         range: Range<usize>,
     ) {
         for group in range {
             let inputs = groups.inputs(group);
+            fetch::<V>(ahead, group, Self::BYTES);
             // SAFETY: rows and panel have this group, by the caller's word.
             unsafe {
                 let (scale, more, large) = V::fp8_scales(panel.scales.add(group * LANES));
-                let w = panel.elements.add(group * GROUP_BYTES);
+                let w = panel.elements.add(group * Self::BYTES[0]);
                 let x = x.floats.add(inputs.start * R);
                 match (large, inputs.len() == GROUP) {
                     (false, true) => add_fp8::<V, R, false>(sums, x, w, [scale, more], GROUP),

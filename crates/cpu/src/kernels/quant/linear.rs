@@ -13,7 +13,7 @@ use crate::kernels::linear::Output;
 use crate::kernels::rows::Tiles;
 use crate::kernels::tile::{Steps, Target};
 use crate::kernels::{Exec, grain};
-use crate::pack::CpuWeight;
+use crate::pack::{CpuWeight, Panel};
 use crate::simd::LANES;
 use crate::simd::int::{ProductKernel, Products};
 
@@ -79,16 +79,19 @@ impl<F: Format> ProductKernel for Run<'_, F> {
         let block = (BLOCK_BYTES / (V::ROWS * self.x.bytes_per_row()).max(1)).max(MIN_BLOCK_TILES);
         for first_tile in (0..count).step_by(block) {
             let tiles = first_tile..(first_tile + block).min(count);
-            for panel in self.units.start / count..self.units.end.div_ceil(count) {
+            let panels = self.units.start / count..self.units.end.div_ceil(count);
+            for panel in panels.clone() {
                 // The first and the last panel of a thread may be shared with others.
                 let from = tiles.start.max(self.units.start.saturating_sub(panel * count));
                 let to = tiles.end.min(self.units.end - panel * count);
+                let next = (panel + 1 < panels.end).then(|| self.w.panel(panel + 1));
                 for tile in from..to {
+                    let ahead = next.filter(|_| tile == from);
                     let rows = self.tiles.start(tile)..self.tiles.start(tile + 1);
                     macro_rules! of_height {
                         ($($R:literal)*) => {
                             match rows.len() {
-                                $($R if $R <= V::ROWS => self.tile::<V, $R>(panel, rows.start),)*
+                                $($R if $R <= V::ROWS => self.tile::<V, $R>(panel, rows.start, ahead),)*
                                 rows => unreachable!("no tile of {rows} rows"),
                             }
                         };
@@ -103,7 +106,7 @@ impl<F: Format> ProductKernel for Run<'_, F> {
 impl<F: Format> Run<'_, F> {
     /// R rows, from the `row`-th on, times a panel.
     #[inline(always)]
-    fn tile<V: Products, const R: usize>(&mut self, panel: usize, row: usize) {
+    fn tile<V: Products, const R: usize>(&mut self, panel: usize, row: usize, ahead: Option<Panel>) {
         let (n, col) = (self.w.n, panel * LANES);
         assert!(self.stack.len() >= self.steps.stack * R, "the stack has room for the program");
         let to = Target {
@@ -116,6 +119,7 @@ impl<F: Format> Run<'_, F> {
         V::call_products(Tile::<F, R> {
             x: self.x.tile(self.first_row + row..self.first_row + row + R),
             panel: self.w.panel(panel),
+            ahead,
             groups: self.w.spec.groups(self.w.k),
             steps: self.steps,
             stack: self.stack.as_mut_ptr(),

@@ -14,6 +14,8 @@ use crate::simd::int::{ProductKernel, Products};
 pub(super) struct Tile<'a, F: Format, const R: usize> {
     pub(super) x: TileRows,
     pub(super) panel: Panel,
+    /// The panel that will be read next, if it is still to be fetched.
+    pub(super) ahead: Option<Panel>,
     pub(super) groups: Groups,
     pub(super) steps: Steps<'a>,
     pub(super) stack: *mut [f32; LANES],
@@ -24,13 +26,13 @@ pub(super) struct Tile<'a, F: Format, const R: usize> {
 impl<F: Format, const R: usize> ProductKernel for Tile<'_, F, R> {
     #[inline(always)]
     fn run<V: Products>(self) {
-        let Tile { x, panel, groups, steps, stack, to, .. } = self;
+        let Tile { x, panel, ahead, groups, steps, stack, to, .. } = self;
         let mut depth = 0;
         let last = steps.inputs.len().wrapping_sub(1);
         for (item, (inputs, &merges)) in steps.inputs.iter().zip(steps.merges).enumerate() {
             let mut sums = [V::splat(0.0); R];
             // SAFETY: `Steps` keeps to the inputs, of which rows and panel have all groups.
-            unsafe { F::add(&mut sums, x, panel, groups, groups.of(inputs.clone())) };
+            unsafe { F::add(&mut sums, x, panel, ahead, groups, groups.of(inputs.clone())) };
             for _ in 0..merges {
                 depth -= 1;
                 for r in 0..R {

@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
 use super::{F32x16, Isa};
@@ -61,8 +63,11 @@ impl Isa {
     pub(crate) fn run_products<K: ProductKernel>(self, kernel: K) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: nobody gets to run kernels for a set that `is_available` denies; AVX-512 includes AVX2.
-            Isa::Avx2 | Isa::Avx512 => unsafe { avx2::run(kernel) },
+            // SAFETY: nobody gets to run kernels for a set that `is_available` denies.
+            Isa::Avx2 => unsafe { avx2::run(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512 => unsafe { avx512::run(kernel) },
             _ => portable::run(kernel),
         }
     }
