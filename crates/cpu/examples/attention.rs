@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use cpu::limits::{LimitsConfig, ReadBandwidth, fma_rate, median};
 use cpu::{CpuConfig, CpuDevice, CpuKv, Isa};
-use tensor::{AttentionSpec, DType, Device, KV_BLOCK, KvShare, KvSpec, SequenceSpan, StepMeta};
+use tensor::{AttentionSpec, DType, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceSpan, StepMeta};
 
 const SPEC: AttentionSpec = AttentionSpec {
     num_heads: 32,
@@ -24,6 +24,7 @@ const DECODED_BYTES: usize = 320 << 20;
 /// Rows that a cache is filled with at a time.
 const CHUNK: usize = 512;
 const REPEATS: usize = 7;
+const DTYPES: [KvDType; 3] = [KvDType::Float(DType::F32), KvDType::Float(DType::BF16), KvDType::Fp8];
 
 fn numbers(rows: usize, seed: usize) -> Vec<f32> {
     let number = |i: usize| ((i + seed).wrapping_mul(0x9E37_79B9) >> 7 & 0xFFFF) as f32 / 32768.0 - 1.0;
@@ -43,7 +44,7 @@ fn blocks_for(positions: usize) -> usize {
     blocks + usize::from(blocks.is_multiple_of(37))
 }
 
-fn filled(dev: &CpuDevice, dtype: DType, positions: usize) -> CpuKv {
+fn filled(dev: &CpuDevice, dtype: KvDType, positions: usize) -> CpuKv {
     let blocks = blocks_for(positions);
     let AttentionSpec { num_kv_heads, head_dim, .. } = SPEC;
     let mut kv = dev.alloc_kv(KvSpec { blocks, share: KvShare::WHOLE, num_kv_heads, head_dim, dtype });
@@ -68,9 +69,9 @@ fn beside(mut rate: impl FnMut() -> f64, limits: &mut [&mut dyn FnMut() -> f64])
 
 /// One row behind each of some contexts.
 fn decode(dev: &CpuDevice, config: &LimitsConfig, memory: &mut ReadBandwidth) {
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in DTYPES {
         for context in [512, 4096, 16384] {
-            let per_layer = context * 2 * SPEC.num_kv_heads * SPEC.head_dim * dtype.bytes();
+            let per_layer = context * 2 * SPEC.num_kv_heads * dtype.bytes(SPEC.head_dim);
             let layers: Vec<CpuKv> =
                 (0..DECODED_BYTES.div_ceil(per_layer)).map(|_| filled(dev, dtype, context)).collect();
             let q = dev.upload(&numbers(1, 7), 1, SPEC.qkv_cols());
@@ -100,7 +101,7 @@ fn decode(dev: &CpuDevice, config: &LimitsConfig, memory: &mut ReadBandwidth) {
 
 /// All rows of a prompt.
 fn prefill(dev: &CpuDevice, config: &LimitsConfig) {
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in DTYPES {
         for rows in [512, 2048] {
             let kv = filled(dev, dtype, rows);
             let q = dev.upload(&numbers(rows, 7), rows, SPEC.qkv_cols());

@@ -3,7 +3,7 @@
 use checkpoint::WeightSource;
 use collective::ShapeGroup;
 use model::{Decoder, KeptAs, KvCache, Layout, Loader, ModelError, Pipeline, Rank, Stage};
-use tensor::{Cost, CostReport, DType, StepMeta};
+use tensor::{Cost, CostReport, DType, KvDType, StepMeta};
 
 /// Counts what one rank of a stage does for a step, up to the logits of the rows that want them.
 ///
@@ -14,7 +14,7 @@ pub fn cost_of_step(
     stage: &Stage,
     rank: usize,
     kept: KeptAs,
-    kv_dtype: DType,
+    kv_dtype: KvDType,
     meta: &StepMeta,
 ) -> Result<CostReport, ModelError> {
     let dev = Cost::new();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::WeightSource;
 use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
-use tensor::{DType, HostDevice};
+use tensor::{DType, HostDevice, KvDType};
 
 use crate::EngineError;
 use crate::data_parallel;
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What ranks are started with.
 pub(crate) struct LaunchOptions {
     pub kept: KeptAs,
-    pub kv_dtype: DType,
+    pub kv_dtype: KvDType,
     pub comm_timeout: Duration,
     pub spin: Duration,
     pub host: String,

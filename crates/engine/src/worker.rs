@@ -10,7 +10,7 @@ use model::{
     Decoder, KvCache, LoadStats, ModelError, Pipeline, Rank, bytes_per_token, replicated_bytes_per_token,
 };
 use serde::{Deserialize, Serialize};
-use tensor::{DType, Device, LogitEdit, StepMeta};
+use tensor::{Device, KvDType, LogitEdit, StepMeta};
 
 use crate::groups::RankGroups;
 use crate::memory;
@@ -81,7 +81,7 @@ pub(crate) struct Worker<D: Device> {
     pub groups: RankGroups<D>,
     pub decoder: Decoder<D>,
     pub loaded: LoadStats,
-    pub kv_dtype: DType,
+    pub kv_dtype: KvDType,
     pub comm_timeout: Duration,
     pub host: String,
     pub kv: Option<KvCache<D>>,

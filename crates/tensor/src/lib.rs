@@ -27,7 +27,7 @@ pub use device::{
     Activation, Device, DeviceError, HeadSpan, HostDevice, LogitEdit, NormKind, NormSpec, RopeSpec,
     RouterSpec,
 };
-pub use dtype::DType;
+pub use dtype::{DType, KvDType};
 pub use format::{ActivationGroup, Fp8Group, GROUP, Groups, Int4Group, Int8Group, WeightFormat, WeightSpec};
 pub use reference::{
     Reference, ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor, ReferenceWeight,

@@ -108,12 +108,20 @@ impl<'a> Scratch<'a> {
     }
 }
 
+/// What the keys and values of a tile are to be multiplied by.
+pub(super) struct Scales {
+    pub(super) keys: [f32; TILE],
+    pub(super) values: [f32; TILE],
+}
+
 /// Turns a query's scores of a tile into weights; updates its maximum and sum. Gives the factor by which what
-/// was added before shrinks.
+/// was added before shrinks. `scales` are multiplied in: the keys' into the scores, the values' into the weights that
+/// are left.
 #[inline(always)]
 pub(super) fn softmax<V: F32x16>(
     scores: &mut [f32],
     seen: Range<usize>,
+    scales: Option<&Scales>,
     spec: &AttentionSpec,
     m: &mut f32,
     l: &mut f32,
@@ -126,7 +134,11 @@ pub(super) fn softmax<V: F32x16>(
     };
     let mut max = V::splat(f32::NEG_INFINITY);
     for group in seen.start / LANES..seen.end.div_ceil(LANES) {
-        let mut s = V::load(&groups[group]).mul(V::splat(spec.scale));
+        let mut s = V::load(&groups[group]);
+        if let Some(scales) = scales {
+            s = s.mul(V::load(&scales.keys.as_chunks().0[group]));
+        }
+        s = s.mul(V::splat(spec.scale));
         if let Some(cap) = spec.softcap {
             s = soft_cap(s, cap);
         }
@@ -147,6 +159,9 @@ pub(super) fn softmax<V: F32x16>(
             weights = weights.keep(lanes.start, lanes.end, V::splat(0.0));
         }
         sum = sum.add(weights);
+        if let Some(scales) = scales {
+            weights = weights.mul(V::load(&scales.values.as_chunks().0[group]));
+        }
         weights.store(&mut groups[group]);
     }
     *m = new;

@@ -6,11 +6,11 @@ use std::ops::Range;
 use tensor::{KV_BLOCK, SEGMENT};
 
 use super::products::{Scores, Values};
-use super::state::{Scratch, State, softmax};
+use super::state::{Scales, Scratch, State, softmax};
 use super::{BLOCKS, Item, Job, TILE};
 use crate::kernels::rows::Tiles;
 use crate::kernels::tile::for_tiles;
-use crate::simd::{Element, F32x16, Kernel, LANES};
+use crate::simd::{Bf16, Element, F32x16, Kernel, KvElement, LANES};
 
 /// All segments of an item, to `scratch.total`.
 pub(super) struct Run<'a, 'b, E> {
@@ -20,7 +20,7 @@ pub(super) struct Run<'a, 'b, E> {
     pub(super) of: PhantomData<E>,
 }
 
-impl<E: Element> Kernel for Run<'_, '_, E> {
+impl<E: KvElement> Kernel for Run<'_, '_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -60,7 +60,7 @@ struct Walk<'a, E> {
     pub(super) of: PhantomData<E>,
 }
 
-impl<E: Element> Walk<'_, E> {
+impl<E: KvElement> Walk<'_, E> {
     #[inline(always)]
     fn queries(&self) -> usize {
         self.item.rows.len() * self.heads.len()
@@ -115,12 +115,13 @@ impl<E: Element> Walk<'_, E> {
             let to = (end - tile * TILE).min(TILE).div_ceil(KV_BLOCK);
             let all = self.all_visible(tile);
             self.scores::<V>(tile, from..to);
+            let scales = E::SCALED.then(|| self.scales::<V>(tile, from..to));
             for query in 0..self.queries() {
                 let seen = if all { 0..TILE } else { self.visible(query, tile) };
                 if !seen.is_empty() {
                     let (m, l, _) = state.query(query);
                     let scores = &mut self.scores[query * TILE..(query + 1) * TILE];
-                    self.shrink[query] = softmax::<V>(scores, seen, self.job.spec, m, l);
+                    self.shrink[query] = softmax::<V>(scores, seen, scales.as_ref(), self.job.spec, m, l);
                 }
             }
             if all {
@@ -168,6 +169,19 @@ impl<E: Element> Walk<'_, E> {
             values,
             scores: &mut self.scores[(queries.start + r) * TILE + block * KV_BLOCK..],
         });
+    }
+
+    /// Of the blocks `blocks` of a tile.
+    #[inline(always)]
+    fn scales<V: F32x16>(&self, tile: usize, blocks: Range<usize>) -> Scales {
+        let mut scales = Scales { keys: [0.0; TILE], values: [0.0; TILE] };
+        for block in blocks {
+            let of_block = self.job.kv.scales(self.block(tile, block), self.item.kv_head);
+            for (bits, to) in of_block.into_iter().zip([&mut scales.keys, &mut scales.values]) {
+                Bf16::widen::<V>(bits).store(&mut to.as_chunks_mut().0[block]);
+            }
+        }
+        scales
     }
 
     #[inline(always)]
