@@ -5,7 +5,7 @@ use tensor::{AttentionSpec, math};
 
 use std::ops::Range;
 
-use super::TILE;
+use super::{BLOCKS, TILE};
 use crate::kernels::cache::padded;
 use crate::kernels::elementwise::soft_cap;
 use crate::simd::{F32x16, Kernel, LANES};
@@ -39,6 +39,21 @@ impl<'a> State<'a> {
         let (m, rest) = self.data.split_at_mut(self.queries);
         let (l, o) = rest.split_at_mut(self.queries);
         (&mut m[query], &mut l[query], &mut o[query * self.width..(query + 1) * self.width])
+    }
+
+    /// Raises the maxima to the tile's largest scores, instead of which it leaves the factors by which what was added
+    /// before shrinks: 0 if nothing was.
+    #[inline(always)]
+    pub(super) fn raise<V: F32x16>(&mut self, largest: &mut [f32]) {
+        let maxima = self.data[..largest.len()].chunks_mut(LANES);
+        for (m, largest) in maxima.zip(largest.chunks_mut(LANES)) {
+            let old = V::load_first(m);
+            let new = old.max(V::load_first(largest));
+            let shrink = math::exp(old.sub(new));
+            let nothing = V::splat(f32::NEG_INFINITY);
+            nothing.select_lt(old, shrink, V::splat(0.0)).store_first(largest);
+            new.store_first(m);
+        }
     }
 
     /// Takes in the state of the segment that follows.
@@ -110,61 +125,65 @@ impl<'a> Scratch<'a> {
 
 /// What the keys and values of a tile are to be multiplied by.
 pub(super) struct Scales {
-    pub(super) keys: [f32; TILE],
-    pub(super) values: [f32; TILE],
+    pub(super) keys: [[f32; LANES]; BLOCKS],
+    pub(super) values: [[f32; LANES]; BLOCKS],
 }
 
-/// Turns a query's scores of a tile into weights; updates its maximum and sum. Gives the factor by which what
-/// was added before shrinks. `scales` are multiplied in: the keys' into the scores, the values' into the weights that
-/// are left.
+/// The lanes of a group that are seen.
 #[inline(always)]
-pub(super) fn softmax<V: F32x16>(
-    scores: &mut [f32],
+fn lanes(seen: &Range<usize>, group: usize) -> Range<usize> {
+    let from = seen.start.saturating_sub(group * LANES).min(LANES);
+    from..seen.end.saturating_sub(group * LANES).clamp(from, LANES)
+}
+
+/// Scales a query's scores of a tile, with the keys' scales first, and caps them. The largest; −∞ if none is seen.
+#[inline(always)]
+pub(super) fn largest<V: F32x16>(
+    scores: &mut [[f32; LANES]; BLOCKS],
     seen: Range<usize>,
     scales: Option<&Scales>,
     spec: &AttentionSpec,
-    m: &mut f32,
-    l: &mut f32,
 ) -> f32 {
-    let groups = scores.as_chunks_mut::<LANES>().0;
-    // A group's lanes that are seen.
-    let lanes = |group: usize| {
-        let from = seen.start.saturating_sub(group * LANES).min(LANES);
-        from..seen.end.saturating_sub(group * LANES).clamp(from, LANES)
-    };
     let mut max = V::splat(f32::NEG_INFINITY);
     for group in seen.start / LANES..seen.end.div_ceil(LANES) {
-        let mut s = V::load(&groups[group]);
+        let mut s = V::load(&scores[group]);
         if let Some(scales) = scales {
-            s = s.mul(V::load(&scales.keys.as_chunks().0[group]));
+            s = s.mul(V::load(&scales.keys[group]));
         }
         s = s.mul(V::splat(spec.scale));
         if let Some(cap) = spec.softcap {
             s = soft_cap(s, cap);
         }
-        let lanes = lanes(group);
+        let lanes = lanes(&seen, group);
         if lanes.len() < LANES {
             s = s.keep(lanes.start, lanes.end, V::splat(f32::NEG_INFINITY));
         }
         max = s.max(max);
-        s.store(&mut groups[group]);
+        s.store(&mut scores[group]);
     }
-    let new = Lanes::max(*m, max.largest());
-    let shrink = if *l == 0.0 { 0.0 } else { math::exp(*m - new) };
+    max.largest()
+}
+
+/// Turns a query's scores of a tile into weights, with the values' scales last. The sum of the weights without these.
+#[inline(always)]
+pub(super) fn weights<V: F32x16>(
+    scores: &mut [[f32; LANES]; BLOCKS],
+    seen: Range<usize>,
+    scales: Option<&Scales>,
+    m: f32,
+) -> f32 {
     let mut sum = V::splat(0.0);
     for group in seen.start / LANES..seen.end.div_ceil(LANES) {
-        let lanes = lanes(group);
-        let mut weights = math::exp(V::load(&groups[group]).sub(V::splat(new)));
+        let lanes = lanes(&seen, group);
+        let mut weights = math::exp(V::load(&scores[group]).sub(V::splat(m)));
         if lanes.len() < LANES {
             weights = weights.keep(lanes.start, lanes.end, V::splat(0.0));
         }
         sum = sum.add(weights);
         if let Some(scales) = scales {
-            weights = weights.mul(V::load(&scales.values.as_chunks().0[group]));
+            weights = weights.mul(V::load(&scales.values[group]));
         }
-        weights.store(&mut groups[group]);
+        weights.store(&mut scores[group]);
     }
-    *m = new;
-    *l = l.fma(shrink, sum.sum_by_halves());
-    shrink
+    sum.sum_by_halves()
 }
