@@ -174,6 +174,11 @@ impl F32x16 for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
     }
     #[inline(always)]
+    fn prefetch_to_l2(at: *const u8) {
+        // SAFETY: a prefetch of a bad address does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+    #[inline(always)]
     fn any_above(self, limit: Self) -> bool {
         // SAFETY: the machine has AVX2, see the module.
         unsafe {

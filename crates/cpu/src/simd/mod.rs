@@ -104,6 +104,10 @@ pub(crate) trait F32x16: Lanes {
     #[inline(always)]
     fn prefetch(_at: *const u8) {}
 
+    /// Asks for a cache line that will be read later, without taking one of the few places of what L1 waits for.
+    #[inline(always)]
+    fn prefetch_to_l2(_at: *const u8) {}
+
     /// Up to 16 numbers; the lanes behind them are +0.
     #[inline(always)]
     fn load_first(from: &[f32]) -> Self {

@@ -125,7 +125,7 @@ unsafe fn accumulate<V: F32x16, E: Element, const R: usize, const P: usize>(
     let mut i = inputs.start;
     while i + step <= inputs.end {
         for p in 0..P {
-            V::prefetch(ahead[p].wrapping_add(i * LANES).cast());
+            V::prefetch_to_l2(ahead[p].wrapping_add(i * LANES).cast());
         }
         for j in 0..step {
             // SAFETY: the caller's.

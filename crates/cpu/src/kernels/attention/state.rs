@@ -129,11 +129,23 @@ pub(super) struct Scales {
     pub(super) values: [[f32; LANES]; BLOCKS],
 }
 
-/// The lanes of a group that are seen.
-#[inline(always)]
-fn lanes(seen: &Range<usize>, group: usize) -> Range<usize> {
-    let from = seen.start.saturating_sub(group * LANES).min(LANES);
-    from..seen.end.saturating_sub(group * LANES).clamp(from, LANES)
+/// Calls `f` with every group of a tile that has seen positions, and with those of its lanes that are, unless all are.
+macro_rules! for_groups {
+    ($seen:expr, |$group:ident, $lanes:ident| $f:expr) => {
+        if $seen.len() == TILE {
+            // A count that is known lets the groups overlap.
+            for $group in 0..BLOCKS {
+                let $lanes: Option<Range<usize>> = None;
+                $f
+            }
+        } else {
+            for $group in $seen.start / LANES..$seen.end.div_ceil(LANES) {
+                let from = $seen.start.saturating_sub($group * LANES).min(LANES);
+                let $lanes = Some(from..$seen.end.saturating_sub($group * LANES).clamp(from, LANES));
+                $f
+            }
+        }
+    };
 }
 
 /// Scales a query's scores of a tile, with the keys' scales first, and caps them. The largest; −∞ if none is seen.
@@ -145,7 +157,7 @@ pub(super) fn largest<V: F32x16>(
     spec: &AttentionSpec,
 ) -> f32 {
     let mut max = V::splat(f32::NEG_INFINITY);
-    for group in seen.start / LANES..seen.end.div_ceil(LANES) {
+    for_groups!(seen, |group, lanes| {
         let mut s = V::load(&scores[group]);
         if let Some(scales) = scales {
             s = s.mul(V::load(&scales.keys[group]));
@@ -154,13 +166,12 @@ pub(super) fn largest<V: F32x16>(
         if let Some(cap) = spec.softcap {
             s = soft_cap(s, cap);
         }
-        let lanes = lanes(&seen, group);
-        if lanes.len() < LANES {
+        if let Some(lanes) = lanes {
             s = s.keep(lanes.start, lanes.end, V::splat(f32::NEG_INFINITY));
         }
         max = s.max(max);
         s.store(&mut scores[group]);
-    }
+    });
     max.largest()
 }
 
@@ -173,10 +184,9 @@ pub(super) fn weights<V: F32x16>(
     m: f32,
 ) -> f32 {
     let mut sum = V::splat(0.0);
-    for group in seen.start / LANES..seen.end.div_ceil(LANES) {
-        let lanes = lanes(&seen, group);
+    for_groups!(seen, |group, lanes| {
         let mut weights = math::exp(V::load(&scores[group]).sub(V::splat(m)));
-        if lanes.len() < LANES {
+        if let Some(lanes) = lanes {
             weights = weights.keep(lanes.start, lanes.end, V::splat(0.0));
         }
         sum = sum.add(weights);
@@ -184,6 +194,6 @@ pub(super) fn weights<V: F32x16>(
             weights = weights.mul(V::load(&scales.values[group]));
         }
         weights.store(&mut scores[group]);
-    }
+    });
     sum.sum_by_halves()
 }

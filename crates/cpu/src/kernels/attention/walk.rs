@@ -182,12 +182,14 @@ impl<E: KvElement> Walk<'_, E> {
         });
     }
 
-    /// Of the blocks `blocks` of a tile.
+    /// Of the blocks `blocks` of a tile. Those of the next tile are needed soon.
     #[inline(always)]
     fn scales<V: F32x16>(&self, tile: usize, blocks: Range<usize>) -> Scales {
         let mut scales = Scales { keys: [[0.0; LANES]; BLOCKS], values: [[0.0; LANES]; BLOCKS] };
         for block in blocks {
             let of_block = self.job.kv.scales(self.block(tile, block), self.item.kv_head);
+            let next = self.job.kv.scales(self.next_block(tile, block), self.item.kv_head);
+            V::prefetch_to_l2(next[0].as_ptr().cast());
             for (bits, to) in of_block.into_iter().zip([&mut scales.keys, &mut scales.values]) {
                 Bf16::widen::<V>(bits).store(&mut to[block]);
             }
