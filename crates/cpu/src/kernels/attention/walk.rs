@@ -166,7 +166,8 @@ impl<E: KvElement> Walk<'_, E> {
         block: usize,
     ) {
         let head_dim = self.job.spec.head_dim;
-        let (mut keys, mut next): ([&[E::Bits]; P], [&[E::Bits]; P]) = ([&[]; P], [&[]; P]);
+        let mut keys: [&[E::Bits]; P] = [&[]; P];
+        let mut next: [&[E::Bits]; P] = [&[]; P];
         for p in 0..P {
             let kv_head = self.item.kv_head;
             keys[p] = self.job.kv.keys::<E>(self.block(tile, block + p), kv_head);
