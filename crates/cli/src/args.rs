@@ -7,7 +7,7 @@ use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use engine::EngineOptions;
 use model::Quantization;
-use tensor::DType;
+use tensor::{DType, KvDType};
 
 use crate::error::CliError;
 use crate::membership::{JobArgs, Membership};
@@ -44,7 +44,7 @@ pub struct RunArgs {
     pub threads_per_rank: Option<usize>,
     /// What keys and values are kept in; auto: as the weights
     #[arg(long, env = "ANYSPLIT_KV_CACHE_DTYPE", default_value = "auto", value_name = "TYPE")]
-    pub kv_cache_dtype: DTypeArg,
+    pub kv_cache_dtype: KvDTypeArg,
     /// Longest sequence; default: the model's
     #[arg(long, env = "ANYSPLIT_MAX_MODEL_LEN", value_name = "N")]
     pub max_model_len: Option<usize>,
@@ -119,6 +119,34 @@ impl QuantizationArg {
             QuantizationArg::Int8 => Some(Quantization::Int8),
             QuantizationArg::Int4 => Some(Quantization::Int4),
             QuantizationArg::Fp8 => Some(Quantization::Fp8),
+        }
+    }
+}
+
+/// A type of keys and values by name.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvDTypeArg {
+    /// As the weights.
+    Auto,
+    /// 32 bits.
+    Float32,
+    /// 16 bits, the upper half of a float32.
+    Bfloat16,
+    /// 16 bits, IEEE.
+    Float16,
+    /// 8 bits, e4m3, with a scale per token and head.
+    Fp8,
+}
+
+impl KvDTypeArg {
+    /// The type, unless it is left open.
+    pub fn get(self) -> Option<KvDType> {
+        match self {
+            KvDTypeArg::Auto => None,
+            KvDTypeArg::Float32 => Some(DType::F32.into()),
+            KvDTypeArg::Bfloat16 => Some(DType::BF16.into()),
+            KvDTypeArg::Float16 => Some(DType::F16.into()),
+            KvDTypeArg::Fp8 => Some(KvDType::Fp8),
         }
     }
 }

@@ -3,12 +3,11 @@
 
 use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
 use tensor::{
-    Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvShare, KvSpec, LogitEdit, MatrixSource,
-    NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, SequenceSpan, StepMeta, WeightFormat,
-    WeightSpec,
+    Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvDType, KvShare, KvSpec, LogitEdit,
+    MatrixSource, NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
+    WeightFormat, WeightSpec,
 };
 
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const FORMATS: [WeightFormat; 6] = [
     WeightFormat::Float(DType::F32),
     WeightFormat::Float(DType::F16),
@@ -200,7 +199,7 @@ fn rows() {
 fn attend(
     dev: &CpuDevice,
     spec: &AttentionSpec,
-    dtype: DType,
+    dtype: KvDType,
     contexts: &[usize],
     found: &mut dyn FnMut(&str, &[f32]),
 ) {
@@ -250,16 +249,13 @@ fn attention_over_short_and_long_contexts() {
             softcap: None,
             window: None,
         };
-        for dtype in DTYPES {
+        for dtype in KvDType::ALL {
             attend(dev, &spec, dtype, &[150, 33], found);
         }
-        attend(
-            dev,
-            &AttentionSpec { softcap: Some(2.0), window: Some(70), ..spec },
-            DType::BF16,
-            &[200, 90],
-            found,
-        );
+        for dtype in [DType::BF16.into(), KvDType::Fp8] {
+            let windowed = AttentionSpec { softcap: Some(2.0), window: Some(70), ..spec };
+            attend(dev, &windowed, dtype, &[200, 90], found);
+        }
         // Part of a group on this rank; one KV head.
         let part = AttentionSpec {
             num_heads: 2,
@@ -269,7 +265,8 @@ fn attention_over_short_and_long_contexts() {
             head_dim: 12,
             ..spec
         };
-        attend(dev, &part, DType::F16, &[129], found);
+        attend(dev, &part, DType::F16.into(), &[129], found);
+        attend(dev, &part, KvDType::Fp8, &[129], found);
     });
 }
 
@@ -286,8 +283,8 @@ fn segments_of_a_long_context_are_shared_by_threads() {
             softcap: None,
             window: None,
         };
-        attend(dev, &spec, DType::BF16, &[3100], found);
-        attend(dev, &AttentionSpec { window: Some(1500), ..spec }, DType::F32, &[3100], found);
+        attend(dev, &spec, KvDType::Fp8, &[3100], found);
+        attend(dev, &AttentionSpec { window: Some(1500), ..spec }, DType::F32.into(), &[3100], found);
     });
 }
 
@@ -407,7 +404,7 @@ fn a_nan_harms_nobody_else() {
             share: KvShare::WHOLE,
             num_kv_heads: 1,
             head_dim: 250,
-            dtype: DType::BF16,
+            dtype: DType::BF16.into(),
         });
         let sequences = vec![SequenceSpan { rows: 0..4, start: 0, block_table: vec![0] }];
         let step = dev.begin(&StepMeta { tokens: vec![0; 4], sequences, logit_rows: vec![] });
@@ -441,7 +438,7 @@ fn a_repeated_step_takes_no_memory_from_the_system() {
         share: KvShare::WHOLE,
         num_kv_heads: 5,
         head_dim: 80,
-        dtype: DType::BF16,
+        dtype: DType::BF16.into(),
     });
     let mut step = |rows: usize, start: usize| {
         let sequences = vec![SequenceSpan { rows: 0..rows, start, block_table: (0..200).collect() }];

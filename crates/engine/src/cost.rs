@@ -3,7 +3,9 @@
 use checkpoint::WeightSource;
 use collective::ShapeGroup;
 use model::{Decoder, KeptAs, KvCache, Layout, Loader, ModelError, Pipeline, Rank, Stage};
-use tensor::{Cost, CostReport, DType, Device, Part, PartCost, PartCosts, Recorder, Shapes, StepMeta};
+use tensor::{
+    Cost, CostReport, DType, Device, KvDType, Part, PartCost, PartCosts, Recorder, Shapes, StepMeta,
+};
 
 use crate::sampler::score_rows;
 use crate::steps::Asked;
@@ -17,7 +19,7 @@ pub fn cost_of_step(
     stage: &Stage,
     rank: usize,
     kept: KeptAs,
-    kv_dtype: DType,
+    kv_dtype: KvDType,
     meta: &StepMeta,
 ) -> Result<CostReport, ModelError> {
     let dev = Cost::new();

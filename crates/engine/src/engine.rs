@@ -6,7 +6,7 @@ use checkpoint::WeightSource;
 use job::Job;
 use model::parallel::even_rows;
 use model::{KeptAs, ModelConfig, bytes_per_token, check_tokens};
-use tensor::{DType, KV_BLOCK, OpCost, Part, SequenceSpan, StepMeta};
+use tensor::{DType, KV_BLOCK, KvDType, OpCost, Part, SequenceSpan, StepMeta};
 
 use crate::bubble::{Bubble, Fill};
 use crate::call::Call;
@@ -30,7 +30,7 @@ pub struct Engine {
     leader: Box<dyn Leader>,
     plan: Plan,
     kept: KeptAs,
-    kv_dtype: DType,
+    kv_dtype: KvDType,
     /// Of all ranks of one replica.
     kv_bytes_per_token: u64,
     threads_per_rank: usize,
@@ -160,7 +160,7 @@ impl Engine {
     }
 
     /// What keys and values are kept in.
-    pub fn kv_cache_dtype(&self) -> DType {
+    pub fn kv_cache_dtype(&self) -> KvDType {
         self.kv_dtype
     }
 
@@ -481,7 +481,7 @@ impl Engine {
             if memory::available_bytes().is_some_and(|available| bytes > available) {
                 return Err(EngineError::Request(format!(
                     "keys and values of {} tokens need {bytes} bytes, more than the memory that is left; shorten the \
-                     prompt or --max-tokens, or use --kv-cache-dtype bfloat16",
+                     prompt or --max-tokens, or use --kv-cache-dtype bfloat16 or fp8",
                     blocks * KV_BLOCK
                 )));
             }

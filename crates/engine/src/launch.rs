@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::WeightSource;
 use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
-use tensor::{DType, HostDevice, Part};
+use tensor::{DType, HostDevice, KvDType, Part};
 
 use crate::EngineError;
 use crate::data_parallel;
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What ranks are started with.
 pub(crate) struct LaunchOptions {
     pub kept: KeptAs,
-    pub kv_dtype: DType,
+    pub kv_dtype: KvDType,
     pub comm_timeout: Duration,
     pub spin: Duration,
     pub host: String,

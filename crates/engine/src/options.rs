@@ -3,7 +3,7 @@ use std::time::Duration;
 use collective::WireDType;
 use model::parallel::ExpertOptions;
 use model::{KeptAs, Quantization, TpPlan};
-use tensor::DType;
+use tensor::{DType, KvDType};
 
 /// How a model is run.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub struct EngineOptions {
     /// What linear layers are quantised to, if at all.
     pub quantization: Option<Quantization>,
     /// What keys and values are kept in; `None`: what most weights are kept in.
-    pub kv_cache_dtype: Option<DType>,
+    pub kv_cache_dtype: Option<KvDType>,
     /// Longest sequence; `None`: the model's.
     pub max_model_len: Option<usize>,
     /// Sequences that run at a time.

@@ -7,7 +7,7 @@ use checkpoint::WeightSource;
 use cpu::{CpuConfig, CpuDevice};
 use job::Job;
 use model::{Decoder, KeptAs, Loader, ModelConfig, Quantization, Stage};
-use tensor::{Cost, DType, Timed, WeightSpec};
+use tensor::{Cost, DType, KvDType, Timed, WeightSpec};
 
 use crate::groups::Grouping;
 use crate::launch::{LaunchOptions, MakeDevice, Setup};
@@ -80,7 +80,7 @@ pub(crate) struct Prepared {
 pub(crate) struct Settings {
     /// With a type.
     pub kept: KeptAs,
-    pub kv_dtype: DType,
+    pub kv_dtype: KvDType,
     pub threads: usize,
     pub max_model_len: usize,
     /// Ranks on the host of this one.
@@ -103,7 +103,7 @@ impl Prepared {
         let ranks = local.ranks;
         let kept = kept_as(&source, options)?;
         let dtype = kept.dtype.unwrap_or_else(|| source.dtype());
-        let kv_dtype = options.kv_cache_dtype.unwrap_or(dtype);
+        let kv_dtype = options.kv_cache_dtype.unwrap_or(dtype.into());
         let max_model_len = options.max_model_len.unwrap_or(max_positions);
         if max_model_len == 0 || max_model_len > max_positions {
             return Err(EngineError::Request(format!(

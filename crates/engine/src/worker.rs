@@ -12,7 +12,7 @@ use model::{
     replicated_bytes_per_token,
 };
 use serde::{Deserialize, Serialize};
-use tensor::{DType, Device, LogitEdit, OpCost, Part, StepMeta};
+use tensor::{Device, KvDType, LogitEdit, OpCost, Part, StepMeta};
 
 use crate::clocks::ClockOffset;
 use crate::cost::StepCosts;
@@ -89,7 +89,7 @@ pub(crate) struct Worker<D: Device> {
     pub loaded: LoadStats,
     /// What weights are kept in.
     pub kept: KeptAs,
-    pub kv_dtype: DType,
+    pub kv_dtype: KvDType,
     pub comm_timeout: Duration,
     pub host: String,
     pub kv: Option<KvCache<D>>,

@@ -84,7 +84,7 @@ impl Plan {
         let loader = Loader::new(&dev, &source, &self.layout, rank, KeptAs::default(), &|_| Ok(()));
         let decoder = Decoder::load(&loader, &stage).unwrap();
         let (blocks, steps) = self.steps();
-        let mut kv = KvCache::new(&dev, &self.layout, &stage, rank, blocks, self.dtype);
+        let mut kv = KvCache::new(&dev, &self.layout, &stage, rank, blocks, self.dtype.into());
         let rank = Rank { context, ..Rank::new(&dev, group) };
         let hidden = |meta: &StepMeta| {
             let hidden = decoder.forward(rank, meta, &mut kv).unwrap();
@@ -171,9 +171,10 @@ fn a_rank_keeps_its_share_of_the_cache() {
     let bytes = |size| -> Vec<u64> {
         let plan = Plan::new(&config, &[1.0; 8], size, DType::F32);
         let (dev, stage) = (CpuDevice::new(CpuConfig::default()), Stage::whole(&config));
-        let cache = |rank| KvCache::new(&dev, &plan.layout, &stage, rank, 256, DType::F32).bytes();
-        let per_token = |rank| model::bytes_per_token(&plan.layout, &stage, rank, DType::F32);
-        let replicated = |rank| model::replicated_bytes_per_token(&plan.layout, &stage, rank, DType::F32);
+        let cache = |rank| KvCache::new(&dev, &plan.layout, &stage, rank, 256, DType::F32.into()).bytes();
+        let per_token = |rank| model::bytes_per_token(&plan.layout, &stage, rank, DType::F32.into());
+        let replicated =
+            |rank| model::replicated_bytes_per_token(&plan.layout, &stage, rank, DType::F32.into());
         assert!((0..8).all(|rank| cache(rank) == per_token(rank) * 256 * KV_BLOCK as u64));
         assert!((0..8).all(|rank| replicated(rank) == per_token(rank) * size as u64));
         (0..8).map(cache).collect()

@@ -1,4 +1,4 @@
-use tensor::{DType, Device, KvSpec};
+use tensor::{Device, KvDType, KvSpec};
 
 use crate::parallel::{Layout, Stage};
 
@@ -10,7 +10,7 @@ pub struct KvCache<D: Device> {
 
 impl<D: Device> KvCache<D> {
     /// This rank's part of a cache of `blocks` blocks: all of them, or what its context group leaves to it.
-    pub fn new(dev: &D, layout: &Layout, stage: &Stage, rank: usize, blocks: usize, dtype: DType) -> Self {
+    pub fn new(dev: &D, layout: &Layout, stage: &Stage, rank: usize, blocks: usize, dtype: KvDType) -> Self {
         let share = layout.kv_share(rank);
         let blocks = blocks.div_ceil(share.owners);
         let spec = |layer| KvSpec {
@@ -33,12 +33,12 @@ impl<D: Device> KvCache<D> {
 }
 
 /// Bytes that one token's keys and values take on a rank of a stage, on average if its context group shares them.
-pub fn bytes_per_token(layout: &Layout, stage: &Stage, rank: usize, dtype: DType) -> u64 {
+pub fn bytes_per_token(layout: &Layout, stage: &Stage, rank: usize, dtype: KvDType) -> u64 {
     replicated_bytes_per_token(layout, stage, rank, dtype).div_ceil(layout.context_parallel() as u64)
 }
 
 /// What [`bytes_per_token`] is, or would be, where every rank has all positions of its KV heads.
-pub fn replicated_bytes_per_token(layout: &Layout, stage: &Stage, rank: usize, dtype: DType) -> u64 {
+pub fn replicated_bytes_per_token(layout: &Layout, stage: &Stage, rank: usize, dtype: KvDType) -> u64 {
     let heads: usize = stage.layers.clone().map(|layer| layout.attention(layer, rank).num_kv_heads).sum();
-    (2 * heads * layout.config.head_dim * dtype.bytes()) as u64
+    (2 * heads * dtype.bytes(layout.config.head_dim)) as u64
 }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::{DType, HeadSpan, KV_BLOCK, SequenceSpan};
+use crate::{HeadSpan, KV_BLOCK, KvDType, SequenceSpan};
 
 /// Positions that attention sums on their own before it merges them with those before them.
 pub const SEGMENT: usize = 1024;
@@ -20,7 +20,7 @@ pub struct KvSpec {
     /// Elements of one head.
     pub head_dim: usize,
     /// Stored type. Rounded to nearest, ties to even, when written.
-    pub dtype: DType,
+    pub dtype: KvDType,
 }
 
 /// Attention of one layer on one rank, over a matrix whose columns are `[q heads | k heads | v heads]`.

@@ -180,7 +180,7 @@ mod tests {
             share: KvShare::WHOLE,
             num_kv_heads: 2,
             head_dim: 8,
-            dtype: DType::F16,
+            dtype: DType::F16.into(),
         });
         let step = cost.begin(&step(&[[100, 1], [10, 3]]));
         let qkv = cost.alloc(4, spec.qkv_cols());
@@ -212,8 +212,13 @@ mod tests {
         step.sequences[0].block_table = [&even[..64], &odd[..64], &even[64..188 - 64]].concat();
         step.sequences[1].block_table = vec![399];
         let step = cost.begin(&step);
-        let whole =
-            KvSpec { blocks: 400, share: KvShare::WHOLE, num_kv_heads: 1, head_dim: 8, dtype: DType::F16 };
+        let whole = KvSpec {
+            blocks: 400,
+            share: KvShare::WHOLE,
+            num_kv_heads: 1,
+            head_dim: 8,
+            dtype: DType::F16.into(),
+        };
         cost.attention(&cost.alloc(5, spec.qkv_cols()), &whole, &step, &spec);
         let one = only(&cost);
         let (mut flops, mut kv_bytes) = (0, 0);

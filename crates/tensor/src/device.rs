@@ -253,14 +253,16 @@ pub trait Device {
 
     // ---- attention ----
 
-    /// Writes the keys and values of every row to its position's block, rounded to the cache's type; rows whose block
-    /// is another rank's ([`KvSpec::share`]) are passed over. `qkv [t, qkv_cols]`
+    /// Writes the keys and values of every row to its position's block, rounded to the cache's type, which may come with
+    /// a scale per head ([`crate::KvDType::round`]); rows whose block is another rank's ([`KvSpec::share`]) are passed
+    /// over. `qkv [t, qkv_cols]`
     fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec);
     /// Attention of every row over its sequence's cached positions, itself included (rule 4):
-    /// scores by FMA over head_dim ascending, `· scale`, soft cap; positions in tiles of 64 at absolute
-    /// multiples; per tile `m' = max(m, tile)` (by `if a > b`), `c = exp(m − m')`, weights `exp(s − m')`; the
+    /// scores by FMA over head_dim ascending, `· the keys' scale`, `· scale`, soft cap; positions in tiles of 64 at
+    /// absolute multiples; per tile `m' = max(m, tile)` (by `if a > b`), `c = exp(m − m')`, weights `exp(s − m')`; the
     /// tile's sum in 16 lanes (lane = position mod 16, ascending, from +0; unseen positions add nothing) and
-    /// then by halves; `l = fma(l, c, sum)`; `o = o · c`, then `o = fma(weight, v, o)` by position, ascending.
+    /// then by halves; `l = fma(l, c, sum)`; `o = o · c`, then `o = fma(weight · the values' scale, v, o)` by position,
+    /// ascending. (The scales of keys and values are 1 but in an fp8 cache.)
     /// Segments of 1,024 positions each start from the first seen tile of their own (m = −∞, l = +0, o = +0,
     /// c = 0 for it) and merge ascending: `m = max(m1, m2)`, `l = fma(l1, e^(m1−m), l2 · e^(m2−m))`, o likewise.
     /// The result is `o / l`. All blocks that are seen must be here.

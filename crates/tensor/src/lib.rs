@@ -31,7 +31,7 @@ pub use device::{
     Activation, Device, DeviceError, DeviceMemory, HeadSpan, HostDevice, LogitEdit, NormKind, NormSpec,
     RopeSpec, RouterSpec,
 };
-pub use dtype::DType;
+pub use dtype::{DType, KvDType};
 pub use format::{ActivationGroup, Fp8Group, GROUP, Groups, Int4Group, Int8Group, WeightFormat, WeightSpec};
 pub use part::{Category, Exchanged, Part, PartTime, PartTimes};
 pub use part_costs::{PartCost, PartCosts, PartLog};

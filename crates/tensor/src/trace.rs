@@ -89,7 +89,7 @@ mod tests {
             share: KvShare::WHOLE,
             num_kv_heads: 2,
             head_dim: 16,
-            dtype: DType::F16,
+            dtype: DType::F16.into(),
         });
         dev.store_kv(&mut kv, &qkv, &step, &ATTENTION);
         let o = of(dev.attention(&qkv, &kv, &step, &ATTENTION));
@@ -199,7 +199,7 @@ mod tests {
             share: KvShare::WHOLE,
             num_kv_heads: 1,
             head_dim: 16,
-            dtype: DType::F32,
+            dtype: DType::F32.into(),
         });
         trace.attention(&trace.alloc(1, spec.qkv_cols()), &kv, &trace.begin(&step(&[[0, 1]])), &spec);
     }

@@ -21,7 +21,7 @@ use self::walk::Run;
 use super::Exec;
 use super::cache::CpuKv;
 use crate::buffer::Disjoint;
-use crate::simd::with_element;
+use crate::simd::with_kv_element;
 
 /// Positions after which the running maximum and sum are updated.
 const TILE: usize = 64;
@@ -138,7 +138,7 @@ impl<'a> Job<'a> {
             // SAFETY: each thread asks for its own, once per item.
             let own = unsafe { memory.part(thread * scratch_len..(thread + 1) * scratch_len) };
             let mut scratch = Scratch::new(own, most, head_dim);
-            with_element!(self.kv.spec.dtype, E => {
+            with_kv_element!(self.kv.spec.dtype, E => {
                 let run = Run::<E> { job: *self, item: &items[item], scratch: &mut scratch, of: PhantomData };
                 isa.run(run);
             });

@@ -1,54 +1,66 @@
 //! The KV cache of one layer.
 //!
+//! Of each block and KV head there is one run of memory, which the hardware fetches as one stream:
+//!
 //! ```text
-//!   keys    [block][kv_head][head_dim][16 positions]     a panel: 16 scores are 16 lanes
-//!   values  [block][kv_head][16 positions][head_dim]     rows, padded to whole vectors: lanes are elements
+//!   keys    [head_dim][16 positions]      a panel: 16 scores are 16 lanes
+//!   values  [16 positions][head_dim]      rows, padded to whole vectors: lanes are elements
+//!   scales  [2][16 positions]             of the keys, of the values, as bf16; only of fp8
 //! ```
 
-use tensor::{AttentionSpec, KV_BLOCK, KvSpec, SequenceSpan};
+use tensor::{AttentionSpec, KV_BLOCK, KvDType, KvSpec, SequenceSpan};
 
 use super::{Exec, grain};
 use crate::buffer::{Disjoint, Memory};
-use crate::simd::{Element, LANES, with_element};
+use crate::simd::{Bf16, Element, KvElement, LANES, with_kv_element};
 
 const _: () = assert!(KV_BLOCK == LANES);
 
 /// One layer's keys and values.
 pub struct CpuKv {
     pub(crate) spec: KvSpec,
-    keys: Memory,
-    values: Memory,
+    memory: Memory,
 }
+
+/// What the scales of a block and head take, as often as an element of one byte.
+const SCALES: usize = 2 * LANES * size_of::<u16>();
 
 impl CpuKv {
     pub(crate) fn new(spec: KvSpec) -> Self {
-        let heads = spec.blocks * spec.num_kv_heads;
-        let bytes = |head_dim: usize| heads * LANES * head_dim * spec.dtype.bytes();
-        CpuKv {
-            spec,
-            keys: Memory::zeroed(bytes(spec.head_dim)),
-            values: Memory::zeroed(bytes(padded(spec.head_dim))),
-        }
+        let element = match spec.dtype {
+            KvDType::Float(dtype) => dtype.bytes(),
+            KvDType::Fp8 => 1,
+        };
+        CpuKv { spec, memory: Memory::zeroed(spec.blocks * spec.num_kv_heads * run_len(&spec) * element) }
     }
 
     /// The keys `[head_dim][16]` of a block and head.
     #[inline(always)]
     pub(crate) fn keys<E: Element>(&self, block: u32, head: usize) -> &[E::Bits] {
-        let len = self.spec.head_dim * LANES;
-        &self.all::<E>(&self.keys, self.spec.head_dim)[self.index(block, head) * len..][..len]
+        &self.run::<E>(block, head)[..self.spec.head_dim * LANES]
     }
 
     /// The values `[16][head_dim, padded]` of a block and head.
     #[inline(always)]
     pub(crate) fn values<E: Element>(&self, block: u32, head: usize) -> &[E::Bits] {
-        let len = padded(self.spec.head_dim) * LANES;
-        &self.all::<E>(&self.values, padded(self.spec.head_dim))[self.index(block, head) * len..][..len]
+        let values = self.spec.head_dim * LANES;
+        &self.run::<E>(block, head)[values..values + padded(self.spec.head_dim) * LANES]
+    }
+
+    /// The scales of a block and head: those of its keys, then those of its values.
+    #[inline(always)]
+    pub(crate) fn scales(&self, block: u32, head: usize) -> [&[u16; LANES]; 2] {
+        let (run, len) = (run_len(&self.spec) / 2, self.spec.blocks * self.spec.num_kv_heads);
+        let end = (self.index(block, head) + 1) * run;
+        let scales = &self.memory.slice::<u16>(len * run)[end - 2 * LANES..end];
+        let [keys, values] = scales.as_chunks().0 else { unreachable!("two groups of 16") };
+        [keys, values]
     }
 
     #[inline(always)]
-    fn all<'a, E: Element>(&self, memory: &'a Memory, head_dim: usize) -> &'a [E::Bits] {
-        assert_eq!(size_of::<E::Bits>(), self.spec.dtype.bytes());
-        memory.slice(self.spec.blocks * self.spec.num_kv_heads * LANES * head_dim)
+    fn run<E: Element>(&self, block: u32, head: usize) -> &[E::Bits] {
+        let (run, len) = (run_len(&self.spec), self.spec.blocks * self.spec.num_kv_heads);
+        &self.memory.slice::<E::Bits>(len * run)[self.index(block, head) * run..][..run]
     }
 
     #[inline(always)]
@@ -56,6 +68,13 @@ impl CpuKv {
         assert!((block as usize) < self.spec.blocks && head < self.spec.num_kv_heads, "beyond the cache");
         block as usize * self.spec.num_kv_heads + head
     }
+}
+
+/// Elements of what belongs to a block and head.
+#[inline(always)]
+fn run_len(spec: &KvSpec) -> usize {
+    let scales = if spec.dtype == KvDType::Fp8 { SCALES } else { 0 };
+    (spec.head_dim + padded(spec.head_dim)) * LANES + scales
 }
 
 /// Elements of a row of values.
@@ -74,7 +93,7 @@ pub(crate) fn store(
 ) {
     let KvSpec { num_kv_heads, head_dim, dtype, .. } = kv.spec;
     assert_eq!((spec.num_kv_heads, spec.head_dim), (num_kv_heads, head_dim), "the cache holds these heads");
-    with_element!(dtype, E => {
+    with_kv_element!(dtype, E => {
         let places = |sequence: &SequenceSpan, row: usize| {
             let position = sequence.start + row - sequence.rows.start;
             let block = kv.spec.share.local(sequence.block_table[position / KV_BLOCK])?;
@@ -87,28 +106,32 @@ pub(crate) fn store(
                 assert!(num_kv_heads == 0 || fits, "beyond the cache");
             }
         }
-        let len = kv.spec.blocks * num_kv_heads * LANES;
-        let keys = Disjoint::new(kv.keys.slice_mut::<<E as Element>::Bits>(len * head_dim));
-        let values = Disjoint::new(kv.values.slice_mut::<<E as Element>::Bits>(len * padded(head_dim)));
+        let run = run_len(&kv.spec);
+        let memory = Disjoint::new(kv.memory.slice_mut::<<E as Element>::Bits>(kv.spec.blocks * num_kv_heads * run));
         let rows = sequences.last().map_or(0, |s| s.rows.end);
         exec.pool.split(rows, grain(num_kv_heads * head_dim * 4), |range| {
             let mut narrow = vec![<E as Element>::Bits::default(); head_dim];
+            let mut divided = vec![0.0; head_dim];
             for sequence in sequences {
                 for row in sequence.rows.start.max(range.start)..sequence.rows.end.min(range.end) {
                     let Some((block, slot)) = places(sequence, row) else { continue };
                     let qkv = &qkv[row * spec.qkv_cols()..(row + 1) * spec.qkv_cols()];
                     for head in 0..num_kv_heads {
-                        let at = (block as usize * num_kv_heads + head) * LANES;
-                        E::narrow(&qkv[spec.k().first_col + head * head_dim..][..head_dim], &mut narrow);
-                        for (d, &bits) in narrow.iter().enumerate() {
-                            // SAFETY: no two rows of a step have the same position of the same block.
-                            unsafe { keys.write(at * head_dim + d * LANES + E::place(slot), bits) };
-                        }
-                        E::narrow(&qkv[spec.v().first_col + head * head_dim..][..head_dim], &mut narrow);
-                        for (d, &bits) in narrow.iter().enumerate() {
-                            let place = d / LANES * LANES + E::place(d % LANES);
-                            // SAFETY: as above.
-                            unsafe { values.write((at + slot) * padded(head_dim) + place, bits) };
+                        let at = (block as usize * num_kv_heads + head) * run;
+                        let values = head_dim * LANES + slot * padded(head_dim);
+                        // SAFETY: no two rows of a step have the same position of the same block, and what each
+                        // writes is its position's alone.
+                        let write = |index: usize, bits| unsafe { memory.write(at + index, bits) };
+                        for (kind, span) in [spec.k(), spec.v()].into_iter().enumerate() {
+                            let from = &qkv[span.first_col + head * head_dim..][..head_dim];
+                            let scale = E::narrow_head(from, &mut divided, &mut narrow);
+                            for (d, &bits) in narrow.iter().enumerate() {
+                                let of_values = d / LANES * LANES + E::place(d % LANES);
+                                write(if kind == 0 { d * LANES + E::place(slot) } else { values + of_values }, bits);
+                            }
+                            for (byte, bits) in scale.into_iter().flatten().enumerate() {
+                                write(run - SCALES + (kind * LANES + Bf16::place(slot)) * 2 + byte, bits);
+                            }
                         }
                     }
                 }

@@ -158,6 +158,24 @@ impl F32x16 for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_fp8(from: &[u8; LANES]) -> Self {
+        /// Eight codes: moved to where f32 has sign, exponent and mantissa, only the exponent's bias is wrong.
+        #[inline(always)]
+        unsafe fn eight(from: *const u8) -> __m256 {
+            const BIAS: f32 = f32::from_bits((127 + 120) << 23);
+            // SAFETY: the caller's.
+            unsafe {
+                let codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()));
+                let signs = _mm256_set1_epi32(0x87F0_0000_u32 as i32);
+                let bits = _mm256_and_si256(_mm256_slli_epi32::<20>(codes), signs);
+                _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(BIAS))
+            }
+        }
+        let from = from.as_ptr();
+        // SAFETY: the machine has AVX2, see the module; 16 bytes lie there.
+        unsafe { Avx2(eight(from), eight(from.add(8))) }
+    }
+    #[inline(always)]
     fn prefetch(at: *const u8) {
         // SAFETY: a prefetch of a bad address does nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
@@ -174,6 +192,17 @@ impl F32x16 for Avx2 {
             let low = _mm256_cmp_ps::<_CMP_NLE_UQ>(self.0, limit.0);
             let high = _mm256_cmp_ps::<_CMP_NLE_UQ>(self.1, limit.1);
             _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0
+        }
+    }
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // `if a > b`, as this instruction has it, of the upper half and the lower.
+        // SAFETY: the machine has AVX2, see the module.
+        unsafe {
+            let eight = _mm256_max_ps(self.1, self.0);
+            let four = _mm_max_ps(_mm256_extractf128_ps::<1>(eight), _mm256_castps256_ps128(eight));
+            let two = _mm_max_ps(_mm_movehl_ps(four, four), four);
+            _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(two), two))
         }
     }
     #[inline(always)]

@@ -165,6 +165,18 @@ impl F32x16 for Avx512 {
         Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) })
     }
     #[inline(always)]
+    fn load_fp8(from: &[u8; LANES]) -> Self {
+        const BIAS: f32 = f32::from_bits((127 + 120) << 23);
+        // SAFETY: the machine has AVX-512, see the module; 16 bytes lie there.
+        unsafe {
+            // Moved to where f32 has sign, exponent and mantissa, only the exponent's bias is wrong.
+            let codes = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            let kept = _mm512_set1_epi32(0x87F0_0000_u32 as i32);
+            let bits = _mm512_and_si512(_mm512_slli_epi32::<20>(codes), kept);
+            Avx512(_mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(BIAS)))
+        }
+    }
+    #[inline(always)]
     fn prefetch(at: *const u8) {
         // SAFETY: a prefetch of a bad address does nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };

@@ -2,6 +2,7 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use tensor::fp8;
 
 use super::{F32x16, LANES};
 use crate::buffer::Plain;
@@ -17,10 +18,40 @@ pub(crate) trait Element: 'static {
     fn widen<V: F32x16>(from: &[Self::Bits; LANES]) -> V;
 }
 
+/// A type in which keys and values are kept.
+pub(crate) trait KvElement: Element {
+    /// Whether elements are kept divided by a scale of their head.
+    const SCALED: bool = false;
+
+    /// Rounds a head's elements, and gives their scale: the bytes of a bf16. `divided` is room for as many.
+    fn narrow_head(from: &[f32], _divided: &mut [f32], to: &mut [Self::Bits]) -> Option<[Self::Bits; 2]> {
+        Self::narrow(from, to);
+        None
+    }
+}
+
+impl KvElement for F32 {}
+impl KvElement for F16 {}
+impl KvElement for Bf16 {}
+
+impl KvElement for Fp8 {
+    const SCALED: bool = true;
+
+    fn narrow_head(from: &[f32], divided: &mut [f32], to: &mut [u8]) -> Option<[u8; 2]> {
+        let scale = fp8::scale_of(from);
+        divided.iter_mut().zip(from).for_each(|(to, x)| *to = x / scale);
+        Self::narrow(divided, to);
+        Some(bf16::from_f32(scale).to_bits().to_ne_bytes())
+    }
+}
+
 pub(crate) struct F32;
 pub(crate) struct F16;
 /// Half-word 2 l is element l, half-word 2 l + 1 element l + 8: a shift widens one half, a mask the other.
 pub(crate) struct Bf16;
+
+/// e4m3.
+pub(crate) struct Fp8;
 
 impl Element for F32 {
     type Bits = f32;
@@ -85,6 +116,39 @@ impl Element for Bf16 {
         V::load_bf16(from)
     }
 }
+
+impl Element for Fp8 {
+    type Bits = u8;
+    #[inline(always)]
+    fn place(lane: usize) -> usize {
+        lane
+    }
+    fn narrow(from: &[f32], to: &mut [u8]) {
+        from.iter().zip(to).for_each(|(&from, to)| *to = fp8::from_f32(from));
+    }
+    #[inline(always)]
+    fn widen_one(bits: u8) -> f32 {
+        fp8::to_f32(bits)
+    }
+    #[inline(always)]
+    fn widen<V: F32x16>(from: &[u8; LANES]) -> V {
+        V::load_fp8(from)
+    }
+}
+
+/// Runs `$body` with `$E` naming the element type of a `KvDType`.
+macro_rules! with_kv_element {
+    ($dtype:expr, $E:ident => $body:expr) => {
+        match $dtype {
+            tensor::KvDType::Float(dtype) => $crate::simd::with_element!(dtype, $E => $body),
+            tensor::KvDType::Fp8 => {
+                type $E = $crate::simd::Fp8;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_kv_element;
 
 /// Runs `$body` with `$E` naming the element type of a `DType`.
 macro_rules! with_element {

@@ -16,7 +16,7 @@ mod portable;
 
 use tensor::lanes::Lanes;
 
-pub(crate) use element::{Bf16, Element, F16, F32, with_element};
+pub(crate) use element::{Bf16, Element, F16, F32, Fp8, KvElement, with_element, with_kv_element};
 
 /// Numbers in a vector, columns in a panel of weights, positions in a panel of keys.
 pub(crate) const LANES: usize = 16;
@@ -114,6 +114,8 @@ pub(crate) trait F32x16: Lanes {
     fn load_bf16(from: &[u16; LANES]) -> Self;
     /// Widens f16 in the order of memory.
     fn load_f16(from: &[u16; LANES]) -> Self;
+    /// Widens e4m3 in the order of memory. Codes of NaN become any number: where they could be, a scale is NaN.
+    fn load_fp8(from: &[u8; LANES]) -> Self;
     /// Whether any lane is not `<=` its limit (a NaN is not).
     fn any_above(self, limit: Self) -> bool;
 

@@ -147,6 +147,10 @@ impl F32x16 for Neon {
         quarters!(|Q| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from.add(4 * Q)))))
     }
     #[inline(always)]
+    fn load_fp8(from: &[u8; LANES]) -> Self {
+        Self::load(&from.map(tensor::fp8::to_f32))
+    }
+    #[inline(always)]
     fn prefetch(at: *const u8) {
         // SAFETY: a prefetch of a bad address does nothing.
         unsafe {

@@ -1,6 +1,7 @@
 //! Vectors as arrays, with operations that every machine has.
 
 use half::{bf16, f16};
+use tensor::fp8;
 use tensor::lanes::Lanes;
 
 use super::{F32x16, Kernel, LANES};
@@ -104,6 +105,10 @@ impl F32x16 for Portable {
     #[inline(always)]
     fn load_f16(from: &[u16; LANES]) -> Self {
         each(|l| f16::from_bits(from[l]).to_f32_const())
+    }
+    #[inline(always)]
+    fn load_fp8(from: &[u8; LANES]) -> Self {
+        each(|l| fp8::to_f32(from[l]))
     }
     #[inline(always)]
     fn any_above(self, limit: Self) -> bool {

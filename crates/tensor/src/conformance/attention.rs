@@ -2,14 +2,14 @@
 
 use super::values::Values;
 use super::{Case, Found, check, compare};
-use crate::{AttentionSpec, DType, Device, KV_BLOCK, KvShare, KvSpec, SequenceSpan, StepMeta};
+use crate::{AttentionSpec, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceSpan, StepMeta};
 
 /// [`Device::store_kv`] and [`Device::attention`]; and that the cut of a prompt into chunks changes nothing.
 ///
 /// # Panics
 /// If the device differs from [`crate::Reference`].
 pub fn attention(dev: &impl Device) {
-    let mut dtypes = super::linear::DTYPES.into_iter().cycle();
+    let mut dtypes = KvDType::ALL.into_iter().cycle();
     let mut next = |spec, sequences: &[[usize; 2]]| {
         let dtype = dtypes.next().expect("a cycle does not end");
         let steps = with_context(sequences);
@@ -32,11 +32,14 @@ pub fn attention(dev: &impl Device) {
     next(spec(1, 1, 8), &[[0, 1100]]);
     next(AttentionSpec { window: Some(64), ..spec(2, 1, 12) }, &[[0, 300]]);
 
+    for dtype in KvDType::ALL {
+        what_is_not_finite_shows(dev, dtype);
+    }
     for spec in [spec(2, 1, 8), AttentionSpec { window: Some(100), softcap: Some(20.0), ..spec(3, 3, 12) }] {
         for (i, chunks) in
             [&[150, 20][..], &[64, 64, 42], &[1, 63, 2, 84, 20], &[7, 9, 33, 121]].iter().enumerate()
         {
-            a_chunked_prefill_is_a_whole_one(dev, spec, super::linear::DTYPES[i % 3], chunks);
+            a_chunked_prefill_is_a_whole_one(dev, spec, KvDType::ALL[i], chunks);
         }
     }
 }
@@ -87,7 +90,7 @@ pub(super) fn with_context(sequences: &[[usize; 2]]) -> Steps {
 #[derive(Debug)]
 pub(super) struct Attention {
     pub(super) spec: AttentionSpec,
-    pub(super) dtype: DType,
+    pub(super) dtype: KvDType,
     pub(super) steps: Steps,
 }
 
@@ -124,13 +127,13 @@ impl Attention {
     }
 
     /// Fills the whole cache as an earlier sequence would: what it left in places that are not seen is to
-    /// have no influence, not even where it is infinite.
+    /// have no influence, not even where it is NaN.
     pub(super) fn leave_behind<D: Device>(&self, dev: &D, kv: &mut D::Kv, blocks: usize) {
         let (rows, cols) = (blocks * KV_BLOCK, self.spec.qkv_cols());
         let block_table = (0..blocks as u32).collect();
         let sequences = vec![SequenceSpan { rows: 0..rows, start: 0, block_table }];
         let meta = StepMeta { tokens: vec![0; rows], sequences, logit_rows: Vec::new() };
-        let qkv = dev.upload(&vec![3e38; rows * cols], rows, cols);
+        let qkv = dev.upload(&vec![f32::NAN; rows * cols], rows, cols);
         dev.store_kv(kv, &qkv, &dev.begin(&meta), &self.spec);
     }
 
@@ -174,7 +177,12 @@ impl Case for Attention {
 }
 
 /// Two sequences, of which one is decoded while the other's prompt is cut into chunks.
-fn a_chunked_prefill_is_a_whole_one<D: Device>(dev: &D, spec: AttentionSpec, dtype: DType, chunks: &[usize]) {
+fn a_chunked_prefill_is_a_whole_one<D: Device>(
+    dev: &D,
+    spec: AttentionSpec,
+    dtype: KvDType,
+    chunks: &[usize],
+) {
     let total: usize = chunks.iter().sum();
     let whole = Attention { spec, dtype, steps: vec![vec![[0, total], [0, 40 + chunks.len()]]] };
     let mut chunked = Attention { spec, dtype, steps: vec![vec![[0, 0], [0, 40]]] };
@@ -195,4 +203,65 @@ fn a_chunked_prefill_is_a_whole_one<D: Device>(dev: &D, spec: AttentionSpec, dty
     }
     let name = format!("{}, whole against chunked", dev.name());
     compare(&name, &chunked, &chunked.run(dev), &expected);
+}
+
+/// Keys or values of one position that are not finite.
+#[derive(Debug)]
+struct NotFinite {
+    dtype: KvDType,
+    position: usize,
+    col: usize,
+    bad: f32,
+}
+
+const NOT_FINITE: AttentionSpec = AttentionSpec {
+    num_heads: 2,
+    num_kv_heads: 1,
+    group: 2,
+    first_in_group: 0,
+    head_dim: 20,
+    scale: 0.25,
+    softcap: None,
+    window: None,
+};
+const NOT_FINITE_ROWS: usize = 90;
+
+impl Case for NotFinite {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let (rows, cols) = (NOT_FINITE_ROWS, NOT_FINITE.qkv_cols());
+        let AttentionSpec { num_kv_heads, head_dim, .. } = NOT_FINITE;
+        let (blocks, share, dtype) = (rows.div_ceil(KV_BLOCK), KvShare::WHOLE, self.dtype);
+        let mut kv = dev.alloc_kv(KvSpec { blocks, share, num_kv_heads, head_dim, dtype });
+        let mut qkv = Values::new(rows).vec(rows * cols);
+        qkv[self.position * cols + self.col] = self.bad;
+        let qkv = dev.upload(&qkv, rows, cols);
+        let block_table = (0..blocks as u32).collect();
+        let sequences = vec![SequenceSpan { rows: 0..rows, start: 0, block_table }];
+        let step = dev.begin(&StepMeta { tokens: vec![0; rows], sequences, logit_rows: Vec::new() });
+        dev.store_kv(&mut kv, &qkv, &step, &NOT_FINITE);
+        vec![Found::tensor(dev, "attention", &dev.attention(&qkv, &kv, &step, &NOT_FINITE))]
+    }
+}
+
+/// Rows before a position are not harmed by what it holds. Those that see it are what the reference says, which is
+/// NaN if the keys and values have scales.
+fn what_is_not_finite_shows(dev: &impl Device, dtype: KvDType) {
+    for (position, col, bad) in [
+        (0, NOT_FINITE.k().first_col, f32::INFINITY),
+        (33, NOT_FINITE.k().first_col + 19, f32::NAN),
+        (64, NOT_FINITE.v().first_col + 7, f32::NEG_INFINITY),
+        (89, NOT_FINITE.v().first_col + 16, f32::NAN),
+    ] {
+        let case = NotFinite { dtype, position, col, bad };
+        check(dev, &case);
+        let found = case.run(dev).remove(0);
+        let (before, after) = found.data.split_at(position * found.shape[1]);
+        assert!(
+            before.iter().all(|x| x.is_finite()),
+            "{}: a row sees what is behind it: {case:?}",
+            dev.name()
+        );
+        let shows = after.iter().all(|x| x.is_nan());
+        assert!(shows || dtype != KvDType::Fp8, "{}: {bad} is lost: {case:?}", dev.name());
+    }
 }

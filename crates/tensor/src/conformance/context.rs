@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::attention::{Attention, spec, with_context};
 use super::values::Values;
 use super::{Case, Found, check, compare};
-use crate::{AttentionSpec, DType, Device, KV_BLOCK, KvShare, KvSpec, SEGMENT, StepMeta, seen_segments};
+use crate::{AttentionSpec, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SEGMENT, StepMeta, seen_segments};
 
 const SEGMENT_BLOCKS: usize = SEGMENT / KV_BLOCK;
 
@@ -16,7 +16,7 @@ const SEGMENT_BLOCKS: usize = SEGMENT / KV_BLOCK;
 /// If the device differs from [`crate::Reference`], or from itself with one owner.
 pub fn context(dev: &impl Device) {
     let long = [[2047, 1], [1022, 4], [0, 30], [3000, 2], [40, 1], [2048, 1]];
-    let mut dtypes = super::linear::DTYPES.into_iter().cycle();
+    let mut dtypes = KvDType::ALL.into_iter().cycle();
     let mut next = |spec: AttentionSpec, sequences: &[[usize; 2]], owners: usize, cuts: &[usize]| {
         let dtype = dtypes.next().expect("a cycle does not end");
         let case = Shared::new(spec, dtype, sequences, owners, cuts);
@@ -50,7 +50,7 @@ struct Shared {
 impl Shared {
     fn new(
         spec: AttentionSpec,
-        dtype: DType,
+        dtype: KvDType,
         sequences: &[[usize; 2]],
         owners: usize,
         cuts: &[usize],

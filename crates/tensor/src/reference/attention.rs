@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::types::{Heads, Scaled};
 use super::{ReferenceKv, ReferenceTensor, dot, max, rows, sum_of_lanes};
 use crate::{AttentionSpec, KV_BLOCK, SeenSegment, SequenceSpan, StepMeta, math, seen_segments};
 
@@ -14,7 +15,10 @@ pub(super) fn store(kv: &mut ReferenceKv, qkv: &ReferenceTensor, step: &StepMeta
     let (k, v) = (spec.k().first_col, spec.v().first_col);
     for sequence in &step.sequences {
         for (i, row) in sequence.rows.clone().enumerate() {
-            let rounded = |cols: &[f32]| cols.iter().map(|&x| kv.spec.dtype.round(x)).collect::<Vec<_>>();
+            let rounded = |cols: &[f32]| {
+                let heads = cols.chunks(spec.head_dim);
+                heads.map(|head| kv.spec.dtype.round(head)).collect::<Vec<_>>()
+            };
             let keys_and_values = (rounded(&qkv.row(row)[k..v]), rounded(&qkv.row(row)[v..]));
             if let Some(place) = place(kv, sequence, sequence.start + i) {
                 kv.written[place] = Some(keys_and_values);
@@ -125,7 +129,7 @@ fn place(kv: &ReferenceKv, sequence: &SequenceSpan, position: usize) -> Option<u
     Some(block * KV_BLOCK + position % KV_BLOCK)
 }
 
-fn read<'a>(kv: &'a ReferenceKv, sequence: &SequenceSpan, position: usize) -> &'a (Vec<f32>, Vec<f32>) {
+fn read<'a>(kv: &'a ReferenceKv, sequence: &SequenceSpan, position: usize) -> &'a (Heads, Heads) {
     let place = place(kv, sequence, position);
     let place = place.unwrap_or_else(|| panic!("position {position} is read, but its block is not here"));
     let written = kv.written[place].as_ref();
@@ -155,13 +159,12 @@ fn one_segment(
 ) -> Running {
     let head_dim = spec.head_dim;
     let kv_head = (head + spec.first_in_group) / spec.group;
-    let columns = kv_head * head_dim..(kv_head + 1) * head_dim;
     let q = &q.row(seen.row)[head * head_dim..(head + 1) * head_dim];
     let mut running = Running { m: f32::NEG_INFINITY, l: 0.0, o: vec![0.0; head_dim] };
     for tile in cut(seen.positions.clone(), TILE) {
         let read = |position| read(kv, sequence, position);
-        let scores: Vec<f32> = tile.clone().map(|p| score(q, &read(p).0[columns.clone()], spec)).collect();
-        let values: Vec<&[f32]> = tile.clone().map(|p| &read(p).1[columns.clone()]).collect();
+        let scores: Vec<f32> = tile.clone().map(|p| score(q, &read(p).0[kv_head], spec)).collect();
+        let values: Vec<&Scaled> = tile.clone().map(|p| &read(p).1[kv_head]).collect();
         running.add_tile(tile, &scores, &values);
     }
     running
@@ -179,13 +182,13 @@ fn cut(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
     parts.map(move |i| range.start.max(i * size)..range.end.min((i + 1) * size))
 }
 
-fn score(q: &[f32], k: &[f32], spec: &AttentionSpec) -> f32 {
-    let score = dot(q, k) * spec.scale;
+fn score(q: &[f32], (k, k_scale): &Scaled, spec: &AttentionSpec) -> f32 {
+    let score = dot(q, k) * k_scale * spec.scale;
     spec.softcap.map_or(score, |cap| rows::softcap(score, cap))
 }
 
 impl Running {
-    fn add_tile(&mut self, tile: Range<usize>, scores: &[f32], values: &[&[f32]]) {
+    fn add_tile(&mut self, tile: Range<usize>, scores: &[f32], values: &[&Scaled]) {
         let m = max(self.m, scores.iter().copied().fold(f32::NEG_INFINITY, max));
         let c = if self.m == f32::NEG_INFINITY { 0.0 } else { math::exp(self.m - m) };
         let weights: Vec<f32> = scores.iter().map(|score| math::exp(score - m)).collect();
@@ -197,8 +200,8 @@ impl Running {
         self.l = f32::mul_add(self.l, c, sum_of_lanes(lanes));
         for (d, o) in self.o.iter_mut().enumerate() {
             *o *= c;
-            for (weight, value) in weights.iter().zip(values) {
-                *o = f32::mul_add(*weight, value[d], *o);
+            for (weight, (value, scale)) in weights.iter().zip(values) {
+                *o = f32::mul_add(weight * scale, value[d], *o);
             }
         }
     }

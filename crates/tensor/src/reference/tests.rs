@@ -55,7 +55,7 @@ fn attention_is_a_softmax_over_what_is_seen() {
             share: KvShare::WHOLE,
             num_kv_heads: 2,
             head_dim: 8,
-            dtype: DType::F32,
+            dtype: DType::F32.into(),
         });
         Reference.store_kv(&mut kv, &qkv, &step, &spec);
         let out = Reference.attention(&qkv, &kv, &step, &spec);
@@ -91,7 +91,7 @@ fn a_position_that_was_never_written_is_not_read() {
         share: KvShare::WHOLE,
         num_kv_heads: 2,
         head_dim: 8,
-        dtype: DType::F32,
+        dtype: DType::F32.into(),
     });
     step.sequences[0].start = 12;
     Reference.attention(&wave(20, SPEC.qkv_cols(), 1.0), &kv, &step, &SPEC);

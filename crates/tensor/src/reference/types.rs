@@ -18,8 +18,13 @@ pub struct ReferenceTensor {
 pub struct ReferenceKv {
     pub(super) spec: KvSpec,
     /// At `block · KV_BLOCK + slot` the heads' keys, and the heads' values; nothing where nothing was written.
-    pub(super) written: Vec<Option<(Vec<f32>, Vec<f32>)>>,
+    pub(super) written: Vec<Option<(Heads, Heads)>>,
 }
+
+/// One position's keys or values, head by head.
+pub(super) type Heads = Vec<Scaled>;
+/// A head's elements, and their scale.
+pub(super) type Scaled = (Vec<f32>, f32);
 
 /// Per token the chosen experts with their weights, by ascending id.
 #[derive(Clone, Debug)]

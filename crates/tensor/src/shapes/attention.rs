@@ -19,8 +19,7 @@ pub(super) fn store(kv: &KvSpec, qkv: &ShapeTensor, step: &StepMeta, spec: &Atte
         positions.filter(|p| kv.share.local(s.block_table[p / KV_BLOCK]).is_some()).count()
     };
     let rows: usize = step.sequences.iter().map(here).sum();
-    let elements = rows * 2 * kv.num_kv_heads * kv.head_dim;
-    OpCost { kv_bytes: (elements * kv.dtype.bytes()) as u64, ..cost(0, elements) }
+    OpCost { kv_bytes: kv_bytes(rows, kv), ..cost(0, rows * 2 * kv.num_kv_heads * kv.head_dim) }
 }
 
 pub(super) fn attention(
@@ -103,7 +102,7 @@ fn flops(seen: usize, spec: &AttentionSpec) -> usize {
 }
 
 fn kv_bytes(positions: usize, kv: &KvSpec) -> u64 {
-    (positions * 2 * kv.num_kv_heads * kv.head_dim * kv.dtype.bytes()) as u64
+    (positions * 2 * kv.num_kv_heads * kv.dtype.bytes(kv.head_dim)) as u64
 }
 
 fn check_heads(op: &str, kv: &KvSpec, spec: &AttentionSpec) {

@@ -13,7 +13,7 @@ pub use types::{ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight};
 use std::fmt;
 use std::ops::Range;
 
-use self::types::short_name;
+use self::types::short_kv_name;
 use crate::{
     Activation, AttentionSpec, Device, DeviceError, Exchanged, HeadSpan, KV_BLOCK, KvShare, KvSpec,
     LogitEdit, MatrixSource, NormKind, NormSpec, OpCost, Part, Program, RopeSpec, RouterSpec, StepMeta,
@@ -266,7 +266,7 @@ impl<R: Recorder> Device for Shapes<R> {
 
     fn store_kv(&self, kv: &mut KvSpec, qkv: &ShapeTensor, step: &StepMeta, spec: &AttentionSpec) {
         let cost = attention::store(kv, qkv, step, spec);
-        let (t, dtype) = (qkv.rows, short_name(kv.dtype));
+        let (t, dtype) = (qkv.rows, short_kv_name(kv.dtype));
         self.record(
             "store_kv",
             cost,

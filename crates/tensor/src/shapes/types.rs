@@ -2,7 +2,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::PANEL;
-use crate::{DType, HeadSpan, NormKind, WeightFormat, WeightSpec};
+use crate::{DType, HeadSpan, KvDType, NormKind, WeightFormat, WeightSpec};
 
 /// Shape of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,10 +99,17 @@ fn format_name(format: WeightFormat) -> &'static str {
     }
 }
 
-pub(super) fn short_name(dtype: DType) -> &'static str {
+fn short_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F32 => "f32",
         DType::F16 => "f16",
         DType::BF16 => "bf16",
+    }
+}
+
+pub(super) fn short_kv_name(dtype: KvDType) -> &'static str {
+    match dtype {
+        KvDType::Float(dtype) => short_name(dtype),
+        KvDType::Fp8 => "fp8",
     }
 }

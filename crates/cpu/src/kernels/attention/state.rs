@@ -5,7 +5,7 @@ use tensor::{AttentionSpec, math};
 
 use std::ops::Range;
 
-use super::TILE;
+use super::{BLOCKS, TILE};
 use crate::kernels::cache::padded;
 use crate::kernels::elementwise::soft_cap;
 use crate::simd::{F32x16, Kernel, LANES};
@@ -39,6 +39,21 @@ impl<'a> State<'a> {
         let (m, rest) = self.data.split_at_mut(self.queries);
         let (l, o) = rest.split_at_mut(self.queries);
         (&mut m[query], &mut l[query], &mut o[query * self.width..(query + 1) * self.width])
+    }
+
+    /// Raises the maxima to the tile's largest scores, instead of which it leaves the factors by which what was added
+    /// before shrinks: 0 if nothing was.
+    #[inline(always)]
+    pub(super) fn raise<V: F32x16>(&mut self, largest: &mut [f32]) {
+        let maxima = self.data[..largest.len()].chunks_mut(LANES);
+        for (m, largest) in maxima.zip(largest.chunks_mut(LANES)) {
+            let old = V::load_first(m);
+            let new = old.max(V::load_first(largest));
+            let shrink = math::exp(old.sub(new));
+            let nothing = V::splat(f32::NEG_INFINITY);
+            nothing.select_lt(old, shrink, V::splat(0.0)).store_first(largest);
+            new.store_first(m);
+        }
     }
 
     /// Takes in the state of the segment that follows.
@@ -108,48 +123,77 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Turns a query's scores of a tile into weights; updates its maximum and sum. Gives the factor by which what
-/// was added before shrinks.
-#[inline(always)]
-pub(super) fn softmax<V: F32x16>(
-    scores: &mut [f32],
-    seen: Range<usize>,
-    spec: &AttentionSpec,
-    m: &mut f32,
-    l: &mut f32,
-) -> f32 {
-    let groups = scores.as_chunks_mut::<LANES>().0;
-    // A group's lanes that are seen.
-    let lanes = |group: usize| {
-        let from = seen.start.saturating_sub(group * LANES).min(LANES);
-        from..seen.end.saturating_sub(group * LANES).clamp(from, LANES)
+/// What the keys and values of a tile are to be multiplied by.
+pub(super) struct Scales {
+    pub(super) keys: [[f32; LANES]; BLOCKS],
+    pub(super) values: [[f32; LANES]; BLOCKS],
+}
+
+/// Calls `f` with every group of a tile that has seen positions, and with those of its lanes that are, unless all are.
+macro_rules! for_groups {
+    ($seen:expr, |$group:ident, $lanes:ident| $f:expr) => {
+        if $seen.len() == TILE {
+            // A count that is known lets the groups overlap.
+            for $group in 0..BLOCKS {
+                let $lanes: Option<Range<usize>> = None;
+                $f
+            }
+        } else {
+            for $group in $seen.start / LANES..$seen.end.div_ceil(LANES) {
+                let from = $seen.start.saturating_sub($group * LANES).min(LANES);
+                let $lanes = Some(from..$seen.end.saturating_sub($group * LANES).clamp(from, LANES));
+                $f
+            }
+        }
     };
+}
+
+/// Scales a query's scores of a tile, with the keys' scales first, and caps them. The largest; −∞ if none is seen.
+#[inline(always)]
+pub(super) fn largest<V: F32x16>(
+    scores: &mut [[f32; LANES]; BLOCKS],
+    seen: Range<usize>,
+    scales: Option<&Scales>,
+    spec: &AttentionSpec,
+) -> f32 {
     let mut max = V::splat(f32::NEG_INFINITY);
-    for group in seen.start / LANES..seen.end.div_ceil(LANES) {
-        let mut s = V::load(&groups[group]).mul(V::splat(spec.scale));
+    for_groups!(seen, |group, lanes| {
+        let mut s = V::load(&scores[group]);
+        if let Some(scales) = scales {
+            s = s.mul(V::load(&scales.keys[group]));
+        }
+        s = s.mul(V::splat(spec.scale));
         if let Some(cap) = spec.softcap {
             s = soft_cap(s, cap);
         }
-        let lanes = lanes(group);
-        if lanes.len() < LANES {
+        if let Some(lanes) = lanes {
             s = s.keep(lanes.start, lanes.end, V::splat(f32::NEG_INFINITY));
         }
         max = s.max(max);
-        s.store(&mut groups[group]);
-    }
-    let new = Lanes::max(*m, max.largest());
-    let shrink = if *l == 0.0 { 0.0 } else { math::exp(*m - new) };
+        s.store(&mut scores[group]);
+    });
+    max.largest()
+}
+
+/// Turns a query's scores of a tile into weights, with the values' scales last. The sum of the weights without these.
+#[inline(always)]
+pub(super) fn weights<V: F32x16>(
+    scores: &mut [[f32; LANES]; BLOCKS],
+    seen: Range<usize>,
+    scales: Option<&Scales>,
+    m: f32,
+) -> f32 {
     let mut sum = V::splat(0.0);
-    for group in seen.start / LANES..seen.end.div_ceil(LANES) {
-        let lanes = lanes(group);
-        let mut weights = math::exp(V::load(&groups[group]).sub(V::splat(new)));
-        if lanes.len() < LANES {
+    for_groups!(seen, |group, lanes| {
+        let mut weights = math::exp(V::load(&scores[group]).sub(V::splat(m)));
+        if let Some(lanes) = lanes {
             weights = weights.keep(lanes.start, lanes.end, V::splat(0.0));
         }
         sum = sum.add(weights);
-        weights.store(&mut groups[group]);
-    }
-    *m = new;
-    *l = l.fma(shrink, sum.sum_by_halves());
-    shrink
+        if let Some(scales) = scales {
+            weights = weights.mul(V::load(&scales.values[group]));
+        }
+        weights.store(&mut scores[group]);
+    });
+    sum.sum_by_halves()
 }

@@ -3,14 +3,15 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use tensor::lanes::Lanes;
 use tensor::{KV_BLOCK, SEGMENT};
 
 use super::products::{Scores, Values};
-use super::state::{Scratch, State, softmax};
+use super::state::{Scales, Scratch, State, largest, weights};
 use super::{BLOCKS, Item, Job, TILE};
 use crate::kernels::rows::Tiles;
 use crate::kernels::tile::for_tiles;
-use crate::simd::{Element, F32x16, Kernel, LANES};
+use crate::simd::{Bf16, Element, F32x16, Kernel, KvElement, LANES};
 
 /// All segments of an item, to `scratch.total`.
 pub(super) struct Run<'a, 'b, E> {
@@ -20,7 +21,7 @@ pub(super) struct Run<'a, 'b, E> {
     pub(super) of: PhantomData<E>,
 }
 
-impl<E: Element> Kernel for Run<'_, '_, E> {
+impl<E: KvElement> Kernel for Run<'_, '_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -60,7 +61,7 @@ struct Walk<'a, E> {
     pub(super) of: PhantomData<E>,
 }
 
-impl<E: Element> Walk<'_, E> {
+impl<E: KvElement> Walk<'_, E> {
     #[inline(always)]
     fn queries(&self) -> usize {
         self.item.rows.len() * self.heads.len()
@@ -115,19 +116,31 @@ impl<E: Element> Walk<'_, E> {
             let to = (end - tile * TILE).min(TILE).div_ceil(KV_BLOCK);
             let all = self.all_visible(tile);
             self.scores::<V>(tile, from..to);
-            for query in 0..self.queries() {
-                let seen = if all { 0..TILE } else { self.visible(query, tile) };
-                if !seen.is_empty() {
-                    let (m, l, _) = state.query(query);
-                    let scores = &mut self.scores[query * TILE..(query + 1) * TILE];
-                    self.shrink[query] = softmax::<V>(scores, seen, self.job.spec, m, l);
-                }
-            }
+            let scales = E::SCALED.then(|| self.scales::<V>(tile, from..to));
+            self.softmax::<V>(tile, all, scales.as_ref(), state);
             if all {
                 self.values_of_some::<V>(tile, 0..self.queries(), 0..TILE, state);
             } else {
                 self.values_of_all::<V>(tile, state);
             }
+        }
+    }
+
+    /// Turns the scores of a tile into weights; updates maxima and sums. Each step is done for all queries before the
+    /// next one: what a single query waits for, from its maximum to its sum, would take longer than the products.
+    #[inline(always)]
+    fn softmax<V: F32x16>(&mut self, tile: usize, all: bool, scales: Option<&Scales>, state: &mut State<'_>) {
+        let queries = self.queries();
+        for query in 0..queries {
+            let seen = if all { 0..TILE } else { self.visible(query, tile) };
+            self.shrink[query] = largest::<V>(scores_of(self.scores, query), seen, scales, self.job.spec);
+        }
+        state.raise::<V>(&mut self.shrink[..queries]);
+        for query in 0..queries {
+            let seen = if all { 0..TILE } else { self.visible(query, tile) };
+            let (m, l, _) = state.query(query);
+            let sum = weights::<V>(scores_of(self.scores, query), seen, scales, *m);
+            *l = l.fma(self.shrink[query], sum);
         }
     }
 
@@ -154,25 +167,48 @@ impl<E: Element> Walk<'_, E> {
     ) {
         let head_dim = self.job.spec.head_dim;
         let mut keys: [&[E::Bits]; P] = [&[]; P];
-        let mut values: [&[E::Bits]; P] = [&[]; P];
+        let mut next: [&[E::Bits]; P] = [&[]; P];
         for p in 0..P {
-            let id = self.block(tile, block + p);
-            keys[p] = self.job.kv.keys::<E>(id, self.item.kv_head);
-            values[p] = self.job.kv.values::<E>(id, self.item.kv_head);
+            let kv_head = self.item.kv_head;
+            keys[p] = self.job.kv.keys::<E>(self.block(tile, block + p), kv_head);
+            next[p] = self.job.kv.keys::<E>(self.next_block(tile, block + p), kv_head);
         }
         V::call(Scores::<E, R, P> {
             x: &self.x[queries.start * head_dim..queries.end * head_dim],
             x_stride: queries.len(),
             r,
             keys,
-            values,
+            next,
             scores: &mut self.scores[(queries.start + r) * TILE + block * KV_BLOCK..],
         });
+    }
+
+    /// Of the blocks `blocks` of a tile. Those of the next tile are needed soon.
+    #[inline(always)]
+    fn scales<V: F32x16>(&self, tile: usize, blocks: Range<usize>) -> Scales {
+        let mut scales = Scales { keys: [[0.0; LANES]; BLOCKS], values: [[0.0; LANES]; BLOCKS] };
+        for block in blocks {
+            let of_block = self.job.kv.scales(self.block(tile, block), self.item.kv_head);
+            let next = self.job.kv.scales(self.next_block(tile, block), self.item.kv_head);
+            V::prefetch_far(next[0].as_ptr().cast());
+            for (bits, to) in of_block.into_iter().zip([&mut scales.keys, &mut scales.values]) {
+                Bf16::widen::<V>(bits).store(&mut to[block]);
+            }
+        }
+        scales
     }
 
     #[inline(always)]
     fn block(&self, tile: usize, block: usize) -> u32 {
         self.job.sequences[self.item.sequence].block_table[tile * BLOCKS + block]
+    }
+
+    /// The same block of the next tile; where there is none here, of this one.
+    #[inline(always)]
+    fn next_block(&self, tile: usize, block: usize) -> u32 {
+        let table = &self.job.sequences[self.item.sequence].block_table;
+        let next = table.get((tile + 1) * BLOCKS + block).copied();
+        next.filter(|&id| (id as usize) < self.job.kv.spec.blocks).unwrap_or_else(|| self.block(tile, block))
     }
 
     /// Adds a tile's weighted values to the queries that see some of them; queries that see the same together.
@@ -221,13 +257,9 @@ impl<E: Element> Walk<'_, E> {
     ) {
         let mut values: [&[E::Bits]; BLOCKS] = [&[]; BLOCKS];
         let mut next: [&[E::Bits]; BLOCKS] = [&[]; BLOCKS];
-        let table = &self.job.sequences[self.item.sequence].block_table;
         for block in seen.start / KV_BLOCK..seen.end.div_ceil(KV_BLOCK) {
-            let at = tile * BLOCKS + block;
-            values[block] = self.job.kv.values::<E>(table[at], self.item.kv_head);
-            let next_block =
-                table.get(at + BLOCKS).copied().filter(|&id| (id as usize) < self.job.kv.spec.blocks);
-            next[block] = self.job.kv.keys::<E>(next_block.unwrap_or(table[at]), self.item.kv_head);
+            values[block] = self.job.kv.values::<E>(self.block(tile, block), self.item.kv_head);
+            next[block] = self.job.kv.values::<E>(self.next_block(tile, block), self.item.kv_head);
         }
         V::call(Values::<E, R, P> {
             weights: &self.scores[query * TILE..(query + R) * TILE],
@@ -240,4 +272,11 @@ impl<E: Element> Walk<'_, E> {
             o: &mut state.data[2 * state.queries + query * state.width..][..R * state.width],
         });
     }
+}
+
+/// A query's scores.
+#[inline(always)]
+fn scores_of(scores: &mut [f32], query: usize) -> &mut [[f32; LANES]; BLOCKS] {
+    let (groups, _) = scores[query * TILE..(query + 1) * TILE].as_chunks_mut();
+    groups.first_chunk_mut().expect("a tile")
 }
