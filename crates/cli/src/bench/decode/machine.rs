@@ -1,0 +1,69 @@
+//! The limits of this machine, measured between the runs.
+
+use std::collections::BTreeMap;
+
+use cpu::limits::{self, ReadBandwidth};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::bench::limits::{BUFFER_BYTES, config};
+
+/// What so many threads could do at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Read bandwidth of memory, GB/s.
+    pub bandwidth: f64,
+    /// Fused multiply-adds of f32, GFLOP/s.
+    pub flops: f64,
+}
+
+impl Limits {
+    /// Of two measurements.
+    pub fn mean(self, other: Limits) -> Limits {
+        Limits {
+            bandwidth: (self.bandwidth + other.bandwidth) / 2.0,
+            flops: (self.flops + other.flops) / 2.0,
+        }
+    }
+}
+
+/// Buffers to measure with, and the last measurement.
+#[derive(Default)]
+pub struct Machine {
+    memory: BTreeMap<usize, ReadBandwidth>,
+    last: Option<(usize, Limits)>,
+}
+
+/// Passes of each pattern: few, for they are done as often as there are runs.
+const REPEATS: usize = 3;
+
+impl Machine {
+    /// The limits now. What was measured after the run before is still new.
+    pub fn before(&mut self, threads: usize) -> Limits {
+        match self.last {
+            Some((of, limits)) if of == threads => limits,
+            _ => self.after(threads),
+        }
+    }
+
+    /// Measures the limits.
+    pub fn after(&mut self, threads: usize) -> Limits {
+        let config = limits::LimitsConfig { repeats: REPEATS, ..config(threads) };
+        let memory = self.memory.entry(threads).or_insert_with(|| ReadBandwidth::new(&config, BUFFER_BYTES));
+        let limits = Limits { bandwidth: memory.measure(), flops: limits::fma_rate(&config) };
+        self.last = Some((threads, limits));
+        limits
+    }
+
+    /// Something else was done since the last measurement.
+    pub fn forget(&mut self) {
+        self.last = None;
+    }
+}
+
+/// A bar of runs on a terminal. It is drawn only between runs, and takes no time from them.
+pub fn bar(runs: u64) -> ProgressBar {
+    let bar = ProgressBar::new(runs);
+    let style = ProgressStyle::with_template("{msg} {bar:30} run {pos} of {len}, {eta} left");
+    bar.set_style(style.expect("the template is right"));
+    bar
+}
