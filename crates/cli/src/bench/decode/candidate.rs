@@ -4,7 +4,7 @@ use engine::{Engine, GenerateRequest, Timing, cpus};
 use tensor::KV_BLOCK;
 
 use super::machine::Limits;
-use super::resident::{self, Resident};
+use super::resident::Resident;
 use super::sweep::Point;
 use crate::error::CliError;
 
@@ -36,14 +36,13 @@ pub struct Run {
 const WARM_UP: usize = 4;
 
 impl Candidate {
-    /// Loads it. Ranks of a job other than rank 0 have none.
+    /// Loads it. `base` is what the process had before the first candidate. Ranks of a job other than rank 0 have none.
     pub fn load(
         load: impl FnOnce() -> Result<Option<(String, Engine)>, CliError>,
         points: &[Point],
+        base: u64,
     ) -> Result<Option<Candidate>, CliError> {
-        // What the process has by itself is in every candidate's figure.
-        static BASE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-        let mut resident = Resident::new(*BASE.get_or_init(resident::now));
+        let mut resident = Resident::new(base);
         let (loaded, load_peak) = resident.during(load);
         let measured = || points.iter().map(|_| Measured::default()).collect();
         Ok(loaded?.map(|(name, engine)| Candidate {

@@ -1,6 +1,7 @@
 //! The limits of this machine, measured between the runs.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use cpu::limits::{self, ReadBandwidth};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,37 +27,30 @@ impl Limits {
     }
 }
 
-/// Buffers to measure with, and the last measurement.
+/// Buffers to measure with, and the last measurements, by threads.
 #[derive(Default)]
 pub struct Machine {
     memory: BTreeMap<usize, ReadBandwidth>,
-    last: Option<(usize, Limits)>,
+    last: BTreeMap<usize, (Instant, Limits)>,
 }
 
 /// Passes of each pattern: few, for they are done as often as there are runs.
 const REPEATS: usize = 3;
 
-impl Machine {
-    /// The limits now. What was measured after the run before is still new.
-    pub fn before(&mut self, threads: usize) -> Limits {
-        match self.last {
-            Some((of, limits)) if of == threads => limits,
-            _ => self.after(threads),
-        }
-    }
+/// A measurement serves for so long. Runs of milliseconds share one, longer ones have one before and one behind.
+const FRESH: Duration = Duration::from_millis(250);
 
-    /// Measures the limits.
-    pub fn after(&mut self, threads: usize) -> Limits {
+impl Machine {
+    /// The limits now.
+    pub fn limits(&mut self, threads: usize) -> Limits {
+        if let Some((_, limits)) = self.last.get(&threads).filter(|(at, _)| at.elapsed() < FRESH) {
+            return *limits;
+        }
         let config = limits::LimitsConfig { repeats: REPEATS, ..config(threads) };
         let memory = self.memory.entry(threads).or_insert_with(|| ReadBandwidth::new(&config, BUFFER_BYTES));
         let limits = Limits { bandwidth: memory.measure(), flops: limits::fma_rate(&config) };
-        self.last = Some((threads, limits));
+        self.last.insert(threads, (Instant::now(), limits));
         limits
-    }
-
-    /// Something else was done since the last measurement.
-    pub fn forget(&mut self) {
-        self.last = None;
     }
 }
 

@@ -93,14 +93,14 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     if membership.ranks().is_some() && options.len() > 1 {
         return Err(CliError::Usage("--splits compares threads of one process; a job has one split".into()));
     }
-    let mut candidates = Vec::new();
+    let (mut candidates, base) = (Vec::new(), resident::now());
     for options in &options {
         let load = || -> Result<_, CliError> {
             let model = OpenModel::open(&args.model, &args.split, options, membership)?;
             let name = model.name.clone();
             Ok(model.load(options, membership, &args.run, true)?.map(|engine| (name, engine)))
         };
-        let Some(candidate) = Candidate::load(load, &points)? else { return Ok(()) };
+        let Some(candidate) = Candidate::load(load, &points, base)? else { return Ok(()) };
         candidates.push(candidate);
     }
     let positions = candidates[0].engine.max_model_len();
@@ -150,12 +150,11 @@ fn measure(candidates: &mut [Candidate], points: &[Point], repeats: usize) -> Re
                 let requests = requests(&points[i], candidate.engine.config().vocab_size);
                 if round == 0 {
                     candidate.warm_up(i, &points[i], &requests)?;
-                    machine.forget();
                 }
                 let threads = candidate.threads();
-                let before = machine.before(threads);
+                let before = machine.limits(threads);
                 let timing = candidate.run(i, &requests)?;
-                let limits = before.mean(machine.after(threads));
+                let limits = before.mean(machine.limits(threads));
                 candidate.measured[i].runs.push(Run { timing, limits });
                 bar.inc(1);
             }
