@@ -92,6 +92,17 @@ fn decode_has_a_row_for_each_combination_of_lists() {
 }
 
 #[test]
+fn decode_compares_quantisations() {
+    let found =
+        anysplit("bench decode --prompt-len 4 --gen-len 2 --repeats 1 --quantizations none,int8 --json")
+            .json();
+    let kept: Vec<_> = found["rows"].as_array().unwrap().iter().map(|row| &row["quantization"]).collect();
+    assert_eq!(kept, [&Value::Null, &json!("int8")]);
+    anysplit("bench decode --quantizations int8,int3").refused(&["int3", "--quantizations", "int4"]);
+    anysplit("bench decode --quantizations int8 --quantization int8").refused(&["--quantizations"]);
+}
+
+#[test]
 fn decode_counts_the_tokens_of_all_sequences() {
     let rows = anysplit("bench decode --prompt-len 4 --gen-len 8 --batch-size 1,4 --repeats 1 --json").json();
     // Weights are read once for all of them, so a sequence more costs less than a fraction of the limit more.

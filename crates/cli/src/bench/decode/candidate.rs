@@ -1,6 +1,7 @@
-//! One of the splits that are compared.
+//! One of what is compared.
 
 use engine::{Engine, GenerateRequest, Timing, cpus};
+use model::Quantization;
 use tensor::KV_BLOCK;
 
 use super::machine::Limits;
@@ -8,7 +9,7 @@ use super::resident::Resident;
 use super::sweep::Point;
 use crate::error::CliError;
 
-/// A split's engine and what was measured on it.
+/// An engine and what was measured on it.
 pub struct Candidate {
     pub name: String,
     pub engine: Engine,
@@ -22,7 +23,7 @@ pub struct Candidate {
 #[derive(Default)]
 pub struct Measured {
     pub runs: Vec<Run>,
-    /// The most that the split would have taken alone, from loading until its first run here.
+    /// The most that it would have taken alone, from loading until its first run here.
     pub peak_rss_bytes: u64,
 }
 
@@ -54,9 +55,14 @@ impl Candidate {
         }))
     }
 
-    /// Ranks × threads.
-    pub fn split(&self) -> String {
-        format!("{}x{}", self.engine.plan().mesh.size(), self.engine.threads_per_rank())
+    /// What weights are kept as.
+    pub fn kept(&self) -> &'static str {
+        self.engine.kept_as().quantization.map_or(self.engine.dtype().name(), Quantization::name)
+    }
+
+    /// What tells it from the others.
+    pub fn what(&self) -> String {
+        format!("{}x{}, {}", self.engine.plan().mesh.size(), self.engine.threads_per_rank(), self.kept())
     }
 
     /// Threads that work at a time, at most one per core.

@@ -11,7 +11,7 @@ use clap::Args;
 use cpu::Isa;
 use engine::{EngineOptions, GenerateRequest, SamplingParams};
 
-use crate::args::{ModelArgs, RunArgs, engine_options, yes_or_no};
+use crate::args::{ModelArgs, QuantizationArg, RunArgs, engine_options, yes_or_no};
 use crate::error::CliError;
 use crate::expert_counts;
 use crate::membership::Membership;
@@ -25,14 +25,14 @@ use sweep::{Point, parse_isa, parse_split, points};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  anysplit bench decode\n  \
     anysplit bench decode --model ./Llama-3.2-1B --load-format random --splits 1x2,2x1 --repeats 5\n  \
-    anysplit bench decode --prompt-len 32 --batch-size 1,8,32\n\n\
-    Lists are combined: each prompt length with each number of tokens to generate, batch size and split. What is \
+    anysplit bench decode --prompt-len 32 --batch-size 1,8,32 --quantizations none,int8,int4\n\n\
+    Lists are combined: each prompt length with each number of tokens to generate, batch size, split and quantisation. What is \
     compared is run in turn, everything once before anything a second time, and the limits are measured between the \
     runs. The first round is preceded by a warm-up of each.\n\
     Decode counts the tokens of all sequences together. Its limit is the read bandwidth divided by the bytes of \
     weights, keys and values that a step reads, or the FMA peak divided by its FLOPs, whichever is less. Prompts \
     that exceed --max-num-batched-tokens together start, and end, one after the other.\n\
-    The peak of memory is what the split would need if it ran alone: the limits' buffers and the other splits don't \
+    The peak of memory is what a split would need if it ran alone: the limits' buffers and the other splits don't \
     count.")]
 pub struct DecodeArgs {
     /// Tokens of each prompt
@@ -69,6 +69,15 @@ pub struct DecodeArgs {
         conflicts_with_all = ["tensor_parallel_size", "threads_per_rank", "rank_weights"]
     )]
     splits: Vec<(usize, usize)>,
+    /// Quantisations to compare; in place of --quantization
+    #[arg(
+        long,
+        env = "ANYSPLIT_QUANTIZATIONS",
+        value_delimiter = ',',
+        value_name = "LIST",
+        conflicts_with = "quantization"
+    )]
+    quantizations: Vec<QuantizationArg>,
     /// Instructions that kernels may use; default: the best that this machine has
     #[arg(long, env = "ANYSPLIT_ISA", value_name = "ISA", value_parser = parse_isa)]
     isa: Option<Isa>,
@@ -89,9 +98,11 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     }
     let points = points(&args.prompt_len, &args.gen_len, &args.batch_size, args.run.max_num_seqs)?;
     let options = engine_options(&args.model, &args.split, &args.run, membership)?;
-    let options = splits(args, EngineOptions { isa: args.isa, ..options });
+    let options = compared(args, EngineOptions { isa: args.isa, ..options });
     if membership.ranks().is_some() && options.len() > 1 {
-        return Err(CliError::Usage("--splits compares threads of one process; a job has one split".into()));
+        return Err(CliError::Usage(
+            "--splits and --quantizations compare within one process; a job has one of each".into(),
+        ));
     }
     let (mut candidates, base) = (Vec::new(), resident::now());
     for options in &options {
@@ -123,17 +134,25 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     report::print(&rows, args.json)
 }
 
-/// The options of each split that is compared.
-fn splits(args: &DecodeArgs, options: EngineOptions) -> Vec<EngineOptions> {
-    let of = |&(ranks, threads): &(usize, usize)| EngineOptions {
+/// The options of all that is compared.
+fn compared(args: &DecodeArgs, options: EngineOptions) -> Vec<EngineOptions> {
+    let of_split = |&(ranks, threads): &(usize, usize)| EngineOptions {
         rank_weights: vec![1.0; ranks],
         threads_per_rank: Some(threads),
         ..options.clone()
     };
-    match args.splits.is_empty() {
-        true => vec![options],
-        false => args.splits.iter().map(of).collect(),
+    let splits = match args.splits.is_empty() {
+        true => vec![options.clone()],
+        false => args.splits.iter().map(of_split).collect(),
+    };
+    if args.quantizations.is_empty() {
+        return splits;
     }
+    let with = |q: &QuantizationArg| {
+        let quantization = q.get();
+        splits.iter().map(move |split| EngineOptions { quantization, ..split.clone() })
+    };
+    args.quantizations.iter().flat_map(with).collect()
 }
 
 /// Runs every candidate at every point, in turn, so that a disturbance does not hit one alone.
@@ -146,7 +165,7 @@ fn measure(candidates: &mut [Candidate], points: &[Point], repeats: usize) -> Re
     for round in 0..repeats {
         for &i in &order {
             for candidate in candidates.iter_mut() {
-                bar.set_message(format!("{}, {}", candidate.split(), points[i]));
+                bar.set_message(format!("{}, {}", candidate.what(), points[i]));
                 let requests = requests(&points[i], candidate.engine.config().vocab_size);
                 if round == 0 {
                     candidate.warm_up(i, &points[i], &requests)?;
