@@ -49,6 +49,10 @@ mod tests {
     #[test]
     fn a_candidate_is_charged_what_it_took_and_not_what_others_keep() {
         const MIB: u64 = 1 << 20;
+        if fs::write("/proc/self/clear_refs", "5").is_err() {
+            eprintln!("skipped: this system cannot set a process's peak back");
+            return;
+        }
         let page = |mib: u64| vec![1u8; (mib * MIB) as usize];
         let (mut first, mut second) = (Resident::new(MIB), Resident::new(MIB));
         let (kept, _) = first.during(|| page(64));
