@@ -121,7 +121,6 @@ class Comparison:
         args = self.args
         model, isa = self.peer.checkpoint(args.shape), None if flavour == "native" else flavour
         for split in args.splits or [f"1x{args.threads}"]:
-            of_split = "" if len(args.splits or [0]) == 1 else f", {split}"
             cases = [("", args.prompt_len, 1)] if "alone" in args.what else []
             cases += [(f" ×{n}", BATCH_PROMPT, n) for n in args.batches] if "batches" in args.what else []
             for suffix, prompt, batch in cases:
@@ -140,7 +139,7 @@ class Comparison:
                 for what, (rate, fraction) in whats.items():
                     found = {"tokens_per_s": row[rate], "fraction": row[fraction]}
                     found["peak_rss_bytes"] = row["peak_rss_bytes"]
-                    self.add("anysplit", flavour, format, what + suffix + of_split, found, limits)
+                    self.add("anysplit", flavour, format, what + suffix, found | {"split": split}, limits)
 
     def add(self, engine: str, flavour: str, format: str, what: str, found: dict, limits: Limits) -> None:
         say(f"    {what}: {found['tokens_per_s']:.2f} tok/s, {100 * found['fraction']:.0f} % of the limit")

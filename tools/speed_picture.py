@@ -71,12 +71,14 @@ def legend() -> list[str]:
 
 
 def draw(found: dict, flavour: str) -> str:
-    rows = {w: [r for r in found["rows"] if r["flavour"] == flavour and r["what"] == w] for w in ("decode", "prefill")}
+    # One row per format: of several splits the first.
+    by_what = lambda what: [r for r in found["rows"] if (r["flavour"], r["what"]) == (flavour, what)]
+    rows = {what: list({r["format"]: r for r in reversed(by_what(what))}.values())[::-1] for what in ("decode", "prefill")}
     if not rows["decode"] and not rows["prefill"]:
         raise SystemExit(f"error: nothing of flavour {flavour} was measured; give one of its rows' by --flavour")
     machine, threads = found["machine"], found["threads"]
     titles = {
-        "decode": f"Decode, tokens/s (limit: read bandwidth)",
+        "decode": "Decode, tokens/s (limit: read bandwidth)",
         "prefill": f"Prefill of {found['prompt']} tokens, tokens/s (limit: f32 FMA peak)",
     }
     body = legend()

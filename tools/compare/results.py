@@ -3,19 +3,26 @@
 from collections import defaultdict
 from statistics import median
 
-# One sample: engine, flavour, format, what, tokens_per_s, fraction, read_gb_s, fma_gflop_s, peak_rss_bytes, split.
+# One sample: engine, flavour, format, what, split (Anysplit's), tokens_per_s, fraction, read_gb_s, fma_gflop_s,
+# peak_rss_bytes.
 
 
 def rows(samples: list[dict]) -> list[dict]:
-    """One per (flavour, format, what), with each engine's medians."""
+    """One per (flavour, format, what) and split of Anysplit's, with each engine's medians."""
     groups = defaultdict(lambda: defaultdict(list))
     for sample in samples:
-        groups[sample["flavour"], sample["format"], sample["what"]][sample["engine"]].append(sample)
-    return [_row(key, engines) for key, engines in groups.items()]
+        groups[sample["flavour"], sample["format"], sample["what"]][sample.get("split")].append(sample)
+    found = []
+    for key, by_split in groups.items():
+        theirs = by_split.pop(None, [])
+        for split, ours in by_split.items() or [(None, [])]:
+            engines = {"anysplit": ours, "llama.cpp": theirs}
+            found.append(_row((*key, split), {name: part for name, part in engines.items() if part}))
+    return found
 
 
 def _row(key: tuple, engines: dict[str, list[dict]]) -> dict:
-    row = dict(zip(("flavour", "format", "what"), key))
+    row = dict(zip(("flavour", "format", "what", "split"), key))
     for engine, samples in engines.items():
         rates = [sample["tokens_per_s"] for sample in samples]
         row[engine] = {
@@ -44,8 +51,10 @@ HEADER = (
 def table(found: list[dict]) -> str:
     """Markdown. Tokens/s as median (least to most)."""
     lines = [HEADER]
+    several = len({row["split"] for row in found} - {None}) > 1
     for row in found:
-        cells = [row["flavour"], row["format"].upper(), row["what"]]
+        split = f", {row['split']}" if several and row["split"] else ""
+        cells = [row["flavour"], row["format"].upper(), row["what"] + split]
         cells += [cell for engine in ("anysplit", "llama.cpp") for cell in _cells(row.get(engine))]
         cells += [f"{row[key]:.2f}" if key in row else "–" for key in ("ratio", "ratio_of_fractions")]
         lines.append("| " + " | ".join(cells) + " |")

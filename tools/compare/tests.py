@@ -9,8 +9,9 @@ from compare.results import rows, table
 from compare.shapes import SHAPES
 
 
-def sample(engine: str, rate: float, fraction: float, what: str = "decode", format: str = "q8_0") -> dict:
-    found = {"engine": engine, "flavour": "native", "format": format, "what": what, "tokens_per_s": rate}
+def sample(engine: str, rate: float, fraction: float, split: str = "1x2") -> dict:
+    found = {"engine": engine, "flavour": "native", "format": "q8_0", "what": "decode", "tokens_per_s": rate}
+    found |= {"split": split} if engine == "anysplit" else {}
     return found | {"fraction": fraction, "read_gb_s": 30.0, "fma_gflop_s": 200.0, "peak_rss_bytes": 1 << 30}
 
 
@@ -23,6 +24,11 @@ class Results(unittest.TestCase):
         self.assertEqual((row["anysplit"]["tokens_per_s"], row["anysplit"]["min"], row["anysplit"]["max"]), (21, 19, 30))
         self.assertAlmostEqual(row["ratio"], 21 / 12)
         self.assertAlmostEqual(row["ratio_of_fractions"], (21 / 40) / (12 / 42))
+
+    def test_every_split_is_compared_with_the_same_runs_of_the_peer(self):
+        found = rows([*BOTH, sample("anysplit", 24, 0.6, "2x1")])
+        self.assertEqual([(row["split"], row["ratio"]) for row in found], [("1x2", 21 / 12), ("2x1", 2.0)])
+        self.assertIn("decode, 2x1", table(found))
 
     def test_what_was_not_measured_is_a_dash(self):
         text = table(rows([sample("llama.cpp", 12, 0.5)]))
