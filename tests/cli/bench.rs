@@ -69,14 +69,12 @@ fn decode_has_a_row_for_each_combination_of_lists() {
     assert_shape(&found, &like, "decode");
     let rows = found["rows"].as_array().unwrap();
     let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
-    let points: Vec<[f64; 4]> =
-        rows.iter().map(|row| ["tp", "prompt", "gen", "batch"].map(|key| number(row, key))).collect();
+    let points: Vec<[f64; 3]> =
+        rows.iter().map(|row| ["prompt", "gen", "batch"].map(|key| number(row, key))).collect();
     let mut expected = Vec::new();
-    for tp in [1.0, 2.0] {
-        for prompt in [4.0, 8.0] {
-            for generate in [2.0, 4.0] {
-                expected.extend([1.0, 3.0].map(|batch| [tp, prompt, generate, batch]));
-            }
+    for prompt in [4.0, 8.0] {
+        for generate in [2.0, 4.0] {
+            expected.extend([1.0, 3.0].map(|batch| [prompt, generate, batch]));
         }
     }
     assert_eq!(points, expected);

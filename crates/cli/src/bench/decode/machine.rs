@@ -31,25 +31,35 @@ impl Limits {
 #[derive(Default)]
 pub struct Machine {
     memory: BTreeMap<usize, ReadBandwidth>,
-    last: BTreeMap<usize, (Instant, Limits)>,
+    last: BTreeMap<usize, Sample>,
 }
 
 /// Passes of each pattern: few, for they are done as often as there are runs.
 const REPEATS: usize = 3;
 
-/// A measurement serves for so long. Runs of milliseconds share one, longer ones have one before and one behind.
+/// A measurement serves for so long, or for as long as it took. Runs of milliseconds share one, longer ones have one before
+/// and one behind.
 const FRESH: Duration = Duration::from_millis(250);
+
+/// A measurement.
+struct Sample {
+    limits: Limits,
+    taken: Instant,
+    serves: Duration,
+}
 
 impl Machine {
     /// The limits now.
     pub fn limits(&mut self, threads: usize) -> Limits {
-        if let Some((_, limits)) = self.last.get(&threads).filter(|(at, _)| at.elapsed() < FRESH) {
-            return *limits;
+        if let Some(last) = self.last.get(&threads).filter(|last| last.taken.elapsed() < last.serves) {
+            return last.limits;
         }
+        let start = Instant::now();
         let config = limits::LimitsConfig { repeats: REPEATS, ..config(threads) };
         let memory = self.memory.entry(threads).or_insert_with(|| ReadBandwidth::new(&config, BUFFER_BYTES));
         let limits = Limits { bandwidth: memory.measure(), flops: limits::fma_rate(&config) };
-        self.last.insert(threads, (Instant::now(), limits));
+        let sample = Sample { limits, taken: Instant::now(), serves: start.elapsed().max(FRESH) };
+        self.last.insert(threads, sample);
         limits
     }
 }
