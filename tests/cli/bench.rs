@@ -57,7 +57,7 @@ fn decode_has_a_row_per_split_with_its_fractions_of_the_limit() {
 #[test]
 fn decode_has_a_row_for_each_combination_of_lists() {
     let found = anysplit("bench decode --prompt-len 4,8 --gen-len 2,4 --batch-size 1,3 --repeats 2")
-        .args("--splits 1x1,2x1 --json")
+        .args("--threads-per-rank 1 --json")
         .json();
     let like = json!({ "rows": [{
         "pp": 1, "dp": 1, "kv_cache_dtype": "", "decode_bandwidth_fraction": 0.1, "decode_flops_fraction": 0.1,
