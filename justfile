@@ -31,6 +31,14 @@ demo PROMPT="Once upon a time":
 bench *ARGS:
     cargo run --release -- bench decode {{ARGS}}
 
+# Compares speed, as fractions of this machine's limits, with the baseline stored for it; --update stores a new one
+bench-check *ARGS:
+    cargo build --release && python3 tools/bench_check.py {{ARGS}}
+
+# Measures beside llama.cpp, which it fetches and builds: see tools/compare_llama_cpp.py --help
+compare *ARGS:
+    cargo build --release && python3 tools/compare_llama_cpp.py {{ARGS}}
+
 # What every change must pass
 ci:
     .ci/run

@@ -30,6 +30,13 @@ fn unknown_commands_flags_and_values_are_named() {
     anysplit("bench decode --splits 2").refused(&["--splits", "2x1"]);
     anysplit("bench decode --gen-len 1").refused(&["--gen-len at least 2"]);
     anysplit("bench decode --repeats 0").refused(&["--repeats"]);
+    anysplit("bench decode --prompt-len 8,0").refused(&["--prompt-len must be at least 1"]);
+    anysplit("bench decode --prompt-len 8,2000").refused(&["--prompt-len 2000", "2048 positions"]);
+    anysplit("bench decode --batch-size 1,0").refused(&["--batch-size 0", "1 to 4096"]);
+    anysplit("bench decode --batch-size 8,x").refused(&["'x'", "--batch-size"]);
+    anysplit("bench decode --batch-size 8 --max-num-seqs 4").refused(&["--batch-size 8", "--max-num-seqs 4"]);
+    anysplit("bench decode --isa abacus").refused(&["--isa", "abacus", "portable"]);
+    anysplit("bench limits --threads 0").refused(&["--threads", "1..=1024"]);
 }
 
 #[test]

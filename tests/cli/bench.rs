@@ -54,6 +54,64 @@ fn decode_has_a_row_per_split_with_its_fractions_of_the_limit() {
     }
 }
 
+#[test]
+fn decode_has_a_row_for_each_combination_of_lists() {
+    let found = anysplit("bench decode --prompt-len 4,8 --gen-len 2,4 --batch-size 1,3 --repeats 2")
+        .args("--threads-per-rank 1 --json")
+        .json();
+    let like = json!({ "rows": [{
+        "pp": 1, "dp": 1, "kv_cache_dtype": "", "decode_bandwidth_fraction": 0.1, "decode_flops_fraction": 0.1,
+        "spread": { "prefill_tokens_per_s": [0.1], "decode_tokens_per_s": [0.1],
+            "decode_roofline_fraction": [0.1], "prefill_flops_fraction": [0.1] },
+        "read_gb_s": 0.1, "fma_gflop_s": 0.1, "repeats": 2, "load_s": 0.1,
+    }]});
+    assert_shape(&found, &like, "decode");
+    let rows = found["rows"].as_array().unwrap();
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    let points: Vec<[f64; 3]> =
+        rows.iter().map(|row| ["prompt", "gen", "batch"].map(|key| number(row, key))).collect();
+    let mut expected = Vec::new();
+    for prompt in [4.0, 8.0] {
+        for generate in [2.0, 4.0] {
+            expected.extend([1.0, 3.0].map(|batch| [prompt, generate, batch]));
+        }
+    }
+    assert_eq!(points, expected);
+    for row in rows {
+        for key in ["prefill_tokens_per_s", "decode_tokens_per_s", "decode_roofline_fraction"] {
+            let spread = [0, 1].map(|end| row["spread"][key][end].as_f64().unwrap());
+            assert!(spread[0] <= number(row, key) && number(row, key) <= spread[1], "{key}: {row}");
+        }
+        let fractions = ["decode_bandwidth_fraction", "decode_flops_fraction"].map(|key| number(row, key));
+        let least = fractions[0].max(fractions[1]);
+        assert!(number(row, "decode_roofline_fraction") >= least * 0.999, "the lesser limit: {row}");
+    }
+}
+
+#[test]
+fn decode_compares_quantisations() {
+    let found =
+        anysplit("bench decode --prompt-len 4 --gen-len 2 --repeats 1 --quantizations none,int8 --json")
+            .json();
+    let kept: Vec<_> = found["rows"].as_array().unwrap().iter().map(|row| &row["quantization"]).collect();
+    assert_eq!(kept, [&Value::Null, &json!("int8")]);
+    anysplit("bench decode --quantizations int8,int3").refused(&["int3", "--quantizations", "int4"]);
+    anysplit("bench decode --quantizations int8 --quantization int8").refused(&["--quantizations"]);
+}
+
+#[test]
+fn decode_counts_the_tokens_of_all_sequences() {
+    let rows = anysplit("bench decode --prompt-len 4 --gen-len 8 --batch-size 1,4 --repeats 1 --json").json();
+    // Weights are read once for all of them, so a sequence more costs less than a fraction of the limit more.
+    let per_token = |i: usize| {
+        let row = &rows["rows"][i];
+        let number = |key: &str| row[key].as_f64().unwrap();
+        number("decode_bandwidth_fraction") * number("read_gb_s") / number("decode_tokens_per_s")
+    };
+    let bytes_of_four = per_token(1) / per_token(0);
+    assert!(bytes_of_four > 0.25 && bytes_of_four < 0.3, "{bytes_of_four}: {rows}");
+}
+
 /// What a backend is called, and the ranks that it is run with here.
 const BACKENDS: [(&str, usize); 4] = [("shared", 2), ("shared", 3), ("tcp", 2), ("tcp", 3)];
 const OPS: [&str; 6] = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"];

@@ -36,11 +36,11 @@ pub(crate) struct StepCosts<'a> {
     stage: &'a Stage,
     rank: usize,
     kept: KeptAs,
-    kv_dtype: DType,
+    kv_dtype: KvDType,
 }
 
 impl<'a> StepCosts<'a> {
-    pub fn new(layout: &'a Layout, stage: &'a Stage, rank: usize, kept: KeptAs, kv_dtype: DType) -> Self {
+    pub fn new(layout: &'a Layout, stage: &'a Stage, rank: usize, kept: KeptAs, kv_dtype: KvDType) -> Self {
         StepCosts { dev: PartCosts::new(), layout, stage, rank, kept, kv_dtype }
     }
 
@@ -70,7 +70,7 @@ struct OnPaper<'a, R: Recorder> {
     layout: &'a Layout,
     stage: &'a Stage,
     rank: usize,
-    kv_dtype: DType,
+    kv_dtype: KvDType,
     decoder: Decoder<Shapes<R>>,
 }
 
@@ -81,7 +81,7 @@ impl<'a, R: Recorder> OnPaper<'a, R> {
         stage: &'a Stage,
         rank: usize,
         kept: KeptAs,
-        kv_dtype: DType,
+        kv_dtype: KvDType,
     ) -> Result<Self, ModelError> {
         let source = WeightSource::Meta { dtype: kept.dtype.unwrap_or(DType::BF16) };
         let decoder = Decoder::load(&Loader::new(dev, &source, layout, rank, kept, &|_| Ok(())), stage)?;

@@ -18,7 +18,7 @@ fn run<R: Recorder>(dev: &Shapes<R>, config: ModelConfig, ranks: usize, sequence
     let loader = Loader::new(dev, &source, &layout, 0, KeptAs::default(), &|_| Ok(()));
     let decoder = Decoder::load(&loader, &stage).unwrap();
     let group = ShapeGroup::new(0, ranks, |_| {});
-    let mut kv = KvCache::new(dev, &layout, &stage, 0, 1, DType::BF16);
+    let mut kv = KvCache::new(dev, &layout, &stage, 0, 1, DType::BF16.into());
     let meta = StepMeta {
         tokens: vec![1, 2, 3],
         sequences: vec![SequenceSpan { rows: 0..3, start: 0, block_table: vec![0] }],

@@ -13,8 +13,11 @@ use crate::error::CliError;
 
 /// Memory bandwidth, arithmetic and core-to-core latency of this machine.
 #[derive(Args)]
-#[command(after_help = "Example:\n  anysplit bench limits --json")]
+#[command(after_help = "Examples:\n  anysplit bench limits\n  anysplit bench limits --threads 2 --json")]
 pub struct LimitsArgs {
+    /// Threads that work at a time; default: 1, 2, 4, … and one per core
+    #[arg(long, env = "ANYSPLIT_THREADS", value_delimiter = ',', value_name = "LIST", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Vec<u16>,
     /// Prints one JSON value
     #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]
     json: bool,
@@ -26,7 +29,11 @@ const REPEATS: usize = 7;
 
 pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
     let cores = cpus::available();
-    let rows: Vec<_> = thread_counts(cores.len())
+    let counts = match args.threads.is_empty() {
+        true => thread_counts(cores.len()),
+        false => args.threads.iter().map(|&n| n.into()).collect(),
+    };
+    let rows: Vec<_> = counts
         .into_iter()
         .map(|threads| {
             let config = config(threads);

@@ -15,7 +15,7 @@ use crate::{error, membership};
 pub enum BenchCommand {
     /// Memory bandwidth, arithmetic and core-to-core latency of this machine
     Limits(limits::LimitsArgs),
-    /// Prefill and decode of one sequence, as fractions of those limits
+    /// Prefill and decode over lengths, batches and splits, as fractions of those limits
     Decode(Box<decode::DecodeArgs>),
     /// Collectives alone, over a range of sizes, in nccl-tests' columns
     Comm(comm::CommArgs),

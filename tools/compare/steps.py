@@ -1,0 +1,55 @@
+"""Running other programs: a line before each, and a line instead of a traceback when one fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
+
+class Failed(Exception):
+    """What went wrong, in a line."""
+
+
+def say(text: str) -> None:
+    print(f"-- {text}", file=sys.stderr, flush=True)
+
+
+def run(what: str, command: list, log: Path, **options) -> None:
+    """Runs a program whose output is only of interest if it fails."""
+    say(what)
+    with open(log, "wb") as out:
+        try:
+            status = subprocess.run(list(map(str, command)), stdout=out, stderr=out, **options).returncode
+        except OSError as error:
+            raise Failed(f"{what}: {command[0]}: {error.strerror}") from error
+    if status != 0:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        last = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "it said nothing")
+        raise Failed(f"{what} failed: {last.strip()} (all of it: {log})")
+
+
+def measure(command: list) -> tuple[int, str, str, int]:
+    """Status, stdout, stderr and peak resident bytes of a program."""
+    try:
+        child = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except OSError as error:
+        raise Failed(f"{command[0]}: {error.strerror}") from error
+    out, err = _drain(child)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode, out, err, usage.ru_maxrss * 1024
+
+
+def _drain(child: subprocess.Popen) -> tuple[str, str]:
+    """Both pipes at once, so that neither fills up."""
+    found = {}
+    readers = [
+        Thread(target=lambda name=name, pipe=pipe: found.update({name: pipe.read()}))
+        for name, pipe in [("out", child.stdout), ("err", child.stderr)]
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    return found["out"].decode(errors="replace"), found["err"].decode(errors="replace")

@@ -1,0 +1,66 @@
+"""Promises of what is computed from measurements: python3 -m unittest compare.tests, in tools. Nothing is measured."""
+
+import unittest
+import xml.etree.ElementTree as ElementTree
+
+import bench_check
+import speed_picture
+from compare.results import rows, table
+from compare.shapes import SHAPES
+
+
+def sample(engine: str, rate: float, fraction: float, split: str = "1x2") -> dict:
+    found = {"engine": engine, "flavour": "native", "format": "q8_0", "what": "decode", "tokens_per_s": rate}
+    found |= {"split": split} if engine == "anysplit" else {}
+    return found | {"fraction": fraction, "read_gb_s": 30.0, "fma_gflop_s": 200.0, "peak_rss_bytes": 1 << 30}
+
+
+BOTH = [sample("anysplit", r, r / 40) for r in (19, 30, 21)] + [sample("llama.cpp", r, r / 42) for r in (14, 10, 12)]
+
+
+class Results(unittest.TestCase):
+    def test_a_row_has_medians_spreads_and_the_ratio_of_the_medians(self):
+        (row,) = rows(BOTH)
+        self.assertEqual((row["anysplit"]["tokens_per_s"], row["anysplit"]["min"], row["anysplit"]["max"]), (21, 19, 30))
+        self.assertAlmostEqual(row["ratio"], 21 / 12)
+        self.assertAlmostEqual(row["ratio_of_fractions"], (21 / 40) / (12 / 42))
+
+    def test_every_split_is_compared_with_the_same_runs_of_the_peer(self):
+        found = rows([*BOTH, sample("anysplit", 24, 0.6, "2x1")])
+        self.assertEqual([(row["split"], row["ratio"]) for row in found], [("1x2", 21 / 12), ("2x1", 2.0)])
+        self.assertIn("decode, 2x1", table(found))
+
+    def test_what_was_not_measured_is_a_dash(self):
+        text = table(rows([sample("llama.cpp", 12, 0.5)]))
+        self.assertIn("| native | Q8_0 | decode | – | – | 12.0 (12.0–12.0) | 50 % | – | – |", text)
+
+    def test_the_1b_shape_has_the_weights_that_its_name_says(self):
+        shape = SHAPES["1b"]
+        self.assertEqual(shape.layer_weights + shape.hidden * shape.vocab, 1_235_746_816)
+        self.assertAlmostEqual(shape.decode_flops(0) / 1e9, 2.47, places=2)
+
+
+class Picture(unittest.TestCase):
+    def test_it_has_a_bar_and_a_limit_for_each_engine(self):
+        machine = {"processor": "some processor", "features": ["avx2"]}
+        found = {"machine": machine, "threads": 2, "prompt": 512, "shape": "1b", "rows": rows(BOTH)}
+        picture = ElementTree.fromstring(speed_picture.draw(found, "native"))
+        shapes = [(part.tag.split("}")[1], part.get("class")) for part in picture]
+        # One of each is the legend's.
+        for kind in [("rect", "ours"), ("rect", "theirs")]:
+            self.assertEqual(shapes.count(kind), 2)
+        self.assertEqual(shapes.count(("line", "limit")), 3)
+
+
+class Check(unittest.TestCase):
+    BASELINE = {"a": {"fraction": 0.5}, "b": {"fraction": 0.8}}
+
+    def test_a_row_is_worse_beyond_the_tolerance_or_if_it_is_gone(self):
+        worse = lambda **found: bench_check.worse(self.BASELINE, {k: {"fraction": v} for k, v in found.items()}, 0.1)
+        self.assertEqual(worse(a=0.46, b=0.9), [])
+        self.assertEqual(worse(a=0.44, b=0.9), ["a"])
+        self.assertEqual(worse(b=0.8), ["a"])
+
+
+if __name__ == "__main__":
+    unittest.main()
