@@ -142,6 +142,7 @@ impl Groups {
 }
 
 /// `x` as bfloat16, rounded up. `x` is not negative.
+#[inline]
 fn bf16_up(x: f32) -> f32 {
     f32::from_bits((x.to_bits() + 0xFFFF) & 0xFFFF_0000)
 }
@@ -156,7 +157,13 @@ pub struct Int8Group {
 impl Int8Group {
     /// For finite weights: the least bfloat16 that is not below `max|w| / 127`.
     pub fn of(weights: &[f32]) -> Self {
-        Int8Group { scale: bf16_up(largest(weights) / 127.0) }
+        Self::of_largest(largest(weights))
+    }
+
+    /// For weights of which the largest is `±largest`.
+    #[inline]
+    pub fn of_largest(largest: f32) -> Self {
+        Int8Group { scale: bf16_up(largest / 127.0) }
     }
 
     /// `w / scale`, rounded to the nearest, ties to even.
@@ -185,6 +192,12 @@ impl Int4Group {
     pub fn of(weights: &[f32]) -> Self {
         let low = weights.iter().fold(0.0, |low, &w| if w < low { w } else { low });
         let high = weights.iter().fold(0.0, |high, &w| if w > high { w } else { high });
+        Self::of_range(low, high)
+    }
+
+    /// For weights from `low`, at most 0, to `high`, at least 0.
+    #[inline]
+    pub fn of_range(low: f32, high: f32) -> Self {
         let scale = bf16_up(high / 240.0 - low / 240.0);
         let zero = if scale == 0.0 { 0.0 } else { (-low / scale).round_ties_even() };
         Int4Group { scale, zero: zero as u8 }
@@ -213,6 +226,7 @@ pub struct Fp8Group {
 
 impl Fp8Group {
     /// For finite weights: the least power of two that is not below `max|w| / 448`.
+    #[inline]
     pub fn of(weights: &[f32]) -> Self {
         let exponent = ((largest(weights) / fp8::MAX).to_bits() + 0x7F_FFFF) >> 23;
         Fp8Group { exponent: exponent.clamp(1, 253) as u8 }
@@ -224,6 +238,7 @@ impl Fp8Group {
     }
 
     /// `w / scale`, rounded to the nearest, ties to even.
+    #[inline]
     pub fn quantize(self, w: f32) -> u8 {
         fp8::from_f32(w * f32::from_bits((254 - u32::from(self.exponent)) << 23))
     }
@@ -264,6 +279,7 @@ impl ActivationGroup {
     }
 }
 
+#[inline]
 fn largest(weights: &[f32]) -> f32 {
     weights.iter().fold(0.0, |most, w| if w.abs() > most { w.abs() } else { most })
 }

@@ -4,6 +4,7 @@
 pub const MAX: f32 = 448.0;
 
 /// The bits of the value nearest to `x`, ties to even; what is beyond [`MAX`] becomes that, or NaN if it is NaN.
+#[inline]
 pub fn from_f32(x: f32) -> u8 {
     // Where the steps are even, below the smallest normal value, adding a number whose own steps are as large rounds.
     const STEPS: f32 = 16384.0;
@@ -19,6 +20,7 @@ pub fn from_f32(x: f32) -> u8 {
 }
 
 /// The value, exactly.
+#[inline]
 pub fn to_f32(code: u8) -> f32 {
     // As the bits of a float32 it has the wrong bias only, also below the smallest normal value.
     const BIAS: f32 = f32::from_bits((127 + 120) << 23);

@@ -177,6 +177,16 @@ impl F32x16 for Avx2 {
         }
     }
     #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: the machine has AVX2, see the module.
+        unsafe {
+            let eight = _mm256_max_ps(self.1, self.0);
+            let four = _mm_max_ps(_mm256_extractf128_ps::<1>(eight), _mm256_castps256_ps128(eight));
+            let two = _mm_max_ps(_mm_movehl_ps(four, four), four);
+            _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(two), two))
+        }
+    }
+    #[inline(always)]
     fn sum_by_halves(self) -> f32 {
         // SAFETY: the machine has AVX2, see the module.
         unsafe {
