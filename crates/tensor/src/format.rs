@@ -160,7 +160,7 @@ impl Int8Group {
         Self::of_largest(largest(weights))
     }
 
-    /// The same by `max|w|`.
+    /// For weights of which the largest is `±largest`.
     #[inline]
     pub fn of_largest(largest: f32) -> Self {
         Int8Group { scale: bf16_up(largest / 127.0) }
@@ -195,7 +195,7 @@ impl Int4Group {
         Self::of_range(low, high)
     }
 
-    /// The same by `low` and `high`.
+    /// For weights from `low`, at most 0, to `high`, at least 0.
     #[inline]
     pub fn of_range(low: f32, high: f32) -> Self {
         let scale = bf16_up(high / 240.0 - low / 240.0);
@@ -226,14 +226,9 @@ pub struct Fp8Group {
 
 impl Fp8Group {
     /// For finite weights: the least power of two that is not below `max|w| / 448`.
-    pub fn of(weights: &[f32]) -> Self {
-        Self::of_largest(largest(weights))
-    }
-
-    /// The same by `max|w|`.
     #[inline]
-    pub fn of_largest(largest: f32) -> Self {
-        let exponent = ((largest / fp8::MAX).to_bits() + 0x7F_FFFF) >> 23;
+    pub fn of(weights: &[f32]) -> Self {
+        let exponent = ((largest(weights) / fp8::MAX).to_bits() + 0x7F_FFFF) >> 23;
         Fp8Group { exponent: exponent.clamp(1, 253) as u8 }
     }
 
@@ -284,6 +279,7 @@ impl ActivationGroup {
     }
 }
 
+#[inline]
 fn largest(weights: &[f32]) -> f32 {
     weights.iter().fold(0.0, |most, w| if w.abs() > most { w.abs() } else { most })
 }

@@ -61,7 +61,7 @@ pub(crate) fn grouped_linear(
     };
     let WeightFormat::Float(dtype) = spec.format else {
         let x = quant::prepare(exec, x, k, (spec.format, spec.groups(k)), &rows_of, source);
-        let (x, tallest) = (x.view(), quant::tallest_tile(isa));
+        let (x, tallest) = (x.view(), quant::tallest_tile(isa, spec.format));
         exec.pool.take_turns(busy.len() * groups, parts, |item, thread| {
             let (busy_index, panels) = place(item);
             let (rows, w) = (rows_of[busy_index].clone(), &weights[busy[busy_index]]);

@@ -3,7 +3,7 @@
 //! | | elements of a group | scales of a group | zero points of a group |
 //! |---|---|---|---|
 //! | fp8 | `[chunk 8][output 16][input 4]` e4m3 | `[output 16]` e8m0 | |
-//! | int8 | `[chunk 8][output 16][input 4]` q + 128 | `[output 16]` bf16, as vectors widen them | |
+//! | int8 | `[chunk 8][output 16][input 4]` q + 128, any where the scale is 0 | `[output 16]` bf16, as vectors widen them | |
 //! | int4 | `[pair of chunks 4][output 16][input 4]` q, the first chunk's in the low halves | as int8 | `[output 16]` u8 |
 //!
 //! Four inputs of an output lie side by side because instructions that multiply bytes add up four neighbours. Whole
@@ -14,7 +14,7 @@ use std::ops::Range;
 use tensor::{Fp8Group, GROUP, Groups, Int4Group, Int8Group, MatrixSource, WeightFormat};
 
 use super::Panel;
-use crate::simd::{Bf16, Element, F32x16, Isa, Kernel, LANES};
+use crate::simd::{Bf16, Element, F32x16, Isa, Kernel, LANES, load_group};
 
 /// Inputs of an output that lie side by side.
 const CHUNK: usize = 4;
@@ -76,40 +76,39 @@ impl Kernel for PackGroup<'_> {
     #[inline(always)]
     fn run<V: F32x16>(self) {
         for lane in 0..LANES {
-            // Zeros at the end of a short group change neither its largest weight nor its range.
-            let mut weights = [[0f32; LANES]; 2];
-            weights.as_flattened_mut()[..self.inputs.len()]
-                .copy_from_slice(&self.rows[lane][self.inputs.clone()]);
-            let [a, b] = [V::load(&weights[0]), V::load(&weights[1])];
-            let largest = || a.abs().max(b.abs()).largest();
-            let mut q = [0u8; GROUP];
-            match self.format {
+            let weights = &self.rows[lane][self.inputs.clone()];
+            let q = match self.format {
                 WeightFormat::Float(_) => unreachable!("floats have no groups"),
                 WeightFormat::Fp8 => {
-                    let group = Fp8Group::of_largest(largest());
+                    let group = Fp8Group::of(weights);
                     self.scales[lane] = group.exponent;
-                    q.iter_mut().zip(weights.as_flattened()).for_each(|(q, w)| *q = group.quantize(*w));
+                    let mut q = [0; GROUP];
+                    q.iter_mut().zip(weights).for_each(|(q, w)| *q = group.quantize(*w));
+                    q
                 }
                 WeightFormat::Int8 => {
-                    let group = Int8Group::of_largest(largest());
-                    write_bf16(self.scales, lane, group.scale);
-                    q = whole([a, b], group.scale, |w| w.max(V::splat(-127.0)).min(V::splat(127.0)));
-                    q.iter_mut().for_each(|q| *q ^= INT8_ZERO);
+                    let w = load_group::<V>(weights);
+                    let Int8Group { scale } = Int8Group::of_largest(w[0].abs().max(w[1].abs()).largest());
+                    write_bf16(self.scales, lane, scale);
+                    to_bytes(w, scale, |w| {
+                        let q = w.div(V::splat(scale)).round();
+                        q.max(V::splat(-127.0)).min(V::splat(127.0)).add(V::splat(f32::from(INT8_ZERO)))
+                    })
                 }
                 WeightFormat::Int4 => {
-                    let zero = V::splat(0.0);
-                    let low = -zero.sub(a).max(zero.sub(b)).largest().max(0.0);
-                    let high = a.max(b).largest().max(0.0);
-                    let group = Int4Group::of_range(low, high);
-                    write_bf16(self.scales, lane, group.scale);
-                    self.zeros[lane] = group.zero;
-                    let zero = V::splat(f32::from(group.zero));
-                    q = whole([a, b], group.scale, |w| {
-                        let sixteenth = V::splat(1.0 / 16.0);
-                        w.add(zero).mul(sixteenth).round().max(V::splat(0.0)).min(V::splat(15.0))
-                    });
+                    let w = load_group::<V>(weights);
+                    let none = V::splat(0.0);
+                    let high = w[0].max(w[1]).max(none).largest();
+                    let low = -none.sub(w[0]).max(none.sub(w[1])).max(none).largest();
+                    let Int4Group { scale, zero } = Int4Group::of_range(low, high);
+                    write_bf16(self.scales, lane, scale);
+                    self.zeros[lane] = zero;
+                    to_bytes(w, scale, |w| {
+                        let q = w.div(V::splat(scale)).add(V::splat(f32::from(zero))).div(V::splat(16.0));
+                        q.round().max(none).min(V::splat(15.0))
+                    })
                 }
-            }
+            };
             let chunks = q.as_chunks::<CHUNK>().0;
             if self.format == WeightFormat::Int4 {
                 for (pair, out) in chunks.as_chunks::<2>().0.iter().zip(self.elements.as_chunks_mut::<64>().0)
@@ -127,22 +126,18 @@ impl Kernel for PackGroup<'_> {
     }
 }
 
-/// What `finish` makes of weights divided by their scale, rounded to the nearest, ties to even, as bytes; zeros where the
-/// scale is 0.
+/// The whole numbers of a group; those of scale 0 are 0.
 #[inline(always)]
-fn whole<V: F32x16>(weights: [V; 2], scale: f32, finish: impl Fn(V) -> V) -> [u8; GROUP] {
-    /// Added to a small whole number, it leaves that in the lowest bits.
-    const LOWEST: f32 = 12_582_912.0;
-    let mut q = [0; GROUP];
-    if scale == 0.0 {
-        return q;
+fn to_bytes<V: F32x16>(weights: [V; 2], scale: f32, whole: impl Fn(V) -> V) -> [u8; GROUP] {
+    let mut bytes = [0; GROUP];
+    if scale > 0.0 {
+        for (w, bytes) in weights.into_iter().zip(bytes.as_chunks_mut::<LANES>().0) {
+            let mut numbers = [0.0; LANES];
+            whole(w).store(&mut numbers);
+            *bytes = numbers.map(|number| number as u8);
+        }
     }
-    for (weights, q) in weights.into_iter().zip(q.as_chunks_mut::<LANES>().0) {
-        let mut numbers = [0f32; LANES];
-        finish(weights.div(V::splat(scale))).round().add(V::splat(LOWEST)).store(&mut numbers);
-        q.iter_mut().zip(numbers).for_each(|(q, number)| *q = number.to_bits() as u8);
-    }
-    q
+    bytes
 }
 
 fn write_bf16(scales: &mut [u8], lane: usize, scale: f32) {

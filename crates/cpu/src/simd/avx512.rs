@@ -207,6 +207,17 @@ impl F32x16 for Avx512 {
         Avx512(unsafe { _mm512_mask_blend_ps(first(to) & !first(from), fill.0, self.0) })
     }
     #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: the machine has AVX-512, see the module.
+        unsafe {
+            let high = _mm512_extractf32x8_ps::<1>(self.0);
+            let eight = _mm256_max_ps(high, _mm512_castps512_ps256(self.0));
+            let four = _mm_max_ps(_mm256_extractf128_ps::<1>(eight), _mm256_castps256_ps128(eight));
+            let two = _mm_max_ps(_mm_movehl_ps(four, four), four);
+            _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(two), two))
+        }
+    }
+    #[inline(always)]
     fn sum_by_halves(self) -> f32 {
         // SAFETY: the machine has AVX-512, see the module.
         unsafe {

@@ -177,3 +177,13 @@ pub(crate) trait F32x16: Lanes {
         a[0]
     }
 }
+
+/// At most 32 numbers, filled up with +0.
+#[inline(always)]
+pub(crate) fn load_group<V: F32x16>(from: &[f32]) -> [V; 2] {
+    match from.as_chunks::<LANES>() {
+        ([low, high], []) => [V::load(low), V::load(high)],
+        ([low], rest) => [V::load(low), V::load_first(rest)],
+        (_, rest) => [V::load_first(rest), V::splat(0.0)],
+    }
+}

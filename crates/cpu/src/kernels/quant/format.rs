@@ -13,6 +13,8 @@ use crate::simd::int::Products;
 pub(crate) trait Format: 'static {
     /// How its rows are kept.
     const ROWS: RowFormat;
+    /// Which of [`Products::ROWS`] is its.
+    const INDEX: usize;
     /// Bytes of a group's elements, scales and zero points.
     const BYTES: [usize; 3];
 
@@ -89,6 +91,7 @@ unsafe fn add_scaled<V: Products, const R: usize>(
 
 impl Format for Int8 {
     const ROWS: RowFormat = RowFormat::Whole { start_factor: -128, words: WordsFor::Int8 };
+    const INDEX: usize = 0;
     const BYTES: [usize; 3] = [GROUP * LANES, 2 * LANES, 0];
 
     #[inline(always)]
@@ -115,6 +118,7 @@ impl Format for Int8 {
 
 impl Format for Int4 {
     const ROWS: RowFormat = RowFormat::Whole { start_factor: -1, words: WordsFor::Nobody };
+    const INDEX: usize = 1;
     const BYTES: [usize; 3] = [GROUP * LANES / 2, 2 * LANES, LANES];
 
     #[inline(always)]
@@ -142,6 +146,7 @@ impl Format for Int4 {
 
 impl Format for Fp8 {
     const ROWS: RowFormat = RowFormat::Floats;
+    const INDEX: usize = 2;
     const BYTES: [usize; 3] = [GROUP * LANES, LANES, 0];
 
     #[inline(always)]

@@ -37,7 +37,7 @@ pub(crate) fn linear(
     let of = (w.spec.format, w.spec.groups(w.k));
     let x = prepare(exec, x, w.k, of, std::slice::from_ref(&(0..rows)), |row| row);
     let x = x.view();
-    let tiles = Tiles { rows, count: rows.div_ceil(tallest_tile(isa)) };
+    let tiles = Tiles { rows, count: rows.div_ceil(tallest_tile(isa, w.spec.format)) };
     let cost = w.k.max(8) * LANES * rows / tiles.count.max(1) / 4;
     exec.pool.split_with(w.panels() * tiles.count, grain(cost), |units, thread| {
         // SAFETY: each thread has a stack of its own.
@@ -76,7 +76,7 @@ impl<F: Format> ProductKernel for Run<'_, F> {
     #[inline(always)]
     fn run<V: Products>(mut self) {
         let count = self.tiles.count;
-        let block = (BLOCK_BYTES / (V::ROWS * self.x.bytes_per_row()).max(1)).max(MIN_BLOCK_TILES);
+        let block = (BLOCK_BYTES / (V::ROWS[F::INDEX] * self.x.bytes_per_row()).max(1)).max(MIN_BLOCK_TILES);
         for first_tile in (0..count).step_by(block) {
             let tiles = first_tile..(first_tile + block).min(count);
             let panels = self.units.start / count..self.units.end.div_ceil(count);
@@ -91,7 +91,7 @@ impl<F: Format> ProductKernel for Run<'_, F> {
                     macro_rules! of_height {
                         ($($R:literal)*) => {
                             match rows.len() {
-                                $($R if $R <= V::ROWS => self.tile::<V, $R>(panel, rows.start, ahead),)*
+                                $($R if $R <= V::ROWS[F::INDEX] => self.tile::<V, $R>(panel, rows.start, ahead),)*
                                 rows => unreachable!("no tile of {rows} rows"),
                             }
                         };

@@ -14,7 +14,7 @@ use crate::buffer::{Buffer, Disjoint};
 use crate::kernels::rows::Tiles;
 use crate::kernels::{Exec, grain};
 use crate::simd::int::{ProductKernel, Products};
-use crate::simd::{Isa, LANES};
+use crate::simd::{Isa, LANES, load_group};
 
 /// Rows of some groups, tile after tile.
 pub(crate) struct GroupedRows {
@@ -85,17 +85,17 @@ impl RowsView<'_> {
     }
 }
 
-/// Rows of the tallest tile.
-pub(crate) fn tallest_tile(isa: Isa) -> usize {
-    struct Ask<'a>(&'a mut usize);
+/// Rows of the tallest tile with weights of a format.
+pub(crate) fn tallest_tile(isa: Isa, format: WeightFormat) -> usize {
+    struct Ask<'a>(&'a mut usize, usize);
     impl ProductKernel for Ask<'_> {
         #[inline(always)]
         fn run<V: Products>(self) {
-            *self.0 = V::ROWS;
+            *self.0 = V::ROWS[self.1];
         }
     }
     let mut rows = 1;
-    isa.run_products(Ask(&mut rows));
+    isa.run_products(Ask(&mut rows, with_format!(format, F => F::INDEX)));
     rows
 }
 
@@ -111,7 +111,7 @@ pub(crate) fn prepare(
 ) -> GroupedRows {
     let rows = row_groups.last().map_or(0, |g| g.end);
     let row_format = with_format!(format, F => F::ROWS);
-    let (isa, tallest, count) = (exec.isa, tallest_tile(exec.isa), groups.count());
+    let (isa, tallest, count) = (exec.isa, tallest_tile(exec.isa, format), groups.count());
     let per_row = match row_format {
         RowFormat::Floats => PerRow { elements: 0, floats: k, groups: 0 },
         RowFormat::Whole { words, .. } => {
@@ -238,8 +238,7 @@ impl ProductKernel for Quantize<'_> {
 /// What [`ActivationGroup`] makes of at most 32 activations.
 #[inline(always)]
 fn quantize<V: Products>(x: &[f32]) -> ([i8; GROUP], f32) {
-    let (low, high) = x.split_at(x.len().min(LANES));
-    let x = [V::load_first(low), V::load_first(high)];
+    let x = load_group::<V>(x);
     let most = V::splat(f32::MAX);
     if x[0].abs().any_above(most) || x[1].abs().any_above(most) {
         return ([0; GROUP], f32::NAN);

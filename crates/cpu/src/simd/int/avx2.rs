@@ -60,7 +60,7 @@ fn power(exponent: __m256i, by: i32) -> __m256 {
 }
 
 impl Products for Avx2 {
-    const ROWS: usize = 4;
+    const ROWS: [usize; 3] = [5, 6, 6];
     const INT8_WANTS_WORDS: bool = true;
 
     #[inline(always)]

@@ -39,7 +39,7 @@ fn power(exponent: __m512i, by: i32) -> Avx512 {
 }
 
 impl Products for Avx512 {
-    const ROWS: usize = 8;
+    const ROWS: [usize; 3] = [8; 3];
     const INT8_WANTS_WORDS: bool = false;
 
     #[inline(always)]

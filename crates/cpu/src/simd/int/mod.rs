@@ -12,8 +12,8 @@ use super::{F32x16, Isa};
 ///
 /// Rows lie interleaved: `x` is `[chunk 8][row R][input 4]`, as bytes or half-words.
 pub(crate) trait Products: F32x16 {
-    /// Rows of the tallest tile.
-    const ROWS: usize;
+    /// Rows of the tallest tiles with int8, int4 and fp8 weights.
+    const ROWS: [usize; 3];
     /// Whether int8 weights want rows as half-words, inputs 0, 2, 1, 3 of each chunk, instead of bytes.
     const INT8_WANTS_WORDS: bool;
 

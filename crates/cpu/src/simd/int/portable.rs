@@ -20,7 +20,7 @@ fn add_chunk(sums: &mut [i32; LANES], w: impl Fn(usize) -> i32, x: [u8; 4]) {
 }
 
 impl Products for Portable {
-    const ROWS: usize = 1;
+    const ROWS: [usize; 3] = [1; 3];
     const INT8_WANTS_WORDS: bool = false;
 
     #[inline(always)]
