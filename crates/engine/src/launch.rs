@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::WeightSource;
 use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
-use tensor::{DType, HostDevice, KvDType};
+use tensor::{HostDevice, KvDType};
 
 use crate::EngineError;
 use crate::data_parallel;

@@ -7,7 +7,7 @@ use checkpoint::WeightSource;
 use cpu::{CpuConfig, CpuDevice};
 use job::Job;
 use model::{Decoder, KeptAs, Loader, ModelConfig, Quantization, Stage};
-use tensor::{Cost, DType, KvDType, Timed, WeightSpec};
+use tensor::{Cost, KvDType, Timed, WeightSpec};
 
 use crate::groups::Grouping;
 use crate::launch::{LaunchOptions, MakeDevice, Setup};

@@ -82,6 +82,6 @@ fn fp8_is_used_by_every_model_and_changes_little() {
             exact.iter().zip(&rounded).filter_map(|(a, b)| Some((a.as_ref()? - b.as_ref()?).abs()));
         let differences: Vec<f32> = differences.collect();
         let mean = differences.iter().sum::<f32>() / differences.len() as f32;
-        assert!(mean > 0.0 && mean < 0.05, "{}: log-probabilities move by {mean}", golden.name);
+        assert!(mean > 0.0 && mean < 0.1, "{}: log-probabilities move by {mean}", golden.name);
     }
 }

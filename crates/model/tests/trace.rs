@@ -24,7 +24,7 @@ fn trace(name: &str) -> String {
     let noted = dev.clone();
     let group = ShapeGroup::new(0, 2, move |line| noted.note(line.to_owned()));
     let rank = Rank::new(&*dev, &group);
-    let mut kv = KvCache::new(&*dev, &layout, &stage, 0, 1, DType::BF16);
+    let mut kv = KvCache::new(&*dev, &layout, &stage, 0, 1, DType::BF16.into());
     dev.take();
     let meta = StepMeta {
         tokens: vec![1, 2, 3],
@@ -56,7 +56,7 @@ fn a_context_group_gathers_queries_and_exchanges_segments() {
     let group = ShapeGroup::new(3, 4, move |line| noted.note(format!("group: {line}")));
     let context = ShapeGroup::new(1, 2, move |line| also_noted.note(format!("context: {line}")));
     let rank = Rank::new(&*dev, &group).in_context(&context);
-    let mut kv = KvCache::new(&*dev, &layout, &stage, 3, 300, DType::BF16);
+    let mut kv = KvCache::new(&*dev, &layout, &stage, 3, 300, DType::BF16.into());
     dev.take();
     // The first and third segment are with rank 0 of the context group, the second is with rank 1.
     let block = |i: u32| if i / 64 == 1 { 2 * i + 1 } else { 2 * i };
