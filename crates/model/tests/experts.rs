@@ -77,7 +77,7 @@ impl Mixture {
         let loader = Loader::new(&dev, &self.source, layout, group.rank(), KeptAs::default(), &|_| Ok(()));
         let decoder = Decoder::load(&loader, &stage).unwrap();
         let blocks = self.tokens.len().div_ceil(KV_BLOCK);
-        let mut kv = KvCache::new(&dev, layout, &stage, group.rank(), blocks, DType::F32);
+        let mut kv = KvCache::new(&dev, layout, &stage, group.rank(), blocks, DType::F32.into());
         let mut hidden = Vec::new();
         for rows in [0..self.tokens.len() - 1, self.tokens.len() - 1..self.tokens.len()] {
             let meta = StepMeta {
@@ -288,7 +288,7 @@ fn every_mode_runs_on_paper_on_every_rank() {
                 // So many that on paper, too, every expert is chosen among the tokens of every rank.
                 let rows = ranks * mixture.num_experts();
                 let blocks = rows.div_ceil(KV_BLOCK);
-                let mut kv = KvCache::new(&dev, &layout, &stage, rank, blocks, DType::BF16);
+                let mut kv = KvCache::new(&dev, &layout, &stage, rank, blocks, DType::BF16.into());
                 let meta = StepMeta {
                     tokens: vec![1; rows],
                     sequences: vec![SequenceSpan {
