@@ -23,7 +23,7 @@ fn the_reference_device_gives_the_bits_of_the_cpu_on_every_architecture() {
         let rank = Rank::new(&dev, &group);
         let rows = golden.prompt.len() - 1;
         let blocks = rows.div_ceil(KV_BLOCK);
-        let mut kv = KvCache::new(&dev, &layout, &stage, 0, blocks, source.dtype());
+        let mut kv = KvCache::new(&dev, &layout, &stage, 0, blocks, source.dtype().into());
         let meta = StepMeta {
             tokens: golden.prompt[..rows].to_vec(),
             // The blocks lie in memory in another order than in the engine.

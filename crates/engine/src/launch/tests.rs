@@ -45,7 +45,7 @@ fn launch_dir(
     let source = WeightSource::Files(Checkpoint::open(dir).unwrap());
     let options = LaunchOptions {
         kept: Default::default(),
-        kv_dtype: DType::F32.into(),
+        kv_dtype: tensor::DType::F32.into(),
         comm_timeout: COMM_TIMEOUT,
         spin: Duration::ZERO,
         host: String::new(),
