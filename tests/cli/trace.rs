@@ -133,7 +133,7 @@ fn a_path_that_cannot_be_written_is_refused_before_the_run_and_nothing_is_left()
         }
     }
     anysplit("generate hello").env("ANYSPLIT_TRACE", copy.file("dir")).refused(&["it is a directory"]);
-    anysplit("bench decode --splits 1x1,2x1 --trace").arg(copy.file("t.json")).refused(&["of one split"]);
+    anysplit("bench decode --splits 1x1,2x1 --trace").arg(copy.file("t.json")).refused(&["of one run"]);
     assert_eq!(names(&copy), ["dir"]);
 }
 
