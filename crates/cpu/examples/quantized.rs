@@ -93,13 +93,15 @@ impl Model {
         let (gigabytes, gigaflops) =
             (bytes as f64 * share / 1e9, 2.0 * (rows * weights) as f64 * share / 1e9);
         let (mut seconds, mut of_bandwidth, mut of_peak) = (Vec::new(), Vec::new(), Vec::new());
+        let mut limits = || (memory.measure_once(), fma_rate(config));
+        let mut before = limits();
         for _ in 0..turns {
-            let bandwidth = memory.measure_once();
-            let peak = fma_rate(config);
             let second = self.run(blocks, &narrow, &wide);
-            of_bandwidth.push(gigabytes / second / bandwidth);
-            of_peak.push(gigaflops / second / peak);
+            let after = limits();
+            of_bandwidth.push(gigabytes / second / ((before.0 + after.0) / 2.0));
+            of_peak.push(gigaflops / second / ((before.1 + after.1) / 2.0));
             seconds.push(second);
+            before = after;
         }
         let second = median(seconds);
         println!(
