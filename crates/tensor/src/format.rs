@@ -344,7 +344,6 @@ mod tests {
                 // A step is 16 sixteenths; the zero point may be off by half a sixteenth.
                 prop_assert!((four.value(four.quantize(w)) - w).abs() <= 8.6 * four.scale);
                 prop_assert!(four.scale <= 2.0 * most / 240.0 * 1.01);
-                // Below the smallest normal value a step is 2⁻⁹ of the scale, which is up to twice max / 448.
                 prop_assert!((float.value(float.quantize(w)) - w).abs() <= (w.abs() / 16.0).max(most / 229_000.0));
             }
         }
