@@ -12,7 +12,8 @@ What is run, each as often as --repeats says, and everything once before anythin
   decode      --gen-len tokens behind a prompt of --prompt-len
   decode ×N   --gen-len tokens of N sequences at a time, behind prompts of 32
 The machine's limits are measured around every run; a speed's fraction is of what they allow: of read bandwidth ÷ bytes
-of weights in decode, of the f32 FMA peak ÷ FLOPs in prefill, of the lesser of both where several sequences run.
+of weights, keys and values in decode, of the f32 FMA peak ÷ FLOPs in prefill, of the lesser of both where several
+sequences run.
 """
 
 import argparse
@@ -100,7 +101,8 @@ class Comparison:
             bench = lambda *shape: self.peer.bench(flavour, model, args.threads, *shape)
             prefill = shape.prefill_flops(args.prompt_len) / args.prompt_len
             self.around(flavour, format, "prefill", 0, prefill, lambda: bench(args.prompt_len, 0, 0))
-            self.around(flavour, format, "decode", size, 0, lambda: bench(0, args.gen_len, args.prompt_len))
+            read = size + shape.kv_bytes(args.prompt_len + args.gen_len / 2)
+            self.around(flavour, format, "decode", read, 0, lambda: bench(0, args.gen_len, args.prompt_len))
         for batch in args.batches if "batches" in args.what else []:
             position = BATCH_PROMPT + args.gen_len / 2
             bytes_read = size / batch + shape.kv_bytes(position)

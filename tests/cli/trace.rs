@@ -127,6 +127,9 @@ fn a_path_that_cannot_be_written_is_refused_before_the_run_and_nothing_is_left()
         (copy.file("none/trace.json"), "there is no directory"),
         (copy.file("dir"), "it is a directory; give a file"),
         ("/dev/null".into(), "no regular file"),
+        (copy.file("new/"), "it ends as a directory does"),
+        (copy.file(&"long".repeat(100)), "too long"),
+        (copy.file("dir/file/").join("x.json"), "there is no directory"),
     ] {
         for command in ["generate hello", "score --text hello", "bench decode"] {
             anysplit(command).arg("--trace").arg(&path).refused(&["--trace", why]);

@@ -10,7 +10,7 @@ use checkpoint::{
 use engine::text::{TextError, Tokenizer};
 use engine::{Engine, EngineOptions, Plan};
 use job::Fingerprint;
-use model::ModelConfig;
+use model::{KeptAs, ModelConfig};
 use tensor::{DType, math};
 
 use crate::args::{LoadFormat, ModelArgs, RunArgs};
@@ -123,6 +123,12 @@ fn source(args: &ModelArgs, place: &Place, config: &ModelConfig) -> Result<Weigh
         }
         (_, Place::Dir(dir)) => WeightSource::Files(Checkpoint::open(dir)?),
     })
+}
+
+/// What the weights of a packed checkpoint are kept in, if the flags name one that is on disk.
+pub fn packed_as(args: &ModelArgs) -> Result<Option<KeptAs>, CliError> {
+    let dir = args.model.as_deref().map(Path::new).filter(|dir| PackedCheckpoint::is_in(dir));
+    Ok(dir.map(PackedCheckpoint::open).transpose()?.as_ref().map(engine::packed_as))
 }
 
 impl OpenModel {

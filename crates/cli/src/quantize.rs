@@ -9,6 +9,8 @@ use checkpoint::packed::PACKED_FILE;
 use clap::Args;
 use engine::{EngineError, EngineOptions};
 use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::args::{ModelArgs, yes_or_no};
 use crate::error::CliError;
@@ -26,7 +28,7 @@ use crate::report::bytes;
 )]
 pub struct QuantizeArgs {
     /// The checkpoint, in place of --model
-    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    #[arg(value_name = "MODEL")]
     checkpoint: Option<String>,
     /// The folder to write; it must not be there yet
     #[arg(long, short, env = "ANYSPLIT_OUT", value_name = "DIR")]
@@ -54,6 +56,7 @@ pub fn run(args: &QuantizeArgs) -> Result<(), CliError> {
         return Err(CliError::Usage("the checkpoint is packed already; give the original".into()));
     }
     let folder = NewFolder::create(&args.out)?;
+    folder.remove_if_ended()?;
     let options = EngineOptions {
         dtype: args.model.dtype.get(),
         quantization: args.model.quantization.get(),
@@ -85,7 +88,7 @@ pub fn run(args: &QuantizeArgs) -> Result<(), CliError> {
         true => writeln!(
             out,
             "{}",
-            json!({ "out": args.out, "quantization": quantization, "bytes": packed.bytes, "stored_bytes": packed.stored_bytes })
+            json!({ "out": shown.to_string(), "quantization": quantization, "bytes": packed.bytes, "stored_bytes": packed.stored_bytes })
         )?,
         false => {
             let (now, before) = (bytes(packed.bytes), bytes(packed.stored_bytes));
@@ -116,6 +119,19 @@ impl<'a> NewFolder<'a> {
             CliError::Usage(format!("--out {}: cannot make a folder there: {e}", name.display()))
         })?;
         Ok(NewFolder { name, partial })
+    }
+
+    /// Who is asked to end takes what is incomplete along.
+    fn remove_if_ended(&self) -> io::Result<()> {
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+        let partial = self.partial.clone();
+        let wait = move || {
+            if let Some(signal) = signals.forever().next() {
+                let _ = fs::remove_dir_all(&partial);
+                std::process::exit(128 + signal);
+            }
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
     }
 
     fn keep(self) -> Result<(), CliError> {

@@ -14,7 +14,7 @@ use tensor::DType;
 
 use crate::args::{ModelArgs, yes_or_no};
 use crate::error::CliError;
-use crate::model::read_config;
+use crate::model::{packed_as, read_config};
 use crate::report::bytes;
 use crate::split::SplitArgs;
 
@@ -48,7 +48,8 @@ struct Row {
 pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let (_, config) = read_config(&args.model)?;
     let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
-    let kept = KeptAs { dtype: Some(dtype), quantization: args.model.quantization.get() };
+    let wanted = KeptAs { dtype: Some(dtype), quantization: args.model.quantization.get() };
+    let kept = packed_as(&args.model)?.unwrap_or(wanted);
     args.split.check(&config, true)?;
     let plan = Plan::new(config, &args.split.options(None)?, None)?;
     let layout = &plan.layout;

@@ -102,7 +102,12 @@ fn check(file: &Path) -> Result<(), String> {
     match file.metadata() {
         Ok(found) if found.is_dir() => return Err("it is a directory; give a file".into()),
         Ok(found) if !found.is_file() => return Err("it is no regular file; give one, or a new name".into()),
-        _ => {}
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e.to_string()),
+    }
+    if file.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Err("it ends as a directory does; give a file".into());
     }
     let to = file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let directory = directory(&to);

@@ -26,7 +26,7 @@ mod simd;
 pub use device::{CpuConfig, CpuDevice, CpuStep, CpuTensor};
 pub use kernels::cache::CpuKv;
 pub use kernels::moe::{CpuAssignment, CpuRouting};
-pub use pack::{CpuWeight, PanelLayout, PanelRun};
+pub use pack::CpuWeight;
 pub use simd::Isa;
 
 /// The name of the layout of packed weights, for who writes it to files. Another layout gets another name.

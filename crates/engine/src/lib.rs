@@ -38,7 +38,7 @@ pub use memory::peak_rss_bytes;
 pub use options::EngineOptions;
 pub use pack::{Packed, pack};
 pub use plan::Plan;
-pub use prepared::weight_bytes;
+pub use prepared::{packed_as, weight_bytes};
 pub use report::{PartReport, RankReport, StepReport};
 pub use request::{Completion, FinishReason, GenerateRequest, Timing};
 pub use router::Router;

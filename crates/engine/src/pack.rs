@@ -5,8 +5,9 @@ use std::path::Path;
 use checkpoint::WeightSource;
 use checkpoint::packed::{PackedEntry, PackedInfo, PackedVector, PackedWriter};
 use cpu::{CpuConfig, CpuDevice};
-use model::{Layout, Loader, ModelConfig, StoredVector, TpPlan};
+use model::{Layout, Loader, ModelConfig, StoredVector, StoredWeight, TpPlan};
 
+use crate::prepared::check_threads;
 use crate::{EngineError, EngineOptions, cpus, memory};
 
 /// What a packed checkpoint became.
@@ -33,11 +34,13 @@ pub fn pack(
 ) -> Result<Packed, EngineError> {
     let write = |source| EngineError::Write { path: path.to_owned(), source };
     let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(1));
+    check_threads(threads, 1)?;
     let dev = CpuDevice::new(CpuConfig { threads, isa: options.isa, ..CpuConfig::default() });
     let layout = Layout::new(config, &[1.0], &TpPlan::auto())?;
     let loader = Loader::new(&dev, source, &layout, 0, options.kept_as(), &|_| Ok(()));
     let weights = loader.stored_weights()?;
-    let entry = |w: &model::StoredWeight| {
+    one_float_type(&weights)?;
+    let entry = |w: &StoredWeight| {
         PackedEntry::new(w.name.clone(), w.shape, w.spec, CpuDevice::packed_len(w.shape, w.spec))
     };
     let dtype = options.dtype.unwrap_or_else(|| source.dtype());
@@ -67,4 +70,17 @@ pub fn pack(
         bytes: std::fs::metadata(path).map_err(write)?.len(),
         stored_bytes: elements * source.dtype().bytes() as u64,
     })
+}
+
+/// Layers of several types that share their input would be widened to one when they are loaded, which packed ones can't be.
+fn one_float_type(weights: &[StoredWeight]) -> Result<(), EngineError> {
+    let mut floats = weights.iter().filter(|weight| !weight.spec.format.is_grouped());
+    let Some(first) = floats.next() else { return Ok(()) };
+    match floats.find(|weight| weight.spec.format != first.spec.format) {
+        None => Ok(()),
+        Some(other) => Err(EngineError::Request(format!(
+            "weights are stored in several types: {} is {}, {} is {}; say by --dtype in which one to pack them",
+            first.name, first.spec.format, other.name, other.spec.format
+        ))),
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use checkpoint::WeightSource;
+use checkpoint::{PackedCheckpoint, WeightSource};
 use cpu::{CpuConfig, CpuDevice};
 use job::Job;
 use model::{Decoder, KeptAs, Loader, ModelConfig, Quantization, Stage};
@@ -67,6 +67,17 @@ impl MakeDevice for MakeCpu {
     }
 }
 
+/// Refuses threads that no system would give.
+pub(crate) fn check_threads(threads: usize, ranks: usize) -> Result<(), EngineError> {
+    match threads.saturating_mul(ranks) <= MAX_THREADS {
+        true => Ok(()),
+        false => Err(EngineError::Request(format!(
+            "threads-per-rank {threads} on {ranks} ranks are more than {MAX_THREADS} threads; this machine has {} cores",
+            cpus::available().len()
+        ))),
+    }
+}
+
 /// What is known before any rank starts.
 pub(crate) struct Prepared {
     pub setup: Setup<MakeCpu>,
@@ -122,12 +133,7 @@ impl Prepared {
             )));
         }
         let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(local.sharing));
-        if threads.saturating_mul(ranks) > MAX_THREADS {
-            return Err(EngineError::Request(format!(
-                "threads-per-rank {threads} on {ranks} ranks are more than {MAX_THREADS} threads; this machine has {} cores",
-                cpus::available().len()
-            )));
-        }
+        check_threads(threads, ranks)?;
         // Spinning only makes sense while everyone who spins has a core.
         let spin = local.sharing * threads <= cpus::available().len();
         let launch_options = LaunchOptions {
@@ -174,6 +180,13 @@ fn host_name(job: &Job) -> String {
     }
 }
 
+/// What the weights of a packed checkpoint are kept in.
+pub fn packed_as(packed: &PackedCheckpoint) -> KeptAs {
+    let name = packed.info().quantization.as_deref();
+    let quantization = Quantization::ALL.into_iter().find(|q| name == Some(q.name()));
+    KeptAs { dtype: Some(packed.dtype()), quantization }
+}
+
 /// What weights are kept in. Those of a packed checkpoint are as they are.
 fn kept_as(source: &WeightSource, options: &EngineOptions) -> Result<KeptAs, EngineError> {
     let wanted = options.kept_as();
@@ -196,7 +209,7 @@ fn kept_as(source: &WeightSource, options: &EngineOptions) -> Result<KeptAs, Eng
              `anysplit quantize`"
         )));
     }
-    let quantization = Quantization::ALL.into_iter().find(|q| info.quantization.as_deref() == Some(q.name()));
+    let quantization = packed_as(packed).quantization;
     let is = info.quantization.as_deref().unwrap_or(packed.dtype().name());
     if wanted.dtype.is_some_and(|dtype| dtype != packed.dtype())
         || wanted.quantization.is_some() && wanted.quantization != quantization
@@ -207,7 +220,8 @@ fn kept_as(source: &WeightSource, options: &EngineOptions) -> Result<KeptAs, Eng
             packed.dtype()
         )));
     }
-    Ok(KeptAs { dtype: Some(packed.dtype()), quantization })
+    // Its vectors have the types in which they were packed.
+    Ok(KeptAs { dtype: None, quantization })
 }
 
 /// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much a replica has to load.

@@ -37,6 +37,12 @@ pub enum ModelError {
         /// What it is.
         value: f32,
     },
+    /// A packed weight doesn't fit the configuration.
+    #[error("{tensor} is packed for another config.json; pack the original again with `anysplit quantize`")]
+    PackedOtherwise {
+        /// Its tensor.
+        tensor: String,
+    },
     /// A rank is missing or failed.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
@@ -54,7 +60,8 @@ impl ModelError {
             | ModelError::Plan(_)
             | ModelError::Split(_)
             | ModelError::Step(_)
-            | ModelError::NotFinite { .. } => true,
+            | ModelError::NotFinite { .. }
+            | ModelError::PackedOtherwise { .. } => true,
             ModelError::Checkpoint(e) => e.is_usage(),
             ModelError::Collective(_) | ModelError::Device(_) => false,
         }

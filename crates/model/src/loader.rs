@@ -101,7 +101,13 @@ impl<'a, D: Device> Loader<'a, D> {
         }
         let kept = |i: usize| self.kept_as(specs[i].0, &parts[i].0.view);
         let mut packed_as = kept(0);
-        for (i, (_, held)) in parts.iter().enumerate() {
+        for (i, (found, held)) in parts.iter().enumerate() {
+            let (module, spec) = &specs[i];
+            let period = self.layout.group_period(*module);
+            let is = found.view.packed_as();
+            if is.is_some_and(|is| is != packed_as || is.format.is_grouped() && is.period != period) {
+                return Err(ModelError::PackedOtherwise { tensor: format!("{}.weight", spec.name) });
+            }
             self.count(kept(i).bytes(held.num_rows(), held.cols.len()))?;
             if kept(i) != packed_as {
                 // Several stored types in one weight.

@@ -2,7 +2,7 @@
 
 mod comm;
 mod decode;
-mod limits;
+pub mod limits;
 
 use std::process::ExitCode;
 

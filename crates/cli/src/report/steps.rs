@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use cpu::limits;
-use engine::{PartReport, RankReport, StepReport};
+use engine::{PartReport, RankReport, StepReport, cpus};
 use serde_json::{Value, json};
 
 use super::{bytes, count};
@@ -30,11 +30,15 @@ struct Limits {
 }
 
 impl Limits {
-    fn measure(threads: usize) -> Self {
-        let config = limits::LimitsConfig { repeats: 3, ..limits::LimitsConfig::new(threads) };
+    /// Of one of the ranks of this host while all are at work, each with some threads.
+    fn measure(threads: usize, ranks: usize) -> Self {
+        let all = (threads * ranks).min(cpus::available().len()).max(1);
+        // On cores of their own: this thread is bound to one, and those that it starts would share that.
+        let config = limits::LimitsConfig { repeats: 3, ..crate::bench::limits::config(all) };
+        let of_rank = 1e9 / ranks.max(1) as f64;
         Limits {
-            bytes_per_s: limits::read_bandwidth(&config, QUICK_BUFFER_BYTES) * 1e9,
-            flops_per_s: limits::fma_rate(&config) * 1e9,
+            bytes_per_s: limits::read_bandwidth(&config, QUICK_BUFFER_BYTES) * of_rank,
+            flops_per_s: limits::fma_rate(&config) * of_rank,
         }
     }
 
@@ -49,12 +53,14 @@ impl Limits {
 impl Steps {
     /// The steps of a call, and the limits of this machine, which are measured in about a second.
     pub fn new(ranks: &[RankReport], threads_per_rank: usize) -> Self {
+        let host = ranks.first().map(|rank| &rank.host);
+        let ranks_here = ranks.iter().filter(|rank| Some(&rank.host) == host).count();
         Steps {
             prefill: StepReport::of_first_ranks(ranks, |rank| &rank.prefill),
             decode: StepReport::of_first_ranks(ranks, |rank| &rank.decode),
             decode_steps: ranks.first().map_or(0, |rank| rank.decode_steps),
             stages: ranks.iter().map(|rank| rank.place.1 + 1).max().unwrap_or(1),
-            limits: Limits::measure(threads_per_rank),
+            limits: Limits::measure(threads_per_rank, ranks_here),
         }
     }
 
@@ -99,8 +105,8 @@ impl Steps {
         let tables: Vec<String> =
             steps.iter().filter_map(|(name, step)| Some(self.table(name, step.as_ref()?))).collect();
         format!(
-            "{}(where: {}; the limit is memory bandwidth or arithmetic, whichever takes longer; what lies in a cache can \
-             exceed it)",
+            "{}(where: {}; the limit is memory bandwidth or arithmetic, whichever takes longer, shared by the ranks of a \
+             host; what lies in a cache can exceed it, and so can products of whole numbers)",
             tables.concat(),
             if self.stages == 1 { "rank 0" } else { "the first rank of each stage, one after the other" },
         )

@@ -25,7 +25,8 @@ use crate::pool::Pool;
 use crate::simd::{Isa, LANES, with_element};
 
 pub(crate) use panels::Panel;
-pub use panels::{PanelLayout, PanelRun};
+pub(crate) use panels::PanelLayout;
+use panels::PanelRun;
 
 /// A packed weight `[n, k]`.
 pub struct CpuWeight {
@@ -71,7 +72,7 @@ impl CpuWeight {
     ///
     /// # Panics
     /// If there are not exactly as many panels as `n` outputs need.
-    pub fn from_runs(runs: Vec<PanelRun>, n: usize, k: usize, spec: WeightSpec) -> Self {
+    fn from_runs(runs: Vec<PanelRun>, n: usize, k: usize, spec: WeightSpec) -> Self {
         let panels: usize = runs.iter().map(PanelRun::panels).sum();
         assert_eq!(panels, n.div_ceil(LANES), "panels of a weight [{n}, {k}]");
         CpuWeight { runs, n, k, spec }
@@ -80,11 +81,6 @@ impl CpuWeight {
     /// How it is packed.
     pub fn spec(&self) -> WeightSpec {
         self.spec
-    }
-
-    /// The panels, in the order of outputs.
-    pub fn runs(&self) -> &[PanelRun] {
-        &self.runs
     }
 
     /// Number of panels.

@@ -3,7 +3,7 @@
 use super::experts::experts_of;
 use super::values::Values;
 use super::{Case, Found, check};
-use crate::{DType, Device, Program, ReductionTree, WeightFormat, WeightSpec};
+use crate::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
 
 pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// One row, less than a register, tails of every kind, more than a tile.
@@ -27,6 +27,7 @@ pub fn quantized(dev: &impl Device) {
     experts_of(dev, &formats);
     for format in formats {
         check(dev, &Poisoned { format });
+        check(dev, &Extreme { format });
     }
 }
 
@@ -160,5 +161,44 @@ impl Case for Poisoned {
             Found::tensor(dev, "linear", &dev.linear(&dev.upload(&x, 3, k), &packed, None))
         };
         [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-39, 3e38].into_iter().map(run).collect()
+    }
+}
+
+/// The largest products that there are, all of one sign or of both: what sums them in too few bits is found out.
+#[derive(Debug)]
+struct Extreme {
+    format: WeightFormat,
+}
+
+impl Case for Extreme {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let (n, k, rows) = (35, 96, 8);
+        let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
+        let weight = ReferenceTensor::from_fn(n, k, |row, col| match row % 5 {
+            // As int4 the largest number with a zero point of 0, and the smallest with the largest zero point.
+            0 => 1.0,
+            1 => -1.0,
+            2 => sign(col),
+            3 => sign(col / 2),
+            _ => {
+                if col.is_multiple_of(32) {
+                    0.0
+                } else {
+                    1.0
+                }
+            }
+        });
+        let packed = dev.pack(&weight, self.format.into());
+        let run = |height: usize| {
+            let value = |at: usize| match at / k % 4 {
+                0 => 1.0,
+                1 => -1.0,
+                2 => sign(at),
+                _ => sign(at / 2),
+            };
+            let x: Vec<f32> = (0..height * k).map(value).collect();
+            Found::tensor(dev, "linear", &dev.linear(&dev.upload(&x, height, k), &packed, None))
+        };
+        (1..=rows).map(run).collect()
     }
 }
