@@ -1,7 +1,8 @@
 //! Quantised weights: the same bytes on any split, loaded or packed before, and what can be wrong with a packed checkpoint.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -159,6 +160,32 @@ fn a_full_disk_leaves_nothing_behind() {
     shell.args(["-c", r#"trap '' XFSZ; ulimit -f 1000; exec "$@""#, "sh"]);
     let line = quantize.by_way_of(shell).run().fails_with(1);
     assert!(line.contains("cannot write") && line.contains(FILE), "{line}");
+    assert_nothing_in(&out);
+}
+
+#[test]
+fn who_is_asked_to_end_leaves_nothing_behind() {
+    let config = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
+        "num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192,
+        "vocab_size": 32000, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16"});
+    let (model, out) = (Copy::of_config(&config), Copy::empty());
+    let quantize = anysplit("quantize --quantization int4 --load-format random --out")
+        .arg(out.file("packed"))
+        .arg(model.path());
+    let mut child = quantize.command().stdout(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    // It has begun when its file is there; to make hundreds of millions of weights takes longer than to see that.
+    let has_begun = || {
+        let mut folders = std::fs::read_dir(out.path()).unwrap();
+        folders.any(|folder| folder.unwrap().path().join(FILE).is_file())
+    };
+    while !has_begun() {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "it writes a file");
+        std::thread::yield_now();
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
     assert_nothing_in(&out);
 }
 
