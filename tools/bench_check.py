@@ -7,8 +7,9 @@
 Tokens/s depend on what else the machine does; the fraction of the limits that were measured between the same runs
 depends on it much less, so only fractions are compared. A row is worse if the median of its runs is below the
 baseline's by more than --tolerance, both in a first measurement and, alone, in a second one: what disturbs a machine
-for a minute rarely does so twice. On a quiet machine medians of five differ by some percent, so less than that cannot
-be seen here.
+for a minute rarely does so twice. On a quiet machine medians of five differ by some percent. On the shared one
+of the first baseline the same program twice differed by up to 14 % in three rows of eighteen, hence the default; give
+less on a machine of your own.
 
 A baseline is a file in tools/bench_baselines, named after what it is of: processor, cores, instruction set. It is
 committed with the change that made things faster (or slower, with the reason). The model has random weights and the
@@ -113,7 +114,7 @@ def main() -> int:
     parser.add_argument("--update", action="store_true", help="stores what is measured as the baseline")
     parser.add_argument("--quantizations", type=lambda text: text.split(","), default=QUANTIZATIONS, metavar="LIST",
                         help=f"default: {','.join(QUANTIZATIONS)}; other rows of the baseline are left alone")
-    parser.add_argument("--tolerance", type=float, default=0.08, metavar="F", help="default: %(default)s")
+    parser.add_argument("--tolerance", type=float, default=0.15, metavar="F", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
     args = parser.parse_args()
     binary = args.anysplit.absolute()
