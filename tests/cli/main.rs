@@ -32,6 +32,7 @@ mod json_shapes;
 mod launch;
 mod launch_faults;
 mod launch_usage;
+mod packed;
 mod quantize;
 mod same_answers;
 mod same_bits;
