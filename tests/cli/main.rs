@@ -14,6 +14,7 @@ mod child;
 mod deploy;
 mod deploy_fields;
 mod deploy_shell;
+mod environment;
 #[path = "../../crates/job/tests/common/hosts.rs"]
 mod hosts;
 mod hub;
@@ -33,6 +34,7 @@ mod launch;
 mod launch_faults;
 mod launch_usage;
 mod packed;
+mod perplexity;
 mod quantize;
 mod same_answers;
 mod same_bits;

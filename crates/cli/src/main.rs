@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod environment;
 mod error;
 mod expert_counts;
 mod generate;
@@ -71,7 +72,7 @@ fn main() -> ExitCode {
 }
 
 fn command() -> ExitCode {
-    let matches = with_negative_numbers(Cli::command()).try_get_matches();
+    let matches = environment::parse(with_negative_numbers(Cli::command()));
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return error::usage(&error),
