@@ -77,9 +77,9 @@ impl fmt::Display for ReadPattern {
     }
 }
 
-/// Read bandwidth of main memory. Keeps its buffer, so that it can be sampled again between other measurements.
+/// Read bandwidth of main memory. Keeps its buffer, so that it can be sampled again between other measurements; but no
+/// threads, for those would keep the caller on a core that something else may have chosen otherwise.
 pub struct ReadBandwidth {
-    pool: Pool,
     memory: Memory,
     config: LimitsConfig,
     sink: f32,
@@ -97,7 +97,7 @@ impl ReadBandwidth {
         let mut memory = Memory::zeroed(bytes);
         let share = bytes / 4 / config.threads;
         pool.split_mut(memory.slice_mut::<f32>(bytes / 4), share, 1, |_, part| part.fill(1.0));
-        ReadBandwidth { pool, memory, config: config.clone(), sink: 0.0 }
+        ReadBandwidth { memory, config: config.clone(), sink: 0.0 }
     }
 
     /// On what it measures.
@@ -109,11 +109,14 @@ impl ReadBandwidth {
     pub fn sample(&mut self, pattern: ReadPattern) -> f64 {
         let bytes = self.memory.bytes();
         let isa = Isa::detect();
-        let threads = self.pool.threads();
+        let pool = self.config.pool();
+        let threads = pool.threads();
         let data = self.memory.slice::<f32>(bytes / 4);
         let mut sums = vec![0.0; threads];
+        // Threads begin before the clock does.
+        pool.run(threads, &|_| ());
         let start = Instant::now();
-        self.pool.split_mut(&mut sums, 1, 1, |thread, sum| {
+        pool.split_mut(&mut sums, 1, 1, |thread, sum| {
             let share = data.len() / threads;
             sum[0] = isa.run(Read { data: &data[thread * share..(thread + 1) * share], pattern });
         });
@@ -355,6 +358,17 @@ mod tests {
         if let Some(way) = core_to_core(0, 1, 1) {
             assert!(way.latency_ns > 1.0 && way.rate_gb_per_s > 0.01);
         }
+    }
+
+    #[test]
+    fn who_measures_may_run_afterwards_where_it_could_before() {
+        let affinity = || rustix::thread::sched_getaffinity(None).unwrap();
+        let before = affinity();
+        let core = (0..rustix::thread::CpuSet::MAX_CPU).find(|&core| before.is_set(core)).unwrap();
+        let config = LimitsConfig { cores: Some(vec![core]), repeats: 1, ..LimitsConfig::new(1) };
+        let mut memory = ReadBandwidth::new(&config, 1 << 20);
+        assert!(affinity() == before);
+        assert!(memory.measure() > 0.1 && affinity() == before);
     }
 
     #[test]

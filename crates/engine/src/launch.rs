@@ -10,13 +10,13 @@ use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
 use tensor::{HostDevice, KvDType, Part};
 
-use crate::EngineError;
 use crate::data_parallel;
 use crate::groups::{self, Grouping, RankGroups};
 use crate::leader::{Leader, Leading, guarded};
 use crate::report::RankReport;
 use crate::trace::RankTrace;
 use crate::worker::{Command, Reply, Worker};
+use crate::{EngineError, cpus};
 
 /// How long the threads of a group that ends are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -64,15 +64,18 @@ pub(crate) fn launch<M: MakeDevice + 'static>(
     let LaunchOptions { comm_timeout, spin, .. } = setup.options;
     let config = SharedConfig { deadline: comm_timeout, spin, ..Default::default() };
     let setup = Arc::new(setup);
-    let mut groups = groups::of_threads(setup.grouping, &config).into_iter();
-    let own = groups.next().expect("there is a rank");
-    let mut others = Vec::new();
-    for (groups, rank) in groups.zip(1..) {
-        let setup = setup.clone();
-        let body = move || live(&setup, groups);
-        let spawned = std::thread::Builder::new().name(format!("rank {rank}")).spawn(body);
-        others.push(spawned.map_err(|e| EngineError::Spawn { rank, message: e.to_string() })?);
-    }
+    let (own, others) = cpus::on_all(|| -> Result<_, EngineError> {
+        let mut groups = groups::of_threads(setup.grouping, &config).into_iter();
+        let own = groups.next().expect("there is a rank");
+        let mut others = Vec::new();
+        for (groups, rank) in groups.zip(1..) {
+            let setup = setup.clone();
+            let body = move || live(&setup, groups);
+            let spawned = std::thread::Builder::new().name(format!("rank {rank}")).spawn(body);
+            others.push(spawned.map_err(|e| EngineError::Spawn { rank, message: e.to_string() })?);
+        }
+        Ok((own, others))
+    })?;
     match guarded(0, || load(&setup, own, progress)) {
         Ok(worker) => Ok(Ranks { leading: Leading::new(worker), others }),
         Err(error) => Err(root_cause(error, others)),

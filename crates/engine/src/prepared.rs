@@ -56,12 +56,13 @@ pub(crate) struct MakeCpu {
 impl MakeDevice for MakeCpu {
     type Device = Timed<CpuDevice>;
     fn make(&self, rank: usize) -> Timed<CpuDevice> {
-        let cpu = CpuDevice::new(CpuConfig {
-            threads: self.threads,
-            cores: cpus::of_rank(self.local.index(rank), self.local.sharing, self.threads, self.tp),
-            isa: self.isa,
-            spin: self.spin,
-        });
+        let cores = cpus::of_rank(self.local.index(rank), self.local.sharing, self.threads, self.tp);
+        let is_pinned = cores.is_some();
+        let config = CpuConfig { threads: self.threads, cores, isa: self.isa, spin: self.spin };
+        let cpu = match is_pinned {
+            true => CpuDevice::new(config),
+            false => cpus::on_all(|| CpuDevice::new(config)),
+        };
         let threads = cpu.thread_log();
         Timed::new(cpu, threads)
     }

@@ -65,9 +65,9 @@ pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// So many threads, each on a core of its own if there are enough.
+/// So many threads, each on a core of its own if there are enough: on those that a rank of so many threads would get.
 pub fn config(threads: usize) -> limits::LimitsConfig {
-    let cores = cpus::available().get(..threads).map(<[usize]>::to_vec);
+    let cores = cpus::of_rank(0, 1, threads, 1);
     limits::LimitsConfig { threads, cores, repeats: REPEATS }
 }
 

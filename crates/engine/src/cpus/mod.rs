@@ -5,15 +5,31 @@ mod place;
 use std::sync::OnceLock;
 
 use place::{Core, place};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// The cores that this process may use, as they were when it was first asked: ranks narrow their own threads down
 /// later.
 pub fn available() -> &'static [usize] {
     static CORES: OnceLock<Vec<usize>> = OnceLock::new();
-    CORES.get_or_init(|| match rustix::thread::sched_getaffinity(None) {
-        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect(),
+    CORES.get_or_init(|| match sched_getaffinity(None) {
+        Ok(set) => (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect(),
         Err(_) => (0..std::thread::available_parallelism().map_or(1, |n| n.get())).collect(),
     })
+}
+
+/// Does something that starts threads, or asks how many cores there are, on a thread that another engine may have pinned to one:
+/// that would be inherited, and be the answer. Afterwards the thread is where it was.
+pub(crate) fn on_all<T>(work: impl FnOnce() -> T) -> T {
+    let mut all = CpuSet::new();
+    available().iter().for_each(|&core| all.set(core));
+    let before = sched_getaffinity(None).ok().filter(|before| *before != all);
+    let is_wider = before.is_some() && sched_setaffinity(None, &all).is_ok();
+    let result = work();
+    if let Some(before) = before.filter(|_| is_wider) {
+        // The system has granted it before.
+        let _ = sched_setaffinity(None, &before);
+    }
+    result
 }
 
 /// Threads of a rank if nobody says: the cores, shared out.
@@ -27,4 +43,22 @@ pub fn of_rank(rank: usize, ranks: usize, threads: usize, group: usize) -> Optio
     static CORES: OnceLock<Vec<Core>> = OnceLock::new();
     let cores = CORES.get_or_init(|| available().iter().map(|&id| Core::read(id)).collect());
     place(cores, ranks, threads, group).map(|mut of_ranks| of_ranks.swap_remove(rank))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_pinned_has_all_cores_for_a_while() {
+        let cores = available();
+        let mut one = CpuSet::new();
+        one.set(cores[0]);
+        sched_setaffinity(None, &one).unwrap();
+        let now = || std::thread::available_parallelism().unwrap().get();
+        assert_eq!(now(), 1);
+        let (asked, of_thread) = on_all(|| (now(), std::thread::spawn(now).join().unwrap()));
+        assert_eq!((asked, of_thread), (cores.len(), cores.len()));
+        assert_eq!(now(), 1);
+    }
 }
