@@ -41,6 +41,10 @@ impl Clock {
 
     /// Opens a part. Says whether it is recorded.
     pub fn enter(&mut self, part: Part) -> bool {
+        if is_outermost(part) {
+            // What is open still was left by a panic, and would take what is not its own.
+            self.open.clear();
+        }
         let now = self.turn();
         let outermost = self.open.is_empty();
         let event = self.recorder.as_mut().and_then(|recorder| {
@@ -52,7 +56,10 @@ impl Clock {
         event.is_some()
     }
 
-    /// Closes the part that was opened last.
+    /// Closes the part that was opened last. Parts are opened and closed in pairs, around what they are of.
+    ///
+    /// # Panics
+    /// If none is open: a programmer's mistake.
     pub fn leave(&mut self) {
         let now = self.turn();
         let (_, event) = self.open.pop().expect("a part is closed that was opened");
@@ -96,6 +103,11 @@ impl Clock {
     }
 }
 
+/// Whether a part is in no other: a step, and what is between steps.
+fn is_outermost(part: Part) -> bool {
+    matches!(part, Part::Step | Part::Scheduler | Part::Text | Part::Idle)
+}
+
 impl Recorder {
     /// The new event's place.
     fn add(&mut self, what: What, began: Instant, ended: Instant) -> Option<usize> {
@@ -130,6 +142,23 @@ mod tests {
         let of = [Part::Step, Part::Ffn, Part::AllReduce].map(|part| times.of(part).time);
         assert_eq!(of.iter().sum::<Duration>(), times.total());
         assert_eq!(clock.take_times().total(), Duration::ZERO);
+    }
+
+    #[test]
+    fn parts_that_a_panic_has_left_open_take_nothing_of_later_steps() {
+        let mut clock = Clock::new();
+        clock.record();
+        clock.enter(Part::Step);
+        clock.enter(Part::Ffn);
+        let before = clock.take_times().of(Part::Ffn).time;
+        // Nobody closes them. Later there is another step.
+        while clock.turned.elapsed() < Duration::from_micros(50) {}
+        assert!(clock.enter(Part::Step), "it is recorded");
+        clock.leave();
+        let times = clock.take_times();
+        assert_eq!((before, times.of(Part::Ffn).time), (Duration::ZERO, Duration::ZERO));
+        assert_eq!(times.total(), times.of(Part::Step).time);
+        assert!(clock.open.is_empty());
     }
 
     #[test]
