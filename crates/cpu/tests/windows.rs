@@ -22,8 +22,10 @@ const SPEC: AttentionSpec = AttentionSpec {
     window: None,
 };
 
+type Attend = fn(&CpuDevice, &CpuTensor, &CpuKv, &StepMeta, &AttentionSpec) -> CpuTensor;
+
 /// Both ways to attend: all positions here, and the segments that are here.
-const WAYS: [fn(&CpuDevice, &CpuTensor, &CpuKv, &StepMeta, &AttentionSpec) -> CpuTensor; 2] = [
+const WAYS: [Attend; 2] = [
     |dev, qkv, kv, step, spec| dev.attention(qkv, kv, &dev.begin(step), spec),
     |dev, qkv, kv, step, spec| {
         let q = dev.gather_cols(qkv, 0..spec.num_heads * spec.head_dim);
