@@ -183,7 +183,10 @@ fn sum<V: F32x16>(x: &[f32]) -> f32 {
     for x in groups {
         acc = acc.add(V::load(x));
     }
-    acc.add(V::load_first(tail)).sum_by_halves()
+    if !tail.is_empty() {
+        acc = acc.add(V::load_first(tail));
+    }
+    acc.sum_by_halves()
 }
 
 /// Σ (x − mean)².
@@ -196,9 +199,11 @@ fn squares<V: F32x16>(x: &[f32], mean: f32) -> f32 {
         let d = V::load(x).sub(mean);
         acc = d.fma(d, acc);
     }
-    let zero = V::splat(0.0);
-    let d = V::load_first(tail).sub(mean).keep(0, tail.len(), zero);
-    d.fma(d, acc).sum_by_halves()
+    if !tail.is_empty() {
+        let d = V::load_first(tail).sub(mean).keep(0, tail.len(), V::splat(0.0));
+        acc = d.fma(d, acc);
+    }
+    acc.sum_by_halves()
 }
 
 /// `x = x + y`. What `fold` makes of the sums and of 16 lanes from +0 on, by halves; a sum of +0 must not change them.
@@ -212,7 +217,10 @@ fn add<V: F32x16>(x: &mut [f32], y: &[f32], fold: impl Fn(V, V) -> V) -> f32 {
         sum.store(x);
         acc = fold(sum, acc);
     }
-    let sum = V::load_first(x_tail).add(V::load_first(y_tail));
-    sum.store_first(x_tail);
-    fold(sum, acc).sum_by_halves()
+    if !x_tail.is_empty() {
+        let sum = V::load_first(x_tail).add(V::load_first(y_tail));
+        sum.store_first(x_tail);
+        acc = fold(sum, acc);
+    }
+    acc.sum_by_halves()
 }
