@@ -10,8 +10,8 @@
 use std::time::Instant;
 
 use cpu::limits::{LimitsConfig, ReadBandwidth, barrier, core_to_core, fma_rate, median};
-use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
-use tensor::{Activation, DType, Device, MatrixSource, NormKind, NormSpec, Program};
+use cpu::{CpuConfig, CpuDevice, CpuWeight, Isa};
+use tensor::{DType, Device, MatrixSource, Program};
 
 /// Weights that exceed any cache.
 const WEIGHT_BYTES: usize = 256 << 20;
@@ -115,33 +115,6 @@ impl Layers {
     }
 }
 
-/// Prints what the operations between the linear layers of a block of width `hidden` take.
-fn report_rows(device: &CpuDevice, hidden: usize, rows: usize) {
-    let tensor = |rows: usize, cols: usize| device.upload(&vec![0.5; rows * cols], rows, cols);
-    let (weight, y, wide) = (tensor(1, hidden), tensor(rows, hidden), tensor(rows, 8 * hidden));
-    let mut x = tensor(rows, hidden);
-    let spec = NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, eps: 1e-6 };
-    let mut time = |what: &str, work: &mut dyn FnMut(&mut CpuTensor)| {
-        let repeats = 20_000_000 / (rows * hidden);
-        let round = |_| {
-            let start = Instant::now();
-            (0..repeats).for_each(|_| work(&mut x));
-            start.elapsed().as_secs_f64() * 1e6 / repeats as f64
-        };
-        format!("{what} {:.2} µs", median((0..5).map(round).collect()))
-    };
-    let found = [
-        time("add", &mut |x| device.add(x, &y)),
-        time("norm", &mut |x| drop(device.norm(x, &weight, None, spec))),
-        time("add and norm", &mut |x| {
-            device.add(x, &y);
-            device.norm(x, &weight, None, spec);
-        }),
-        time("gated", &mut |_| drop(device.gated(&wide, Activation::Silu))),
-    ];
-    println!("{rows:>5} rows of {hidden}: {}", found.join(", "));
-}
-
 /// What of the memory lies in huge pages, in percent, as the system tells it.
 fn huge_pages() -> Option<f64> {
     let kib = |line: &str| line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok());
@@ -191,9 +164,6 @@ fn main() {
                     println!("{n} × {k} {dtype}, {isa}, {threads} threads; in huge pages: {huge}");
                     for &rows in &rows_of {
                         layers.report(rows, &leaves, rounds, &mut memory);
-                    }
-                    for &rows in &rows_of {
-                        report_rows(&layers.device, n.min(k), rows);
                     }
                 }
             }

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use tensor::{
     Activation, AttentionSpec, Device, DeviceError, DeviceMemory, HeadSpan, HostDevice, KvSpec, LogitEdit,
-    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, SequenceSpan, StepMeta, ThreadLog, WeightSpec,
+    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, RowNorm, SequenceSpan, StepMeta, ThreadLog,
+    WeightSpec,
 };
 
 use crate::buffer::{Buffer, Purpose, Recycler};
 use crate::kernels::cache::{self, CpuKv};
+use crate::kernels::head_norm_rope::{self, NormedHeads};
 use crate::kernels::moe::{self, CpuAssignment, CpuRouting};
-use crate::kernels::norm::Norm;
-use crate::kernels::{Exec, attention, elementwise, grouped, linear, logits, norm, rope};
+use crate::kernels::norm::{self, Norm};
+use crate::kernels::{Exec, add_norm, attention, elementwise, grouped, linear, logits, rope};
 use crate::pack::{CpuWeight, PanelLayout};
 use crate::pool::Pool;
 use crate::simd::Isa;
@@ -116,6 +118,13 @@ impl CpuTensor {
     }
 }
 
+/// A norm of rows of so many columns.
+fn row_norm<'a>(norm: RowNorm<'a, CpuTensor>, cols: usize) -> Norm<'a> {
+    let weight = norm.weight.vector();
+    assert_eq!(weight.len(), cols, "a norm has a weight per column");
+    Norm { weight, bias: norm.bias.map(CpuTensor::vector), spec: norm.spec }
+}
+
 impl Device for CpuDevice {
     type Tensor = CpuTensor;
     type Weight = CpuWeight;
@@ -207,10 +216,24 @@ impl Device for CpuDevice {
     }
 
     fn norm(&self, x: &CpuTensor, weight: &CpuTensor, bias: Option<&CpuTensor>, spec: NormSpec) -> CpuTensor {
-        assert_eq!(weight.vector().len(), x.cols, "a norm has a weight per column");
+        let by = row_norm(RowNorm { weight, bias, spec }, x.cols);
         let mut out = self.alloc(x.rows, x.cols);
-        let by = Norm { weight: weight.vector(), bias: bias.map(CpuTensor::vector), spec };
         norm::norm(&self.exec, x.data(), by, out.data_mut());
+        out
+    }
+
+    fn add_norm(
+        &self,
+        x: &mut CpuTensor,
+        y: &CpuTensor,
+        post: Option<RowNorm<'_, CpuTensor>>,
+        norm: RowNorm<'_, CpuTensor>,
+    ) -> CpuTensor {
+        assert_eq!((y.rows, y.cols), (x.rows, x.cols), "matrices of the same shape");
+        let post = post.map(|post| row_norm(post, x.cols));
+        let by = row_norm(norm, x.cols);
+        let mut out = self.alloc(x.rows, x.cols);
+        add_norm::add_norm(&self.exec, x.data_mut(), y.data(), post, by, out.data_mut());
         out
     }
 
@@ -230,6 +253,19 @@ impl Device for CpuDevice {
         assert_eq!(table.rows, x.rows, "a row of the table for every row");
         let cols = x.cols;
         rope::rotate(&self.exec, x.data_mut(), cols, span, table.data(), table.cols / 2);
+    }
+
+    fn head_norm_rope(
+        &self,
+        x: &mut CpuTensor,
+        heads: [(HeadSpan, &CpuTensor); 2],
+        spec: NormSpec,
+        table: &CpuTensor,
+    ) {
+        assert_eq!(table.rows, x.rows, "a row of the table for every row");
+        let (cols, pairs) = (x.cols, table.cols / 2);
+        let heads = heads.map(|(span, weight)| NormedHeads { span, weight: weight.vector() });
+        head_norm_rope::head_norm_rope(&self.exec, x.data_mut(), cols, heads, spec, table.data(), pairs);
     }
 
     fn gated(&self, x: &CpuTensor, activation: Activation) -> CpuTensor {

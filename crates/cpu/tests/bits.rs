@@ -4,8 +4,8 @@
 use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
 use tensor::{
     Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvDType, KvShare, KvSpec, LogitEdit,
-    MatrixSource, NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
-    WeightFormat, WeightSpec,
+    MatrixSource, NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, RowNorm, SequenceSpan,
+    StepMeta, WeightFormat, WeightSpec,
 };
 
 const FORMATS: [WeightFormat; 6] = [
@@ -174,6 +174,21 @@ fn rows() {
         found("rope_table", dev.as_slice(&table));
         dev.rope(&mut y, HeadSpan { first_col: 1, heads: 12, head_dim: 80 }, &table);
         found("rope", dev.as_slice(&y));
+        let heads = [(3, 7), (3 + 7 * 80, 5)]
+            .map(|(first_col, heads)| HeadSpan { first_col, heads, head_dim: 80 })
+            .map(|span| (span, random(dev, 1, 80, span.heads as u32)));
+        for spec in [rms, layer] {
+            let mut y = x();
+            dev.head_norm_rope(&mut y, heads.each_ref().map(|(span, weight)| (*span, weight)), spec, &table);
+            found("head_norm_rope", dev.as_slice(&y));
+            for post in [None, Some(rms), Some(layer)] {
+                let of = |spec| RowNorm { weight: &weight, bias: (spec == layer).then_some(&bias), spec };
+                let mut y = x();
+                let normed = dev.add_norm(&mut y, &random(dev, 61, 1003, 8), post.map(of), of(spec));
+                found("sum of add_norm", dev.as_slice(&y));
+                found("add_norm", dev.as_slice(&normed));
+            }
+        }
         let wide = random(dev, 61, 2 * 511, 5);
         for activation in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
             found("gated", dev.as_slice(&dev.gated(&wide, activation)));

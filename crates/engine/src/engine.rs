@@ -235,7 +235,7 @@ impl Engine {
             layout.sequence_parallel = sequence_parallel;
             let cost = cost_of_step(&layout, &self.plan.stages[0], 0, self.kept, self.kv_dtype, &meta)?;
             let mut sum = OpCost::default();
-            ["norm", "add"].iter().filter_map(|op| cost.ops.get(op)).for_each(|op| sum += *op);
+            ["norm", "add", "add_norm"].iter().filter_map(|op| cost.ops.get(op)).for_each(|op| sum += *op);
             Ok(sum)
         };
         let row = (self.config().hidden_size * size_of::<f32>()) as u64;

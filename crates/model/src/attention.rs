@@ -66,13 +66,21 @@ impl<D: Device> Attention<D> {
     ) -> Result<D::Tensor, ModelError> {
         let (dev, spec) = (rank.dev, &self.spec);
         let mut qkv = self.qkv.forward(rank, x)?;
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q_norm.forward_heads(dev, &mut qkv, spec.q());
-            k_norm.forward_heads(dev, &mut qkv, spec.k());
-        }
-        if let Some(rope) = self.rope {
-            let heads = HeadSpan { heads: spec.num_heads + spec.num_kv_heads, ..spec.q() };
-            dev.rope(&mut qkv, heads, &step.rope_tables[rope]);
+        let table = self.rope.map(|rope| &step.rope_tables[rope]);
+        match (&self.qk_norm, table) {
+            (Some((q_norm, k_norm)), Some(table)) => {
+                let heads = [(spec.q(), &q_norm.weight), (spec.k(), &k_norm.weight)];
+                dev.head_norm_rope(&mut qkv, heads, q_norm.spec, table);
+            }
+            (Some((q_norm, k_norm)), None) => {
+                q_norm.forward_heads(dev, &mut qkv, spec.q());
+                k_norm.forward_heads(dev, &mut qkv, spec.k());
+            }
+            (None, Some(table)) => {
+                let heads = HeadSpan { heads: spec.num_heads + spec.num_kv_heads, ..spec.q() };
+                dev.rope(&mut qkv, heads, table);
+            }
+            (None, None) => {}
         }
         Ok(qkv)
     }

@@ -13,6 +13,7 @@ use crate::parallel::{
     ExpertCounts, Layout, Logits, Module, ParallelLmHead, Pipeline, Rank, Stage, Stream,
     VocabParallelEmbedding,
 };
+use crate::residual::Residual;
 use crate::step::StepContext;
 
 /// A rank's part of a model: its share of the layers of one pipeline stage.
@@ -138,16 +139,18 @@ impl<D: Device> Decoder<D> {
         let (dev, tokens) = (rank.dev, meta.num_rows());
         let stream = Stream::new(tokens, rank.group.size(), self.layout.sequence_parallel);
         let rank = Rank { stream: &stream, ..rank };
-        let mut x = match &self.input {
+        let x = match &self.input {
             Some(input) => {
                 dev.span(Part::Embedding, || input.forward(rank, meta, self.layout.config.embedding_scale))?
             }
             None => pipeline.receive(rank, &self.layout, tokens)?,
         };
         let step = dev.span(Part::Attention, || StepContext::new(dev, &self.layout.config, meta));
+        let mut x = Residual::new(x);
         for (layer, kv) in self.layers.iter().zip(&mut kv.layers) {
             dev.span(Part::Layer, || layer.forward(rank, &mut x, kv, &step))?;
         }
+        let x = x.into_sum(dev);
         match &self.output {
             Some(output) => {
                 let collect = || rank.collect(&x, &meta.logit_rows, |x| output.norm.forward(dev, x));
@@ -206,22 +209,17 @@ impl<D: Device> DecoderLayer<D> {
 
     /// `x += attention(norm(x))`, `x += ffn(norm(x))`, with a norm of each sum's right side where the
     /// architecture has one.
-    fn forward(
-        &self,
+    fn forward<'a>(
+        &'a self,
         rank: Rank<D>,
-        x: &mut D::Tensor,
+        x: &mut Residual<'a, D>,
         kv: &mut D::Kv,
         step: &StepContext<D>,
     ) -> Result<(), ModelError> {
-        let dev = rank.dev;
-        let normed = |y: D::Tensor, norm: &Option<Norm<D>>| match norm {
-            Some(norm) => norm.forward(dev, &y),
-            None => y,
-        };
-        let y = self.attention.forward(rank, &self.pre_attention.forward(dev, x), kv, step)?;
-        dev.span(Part::Norm, || dev.add(x, &normed(y, &self.post_attention)));
-        let y = self.ffn.forward(rank, &self.pre_ffn.forward(dev, x))?;
-        dev.span(Part::Norm, || dev.add(x, &normed(y, &self.post_ffn)));
+        let normed = x.normed(rank.dev, &self.pre_attention);
+        x.add(self.attention.forward(rank, &normed, kv, step)?, self.post_attention.as_ref());
+        let normed = x.normed(rank.dev, &self.pre_ffn);
+        x.add(self.ffn.forward(rank, &normed)?, self.post_ffn.as_ref());
         Ok(())
     }
 }

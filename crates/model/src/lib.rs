@@ -13,6 +13,7 @@ mod loader;
 mod norm;
 pub mod parallel;
 mod quantization;
+mod residual;
 mod step;
 mod stored;
 pub mod tp_plan;

@@ -1,4 +1,4 @@
-use tensor::{Device, HeadSpan, NormSpec, Part};
+use tensor::{Device, HeadSpan, NormSpec, Part, RowNorm};
 
 /// A norm of rows or of heads.
 pub struct Norm<D: Device> {
@@ -16,5 +16,10 @@ impl<D: Device> Norm<D> {
     /// Each head of `span`, in place.
     pub fn forward_heads(&self, dev: &D, x: &mut D::Tensor, span: HeadSpan) {
         dev.head_norm(x, span, &self.weight, self.spec);
+    }
+
+    /// It, for an operation that does more besides.
+    pub fn of_rows(&self) -> RowNorm<'_, D::Tensor> {
+        RowNorm { weight: &self.weight, bias: self.bias.as_ref(), spec: self.spec }
     }
 }

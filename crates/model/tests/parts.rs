@@ -73,9 +73,21 @@ fn a_layer_is_what_the_paper_says() {
     assert_eq!(
         names.join(" "),
         "embedding exchange attention \
-         layer norm qkv attention output all-reduce norm norm ffn all-reduce norm \
-         layer norm qkv attention output all-reduce norm norm ffn all-reduce norm \
-         head norm head"
+         layer norm qkv attention output all-reduce norm ffn all-reduce \
+         layer norm qkv attention output all-reduce norm ffn all-reduce \
+         norm head norm head"
+    );
+    let sums: Vec<&str> = parts.iter().filter(|p| p.part == Part::Norm).map(|p| p.ops.as_str()).collect();
+    assert_eq!(
+        sums,
+        [
+            "norm rms [3, 32]",
+            "add_norm [3, 32] + [3, 32], rms",
+            "add_norm [3, 32] + [3, 32], rms",
+            "add_norm [3, 32] + [3, 32], rms",
+            "add [3, 32] + [3, 32]",
+            "norm rms [1, 32]"
+        ]
     );
     let qkv = parts.iter().find(|part| part.part == Part::Qkv).unwrap();
     assert!(qkv.ops.starts_with("linear [3, 32] x bf16"), "{}", qkv.ops);

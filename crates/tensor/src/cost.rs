@@ -123,7 +123,10 @@ impl Cost {
 mod tests {
     use super::*;
     use crate::shapes::step;
-    use crate::{AttentionSpec, DType, Device, KvShare, KvSpec, MatrixSource, ReductionTree, RouterSpec};
+    use crate::{
+        AttentionSpec, DType, Device, HeadSpan, KvShare, KvSpec, MatrixSource, NormKind, NormSpec,
+        ReductionTree, RouterSpec, RowNorm,
+    };
     use std::ops::Range;
 
     /// A weight that must not be read.
@@ -160,6 +163,39 @@ mod tests {
         assert_eq!((counted.kv_bytes, counted.activation_bytes), (0, 4 * 7 * (64 + 20)));
         cost.embed(&w, &[3, 1, 3]);
         assert_eq!(only(&cost).weight_bytes, 3 * 64 * 2);
+    }
+
+    #[test]
+    fn a_fused_operation_does_the_arithmetic_of_its_parts_and_moves_less() {
+        let cost = Cost::new();
+        let spec = NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, eps: 1e-6 };
+        let counted = |work: &dyn Fn()| {
+            work();
+            let total = cost.report().total();
+            cost.reset();
+            (total.flops, total.activation_bytes)
+        };
+        let (x, weight) = (cost.alloc(7, 64), cost.alloc(1, 64));
+        let norm = RowNorm { weight: &weight, bias: None, spec };
+        for post in [None, Some(norm)] {
+            let apart = counted(&|| {
+                let y = post.map_or(x, |norm| cost.norm(&x, norm.weight, None, spec));
+                cost.add(&mut { x }, &y);
+                cost.norm(&x, &weight, None, spec);
+            });
+            let fused = counted(&|| _ = cost.add_norm(&mut { x }, &x, post, norm));
+            let spared = if post.is_some() { 3 } else { 1 };
+            assert_eq!(fused, (apart.0, apart.1 - spared * 4 * 7 * 64));
+        }
+
+        let (weight, table) = (cost.alloc(1, 16), cost.alloc(7, 8));
+        let [q, k] = [(0, 3), (48, 1)].map(|(first_col, heads)| HeadSpan { first_col, heads, head_dim: 16 });
+        let apart = counted(&|| {
+            [q, k].into_iter().for_each(|span| cost.head_norm(&mut { x }, span, &weight, spec));
+            cost.rope(&mut { x }, HeadSpan { heads: 4, ..q }, &table);
+        });
+        let fused = counted(&|| cost.head_norm_rope(&mut { x }, [(q, &weight), (k, &weight)], spec, &table));
+        assert_eq!(fused, (apart.0, apart.1 - 4 * 7 * 4 * 16));
     }
 
     #[test]

@@ -46,6 +46,25 @@ pub struct NormSpec {
     pub eps: f32,
 }
 
+/// A norm of whole rows with its weights, which are matrices `[1, c]`.
+#[derive(Debug)]
+pub struct RowNorm<'a, T> {
+    /// One weight per column.
+    pub weight: &'a T,
+    /// One bias per column, where the norm has them.
+    pub bias: Option<&'a T>,
+    /// Which norm.
+    pub spec: NormSpec,
+}
+
+// Derived, these would ask the matrix to be copied.
+impl<T> Clone for RowNorm<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for RowNorm<'_, T> {}
+
 /// Heads that lie side by side in the columns of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadSpan {
@@ -229,6 +248,25 @@ pub trait Device {
         bias: Option<&Self::Tensor>,
         spec: NormSpec,
     ) -> Self::Tensor;
+    /// What happens to the residual stream between two blocks: `x = x + y`, or `x + post(y)` where the block before has
+    /// a norm behind it, and then the norm of that sum. The bits are those of [`Device::add`] and [`Device::norm`] one
+    /// by one.
+    ///
+    /// # Shapes
+    /// `x [t, c]`, `y [t, c]` → `[t, c]`, normed
+    fn add_norm(
+        &self,
+        x: &mut Self::Tensor,
+        y: &Self::Tensor,
+        post: Option<RowNorm<'_, Self::Tensor>>,
+        norm: RowNorm<'_, Self::Tensor>,
+    ) -> Self::Tensor {
+        match post {
+            Some(post) => self.add(x, &self.norm(y, post.weight, post.bias, post.spec)),
+            None => self.add(x, y),
+        }
+        self.norm(x, norm.weight, norm.bias, norm.spec)
+    }
     /// The same norm over each head, in place. `weight [1, head_dim]`
     fn head_norm(&self, x: &mut Self::Tensor, span: HeadSpan, weight: &Self::Tensor, spec: NormSpec);
     /// Cosines and sines for each row's position: `angle = f32(position) · inv_freq` in f32, then sine and cosine
@@ -240,7 +278,21 @@ pub trait Device {
     /// Rotates heads in place: `a' = fma(a, cos, −(b · sin))`, `b' = fma(b, cos, a · sin)`, with
     /// a in column i and b in column i + pairs of the head.
     fn rope(&self, x: &mut Self::Tensor, span: HeadSpan, table: &Self::Tensor);
-    /// `activation(x[t, i]) · x[t, f + i]`. `x [t, 2 f]` → `[t, f]`
+    /// Norms heads and rotates them, in place: queries and keys, each with the weight of their norm `[1, head_dim]`. The
+    /// bits are those of [`Device::head_norm`] and [`Device::rope`] one by one.
+    fn head_norm_rope(
+        &self,
+        x: &mut Self::Tensor,
+        heads: [(HeadSpan, &Self::Tensor); 2],
+        spec: NormSpec,
+        table: &Self::Tensor,
+    ) {
+        for (span, weight) in heads {
+            self.head_norm(x, span, weight, spec);
+            self.rope(x, span, table);
+        }
+    }
+    /// `activation(x[t, i]) · x[t, f + i]`, in one pass over what one product gave for gate and up. `x [t, 2 f]` → `[t, f]`
     fn gated(&self, x: &Self::Tensor, activation: Activation) -> Self::Tensor;
     /// `activation(x)`, in place.
     fn activate(&self, x: &mut Self::Tensor, activation: Activation);

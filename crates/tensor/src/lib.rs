@@ -29,7 +29,7 @@ pub use attention::{AttentionSpec, KvShare, KvSpec, SEGMENT, SeenSegment, seen_s
 pub use cost::{Cost, CostCounter, CostReport, OpCost};
 pub use device::{
     Activation, Device, DeviceError, DeviceMemory, HeadSpan, HostDevice, LogitEdit, NormKind, NormSpec,
-    RopeSpec, RouterSpec,
+    RopeSpec, RouterSpec, RowNorm,
 };
 pub use dtype::{DType, KvDType};
 pub use format::{ActivationGroup, Fp8Group, GROUP, Groups, Int4Group, Int8Group, WeightFormat, WeightSpec};

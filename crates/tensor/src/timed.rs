@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::clock::Clock;
 use crate::{
     Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, HostDevice, KvSpec,
-    LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, StepMeta, ThreadLog,
-    Timeline, WeightSpec,
+    LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta,
+    ThreadLog, Timeline, WeightSpec,
 };
 
 /// A device that does what another does and knows how long the parts of a step took; and, while it is recorded, every
@@ -128,6 +128,15 @@ impl<D: Device> Device for Timed<D> {
     ) -> Self::Tensor {
         self.makes("norm", || self.inner.norm(x, weight, bias, spec))
     }
+    fn add_norm(
+        &self,
+        x: &mut Self::Tensor,
+        y: &Self::Tensor,
+        post: Option<RowNorm<'_, Self::Tensor>>,
+        norm: RowNorm<'_, Self::Tensor>,
+    ) -> Self::Tensor {
+        self.makes("add_norm", || self.inner.add_norm(x, y, post, norm))
+    }
     fn head_norm(&self, x: &mut Self::Tensor, span: HeadSpan, weight: &Self::Tensor, spec: NormSpec) {
         self.op("head_norm", || self.inner.head_norm(x, span, weight, spec))
     }
@@ -136,6 +145,15 @@ impl<D: Device> Device for Timed<D> {
     }
     fn rope(&self, x: &mut Self::Tensor, span: HeadSpan, table: &Self::Tensor) {
         self.op("rope", || self.inner.rope(x, span, table))
+    }
+    fn head_norm_rope(
+        &self,
+        x: &mut Self::Tensor,
+        heads: [(HeadSpan, &Self::Tensor); 2],
+        spec: NormSpec,
+        table: &Self::Tensor,
+    ) {
+        self.op("head_norm_rope", || self.inner.head_norm_rope(x, heads, spec, table))
     }
     fn gated(&self, x: &Self::Tensor, activation: Activation) -> Self::Tensor {
         self.makes("gated", || self.inner.gated(x, activation))

@@ -84,6 +84,9 @@ mod tests {
         let table = of(dev.rope_table(&step, &RopeSpec { inv_freq: vec![1.0, 0.5] }));
         dev.head_norm(&mut qkv, ATTENTION.k(), &ones(dev, 16), from_one);
         dev.rope(&mut qkv, ATTENTION.q(), &table);
+        let of_heads = [ones(dev, 16), ones(dev, 16)];
+        let heads = [(ATTENTION.q(), &of_heads[0]), (ATTENTION.k(), &of_heads[1])];
+        dev.head_norm_rope(&mut qkv, heads, norm, &table);
         let mut kv = dev.alloc_kv(KvSpec {
             blocks: 4,
             share: KvShare::WHOLE,
@@ -101,6 +104,11 @@ mod tests {
         let nodes = of(dev.linear_tree(&o, &weight(dev, 64, 48), &o_proj));
         let sum = of(dev.gather_rows(&nodes, &[0, 1, 2]));
         dev.add(&mut x, &sum);
+        let (weight_of, bias_of) = (ones(dev, 64), ones(dev, 64));
+        let row_norm = |spec| RowNorm { weight: &weight_of, bias: None, spec };
+        of(dev.add_norm(&mut x, &sum, None, row_norm(norm)));
+        let with_bias = RowNorm { bias: Some(&bias_of), ..row_norm(layer) };
+        of(dev.add_norm(&mut x, &sum, Some(row_norm(from_one)), with_bias));
 
         let normed = of(dev.norm(&x, &ones(dev, 64), Some(&ones(dev, 64)), layer));
         let router = of(dev.linear(&normed, &weight(dev, 8, 64), None));
@@ -141,6 +149,7 @@ mod tests {
         rope_table 2 pairs -> [3, 4]
         head_norm rms(1 + w) 2 heads of 16 from column 48 of [3, 112]
         rope 3 heads of 16 from column 0 of [3, 112], 2 pairs
+        head_norm_rope rms 3 heads of 16 from column 0, 2 heads of 16 from column 48 of [3, 112], 2 pairs
         store_kv 3 rows, 2 heads of 16, f16
         attention heads 3/2 of 16, first in group 1 of 2, window 8, softcap 50 -> [3, 48]
         gather_cols [3, 112], columns 0..48 -> [3, 48]
@@ -149,6 +158,8 @@ mod tests {
         linear_tree [3, 48] x bf16 [64, 48], 3 nodes -> [9, 64]
         gather_rows [9, 64] -> [3, 64]
         add [3, 64] + [3, 64]
+        add_norm [3, 64] + [3, 64], rms
+        add_norm [3, 64] + rms(1 + w) [3, 64], layer + bias
         norm layer [3, 64] + bias
         linear [3, 64] x bf16 [8, 64] -> [3, 8]
         route [3, 8], top 2, normalized

@@ -155,7 +155,33 @@ pub(crate) fn add_bias(exec: &Exec, x: &mut [f32], bias: &[f32]) {
     });
 }
 
-/// `out [t, f] = activation(x[t, i]) · x[t, f + i]`, with `x [t, 2 f]`.
+/// `out = f(gate, up)`, all of the same length.
+struct Gated<'a, F> {
+    f: F,
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl<F: Function> Kernel for Gated<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let f = self.f;
+        let (gate, gate_tail) = self.gate.as_chunks::<LANES>();
+        let (up, up_tail) = self.up.as_chunks::<LANES>();
+        let (out, out_tail) = self.out.as_chunks_mut::<LANES>();
+        for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+            f.apply(V::load(gate), V::load(up)).store(out);
+        }
+        for ((gate, up), out) in gate_tail.iter().zip(up_tail).zip(out_tail) {
+            *out = f.apply(*gate, *up);
+        }
+    }
+}
+
+/// `out [t, f] = activation(x[t, i]) · x[t, f + i]`, with `x [t, 2 f]`, in one pass that threads share.
 pub(crate) fn gated(exec: &Exec, x: &[f32], width: usize, activation: Activation, out: &mut [f32]) {
     let isa = exec.isa;
     with_activation!(activation, f => {
@@ -168,8 +194,8 @@ pub(crate) fn gated(exec: &Exec, x: &[f32], width: usize, activation: Activation
                 let len = out.len().min(width - col);
                 let (part, rest) = out.split_at_mut(len);
                 let row = &x[row * 2 * width..][..2 * width];
-                part.copy_from_slice(&row[col..col + len]);
-                isa.run(InPlace { f, x: part, y: Some(&row[width + col..][..len]) });
+                let (gate, up) = (&row[col..][..len], &row[width + col..][..len]);
+                isa.run(Gated { f, gate, up, out: part });
                 (out, at) = (rest, at + len);
             }
         });

@@ -1,9 +1,11 @@
 //! One file per kernel. Each is generic over the vector and splits itself over the threads of a [`Exec`].
 
+pub(crate) mod add_norm;
 pub(crate) mod attention;
 pub(crate) mod cache;
 pub(crate) mod elementwise;
 pub(crate) mod grouped;
+pub(crate) mod head_norm_rope;
 pub(crate) mod linear;
 pub(crate) mod logits;
 pub(crate) mod moe;

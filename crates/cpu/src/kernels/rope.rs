@@ -76,7 +76,8 @@ fn head_pairs<V: F32x16>(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32])
     }
 }
 
+/// Columns i and i + pairs of a head, rotated.
 #[inline(always)]
-fn pair<L: Lanes>(a: L, b: L, cos: L, sin: L) -> (L, L) {
+pub(super) fn pair<L: Lanes>(a: L, b: L, cos: L, sin: L) -> (L, L) {
     (a.fma(cos, b.mul(sin).mul(L::splat(-1.0))), b.fma(cos, a.mul(sin)))
 }

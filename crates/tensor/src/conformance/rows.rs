@@ -2,7 +2,9 @@
 
 use super::values::Values;
 use super::{Case, Found, check};
-use crate::{Activation, Device, HeadSpan, NormKind, NormSpec, RopeSpec, SequenceSpan, StepMeta, math};
+use crate::{
+    Activation, Device, HeadSpan, NormKind, NormSpec, RopeSpec, RowNorm, SequenceSpan, StepMeta, math,
+};
 
 const LAYER: NormKind = NormKind::Layer;
 const RMS: NormKind = NormKind::Rms { weight_offset: 0.0 };
@@ -25,6 +27,13 @@ pub fn rows(dev: &impl Device) {
         }
     }
     check(dev, &Norm { rows: 0, cols: 16, spec: NormSpec { kind: RMS, eps: 1e-6 } });
+    for (rows, cols) in [(1, 1), (5, 0), (0, 16), (3, 16), (2, 17), (7, 136), (1, 259), (4, 1000)] {
+        for kind in [RMS, RMS_FROM_ONE, LAYER] {
+            for post in [None, Some(kind), Some(LAYER)] {
+                check(dev, &AddNorm { rows, cols, post, kind });
+            }
+        }
+    }
     for head_dim in [1, 8, 12, 16, 40, 64, 80] {
         for heads in [0, 1, 2, 5] {
             for kind in [RMS, RMS_FROM_ONE, LAYER] {
@@ -38,6 +47,9 @@ pub fn rows(dev: &impl Device) {
     {
         for heads in [0, 1, 3] {
             check(dev, &Rope { span: HeadSpan { first_col: 7, heads, head_dim }, pairs });
+            for kind in [RMS, RMS_FROM_ONE, LAYER] {
+                check(dev, &HeadNormRope { heads: [heads, 2], head_dim, pairs, kind });
+            }
         }
     }
 }
@@ -133,6 +145,35 @@ impl Case for Norm {
     }
 }
 
+/// Without a norm of the right side, the sum of the first half of the rows is zero.
+#[derive(Debug)]
+struct AddNorm {
+    rows: usize,
+    cols: usize,
+    post: Option<NormKind>,
+    kind: NormKind,
+}
+
+impl Case for AddNorm {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let (t, c) = (self.rows, self.cols);
+        let mut values = Values::new(t * 1000 + c);
+        let (data, zeros) = (values.vec(t * c), (t / 2) * c);
+        let mut x = dev.upload(&data, t, c);
+        let mut y: Vec<f32> = data[..zeros].iter().map(|x| -x).collect();
+        y.extend(values.vec(t * c - zeros));
+        let y = dev.upload(&y, t, c);
+        let vectors: Vec<D::Tensor> = (0..4).map(|_| dev.upload(&values.vec(c), 1, c)).collect();
+        let norm = |kind: NormKind, at: usize| RowNorm {
+            weight: &vectors[at],
+            bias: kind.has_bias().then_some(&vectors[at + 1]),
+            spec: NormSpec { kind, eps: 1e-5 },
+        };
+        let normed = dev.add_norm(&mut x, &y, self.post.map(|kind| norm(kind, 0)), norm(self.kind, 2));
+        vec![Found::tensor(dev, "sum of add_norm", &x), Found::tensor(dev, "add_norm", &normed)]
+    }
+}
+
 #[derive(Debug)]
 struct HeadNorm {
     rows: usize,
@@ -160,25 +201,54 @@ struct Rope {
 
 impl Case for Rope {
     fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
-        let starts = [(0, 3), (17, 1), (131_000, 5)];
-        let mut step = StepMeta::default();
-        for (start, rows) in starts {
-            let first = step.tokens.len();
-            step.tokens.extend(0..rows);
-            // Rotary positions need no cache.
-            let block_table = vec![0; (start + rows as usize).div_ceil(crate::KV_BLOCK)];
-            step.sequences.push(SequenceSpan { rows: first..step.tokens.len(), start, block_table });
-        }
-        let inv_freq =
-            (0..self.pairs).map(|i| math::pow_f64(10_000.0, -(i as f64) / self.pairs as f64) as f32);
-        let table = dev.rope_table(&dev.begin(&step), &RopeSpec { inv_freq: inv_freq.collect() });
+        let (t, table) = rope_table(dev, self.pairs);
         let mut found = vec![Found::tensor(dev, "rope_table", &table)];
 
         let HeadSpan { first_col, heads, head_dim } = self.span;
-        let (t, cols) = (step.num_rows(), first_col + heads * head_dim + 9);
+        let cols = first_col + heads * head_dim + 9;
         let mut x = dev.upload(&Values::new(cols).vec(t * cols), t, cols);
         dev.rope(&mut x, self.span, &table);
         found.push(Found::tensor(dev, "rope", &x));
         found
     }
+}
+
+/// Heads of queries, a gap, heads of keys, and columns behind them.
+#[derive(Debug)]
+struct HeadNormRope {
+    heads: [usize; 2],
+    head_dim: usize,
+    pairs: usize,
+    kind: NormKind,
+}
+
+impl Case for HeadNormRope {
+    fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
+        let (t, table) = rope_table(dev, self.pairs);
+        let ([heads, more], head_dim) = (self.heads, self.head_dim);
+        let q = HeadSpan { first_col: 3, heads, head_dim };
+        let k = HeadSpan { first_col: 3 + heads * head_dim + 2, heads: more, head_dim };
+        let cols = k.first_col + more * head_dim + 5;
+        let mut values = Values::new(cols);
+        let mut x = dev.upload(&values.vec(t * cols), t, cols);
+        let weights: [D::Tensor; 2] = std::array::from_fn(|_| dev.upload(&values.vec(head_dim), 1, head_dim));
+        let spec = NormSpec { kind: self.kind, eps: 1e-6 };
+        dev.head_norm_rope(&mut x, [(q, &weights[0]), (k, &weights[1])], spec, &table);
+        vec![Found::tensor(dev, "head_norm_rope", &x)]
+    }
+}
+
+/// Rows of three sequences, and their cosines and sines.
+fn rope_table<D: Device>(dev: &D, pairs: usize) -> (usize, D::Tensor) {
+    let mut step = StepMeta::default();
+    for (start, rows) in [(0, 3), (17, 1), (131_000, 5)] {
+        let first = step.tokens.len();
+        step.tokens.extend(0..rows);
+        // Rotary positions need no cache.
+        let block_table = vec![0; (start + rows as usize).div_ceil(crate::KV_BLOCK)];
+        step.sequences.push(SequenceSpan { rows: first..step.tokens.len(), start, block_table });
+    }
+    let inv_freq = (0..pairs).map(|i| math::pow_f64(10_000.0, -(i as f64) / pairs as f64) as f32);
+    let table = dev.rope_table(&dev.begin(&step), &RopeSpec { inv_freq: inv_freq.collect() });
+    (step.num_rows(), table)
 }

@@ -16,8 +16,8 @@ use std::ops::Range;
 use self::types::short_kv_name;
 use crate::{
     Activation, AttentionSpec, Device, DeviceError, Exchanged, HeadSpan, KV_BLOCK, KvShare, KvSpec,
-    LogitEdit, MatrixSource, NormKind, NormSpec, OpCost, Part, Program, RopeSpec, RouterSpec, StepMeta,
-    WeightSpec,
+    LogitEdit, MatrixSource, NormKind, NormSpec, OpCost, Part, Program, RopeSpec, RouterSpec, RowNorm,
+    StepMeta, WeightSpec,
 };
 
 /// FLOPs of a function of one element.
@@ -64,12 +64,40 @@ fn norm_flops(kind: NormKind) -> usize {
     }
 }
 
+/// How many weights a norm has.
+fn norm_fits(op: &str, norm: RowNorm<'_, ShapeTensor>, x: &ShapeTensor) -> usize {
+    let row = ShapeTensor { rows: 1, cols: x.cols };
+    same(op, "weight", *norm.weight, row);
+    norm.bias.inspect(|bias| same(op, "bias", **bias, row));
+    assert!(norm.bias.is_none() || norm.spec.kind == NormKind::Layer, "{op}: an RMS norm has no bias");
+    row.len() + norm.bias.map_or(0, ShapeTensor::len)
+}
+
+fn plus_bias(bias: Option<&ShapeTensor>) -> &'static str {
+    if bias.is_some() { " + bias" } else { "" }
+}
+
 fn same<T: PartialEq + fmt::Debug>(op: &str, what: &str, found: T, expected: T) {
     assert!(found == expected, "{op}: {what}: {found:?}, expected {expected:?}");
 }
 
 fn span_fits(op: &str, span: HeadSpan, x: &ShapeTensor) {
     assert!(span.first_col + span.heads * span.head_dim <= x.cols, "{op}: {span} do not fit in {x}");
+}
+
+/// How many elements heads with a norm have.
+fn heads_fit(op: &str, span: HeadSpan, weight: &ShapeTensor, x: &ShapeTensor) -> usize {
+    span_fits(op, span, x);
+    same(op, "weight", *weight, ShapeTensor { rows: 1, cols: span.head_dim });
+    x.rows * span.heads * span.head_dim
+}
+
+/// How many pairs of a head a table rotates.
+fn rotated_pairs(op: &str, span: HeadSpan, x: &ShapeTensor, table: &ShapeTensor) -> usize {
+    same(op, "rows of x and of the table", x.rows, table.rows);
+    let pairs = table.cols / 2;
+    assert!(2 * pairs == table.cols && table.cols <= span.head_dim, "{op}: {table} does not rotate {span}");
+    pairs
 }
 
 fn rows_exist(op: &str, rows: &[u32], of: usize) {
@@ -155,8 +183,7 @@ impl<R: Recorder> Device for Shapes<R> {
         let bias_elements = bias.map_or(0, ShapeTensor::len);
         let mut cost = cost(2 * y.len() * w.k, x.len() + bias_elements + y.len());
         cost.weight_bytes = w.bytes_read(x.rows);
-        let plus_bias = if bias.is_some() { " + bias" } else { "" };
-        self.record("linear", cost, format_args!("{x} x {w}{plus_bias} -> {y}"));
+        self.record("linear", cost, format_args!("{x} x {w}{} -> {y}", plus_bias(bias)));
         y
     }
 
@@ -200,21 +227,34 @@ impl<R: Recorder> Device for Shapes<R> {
         bias: Option<&ShapeTensor>,
         spec: NormSpec,
     ) -> ShapeTensor {
-        let row = ShapeTensor { rows: 1, cols: x.cols };
-        same("norm", "weight", *weight, row);
-        bias.inspect(|bias| same("norm", "bias", **bias, row));
-        assert!(bias.is_none() || spec.kind == NormKind::Layer, "norm: an RMS norm has no bias");
-        let weights = weight.cols + bias.map_or(0, ShapeTensor::len);
-        let plus_bias = if bias.is_some() { " + bias" } else { "" };
+        let norm = RowNorm { weight, bias, spec };
+        let weights = norm_fits("norm", norm, x);
         let cost = cost(norm_flops(spec.kind) * x.len(), 2 * x.len() + weights);
-        self.record("norm", cost, format_args!("{} {x}{plus_bias}", spec.kind));
+        self.record("norm", cost, format_args!("{} {x}{}", spec.kind, plus_bias(bias)));
+        *x
+    }
+
+    /// What lies between sum and norms stays in registers and caches.
+    fn add_norm(
+        &self,
+        x: &mut ShapeTensor,
+        y: &ShapeTensor,
+        post: Option<RowNorm<'_, ShapeTensor>>,
+        norm: RowNorm<'_, ShapeTensor>,
+    ) -> ShapeTensor {
+        same("add_norm", "x and y", *x, *y);
+        let norms = || post.iter().chain([&norm]);
+        let flops = 1 + norms().map(|norm| norm_flops(norm.spec.kind)).sum::<usize>();
+        let weights: usize = norms().map(|norm| norm_fits("add_norm", *norm, x)).sum();
+        let cost = cost(flops * x.len(), 4 * x.len() + weights);
+        let of = |norm: RowNorm<'_, ShapeTensor>| format!("{}{}", norm.spec.kind, plus_bias(norm.bias));
+        let post = post.map_or(String::new(), |post| of(post) + " ");
+        self.record("add_norm", cost, format_args!("{x} + {post}{y}, {}", of(norm)));
         *x
     }
 
     fn head_norm(&self, x: &mut ShapeTensor, span: HeadSpan, weight: &ShapeTensor, spec: NormSpec) {
-        span_fits("head_norm", span, x);
-        same("head_norm", "weight", *weight, ShapeTensor { rows: 1, cols: span.head_dim });
-        let elements = x.rows * span.heads * span.head_dim;
+        let elements = heads_fit("head_norm", span, weight, x);
         let cost = cost(norm_flops(spec.kind) * elements, 2 * elements + span.head_dim);
         self.record("head_norm", cost, format_args!("{} {span} of {x}", spec.kind));
     }
@@ -228,14 +268,29 @@ impl<R: Recorder> Device for Shapes<R> {
 
     fn rope(&self, x: &mut ShapeTensor, span: HeadSpan, table: &ShapeTensor) {
         span_fits("rope", span, x);
-        same("rope", "rows of x and of the table", x.rows, table.rows);
-        let pairs = table.cols / 2;
-        assert!(
-            2 * pairs == table.cols && table.cols <= span.head_dim,
-            "rope: {table} does not rotate {span}"
-        );
+        let pairs = rotated_pairs("rope", span, x, table);
         let cost = cost(6 * x.rows * span.heads * pairs, 4 * x.rows * span.heads * pairs + table.len());
         self.record("rope", cost, format_args!("{span} of {x}, {pairs} pairs"));
+    }
+
+    /// Each head is read and written once.
+    fn head_norm_rope(
+        &self,
+        x: &mut ShapeTensor,
+        heads: [(HeadSpan, &ShapeTensor); 2],
+        spec: NormSpec,
+        table: &ShapeTensor,
+    ) {
+        let (mut flops, mut elements) = (0, table.len());
+        for (span, weight) in heads {
+            let of_heads = heads_fit("head_norm_rope", span, weight, x);
+            let pairs = rotated_pairs("head_norm_rope", span, x, table);
+            flops += norm_flops(spec.kind) * of_heads + 6 * x.rows * span.heads * pairs;
+            elements += 2 * of_heads + weight.len();
+        }
+        let [(q, _), (k, _)] = heads;
+        let detail = format_args!("{} {q}, {k} of {x}, {} pairs", spec.kind, table.cols / 2);
+        self.record("head_norm_rope", cost(flops, elements), detail);
     }
 
     fn gated(&self, x: &ShapeTensor, activation: Activation) -> ShapeTensor {
