@@ -1,5 +1,7 @@
 //! A model that runs: requests in, tokens out.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
@@ -49,6 +51,11 @@ pub struct Engine {
     requests: u64,
     /// How far those of the replicas' leaders are from this rank's, when a trace began.
     clocks: Vec<ClockOffset>,
+    comm_timeout: Duration,
+    /// Those that came before another could not be had.
+    traces: Vec<RankTrace>,
+    /// Set by whoever wants no further step.
+    stop: Option<Arc<AtomicBool>>,
 }
 
 /// What sequence parallelism saves one rank in a step.
@@ -136,6 +143,9 @@ impl Engine {
             bubble: None,
             requests: 0,
             clocks: Vec::new(),
+            comm_timeout: options.comm_timeout,
+            traces: Vec::new(),
+            stop: None,
         }
     }
 
@@ -203,7 +213,31 @@ impl Engine {
     /// # Errors
     /// A rank is missing.
     pub fn take_trace(&mut self) -> Result<Vec<RankTrace>, EngineError> {
-        trace::collect(&mut *self.leader, &self.clocks)
+        trace::collect(&mut *self.leader, &self.clocks, &mut self.traces, None)?;
+        Ok(std::mem::take(&mut self.traces))
+    }
+
+    /// What was recorded until now by this rank, and by the others as far as they can still be asked: for a run that was
+    /// interrupted or has failed.
+    pub fn take_trace_so_far(&mut self) -> Vec<RankTrace> {
+        if self.traces.is_empty() {
+            let deadline = Some(self.comm_timeout);
+            // Who doesn't answer is no news: the run has ended.
+            let _ = trace::collect(&mut *self.leader, &self.clocks, &mut self.traces, deadline);
+        }
+        let mut traces = std::mem::take(&mut self.traces);
+        traces.sort_by_key(|trace| trace.rank);
+        traces
+    }
+
+    /// Lets every call end before its next step with [`EngineError::Interrupted`] once the flag is set. Ranks are as ready
+    /// for another call as ever.
+    pub fn stop_when(&mut self, flag: Arc<AtomicBool>) {
+        self.stop = Some(flag);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.as_ref().is_some_and(|flag| flag.load(Relaxed))
     }
 
     /// Measures what the ranks of this replica's first stage pay for the all-reduces of one token, in seconds.
@@ -292,6 +326,11 @@ impl Engine {
         let mut call = Call::new(self.requests, &requests, self.plan.mesh.dp, on_token);
         self.requests += requests.len() as u64;
         while !call.is_done() {
+            if self.is_stopped() {
+                call.running().into_iter().try_for_each(|(replica, id)| self.abort(replica, id))?;
+                self.replica.settle(&mut *self.leader)?;
+                return Err(EngineError::Interrupted);
+            }
             for (replica, index) in call.assign(self.max_num_seqs) {
                 let (id, request) = (call.first + index as u64, requests[index].clone());
                 match replica {
@@ -312,16 +351,23 @@ impl Engine {
                 let aborted = call.take(event);
                 self.leader.leave();
                 if let Some((replica, id)) = aborted {
-                    match replica {
-                        0 => self.replica.abort(id),
-                        _ => send(&mut *self.leader, replica, &ToReplica::Abort { id })?,
-                    }
+                    self.abort(replica, id)?;
                 }
             }
         }
         let completions = call.completions;
         self.finish(started)?;
         Ok(completions)
+    }
+
+    fn abort(&mut self, replica: usize, id: u64) -> Result<(), EngineError> {
+        match replica {
+            0 => {
+                self.replica.abort(id);
+                Ok(())
+            }
+            _ => send(&mut *self.leader, replica, &ToReplica::Abort { id }),
+        }
     }
 
     /// What the call came to.
@@ -407,6 +453,9 @@ impl Engine {
         };
         // The last token's successor isn't asked for, so it needn't run.
         for start in (0..tokens.len() - 1).step_by(step_tokens) {
+            if self.is_stopped() {
+                break;
+            }
             let end = (start + step_tokens).min(tokens.len() - 1);
             let rows = end - start;
             let block_table = block_table[..end.div_ceil(KV_BLOCK)].to_vec();
@@ -428,6 +477,9 @@ impl Engine {
         for _ in 0..on_their_way {
             collect(&mut *self.leader)?;
             fill.collected();
+        }
+        if logprobs.len() < tokens.len() {
+            return Err(EngineError::Interrupted);
         }
         self.note_bubble(started, &fill);
         self.timing =

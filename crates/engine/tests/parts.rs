@@ -2,10 +2,17 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::Golden;
-use engine::{Engine, EngineOptions, GenerateRequest, RankReport, SamplingParams, StepReport, cost_of_step};
+use engine::{
+    Engine, EngineError, EngineOptions, GenerateRequest, RankReport, RankTrace, SamplingParams, StepReport,
+    cost_of_step,
+};
+use model::parallel::{ExpertForm, ExpertOptions};
 use tensor::{Category, Part};
 
 /// Generates tokens. How long it took from the first to the last.
@@ -147,4 +154,78 @@ fn a_trace_has_every_part_with_its_cost_and_its_events_nest() {
     engine.begin_trace().unwrap();
     let again = engine.take_trace().unwrap();
     assert!(again.iter().all(|trace| trace.threads[0].iter().all(|event| event.flops == 0)));
+}
+
+/// The operations of a trace's groups. Each has said how many bytes it moved.
+fn operations(traces: &[RankTrace]) -> BTreeSet<&str> {
+    let mut operations = BTreeSet::new();
+    for trace in traces {
+        for event in trace.threads[0].iter().filter(|event| event.category == Category::Communication) {
+            let op = event.detail.unwrap_or_else(|| panic!("{event:?} has no operation")) as usize;
+            assert!(event.bytes > 0, "{} moves nothing", trace.words[op]);
+            operations.insert(trace.words[op].as_str());
+        }
+    }
+    operations
+}
+
+#[test]
+fn communication_says_its_operation_and_its_bytes() {
+    let moe = ExpertOptions { form: Some(ExpertForm::Whole), ..ExpertOptions::default() };
+    for (name, options, expected) in [
+        ("llama", options(2, 1), &["all_gather", "all_gather_host", "all_reduce", "broadcast"][..]),
+        ("llama", options(1, 2), &["recv", "send", "send_bytes"]),
+        ("llama", EngineOptions { sequence_parallel: true, ..options(2, 1) }, &["reduce_scatter"]),
+        (
+            "mixtral",
+            EngineOptions { sequence_parallel: true, experts: moe, ..options(2, 1) },
+            &["all_to_all", "all_to_all_host"],
+        ),
+    ] {
+        let golden = Golden::named(name);
+        let mut engine = golden.engine(&options);
+        engine.begin_trace().unwrap();
+        generate(&mut engine, &golden, 4);
+        let traces = engine.take_trace().unwrap();
+        let operations = operations(&traces);
+        for op in expected {
+            assert!(operations.contains(op), "no {op} among {operations:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_run_recorded_until_it_was_stopped_is_there_and_all_goes_on() {
+    let golden = Golden::named("llama");
+    for options in [options(1, 1), options(2, 1), options(1, 2), options(2, 2)] {
+        for replicas in [1, 2] {
+            let options = EngineOptions { data_parallel_size: replicas, ..options.clone() };
+            let mut engine = golden.engine(&options);
+            let stop = Arc::new(AtomicBool::new(false));
+            engine.stop_when(stop.clone());
+            engine.begin_trace().unwrap();
+            let request = GenerateRequest {
+                prompt: golden.prompt.clone(),
+                max_tokens: 40,
+                sampling: SamplingParams::default(),
+                stop_token_ids: Vec::new(),
+            };
+            let tokens = AtomicUsize::new(0);
+            let stopped = engine.generate(&vec![request; 3], &mut |_, _| {
+                stop.store(tokens.fetch_add(1, Relaxed) >= 9, Relaxed);
+                false
+            });
+            assert!(matches!(stopped, Err(EngineError::Interrupted)), "{stopped:?}");
+            let traces = engine.take_trace_so_far();
+            let ranks: Vec<usize> = traces.iter().map(|trace| trace.rank).collect();
+            assert_eq!(ranks, (0..engine.plan().mesh.size()).collect::<Vec<_>>());
+            for trace in &traces {
+                let is_step = |event: &&engine::TraceEvent| trace.words[event.name as usize] == "step";
+                assert!(trace.threads[0].iter().filter(is_step).count() > 1, "rank {}", trace.rank);
+            }
+            assert!(matches!(engine.score(&golden.prompt), Err(EngineError::Interrupted)));
+            stop.store(false, Relaxed);
+            generate(&mut engine, &golden, 3);
+        }
+    }
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::lane::{Lane, Receiving, Sending, Spare, Unlike};
 use super::notice::{NOTICES, Notice, TAGS};
 use super::world::{ANYBODY, Transfer, World};
+use crate::message::{Buffer, Call, Incoming, Outgoing, Standing, Wire};
 use crate::waits::Idle;
 use crate::{CollectiveError, Waits};
-use crate::message::{Buffer, Call, Incoming, Outgoing, Standing, Wire};
 
 /// Lanes: their number is their tag among the group's.
 const COLLECTIVES: usize = 0;
@@ -77,7 +77,16 @@ impl MpiWire {
         // Nobody has to be woken: who waits looks by himself.
         let standing = Arc::new(Standing::new(|| ()));
         let state = RefCell::new(State { peers, ..State::default() });
-        MpiWire { world, tag: i32::from(id) * TAGS, members, me, deadline, standing, state, waits: Cell::default() }
+        MpiWire {
+            world,
+            tag: i32::from(id) * TAGS,
+            members,
+            me,
+            deadline,
+            standing,
+            state,
+            waits: Cell::default(),
+        }
     }
 
     fn peer(&self, rank: usize, lane: usize) -> (&Arc<World>, usize, i32) {

@@ -10,9 +10,9 @@ use super::groups::Local;
 use super::shared::{Owner, State};
 use super::system;
 use super::waker::Waker;
+use crate::message::{Buffer, Call, Incoming, Outgoing, Standing, Wire};
 use crate::waits::Idle;
 use crate::{CollectiveError, Waits};
-use crate::message::{Buffer, Call, Incoming, Outgoing, Standing, Wire};
 
 /// Bytes posted to a peer that a rank need not wait for.
 const ROOM: usize = 4 << 20;
@@ -140,7 +140,8 @@ impl TcpWire {
             if moved {
                 continue;
             }
-            let waited = looked.map_or(Duration::ZERO, |looked| looked.saturating_duration_since(since.since));
+            let waited =
+                looked.map_or(Duration::ZERO, |looked| looked.saturating_duration_since(since.since));
             if call.deadline.is_some_and(|d| waited >= d) {
                 self.note(call, idle.zip(looked));
                 let missing = exchange.missing().into_iter().map(|p| self.rank_of(p)).collect();
