@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::WeightSource;
 use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
-use tensor::{HostDevice, KvDType, Part};
+use tensor::{Device, HostDevice, KvDType, Part};
 
 use crate::data_parallel;
 use crate::groups::{self, Grouping, RankGroups};
