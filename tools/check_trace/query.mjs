@@ -7,7 +7,8 @@ const CATEGORIES = ['communication', 'compute', 'host', 'waiting'];
 
 const [folder, file] = process.argv.slice(2);
 const processor = await Processor.start(folder);
-processor.load(readFileSync(file));
+const trace = readFileSync(file);
+processor.load(trace);
 
 const show = (sql) => {
   const rows = processor.query(sql);
@@ -23,8 +24,16 @@ const none = (what, sql) => {
 const found = show('select category, count(*) as slices, round(sum(dur) / 1e6, 3) as ms from slice group by category order by category');
 if (found.length === 0) faults.push('it has no slices');
 if (found.some((row) => !CATEGORIES.includes(row.category))) faults.push('it has other categories than ours');
-show('select p.pid as pid, p.name as process, t.name as thread, count(*) as slices, max(s.depth) as deepest from slice s ' +
+const threads = show('select p.pid as pid, p.name as process, t.name as thread, count(*) as slices, max(s.depth) as deepest from slice s ' +
   'join thread_track k on s.track_id = k.id join thread t using (utid) join process p using (upid) group by p.pid, t.tid order by 1, t.tid');
+// A thread's slices are on a track of their own, and all there.
+const tracks = threads.map(({ pid, thread, slices }) => `${pid} ${thread} ${slices}`);
+const events = JSON.parse(trace).traceEvents;
+const lanes = events.filter(({ ph, name }) => ph === 'M' && name === 'thread_name').map(({ pid, tid, args }) => {
+  const slices = events.filter((event) => event.ph === 'X' && event.pid === pid && event.tid === tid).length;
+  return `${pid} ${args.name} ${slices}`;
+});
+if (tracks.join() !== lanes.filter((lane) => !lane.endsWith(' 0')).join()) faults.push(`it should have the threads and slices ${lanes.join(', ')}`);
 none('Perfetto reports errors', "select name, value from stats where severity in ('error', 'data_loss') and value > 0");
 none('durations are negative, or never end', 'select name, ts, dur from slice where dur < 0 limit 5');
 none('slices end behind those around them',

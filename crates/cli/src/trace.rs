@@ -174,7 +174,7 @@ fn write_json(
     for &(name, began, ended) in own {
         let (began_ns, took_ns) = (clock.ns(began), (ended - began).as_nanos() as u64);
         let (name, pid) = (json!(name), ranks.first().map_or(0, |rank| rank.rank));
-        lines.complete(&name, Category::Host, [began_ns, took_ns as i64], [pid, 0], &json!({}))?;
+        lines.complete(&name, Category::Host, [began_ns, took_ns as i64], [pid, OWN_THREAD], &json!({}))?;
     }
     writeln!(lines.out, "\n]}}")
 }
@@ -205,6 +205,9 @@ struct Lines<'a, W> {
     is_first: bool,
 }
 
+/// The number of a rank's own thread; the others follow. Not 0: Perfetto takes thread 0 of process 1 for its thread 1.
+const OWN_THREAD: usize = 1;
+
 /// Microseconds, to the nanosecond.
 fn us(ns: i64) -> String {
     format!("{}.{:03}", ns / 1000, ns % 1000)
@@ -229,12 +232,13 @@ impl<W: Write> Lines<'_, W> {
             ns => format!(", times ± {:.1} µs", ns as f64 / 1e3),
         };
         let name = format!("rank {}{host} (replica {dp}, stage {pp}, tp {tp}{error})", rank.rank);
-        self.about("process_name", [rank.rank, 0], &json!({ "name": name }))?;
-        self.about("process_sort_index", [rank.rank, 0], &json!({ "sort_index": rank.rank }))?;
+        self.about("process_name", [rank.rank, OWN_THREAD], &json!({ "name": name }))?;
+        self.about("process_sort_index", [rank.rank, OWN_THREAD], &json!({ "sort_index": rank.rank }))?;
         for thread in 0..rank.threads.len() {
             let name = if thread == 0 { "rank".to_owned() } else { format!("cpu-{thread}") };
-            self.about("thread_name", [rank.rank, thread], &json!({ "name": name }))?;
-            self.about("thread_sort_index", [rank.rank, thread], &json!({ "sort_index": thread }))?;
+            let at = [rank.rank, OWN_THREAD + thread];
+            self.about("thread_name", at, &json!({ "name": name }))?;
+            self.about("thread_sort_index", at, &json!({ "sort_index": thread }))?;
         }
         Ok(())
     }
@@ -256,7 +260,13 @@ impl<W: Write> Lines<'_, W> {
             }
         }
         let time = [event.began_ns, event.took_ns as i64];
-        self.complete(&json!(word(event.name)), event.category, time, [rank.rank, thread], &args.into())
+        self.complete(
+            &json!(word(event.name)),
+            event.category,
+            time,
+            [rank.rank, OWN_THREAD + thread],
+            &args.into(),
+        )
     }
 
     fn complete(
@@ -284,7 +294,7 @@ impl<W: Write> Lines<'_, W> {
         let (ts, pid) = (us(last - self.origin), rank.rank);
         write!(
             self.out,
-            "{{\"name\":{name},\"cat\":\"host\",\"ph\":\"i\",\"s\":\"p\",\"ts\":{ts},\"pid\":{pid},\"tid\":0}}"
+            "{{\"name\":{name},\"cat\":\"host\",\"ph\":\"i\",\"s\":\"p\",\"ts\":{ts},\"pid\":{pid},\"tid\":{OWN_THREAD}}}"
         )
     }
 }
@@ -332,7 +342,7 @@ mod tests {
         assert_eq!(
             *events[1],
             json!({
-                "name": "qkv", "cat": "compute", "ph": "X", "ts": 2.003, "dur": 1.001, "pid": 3, "tid": 1,
+                "name": "qkv", "cat": "compute", "ph": "X", "ts": 2.003, "dur": 1.001, "pid": 3, "tid": 2,
                 "args": { "ops": "a \"quoted\" word", "flops": 6 },
             })
         );
