@@ -6,21 +6,19 @@ use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
 use job::Job;
-use model::parallel::even_rows;
 use model::{KeptAs, ModelConfig, bytes_per_token, check_tokens};
-use tensor::{DType, KV_BLOCK, KvDType, OpCost, Part, SequenceSpan, StepMeta};
+use tensor::{DType, KV_BLOCK, KvDType, Part, SequenceSpan, StepMeta};
 
 use crate::bubble::{Bubble, Fill};
 use crate::call::Call;
-use crate::clocks::ClockOffset;
-use crate::cost::cost_of_step;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
 use crate::groups;
 use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
 use crate::replica::{Prepare, Replica};
-use crate::trace::{self, RankTrace};
+use crate::savings::Savings;
+use crate::trace::{RankTrace, Recording};
 use crate::worker::{Command, Reply};
 use crate::{Completion, EngineError, EngineOptions, GenerateRequest, Plan, RankReport, Timing, memory};
 
@@ -49,26 +47,9 @@ pub struct Engine {
     bubble: Option<Bubble>,
     /// Requests so far: the next one's id.
     requests: u64,
-    /// How far those of the replicas' leaders are from this rank's, when a trace began.
-    clocks: Vec<ClockOffset>,
-    comm_timeout: Duration,
-    /// Those that came before another could not be had.
-    traces: Vec<RankTrace>,
+    recording: Recording,
     /// Set by whoever wants no further step.
     stop: Option<Arc<AtomicBool>>,
-}
-
-/// What sequence parallelism saves one rank in a step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Savings {
-    /// Tokens of the step.
-    pub tokens: usize,
-    /// Norms and residual adds, done once per rank.
-    pub replicated: OpCost,
-    /// Done once per token.
-    pub split: OpCost,
-    /// Bytes of the residual stream, without and with.
-    pub stream_bytes: (u64, u64),
 }
 
 impl Engine {
@@ -142,9 +123,7 @@ impl Engine {
             timing: Timing::default(),
             bubble: None,
             requests: 0,
-            clocks: Vec::new(),
-            comm_timeout: options.comm_timeout,
-            traces: Vec::new(),
+            recording: Recording::new(options.comm_timeout),
             stop: None,
         }
     }
@@ -204,8 +183,7 @@ impl Engine {
     /// # Errors
     /// A rank is missing.
     pub fn begin_trace(&mut self) -> Result<(), EngineError> {
-        self.clocks = trace::begin(&mut *self.leader, self.plan.mesh.dp)?;
-        Ok(())
+        self.recording.begin(&mut *self.leader, self.plan.mesh.dp)
     }
 
     /// What was recorded since [`Engine::begin_trace`]. Ends it.
@@ -213,21 +191,13 @@ impl Engine {
     /// # Errors
     /// A rank is missing.
     pub fn take_trace(&mut self) -> Result<Vec<RankTrace>, EngineError> {
-        trace::collect(&mut *self.leader, &self.clocks, &mut self.traces, None)?;
-        Ok(std::mem::take(&mut self.traces))
+        self.recording.take(&mut *self.leader)
     }
 
     /// What was recorded until now by this rank, and by the others as far as they can still be asked: for a run that was
     /// interrupted or has failed.
     pub fn take_trace_so_far(&mut self) -> Vec<RankTrace> {
-        if self.traces.is_empty() {
-            let deadline = Some(self.comm_timeout);
-            // Who doesn't answer is no news: the run has ended.
-            let _ = trace::collect(&mut *self.leader, &self.clocks, &mut self.traces, deadline);
-        }
-        let mut traces = std::mem::take(&mut self.traces);
-        traces.sort_by_key(|trace| trace.rank);
-        traces
+        self.recording.take_so_far(&mut *self.leader)
     }
 
     /// Lets every call end before its next step with [`EngineError::Interrupted`] once the flag is set. Ranks are as ready
@@ -260,26 +230,7 @@ impl Engine {
     /// # Errors
     /// None that a model which was loaded could have.
     pub fn sequence_savings(&self, tokens: usize) -> Result<Option<Savings>, EngineError> {
-        if !self.plan.layout.sequence_parallel {
-            return Ok(None);
-        }
-        let meta = self.plan.step_alone(0, tokens);
-        let cost = |sequence_parallel| -> Result<OpCost, EngineError> {
-            let mut layout = self.plan.layout.clone();
-            layout.sequence_parallel = sequence_parallel;
-            let cost = cost_of_step(&layout, &self.plan.stages[0], 0, self.kept, self.kv_dtype, &meta)?;
-            let mut sum = OpCost::default();
-            ["norm", "add"].iter().filter_map(|op| cost.ops.get(op)).for_each(|op| sum += *op);
-            Ok(sum)
-        };
-        let row = (self.config().hidden_size * size_of::<f32>()) as u64;
-        let own = even_rows(tokens, self.plan.mesh.tp)[0] as u64;
-        Ok(Some(Savings {
-            tokens,
-            replicated: cost(false)?,
-            split: cost(true)?,
-            stream_bytes: (tokens as u64 * row, own * row),
-        }))
+        Savings::of_step(&self.plan, self.kept, self.kv_dtype, tokens)
     }
 
     /// What each rank of all replicas holds and has spent.

@@ -72,6 +72,44 @@ impl Words {
     }
 }
 
+/// The recording of all replicas' ranks, as rank 0 has it.
+pub(crate) struct Recording {
+    comm_timeout: Duration,
+    /// How far the clocks of the replicas' leaders were from this rank's when it began.
+    clocks: Vec<ClockOffset>,
+    /// Those that came before another could not be had.
+    traces: Vec<RankTrace>,
+}
+
+impl Recording {
+    pub fn new(comm_timeout: Duration) -> Self {
+        Recording { comm_timeout, clocks: Vec::new(), traces: Vec::new() }
+    }
+
+    /// Has all ranks record.
+    pub fn begin(&mut self, leader: &mut dyn Leader, replicas: usize) -> Result<(), EngineError> {
+        self.clocks = begin(leader, replicas)?;
+        Ok(())
+    }
+
+    /// What all ranks recorded.
+    pub fn take(&mut self, leader: &mut dyn Leader) -> Result<Vec<RankTrace>, EngineError> {
+        collect(leader, &self.clocks, &mut self.traces, None)?;
+        Ok(std::mem::take(&mut self.traces))
+    }
+
+    /// What this rank recorded, and others, as far as they still answer.
+    pub fn take_so_far(&mut self, leader: &mut dyn Leader) -> Vec<RankTrace> {
+        if self.traces.is_empty() {
+            // Who doesn't answer is no news: the run has ended.
+            let _ = collect(leader, &self.clocks, &mut self.traces, Some(self.comm_timeout));
+        }
+        let mut traces = std::mem::take(&mut self.traces);
+        traces.sort_by_key(|trace| trace.rank);
+        traces
+    }
+}
+
 /// What another replica's leader says its clock shows. Tokens of a request that was aborted may come first.
 fn clock_of(leader: &mut dyn Leader, replica: usize) -> Result<ClockOffset, EngineError> {
     clocks::compare(|| {
@@ -88,7 +126,7 @@ fn clock_of(leader: &mut dyn Leader, replica: usize) -> Result<ClockOffset, Engi
 ///
 /// # Errors
 /// A rank fails.
-pub(crate) fn begin(leader: &mut dyn Leader, replicas: usize) -> Result<Vec<ClockOffset>, EngineError> {
+fn begin(leader: &mut dyn Leader, replicas: usize) -> Result<Vec<ClockOffset>, EngineError> {
     let mut offsets = vec![ClockOffset::default()];
     for replica in 1..replicas {
         offsets.push(clock_of(leader, replica)?);
@@ -103,7 +141,7 @@ pub(crate) fn begin(leader: &mut dyn Leader, replicas: usize) -> Result<Vec<Cloc
 ///
 /// # Errors
 /// A rank fails. What could be had is there.
-pub(crate) fn collect(
+fn collect(
     leader: &mut dyn Leader,
     offsets: &[ClockOffset],
     all: &mut Vec<RankTrace>,
