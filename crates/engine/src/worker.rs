@@ -143,7 +143,8 @@ impl<D: Device> Worker<D> {
     /// The leader: has all ranks of the replica do something, and does its own part. A step of a single stage ends
     /// with its reply.
     pub fn lead(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
-        let mut bytes = postcard::to_stdvec(command).expect("a command can be written");
+        let written = || postcard::to_stdvec(command).expect("a command can be written");
+        let mut bytes = self.dev.span(Part::Scheduler, written);
         let calls = Calls { dev: &self.dev, group: &self.groups.tensor, part: Part::Exchange };
         calls.broadcast(&mut bytes, Some(self.comm_timeout))?;
         self.pass_on(&bytes)?;

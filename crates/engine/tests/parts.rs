@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::Golden;
@@ -209,9 +209,11 @@ fn what_a_run_recorded_until_it_was_stopped_is_there_and_all_goes_on() {
                 sampling: SamplingParams::default(),
                 stop_token_ids: Vec::new(),
             };
-            let tokens = AtomicUsize::new(0);
-            let stopped = engine.generate(&vec![request; 3], &mut |_, _| {
-                stop.store(tokens.fetch_add(1, Relaxed) >= 9, Relaxed);
+            // Every replica has made some steps then.
+            let mut tokens = [0; 3];
+            let stopped = engine.generate(&vec![request; tokens.len()], &mut |index, _| {
+                tokens[index] += 1;
+                stop.store(tokens.iter().all(|&n| n > 1), Relaxed);
                 false
             });
             assert!(matches!(stopped, Err(EngineError::Interrupted)), "{stopped:?}");
