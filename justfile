@@ -35,6 +35,10 @@ bench *ARGS:
 bench-check *ARGS:
     cargo build --release && python3 tools/bench_check.py {{ARGS}}
 
+# Has Perfetto's own trace processor, which it fetches, read files that --trace wrote
+check-trace *FILES:
+    python3 tools/check_trace.py {{FILES}}
+
 # Measures beside llama.cpp, which it fetches and builds: see tools/compare_llama_cpp.py --help
 compare *ARGS:
     cargo build --release && python3 tools/compare_llama_cpp.py {{ARGS}}

@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde_json::Value;
+use rustix::process::Signal;
+use serde_json::{Value, json};
 
-use crate::checkpoints::Copy;
+use crate::checkpoints::{Copy, safetensors_of, split_safetensors};
 use crate::child::{anysplit, free_port};
+use crate::job_child::{Running, is_ignored};
 use crate::jobs_common::together;
+use crate::jobs_faults::{Phase, TIMEOUT, launch, work};
 
 fn read(file: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(file).expect("the trace is written")).expect("it is JSON")
@@ -63,13 +66,13 @@ fn ranks_are_processes_threads_are_threads_and_events_nest() {
     assert_eq!(stdout, plain.run().succeeds().0, "a run that is recorded prints the same");
     let trace = read(&file);
     let threads = threads(&trace);
-    assert_eq!(threads.keys().copied().collect::<Vec<_>>(), [(0, 0), (0, 1), (1, 0), (1, 1)]);
+    assert_eq!(threads.keys().copied().collect::<Vec<_>>(), [(0, 1), (0, 2), (1, 1), (1, 2)]);
     threads.values().for_each(|events| assert_nested(events));
     for rank in 0..2 {
-        let steps = threads[&(rank, 0)].iter().filter(|event| event["name"] == "step").count();
+        let steps = threads[&(rank, 1)].iter().filter(|event| event["name"] == "step").count();
         assert_eq!(steps, 8, "rank {rank}");
         assert!(
-            categories(&threads[&(rank, 0)])
+            categories(&threads[&(rank, 1)])
                 .is_superset(&["communication", "compute"].map(String::from).into())
         );
     }
@@ -83,6 +86,11 @@ fn ranks_are_processes_threads_are_threads_and_events_nest() {
     let ffn = all.iter().find(|event| event["name"] == "ffn").unwrap();
     assert!(ffn["args"]["flops"].as_u64() > Some(0) && ffn["args"]["bytes"].as_u64() > Some(0), "{ffn}");
     assert!(ffn["args"]["ops"].as_str().is_some_and(|ops| ops.starts_with("linear ")), "{ffn}");
+    for event in all.iter().filter(|event| event["cat"] == "communication" && event["tid"] == 1) {
+        let args = &event["args"];
+        assert!(args["op"].is_string() && args["bytes"].is_u64(), "{event}");
+    }
+    assert_eq!(trace["otherData"].get("incomplete"), None);
     // Names for all of them.
     let named = trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "M");
     let of = |key: &str| named.clone().filter(|event| event["name"] == key).count();
@@ -104,13 +112,16 @@ fn processes_of_a_job_are_in_one_file_by_one_clock() {
     together(vec![node(0), node(1)]);
     let trace = read(&file);
     let threads = threads(&trace);
-    assert_eq!(threads.keys().copied().collect::<Vec<_>>(), [(0, 0), (1, 0)]);
+    assert_eq!(threads.keys().copied().collect::<Vec<_>>(), [(0, 1), (1, 1)]);
     threads.values().for_each(|events| assert_nested(events));
     let clock = trace["otherData"]["clock"].as_str().unwrap();
     assert!(clock.contains("were compared") && clock.contains("µs"), "{clock}");
+    // Also over a network it is known who waited.
+    let waits = threads.values().flatten().filter(|event| event["name"] == "waiting for other ranks");
+    assert!(waits.clone().count() > 0 && waits.clone().all(|event| event["cat"] == "waiting"));
     // Both are in the same all-reduces.
     let began = |rank: u64| {
-        let all = threads[&(rank, 0)].iter().filter(|event| event["name"] == "all-reduce");
+        let all = threads[&(rank, 1)].iter().filter(|event| event["name"] == "all-reduce");
         all.map(|event| (ns(event, "ts"), ns(event, "ts") + ns(event, "dur"))).collect::<Vec<_>>()
     };
     let error_ns = 2_000_000; // far more than two processes of one machine need to answer
@@ -141,12 +152,75 @@ fn a_path_that_cannot_be_written_is_refused_before_the_run_and_nothing_is_left()
 }
 
 #[test]
-fn a_run_that_fails_leaves_the_file_as_it_was() {
+fn a_run_that_is_refused_leaves_the_file_as_it_was() {
     let copy = Copy::empty();
     copy.write("trace.json", "what was there");
     let run = anysplit("generate hello --max-model-len 1 --trace").arg(copy.file("trace.json"));
     run.refused(&["leaves no room"]);
     assert_eq!(std::fs::read_to_string(copy.file("trace.json")).unwrap(), "what was there");
+    assert_eq!(names(&copy), ["trace.json"]);
+}
+
+/// Checks a trace of a run that did not come to its end: it has steps of some ranks, and says which are missing.
+fn assert_incomplete(trace: &Value, why: &str, ranks: &[u64], missing_ranks: &[u64]) {
+    let about = &trace["otherData"];
+    assert!(about["incomplete"].as_str().is_some_and(|told| told.contains(why)), "{about}");
+    assert_eq!(about["missing_ranks"], json!(missing_ranks));
+    let threads = threads(trace);
+    threads.values().for_each(|events| assert_nested(events));
+    for &rank in ranks {
+        let is_step = |event: &&&Value| event["name"] == "step";
+        assert!(threads[&(rank, 1)].iter().filter(is_step).count() > 0, "rank {rank}");
+    }
+}
+
+#[test]
+fn a_run_that_fails_leaves_a_trace_of_all_its_ranks_that_says_so() {
+    let copy = Copy::of("llama");
+    let (header, mut data) = split_safetensors(&copy.read("model.safetensors"));
+    let at = header["model.norm.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    data[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    copy.write("model.safetensors", safetensors_of(&header.to_string(), &data));
+    for (tp, ranks) in [("1", &[0][..]), ("2", &[0, 1])] {
+        let file = copy.file("trace.json");
+        let run = anysplit("generate --prompt-ids 1,2,3 --tp").arg(tp).model(&copy).arg("--trace").arg(&file);
+        let line = run.run().fails_with(1);
+        assert!(line.contains("not a finite number"), "{line}");
+        assert_incomplete(&read(&file), &line, ranks, &[]);
+    }
+}
+
+#[test]
+fn a_run_that_is_interrupted_leaves_a_trace_of_all_its_ranks_that_says_so() {
+    for (signal, shown, status) in
+        [(Signal::INT, "ended by SIGINT", 130), (Signal::TERM, "ended by SIGTERM", 143)]
+    {
+        if is_ignored(signal) {
+            continue;
+        }
+        let copy = Copy::empty();
+        let file = copy.file("trace.json");
+        let run = "generate --ignore-eos --max-tokens 1800 --tp 2 --threads-per-rank 1 --trace";
+        let mut job = Running::start(anysplit(run).arg(&file).arg("Once upon a time").command());
+        job.prints();
+        let asked = job.signal(signal);
+        let end = job.ends(asked);
+        assert_eq!((end.status, end.line()), (Some(status), &*format!("error: {shown}")));
+        assert_incomplete(&read(&file), shown, &[0, 1], &[]);
+        assert_eq!(names(&copy), ["trace.json"]);
+    }
+}
+
+#[test]
+fn a_rank_that_is_lost_leaves_the_trace_of_rank_0() {
+    let copy = Copy::empty();
+    let file = copy.file("trace.json");
+    let split = "--tp 2 --trace";
+    let mut job = Running::start(work(Phase::Decode, launch(2), split).arg(&file).command());
+    job.prints();
+    let fault = job.signal_rank(1, Signal::KILL);
+    job.ends(fault).names(1, TIMEOUT);
+    assert_incomplete(&read(&file), "", &[0], &[1]);
     assert_eq!(names(&copy), ["trace.json"]);
 }
 
@@ -158,6 +232,6 @@ fn a_benchmark_is_recorded_in_a_run_of_its_own() {
     let rows = anysplit(args).arg(&file).json();
     assert_eq!(rows["rows"][0]["repeats"], 1);
     let trace = read(&file);
-    let steps = threads(&trace)[&(0, 0)].iter().filter(|event| event["name"] == "step").count();
+    let steps = threads(&trace)[&(0, 1)].iter().filter(|event| event["name"] == "step").count();
     assert_eq!(steps, 4);
 }

@@ -132,21 +132,22 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     let streamed = !args.json && requests.len() == 1;
     let mut out = std::io::stdout().lock();
     let mut written = Ok(());
-    trace.begin(&mut engine)?;
-    let completions = engine.generate(&requests, &mut |index, token| {
-        // A token that ends the completion is no text of it.
-        if stop_token_ids.contains(&token) {
-            return true;
-        }
-        let Some(text) = &mut texts[index] else { return false };
-        let piece = text.push(token);
-        if streamed && !piece.is_empty() {
-            written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
-        }
-        text.ended || written.is_err()
+    let completions = trace.record(&mut engine, |engine| {
+        let completions = engine.generate(&requests, &mut |index, token| {
+            // A token that ends the completion is no text of it.
+            if stop_token_ids.contains(&token) {
+                return true;
+            }
+            let Some(text) = &mut texts[index] else { return false };
+            let piece = text.push(token);
+            if streamed && !piece.is_empty() {
+                written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+            }
+            text.ended || written.is_err()
+        })?;
+        written?;
+        Ok(completions)
     })?;
-    written?;
-    trace.collect(&mut engine)?;
     for text in texts.iter_mut().flatten() {
         let rest = text.finish();
         if streamed {
@@ -181,7 +182,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
     if let (Some(file), Some(experts)) = (&args.split.expert_counts, stats.experts()) {
         expert_counts::add(file, experts)?;
     }
-    trace.write()
+    trace.end()
 }
 
 fn ids(ids: &[u32]) -> String {

@@ -8,6 +8,7 @@ mod environment;
 mod error;
 mod expert_counts;
 mod generate;
+mod interrupt;
 mod launch;
 mod membership;
 mod model;

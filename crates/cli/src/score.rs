@@ -61,9 +61,7 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
         model.tokenizer().ok().map(|t| ids.iter().map(|&id| t.decode(&[id], false)).collect::<Vec<_>>());
     let loaded = trace.host("load", || model.load(&options, membership, &args.run, args.json))?;
     let Some(mut engine) = loaded else { return Ok(()) };
-    trace.begin(&mut engine)?;
-    let logprobs = engine.score(&ids)?;
-    trace.collect(&mut engine)?;
+    let logprobs = trace.record(&mut engine, |engine| Ok(engine.score(&ids)?))?;
     expert_counts::record(args.split.expert_counts.as_deref(), &mut engine)?;
     // The ranks are done: the demo model has the cores to itself.
     let kept = EngineOptions { quantization: engine.kept_as().quantization, ..options };
@@ -78,7 +76,7 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
             value["demo_perplexity"] = json!({ "before": before, "after": after });
         }
         writeln!(out, "{value}")?;
-        return trace.write();
+        return trace.end();
     }
     for (i, (id, logprob)) in ids.iter().zip(&logprobs).enumerate() {
         let text =
@@ -96,5 +94,5 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
             "{quantization} changes the demo model's perplexity by {change:+.2} %: {before:.4} before, {after:.4} after"
         )?;
     }
-    trace.write()
+    trace.end()
 }

@@ -1,26 +1,34 @@
 //! `--trace FILE`: what each thread of each rank did when, in Chrome's trace format, which Perfetto opens.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::Permissions;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use engine::{Engine, EngineError, HostClock, RankTrace, TraceEvent};
+use engine::{Engine, HostClock, RankTrace, TraceEvent};
 use serde_json::{Value, json};
 use tensor::Category;
 
 use crate::args::RunArgs;
 use crate::error::CliError;
+use crate::interrupt::Interrupt;
 use crate::membership::Membership;
 
-/// A file that will be written when all is done, whole or not at all; or none.
+/// A file that is written when the run is over, whole or not at all; or none.
 pub struct Trace {
     file: Option<PathBuf>,
     /// What this process did besides running the model.
     own: RefCell<Vec<(&'static str, Instant, Instant)>>,
-    ranks: RefCell<Vec<RankTrace>>,
+    /// Why it could not be written.
+    failed: Cell<Option<CliError>>,
+}
+
+/// Why a trace ends before the run should have, and the ranks of which nothing could be had.
+struct Incomplete {
+    why: String,
+    missing_ranks: Vec<usize>,
 }
 
 impl Trace {
@@ -33,7 +41,7 @@ impl Trace {
         if let Some(file) = &file {
             check(file).map_err(|why| CliError::Usage(format!("--trace {}: {why}", file.display())))?;
         }
-        Ok(Trace { file, own: RefCell::default(), ranks: RefCell::default() })
+        Ok(Trace { file, own: RefCell::default(), failed: Cell::default() })
     }
 
     /// Whether there will be one.
@@ -51,39 +59,62 @@ impl Trace {
         result
     }
 
-    /// From here on all ranks record.
+    /// Has all ranks record some work, and writes the file. If the work fails or is interrupted, the file has what there is
+    /// until then, and says so; if it turns out to be wrong use, there is none.
     ///
     /// # Errors
-    /// A rank is missing.
-    pub fn begin(&self, engine: &mut Engine) -> Result<(), EngineError> {
-        if self.is_wanted() { engine.begin_trace() } else { Ok(()) }
+    /// The work's, and the news that it was interrupted.
+    pub fn record<T>(
+        &self,
+        engine: &mut Engine,
+        work: impl FnOnce(&mut Engine) -> Result<T, CliError>,
+    ) -> Result<T, CliError> {
+        let Some(file) = &self.file else { return work(engine) };
+        let interrupt = Interrupt::listen()
+            .map_err(|e| CliError::failed(format!("--trace: cannot listen for signals: {e}")))?;
+        engine.stop_when(interrupt.asked());
+        engine.begin_trace()?;
+        let done = work(engine).and_then(|done| Ok((done, engine.take_trace()?)));
+        // What failed because ranks were asked to end, is told as that.
+        let asked = interrupt.check();
+        let (result, ranks, incomplete) = match (done, asked) {
+            (Ok((done, ranks)), asked) => (asked.map(|()| done), ranks, None),
+            (Err(error), Ok(())) if error.status() == 2 => return Err(error),
+            (Err(error), asked) => {
+                let error = asked.err().unwrap_or(error);
+                let ranks = engine.take_trace_so_far();
+                let is_missing = |rank: &usize| ranks.iter().all(|trace| trace.rank != *rank);
+                let missing_ranks = (0..engine.plan().mesh.size()).filter(is_missing).collect();
+                let incomplete = Incomplete { why: error.to_string(), missing_ranks };
+                (Err(error), ranks, Some(incomplete))
+            }
+        };
+        self.failed.set(self.write(file, &ranks, incomplete.as_ref()).err());
+        result
     }
 
-    /// Brings together what ranks recorded.
+    /// Whether the file could be written.
     ///
     /// # Errors
-    /// A rank is missing.
-    pub fn collect(&self, engine: &mut Engine) -> Result<(), EngineError> {
-        if self.is_wanted() {
-            *self.ranks.borrow_mut() = engine.take_trace()?;
-        }
-        Ok(())
+    /// It could not; it is then as it was.
+    pub fn end(&self) -> Result<(), CliError> {
+        self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Writes the file.
-    ///
-    /// # Errors
-    /// It can't be written; it is then as it was.
-    pub fn write(&self) -> Result<(), CliError> {
-        let Some(file) = &self.file else { return Ok(()) };
+    fn write(
+        &self,
+        file: &Path,
+        ranks: &[RankTrace],
+        incomplete: Option<&Incomplete>,
+    ) -> Result<(), CliError> {
         let write = || -> io::Result<()> {
             // What a link leads to is replaced, not the link.
-            let to = file.canonicalize().unwrap_or_else(|_| file.clone());
+            let to = file.canonicalize().unwrap_or_else(|_| file.to_owned());
             // As readable as any new file, within the umask.
             let readable = Permissions::from_mode(0o666);
             let mut whole = tempfile::Builder::new().permissions(readable).tempfile_in(directory(&to))?;
             let mut out = BufWriter::new(whole.as_file_mut());
-            write_json(&mut out, &self.ranks.borrow(), &self.own.borrow())?;
+            write_json(&mut out, ranks, &self.own.borrow(), incomplete)?;
             out.flush()?;
             drop(out);
             whole.persist(&to)?;
@@ -122,12 +153,17 @@ fn write_json(
     out: &mut impl Write,
     ranks: &[RankTrace],
     own: &[(&'static str, Instant, Instant)],
+    incomplete: Option<&Incomplete>,
 ) -> io::Result<()> {
     let clock = HostClock::now();
     let began = ranks.iter().flat_map(|rank| &rank.threads).flatten().map(|event| event.began_ns);
     let origin = began.chain(own.iter().map(|&(_, began, _)| clock.ns(began))).min().unwrap_or(0);
     let mut lines = Lines { out, origin, is_first: true };
-    write!(lines.out, "{{\"displayTimeUnit\":\"ms\",\"otherData\":{},\"traceEvents\":[", about(ranks))?;
+    write!(
+        lines.out,
+        "{{\"displayTimeUnit\":\"ms\",\"otherData\":{},\"traceEvents\":[",
+        about(ranks, incomplete)
+    )?;
     for rank in ranks {
         lines.names(rank)?;
         for (thread, events) in rank.threads.iter().enumerate() {
@@ -138,22 +174,27 @@ fn write_json(
     for &(name, began, ended) in own {
         let (began_ns, took_ns) = (clock.ns(began), (ended - began).as_nanos() as u64);
         let (name, pid) = (json!(name), ranks.first().map_or(0, |rank| rank.rank));
-        lines.complete(&name, Category::Host, [began_ns, took_ns as i64], [pid, 0], &json!({}))?;
+        lines.complete(&name, Category::Host, [began_ns, took_ns as i64], [pid, OWN_THREAD], &json!({}))?;
     }
     writeln!(lines.out, "\n]}}")
 }
 
 /// What a reader should know of the whole.
-fn about(ranks: &[RankTrace]) -> Value {
+fn about(ranks: &[RankTrace], incomplete: Option<&Incomplete>) -> Value {
     let clock_error_us = ranks.iter().map(|rank| rank.clock_error_ns).max().unwrap_or(0) as f64 / 1e3;
-    json!({
+    let mut about = json!({
         "made_by": concat!("anysplit ", env!("CARGO_PKG_VERSION")),
         "clock": match clock_error_us {
             0.0 => "one host, one clock".to_owned(),
-            us => format!("clocks of hosts were compared when the trace began, to within {us:.1} µs of that of rank 0"),
+            us => format!("clocks of hosts were compared when the trace began and when it ended, to within {us:.1} µs of that of rank 0"),
         },
         "dropped_events": ranks.iter().map(|rank| rank.dropped).sum::<u64>(),
-    })
+    });
+    if let Some(Incomplete { why, missing_ranks }) = incomplete {
+        about["incomplete"] = json!(why);
+        about["missing_ranks"] = json!(missing_ranks);
+    }
+    about
 }
 
 /// Events of the format, one per line.
@@ -163,6 +204,9 @@ struct Lines<'a, W> {
     origin: i64,
     is_first: bool,
 }
+
+/// The number of a rank's own thread; the others follow. Not 0: Perfetto takes thread 0 of process 1 for its thread 1.
+const OWN_THREAD: usize = 1;
 
 /// Microseconds, to the nanosecond.
 fn us(ns: i64) -> String {
@@ -188,12 +232,13 @@ impl<W: Write> Lines<'_, W> {
             ns => format!(", times ± {:.1} µs", ns as f64 / 1e3),
         };
         let name = format!("rank {}{host} (replica {dp}, stage {pp}, tp {tp}{error})", rank.rank);
-        self.about("process_name", [rank.rank, 0], &json!({ "name": name }))?;
-        self.about("process_sort_index", [rank.rank, 0], &json!({ "sort_index": rank.rank }))?;
+        self.about("process_name", [rank.rank, OWN_THREAD], &json!({ "name": name }))?;
+        self.about("process_sort_index", [rank.rank, OWN_THREAD], &json!({ "sort_index": rank.rank }))?;
         for thread in 0..rank.threads.len() {
             let name = if thread == 0 { "rank".to_owned() } else { format!("cpu-{thread}") };
-            self.about("thread_name", [rank.rank, thread], &json!({ "name": name }))?;
-            self.about("thread_sort_index", [rank.rank, thread], &json!({ "sort_index": thread }))?;
+            let at = [rank.rank, OWN_THREAD + thread];
+            self.about("thread_name", at, &json!({ "name": name }))?;
+            self.about("thread_sort_index", at, &json!({ "sort_index": thread }))?;
         }
         Ok(())
     }
@@ -201,16 +246,27 @@ impl<W: Write> Lines<'_, W> {
     fn event(&mut self, rank: &RankTrace, thread: usize, event: &TraceEvent) -> io::Result<()> {
         let word = |at: u32| &rank.words[at as usize];
         let mut args = serde_json::Map::new();
+        let is_of_group = event.category == Category::Communication;
         if let Some(detail) = event.detail {
-            args.insert("ops".into(), json!(word(detail)));
+            args.insert(if is_of_group { "op" } else { "ops" }.into(), json!(word(detail)));
         }
-        for (name, value) in [("bytes", event.bytes), ("flops", event.flops)] {
-            if value > 0 {
+        // A rank may have nothing to give. What further threads do is a part of what the rank's own does.
+        let has_bytes = event.bytes > 0 || is_of_group && thread == 0;
+        for (name, value) in
+            [("bytes", has_bytes.then_some(event.bytes)), ("flops", (event.flops > 0).then_some(event.flops))]
+        {
+            if let Some(value) = value {
                 args.insert(name.into(), value.into());
             }
         }
         let time = [event.began_ns, event.took_ns as i64];
-        self.complete(&json!(word(event.name)), event.category, time, [rank.rank, thread], &args.into())
+        self.complete(
+            &json!(word(event.name)),
+            event.category,
+            time,
+            [rank.rank, OWN_THREAD + thread],
+            &args.into(),
+        )
     }
 
     fn complete(
@@ -238,7 +294,7 @@ impl<W: Write> Lines<'_, W> {
         let (ts, pid) = (us(last - self.origin), rank.rank);
         write!(
             self.out,
-            "{{\"name\":{name},\"cat\":\"host\",\"ph\":\"i\",\"s\":\"p\",\"ts\":{ts},\"pid\":{pid},\"tid\":0}}"
+            "{{\"name\":{name},\"cat\":\"host\",\"ph\":\"i\",\"s\":\"p\",\"ts\":{ts},\"pid\":{pid},\"tid\":{OWN_THREAD}}}"
         )
     }
 }
@@ -274,7 +330,7 @@ mod tests {
 
     fn written(ranks: &[RankTrace]) -> Value {
         let mut bytes = Vec::new();
-        write_json(&mut bytes, ranks, &[]).unwrap();
+        write_json(&mut bytes, ranks, &[], None).unwrap();
         serde_json::from_slice(&bytes).unwrap()
     }
 
@@ -286,7 +342,7 @@ mod tests {
         assert_eq!(
             *events[1],
             json!({
-                "name": "qkv", "cat": "compute", "ph": "X", "ts": 2.003, "dur": 1.001, "pid": 3, "tid": 1,
+                "name": "qkv", "cat": "compute", "ph": "X", "ts": 2.003, "dur": 1.001, "pid": 3, "tid": 2,
                 "args": { "ops": "a \"quoted\" word", "flops": 6 },
             })
         );

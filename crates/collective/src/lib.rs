@@ -20,6 +20,7 @@ mod shared;
 mod sim;
 mod solo;
 mod tcp;
+mod waits;
 
 pub use compressed::{Compressed, WireDType};
 pub use error::CollectiveError;
@@ -32,6 +33,7 @@ pub use shared::{SharedConfig, SharedGroup, SharedRank, SharedSegment};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
 pub use tcp::{TcpConfig, TcpMesh, TcpRank};
+pub use waits::{CallId, Waits};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,8 +61,8 @@ pub struct CollectiveStats {
     pub other_calls: u64,
     /// Bytes that this rank sent to other ranks by all-to-all and point to point.
     pub sent_bytes: u64,
-    /// Times that this rank came to a collective or a message before the others. Where data and the news that it is there
-    /// travel together, as over a network, waiting cannot be told from moving, and none is counted.
+    /// Times that this rank came to a collective or a message before the others. Over a network it waits for their first
+    /// byte: how long that was on its way counts too.
     pub waits: u64,
     /// How long it waited for them.
     pub waited: Duration,

@@ -53,6 +53,12 @@ impl<'a> Call<'a> {
         assigned
     }
 
+    /// The requests that a replica works on: (replica, id).
+    pub fn running(&self) -> Vec<(usize, u64)> {
+        let ids = self.running.iter().zip(self.first..).filter(|(runs, _)| **runs).map(|(_, id)| id);
+        ids.filter_map(|id| Some((self.router.replica_of(id)?, id))).collect()
+    }
+
     /// Notes a token. Returns a request that its caller wants to end, and its replica.
     pub fn take(&mut self, event: TokenEvent) -> Option<(usize, u64)> {
         let index = event.id.checked_sub(self.first)? as usize;

@@ -111,7 +111,8 @@ pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
             }
             ToReplica::Record => leader.issue(&Command::Record)?,
             ToReplica::Trace => {
-                let traces = leader.traces()?;
+                let mut traces = Vec::new();
+                leader.traces(&mut traces, None)?;
                 send(leader, 0, &FromReplica::Traces(traces))?;
             }
             ToReplica::Stop => return Ok(()),

@@ -1,24 +1,24 @@
 //! A model that runs: requests in, tokens out.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
 use job::Job;
-use model::parallel::even_rows;
 use model::{KeptAs, ModelConfig, bytes_per_token, check_tokens};
-use tensor::{DType, KV_BLOCK, KvDType, OpCost, Part, SequenceSpan, StepMeta};
+use tensor::{DType, KV_BLOCK, KvDType, Part, SequenceSpan, StepMeta};
 
 use crate::bubble::{Bubble, Fill};
 use crate::call::Call;
-use crate::clocks::ClockOffset;
-use crate::cost::cost_of_step;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
 use crate::groups;
 use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
 use crate::replica::{Prepare, Replica};
-use crate::trace::{self, RankTrace};
+use crate::savings::Savings;
+use crate::trace::{RankTrace, Recording};
 use crate::worker::{Command, Reply};
 use crate::{Completion, EngineError, EngineOptions, GenerateRequest, Plan, RankReport, Timing, memory};
 
@@ -47,21 +47,9 @@ pub struct Engine {
     bubble: Option<Bubble>,
     /// Requests so far: the next one's id.
     requests: u64,
-    /// How far those of the replicas' leaders are from this rank's, when a trace began.
-    clocks: Vec<ClockOffset>,
-}
-
-/// What sequence parallelism saves one rank in a step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Savings {
-    /// Tokens of the step.
-    pub tokens: usize,
-    /// Norms and residual adds, done once per rank.
-    pub replicated: OpCost,
-    /// Done once per token.
-    pub split: OpCost,
-    /// Bytes of the residual stream, without and with.
-    pub stream_bytes: (u64, u64),
+    recording: Recording,
+    /// Set by whoever wants no further step.
+    stop: Option<Arc<AtomicBool>>,
 }
 
 impl Engine {
@@ -135,7 +123,8 @@ impl Engine {
             timing: Timing::default(),
             bubble: None,
             requests: 0,
-            clocks: Vec::new(),
+            recording: Recording::new(options.comm_timeout),
+            stop: None,
         }
     }
 
@@ -194,8 +183,7 @@ impl Engine {
     /// # Errors
     /// A rank is missing.
     pub fn begin_trace(&mut self) -> Result<(), EngineError> {
-        self.clocks = trace::begin(&mut *self.leader, self.plan.mesh.dp)?;
-        Ok(())
+        self.recording.begin(&mut *self.leader, self.plan.mesh.dp)
     }
 
     /// What was recorded since [`Engine::begin_trace`]. Ends it.
@@ -203,7 +191,23 @@ impl Engine {
     /// # Errors
     /// A rank is missing.
     pub fn take_trace(&mut self) -> Result<Vec<RankTrace>, EngineError> {
-        trace::collect(&mut *self.leader, &self.clocks)
+        self.recording.take(&mut *self.leader)
+    }
+
+    /// What was recorded until now by this rank, and by the others as far as they can still be asked: for a run that was
+    /// interrupted or has failed.
+    pub fn take_trace_so_far(&mut self) -> Vec<RankTrace> {
+        self.recording.take_so_far(&mut *self.leader)
+    }
+
+    /// Lets every call end before its next step with [`EngineError::Interrupted`] once the flag is set. Ranks are as ready
+    /// for another call as ever.
+    pub fn stop_when(&mut self, flag: Arc<AtomicBool>) {
+        self.stop = Some(flag);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.as_ref().is_some_and(|flag| flag.load(Relaxed))
     }
 
     /// Measures what the ranks of this replica's first stage pay for the all-reduces of one token, in seconds.
@@ -226,26 +230,7 @@ impl Engine {
     /// # Errors
     /// None that a model which was loaded could have.
     pub fn sequence_savings(&self, tokens: usize) -> Result<Option<Savings>, EngineError> {
-        if !self.plan.layout.sequence_parallel {
-            return Ok(None);
-        }
-        let meta = self.plan.step_alone(0, tokens);
-        let cost = |sequence_parallel| -> Result<OpCost, EngineError> {
-            let mut layout = self.plan.layout.clone();
-            layout.sequence_parallel = sequence_parallel;
-            let cost = cost_of_step(&layout, &self.plan.stages[0], 0, self.kept, self.kv_dtype, &meta)?;
-            let mut sum = OpCost::default();
-            ["norm", "add", "add_norm"].iter().filter_map(|op| cost.ops.get(op)).for_each(|op| sum += *op);
-            Ok(sum)
-        };
-        let row = (self.config().hidden_size * size_of::<f32>()) as u64;
-        let own = even_rows(tokens, self.plan.mesh.tp)[0] as u64;
-        Ok(Some(Savings {
-            tokens,
-            replicated: cost(false)?,
-            split: cost(true)?,
-            stream_bytes: (tokens as u64 * row, own * row),
-        }))
+        Savings::of_step(&self.plan, self.kept, self.kv_dtype, tokens)
     }
 
     /// What each rank of all replicas holds and has spent.
@@ -292,6 +277,11 @@ impl Engine {
         let mut call = Call::new(self.requests, &requests, self.plan.mesh.dp, on_token);
         self.requests += requests.len() as u64;
         while !call.is_done() {
+            if self.is_stopped() {
+                call.running().into_iter().try_for_each(|(replica, id)| self.abort(replica, id))?;
+                self.replica.settle(&mut *self.leader)?;
+                return Err(EngineError::Interrupted);
+            }
             for (replica, index) in call.assign(self.max_num_seqs) {
                 let (id, request) = (call.first + index as u64, requests[index].clone());
                 match replica {
@@ -312,16 +302,23 @@ impl Engine {
                 let aborted = call.take(event);
                 self.leader.leave();
                 if let Some((replica, id)) = aborted {
-                    match replica {
-                        0 => self.replica.abort(id),
-                        _ => send(&mut *self.leader, replica, &ToReplica::Abort { id })?,
-                    }
+                    self.abort(replica, id)?;
                 }
             }
         }
         let completions = call.completions;
         self.finish(started)?;
         Ok(completions)
+    }
+
+    fn abort(&mut self, replica: usize, id: u64) -> Result<(), EngineError> {
+        match replica {
+            0 => {
+                self.replica.abort(id);
+                Ok(())
+            }
+            _ => send(&mut *self.leader, replica, &ToReplica::Abort { id }),
+        }
     }
 
     /// What the call came to.
@@ -407,6 +404,9 @@ impl Engine {
         };
         // The last token's successor isn't asked for, so it needn't run.
         for start in (0..tokens.len() - 1).step_by(step_tokens) {
+            if self.is_stopped() {
+                break;
+            }
             let end = (start + step_tokens).min(tokens.len() - 1);
             let rows = end - start;
             let block_table = block_table[..end.div_ceil(KV_BLOCK)].to_vec();
@@ -428,6 +428,9 @@ impl Engine {
         for _ in 0..on_their_way {
             collect(&mut *self.leader)?;
             fill.collected();
+        }
+        if logprobs.len() < tokens.len() {
+            return Err(EngineError::Interrupted);
         }
         self.note_bubble(started, &fill);
         self.timing =

@@ -41,6 +41,9 @@ pub enum EngineError {
         /// Why.
         source: std::io::Error,
     },
+    /// Whoever runs it asked it to stop: see [`crate::Engine::stop_when`].
+    #[error("interrupted")]
+    Interrupted,
     /// The operating system gave no thread.
     #[error("cannot start rank {rank}: {message}")]
     Spawn {
@@ -59,7 +62,10 @@ impl EngineError {
             EngineError::Model(e) => e.is_usage(),
             EngineError::Job(e) => e.is_usage(),
             EngineError::Rank { source, .. } => source.is_usage(),
-            EngineError::Panicked { .. } | EngineError::Spawn { .. } | EngineError::Write { .. } => false,
+            EngineError::Panicked { .. }
+            | EngineError::Spawn { .. }
+            | EngineError::Write { .. }
+            | EngineError::Interrupted => false,
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Starting ranks: each a thread with a device of its own, or the one rank of this process in a job of several.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
 use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
-use tensor::{HostDevice, KvDType, Part};
+use tensor::{Device, HostDevice, KvDType, Part};
 
 use crate::data_parallel;
 use crate::groups::{self, Grouping, RankGroups};
@@ -45,12 +45,18 @@ pub(crate) struct Setup<M> {
     pub options: LaunchOptions,
     pub make: M,
     pub loaded_bytes: AtomicU64,
+    /// What ranks had recorded when they failed, if their leader is a thread of this process too.
+    pub left: Option<Left>,
 }
+
+/// Traces that nobody could ask for any more.
+pub(crate) type Left = Arc<Mutex<Vec<RankTrace>>>;
 
 /// Rank 0 in the caller's thread, the others in theirs.
 pub(crate) struct Ranks<D: HostDevice> {
     leading: Leading<D>,
     others: Vec<JoinHandle<Result<(), EngineError>>>,
+    left: Left,
 }
 
 /// Loads a model over the threads of this process. `progress` gets the bytes that all ranks have loaded so far.
@@ -77,7 +83,9 @@ pub(crate) fn launch<M: MakeDevice + 'static>(
         Ok((own, others))
     })?;
     match guarded(0, || load(&setup, own, progress)) {
-        Ok(worker) => Ok(Ranks { leading: Leading::new(worker), others }),
+        Ok(worker) => {
+            Ok(Ranks { leading: Leading::new(worker), others, left: setup.left.clone().unwrap_or_default() })
+        }
         Err(error) => Err(root_cause(error, others)),
     }
 }
@@ -89,7 +97,7 @@ pub(crate) fn lead<M: MakeDevice>(
     progress: &dyn Fn(u64),
 ) -> Result<Ranks<M::Device>, EngineError> {
     let worker = guarded(groups.rank, || load(setup, groups, progress))?;
-    Ok(Ranks { leading: Leading::new(worker), others: Vec::new() })
+    Ok(Ranks { leading: Leading::new(worker), others: Vec::new(), left: Left::default() })
 }
 
 /// The life of a rank other than 0.
@@ -101,10 +109,21 @@ pub(crate) fn live<M: MakeDevice>(
     let mut worker = guarded(rank, || load(setup, groups, &|_| {}))?;
     if worker.groups.leads() {
         let mut leading = Leading::new(worker);
-        data_parallel::serve(&mut leading)?;
-        return leading.issue(&Command::Stop);
+        let served = data_parallel::serve(&mut leading).and_then(|()| leading.issue(&Command::Stop));
+        return served.inspect_err(|error| leave_trace(setup, &mut leading.worker, error));
     }
-    guarded(rank, || worker.follow().inspect_err(|error| worker.groups.fail(error)))
+    let followed = guarded(rank, || worker.follow().inspect_err(|error| worker.groups.fail(error)));
+    followed.inspect_err(|error| leave_trace(setup, &mut worker, error))
+}
+
+/// A rank that has failed leaves what it recorded.
+fn leave_trace<M: MakeDevice>(setup: &Setup<M>, worker: &mut Worker<M::Device>, error: &EngineError) {
+    let Some(left) = setup.left.as_ref().filter(|_| worker.dev.is_recording()) else { return };
+    // Nobody should have to wait for it: of a panic the others don't know yet.
+    worker.groups.fail_with(&error.to_string());
+    if let Ok(trace) = guarded(worker.groups.rank, || worker.take_trace()) {
+        left.lock().unwrap_or_else(PoisonError::into_inner).push(trace);
+    }
 }
 
 /// Loads a rank's part and waits for the others'. Who fails tells the others, who then stop loading.
@@ -200,9 +219,11 @@ impl<D: HostDevice> Leader for Ranks<D> {
         self.explained(result)
     }
 
-    fn traces(&mut self) -> Result<Vec<RankTrace>, EngineError> {
-        let result = self.leading.traces();
-        self.explained(result)
+    fn traces(&mut self, traces: &mut Vec<RankTrace>, deadline: Option<Duration>) -> Result<(), EngineError> {
+        let result = self.leading.traces(traces, deadline);
+        let result = self.explained(result);
+        traces.append(&mut self.left.lock().unwrap_or_else(PoisonError::into_inner));
+        result
     }
 
     fn enter(&self, part: Part) {

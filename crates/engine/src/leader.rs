@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use collective::{CollectiveError, Group};
 use model::ModelError;
@@ -20,8 +21,9 @@ pub(crate) trait Leader {
     fn collect(&mut self) -> Result<Reply, EngineError>;
     /// What each rank of the replica holds and has spent.
     fn reports(&mut self) -> Result<Vec<RankReport>, EngineError>;
-    /// What each rank of the replica recorded.
-    fn traces(&mut self) -> Result<Vec<RankTrace>, EngineError>;
+    /// Puts what each rank of the replica recorded into `traces`. On an error, or when one takes longer than `deadline` to
+    /// answer, what could be had is there.
+    fn traces(&mut self, traces: &mut Vec<RankTrace>, deadline: Option<Duration>) -> Result<(), EngineError>;
     /// Opens a part of what the leader does between steps; it counts for the next step.
     fn enter(&self, part: Part);
     /// Closes it.
@@ -76,8 +78,8 @@ impl<D: HostDevice> Leader for Leading<D> {
         self.as_rank(Worker::reports)
     }
 
-    fn traces(&mut self) -> Result<Vec<RankTrace>, EngineError> {
-        self.as_rank(Worker::traces)
+    fn traces(&mut self, traces: &mut Vec<RankTrace>, deadline: Option<Duration>) -> Result<(), EngineError> {
+        self.as_rank(|worker| worker.traces(traces, deadline))
     }
 
     fn enter(&self, part: Part) {

@@ -156,6 +156,7 @@ impl Prepared {
             options: launch_options,
             make: MakeCpu { local, tp: plan.mesh.tp, threads, isa: options.isa, spin },
             loaded_bytes: AtomicU64::new(0),
+            left: job.is_none().then(Default::default),
         };
         Ok(Prepared {
             setup,

@@ -1,7 +1,7 @@
 //! What the threads of ranks did, as their leader collects it.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use collective::Group;
 use model::ModelError;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tensor::{Category, Device, Part, PartCost, Timeline, What};
 
 use crate::EngineError;
-use crate::clocks::{self, ClockOffset, HostClock};
+use crate::clocks::{self, ClockDrift, ClockOffset, HostClock};
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
 use crate::leader::Leader;
 use crate::worker::{Command, Worker};
@@ -46,9 +46,10 @@ pub struct TraceEvent {
     pub took_ns: u64,
     /// Floating-point operations, without those of parts inside it.
     pub flops: u64,
-    /// Bytes read, written and sent, likewise.
+    /// Bytes read and written, likewise; of what ranks do together, those that this rank gave to others, or got, if it
+    /// only got some.
     pub bytes: u64,
-    /// What it was in detail, among the words.
+    /// What it was in detail, among the words: operations of the device, or one of the group.
     pub detail: Option<u32>,
 }
 
@@ -71,39 +72,85 @@ impl Words {
     }
 }
 
+/// The recording of all replicas' ranks, as rank 0 has it.
+pub(crate) struct Recording {
+    comm_timeout: Duration,
+    /// How far the clocks of the replicas' leaders were from this rank's when it began.
+    clocks: Vec<ClockOffset>,
+    /// Those that came before another could not be had.
+    traces: Vec<RankTrace>,
+}
+
+impl Recording {
+    pub fn new(comm_timeout: Duration) -> Self {
+        Recording { comm_timeout, clocks: Vec::new(), traces: Vec::new() }
+    }
+
+    /// Has all ranks record.
+    pub fn begin(&mut self, leader: &mut dyn Leader, replicas: usize) -> Result<(), EngineError> {
+        self.clocks = begin(leader, replicas)?;
+        Ok(())
+    }
+
+    /// What all ranks recorded.
+    pub fn take(&mut self, leader: &mut dyn Leader) -> Result<Vec<RankTrace>, EngineError> {
+        collect(leader, &self.clocks, &mut self.traces, None)?;
+        Ok(std::mem::take(&mut self.traces))
+    }
+
+    /// What this rank recorded, and others, as far as they still answer.
+    pub fn take_so_far(&mut self, leader: &mut dyn Leader) -> Vec<RankTrace> {
+        if self.traces.is_empty() {
+            // Who doesn't answer is no news: the run has ended.
+            let _ = collect(leader, &self.clocks, &mut self.traces, Some(self.comm_timeout));
+        }
+        let mut traces = std::mem::take(&mut self.traces);
+        traces.sort_by_key(|trace| trace.rank);
+        traces
+    }
+}
+
+/// What another replica's leader says its clock shows. Tokens of a request that was aborted may come first.
+fn clock_of(leader: &mut dyn Leader, replica: usize) -> Result<ClockOffset, EngineError> {
+    clocks::compare(|| {
+        send(leader, replica, &ToReplica::Clock)?;
+        loop {
+            if let Some(FromReplica::Clock(ns)) = receive(leader, replica, true)? {
+                return Ok(ns);
+            }
+        }
+    })
+}
+
 /// Has all ranks of all replicas record. How far the clocks of the replicas' leaders are from this one's.
 ///
 /// # Errors
 /// A rank fails.
-pub(crate) fn begin(leader: &mut dyn Leader, replicas: usize) -> Result<Vec<ClockOffset>, EngineError> {
+fn begin(leader: &mut dyn Leader, replicas: usize) -> Result<Vec<ClockOffset>, EngineError> {
     let mut offsets = vec![ClockOffset::default()];
     for replica in 1..replicas {
-        offsets.push(clocks::compare(|| {
-            send(leader, replica, &ToReplica::Clock)?;
-            loop {
-                // Tokens of a request that was aborted may come first.
-                if let Some(FromReplica::Clock(ns)) = receive(leader, replica, true)? {
-                    return Ok::<_, EngineError>(ns);
-                }
-            }
-        })?);
+        offsets.push(clock_of(leader, replica)?);
         send(leader, replica, &ToReplica::Record)?;
     }
     leader.issue(&Command::Record)?;
     Ok(offsets)
 }
 
-/// What all ranks of all replicas recorded, by this rank's clock.
+/// Puts what all ranks of all replicas recorded into `all`, by this rank's clock. Ranks of this replica get `deadline` to
+/// answer.
 ///
 /// # Errors
-/// A rank fails.
-pub(crate) fn collect(
+/// A rank fails. What could be had is there.
+fn collect(
     leader: &mut dyn Leader,
     offsets: &[ClockOffset],
-) -> Result<Vec<RankTrace>, EngineError> {
-    let mut all = leader.traces()?;
+    all: &mut Vec<RankTrace>,
+    deadline: Option<Duration>,
+) -> Result<(), EngineError> {
+    leader.traces(all, deadline)?;
     let host = all[0].host.clone();
-    for (replica, &offset) in offsets.iter().enumerate().skip(1) {
+    for (replica, &began) in offsets.iter().enumerate().skip(1) {
+        let ended = clock_of(leader, replica)?;
         send(leader, replica, &ToReplica::Trace)?;
         let mut traces = loop {
             if let Some(FromReplica::Traces(traces)) = receive(leader, replica, true)? {
@@ -111,17 +158,17 @@ pub(crate) fn collect(
             }
         };
         if traces[0].host != host {
-            traces.iter_mut().for_each(|trace| trace.shift(offset));
+            traces.iter_mut().for_each(|trace| trace.shift(ClockDrift { began, ended }));
         }
         all.extend(traces);
     }
-    Ok(all)
+    Ok(())
 }
 
 impl<D: Device> Worker<D> {
     /// All ranks of the replica compare their clocks with the leader's, and begin to record.
     pub(crate) fn begin_trace(&mut self) -> Result<(), ModelError> {
-        self.spent.clocks = clocks::of_group(self.groups.replica())?;
+        self.spent.clocks = clocks::of_group(self.groups.replica(), None)?;
         self.dev.record();
         Ok(())
     }
@@ -131,28 +178,37 @@ impl<D: Device> Worker<D> {
         if self.groups.leads() {
             return Ok(());
         }
+        clocks::of_group(self.groups.replica(), None)?;
         let bytes = postcard::to_stdvec(&self.take_trace()?).expect("a trace can be written");
         Ok(self.groups.replica().send_bytes(&bytes, 0)?)
     }
 
-    /// The leader: what all ranks of its replica recorded, by its own clock.
-    pub(crate) fn traces(&mut self) -> Result<Vec<RankTrace>, ModelError> {
-        self.lead(&Command::Trace)?;
-        let mut traces = vec![self.take_trace()?];
-        for rank in 1..self.groups.mesh.replica_size() {
-            let bytes = self.groups.replica().recv_bytes(rank, None)?;
+    /// The leader: puts what all ranks of its replica recorded into `traces`, by its own clock. If one fails or takes
+    /// longer than `deadline` to answer, what could be had is there.
+    pub(crate) fn traces(
+        &mut self,
+        traces: &mut Vec<RankTrace>,
+        deadline: Option<Duration>,
+    ) -> Result<(), ModelError> {
+        let asked = self.lead(&Command::Trace);
+        let clocks = asked.and_then(|_| Ok(clocks::of_group(self.groups.replica(), deadline)?));
+        traces.push(self.take_trace()?);
+        let clocks = clocks?;
+        for (rank, ended) in clocks.into_iter().enumerate().skip(1) {
+            let bytes = self.groups.replica().recv_bytes(rank, deadline)?;
             let mut trace: RankTrace =
                 postcard::from_bytes(&bytes).expect("a rank writes what the leader reads");
             // Processes of a host have one clock.
             if trace.host != self.host {
-                trace.shift(self.spent.clocks[rank]);
+                trace.shift(ClockDrift { began: self.spent.clocks[rank], ended });
             }
             traces.push(trace);
         }
-        Ok(traces)
+        Ok(())
     }
 
-    fn take_trace(&mut self) -> Result<RankTrace, ModelError> {
+    /// What this rank recorded, by its own clock.
+    pub(crate) fn take_trace(&mut self) -> Result<RankTrace, ModelError> {
         let timeline = self.dev.take_timeline();
         let steps = std::mem::take(&mut self.spent.recorded);
         let mut costs = Vec::new();
@@ -175,10 +231,14 @@ impl<D: Device> Worker<D> {
 }
 
 impl RankTrace {
-    /// Its times by another clock, which its own is so far from.
-    pub(crate) fn shift(&mut self, offset: ClockOffset) {
-        self.clock_error_ns += offset.error_ns;
-        self.threads.iter_mut().flatten().for_each(|event| event.began_ns -= offset.ahead_ns);
+    /// Its times by another clock, which its own is so far from. Events keep how they nest: both of an event's ends move.
+    pub(crate) fn shift(&mut self, drift: ClockDrift) {
+        self.clock_error_ns += drift.error_ns();
+        for event in self.threads.iter_mut().flatten() {
+            let ended_ns = event.began_ns + event.took_ns as i64;
+            event.began_ns -= drift.ahead_ns(event.began_ns);
+            event.took_ns = (ended_ns - drift.ahead_ns(ended_ns) - event.began_ns).max(0) as u64;
+        }
     }
 }
 
@@ -214,9 +274,8 @@ fn assemble(
                 traced.name = words.place("waiting for other ranks");
                 traced.category = Category::Waiting;
             }
-            What::Part { part, bytes } => {
+            What::Part { part, exchanged } => {
                 traced.category = part.category();
-                traced.bytes = bytes;
                 let name = match part {
                     Part::Step => {
                         costs = steps.next().map_or(&[], Vec::as_slice);
@@ -235,12 +294,15 @@ fn assemble(
                     costs = match costs {
                         [cost, rest @ ..] if cost.part == part => {
                             traced.flops = cost.cost.flops;
-                            traced.bytes = bytes.max(cost.cost.bytes());
+                            traced.bytes = cost.cost.bytes();
                             traced.detail = (!cost.ops.is_empty()).then(|| words.place(&cost.ops));
                             rest
                         }
                         _ => &[],
                     };
+                }
+                if let Some((op, bytes)) = exchanged {
+                    (traced.bytes, traced.detail) = (bytes, Some(words.place(op)));
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use collective::{Collective, CollectiveStats, Group};
 use model::{
-    Decoder, KeptAs, KvCache, LoadStats, ModelError, Pipeline, Rank, bytes_per_token,
+    Calls, Decoder, KeptAs, KvCache, LoadStats, ModelError, Pipeline, Rank, bytes_per_token,
     replicated_bytes_per_token,
 };
 use serde::{Deserialize, Serialize};
@@ -143,11 +143,11 @@ impl<D: Device> Worker<D> {
     /// The leader: has all ranks of the replica do something, and does its own part. A step of a single stage ends
     /// with its reply.
     pub fn lead(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
-        self.dev.span(Part::Exchange, || -> Result<(), ModelError> {
-            let mut bytes = postcard::to_stdvec(command).expect("a command can be written");
-            self.groups.tensor.broadcast(&mut bytes, Some(self.comm_timeout))?;
-            self.pass_on(&bytes)
-        })?;
+        let written = || postcard::to_stdvec(command).expect("a command can be written");
+        let mut bytes = self.dev.span(Part::Scheduler, written);
+        let calls = Calls { dev: &self.dev, group: &self.groups.tensor, part: Part::Exchange };
+        calls.broadcast(&mut bytes, Some(self.comm_timeout))?;
+        self.pass_on(&bytes)?;
         self.run(command)
     }
 
@@ -171,9 +171,13 @@ impl<D: Device> Worker<D> {
 
     fn pass_on(&self, command: &[u8]) -> Result<(), ModelError> {
         match self.next() {
-            Some(next) => Ok(self.groups.replica().send_bytes(command, next)?),
+            Some(next) => Ok(self.in_the_replica().send_bytes(command, next)?),
             None => Ok(()),
         }
+    }
+
+    fn in_the_replica(&self) -> Calls<'_, D> {
+        Calls { dev: &self.dev, group: self.groups.replica(), part: Part::Exchange }
     }
 
     /// One rank of the last stage answers for all.
@@ -182,7 +186,7 @@ impl<D: Device> Worker<D> {
             return Ok(());
         }
         let bytes = postcard::to_stdvec(reply).expect("a reply can be written");
-        Ok(self.groups.replica().send_bytes(&bytes, 0)?)
+        Ok(self.in_the_replica().send_bytes(&bytes, 0)?)
     }
 
     fn run(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {

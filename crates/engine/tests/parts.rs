@@ -2,10 +2,17 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::Golden;
-use engine::{Engine, EngineOptions, GenerateRequest, RankReport, SamplingParams, StepReport, cost_of_step};
+use engine::{
+    Engine, EngineError, EngineOptions, GenerateRequest, RankReport, RankTrace, SamplingParams, StepReport,
+    cost_of_step,
+};
+use model::parallel::{ExpertForm, ExpertOptions};
 use tensor::{Category, Part};
 
 /// Generates tokens. How long it took from the first to the last.
@@ -59,7 +66,8 @@ fn parts_cover_the_time_of_all_decode_steps() {
 fn the_median_decode_step_costs_what_the_forward_pass_costs() {
     let golden = Golden::named("llama");
     let mut engine = golden.engine(&options(2, 1));
-    generate(&mut engine, &golden, 4);
+    // A single step: of several, any may be the one that half of the others take longer than.
+    generate(&mut engine, &golden, 2);
     let reports = engine.reports().unwrap();
     let step = decode(&reports);
     let names: Vec<&str> = step.parts.iter().map(|part| part.name()).collect();
@@ -67,7 +75,7 @@ fn the_median_decode_step_costs_what_the_forward_pass_costs() {
         assert_eq!(names.iter().filter(|name| **name == part).count(), 1, "{part} among {names:?}");
     }
     let plan = engine.plan();
-    let meta = plan.step_alone(golden.prompt.len() + 1, 1);
+    let meta = plan.step_alone(golden.prompt.len(), 1);
     let cost =
         cost_of_step(&plan.layout, &plan.stages[0], 0, engine.kept_as(), engine.kv_cache_dtype(), &meta);
     let flops_up_to_logits: u64 =
@@ -147,4 +155,79 @@ fn a_trace_has_every_part_with_its_cost_and_its_events_nest() {
     engine.begin_trace().unwrap();
     let again = engine.take_trace().unwrap();
     assert!(again.iter().all(|trace| trace.threads[0].iter().all(|event| event.flops == 0)));
+}
+
+/// The bytes of a trace's operations between ranks. A rank may have nothing to give, but not all of them.
+fn operations(traces: &[RankTrace]) -> BTreeMap<&str, u64> {
+    let mut operations = BTreeMap::new();
+    for trace in traces {
+        for event in trace.threads[0].iter().filter(|event| event.category == Category::Communication) {
+            let op = event.detail.unwrap_or_else(|| panic!("{event:?} has no operation")) as usize;
+            *operations.entry(trace.words[op].as_str()).or_default() += event.bytes;
+        }
+    }
+    operations
+}
+
+#[test]
+fn communication_says_its_operation_and_its_bytes() {
+    let moe = ExpertOptions { form: Some(ExpertForm::Whole), ..ExpertOptions::default() };
+    for (name, options, expected) in [
+        ("llama", options(2, 1), &["all_gather", "all_gather_host", "all_reduce", "broadcast"][..]),
+        ("llama", options(1, 2), &["recv", "send", "send_bytes"]),
+        ("llama", EngineOptions { sequence_parallel: true, ..options(2, 1) }, &["reduce_scatter"]),
+        (
+            "mixtral",
+            EngineOptions { sequence_parallel: true, experts: moe, ..options(2, 1) },
+            &["all_to_all", "all_to_all_host"],
+        ),
+    ] {
+        let golden = Golden::named(name);
+        let mut engine = golden.engine(&options);
+        engine.begin_trace().unwrap();
+        generate(&mut engine, &golden, 4);
+        let traces = engine.take_trace().unwrap();
+        let operations = operations(&traces);
+        for op in expected {
+            assert!(operations.get(op) > Some(&0), "{op} among {operations:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_run_recorded_until_it_was_stopped_is_there_and_all_goes_on() {
+    let golden = Golden::named("llama");
+    for options in [options(1, 1), options(2, 1), options(1, 2), options(2, 2)] {
+        for replicas in [1, 2] {
+            let options = EngineOptions { data_parallel_size: replicas, ..options.clone() };
+            let mut engine = golden.engine(&options);
+            let stop = Arc::new(AtomicBool::new(false));
+            engine.stop_when(stop.clone());
+            engine.begin_trace().unwrap();
+            let request = GenerateRequest {
+                prompt: golden.prompt.clone(),
+                max_tokens: 40,
+                sampling: SamplingParams::default(),
+                stop_token_ids: Vec::new(),
+            };
+            // Every replica has made some steps then.
+            let mut tokens = [0; 3];
+            let stopped = engine.generate(&vec![request; tokens.len()], &mut |index, _| {
+                tokens[index] += 1;
+                stop.store(tokens.iter().all(|&n| n > 1), Relaxed);
+                false
+            });
+            assert!(matches!(stopped, Err(EngineError::Interrupted)), "{stopped:?}");
+            let traces = engine.take_trace_so_far();
+            let ranks: Vec<usize> = traces.iter().map(|trace| trace.rank).collect();
+            assert_eq!(ranks, (0..engine.plan().mesh.size()).collect::<Vec<_>>());
+            for trace in &traces {
+                let is_step = |event: &&engine::TraceEvent| trace.words[event.name as usize] == "step";
+                assert!(trace.threads[0].iter().filter(is_step).count() > 1, "rank {}", trace.rank);
+            }
+            assert!(matches!(engine.score(&golden.prompt), Err(EngineError::Interrupted)));
+            stop.store(false, Relaxed);
+            generate(&mut engine, &golden, 3);
+        }
+    }
 }

@@ -50,7 +50,7 @@ impl Clock {
         let event = self.recorder.as_mut().and_then(|recorder| {
             recorder.has_room &= !outermost;
             recorder.has_room |= outermost && recorder.events.len() < MOST_EVENTS;
-            recorder.add(What::Part { part, bytes: 0 }, now, now)
+            recorder.add(What::Part { part, exchanged: None }, now, now)
         });
         self.open.push((part, event));
         event.is_some()
@@ -74,7 +74,8 @@ impl Clock {
             self.times.of_mut(part).waited += by;
         }
         let (Some(at), Some(recorder)) = (event, &mut self.recorder) else { return };
-        recorder.events[at].what = What::Part { part, bytes: exchanged.bytes };
+        let Exchanged { op, bytes, .. } = exchanged;
+        recorder.events[at].what = What::Part { part, exchanged: Some((op, bytes)) };
         if let Some((since, by)) = exchanged.waited {
             let began = since.max(recorder.events[at].began);
             recorder.add(What::Wait, began, (began + by).min(Instant::now()));
@@ -98,8 +99,14 @@ impl Clock {
     }
 
     /// Stops recording: the events, and how many found no room.
+    /// Parts that are open, as they are where something failed, end here.
     pub fn take_events(&mut self) -> (Vec<Event>, u64) {
-        self.recorder.take().map_or_else(Default::default, |r| (r.events, r.dropped))
+        let Some(mut recorder) = self.recorder.take() else { return Default::default() };
+        let now = Instant::now();
+        for at in self.open.iter_mut().filter_map(|(_, event)| event.take()) {
+            recorder.events[at].ended = now;
+        }
+        (recorder.events, recorder.dropped)
     }
 }
 
@@ -132,7 +139,11 @@ mod tests {
         clock.enter(Part::Step);
         clock.enter(Part::Ffn);
         clock.enter(Part::AllReduce);
-        clock.exchanged(Exchanged { bytes: 3, waited: Some((began, Duration::from_nanos(5))) });
+        clock.exchanged(Exchanged {
+            op: "barrier",
+            bytes: 3,
+            waited: Some((began, Duration::from_nanos(5))),
+        });
         clock.leave();
         clock.leave();
         clock.leave();
@@ -179,15 +190,31 @@ mod tests {
     }
 
     #[test]
+    fn parts_that_are_open_end_where_recording_does() {
+        let mut clock = Clock::new();
+        clock.record();
+        clock.enter(Part::Step);
+        clock.enter(Part::Ffn);
+        clock.op("linear", None, Instant::now());
+        let (events, _) = clock.take_events();
+        assert!(events[0].ended == events[1].ended && events[1].ended >= events[2].ended);
+        // What is left of them disturbs no other recording.
+        clock.record();
+        clock.leave();
+        clock.leave();
+        assert!(clock.take_events().0.is_empty());
+    }
+
+    #[test]
     fn a_wait_lies_inside_its_part() {
         let mut clock = Clock::new();
         clock.record();
         let before = Instant::now();
-        clock.enter(Part::AllReduce);
-        clock.exchanged(Exchanged { bytes: 7, waited: Some((before, Duration::from_secs(9))) });
+        clock.enter(Part::Send);
+        clock.exchanged(Exchanged { op: "send", bytes: 7, waited: Some((before, Duration::from_secs(9))) });
         clock.leave();
         let (events, _) = clock.take_events();
-        assert_eq!(events[0].what, What::Part { part: Part::AllReduce, bytes: 7 });
+        assert_eq!(events[0].what, What::Part { part: Part::Send, exchanged: Some(("send", 7)) });
         assert_eq!(events[1].what, What::Wait);
         assert!(events[0].began <= events[1].began && events[1].ended <= events[0].ended);
     }

@@ -26,7 +26,7 @@ pub enum Part {
     Exchange,
     /// The residual stream to the next stage.
     Send,
-    /// Waiting for the residual stream of the stage before.
+    /// The residual stream of the stage before, and waiting for it.
     Receive,
     /// Hidden states to logits.
     Head,
@@ -105,8 +105,8 @@ impl Part {
     /// What kind of work it is.
     pub fn category(self) -> Category {
         match self {
-            Part::AllReduce | Part::Exchange | Part::Send => Category::Communication,
-            Part::Receive | Part::Idle => Category::Waiting,
+            Part::AllReduce | Part::Exchange | Part::Send | Part::Receive => Category::Communication,
+            Part::Idle => Category::Waiting,
             Part::Sampling | Part::Scheduler | Part::Text => Category::Host,
             _ => Category::Compute,
         }
@@ -134,7 +134,9 @@ impl fmt::Display for Part {
 /// What ranks exchanged in the part that is open.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Exchanged {
-    /// Bytes that this rank gave to others.
+    /// The operation: its method of a group.
+    pub op: &'static str,
+    /// Bytes that this rank gave to others, or got, if it only got some.
     pub bytes: u64,
     /// When it first waited for them, and how long it did in all.
     pub waited: Option<(Instant, Duration)>,

@@ -24,12 +24,12 @@ pub struct Event {
 /// What an event was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A part of a step, in which `bytes` were given to other ranks.
+    /// A part of a step.
     Part {
         /// The part.
         part: Part,
-        /// Bytes to other ranks.
-        bytes: u64,
+        /// What ranks did in it together, and the bytes that this one gave to others, or got, if it only got some.
+        exchanged: Option<(&'static str, u64)>,
     },
     /// An operation of the device, and the shape of what it made.
     Op {

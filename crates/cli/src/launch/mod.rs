@@ -15,7 +15,7 @@ mod cause;
 mod check;
 mod lines;
 mod process;
-mod signals;
+pub mod signals;
 mod terminal;
 mod watch;
 

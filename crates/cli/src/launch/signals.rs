@@ -1,4 +1,4 @@
-//! Signals to the launcher, as messages.
+//! Signals that ask a process to end, and those to the launcher as messages.
 
 use std::io;
 use std::sync::mpsc::{Receiver, channel};
@@ -7,12 +7,15 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
-/// Every SIGCHLD, and every signal that asks the job to end. What was ignored when the launcher started stays ignored:
-/// that is what nohup is for.
-pub fn listen() -> io::Result<Receiver<i32>> {
+/// Signals that ask this process to end. What was ignored when it started stays ignored: that is what nohup is for.
+pub fn to_end() -> impl Iterator<Item = i32> {
     let ignored = ignored();
-    let asked = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
-    let mut signals = Signals::new(asked.chain([SIGCHLD]))?;
+    [SIGINT, SIGTERM, SIGHUP].into_iter().filter(move |signal| ignored >> (signal - 1) & 1 == 0)
+}
+
+/// Every SIGCHLD, and every signal that asks the job to end.
+pub fn listen() -> io::Result<Receiver<i32>> {
+    let mut signals = Signals::new(to_end().chain([SIGCHLD]))?;
     let (sender, receiver) = channel();
     let forward = move || signals.forever().try_for_each(|signal| sender.send(signal));
     std::thread::Builder::new().name("signals".into()).spawn(forward)?;
@@ -26,7 +29,7 @@ fn ignored() -> u64 {
     bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// What is told of a job that was asked to end, and its exit status, as shells have it.
+/// What is told of who was asked to end, and its exit status, as shells have it.
 pub fn ending(signal: i32) -> (String, u8) {
     (format!("ended by {}", name(signal)), u8::try_from(128 + signal).unwrap_or(1))
 }

@@ -5,6 +5,7 @@ mod ends;
 mod messages;
 mod moves;
 mod sums;
+mod waits;
 
 use std::time::Duration;
 
@@ -71,6 +72,7 @@ impl<D: Device, C: Collective<D>> Checks<'_, D, C> {
         self.broadcasts();
         self.mixed_calls();
         if self.ranks > 1 {
+            self.a_late_rank_is_waited_for();
             self.messages_keep_their_order();
             self.messages_and_collectives_mix();
             self.a_message_may_be_larger_than_any_buffer();

@@ -191,7 +191,6 @@ impl Group for Hierarchical {
     }
 
     fn stats(&self) -> CollectiveStats {
-        let CollectiveStats { waits, waited, waiting_since, .. } = self.local.stats();
-        CollectiveStats { waits, waited, waiting_since, ..self.stats.get() }
+        self.local.waits().and(self.wire.wire().waits()).in_stats(self.stats.get())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::CollectiveError;
+use crate::{CallId, CollectiveError};
 
 /// An operation of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,11 @@ impl Call {
     /// What ranks compare: the operation and the size.
     pub fn tag(&self) -> u64 {
         (self.op as u64) << SIZE_BITS | (self.size as u64 & ((1 << SIZE_BITS) - 1))
+    }
+
+    /// What it is called.
+    pub fn id(&self) -> CallId {
+        (self.op.name(), self.number)
     }
 
     /// The error of a rank that waits for `missing`.

@@ -175,7 +175,7 @@ impl<W: Wire> Group for Messages<W> {
     }
 
     fn stats(&self) -> CollectiveStats {
-        self.stats.get()
+        self.wire.waits().in_stats(self.stats.get())
     }
 }
 

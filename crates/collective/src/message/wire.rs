@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Call, Standing};
-use crate::CollectiveError;
+use crate::{CollectiveError, Waits};
 
 /// Bytes for another rank.
 #[derive(Clone, Copy, Debug)]
@@ -86,4 +86,6 @@ pub trait Wire {
     fn fail(&self, rank: usize, message: &str);
     /// How this rank stands.
     fn standing(&self) -> &Arc<Standing>;
+    /// How long this rank waited for others' first bytes.
+    fn waits(&self) -> Waits;
 }

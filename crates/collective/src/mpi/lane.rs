@@ -105,6 +105,10 @@ impl<'a, 'b> Receiving<'a, 'b> {
         Receiving { from, into, len: None, got: 0 }
     }
 
+    pub fn has_begun(&self) -> bool {
+        self.len.is_some()
+    }
+
     pub fn is_done(&self) -> bool {
         self.len == Some(self.got)
     }

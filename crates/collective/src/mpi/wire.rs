@@ -1,14 +1,15 @@
 //! A rank's end of all its ways to the others.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lane::{Lane, Receiving, Sending, Spare, Unlike};
 use super::notice::{NOTICES, Notice, TAGS};
 use super::world::{ANYBODY, Transfer, World};
-use crate::CollectiveError;
 use crate::message::{Buffer, Call, Incoming, Outgoing, Standing, Wire};
+use crate::waits::Idle;
+use crate::{CollectiveError, Waits};
 
 /// Lanes: their number is their tag among the group's.
 const COLLECTIVES: usize = 0;
@@ -50,6 +51,7 @@ pub struct MpiWire {
     deadline: Duration,
     standing: Arc<Standing>,
     state: RefCell<State>,
+    waits: Cell<Waits>,
 }
 
 /// A call's messages.
@@ -75,7 +77,16 @@ impl MpiWire {
         // Nobody has to be woken: who waits looks by himself.
         let standing = Arc::new(Standing::new(|| ()));
         let state = RefCell::new(State { peers, ..State::default() });
-        MpiWire { world, tag: i32::from(id) * TAGS, members, me, deadline, standing, state }
+        MpiWire {
+            world,
+            tag: i32::from(id) * TAGS,
+            members,
+            me,
+            deadline,
+            standing,
+            state,
+            waits: Cell::default(),
+        }
     }
 
     fn peer(&self, rank: usize, lane: usize) -> (&Arc<World>, usize, i32) {
@@ -85,10 +96,12 @@ impl MpiWire {
     /// Goes on until a call's messages are through.
     fn run(&self, call: &Call, mut exchange: Exchange<'_, '_, '_>) -> Result<(), CollectiveError> {
         let mut state = self.state.borrow_mut();
-        let mut moved_at = Instant::now();
+        let mut idle: Option<Idle> = None;
         loop {
+            // Nobody looks at a clock while nobody is late.
+            let looked = idle.as_ref().map(|_| Instant::now());
             match self.step(&mut state, call, &mut exchange) {
-                Ok(true) => moved_at = Instant::now(),
+                Ok(true) => self.note(call, idle.take().zip(looked)),
                 Ok(false) => {}
                 Err(error) => return Err(self.give_up(&mut state, error)),
             }
@@ -96,8 +109,13 @@ impl MpiWire {
                 return Ok(());
             }
             self.look_around(&mut state)?;
-            let idle = moved_at.elapsed();
-            if call.deadline.is_some_and(|deadline| idle >= deadline) {
+            let since = idle.get_or_insert_with(|| Idle {
+                since: Instant::now(),
+                awaits_first_byte: exchange.awaits_first_byte(),
+            });
+            let time = since.since.elapsed();
+            if call.deadline.is_some_and(|deadline| time >= deadline) {
+                self.note(call, idle.zip(looked));
                 let error = call.missing(self.me, exchange.missing(&state));
                 self.fail_all(&mut state, self.me, &error.to_string());
                 return Err(error);
@@ -106,7 +124,18 @@ impl MpiWire {
                 self.fail_all(&mut state, gone, &call.ended());
                 return self.standing.check();
             }
-            pause(idle);
+            pause(time);
+        }
+    }
+
+    /// Counts what was a wait.
+    fn note(&self, call: &Call, idle: Option<(Idle, Instant)>) {
+        if let Some((idle, until)) = idle
+            && idle.awaits_first_byte
+        {
+            let mut waits = self.waits.get();
+            waits.add(call.id(), idle.since, until);
+            self.waits.set(waits);
         }
     }
 
@@ -243,6 +272,12 @@ impl Exchange<'_, '_, '_> {
             && self.sends.iter().all(|s| s.is_posted() && (!self.to_the_end || gone(s.to)))
     }
 
+    /// Whether there is a peer of whom nothing has come.
+    fn awaits_first_byte(&self) -> bool {
+        let heard = |from: usize| self.receives.iter().any(|r| r.from == from && r.has_begun());
+        self.receives.iter().any(|r| !heard(r.from))
+    }
+
     /// Peers from whom, or else to whom, something has not come through.
     fn missing(&self, state: &State) -> Vec<usize> {
         let mut missing: Vec<_> = self.receives.iter().filter(|r| !r.is_done()).map(|r| r.from).collect();
@@ -335,6 +370,10 @@ impl Wire for MpiWire {
 
     fn standing(&self) -> &Arc<Standing> {
         &self.standing
+    }
+
+    fn waits(&self) -> Waits {
+        self.waits.get()
     }
 }
 

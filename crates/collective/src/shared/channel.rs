@@ -8,7 +8,7 @@ use super::ring::Pipe;
 use super::shards::{as_bytes, as_bytes_mut};
 use super::sync::{Patience, Rendezvous, Stop};
 use super::watch::Watch;
-use crate::CollectiveError;
+use crate::{CallId, CollectiveError, Waits};
 
 /// An operation of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,25 +98,6 @@ pub(super) struct Channel {
     watch: Arc<Watch>,
     pub outer: Option<Outer>,
     pub waits: Waits,
-}
-
-/// How often and how long a rank waited for the others. Nobody looks at a clock while nobody is late.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Waits {
-    pub times: u64,
-    pub all: Duration,
-    /// When it began to in the last collective in which it did, and the number of that.
-    pub since: Option<(Instant, u64)>,
-}
-
-impl Waits {
-    fn add(&mut self, since: Instant, collective: u64) {
-        self.times += 1;
-        self.all += since.elapsed();
-        if self.since.is_none_or(|(_, before)| before != collective) {
-            self.since = Some((since, collective));
-        }
-    }
 }
 
 impl Channel {
@@ -224,10 +205,9 @@ impl Channel {
         self.step = step.wrapping_add(1);
         if !self.region.are_there(self.rank, step) {
             let began = Instant::now();
-            if let Err(stop) = self.region.wait(self.rank, step, &self.patience(call.deadline)) {
-                return Err(self.stopped(call, self.sequence, stop));
-            }
-            self.waits.add(began, self.sequence);
+            let come = self.region.wait(self.rank, step, &self.patience(call.deadline));
+            self.waits.add(self.id(call, self.sequence), began, Instant::now());
+            come.map_err(|stop| self.stopped(call, self.sequence, stop))?;
         }
         for rank in 0..self.size() {
             let (label, _) = self.region.label(rank, step);
@@ -258,10 +238,15 @@ impl Channel {
         CollectiveError::Failed { rank, message }
     }
 
+    /// What a call is called, or the larger one of which it is a part.
+    pub fn id(&self, call: &Call, sequence: u64) -> CallId {
+        self.outer.map_or((call.op.name(), sequence), |outer| (outer.op, outer.number))
+    }
+
     /// Every wait that does not succeed fails the group: this rank could not go on with the others.
     #[cold]
     pub fn stopped(&self, call: &Call, sequence: u64, stop: Stop) -> CollectiveError {
-        let (op, sequence) = self.outer.map_or((call.op.name(), sequence), |outer| (outer.op, outer.number));
+        let (op, sequence) = self.id(call, sequence);
         match stop {
             Stop::Failed => self.failure(),
             Stop::Ended(gone) => {

@@ -1,6 +1,6 @@
 //! Messages: a [`super::ring`] for every ordered pair of ranks.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tensor::HostDevice;
 
@@ -103,8 +103,14 @@ impl Messages {
         let pipe = |channel| Channel::pipe_from(channel, from);
         self.received[from] += 1;
         channel.begin_message(op, self.received[from])?;
-        let began = pipe(channel).begin(&channel.patience(deadline));
-        began.map_err(|stop| self.stopped(channel, op, from, deadline, stop))
+        let is_late = matches!(pipe(channel).has_begun(), Ok(false));
+        let since = is_late.then(Instant::now);
+        let begun = pipe(channel).begin(&channel.patience(deadline));
+        if let Some(since) = since {
+            let call = channel.id(&Call { op, size: 0, deadline }, self.received[from]);
+            channel.waits.add(call, since, Instant::now());
+        }
+        begun.map_err(|stop| self.stopped(channel, op, from, deadline, stop))
     }
 
     /// Takes the message that has begun.

@@ -9,7 +9,7 @@ use super::messages::{self, Messages};
 use super::region::Region;
 use super::sync::Rendezvous;
 use super::{exchange, gather, reduce};
-use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Watched};
+use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Waits, Watched};
 
 /// One rank of a [`super::SharedGroup`] or a [`super::SharedSegment`].
 ///
@@ -37,6 +37,10 @@ impl SharedRank {
     /// Has errors speak of a call of the larger group whose ranks from `outer.first_rank` on are this group's.
     pub(crate) fn speak_of(&self, outer: Outer) {
         self.channel.borrow_mut().outer = Some(outer);
+    }
+
+    pub(crate) fn waits(&self) -> Waits {
+        self.channel.borrow().waits
     }
 
     fn call(&self, op: Op, size: usize) -> Call {
@@ -129,9 +133,7 @@ impl Group for SharedRank {
     }
 
     fn stats(&self) -> CollectiveStats {
-        let waits = self.channel.borrow().waits;
-        let waiting_since = waits.since.map(|(since, _)| since);
-        CollectiveStats { waits: waits.times, waited: waits.all, waiting_since, ..self.stats.get() }
+        self.waits().in_stats(self.stats.get())
     }
 }
 

@@ -326,6 +326,21 @@ impl Groups {
         Ok(())
     }
 
+    /// Whether there is a peer of whom nothing that an exchange waits for has begun to come.
+    pub fn awaits_first_byte(&self, exchange: &Exchange<'_>) -> bool {
+        let peers = self.groups.get(&exchange.group).map(|group| &group.peers);
+        let heard = |peer: usize| {
+            let of = exchange.receives.iter().filter(|r| r.peer == peer);
+            let held = peers.and_then(|peers| peers.get(&peer)).map(|peer| match exchange.kind {
+                Kind::Message => &peer.messages,
+                _ => &peer.collectives,
+            });
+            of.into_iter().any(|r| r.done || r.got > 0)
+                || held.is_some_and(|lane| lane.arriving.is_some() || !lane.queue.is_empty())
+        };
+        exchange.receives.iter().any(|r| !heard(r.peer))
+    }
+
     /// Whether a message of a peer has begun to arrive.
     pub fn has_begun(&self, id: u16, peer: usize) -> bool {
         let peer = self.groups.get(&id).and_then(|g| g.peers.get(&peer));

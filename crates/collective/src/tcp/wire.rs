@@ -1,5 +1,6 @@
 //! A rank's end of a group: it drives all connections while it waits.
 
+use std::cell::Cell;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,9 @@ use super::groups::Local;
 use super::shared::{Owner, State};
 use super::system;
 use super::waker::Waker;
-use crate::CollectiveError;
 use crate::message::{Buffer, Call, Incoming, Outgoing, Standing, Wire};
+use crate::waits::Idle;
+use crate::{CollectiveError, Waits};
 
 /// Bytes posted to a peer that a rank need not wait for.
 const ROOM: usize = 4 << 20;
@@ -37,6 +39,7 @@ pub struct TcpWire {
     deadline: Duration,
     standing: Arc<Standing>,
     waker: Arc<Waker>,
+    waits: Cell<Waits>,
 }
 
 impl TcpWire {
@@ -71,7 +74,7 @@ impl TcpWire {
         }
         state.groups.join(id, local);
         drop(state);
-        Ok(TcpWire { owner, id, rank, members, deadline, standing, waker })
+        Ok(TcpWire { owner, id, rank, members, deadline, standing, waker, waits: Cell::default() })
     }
 
     /// The world rank of a member, which must have a connection.
@@ -94,22 +97,28 @@ impl TcpWire {
     ) -> Result<(), CollectiveError> {
         let shared = &self.owner.shared;
         let mut state = shared.lock();
-        let mut idle_since = None;
+        let mut idle: Option<Idle> = None;
         // Another thread may have put into a queue what this one waits for.
         let mut look = true;
         loop {
             exchange.moved = false;
+            // Nobody looks at a clock while nobody is late.
+            let looked = idle.as_ref().map(|_| Instant::now());
             let moved = state.pump(shared, Some(exchange));
             if (std::mem::take(&mut look) || moved)
                 && let Err(why) = state.groups.settle(exchange, call)
             {
                 self.standing.fail(self.rank, &why);
             }
+            if exchange.moved {
+                self.note(call, idle.take().zip(looked));
+            }
             // What is complete is complete, also if the news of a failure came right behind it.
             if exchange.is_done() {
                 return Ok(());
             }
             if let Err(error) = self.standing.check() {
+                self.note(call, idle.zip(looked));
                 return Err(self.give_up(state, exchange, error));
             }
             if let Some(peer) = state.groups.gone(exchange) {
@@ -124,16 +133,17 @@ impl TcpWire {
                 shared.post.wake();
                 return Ok(());
             }
-            let now = Instant::now();
-            let since = *idle_since.get_or_insert(now);
-            if exchange.moved {
-                idle_since = Some(now);
-            }
+            let since = idle.get_or_insert_with(|| Idle {
+                since: Instant::now(),
+                awaits_first_byte: state.groups.awaits_first_byte(exchange),
+            });
             if moved {
                 continue;
             }
-            let waited = now - since;
+            let waited =
+                looked.map_or(Duration::ZERO, |looked| looked.saturating_duration_since(since.since));
             if call.deadline.is_some_and(|d| waited >= d) {
+                self.note(call, idle.zip(looked));
                 let missing = exchange.missing().into_iter().map(|p| self.rank_of(p)).collect();
                 let error = call.missing(self.rank, missing);
                 self.standing.fail(self.rank, &error.to_string());
@@ -159,6 +169,17 @@ impl TcpWire {
             state = shared.lock();
             state.groups.local(self.id).sleeping = false;
             look = true;
+        }
+    }
+
+    /// Counts what was a wait.
+    fn note(&self, call: &Call, idle: Option<(Idle, Instant)>) {
+        if let Some((idle, until)) = idle
+            && idle.awaits_first_byte
+        {
+            let mut waits = self.waits.get();
+            waits.add(call.id(), idle.since, until);
+            self.waits.set(waits);
         }
     }
 
@@ -255,6 +276,10 @@ impl Wire for TcpWire {
     fn standing(&self) -> &Arc<Standing> {
         &self.standing
     }
+
+    fn waits(&self) -> Waits {
+        self.waits.get()
+    }
 }
 
 impl Wire for Guarded<'_> {
@@ -308,6 +333,10 @@ impl Wire for Guarded<'_> {
 
     fn standing(&self) -> &Arc<Standing> {
         &self.wire.standing
+    }
+
+    fn waits(&self) -> Waits {
+        self.wire.waits()
     }
 }
 

@@ -58,6 +58,7 @@ fn launch_dir(
         options,
         make,
         loaded_bytes: AtomicU64::new(0),
+        left: None,
     };
     launch(setup, progress)
 }

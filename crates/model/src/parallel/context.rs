@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use tensor::{AttentionSpec, Device, KvShare, Part, SequenceSpan, seen_segments};
 
-use super::exchange::with_group;
+use super::exchange::Calls;
 use super::{Layout, Rank, Split, UpForm};
 use crate::ModelError;
 use crate::step::StepContext;
@@ -127,8 +127,7 @@ impl ContextAttention {
             let to: Vec<usize> =
                 self.heads_of_rank.iter().map(|heads| heads * segments_of[self.at]).collect();
             let from: Vec<usize> = segments_of.iter().map(|n| self.own.num_heads * n).collect();
-            let parts =
-                with_group(dev, context, Part::Exchange, |group| group.all_to_all(dev, &part, &to, &from))?;
+            let parts = Calls { dev, group: context, part: Part::Exchange }.all_to_all(&part, &to, &from)?;
             dev.merge_segments(&parts, owners, &step.device, &self.own, rows, &mut out);
         }
         Ok(out)
@@ -150,7 +149,7 @@ impl ContextAttention {
         };
         let context = rank.context.expect("asked for in a context group only");
         let rows_of_rank = vec![rows; context.size()];
-        let all = with_group(dev, context, Part::Exchange, |group| group.all_gather(dev, &q, &rows_of_rank))?;
+        let all = Calls { dev, group: context, part: Part::Exchange }.all_gather(&q, &rows_of_rank)?;
         let of_rank = |(rank, &heads): (usize, &usize)| (0..heads * d).map(move |c| (rank as u32, c as u32));
         let columns: Vec<(u32, u32)> = self.heads_of_rank.iter().enumerate().flat_map(of_rank).collect();
         Ok(dev.regroup(&all, rows, &columns)?)

@@ -48,7 +48,7 @@ impl<D: Device> VocabParallelEmbedding<D> {
             by_owner[me].iter().map(|&row| ids[row as usize] - vocab[me].start as u32).collect();
         let part = rank.dev.embed(&self.weight, &own);
         let counts: Vec<usize> = by_owner.iter().map(Vec::len).collect();
-        let sorted = rank.with_group(Part::Exchange, |g| g.all_gather(rank.dev, &part, &counts))?;
+        let sorted = rank.calls(Part::Exchange).all_gather(&part, &counts)?;
         let mut place = vec![0; ids.len()];
         for (at, row) in by_owner.into_iter().flatten().enumerate() {
             place[row as usize] = at as u32;

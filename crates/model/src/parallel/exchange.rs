@@ -1,41 +1,118 @@
 //! What ranks of a group do together, as a part of a step.
 
-use collective::{Collective, CollectiveError, CollectiveStats};
+use std::time::Duration;
+
+use collective::{Collective, CollectiveError, CollectiveStats, ReducePlan};
 use tensor::{Device, Exchanged, Part};
 
 use super::Rank;
 
-impl<D: Device> Rank<'_, D> {
-    /// A call of the tensor-parallel group.
-    pub(super) fn with_group<T>(
+impl<'a, D: Device> Rank<'a, D> {
+    /// Calls of the tensor-parallel group.
+    pub(super) fn calls(&self, part: Part) -> Calls<'a, D> {
+        Calls { dev: self.dev, group: self.group, part }
+    }
+}
+
+/// Calls of a group, each a part of a step. The device hears which it was, what it moved and how long this rank waited in
+/// it. They are the methods of [`Collective`] and [`collective::Group`].
+pub struct Calls<'a, D: Device> {
+    /// Hears of them.
+    pub dev: &'a D,
+    /// The group.
+    pub group: &'a dyn Collective<D>,
+    /// What they count for.
+    pub part: Part,
+}
+
+#[allow(missing_docs)] // see the traits
+impl<D: Device> Calls<'_, D> {
+    pub fn all_reduce(
         &self,
-        part: Part,
-        call: impl FnOnce(&dyn Collective<D>) -> Result<T, CollectiveError>,
+        partial: D::Tensor,
+        rows: usize,
+        plan: &ReducePlan,
+    ) -> Result<D::Tensor, CollectiveError> {
+        self.call("all_reduce", 0, || self.group.all_reduce(self.dev, partial, rows, plan))
+    }
+
+    pub fn reduce_scatter(
+        &self,
+        partial: D::Tensor,
+        rows_of_rank: &[usize],
+        plan: &ReducePlan,
+    ) -> Result<D::Tensor, CollectiveError> {
+        self.call("reduce_scatter", 0, || self.group.reduce_scatter(self.dev, partial, rows_of_rank, plan))
+    }
+
+    pub fn all_gather(&self, part: &D::Tensor, rows_of_rank: &[usize]) -> Result<D::Tensor, CollectiveError> {
+        let bytes = bytes(self.dev.shape(part));
+        self.call("all_gather", bytes, || self.group.all_gather(self.dev, part, rows_of_rank))
+    }
+
+    pub fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
+        self.call("all_gather_host", size_of_val(part), || self.group.all_gather_host(part))
+    }
+
+    pub fn all_to_all(
+        &self,
+        x: &D::Tensor,
+        rows_to: &[usize],
+        rows_from: &[usize],
+    ) -> Result<D::Tensor, CollectiveError> {
+        self.call("all_to_all", 0, || self.group.all_to_all(self.dev, x, rows_to, rows_from))
+    }
+
+    pub fn all_to_all_host(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        self.call("all_to_all_host", 0, || self.group.all_to_all_host(parts))
+    }
+
+    pub fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError> {
+        let given = if self.group.rank() == 0 { bytes.len() } else { 0 };
+        self.call("broadcast", given, || self.group.broadcast(bytes, deadline))
+    }
+
+    pub fn send_bytes(&self, bytes: &[u8], to: usize) -> Result<(), CollectiveError> {
+        self.call("send_bytes", 0, || self.group.send_bytes(bytes, to))
+    }
+
+    pub fn send(&self, x: &D::Tensor, to: usize) -> Result<(), CollectiveError> {
+        self.call("send", 0, || self.group.send(self.dev, x, to))
+    }
+
+    /// Its bytes are those that this rank gets.
+    pub fn recv(
+        &self,
+        from: usize,
+        [rows, cols]: [usize; 2],
+        deadline: Option<Duration>,
+    ) -> Result<D::Tensor, CollectiveError> {
+        self.call("recv", bytes([rows, cols]), || self.group.recv(self.dev, from, rows, cols, deadline))
+    }
+
+    /// `uncounted` are bytes that the group does not count.
+    fn call<T>(
+        &self,
+        op: &'static str,
+        uncounted: usize,
+        run: impl FnOnce() -> Result<T, CollectiveError>,
     ) -> Result<T, CollectiveError> {
-        with_group(self.dev, self.group, part, call)
+        self.dev.span(self.part, || {
+            let before = self.group.stats();
+            let result = run();
+            let after = self.group.stats();
+            let sent = |stats: &CollectiveStats| stats.all_reduce_bytes + stats.sent_bytes;
+            let uncounted = if self.group.size() > 1 { uncounted as u64 } else { 0 };
+            let bytes = sent(&after) - sent(&before) + uncounted;
+            let waited = after.waited - before.waited;
+            let waited =
+                after.waiting_since.filter(|_| after.waits != before.waits).map(|since| (since, waited));
+            self.dev.exchanged(Exchanged { op, bytes, waited });
+            result
+        })
     }
 }
 
-/// A call of any group. The device hears what it moved and how long this rank waited in it.
-pub(super) fn with_group<D: Device, T>(
-    dev: &D,
-    group: &dyn Collective<D>,
-    part: Part,
-    call: impl FnOnce(&dyn Collective<D>) -> Result<T, CollectiveError>,
-) -> Result<T, CollectiveError> {
-    dev.span(part, || {
-        let before = group.stats();
-        let result = call(group);
-        dev.exchanged(between(&before, &group.stats()));
-        result
-    })
-}
-
-fn between(before: &CollectiveStats, after: &CollectiveStats) -> Exchanged {
-    let sent = |stats: &CollectiveStats| stats.all_reduce_bytes + stats.sent_bytes;
-    let waited = after.waits != before.waits;
-    Exchanged {
-        bytes: sent(after) - sent(before),
-        waited: after.waiting_since.filter(|_| waited).map(|since| (since, after.waited - before.waited)),
-    }
+fn bytes([rows, cols]: [usize; 2]) -> usize {
+    rows * cols * size_of::<f32>()
 }

@@ -33,7 +33,7 @@ impl ColumnGather {
     pub(super) fn run<D: Device>(&self, rank: Rank<D>, part: &D::Tensor) -> Result<D::Tensor, ModelError> {
         let rows = rank.dev.shape(part)[0];
         let rows_of_rank = vec![rows; rank.group.size()];
-        let parts = rank.with_group(Part::Exchange, |g| g.all_gather(rank.dev, part, &rows_of_rank))?;
+        let parts = rank.calls(Part::Exchange).all_gather(part, &rows_of_rank)?;
         Ok(rank.dev.regroup(&parts, rows, &self.columns)?)
     }
 }

@@ -196,7 +196,7 @@ impl<D: Device> ParallelLmHead<D> {
 
     fn exchange(&self, rank: Rank<D>, own: Vec<f32>) -> Result<Vec<Vec<f32>>, ModelError> {
         match self.divided() {
-            true => Ok(rank.with_group(Part::Exchange, |group| group.all_gather_host(&own))?),
+            true => Ok(rank.calls(Part::Exchange).all_gather_host(&own)?),
             false => Ok(vec![own]),
         }
     }

@@ -19,6 +19,7 @@ mod styles;
 
 pub use context::ContextAttention;
 pub use embedding::VocabParallelEmbedding;
+pub use exchange::Calls;
 pub use experts::{ExpertBytes, ExpertCounts, ParallelExperts, expert_bytes};
 pub use head::{Logits, ParallelLmHead};
 pub use layout::{Held, Layout, Module, ModuleSpec, Part};

@@ -51,10 +51,7 @@ impl<D: Device> Rank<'_, D> {
         match self.stream {
             Stream::Replicated => Ok(None),
             // Together with the reduce-scatter before, an all-reduce.
-            Stream::Split(rows) => {
-                let all = self.with_group(Part::AllReduce, |group| group.all_gather(self.dev, x, rows));
-                Ok(Some(all?))
-            }
+            Stream::Split(rows) => Ok(Some(self.calls(Part::AllReduce).all_gather(x, rows)?)),
         }
     }
 
@@ -65,10 +62,11 @@ impl<D: Device> Rank<'_, D> {
         rows: usize,
         plan: &ReducePlan,
     ) -> Result<D::Tensor, ModelError> {
-        Ok(self.with_group(Part::AllReduce, |group| match self.stream {
-            Stream::Replicated => group.all_reduce(self.dev, nodes, rows, plan),
-            Stream::Split(own) => group.reduce_scatter(self.dev, nodes, own, plan),
-        })?)
+        let calls = self.calls(Part::AllReduce);
+        Ok(match self.stream {
+            Stream::Replicated => calls.all_reduce(nodes, rows, plan)?,
+            Stream::Split(own) => calls.reduce_scatter(nodes, own, plan)?,
+        })
     }
 
     /// This rank's part of what every rank has.
@@ -109,6 +107,6 @@ impl<D: Device> Rank<'_, D> {
             .collect();
         let own = each(&self.dev.gather_rows(x, &of_rank[self.group.rank()]));
         let counts: Vec<usize> = of_rank.iter().map(Vec::len).collect();
-        Ok(self.with_group(Part::Exchange, |group| group.all_gather(self.dev, &own, &counts))?)
+        Ok(self.calls(Part::Exchange).all_gather(&own, &counts)?)
     }
 }

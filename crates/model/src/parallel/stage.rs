@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use collective::Collective;
 use tensor::{Device, Part};
 
-use super::exchange::with_group;
+use super::exchange::Calls;
 use super::layout::{Layout, Module};
 use super::sequence::even_rows;
 use super::{Rank, Stream};
@@ -186,12 +186,13 @@ impl<'a, D: Device> Pipeline<'a, D> {
     pub fn send(&self, rank: Rank<D>, x: &D::Tensor, tokens: usize) -> Result<(), ModelError> {
         let next = self.next.expect("the last stage hands nothing on");
         let rows = even_rows(tokens, rank.group.size());
-        Ok(with_group(rank.dev, self.group, Part::Send, |group| match rank.stream {
+        let calls = Calls { dev: rank.dev, group: self.group, part: Part::Send };
+        Ok(match rank.stream {
             _ if rows[rank.group.rank()] == 0 => Ok(()),
-            Stream::Split(_) => group.send(rank.dev, x, next),
-            Stream::Replicated if rank.group.size() == 1 => group.send(rank.dev, x, next),
-            Stream::Replicated => group.send(rank.dev, &rank.own_rows(x, &rows), next),
-        })?)
+            Stream::Split(_) => calls.send(x, next),
+            Stream::Replicated if rank.group.size() == 1 => calls.send(x, next),
+            Stream::Replicated => calls.send(&rank.own_rows(x, &rows), next),
+        }?)
     }
 
     /// Takes the residual stream over from the stage before, however long that takes.
@@ -209,14 +210,16 @@ impl<'a, D: Device> Pipeline<'a, D> {
         let began = Instant::now();
         let part = match own {
             0 => rank.dev.alloc(0, hidden_size),
-            own => with_group(rank.dev, self.group, Part::Receive, |group| {
-                group.recv(rank.dev, previous, own, hidden_size, AS_LONG_AS_IT_TAKES)
-            })?,
+            own => Calls { dev: rank.dev, group: self.group, part: Part::Receive }.recv(
+                previous,
+                [own, hidden_size],
+                AS_LONG_AS_IT_TAKES,
+            )?,
         };
         self.waited.set(self.waited.get() + began.elapsed());
         match rank.stream {
             Stream::Replicated if rank.group.size() > 1 => {
-                Ok(rank.with_group(Part::Exchange, |group| group.all_gather(rank.dev, &part, &rows))?)
+                Ok(rank.calls(Part::Exchange).all_gather(&part, &rows)?)
             }
             _ => Ok(part),
         }

@@ -135,13 +135,11 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
         expert_counts::record(args.split.expert_counts.as_deref(), &mut candidate.engine)?;
     }
     // One run more: what is recorded is not what was measured.
-    if let ([candidate], [point]) = (&mut candidates[..], &points[..]) {
-        trace.begin(&mut candidate.engine)?;
-        if trace.is_wanted() {
-            let requests = requests(point, candidate.engine.config().vocab_size);
-            candidate.engine.generate(&requests, &mut |_, _| false)?;
-        }
-        trace.collect(&mut candidate.engine)?;
+    if let ([candidate], [point], true) = (&mut candidates[..], &points[..], trace.is_wanted()) {
+        let requests = requests(point, candidate.engine.config().vocab_size);
+        trace.record(&mut candidate.engine, |engine| {
+            Ok(engine.generate(&requests, &mut |_, _| false).map(drop)?)
+        })?;
     }
     let mut rows = Vec::new();
     for candidate in &candidates {
@@ -150,7 +148,7 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
         }
     }
     report::print(&rows, args.json)?;
-    trace.write()
+    trace.end()
 }
 
 /// The options of all that is compared.

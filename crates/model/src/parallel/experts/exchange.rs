@@ -147,17 +147,15 @@ impl<D: Device> ParallelExperts<D> {
         let choices = dev.routing_to_host(&routing)?;
         self.counts.borrow_mut().choose(&choices);
         let dispatch = exchange.dispatch(&choices, group.size());
-        let entries = rank.with_group(Part::Exchange, |g| g.all_to_all_host(&dispatch.entries))?;
+        let entries = rank.calls(Part::Exchange).all_to_all_host(&dispatch.entries)?;
         let work = exchange.work(&entries)?;
 
         let rows_to: Vec<usize> = dispatch.rows.iter().map(Vec::len).collect();
         let sent = dev.gather_rows(x, &dispatch.rows.concat());
-        let taken =
-            rank.with_group(Part::Exchange, |g| g.all_to_all(dev, &sent, &rows_to, &work.rows_of_rank))?;
+        let taken = rank.calls(Part::Exchange).all_to_all(&sent, &rows_to, &work.rows_of_rank)?;
         let sums = self.work(dev, &taken, &work, exchange);
-        let back = rank.with_group(Part::Exchange, |g| {
-            g.all_to_all(dev, &sums, &work.runs_of_rank, &dispatch.runs_of_rank)
-        })?;
+        let back =
+            rank.calls(Part::Exchange).all_to_all(&sums, &work.runs_of_rank, &dispatch.runs_of_rank)?;
 
         let others = |counts: &[usize]| counts.iter().sum::<usize>() - counts[group.rank()];
         let entries: Vec<usize> = dispatch.entries.iter().map(Vec::len).collect();

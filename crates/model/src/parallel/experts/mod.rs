@@ -136,7 +136,7 @@ impl<D: Device> ParallelExperts<D> {
         let chosen = dev.assign(&self.route_of_all(rank, x)?, 0..self.own.len());
         let outputs = self.outputs(dev, x, &chosen, rank.group.rank() == 0);
         let rows = dev.shape(x)[0] * self.spec.top_k;
-        let outputs = rank.with_group(Part::AllReduce, |g| g.all_reduce(dev, outputs, rows, reduce))?;
+        let outputs = rank.calls(Part::AllReduce).all_reduce(outputs, rows, reduce)?;
         Ok(rank.keep(dev.combine(&outputs, &chosen, combine)))
     }
 
@@ -177,7 +177,7 @@ impl<D: Device> ParallelExperts<D> {
         let Stream::Replicated = rank.stream else { return self.exchange(rank, x, exchange) };
         let rows = even_rows(rank.dev.shape(x)[0], rank.group.size());
         let own = self.exchange(rank, &rank.own_rows(x, &rows), exchange)?;
-        Ok(rank.with_group(Part::Exchange, |group| group.all_gather(rank.dev, &own, &rows))?)
+        Ok(rank.calls(Part::Exchange).all_gather(&own, &rows)?)
     }
 
     /// The choices of tokens that every rank has; rank 0 counts them.
