@@ -52,11 +52,11 @@ pub(crate) fn linear(
 /// Rows of the tallest tile of all.
 pub(crate) const TALLEST: usize = 8;
 
-/// Rows that are multiplied by all panels before the next rows are take no more, so that they stay in a shared
-/// cache. The weights come from memory once for each such block.
-const BLOCK_BYTES: usize = 4 << 20;
+/// Rows that are multiplied by all panels before the next rows are take no more, so that they stay in a core's own cache.
+/// The weights come from memory once for each such block.
+const BLOCK_BYTES: usize = 512 << 10;
 /// But so many that fetching the weights costs little.
-const MIN_BLOCK_TILES: usize = 16;
+const MIN_BLOCK_TILES: usize = 8;
 
 /// A thread's part of a linear layer: units are (panel, tile), tile by tile, then panel by panel.
 pub(crate) struct Run<'a, F: Format> {

@@ -9,14 +9,9 @@
 mod tiles;
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
-
-use tensor::lanes::Lanes;
 
 use super::super::avx2::Avx2;
-use super::super::{F32x16, LANES};
-use super::{ProductKernel, Products};
-use tiles::Group;
+use super::{Group, ProductKernel, Products};
 
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -47,19 +42,6 @@ fn power(exponent: __m256i, by: i32) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(exponent, _mm256_set1_epi32(by))))
 }
 
-/// The sums of R rows that `write` writes.
-#[inline(always)]
-fn sums<const R: usize>(write: impl FnOnce(*mut [f32; LANES])) -> [Avx2; R] {
-    let mut memory = [MaybeUninit::uninit(); R];
-    write(memory.as_mut_ptr().cast());
-    let mut sums = [Avx2::splat(0.0); R];
-    for r in 0..R {
-        // SAFETY: all were written.
-        sums[r] = Avx2::load(unsafe { memory[r].assume_init_ref() });
-    }
-    sums
-}
-
 impl Products for Avx2 {
     const ROWS: [usize; 3] = [6; 3];
     const INT8_WANTS_WORDS: bool = true;
@@ -71,42 +53,37 @@ impl Products for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn int8<const R: usize>(w: *const u8, x: *const u8, starts: *const i32) -> [Self; R] {
-        // SAFETY: all is readable, by the caller's word, and the sums have room for R rows.
-        sums(|out| unsafe {
-            let group = Group { w, zeros: w, x, starts, out };
+    unsafe fn add_int8<const R: usize>(sums: &mut [Self; R], group: Group) {
+        let sums = sums.as_mut_ptr();
+        // SAFETY: the machine has AVX2, see the module; all is readable, by the caller's word, and there are R sums.
+        unsafe {
             match R {
-                1 => tiles::int8_1(group),
-                2 => tiles::int8_2(group),
-                3 => tiles::int8_3(group),
-                4 => tiles::int8_4(group),
-                5 => tiles::int8_5(group),
-                6 => tiles::int8_6(group),
+                1 => tiles::int8_1(sums, group),
+                2 => tiles::int8_2(sums, group),
+                3 => tiles::int8_3(sums, group),
+                4 => tiles::int8_4(sums, group),
+                5 => tiles::int8_5(sums, group),
+                6 => tiles::int8_6(sums, group),
                 _ => unreachable!("tiles have at most 6 rows"),
             }
-        })
+        }
     }
 
     #[inline(always)]
-    unsafe fn int4<const R: usize>(
-        w: *const u8,
-        zeros: *const u8,
-        x: *const u8,
-        starts: *const i32,
-    ) -> [Self; R] {
-        // SAFETY: as above.
-        sums(|out| unsafe {
-            let group = Group { w, zeros, x, starts, out };
+    unsafe fn add_int4<const R: usize>(sums: &mut [Self; R], group: Group) {
+        let sums = sums.as_mut_ptr();
+        // SAFETY: the machine has AVX2, see the module; all is readable, by the caller's word, and there are R sums.
+        unsafe {
             match R {
-                1 => tiles::int4_1(group),
-                2 => tiles::int4_2(group),
-                3 => tiles::int4_3(group),
-                4 => tiles::int4_4(group),
-                5 => tiles::int4_5(group),
-                6 => tiles::int4_6(group),
+                1 => tiles::int4_1(sums, group),
+                2 => tiles::int4_2(sums, group),
+                3 => tiles::int4_3(sums, group),
+                4 => tiles::int4_4(sums, group),
+                5 => tiles::int4_5(sums, group),
+                6 => tiles::int4_6(sums, group),
                 _ => unreachable!("tiles have at most 6 rows"),
             }
-        })
+        }
     }
 
     #[inline(always)]

@@ -6,18 +6,8 @@
 
 use std::arch::asm;
 
-use crate::simd::LANES;
-
-/// What a group is made of, and where its sums go.
-#[derive(Clone, Copy)]
-pub(super) struct Group {
-    pub(super) w: *const u8,
-    /// Int4 has them.
-    pub(super) zeros: *const u8,
-    pub(super) x: *const u8,
-    pub(super) starts: *const i32,
-    pub(super) out: *mut [f32; LANES],
-}
+use super::super::Group;
+use crate::simd::avx2::Avx2;
 
 #[repr(align(32))]
 struct Words([u16; 16]);
@@ -29,13 +19,15 @@ static SIXTEEN: Words = Words([16; 16]);
 /// Defines `$int8` and `$int4` for so many rows, each with its number and the registers of its sums.
 macro_rules! tiles {
     ($int8:ident, $int4:ident, $rows:literal: $(($r:literal, $low:literal, $high:literal))*) => {
-        /// Sums of one group of int8 weights: those of even bytes, then those of odd ones, are multiplied by half-words.
+        /// Adds one group of int8 weights: even bytes, then odd ones, are multiplied by half-words.
         ///
         /// # Safety
-        /// As of [`super::Products::int8`]; `out` must have room for the rows.
-        #[target_feature(enable = "avx2")]
-        pub(super) unsafe fn $int8(Group { w, x, starts, out, .. }: Group) {
-            // SAFETY: reads 512 bytes of weights, as many of each row, and a start per row; writes 64 bytes per row.
+        /// As of [`super::Products::add_int8`], and there must be sums of so many rows.
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        pub(super) unsafe fn $int8(sums: *mut Avx2, Group { w, w_scales, x, x_scales, starts, .. }: Group) {
+            // SAFETY: reads 512 bytes of weights, their scales, 64 bytes of each row, a scale and a start per row; reads
+            // and writes 64 bytes of sums per row.
             unsafe {
                 asm!(
                     $(
@@ -69,18 +61,30 @@ macro_rules! tiles {
                     concat!("add {x}, 8*", $rows),
                     "dec {chunks:e}",
                     "jnz 2b",
+                    // The scales, widened to the outputs of either half.
+                    "vmovdqu ymm15, [{w_scales}]",
+                    "vpslld ymm12, ymm15, 16",
+                    "vpsrld ymm13, ymm15, 16",
+                    "vpslld ymm13, ymm13, 16",
                     $(
+                        concat!("vbroadcastss ymm14, dword ptr [{x_scales} + 4*", $r, "]"),
                         concat!("vcvtdq2ps ", $low, ", ", $low),
                         concat!("vcvtdq2ps ", $high, ", ", $high),
-                        concat!("vmovups [{out} + 64*", $r, "], ", $low),
-                        concat!("vmovups [{out} + 64*", $r, " + 32], ", $high),
+                        "vmulps ymm15, ymm12, ymm14",
+                        "vmulps ymm14, ymm13, ymm14",
+                        concat!("vfmadd213ps ", $low, ", ymm15, [{sums} + 64*", $r, "]"),
+                        concat!("vfmadd213ps ", $high, ", ymm14, [{sums} + 64*", $r, " + 32]"),
+                        concat!("vmovups [{sums} + 64*", $r, "], ", $low),
+                        concat!("vmovups [{sums} + 64*", $r, " + 32], ", $high),
                     )*
                     w = inout(reg) w => _,
                     x = inout(reg) x => _,
                     chunks = inout(reg) 8 => _,
                     starts = in(reg) starts,
                     bytes = in(reg) &LOW_BYTES.0,
-                    out = in(reg) out,
+                    w_scales = in(reg) w_scales,
+                    x_scales = in(reg) x_scales,
+                    sums = in(reg) sums,
                     out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _,
                     out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
                     out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
@@ -90,14 +94,15 @@ macro_rules! tiles {
             }
         }
 
-        /// Sums of one group of int4 weights, in half-words until they are scaled.
+        /// Adds one group of int4 weights, whose products are summed in half-words.
         ///
         /// # Safety
-        /// As of [`super::Products::int4`]; `out` must have room for the rows.
-        #[target_feature(enable = "avx2")]
-        pub(super) unsafe fn $int4(Group { w, zeros, x, starts, out }: Group) {
-            // SAFETY: reads 256 bytes of weights, 16 zero points, 32 bytes of each row, and a start per row; writes 64
-            // bytes per row.
+        /// As of [`super::Products::add_int4`], and there must be sums of so many rows.
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        pub(super) unsafe fn $int4(sums: *mut Avx2, Group { w, w_scales, zeros, x, x_scales, starts }: Group) {
+            // SAFETY: reads 256 bytes of weights, their scales, 16 zero points, 32 bytes of each row, a scale and a start
+            // per row; reads and writes 64 bytes of sums per row.
             unsafe {
                 asm!(
                     $(
@@ -144,10 +149,22 @@ macro_rules! tiles {
                         "vpmaddwd ymm14, ymm13, ymm14",
                         concat!("vpaddd ", $low, ", ", $low, ", ymm15"),
                         concat!("vpaddd ", $high, ", ", $high, ", ymm14"),
+                    )*
+                    // The scales, widened to the outputs of either half.
+                    "vmovdqu ymm15, [{w_scales}]",
+                    "vpslld ymm12, ymm15, 16",
+                    "vpsrld ymm13, ymm15, 16",
+                    "vpslld ymm13, ymm13, 16",
+                    $(
+                        concat!("vbroadcastss ymm14, dword ptr [{x_scales} + 4*", $r, "]"),
                         concat!("vcvtdq2ps ", $low, ", ", $low),
                         concat!("vcvtdq2ps ", $high, ", ", $high),
-                        concat!("vmovups [{out} + 64*", $r, "], ", $low),
-                        concat!("vmovups [{out} + 64*", $r, " + 32], ", $high),
+                        "vmulps ymm15, ymm12, ymm14",
+                        "vmulps ymm14, ymm13, ymm14",
+                        concat!("vfmadd213ps ", $low, ", ymm15, [{sums} + 64*", $r, "]"),
+                        concat!("vfmadd213ps ", $high, ", ymm14, [{sums} + 64*", $r, " + 32]"),
+                        concat!("vmovups [{sums} + 64*", $r, "], ", $low),
+                        concat!("vmovups [{sums} + 64*", $r, " + 32], ", $high),
                     )*
                     w = inout(reg) w => _,
                     x = inout(reg) x => _,
@@ -156,7 +173,9 @@ macro_rules! tiles {
                     starts = in(reg) starts,
                     halves = in(reg) &LOW_HALVES.0,
                     sixteen = in(reg) &SIXTEEN.0,
-                    out = in(reg) out,
+                    w_scales = in(reg) w_scales,
+                    x_scales = in(reg) x_scales,
+                    sums = in(reg) sums,
                     out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _,
                     out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
                     out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
