@@ -7,6 +7,8 @@
 //! Both waits spin for a short time and then sleep on a futex. There are no locks and no queues: a job is a
 //! reference to a closure on the caller's stack, and every thread computes which part is its own.
 
+mod share;
+
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
@@ -22,6 +24,7 @@ use rustix::thread::{CpuSet, futex, sched_getaffinity, sched_setaffinity};
 use tensor::ThreadLog;
 
 use crate::buffer::Disjoint;
+use share::Share;
 
 /// How long a thread spins before it sleeps: longer than the gaps between the operations of a step, shorter
 /// than anything a user would notice.
@@ -63,6 +66,8 @@ pub(crate) struct Pool {
     busy: Cell<bool>,
     /// The owner's affinity before it was pinned.
     affinity_before: Option<CpuSet>,
+    /// What each thread has still to do of a job of [`Pool::share`].
+    shares: Vec<Padded<Share>>,
     unpinned: Vec<usize>,
     log: Arc<ThreadLog>,
 }
@@ -108,7 +113,8 @@ impl Pool {
             }
         }
         let log = Arc::new(ThreadLog::new(threads));
-        Pool { shared, workers, busy: Cell::new(false), affinity_before, unpinned, log }
+        let shares = (0..threads).map(|_| Padded(Share::default())).collect();
+        Pool { shared, workers, busy: Cell::new(false), affinity_before, shares, unpinned, log }
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -172,6 +178,33 @@ impl Pool {
         self.run(parts, &|part| {
             let at = |part: usize| (grains * part / parts * grain).min(items);
             work(at(part)..at(part + 1), part)
+        });
+    }
+
+    /// Like [`Pool::split_with`], in pieces: each thread takes half of what is left of its own range, from the front; who
+    /// has nothing left takes half of what the slowest still has, from the end. For work that takes so long that other
+    /// programs may hold up one of the threads. The work also gets where its thread's range ends for now.
+    pub(crate) fn share(&self, items: usize, grain: usize, work: impl Fn(Range<usize>, usize, usize) + Sync) {
+        let grain = grain.max(1);
+        let grains = items.div_ceil(grain);
+        let parts = grains.min(self.threads());
+        let shares = &self.shares[..parts];
+        for (part, share) in shares.iter().enumerate() {
+            share.0.set(grains * part / parts..grains * (part + 1) / parts);
+        }
+        let at = |grains: usize| (grains * grain).min(items);
+        self.run(parts, &|thread| {
+            let own = &shares[thread].0;
+            loop {
+                while let Some((piece, end)) = own.take_front() {
+                    work(at(piece.start)..at(piece.end), thread, at(end));
+                }
+                let busy = shares.iter().map(|share| &share.0).filter(|share| !share.get().is_empty());
+                let Some(slowest) = busy.max_by_key(|share| share.get().len()) else { return };
+                if let Some(stolen) = slowest.take_back() {
+                    own.set(stolen);
+                }
+            }
         });
     }
 
@@ -338,10 +371,30 @@ mod tests {
                     let counts: Vec<AtomicU64> = (0..items).map(|_| AtomicU64::new(0)).collect();
                     pool.split(items, 3, |range| range.for_each(|i| add(&counts[i], 1)));
                     pool.take_turns(items, threads, |i, _| add(&counts[i], 2));
-                    assert!(counts.iter().all(|c| c.load(Relaxed) == 3));
+                    pool.share(items, 3, |range, _, end| {
+                        assert!(range.end <= end && end <= items);
+                        range.for_each(|i| add(&counts[i], 4));
+                    });
+                    assert!(counts.iter().all(|c| c.load(Relaxed) == 7));
                 }
             }
         }
+    }
+
+    #[test]
+    fn who_is_held_up_leaves_its_work_to_others() {
+        let pool = Pool::new(2, None, false);
+        let done: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+        pool.share(64, 1, |range, thread, _| {
+            // The first piece of thread 1 lasts until thread 0 has all the rest.
+            while thread == 1 && done[0].load(Relaxed) < 48 {
+                std::thread::yield_now();
+            }
+            add(&done[thread], range.len() as u64);
+        });
+        // If thread 1 comes late, not even its first piece is left to it.
+        let done = done.map(AtomicU64::into_inner);
+        assert!(done[0] >= 48 && done[0] + done[1] == 64, "{done:?}");
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub(crate) fn grouped_linear(
             let units = panels.start * tiles.count..panels.end * tiles.count;
             let (stack, first_row) = (stack(thread), rows.start);
             with_format!(spec.format, F => isa.run_products(quant::Run::<F> {
-                x, tiles, w, first_row, units, steps, output, stack, format: PhantomData,
+                x, tiles, w, first_row, horizon: units.end, units, steps, output, stack, format: PhantomData,
             }));
         });
         return;

@@ -61,7 +61,7 @@ pub(crate) fn linear(
         (rows > 1).then(|| interleave(exec, x, w.k, std::slice::from_ref(&(0..rows)), |row| row));
     let x = TiledRows { data: interleaved.as_ref().map_or(x, |x| x.as_slice()), k: w.k, tiles };
     let cost = w.k.max(8) * LANES * rows / tiles.count.max(1) / 2;
-    exec.pool.split_with(w.panels() * tiles.count, super::grain(cost), |units, thread| {
+    exec.pool.share(w.panels() * tiles.count, super::grain(cost), |units, thread, _| {
         // SAFETY: each thread has a stack of its own.
         let stack = unsafe { stacks.part(thread * stack * LANES..(thread + 1) * stack * LANES) };
         let stack = stack.as_chunks_mut().0;

@@ -11,7 +11,9 @@ use tensor::lanes::Lanes;
 use super::{F32x16, Kernel, LANES};
 use crate::kernels::tile::MAX_ROWS;
 
+/// The first eight numbers, then the others, also in memory.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct Avx2(pub(super) __m256, pub(super) __m256);
 
 /// Whether this machine has all that [`run`] needs.

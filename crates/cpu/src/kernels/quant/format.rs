@@ -7,7 +7,7 @@ use tensor::{GROUP, Groups};
 use super::rows::TileRows;
 use crate::pack::Panel;
 use crate::simd::LANES;
-use crate::simd::int::Products;
+use crate::simd::int::{Group, Products};
 
 /// A format of weights in groups.
 pub(crate) trait Format: 'static {
@@ -68,24 +68,23 @@ fn fetch<V: Products>(panel: Option<Panel>, group: usize, [elements, scales, zer
     }
 }
 
-/// `sums[r] = fma(products[r], w_scale · x_scale[r], sums[r])`.
+/// Where a group lies in rows of `row` bytes per group and in a panel.
 ///
 /// # Safety
-/// The scales of this group must be readable.
+/// Rows and panel must have this group.
 #[inline(always)]
-unsafe fn add_scaled<V: Products, const R: usize>(
-    sums: &mut [V; R],
-    products: [V; R],
-    x: TileRows,
-    panel: Panel,
-    group: usize,
-) {
-    // SAFETY: readable, by the caller's word; scales are at a multiple of their size.
-    let w_scale = V::load_bf16(unsafe { &*panel.scales.cast::<[u16; LANES]>().add(group) });
-    for r in 0..R {
-        // SAFETY: as above.
-        let x_scale = V::splat(unsafe { x.scales.add(group * R + r).read() });
-        sums[r] = products[r].fma(w_scale.mul(x_scale), sums[r]);
+unsafe fn at<F: Format, const R: usize>(x: TileRows, row: usize, panel: Panel, group: usize) -> Group {
+    let [elements, scales, zeros] = F::BYTES;
+    // SAFETY: inside of both, by the caller's word; scales are at a multiple of their size.
+    unsafe {
+        Group {
+            w: panel.elements.add(group * elements),
+            w_scales: panel.scales.add(group * scales).cast(),
+            zeros: panel.zeros.add(group * zeros),
+            x: x.elements.add(group * R * row),
+            x_scales: x.scales.add(group * R),
+            starts: x.starts.add(group * R),
+        }
     }
 }
 
@@ -107,11 +106,7 @@ impl Format for Int8 {
         for group in range {
             fetch::<V>(ahead, group, Self::BYTES);
             // SAFETY: rows and panel have this group, by the caller's word.
-            unsafe {
-                let w = panel.elements.add(group * Self::BYTES[0]);
-                let products = V::int8::<R>(w, x.elements.add(group * R * row), x.starts.add(group * R));
-                add_scaled(sums, products, x, panel, group);
-            }
+            unsafe { V::add_int8(sums, at::<Self, R>(x, row, panel, group)) };
         }
     }
 }
@@ -133,13 +128,7 @@ impl Format for Int4 {
         for group in range {
             fetch::<V>(ahead, group, Self::BYTES);
             // SAFETY: rows and panel have this group, by the caller's word.
-            unsafe {
-                let w = panel.elements.add(group * Self::BYTES[0]);
-                let zeros = panel.zeros.add(group * LANES);
-                let products =
-                    V::int4::<R>(w, zeros, x.elements.add(group * R * GROUP), x.starts.add(group * R));
-                add_scaled(sums, products, x, panel, group);
-            }
+            unsafe { V::add_int4(sums, at::<Self, R>(x, GROUP, panel, group)) };
         }
     }
 }

@@ -39,12 +39,12 @@ pub(crate) fn linear(
     let x = x.view();
     let tiles = Tiles { rows, count: rows.div_ceil(tallest_tile(isa, w.spec.format)) };
     let cost = w.k.max(8) * LANES * rows / tiles.count.max(1) / 4;
-    exec.pool.split_with(w.panels() * tiles.count, grain(cost), |units, thread| {
+    exec.pool.share(w.panels() * tiles.count, grain(cost), |units, thread, horizon| {
         // SAFETY: each thread has a stack of its own.
         let stack = unsafe { stacks.part(thread * stack * LANES..(thread + 1) * stack * LANES) };
         let stack = stack.as_chunks_mut().0;
         with_format!(w.spec.format, F => isa.run_products(Run::<F> {
-            x, tiles, w, first_row: 0, units, steps, output, stack, format: PhantomData,
+            x, tiles, w, first_row: 0, units, horizon, steps, output, stack, format: PhantomData,
         }));
     });
 }
@@ -52,11 +52,11 @@ pub(crate) fn linear(
 /// Rows of the tallest tile of all.
 pub(crate) const TALLEST: usize = 8;
 
-/// Rows that are multiplied by all panels before the next rows are take no more, so that they stay in a shared
-/// cache. The weights come from memory once for each such block.
-const BLOCK_BYTES: usize = 4 << 20;
+/// Rows that are multiplied by all panels before the next rows are take no more, so that they stay in a core's own cache.
+/// The weights come from memory once for each such block.
+const BLOCK_BYTES: usize = 512 << 10;
 /// But so many that fetching the weights costs little.
-const MIN_BLOCK_TILES: usize = 16;
+const MIN_BLOCK_TILES: usize = 8;
 
 /// A thread's part of a linear layer: units are (panel, tile), tile by tile, then panel by panel.
 pub(crate) struct Run<'a, F: Format> {
@@ -66,6 +66,8 @@ pub(crate) struct Run<'a, F: Format> {
     pub(crate) w: &'a CpuWeight,
     pub(crate) first_row: usize,
     pub(crate) units: Range<usize>,
+    /// Where the units end that this thread will go on with.
+    pub(crate) horizon: usize,
     pub(crate) steps: Steps<'a>,
     pub(crate) output: Output<'a>,
     pub(crate) stack: &'a mut [[f32; LANES]],
@@ -80,11 +82,11 @@ impl<F: Format> ProductKernel for Run<'_, F> {
         for first_tile in (0..count).step_by(block) {
             let tiles = first_tile..(first_tile + block).min(count);
             let panels = self.units.start / count..self.units.end.div_ceil(count);
-            for panel in panels.clone() {
+            for panel in panels {
                 // The first and the last panel of a thread may be shared with others.
                 let from = tiles.start.max(self.units.start.saturating_sub(panel * count));
                 let to = tiles.end.min(self.units.end - panel * count);
-                let next = (panel + 1 < panels.end).then(|| self.w.panel(panel + 1));
+                let next = ((panel + 1) * count < self.horizon).then(|| self.w.panel(panel + 1));
                 for tile in from..to {
                     let ahead = next.filter(|_| tile == from);
                     let rows = self.tiles.start(tile)..self.tiles.start(tile + 1);

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::super::avx512::Avx512;
-use super::{ProductKernel, Products};
+use super::{Group, ProductKernel, Products, add_scaled};
 
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -49,43 +49,40 @@ impl Products for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn int8<const R: usize>(w: *const u8, x: *const u8, starts: *const i32) -> [Self; R] {
+    unsafe fn add_int8<const R: usize>(sums: &mut [Self; R], group: Group) {
+        let Group { w, x, starts, .. } = group;
         // SAFETY: the machine has AVX-512, see the module; all is readable, by the caller's word.
         unsafe {
-            let mut sums = [_mm512_setzero_si512(); R];
+            let mut whole = [_mm512_setzero_si512(); R];
             for r in 0..R {
-                sums[r] = broadcast(starts.add(r).cast());
+                whole[r] = broadcast(starts.add(r).cast());
             }
             for chunk in 0..8 {
                 let w = _mm512_loadu_si512(w.add(chunk * 64).cast());
                 for r in 0..R {
-                    sums[r] = _mm512_dpbusd_epi32(sums[r], w, broadcast(x.add((chunk * R + r) * 4)));
+                    whole[r] = _mm512_dpbusd_epi32(whole[r], w, broadcast(x.add((chunk * R + r) * 4)));
                 }
             }
-            let mut out = [Avx512(_mm512_setzero_ps()); R];
+            let mut products = [Avx512(_mm512_setzero_ps()); R];
             for r in 0..R {
-                out[r] = Avx512(_mm512_cvtepi32_ps(sums[r]));
+                products[r] = Avx512(_mm512_cvtepi32_ps(whole[r]));
             }
-            out
+            add_scaled(sums, products, group);
         }
     }
 
     #[inline(always)]
-    unsafe fn int4<const R: usize>(
-        w: *const u8,
-        zeros: *const u8,
-        x: *const u8,
-        starts: *const i32,
-    ) -> [Self; R] {
+    unsafe fn add_int4<const R: usize>(sums: &mut [Self; R], group: Group) {
+        let Group { w, zeros, x, starts, .. } = group;
         // SAFETY: the machine has AVX-512, see the module; all is readable, by the caller's word.
         unsafe {
             // 16 q is what lies in a byte's upper half.
             let upper = _mm512_set1_epi8(0xF0_u8 as i8);
             let zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast()));
-            let mut sums = [_mm512_setzero_si512(); R];
+            let mut whole = [_mm512_setzero_si512(); R];
             for r in 0..R {
                 // −Σ x fits the lower half-word; the upper one meets a zero.
-                sums[r] = _mm512_madd_epi16(zeros, broadcast(starts.add(r).cast()));
+                whole[r] = _mm512_madd_epi16(zeros, broadcast(starts.add(r).cast()));
             }
             for pair in 0..4 {
                 let w = _mm512_loadu_si512(w.add(pair * 64).cast());
@@ -93,15 +90,15 @@ impl Products for Avx512 {
                 let high = _mm512_and_si512(w, upper);
                 for r in 0..R {
                     let x = x.add((2 * pair * R + r) * 4);
-                    sums[r] = _mm512_dpbusd_epi32(sums[r], low, broadcast(x));
-                    sums[r] = _mm512_dpbusd_epi32(sums[r], high, broadcast(x.add(4 * R)));
+                    whole[r] = _mm512_dpbusd_epi32(whole[r], low, broadcast(x));
+                    whole[r] = _mm512_dpbusd_epi32(whole[r], high, broadcast(x.add(4 * R)));
                 }
             }
-            let mut out = [Avx512(_mm512_setzero_ps()); R];
+            let mut products = [Avx512(_mm512_setzero_ps()); R];
             for r in 0..R {
-                out[r] = Avx512(_mm512_cvtepi32_ps(sums[r]));
+                products[r] = Avx512(_mm512_cvtepi32_ps(whole[r]));
             }
-            out
+            add_scaled(sums, products, group);
         }
     }
 

@@ -6,7 +6,35 @@ mod avx2;
 mod avx512;
 mod portable;
 
-use super::{F32x16, Isa};
+use super::{F32x16, Isa, LANES};
+
+/// A group of inputs: of a panel's weights, and of the rows of a tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Group {
+    pub(crate) w: *const u8,
+    pub(crate) w_scales: *const [u16; LANES],
+    /// Int4 has them.
+    pub(crate) zeros: *const u8,
+    pub(crate) x: *const u8,
+    pub(crate) x_scales: *const f32,
+    /// What the products of each row start from: `−128 Σ x` for int8, `−Σ x` for int4.
+    pub(crate) starts: *const i32,
+}
+
+/// `sums[r] = fma(products[r], w_scale · x_scale[r], sums[r])`.
+///
+/// # Safety
+/// The scales must be readable.
+#[inline(always)]
+unsafe fn add_scaled<V: F32x16, const R: usize>(sums: &mut [V; R], products: [V; R], group: Group) {
+    // SAFETY: readable, by the caller's word.
+    let w_scale = V::load_bf16(unsafe { &*group.w_scales });
+    for r in 0..R {
+        // SAFETY: as above.
+        let x_scale = V::splat(unsafe { group.x_scales.add(r).read() });
+        sums[r] = products[r].fma(w_scale.mul(x_scale), sums[r]);
+    }
+}
 
 /// Vectors that can multiply the elements of a group of 32 inputs as `pack/grouped.rs` lays them out.
 ///
@@ -20,22 +48,18 @@ pub(crate) trait Products: F32x16 {
     /// Runs a part of a kernel as a function of its own.
     fn call_products<K: ProductKernel>(kernel: K);
 
-    /// `Σ q x` of one group of int8 weights, where `starts` are `−128 Σ x` of each row.
+    /// Adds one group of int8 weights times R rows to their sums: `Σ q x`, exact, times both scales.
     ///
     /// # Safety
-    /// 512 bytes of weights, a group of R rows, and R starts must be readable.
-    unsafe fn int8<const R: usize>(w: *const u8, x: *const u8, starts: *const i32) -> [Self; R];
+    /// 512 bytes of weights, their scales, a group of R rows, and R scales and starts must be readable.
+    unsafe fn add_int8<const R: usize>(sums: &mut [Self; R], group: Group);
 
-    /// `Σ (16 q − zero) x` of one group of int4 weights, where `starts` are `−Σ x` of each row.
+    /// Adds one group of int4 weights times R rows to their sums: `Σ (16 q − zero) x`, exact, times both scales.
     ///
     /// # Safety
-    /// 256 bytes of weights, 16 zero points, a group of R rows as bytes, and R starts must be readable.
-    unsafe fn int4<const R: usize>(
-        w: *const u8,
-        zeros: *const u8,
-        x: *const u8,
-        starts: *const i32,
-    ) -> [Self; R];
+    /// 256 bytes of weights, their scales and zero points, a group of R rows as bytes, and R scales and starts must be
+    /// readable.
+    unsafe fn add_int4<const R: usize>(sums: &mut [Self; R], group: Group);
 
     /// One chunk of fp8 weights, each `2⁻¹²⁰` of its value. The one NaN that e4m3 has is not known.
     ///

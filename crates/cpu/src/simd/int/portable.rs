@@ -1,7 +1,7 @@
 //! What every machine has.
 
 use super::super::portable::Portable;
-use super::{ProductKernel, Products};
+use super::{Group, ProductKernel, Products, add_scaled};
 use crate::simd::LANES;
 
 #[inline(never)]
@@ -29,35 +29,33 @@ impl Products for Portable {
     }
 
     #[inline(always)]
-    unsafe fn int8<const R: usize>(w: *const u8, x: *const u8, starts: *const i32) -> [Self; R] {
-        let mut out = [Portable([0.0; LANES]); R];
+    unsafe fn add_int8<const R: usize>(sums: &mut [Self; R], group: Group) {
+        let Group { w, x, starts, .. } = group;
+        let mut products = [Portable([0.0; LANES]); R];
         for r in 0..R {
             // SAFETY: readable, by the caller's word.
-            let mut sums = [unsafe { starts.add(r).read() }; LANES];
+            let mut whole = [unsafe { starts.add(r).read() }; LANES];
             for chunk in 0..8 {
                 // SAFETY: as above.
                 let (w, x) = unsafe {
                     (&*w.add(chunk * 64).cast::<[u8; 64]>(), *x.add((chunk * R + r) * 4).cast::<[u8; 4]>())
                 };
-                add_chunk(&mut sums, |i| i32::from(w[i]), x);
+                add_chunk(&mut whole, |i| i32::from(w[i]), x);
             }
-            out[r] = Portable(sums.map(|sum| sum as f32));
+            products[r] = Portable(whole.map(|sum| sum as f32));
         }
-        out
+        // SAFETY: the scales are readable, by the caller's word.
+        unsafe { add_scaled(sums, products, group) };
     }
 
     #[inline(always)]
-    unsafe fn int4<const R: usize>(
-        w: *const u8,
-        zeros: *const u8,
-        x: *const u8,
-        starts: *const i32,
-    ) -> [Self; R] {
-        let mut out = [Portable([0.0; LANES]); R];
+    unsafe fn add_int4<const R: usize>(sums: &mut [Self; R], group: Group) {
+        let Group { w, zeros, x, starts, .. } = group;
+        let mut products = [Portable([0.0; LANES]); R];
         // SAFETY: readable, by the caller's word.
         let zeros = unsafe { *zeros.cast::<[u8; LANES]>() };
         for r in 0..R {
-            let mut sums = [0; LANES];
+            let mut whole = [0; LANES];
             for pair in 0..4 {
                 // SAFETY: as above.
                 let (w, low, high) = unsafe {
@@ -68,16 +66,17 @@ impl Products for Portable {
                         *at.add(4 * R).cast::<[u8; 4]>(),
                     )
                 };
-                add_chunk(&mut sums, |i| i32::from(w[i] & 15), low);
-                add_chunk(&mut sums, |i| i32::from(w[i] >> 4), high);
+                add_chunk(&mut whole, |i| i32::from(w[i] & 15), low);
+                add_chunk(&mut whole, |i| i32::from(w[i] >> 4), high);
             }
             // SAFETY: as above.
             let start = unsafe { starts.add(r).read() };
             for lane in 0..LANES {
-                out[r].0[lane] = (16 * sums[lane] + i32::from(zeros[lane]) * start) as f32;
+                products[r].0[lane] = (16 * whole[lane] + i32::from(zeros[lane]) * start) as f32;
             }
         }
-        out
+        // SAFETY: the scales are readable, by the caller's word.
+        unsafe { add_scaled(sums, products, group) };
     }
 
     #[inline(always)]
