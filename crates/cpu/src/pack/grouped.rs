@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use tensor::{Fp8Group, GROUP, Groups, Int4Group, Int8Group, MatrixSource, WeightFormat};
 
-use super::Panel;
+use super::{Panel, group_bytes};
 use crate::simd::{Bf16, Element, F32x16, Isa, Kernel, LANES, load_group};
 
 /// Inputs of an output that lie side by side.
@@ -33,13 +33,7 @@ pub(super) fn pack_panel(
     [elements, scales, zeros]: [&mut [u8]; 3],
 ) {
     let mut rows = [[0f32; BATCH * GROUP]; LANES];
-    let of_group = format.group_bytes();
-    let [e, s, z] = match format {
-        WeightFormat::Int4 => [of_group - 3, 2, 1],
-        WeightFormat::Int8 => [of_group - 2, 2, 0],
-        _ => [of_group - 1, 1, 0],
-    }
-    .map(|bytes| bytes * LANES);
+    let [e, s, z] = group_bytes(format);
     for first in (0..groups.count()).step_by(BATCH) {
         let batch = first..(first + BATCH).min(groups.count());
         let inputs = groups.inputs(batch.start).start..groups.inputs(batch.end - 1).end;

@@ -24,9 +24,8 @@ use crate::buffer::{Disjoint, Memory};
 use crate::pool::Pool;
 use crate::simd::{Isa, LANES, with_element};
 
-pub(crate) use panels::Panel;
-pub(crate) use panels::PanelLayout;
 use panels::PanelRun;
+pub(crate) use panels::{Panel, PanelLayout, group_bytes};
 
 /// A packed weight `[n, k]`.
 pub struct CpuWeight {

@@ -16,6 +16,19 @@ impl PackedBytes for Memory {
     fn verify(&self, _: Range<usize>) {}
 }
 
+/// Elements, scales and zero points of one group of a panel, in bytes.
+///
+/// # Panics
+/// If the format has no groups.
+pub(crate) const fn group_bytes(format: WeightFormat) -> [usize; 3] {
+    match format {
+        WeightFormat::Float(_) => panic!("floats have no groups"),
+        WeightFormat::Fp8 => [GROUP * LANES, LANES, 0],
+        WeightFormat::Int8 => [GROUP * LANES, 2 * LANES, 0],
+        WeightFormat::Int4 => [GROUP * LANES / 2, 2 * LANES, LANES],
+    }
+}
+
 /// How long a panel of 16 outputs is and where its parts begin, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PanelLayout {
@@ -42,9 +55,7 @@ impl PanelLayout {
                     of_group: [LANES * dtype.bytes(), 0, 0],
                 };
             }
-            WeightFormat::Fp8 => [GROUP * LANES, LANES, 0],
-            WeightFormat::Int8 => [GROUP * LANES, 2 * LANES, 0],
-            WeightFormat::Int4 => [GROUP * LANES / 2, 2 * LANES, LANES],
+            format => group_bytes(format),
         };
         let groups = spec.groups(k).count();
         let scales = groups * of_group[0];

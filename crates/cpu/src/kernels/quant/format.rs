@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use tensor::{GROUP, Groups};
+use tensor::{GROUP, Groups, WeightFormat};
 
 use super::rows::TileRows;
-use crate::pack::Panel;
+use crate::pack::{Panel, group_bytes};
 use crate::simd::LANES;
 use crate::simd::int::{Group, Products};
 
@@ -91,7 +91,7 @@ unsafe fn at<F: Format, const R: usize>(x: TileRows, row: usize, panel: Panel, g
 impl Format for Int8 {
     const ROWS: RowFormat = RowFormat::Whole { start_factor: -128, words: WordsFor::Int8 };
     const INDEX: usize = 0;
-    const BYTES: [usize; 3] = [GROUP * LANES, 2 * LANES, 0];
+    const BYTES: [usize; 3] = group_bytes(WeightFormat::Int8);
 
     #[inline(always)]
     unsafe fn add<V: Products, const R: usize>(
@@ -114,7 +114,7 @@ impl Format for Int8 {
 impl Format for Int4 {
     const ROWS: RowFormat = RowFormat::Whole { start_factor: -1, words: WordsFor::Nobody };
     const INDEX: usize = 1;
-    const BYTES: [usize; 3] = [GROUP * LANES / 2, 2 * LANES, LANES];
+    const BYTES: [usize; 3] = group_bytes(WeightFormat::Int4);
 
     #[inline(always)]
     unsafe fn add<V: Products, const R: usize>(
@@ -136,7 +136,7 @@ impl Format for Int4 {
 impl Format for Fp8 {
     const ROWS: RowFormat = RowFormat::Floats;
     const INDEX: usize = 2;
-    const BYTES: [usize; 3] = [GROUP * LANES, LANES, 0];
+    const BYTES: [usize; 3] = group_bytes(WeightFormat::Fp8);
 
     #[inline(always)]
     unsafe fn add<V: Products, const R: usize>(
