@@ -19,6 +19,7 @@ mod part_costs;
 mod reference;
 mod shapes;
 mod source;
+mod spec;
 mod step;
 mod timed;
 mod timeline;
@@ -27,10 +28,7 @@ mod tree;
 
 pub use attention::{AttentionSpec, KvShare, KvSpec, SEGMENT, SeenSegment, seen_segments};
 pub use cost::{Cost, CostCounter, CostReport, OpCost};
-pub use device::{
-    Activation, Device, DeviceError, DeviceMemory, HeadSpan, HostDevice, LogitEdit, NormKind, NormSpec,
-    RopeSpec, RouterSpec, RowNorm,
-};
+pub use device::{Device, DeviceError, DeviceMemory, HostDevice};
 pub use dtype::{DType, KvDType};
 pub use format::{ActivationGroup, Fp8Group, GROUP, Groups, Int4Group, Int8Group, WeightFormat, WeightSpec};
 pub use part::{Category, Exchanged, Part, PartTime, PartTimes};
@@ -40,6 +38,7 @@ pub use reference::{
 };
 pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight, Shapes};
 pub use source::{Concat, MatrixSource, PackedBytes, PackedPart, PackedWeight, Slice};
+pub use spec::{Activation, HeadSpan, LogitEdit, NormKind, NormSpec, RopeSpec, RouterSpec, RowNorm};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
 pub use timed::Timed;
 pub use timeline::{Event, MOST_EVENTS, ThreadLog, Timeline, What};

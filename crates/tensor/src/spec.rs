@@ -1,0 +1,119 @@
+//! What operations of a device are told besides their operands.
+
+/// The function between the two halves of a feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU by the tanh formula.
+    GeluTanh,
+    /// GELU by the error function.
+    GeluErf,
+    /// max(x, 0).
+    Relu,
+}
+
+/// Which norm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x²) + eps) · (weight + weight_offset)`; no mean is taken off.
+    Rms {
+        /// 0, or 1 where a checkpoint stores the weight's distance from one (Gemma).
+        weight_offset: f32,
+    },
+    /// `(x − mean) / sqrt(var + eps) · weight + bias`, in two passes.
+    Layer,
+}
+
+impl NormKind {
+    /// Whether it has a bias beside its weight.
+    pub fn has_bias(self) -> bool {
+        self == NormKind::Layer
+    }
+}
+
+/// A norm over whole rows or over heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Which norm.
+    pub kind: NormKind,
+    /// Added to the mean square or the variance.
+    pub eps: f32,
+}
+
+/// A norm of whole rows with its weights, which are matrices `[1, c]`.
+#[derive(Debug)]
+pub struct RowNorm<'a, T> {
+    /// One weight per column.
+    pub weight: &'a T,
+    /// One bias per column, where the norm has them.
+    pub bias: Option<&'a T>,
+    /// Which norm.
+    pub spec: NormSpec,
+}
+
+// Derived, these would ask the matrix to be copied.
+impl<T> Clone for RowNorm<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for RowNorm<'_, T> {}
+
+/// Heads that lie side by side in the columns of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadSpan {
+    /// First column of the first head.
+    pub first_col: usize,
+    /// Number of heads.
+    pub heads: usize,
+    /// Columns of each head.
+    pub head_dim: usize,
+}
+
+/// Rotary position embedding: the inverse frequencies, already scaled and rounded to f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeSpec {
+    /// One inverse frequency per rotated pair. Pair `i` is columns `i` and `i + inv_freq.len()` of a head;
+    /// columns from `2 · inv_freq.len()` on stay as they are.
+    pub inv_freq: Vec<f32>,
+}
+
+/// How a mixture of experts chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterSpec {
+    /// Experts chosen per token.
+    pub top_k: usize,
+    /// Whether the chosen weights are divided by their sum.
+    pub normalize: bool,
+}
+
+/// A change of one row of logits before a token is chosen from it. Columns are a rank's own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LogitEdit {
+    /// Adds to one logit (a bias; or, negative, a presence or frequency penalty).
+    Add {
+        /// Row of the logits.
+        row: usize,
+        /// Column of the logits.
+        col: usize,
+        /// What is added.
+        by: f32,
+    },
+    /// Divides a positive logit, multiplies a negative one (repetition penalty).
+    Repetition {
+        /// Row of the logits.
+        row: usize,
+        /// Column of the logits.
+        col: usize,
+        /// The penalty.
+        by: f32,
+    },
+    /// Divides a whole row (temperature).
+    Divide {
+        /// Row of the logits.
+        row: usize,
+        /// The divisor.
+        by: f32,
+    },
+}
