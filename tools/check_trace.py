@@ -43,11 +43,12 @@ def main() -> int:
     traces = parser.parse_args().trace
     script = Path(__file__).parent / "check_trace" / "query.mjs"
     try:
-        ends = [subprocess.run(["node", script, processor(), trace]).returncode for trace in traces]
+        folder = processor()
+        ends = [subprocess.run(["node", script, folder, trace]).returncode for trace in traces]
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return max(ends)
+    return int(any(ends))
 
 
 if __name__ == "__main__":

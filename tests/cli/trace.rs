@@ -220,7 +220,7 @@ fn a_rank_that_is_lost_leaves_the_trace_of_rank_0() {
     job.prints();
     let fault = job.signal_rank(1, Signal::KILL);
     job.ends(fault).names(1, TIMEOUT);
-    assert_incomplete(&read(&file), "", &[0], &[1]);
+    assert_incomplete(&read(&file), "rank 1", &[0], &[1]);
     assert_eq!(names(&copy), ["trace.json"]);
 }
 

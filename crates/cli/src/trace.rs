@@ -5,6 +5,7 @@ use std::fs::Permissions;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Engine, HostClock, RankTrace, TraceEvent};
@@ -89,8 +90,19 @@ impl Trace {
                 (Err(error), ranks, Some(incomplete))
             }
         };
-        self.failed.set(self.write(file, &ranks, incomplete.as_ref()).err());
-        result
+        let written = self.write(file, &ranks, incomplete.as_ref());
+        engine.stop_when(Arc::default());
+        // A signal may have come while the file was written.
+        match (result.and_then(|done| interrupt.check().map(|()| done)), written) {
+            (Err(error), Err(also)) => {
+                let (line, status) = (format!("{error}; {also}"), error.status());
+                Err(CliError::Job { line, status })
+            }
+            (result, written) => {
+                self.failed.set(written.err());
+                result
+            }
+        }
     }
 
     /// Whether the file could be written.

@@ -61,8 +61,8 @@ pub struct CollectiveStats {
     pub other_calls: u64,
     /// Bytes that this rank sent to other ranks by all-to-all and point to point.
     pub sent_bytes: u64,
-    /// Times that this rank came to a collective or a message before the others. Over a network it waits for their first
-    /// byte: how long that was on its way counts too.
+    /// Times that this rank waited for others, whom it came before. Over a network it waits for their first byte, how long
+    /// that was on its way included, and may do so several times in a call.
     pub waits: u64,
     /// How long it waited for them.
     pub waited: Duration,

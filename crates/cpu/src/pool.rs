@@ -5,7 +5,8 @@
 //!  worker:  wait until the epoch moves ─▶ its part ─▶ pending −= 1 ─▶ (the last wakes a sleeping caller)
 //! ```
 //! Both waits spin for a short time and then sleep on a futex. There are no locks and no queues: a job is a
-//! reference to a closure on the caller's stack, and every thread computes which part is its own.
+//! reference to a closure on the caller's stack, and every thread computes which part is its own, or takes pieces of a
+//! range (`share.rs`).
 
 mod share;
 
@@ -167,23 +168,22 @@ impl Pool {
 
     /// Splits `0..items` into contiguous ranges, multiples of `grain` but for the last, one per thread at most.
     pub(crate) fn split(&self, items: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
-        self.split_with(items, grain, |range, _| work(range));
-    }
-
-    /// Like [`Pool::split`]; the work also gets the number of its thread.
-    pub(crate) fn split_with(&self, items: usize, grain: usize, work: impl Fn(Range<usize>, usize) + Sync) {
         let grain = grain.max(1);
         let grains = items.div_ceil(grain);
         let parts = grains.min(self.threads());
         self.run(parts, &|part| {
             let at = |part: usize| (grains * part / parts * grain).min(items);
-            work(at(part)..at(part + 1), part)
+            work(at(part)..at(part + 1))
         });
     }
 
-    /// Like [`Pool::split_with`], in pieces: each thread takes half of what is left of its own range, from the front; who
-    /// has nothing left takes half of what the slowest still has, from the end. For work that takes so long that other
-    /// programs may hold up one of the threads. The work also gets where its thread's range ends for now.
+    /// Like [`Pool::split`], in pieces: each thread takes half of what is left of its own range, from the front; who has
+    /// nothing left takes half of what the slowest still has, from the end. For work that takes so long that other
+    /// programs may hold up one of the threads. The work also gets the number of its thread, and where that thread's range
+    /// ends for now.
+    ///
+    /// # Panics
+    /// If there are 2³² grains.
     pub(crate) fn share(&self, items: usize, grain: usize, work: impl Fn(Range<usize>, usize, usize) + Sync) {
         let grain = grain.max(1);
         let grains = items.div_ceil(grain);

@@ -118,7 +118,9 @@ pub(crate) fn live<M: MakeDevice>(
 
 /// A rank that has failed leaves what it recorded.
 fn leave_trace<M: MakeDevice>(setup: &Setup<M>, worker: &mut Worker<M::Device>, error: &EngineError) {
-    let Some(left) = setup.left.as_ref().filter(|_| worker.dev.is_recording()) else { return };
+    // Where there is no room for more steps, those before are still there.
+    let has_recorded = worker.dev.is_recording() || !worker.spent.recorded.is_empty();
+    let Some(left) = setup.left.as_ref().filter(|_| has_recorded) else { return };
     // Nobody should have to wait for it: of a panic the others don't know yet.
     worker.groups.fail_with(&error.to_string());
     if let Ok(trace) = guarded(worker.groups.rank, || worker.take_trace()) {

@@ -69,6 +69,7 @@ impl<D: Device> Attention<D> {
         let table = self.rope.map(|rope| &step.rope_tables[rope]);
         match (&self.qk_norm, table) {
             (Some((q_norm, k_norm)), Some(table)) => {
+                debug_assert_eq!(q_norm.spec, k_norm.spec, "queries and keys have norms of one kind");
                 let heads = [(spec.q(), &q_norm.weight), (spec.k(), &k_norm.weight)];
                 dev.head_norm_rope(&mut qkv, heads, q_norm.spec, table);
             }

@@ -1,8 +1,9 @@
 //! Linear layers: panels of 16 outputs times tiles of rows.
 //!
 //! One row streams four panels at a time, as fast as memory gives them. Many rows walk tile by tile over one
-//! panel, which stays in the cache, so that weights come from memory once. A thread owns a contiguous run of
-//! (panel, tile of rows): one panel with many rows is shared as well as many panels with one row.
+//! panel, which stays in the cache, so that weights come from memory once. Threads take contiguous
+//! runs of (panel, tile of rows), at first of their own share ([`crate::pool`]): one panel with many rows is shared as
+//! well as many panels with one row.
 
 use std::marker::PhantomData;
 use std::ops::Range;
