@@ -76,7 +76,7 @@ pub struct WeightSpec {
 impl WeightSpec {
     /// The groups of `k` inputs.
     pub fn groups(self, k: usize) -> Groups {
-        Groups { k, period: self.period.unwrap_or(k).max(1) }
+        Groups { k, period: self.period.filter(|period| period % GROUP > 0 && *period < k) }
     }
 
     /// Bytes of a weight `[n, k]` without padding of its outputs.
@@ -104,7 +104,9 @@ impl From<DType> for WeightSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Groups {
     k: usize,
-    period: usize,
+    /// None if a group begins at every [`GROUP`]th input, as it does with periods of whole groups. Kernels ask about groups at
+    /// each leaf of a tree, and this spares them the divisions.
+    period: Option<usize>,
 }
 
 impl Groups {
@@ -114,17 +116,24 @@ impl Groups {
     }
 
     /// The inputs of a group.
+    #[inline]
     pub fn inputs(self, group: usize) -> Range<usize> {
-        let per_period = self.period.div_ceil(GROUP);
-        let (period, inner) = (group / per_period, group % per_period);
-        let start = period * self.period + inner * GROUP;
-        start..(start + GROUP).min((period + 1) * self.period).min(self.k)
+        let (start, end) = match self.period {
+            None => (group * GROUP, self.k),
+            Some(length) => {
+                let per_period = length.div_ceil(GROUP);
+                let (period, inner) = (group / per_period, group % per_period);
+                (period * length + inner * GROUP, ((period + 1) * length).min(self.k))
+            }
+        };
+        start..(start + GROUP).min(end)
     }
 
     /// The groups of some inputs, where a group begins and one ends.
     ///
     /// # Panics
     /// If the inputs begin or end within a group.
+    #[inline]
     pub fn of(self, inputs: Range<usize>) -> Range<usize> {
         if inputs.is_empty() {
             return 0..0;
@@ -136,8 +145,12 @@ impl Groups {
     }
 
     /// Groups that begin before an input.
+    #[inline]
     fn before(self, input: usize) -> usize {
-        input / self.period * self.period.div_ceil(GROUP) + (input % self.period).div_ceil(GROUP)
+        match self.period {
+            None => input.div_ceil(GROUP),
+            Some(length) => input / length * length.div_ceil(GROUP) + (input % length).div_ceil(GROUP),
+        }
     }
 }
 
@@ -299,6 +312,8 @@ mod tests {
             (84, Some(12)),
             (96, Some(64)),
             (256, Some(32)),
+            (100, Some(64)),
+            (40, Some(80)),
         ] {
             let groups = WeightSpec { format: WeightFormat::Int8, period }.groups(k);
             let ranges: Vec<_> = (0..groups.count()).map(|g| groups.inputs(g)).collect();
