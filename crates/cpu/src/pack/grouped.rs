@@ -98,7 +98,8 @@ impl Kernel for PackGroup<'_> {
                     write_bf16(self.scales, lane, scale);
                     self.zeros[lane] = zero;
                     to_bytes(w, scale, |w| {
-                        let q = w.div(V::splat(scale)).add(V::splat(f32::from(zero))).div(V::splat(16.0));
+                        let q =
+                            w.div(V::splat(scale)).add(V::splat(f32::from(zero))).mul(V::splat(1.0 / 16.0));
                         q.round().max(none).min(V::splat(15.0))
                     })
                 }
@@ -126,9 +127,7 @@ fn to_bytes<V: F32x16>(weights: [V; 2], scale: f32, whole: impl Fn(V) -> V) -> [
     let mut bytes = [0; GROUP];
     if scale > 0.0 {
         for (w, bytes) in weights.into_iter().zip(bytes.as_chunks_mut::<LANES>().0) {
-            let mut numbers = [0.0; LANES];
-            whole(w).store(&mut numbers);
-            *bytes = numbers.map(|number| number as u8);
+            *bytes = whole(w).low_bytes();
         }
     }
     bytes

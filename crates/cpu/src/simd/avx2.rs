@@ -197,6 +197,20 @@ impl F32x16 for Avx2 {
         }
     }
     #[inline(always)]
+    fn low_bytes(self) -> [u8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: the machine has AVX2, see the module; 16 bytes are written.
+        unsafe {
+            // Numbers 0 to 3 and 8 to 11, then 4 to 7 and 12 to 15.
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+            let words = _mm256_and_si256(words, _mm256_set1_epi16(0xFF));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let all = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), all);
+        }
+        bytes
+    }
+    #[inline(always)]
     fn largest(self) -> f32 {
         // `if a > b`, as this instruction has it, of the upper half and the lower.
         // SAFETY: the machine has AVX2, see the module.

@@ -207,6 +207,16 @@ impl F32x16 for Avx512 {
         Avx512(unsafe { _mm512_mask_blend_ps(first(to) & !first(from), fill.0, self.0) })
     }
     #[inline(always)]
+    fn low_bytes(self) -> [u8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: the machine has AVX-512, see the module; 16 bytes are written.
+        unsafe {
+            let all = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), all);
+        }
+        bytes
+    }
+    #[inline(always)]
     fn largest(self) -> f32 {
         // SAFETY: the machine has AVX-512, see the module.
         unsafe {

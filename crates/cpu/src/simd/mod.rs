@@ -164,6 +164,14 @@ pub(crate) trait F32x16: Lanes {
         a[0]
     }
 
+    /// The lowest byte of each lane, a whole number of at most 16 bits.
+    #[inline(always)]
+    fn low_bytes(self) -> [u8; LANES] {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes);
+        lanes.map(|lane| lane as i16 as u8)
+    }
+
     /// The largest lane, by `if a > b`.
     #[inline(always)]
     fn largest(self) -> f32 {

@@ -250,12 +250,7 @@ fn quantize<V: Products>(x: &[f32]) -> ([i8; GROUP], f32) {
     let inverse = V::splat(127.0 / largest);
     let mut q = [0; GROUP];
     for (x, q) in x.into_iter().zip(q.as_chunks_mut::<LANES>().0) {
-        let mut whole = [0.0; LANES];
-        x.mul(inverse).round().store(&mut whole);
-        for (q, whole) in q.iter_mut().zip(whole) {
-            // SAFETY: from -127 to 127.
-            *q = unsafe { whole.to_int_unchecked::<i32>() } as i8;
-        }
+        *q = x.mul(inverse).round().low_bytes().map(|byte| byte as i8);
     }
     (q, largest / 127.0)
 }
