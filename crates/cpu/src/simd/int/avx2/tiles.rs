@@ -16,6 +16,29 @@ static LOW_BYTES: Words = Words([0xFF; 16]);
 static LOW_HALVES: Words = Words([0x0F0F; 16]);
 static SIXTEEN: Words = Words([16; 16]);
 
+/// Scales whole sums and adds them: the scales of the weights, widened to the outputs of either half, times that of each row.
+macro_rules! scale {
+    ($(($r:literal, $low:literal, $high:literal))*) => {
+        concat!(
+            "vmovdqu ymm15, [{w_scales}]\n",
+            "vpslld ymm12, ymm15, 16\n",
+            "vpsrld ymm13, ymm15, 16\n",
+            "vpslld ymm13, ymm13, 16\n",
+            $(
+                "vbroadcastss ymm14, dword ptr [{x_scales} + 4*", $r, "]\n",
+                "vcvtdq2ps ", $low, ", ", $low, "\n",
+                "vcvtdq2ps ", $high, ", ", $high, "\n",
+                "vmulps ymm15, ymm12, ymm14\n",
+                "vmulps ymm14, ymm13, ymm14\n",
+                "vfmadd213ps ", $low, ", ymm15, [{sums} + 64*", $r, "]\n",
+                "vfmadd213ps ", $high, ", ymm14, [{sums} + 64*", $r, " + 32]\n",
+                "vmovups [{sums} + 64*", $r, "], ", $low, "\n",
+                "vmovups [{sums} + 64*", $r, " + 32], ", $high, "\n",
+            )*
+        )
+    };
+}
+
 /// Defines `$int8` and `$int4` for so many rows, each with its number and the registers of its sums.
 macro_rules! tiles {
     ($int8:ident, $int4:ident, $rows:literal: $(($r:literal, $low:literal, $high:literal))*) => {
@@ -61,22 +84,7 @@ macro_rules! tiles {
                     concat!("add {x}, 8*", $rows),
                     "dec {chunks:e}",
                     "jnz 2b",
-                    // The scales, widened to the outputs of either half.
-                    "vmovdqu ymm15, [{w_scales}]",
-                    "vpslld ymm12, ymm15, 16",
-                    "vpsrld ymm13, ymm15, 16",
-                    "vpslld ymm13, ymm13, 16",
-                    $(
-                        concat!("vbroadcastss ymm14, dword ptr [{x_scales} + 4*", $r, "]"),
-                        concat!("vcvtdq2ps ", $low, ", ", $low),
-                        concat!("vcvtdq2ps ", $high, ", ", $high),
-                        "vmulps ymm15, ymm12, ymm14",
-                        "vmulps ymm14, ymm13, ymm14",
-                        concat!("vfmadd213ps ", $low, ", ymm15, [{sums} + 64*", $r, "]"),
-                        concat!("vfmadd213ps ", $high, ", ymm14, [{sums} + 64*", $r, " + 32]"),
-                        concat!("vmovups [{sums} + 64*", $r, "], ", $low),
-                        concat!("vmovups [{sums} + 64*", $r, " + 32], ", $high),
-                    )*
+                    scale!($(($r, $low, $high))*),
                     w = inout(reg) w => _,
                     x = inout(reg) x => _,
                     chunks = inout(reg) 8 => _,
@@ -150,22 +158,7 @@ macro_rules! tiles {
                         concat!("vpaddd ", $low, ", ", $low, ", ymm15"),
                         concat!("vpaddd ", $high, ", ", $high, ", ymm14"),
                     )*
-                    // The scales, widened to the outputs of either half.
-                    "vmovdqu ymm15, [{w_scales}]",
-                    "vpslld ymm12, ymm15, 16",
-                    "vpsrld ymm13, ymm15, 16",
-                    "vpslld ymm13, ymm13, 16",
-                    $(
-                        concat!("vbroadcastss ymm14, dword ptr [{x_scales} + 4*", $r, "]"),
-                        concat!("vcvtdq2ps ", $low, ", ", $low),
-                        concat!("vcvtdq2ps ", $high, ", ", $high),
-                        "vmulps ymm15, ymm12, ymm14",
-                        "vmulps ymm14, ymm13, ymm14",
-                        concat!("vfmadd213ps ", $low, ", ymm15, [{sums} + 64*", $r, "]"),
-                        concat!("vfmadd213ps ", $high, ", ymm14, [{sums} + 64*", $r, " + 32]"),
-                        concat!("vmovups [{sums} + 64*", $r, "], ", $low),
-                        concat!("vmovups [{sums} + 64*", $r, " + 32], ", $high),
-                    )*
+                    scale!($(($r, $low, $high))*),
                     w = inout(reg) w => _,
                     x = inout(reg) x => _,
                     pairs = inout(reg) 4 => _,
