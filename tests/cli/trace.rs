@@ -198,16 +198,19 @@ fn a_run_that_is_interrupted_leaves_a_trace_of_all_its_ranks_that_says_so() {
         if is_ignored(signal) {
             continue;
         }
-        let copy = Copy::empty();
-        let file = copy.file("trace.json");
-        let run = "generate --ignore-eos --max-tokens 1800 --tp 2 --threads-per-rank 1 --trace";
-        let mut job = Running::start(anysplit(run).arg(&file).arg("Once upon a time").command());
-        job.prints();
-        let asked = job.signal(signal);
-        let end = job.ends(asked);
-        assert_eq!((end.status, end.line()), (Some(status), &*format!("error: {shown}")));
-        assert_incomplete(&read(&file), shown, &[0, 1], &[]);
-        assert_eq!(names(&copy), ["trace.json"]);
+        // Ranks as threads, and as processes, which are all asked to end.
+        for run in [anysplit(""), launch(2)] {
+            let copy = Copy::empty();
+            let file = copy.file("trace.json");
+            let run = work(Phase::Decode, run, "--tp 2 --trace").arg(&file);
+            let mut job = Running::start(run.command());
+            job.prints();
+            let asked = job.signal(signal);
+            let end = job.ends(asked);
+            assert_eq!((end.status, end.line()), (Some(status), &*format!("error: {shown}")));
+            assert_incomplete(&read(&file), "ended by SIG", &[0, 1], &[]);
+            assert_eq!(names(&copy), ["trace.json"]);
+        }
     }
 }
 
