@@ -216,15 +216,21 @@ fn a_run_that_is_interrupted_leaves_a_trace_of_all_its_ranks_that_says_so() {
 
 #[test]
 fn a_rank_that_is_lost_leaves_the_trace_of_rank_0() {
-    let copy = Copy::empty();
-    let file = copy.file("trace.json");
-    let split = "--tp 2 --trace";
-    let mut job = Running::start(work(Phase::Decode, launch(2), split).arg(&file).command());
-    job.prints();
-    let fault = job.signal_rank(1, Signal::KILL);
-    job.ends(fault).names(1, TIMEOUT);
-    assert_incomplete(&read(&file), "rank 1", &[0], &[1]);
-    assert_eq!(names(&copy), ["trace.json"]);
+    // A second request to end is heeded at once, like the first one of a rank that is not recorded.
+    for signals in [&[Signal::KILL][..], &[Signal::TERM, Signal::INT]] {
+        if signals.iter().any(|&signal| is_ignored(signal)) {
+            continue;
+        }
+        let copy = Copy::empty();
+        let file = copy.file("trace.json");
+        let split = "--tp 2 --trace";
+        let mut job = Running::start(work(Phase::Decode, launch(2), split).arg(&file).command());
+        job.prints();
+        let faults: Vec<_> = signals.iter().map(|&signal| job.signal_rank(1, signal)).collect();
+        job.ends(faults[0]).names(1, TIMEOUT);
+        assert_incomplete(&read(&file), "rank 1", &[0], &[1]);
+        assert_eq!(names(&copy), ["trace.json"]);
+    }
 }
 
 #[test]
