@@ -198,30 +198,39 @@ fn a_run_that_is_interrupted_leaves_a_trace_of_all_its_ranks_that_says_so() {
         if is_ignored(signal) {
             continue;
         }
-        let copy = Copy::empty();
-        let file = copy.file("trace.json");
-        let run = "generate --ignore-eos --max-tokens 1800 --tp 2 --threads-per-rank 1 --trace";
-        let mut job = Running::start(anysplit(run).arg(&file).arg("Once upon a time").command());
-        job.prints();
-        let asked = job.signal(signal);
-        let end = job.ends(asked);
-        assert_eq!((end.status, end.line()), (Some(status), &*format!("error: {shown}")));
-        assert_incomplete(&read(&file), shown, &[0, 1], &[]);
-        assert_eq!(names(&copy), ["trace.json"]);
+        // Ranks as threads, and as processes, which are all asked to end.
+        for run in [anysplit(""), launch(2)] {
+            let copy = Copy::empty();
+            let file = copy.file("trace.json");
+            let run = work(Phase::Decode, run, "--tp 2 --trace").arg(&file);
+            let mut job = Running::start(run.command());
+            job.prints();
+            let asked = job.signal(signal);
+            let end = job.ends(asked);
+            assert_eq!((end.status, end.line()), (Some(status), &*format!("error: {shown}")));
+            assert_incomplete(&read(&file), "ended by SIG", &[0, 1], &[]);
+            assert_eq!(names(&copy), ["trace.json"]);
+        }
     }
 }
 
 #[test]
 fn a_rank_that_is_lost_leaves_the_trace_of_rank_0() {
-    let copy = Copy::empty();
-    let file = copy.file("trace.json");
-    let split = "--tp 2 --trace";
-    let mut job = Running::start(work(Phase::Decode, launch(2), split).arg(&file).command());
-    job.prints();
-    let fault = job.signal_rank(1, Signal::KILL);
-    job.ends(fault).names(1, TIMEOUT);
-    assert_incomplete(&read(&file), "rank 1", &[0], &[1]);
-    assert_eq!(names(&copy), ["trace.json"]);
+    // A second request to end is heeded at once, like the first one of a rank that is not recorded.
+    for signals in [&[Signal::KILL][..], &[Signal::TERM, Signal::INT]] {
+        if signals.iter().any(|&signal| is_ignored(signal)) {
+            continue;
+        }
+        let copy = Copy::empty();
+        let file = copy.file("trace.json");
+        let split = "--tp 2 --trace";
+        let mut job = Running::start(work(Phase::Decode, launch(2), split).arg(&file).command());
+        job.prints();
+        let faults: Vec<_> = signals.iter().map(|&signal| job.signal_rank(1, signal)).collect();
+        job.ends(faults[0]).names(1, TIMEOUT);
+        assert_incomplete(&read(&file), "rank 1", &[0], &[1]);
+        assert_eq!(names(&copy), ["trace.json"]);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use model::parallel::ExpertPlacement;
 use serde_json::json;
 
 use crate::error::CliError;
+use crate::whole_file::{self, directory};
 
 /// What has been recorded; `None`: there is no such file yet.
 ///
@@ -51,10 +52,6 @@ fn fits(file: &Path, before: &[Vec<u64>], counts: &[Vec<u64>]) -> Result<(), Cli
     }
 }
 
-fn directory(file: &Path) -> &Path {
-    file.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// Adds a run's counts to what has been recorded.
 ///
 /// # Errors
@@ -68,13 +65,8 @@ pub fn add(file: &Path, report: &ExpertReport) -> Result<(), CliError> {
         }
     }
     let text = json!({ "tokens_per_expert": counts }).to_string() + "\n";
-    let write = || -> std::io::Result<()> {
-        let mut whole = tempfile::NamedTempFile::new_in(directory(file))?;
-        whole.write_all(text.as_bytes())?;
-        whole.persist(file)?;
-        Ok(())
-    };
-    write().map_err(|e| CliError::Usage(format!("--expert-counts {}: {e}", file.display())))
+    let written = whole_file::write(file, |whole| whole.write_all(text.as_bytes()));
+    written.map_err(|e| CliError::Usage(format!("--expert-counts {}: {e}", file.display())))
 }
 
 /// [`add`], for a command that has no other use for the counts.

@@ -4,34 +4,41 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
-use signal_hook::flag;
+use signal_hook::{flag, low_level};
 
 use crate::error::CliError;
 use crate::launch::signals;
 
-/// Whether this process was asked to end. When it is dropped, signals end it at once again.
+/// How long a rank that was asked to end gives rank 0 to collect what was recorded: less than a launcher waits before it kills.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Whether this process was asked to end. When it is dropped, signals end it at once again. There is one in a process.
 pub struct Interrupt {
-    asked: Arc<AtomicBool>,
+    /// The signal, once one has come.
     signal: Arc<AtomicUsize>,
+    /// Whether the next one ends the process.
+    is_last: Arc<AtomicBool>,
 }
 
 impl Interrupt {
     /// From here on the first signal is only noted.
     pub fn listen() -> io::Result<Self> {
-        let (asked, signal) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (signal, is_last) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         for number in signals::to_end() {
             // They run in this order: the first signal finds the flag down.
-            flag::register_conditional_default(number, asked.clone())?;
+            flag::register_conditional_default(number, is_last.clone())?;
             flag::register_usize(number, signal.clone(), number as usize)?;
-            flag::register(number, asked.clone())?;
+            flag::register(number, is_last.clone())?;
         }
-        Ok(Interrupt { asked, signal })
+        Ok(Interrupt { signal, is_last })
     }
 
-    /// Set by the first signal.
-    pub fn asked(&self) -> Arc<AtomicBool> {
-        self.asked.clone()
+    /// Says whether a signal has come.
+    pub fn asked(&self) -> impl Fn() -> bool + use<> {
+        let signal = self.signal.clone();
+        move || signal.load(Relaxed) != 0
     }
 
     /// What is told of a run that was asked to end.
@@ -51,6 +58,19 @@ impl Interrupt {
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        self.asked.store(true, Relaxed);
+        self.is_last.store(true, Relaxed);
     }
+}
+
+/// For a process that is another rank of a job which rank 0 records. Launchers ask all ranks to end at once: from here on this one
+/// leaves it to rank 0 to end the run, so that rank 0 can still collect what was recorded here. If that takes it too long, or a
+/// second signal comes, the process ends as it always does.
+pub fn leave_to_rank_0() -> io::Result<()> {
+    let signals = signals::listen(signals::to_end())?;
+    let wait = move || {
+        let Ok(first) = signals.recv() else { return };
+        let last = signals.recv_timeout(PATIENCE).unwrap_or(first);
+        low_level::emulate_default_handler(last).expect("these signals have one");
+    };
+    std::thread::Builder::new().name("asked to end".into()).spawn(wait).map(drop)
 }

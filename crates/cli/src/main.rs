@@ -21,6 +21,7 @@ mod split;
 mod startup;
 mod tp_plan;
 mod trace;
+mod whole_file;
 
 use std::process::ExitCode;
 

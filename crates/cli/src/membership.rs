@@ -9,7 +9,7 @@ use clap::Args;
 use collective::Secret;
 use engine::EngineError;
 use job::{
-    Backend, Cause, Ending, Failure, Fingerprint, Host, Job, JobEnv, JobOptions, Report, hold_lifeline,
+    Backend, Cause, Ending, Failure, Fingerprint, Hold, Host, Job, JobEnv, JobOptions, Report, hold_lifeline,
     wait_for_launcher,
 };
 
@@ -80,6 +80,11 @@ impl Membership {
         };
         let job = Job::join(env, &fingerprint(), &options).map_err(EngineError::from)?;
         Ok(Some(self.job.get_or_init(|| job)))
+    }
+
+    /// Lets this process take a moment to end after another rank has ended the job; in a job.
+    pub fn hold(&self) -> Option<Hold> {
+        self.job.get().map(Job::hold)
     }
 
     /// Whether this process is the one that prints: rank 0, or on its own.

@@ -15,6 +15,7 @@ use tensor::{DType, math};
 
 use crate::args::{LoadFormat, ModelArgs, RunArgs};
 use crate::error::CliError;
+use crate::interrupt;
 use crate::membership::{JobArgs, Membership};
 use crate::progress::{DownloadBar, bytes_bar};
 use crate::split::SplitArgs;
@@ -197,6 +198,10 @@ impl OpenModel {
         quiet: bool,
     ) -> Result<Option<Engine>, CliError> {
         let job = membership.join(|| self.fingerprint(options, &run.job), &run.job)?;
+        if run.trace.is_some() && !membership.leads() {
+            interrupt::leave_to_rank_0()
+                .map_err(|e| CliError::failed(format!("--trace: cannot listen for signals: {e}")))?;
+        }
         let bar = bytes_bar("loading", 0);
         let progress = |done: u64, total: u64| {
             bar.set_length(total);

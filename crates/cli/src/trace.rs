@@ -1,11 +1,8 @@
 //! `--trace FILE`: what each thread of each rank did when, in Chrome's trace format, which Perfetto opens.
 
 use std::cell::{Cell, RefCell};
-use std::fs::Permissions;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Engine, HostClock, RankTrace, TraceEvent};
@@ -16,10 +13,12 @@ use crate::args::RunArgs;
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use crate::membership::Membership;
+use crate::whole_file::{self, directory};
 
 /// A file that is written when the run is over, whole or not at all; or none.
-pub struct Trace {
+pub struct Trace<'a> {
     file: Option<PathBuf>,
+    membership: &'a Membership,
     /// What this process did besides running the model.
     own: RefCell<Vec<(&'static str, Instant, Instant)>>,
     /// Why it could not be written.
@@ -32,17 +31,17 @@ struct Incomplete {
     missing_ranks: Vec<usize>,
 }
 
-impl Trace {
+impl<'a> Trace<'a> {
     /// Rank 0 writes it, of all ranks. Whether it can is known before anything runs.
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn new(args: &RunArgs, membership: &Membership) -> Result<Self, CliError> {
+    pub fn new(args: &RunArgs, membership: &'a Membership) -> Result<Self, CliError> {
         let file = args.trace.clone().filter(|_| membership.leads());
         if let Some(file) = &file {
             check(file).map_err(|why| CliError::Usage(format!("--trace {}: {why}", file.display())))?;
         }
-        Ok(Trace { file, own: RefCell::default(), failed: Cell::default() })
+        Ok(Trace { file, membership, own: RefCell::default(), failed: Cell::default() })
     }
 
     /// Whether there will be one.
@@ -75,7 +74,10 @@ impl Trace {
             .map_err(|e| CliError::failed(format!("--trace: cannot listen for signals: {e}")))?;
         engine.stop_when(interrupt.asked());
         engine.begin_trace()?;
-        let done = work(engine).and_then(|done| Ok((done, engine.take_trace()?)));
+        let done = work(engine);
+        // Also if the job is over by now.
+        let _hold = self.membership.hold();
+        let done = done.and_then(|done| Ok((done, engine.take_trace()?)));
         // What failed because ranks were asked to end, is told as that.
         let asked = interrupt.check();
         let (result, ranks, incomplete) = match (done, asked) {
@@ -90,19 +92,9 @@ impl Trace {
                 (Err(error), ranks, Some(incomplete))
             }
         };
-        let written = self.write(file, &ranks, incomplete.as_ref());
-        engine.stop_when(Arc::default());
-        // A signal may have come while the file was written.
-        match (result.and_then(|done| interrupt.check().map(|()| done)), written) {
-            (Err(error), Err(also)) => {
-                let (line, status) = (format!("{error}; {also}"), error.status());
-                Err(CliError::Job { line, status })
-            }
-            (result, written) => {
-                self.failed.set(written.err());
-                result
-            }
-        }
+        let (result, failed) = conclude(result, &interrupt, || self.write(file, &ranks, incomplete.as_ref()));
+        self.failed.set(failed);
+        result
     }
 
     /// Whether the file could be written.
@@ -119,25 +111,30 @@ impl Trace {
         ranks: &[RankTrace],
         incomplete: Option<&Incomplete>,
     ) -> Result<(), CliError> {
-        let write = || -> io::Result<()> {
-            // What a link leads to is replaced, not the link.
-            let to = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-            // As readable as any new file, within the umask.
-            let readable = Permissions::from_mode(0o666);
-            let mut whole = tempfile::Builder::new().permissions(readable).tempfile_in(directory(&to))?;
-            let mut out = BufWriter::new(whole.as_file_mut());
+        let written = whole_file::write(file, |whole| {
+            let mut out = BufWriter::new(whole);
             write_json(&mut out, ranks, &self.own.borrow(), incomplete)?;
-            out.flush()?;
-            drop(out);
-            whole.persist(&to)?;
-            Ok(())
-        };
-        write().map_err(|e| CliError::failed(format!("--trace {}: {e}", file.display())))
+            out.flush()
+        });
+        written.map_err(|e| CliError::failed(format!("--trace {}: {e}", file.display())))
     }
 }
 
-fn directory(file: &Path) -> &Path {
-    file.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// Writes what was recorded, and says how the run ended, in whose time to write a signal may come. If all went well but the
+/// writing, that comes apart.
+fn conclude<T>(
+    result: Result<T, CliError>,
+    interrupt: &Interrupt,
+    write: impl FnOnce() -> Result<(), CliError>,
+) -> (Result<T, CliError>, Option<CliError>) {
+    let written = write();
+    match (result.and_then(|done| interrupt.check().map(|()| done)), written) {
+        (Err(error), Err(also)) => {
+            let (line, status) = (format!("{error}; {also}"), error.status());
+            (Err(CliError::Job { line, status }), None)
+        }
+        (result, written) => (result, written.err()),
+    }
 }
 
 /// Why a file can't be written, if so. Leaves nothing behind.
@@ -314,6 +311,7 @@ impl<W: Write> Lines<'_, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::signals;
 
     fn event(name: u32, began_ns: i64) -> TraceEvent {
         TraceEvent {
@@ -368,6 +366,22 @@ mod tests {
         assert!(trace["otherData"]["clock"].as_str().unwrap().contains("2.5 µs"));
         let note = trace["traceEvents"].as_array().unwrap().iter().find(|e| e["ph"] == "i").unwrap();
         assert_eq!(note["name"], "no room for 17 later events of rank 3");
+    }
+
+    #[test]
+    fn a_run_that_is_asked_to_end_while_its_trace_is_written_has_one_and_says_so() {
+        let Some(signal) = signals::to_end().next() else {
+            return eprintln!("skipped: all signals are ignored here");
+        };
+        let interrupt = Interrupt::listen().unwrap();
+        let (result, failed) = conclude(Ok(()), &interrupt, || {
+            assert!(!interrupt.asked()());
+            signal_hook::low_level::raise(signal).unwrap();
+            Ok(())
+        });
+        let error = result.unwrap_err();
+        assert_eq!((error.to_string(), error.status()), signals::ending(signal));
+        assert!(interrupt.asked()() && failed.is_none());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How often and how long a rank waits for others, as its transports count it.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::CollectiveStats;
@@ -13,9 +14,16 @@ pub struct Waits {
     since: Option<(Instant, CallId)>,
 }
 
-/// A call of a rank: its operation's name and number. Calls that parts of a larger one are made of have the name and the
-/// number of that.
-pub type CallId = (&'static str, u64);
+/// A call of a rank. Those that parts of a larger one are made of are called as that is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallId {
+    /// Its operation's name.
+    pub op: &'static str,
+    /// Its number: of a collective, among those of the group; of a message, among those of its pair in this direction.
+    pub number: u64,
+    /// Of a message: the other rank.
+    pub peer: Option<usize>,
+}
 
 impl Waits {
     /// Counts a wait in a call.
@@ -50,6 +58,17 @@ pub(crate) struct Idle {
     pub awaits_first_byte: bool,
 }
 
+/// Counts a time that is over in which nothing moved for a call, if it was a wait.
+pub(crate) fn note(waits: &Cell<Waits>, call: CallId, idle: Option<(Idle, Instant)>) {
+    if let Some((idle, until)) = idle
+        && idle.awaits_first_byte
+    {
+        let mut all = waits.get();
+        all.add(call, idle.since, until);
+        waits.set(all);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,15 +78,26 @@ mod tests {
         let at = |ms| Instant::now() + Duration::from_millis(ms);
         let times = [at(0), at(1), at(2), at(3), at(4), at(5), at(6)];
         let (mut near, mut far) = (Waits::default(), Waits::default());
-        near.add(("barrier", 1), times[0], times[1]);
-        far.add(("all_reduce", 2), times[2], times[3]);
-        near.add(("all_reduce", 2), times[4], times[6]);
+        let call = |op, number| CallId { op, number, peer: None };
+        near.add(call("barrier", 1), times[0], times[1]);
+        far.add(call("all_reduce", 2), times[2], times[3]);
+        near.add(call("all_reduce", 2), times[4], times[6]);
         for both in [near.and(far), far.and(near)] {
             let stats = both.in_stats(CollectiveStats::default());
             assert_eq!((stats.waits, stats.waiting_since), (3, Some(times[2])));
             assert_eq!(stats.waited, (times[1] - times[0]) + (times[3] - times[2]) + (times[6] - times[4]));
         }
-        near.add(("all_reduce", 3), times[5], times[6]);
+        near.add(call("all_reduce", 3), times[5], times[6]);
         assert_eq!(far.and(near).in_stats(CollectiveStats::default()).waiting_since, Some(times[5]));
+    }
+
+    #[test]
+    fn messages_of_two_ranks_are_two_calls() {
+        let (began, mut waits) = (Instant::now(), Waits::default());
+        for peer in 1..3 {
+            let since = began + Duration::from_millis(peer as u64);
+            waits.add(CallId { op: "recv_bytes", number: 1, peer: Some(peer) }, since, since);
+            assert_eq!(waits.in_stats(CollectiveStats::default()).waiting_since, Some(since));
+        }
     }
 }

@@ -1,7 +1,5 @@
 //! A model that runs: requests in, tokens out.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
@@ -48,8 +46,8 @@ pub struct Engine {
     /// Requests so far: the next one's id.
     requests: u64,
     recording: Recording,
-    /// Set by whoever wants no further step.
-    stop: Option<Arc<AtomicBool>>,
+    /// Says whether no further step is wanted.
+    stop: Option<Box<dyn Fn() -> bool>>,
 }
 
 impl Engine {
@@ -200,14 +198,14 @@ impl Engine {
         self.recording.take_so_far(&mut *self.leader)
     }
 
-    /// Lets every call end before its next step with [`EngineError::Interrupted`] once the flag is set. Ranks are as ready
+    /// Lets every call end before its next step with [`EngineError::Interrupted`] while `stop` says so. Ranks are as ready
     /// for another call as ever.
-    pub fn stop_when(&mut self, flag: Arc<AtomicBool>) {
-        self.stop = Some(flag);
+    pub fn stop_when(&mut self, stop: impl Fn() -> bool + 'static) {
+        self.stop = Some(Box::new(stop));
     }
 
     fn is_stopped(&self) -> bool {
-        self.stop.as_ref().is_some_and(|flag| flag.load(Relaxed))
+        self.stop.as_ref().is_some_and(|stop| stop())
     }
 
     /// Measures what the ranks of this replica's first stage pay for the all-reduces of one token, in seconds.

@@ -2,9 +2,9 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use common::Golden;
@@ -201,8 +201,9 @@ fn what_a_run_recorded_until_it_was_stopped_is_there_and_all_goes_on() {
         for replicas in [1, 2] {
             let options = EngineOptions { data_parallel_size: replicas, ..options.clone() };
             let mut engine = golden.engine(&options);
-            let stop = Arc::new(AtomicBool::new(false));
-            engine.stop_when(stop.clone());
+            let stop = Rc::new(Cell::new(false));
+            let asked = stop.clone();
+            engine.stop_when(move || asked.get());
             engine.begin_trace().unwrap();
             let request = GenerateRequest {
                 prompt: golden.prompt.clone(),
@@ -214,7 +215,7 @@ fn what_a_run_recorded_until_it_was_stopped_is_there_and_all_goes_on() {
             let mut tokens = [0; 3];
             let stopped = engine.generate(&vec![request; tokens.len()], &mut |index, _| {
                 tokens[index] += 1;
-                stop.store(tokens.iter().all(|&n| n > 1), Relaxed);
+                stop.set(tokens.iter().all(|&n| n > 1));
                 false
             });
             assert!(matches!(stopped, Err(EngineError::Interrupted)), "{stopped:?}");
@@ -226,7 +227,7 @@ fn what_a_run_recorded_until_it_was_stopped_is_there_and_all_goes_on() {
                 assert!(trace.threads[0].iter().filter(is_step).count() > 1, "rank {}", trace.rank);
             }
             assert!(matches!(engine.score(&golden.prompt), Err(EngineError::Interrupted)));
-            stop.store(false, Relaxed);
+            stop.set(false);
             generate(&mut engine, &golden, 3);
         }
     }

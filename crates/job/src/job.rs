@@ -12,8 +12,11 @@ use crate::group::{Backend, JobGroup, Maker, Mpi, spin};
 use crate::host::{Host, number_hosts, side_by_side, together};
 use crate::rendezvous::{self, Link};
 use crate::report::{Ending, Report};
-use crate::watch::Watch;
+use crate::watch::{Hold, Watch};
 use crate::{Fingerprint, JobError};
+
+/// After another rank has ended the job, a process that has asked for more time gets this much.
+const HELD: Duration = Duration::from_secs(10);
 
 /// How a job is joined.
 #[derive(Clone, Debug)]
@@ -198,6 +201,12 @@ impl Job {
         Ok(group)
     }
 
+    /// While the value is there, a process that should end because another rank has ended the job gets more time for it than
+    /// [`JobOptions::exit_after`], up to ten seconds: it may be writing what nobody else has.
+    pub fn hold(&self) -> Hold {
+        Hold::new(self.watch.clone())
+    }
+
     /// Leaves the job, with what went wrong if something did. Waits until the cause is known, and on rank 0 until all
     /// ranks have left. Returns how the process should end, if not well; the launcher has been told.
     pub fn finish(mut self, result: Result<(), Failure>) -> Option<Ending> {
@@ -234,7 +243,7 @@ impl Job {
         let (watch, report) = (self.watch.clone(), self.report.clone());
         let (rank, host) = (self.rank, self.host_name().to_owned());
         let spawned = std::thread::Builder::new().name("job guard".into()).spawn(move || {
-            let Some(verdict) = watch.wait_for_a_doomed_process(patience) else { return };
+            let Some(verdict) = watch.wait_for_a_doomed_process(patience, HELD) else { return };
             let ending = Ending::of_verdict(rank, &host, &verdict, report.as_ref());
             report.inspect(|report| report.send(&ending));
             if ending.is_printed {

@@ -53,6 +53,7 @@ pub use job::{Job, JobOptions};
 pub use lifeline::{LIFE_FD, hold_lifeline, wait_for_launcher};
 pub use process::process_state;
 pub use report::{Cause, Ending, REPORT_FD, Report};
+pub use watch::Hold;
 
 /// What all ranks of a job must have in common: names and values, such as the version and the plan.
 pub type Fingerprint = Vec<(String, String)>;

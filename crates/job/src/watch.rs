@@ -70,6 +70,8 @@ struct State {
     verdict: Option<Verdict>,
     /// The process is about to leave by itself.
     is_leaving: bool,
+    /// How many parts of it need more time.
+    holds: usize,
     /// No more to watch.
     is_over: bool,
     /// What the launcher was told last.
@@ -177,14 +179,28 @@ impl Watch {
         drop(self.changed.wait_timeout_while(self.state(), at_most, is_open));
     }
 
-    /// Waits for a verdict, then for the process to leave by itself. Returns the verdict if it does not.
-    pub fn wait_for_a_doomed_process(&self, patience: Duration) -> Option<Verdict> {
+    /// Waits for a verdict, then for the process to leave by itself. Returns the verdict if it does not. `patience` begins anew
+    /// when the process was held ([`Hold`]), for which it has the time `held` in all.
+    pub fn wait_for_a_doomed_process(&self, patience: Duration, held: Duration) -> Option<Verdict> {
         let idle = |state: &mut State| state.verdict.is_none() && !state.is_over && !state.is_leaving;
-        let state = self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
         state.verdict.as_ref()?;
-        let wait = self.changed.wait_timeout_while(state, patience, |state| !state.is_leaving);
-        let state = wait.unwrap_or_else(PoisonError::into_inner).0;
-        if state.is_leaving { None } else { state.verdict.clone() }
+        let doomed = Instant::now();
+        let mut until = doomed + patience;
+        while !state.is_leaving {
+            let now = Instant::now();
+            let is_held = state.holds > 0 && now < doomed + held;
+            if is_held {
+                until = now + patience;
+            }
+            let wake = if is_held { doomed + held } else { until };
+            if now >= wake {
+                return state.verdict.clone();
+            }
+            let wait = self.changed.wait_timeout(state, wake - now);
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        None
     }
 
     /// What another rank has posted.
@@ -214,5 +230,70 @@ impl Watch {
             let wait = self.changed.wait_timeout(state, left);
             state = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+}
+
+/// Gives a process of a job that is over more time to end.
+pub struct Hold(Arc<Watch>);
+
+impl Hold {
+    pub(crate) fn new(watch: Arc<Watch>) -> Hold {
+        watch.state().holds += 1;
+        Hold(watch)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.state().holds -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// What watches a process that should end.
+    fn doomed() -> (Arc<Watch>, Verdict) {
+        let watch = Watch::new(0, LONG, None);
+        let verdict = Verdict { rank: 1, message: "rank 1 died".into(), code: 1, is_alive: false };
+        watch.condemn(verdict.clone());
+        (watch, verdict)
+    }
+
+    #[test]
+    fn a_doomed_process_is_ended_unless_it_is_held() {
+        let (watch, verdict) = doomed();
+        assert_eq!(watch.wait_for_a_doomed_process(Duration::ZERO, LONG), Some(verdict.clone()));
+        let hold = Hold::new(watch.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Whoever does not wait for it is done before that.
+                (0..1000).for_each(|_| std::thread::yield_now());
+                watch.leave();
+            });
+            assert_eq!(watch.wait_for_a_doomed_process(Duration::ZERO, LONG), None);
+        });
+        drop(hold);
+    }
+
+    #[test]
+    fn a_process_that_is_not_held_any_more_is_ended() {
+        let (watch, verdict) = doomed();
+        let hold = Hold::new(watch.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(hold));
+            assert_eq!(watch.wait_for_a_doomed_process(Duration::ZERO, LONG), Some(verdict));
+        });
+    }
+
+    #[test]
+    fn nobody_is_held_for_ever() {
+        let (watch, verdict) = doomed();
+        let _hold = Hold::new(watch.clone());
+        assert_eq!(watch.wait_for_a_doomed_process(Duration::ZERO, Duration::ZERO), Some(verdict));
     }
 }

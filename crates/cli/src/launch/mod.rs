@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use signal_hook::consts::SIGCHLD;
 
 use crate::error::CliError;
 use process::Job;
@@ -78,8 +79,8 @@ pub struct LaunchArgs {
 pub fn run(args: &LaunchArgs) -> Result<(), CliError> {
     check::check(args)?;
     let job = Job::new(args)?;
-    let signals =
-        signals::listen().map_err(|e| CliError::failed(format!("cannot listen for signals: {e}")))?;
+    let signals = signals::listen(signals::to_end().chain([SIGCHLD]))
+        .map_err(|e| CliError::failed(format!("cannot listen for signals: {e}")))?;
     // What ranks leave behind becomes the launcher's, which waits for it.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     for restart in 0.. {

@@ -1,9 +1,9 @@
-//! Signals that ask a process to end, and those to the launcher as messages.
+//! Signals that ask a process to end, and signals as messages.
 
 use std::io;
 use std::sync::mpsc::{Receiver, channel};
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
@@ -13,9 +13,9 @@ pub fn to_end() -> impl Iterator<Item = i32> {
     [SIGINT, SIGTERM, SIGHUP].into_iter().filter(move |signal| ignored >> (signal - 1) & 1 == 0)
 }
 
-/// Every SIGCHLD, and every signal that asks the job to end.
-pub fn listen() -> io::Result<Receiver<i32>> {
-    let mut signals = Signals::new(to_end().chain([SIGCHLD]))?;
+/// Every one of some signals, from now on. They do nothing else any more.
+pub fn listen(signals: impl Iterator<Item = i32>) -> io::Result<Receiver<i32>> {
+    let mut signals = Signals::new(signals)?;
     let (sender, receiver) = channel();
     let forward = move || signals.forever().try_for_each(|signal| sender.send(signal));
     std::thread::Builder::new().name("signals".into()).spawn(forward)?;

@@ -73,6 +73,9 @@ impl<D: Device, C: Collective<D>> Checks<'_, D, C> {
         self.mixed_calls();
         if self.ranks > 1 {
             self.a_late_rank_is_waited_for();
+            self.each_sender_is_waited_for_by_itself();
+            self.a_message_that_is_there_is_not_waited_for();
+            self.a_wait_in_vain_is_counted();
             self.messages_keep_their_order();
             self.messages_and_collectives_mix();
             self.a_message_may_be_larger_than_any_buffer();

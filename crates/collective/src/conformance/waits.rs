@@ -1,24 +1,61 @@
 //! Who comes early knows how long it waited.
+//!
+//! A machine that is busy with something else may hold any rank up between any two lines. So what a rank counts is compared
+//! with what its own call took, and where a rank should have been early, only most of its calls must say so.
 
 use std::time::{Duration, Instant};
 
 use tensor::Device;
 
-use super::{Checks, LONG};
+use super::{Checks, LONG, SHORT, bytes};
 use crate::{Collective, Group};
 
 /// How much later one rank comes.
 const LATE: Duration = Duration::from_millis(1);
-/// A machine may be busy with something else while an early rank should wait: then they try again.
-const ROUNDS: usize = 1000;
+/// How often it does.
+const ROUNDS: usize = 24;
 
-/// How long this rank waited while it did something.
-fn waited(group: &impl Group, work: impl FnOnce()) -> Duration {
-    let before = group.stats();
+/// What a rank counted in some calls, and what they took.
+#[derive(Clone, Copy)]
+struct Counted {
+    waited: Duration,
+    took: Duration,
+}
+
+/// What this rank counts while it does something.
+fn counted(group: &impl Group, work: impl FnOnce()) -> Counted {
+    let (before, began) = (group.stats(), Instant::now());
     work();
-    let after = group.stats();
-    assert_eq!(after.waited > before.waited, after.waits > before.waits, "time and times go together");
-    after.waited - before.waited
+    let (after, took) = (group.stats(), began.elapsed());
+    let waited = after.waited - before.waited;
+    assert_eq!(waited > Duration::ZERO, after.waits > before.waits, "time and times go together");
+    assert!(waited <= took, "{waited:?} of {took:?}");
+    if waited > Duration::ZERO {
+        assert!(after.waiting_since >= Some(began), "the last call's wait is no earlier one's");
+    }
+    Counted { waited, took }
+}
+
+/// What a rank that should have been early counted, round by round.
+#[derive(Default)]
+struct Early {
+    /// Calls that took about as long as the late rank.
+    calls: usize,
+    /// Those of them that were mostly waits.
+    waits: usize,
+}
+
+impl Early {
+    fn add(&mut self, Counted { waited, took }: Counted) {
+        let is_early = took >= LATE / 2;
+        self.calls += usize::from(is_early);
+        self.waits += usize::from(is_early && waited >= took / 2);
+    }
+
+    fn check(&self, what: &str) {
+        let Early { calls, waits } = *self;
+        assert!(waits > 0 && 4 * waits >= 3 * calls, "{what}: {waits} waits in {calls} calls that took long");
+    }
 }
 
 fn dawdle() {
@@ -36,32 +73,81 @@ impl<D: Device, C: Collective<D>> Checks<'_, D, C> {
             let receive = |from: usize| group.recv_bytes(from, Some(LONG)).expect("recv_bytes");
             let send = |bytes: &[u8], to: usize| group.send_bytes(bytes, to).expect("send_bytes");
             let gather = || drop(group.all_gather_host(&[1.0]).expect("all_gather_host"));
-            for round in 0.. {
-                assert!(round < ROUNDS, "rank {rank} of {} counts no wait, or one too many", self.ranks);
-                let mut verdict = Vec::new();
+            let (mut for_messages, mut for_ranks) = (Early::default(), Early::default());
+            for _ in 0..ROUNDS {
                 if rank == last {
                     send(b"a message", 0);
-                    let for_message = waited(&group, || assert_eq!(receive(0), b"late"));
+                    for_messages.add(counted(&group, || assert_eq!(receive(0), b"late")));
                     send(b"a collective", 0);
-                    let for_rank = waited(&group, gather);
-                    send(&[u8::from(for_message.min(for_rank) >= LATE / 2)], 0);
+                    for_ranks.add(counted(&group, gather));
                 } else if rank == 0 {
                     receive(last);
                     dawdle();
                     send(b"late", last);
                     receive(last);
                     dawdle();
-                    let for_nobody = waited(&group, gather);
-                    verdict = receive(last);
-                    verdict[0] &= u8::from(for_nobody < LATE / 2);
+                    counted(&group, gather);
                 } else {
-                    gather();
-                }
-                group.broadcast(&mut verdict, Some(LONG)).expect("broadcast");
-                if verdict == [1] {
-                    return;
+                    counted(&group, gather);
                 }
             }
+            if rank == last {
+                for_messages.check("messages");
+                for_ranks.check("collectives");
+            }
+        });
+    }
+
+    /// Messages of several ranks have the same numbers.
+    pub(super) fn each_sender_is_waited_for_by_itself(&self) {
+        self.on_all(LONG, |rank, group, _| {
+            if rank > 0 {
+                group.recv_bytes(0, Some(LONG)).expect("recv_bytes");
+                dawdle();
+                return group.send_bytes(b"late", 0).expect("send_bytes");
+            }
+            for from in 1..self.ranks {
+                group.send_bytes(b"it is your turn", from).expect("send_bytes");
+                counted(&group, || drop(group.recv_bytes(from, Some(LONG)).expect("recv_bytes")));
+            }
+        });
+    }
+
+    /// However long the rest of it takes.
+    pub(super) fn a_message_that_is_there_is_not_waited_for(&self) {
+        const LENGTHS: [usize; 2] = [7, 1 << 20];
+        self.on_all(LONG, |rank, group, _| {
+            for (seed, len) in (0..).zip(LENGTHS) {
+                if rank == 0 {
+                    group.send_bytes(&bytes(seed, len), self.ranks - 1).expect("send_bytes");
+                } else if rank == self.ranks - 1 {
+                    let counted = counted(&group, || {
+                        let message = loop {
+                            match group.try_recv_bytes(0).expect("try_recv_bytes") {
+                                Some(message) => break message,
+                                None => std::thread::yield_now(),
+                            }
+                        };
+                        assert!(message == bytes(seed, len));
+                    });
+                    assert_eq!(counted.waited, Duration::ZERO, "{len} bytes");
+                }
+            }
+            group.barrier().expect("barrier");
+        });
+    }
+
+    /// The last rank waits for a message in vain, and then the others do.
+    pub(super) fn a_wait_in_vain_is_counted(&self) {
+        let last = self.ranks - 1;
+        self.on_all(LONG, |rank, group, _| {
+            let (from, deadline) = if rank == last { (0, SHORT) } else { (last, LONG) };
+            let Counted { waited, took } = counted(&group, || {
+                drop(group.recv_bytes(from, Some(deadline)).expect_err("nothing is sent"))
+            });
+            // Of the others one may have begun when all was over.
+            let at_least = if rank == last { SHORT } else { took.saturating_sub(SHORT / 2) };
+            assert!(waited >= at_least, "rank {rank} of {} counts {waited:?} of {took:?}", self.ranks);
         });
     }
 }

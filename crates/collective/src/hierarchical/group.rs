@@ -159,7 +159,7 @@ impl Group for Hierarchical {
 
     fn try_recv_bytes(&self, from: usize) -> Result<Option<Vec<u8>>, CollectiveError> {
         let number = self.received[from].get() + 1;
-        let call = Call { op: Op::TryRecvBytes, number, size: 0, deadline: None };
+        let call = Call { op: Op::TryRecvBytes, number, peer: Some(from), size: 0, deadline: None };
         self.check()?;
         match self.neighbour(from) {
             Some(local) => {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use crate::message::{Call, Op, Scratch, Standing, Team, Wire};
 use crate::shared::Outer;
 use crate::tcp::Guarded;
-use crate::{CollectiveError, CollectiveStats, Group, Progress, SharedRank, TcpRank, Watched};
+use crate::{CallId, CollectiveError, CollectiveStats, Group, Progress, SharedRank, TcpRank, Watched};
 
 /// One rank of a group over several nodes.
 pub struct Hierarchical {
@@ -64,7 +64,7 @@ impl Hierarchical {
                 "rank {rank} is rank {expected} of {size} on its node, but rank {local} of {of} in the local group"
             )));
         }
-        local.speak_of(Outer { first_rank: nodes[node].start, op: "", number: 0 });
+        local.speak_of(Outer { first_rank: nodes[node].start, call: CallId::default() });
         Ok(Hierarchical {
             leaders: nodes.iter().map(|n| n.start).collect(),
             calls: Cell::new(0),
@@ -99,8 +99,8 @@ impl Hierarchical {
     /// Begins a collective. The call is that of the leaders.
     fn begin(&self, op: Op, size: usize) -> Result<Call, CollectiveError> {
         self.calls.set(self.calls.get() + 1);
-        let call = Call { op, number: self.calls.get(), size, deadline: Some(self.patience(1)) };
-        self.begin_call(call)
+        let (number, deadline) = (self.calls.get(), Some(self.patience(1)));
+        self.begin_call(Call { op, number, peer: None, size, deadline })
     }
 
     /// Begins a message to or from `peer`.
@@ -120,11 +120,11 @@ impl Hierarchical {
             _ => &self.received[peer],
         };
         count.set(count.get() + 1);
-        self.begin_call(Call { op, number: count.get(), size: 0, deadline })
+        self.begin_call(Call { op, number: count.get(), peer: Some(peer), size: 0, deadline })
     }
 
     fn begin_call(&self, call: Call) -> Result<Call, CollectiveError> {
-        self.local.speak_of(Outer { first_rank: self.here().start, op: call.op.name(), number: call.number });
+        self.local.speak_of(Outer { first_rank: self.here().start, call: call.id() });
         self.told(self.standing.begin(&call).and_then(|()| self.local.check()))?;
         self.told(self.wire.wire().standing().check())?;
         Ok(call)

@@ -61,6 +61,8 @@ pub struct Call {
     pub op: Op,
     /// Its number: of a collective, among those of the group; of a message, among those of its pair in this direction.
     pub number: u64,
+    /// Of a message: the other rank.
+    pub peer: Option<usize>,
     /// A size on which all ranks of a collective agree.
     pub size: usize,
     /// How long nothing may move. `None`: for ever.
@@ -75,7 +77,7 @@ impl Call {
 
     /// What it is called.
     pub fn id(&self) -> CallId {
-        (self.op.name(), self.number)
+        CallId { op: self.op.name(), number: self.number, peer: self.peer }
     }
 
     /// The error of a rank that waits for `missing`.

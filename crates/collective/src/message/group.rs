@@ -51,7 +51,8 @@ impl<W: Wire> Messages<W> {
     /// Begins a collective.
     fn begin(&self, op: Op, size: usize) -> Result<Call, CollectiveError> {
         self.calls.set(self.calls.get() + 1);
-        let call = Call { op, number: self.calls.get(), size, deadline: Some(self.wire.deadline()) };
+        let (number, deadline) = (self.calls.get(), Some(self.wire.deadline()));
+        let call = Call { op, number, peer: None, size, deadline };
         self.wire.standing().begin(&call).map(|()| call)
     }
 
@@ -72,7 +73,7 @@ impl<W: Wire> Messages<W> {
             _ => &self.received[peer],
         };
         count.set(count.get() + 1);
-        let call = Call { op, number: count.get(), size: 0, deadline };
+        let call = Call { op, number: count.get(), peer: Some(peer), size: 0, deadline };
         self.wire.standing().begin(&call).map(|()| call)
     }
 
@@ -155,7 +156,8 @@ impl<W: Wire> Group for Messages<W> {
 
     fn try_recv_bytes(&self, from: usize) -> Result<Option<Vec<u8>>, CollectiveError> {
         let number = self.received[from].get() + 1;
-        let call = Call { op: Op::TryRecvBytes, number, size: 0, deadline: Some(self.wire.deadline()) };
+        let (op, deadline) = (Op::TryRecvBytes, Some(self.wire.deadline()));
+        let call = Call { op, number, peer: Some(from), size: 0, deadline };
         match self.wire.has_begun(&call, from)? {
             true => self.recv_bytes(from, call.deadline).map(Some),
             false => Ok(None),

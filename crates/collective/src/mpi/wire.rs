@@ -8,7 +8,7 @@ use super::lane::{Lane, Receiving, Sending, Spare, Unlike};
 use super::notice::{NOTICES, Notice, TAGS};
 use super::world::{ANYBODY, Transfer, World};
 use crate::message::{Buffer, Call, Incoming, Outgoing, Standing, Wire};
-use crate::waits::Idle;
+use crate::waits::{Idle, note};
 use crate::{CollectiveError, Waits};
 
 /// Lanes: their number is their tag among the group's.
@@ -95,13 +95,26 @@ impl MpiWire {
 
     /// Goes on until a call's messages are through.
     fn run(&self, call: &Call, mut exchange: Exchange<'_, '_, '_>) -> Result<(), CollectiveError> {
+        let mut idle = None;
+        let result = self.go_on(call, &mut exchange, &mut idle);
+        // A wait in vain was one, too.
+        note(&self.waits, call.id(), idle.map(|idle| (idle, Instant::now())));
+        result
+    }
+
+    /// The same. `idle` is the time in which nothing moves, also at its end.
+    fn go_on(
+        &self,
+        call: &Call,
+        exchange: &mut Exchange<'_, '_, '_>,
+        idle: &mut Option<Idle>,
+    ) -> Result<(), CollectiveError> {
         let mut state = self.state.borrow_mut();
-        let mut idle: Option<Idle> = None;
         loop {
             // Nobody looks at a clock while nobody is late.
             let looked = idle.as_ref().map(|_| Instant::now());
-            match self.step(&mut state, call, &mut exchange) {
-                Ok(true) => self.note(call, idle.take().zip(looked)),
+            match self.step(&mut state, call, exchange) {
+                Ok(true) => note(&self.waits, call.id(), idle.take().zip(looked)),
                 Ok(false) => {}
                 Err(error) => return Err(self.give_up(&mut state, error)),
             }
@@ -115,7 +128,6 @@ impl MpiWire {
             });
             let time = since.since.elapsed();
             if call.deadline.is_some_and(|deadline| time >= deadline) {
-                self.note(call, idle.zip(looked));
                 let error = call.missing(self.me, exchange.missing(&state));
                 self.fail_all(&mut state, self.me, &error.to_string());
                 return Err(error);
@@ -125,17 +137,6 @@ impl MpiWire {
                 return self.standing.check();
             }
             pause(time);
-        }
-    }
-
-    /// Counts what was a wait.
-    fn note(&self, call: &Call, idle: Option<(Idle, Instant)>) {
-        if let Some((idle, until)) = idle
-            && idle.awaits_first_byte
-        {
-            let mut waits = self.waits.get();
-            waits.add(call.id(), idle.since, until);
-            self.waits.set(waits);
         }
     }
 

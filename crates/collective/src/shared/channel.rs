@@ -79,8 +79,7 @@ impl Call {
 pub(crate) struct Outer {
     /// This group's rank 0 there.
     pub first_rank: usize,
-    pub op: &'static str,
-    pub number: u64,
+    pub call: CallId,
 }
 
 /// A rank's end of the region.
@@ -206,7 +205,7 @@ impl Channel {
         if !self.region.are_there(self.rank, step) {
             let began = Instant::now();
             let come = self.region.wait(self.rank, step, &self.patience(call.deadline));
-            self.waits.add(self.id(call, self.sequence), began, Instant::now());
+            self.waits.add(self.id(call.op, self.sequence, None), began, Instant::now());
             come.map_err(|stop| self.stopped(call, self.sequence, stop))?;
         }
         for rank in 0..self.size() {
@@ -238,15 +237,15 @@ impl Channel {
         CollectiveError::Failed { rank, message }
     }
 
-    /// What a call is called, or the larger one of which it is a part.
-    pub fn id(&self, call: &Call, sequence: u64) -> CallId {
-        self.outer.map_or((call.op.name(), sequence), |outer| (outer.op, outer.number))
+    /// What a call is called, or the larger one of which it is a part. A message has a `peer`.
+    pub fn id(&self, op: Op, number: u64, peer: Option<usize>) -> CallId {
+        self.outer.map_or(CallId { op: op.name(), number, peer }, |outer| outer.call)
     }
 
     /// Every wait that does not succeed fails the group: this rank could not go on with the others.
     #[cold]
     pub fn stopped(&self, call: &Call, sequence: u64, stop: Stop) -> CollectiveError {
-        let (op, sequence) = self.id(call, sequence);
+        let CallId { op, number: sequence, .. } = self.id(call.op, sequence, None);
         match stop {
             Stop::Failed => self.failure(),
             Stop::Ended(gone) => {

@@ -107,7 +107,7 @@ impl Messages {
         let since = is_late.then(Instant::now);
         let begun = pipe(channel).begin(&channel.patience(deadline));
         if let Some(since) = since {
-            let call = channel.id(&Call { op, size: 0, deadline }, self.received[from]);
+            let call = channel.id(op, self.received[from], Some(from));
             channel.waits.add(call, since, Instant::now());
         }
         begun.map_err(|stop| self.stopped(channel, op, from, deadline, stop))

@@ -11,7 +11,7 @@ use super::shared::{Owner, State};
 use super::system;
 use super::waker::Waker;
 use crate::message::{Buffer, Call, Incoming, Outgoing, Standing, Wire};
-use crate::waits::Idle;
+use crate::waits::{Idle, note};
 use crate::{CollectiveError, Waits};
 
 /// Bytes posted to a peer that a rank need not wait for.
@@ -111,14 +111,14 @@ impl TcpWire {
                 self.standing.fail(self.rank, &why);
             }
             if exchange.moved {
-                self.note(call, idle.take().zip(looked));
+                note(&self.waits, call.id(), idle.take().zip(looked));
             }
             // What is complete is complete, also if the news of a failure came right behind it.
             if exchange.is_done() {
                 return Ok(());
             }
             if let Err(error) = self.standing.check() {
-                self.note(call, idle.zip(looked));
+                note(&self.waits, call.id(), idle.zip(looked));
                 return Err(self.give_up(state, exchange, error));
             }
             if let Some(peer) = state.groups.gone(exchange) {
@@ -143,7 +143,7 @@ impl TcpWire {
             let waited =
                 looked.map_or(Duration::ZERO, |looked| looked.saturating_duration_since(since.since));
             if call.deadline.is_some_and(|d| waited >= d) {
-                self.note(call, idle.zip(looked));
+                note(&self.waits, call.id(), idle.zip(looked));
                 let missing = exchange.missing().into_iter().map(|p| self.rank_of(p)).collect();
                 let error = call.missing(self.rank, missing);
                 self.standing.fail(self.rank, &error.to_string());
@@ -169,17 +169,6 @@ impl TcpWire {
             state = shared.lock();
             state.groups.local(self.id).sleeping = false;
             look = true;
-        }
-    }
-
-    /// Counts what was a wait.
-    fn note(&self, call: &Call, idle: Option<(Idle, Instant)>) {
-        if let Some((idle, until)) = idle
-            && idle.awaits_first_byte
-        {
-            let mut waits = self.waits.get();
-            waits.add(call.id(), idle.since, until);
-            self.waits.set(waits);
         }
     }
 

@@ -18,18 +18,23 @@ pub fn available() -> &'static [usize] {
 }
 
 /// Does something that starts threads, or asks how many cores there are, on a thread that another engine may have pinned to one:
-/// that would be inherited, and be the answer. Afterwards the thread is where it was.
+/// that would be inherited, and be the answer. Afterwards the thread is where it was, also if it panics.
 pub(crate) fn on_all<T>(work: impl FnOnce() -> T) -> T {
     let mut all = CpuSet::new();
     available().iter().for_each(|&core| all.set(core));
     let before = sched_getaffinity(None).ok().filter(|before| *before != all);
-    let is_wider = before.is_some() && sched_setaffinity(None, &all).is_ok();
-    let result = work();
-    if let Some(before) = before.filter(|_| is_wider) {
+    let _back = before.filter(|_| sched_setaffinity(None, &all).is_ok()).map(Back);
+    work()
+}
+
+/// Where this thread was, and where it goes back to.
+struct Back(CpuSet);
+
+impl Drop for Back {
+    fn drop(&mut self) {
         // The system has granted it before.
-        let _ = sched_setaffinity(None, &before);
+        let _ = sched_setaffinity(None, &self.0);
     }
-    result
 }
 
 /// Threads of a rank if nobody says: the cores, shared out.
@@ -49,16 +54,33 @@ pub fn of_rank(rank: usize, ranks: usize, threads: usize, group: usize) -> Optio
 mod tests {
     use super::*;
 
+    /// The cores that the thread that asks may use. (A quota may let `available_parallelism` say less.)
+    fn now() -> u32 {
+        sched_getaffinity(None).unwrap().count()
+    }
+
+    /// Pins the thread to one core.
+    fn pin() {
+        let mut one = CpuSet::new();
+        one.set(available()[0]);
+        sched_setaffinity(None, &one).unwrap();
+        assert_eq!(now(), 1);
+    }
+
     #[test]
     fn a_thread_that_is_pinned_has_all_cores_for_a_while() {
-        let cores = available();
-        let mut one = CpuSet::new();
-        one.set(cores[0]);
-        sched_setaffinity(None, &one).unwrap();
-        let now = || std::thread::available_parallelism().unwrap().get();
+        let cores = available().len() as u32;
+        pin();
+        assert_eq!(on_all(|| (now(), std::thread::spawn(now).join().unwrap())), (cores, cores));
         assert_eq!(now(), 1);
-        let (asked, of_thread) = on_all(|| (now(), std::thread::spawn(now).join().unwrap()));
-        assert_eq!((asked, of_thread), (cores.len(), cores.len()));
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_pinned_again() {
+        let cores = available().len() as u32;
+        pin();
+        let panic = std::panic::catch_unwind(|| on_all::<u32>(|| std::panic::resume_unwind(Box::new(now()))));
+        assert_eq!(panic.unwrap_err().downcast_ref(), Some(&cores));
         assert_eq!(now(), 1);
     }
 }

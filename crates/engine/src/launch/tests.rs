@@ -1,4 +1,5 @@
-//! A rank that fails while the others load ends them all, at once, and its own message is what is reported.
+//! A rank that fails while the others load ends them all, at once, and its own message is what is reported. One that fails
+//! later leaves what it recorded.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -7,6 +8,7 @@ use checkpoint::{Checkpoint, config_file};
 use collective::{Mesh, WireDType};
 use cpu::{CpuConfig, CpuDevice};
 use model::{ModelConfig, TpPlan};
+use tensor::{MOST_EVENTS, SequenceSpan, StepMeta, Timed};
 
 use super::*;
 
@@ -27,18 +29,24 @@ impl MakeDevice for AllBut {
     }
 }
 
+/// Devices that can record.
+struct Recording;
+
+impl MakeDevice for Recording {
+    type Device = Timed<CpuDevice>;
+    fn make(&self, rank: usize) -> Self::Device {
+        let cpu = AllBut(None).make(rank);
+        let threads = cpu.thread_log();
+        Timed::new(cpu, threads)
+    }
+}
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
 }
 
-/// Launches a checkpoint, and gives what became of it.
-fn launch_dir(
-    dir: &Path,
-    ranks: usize,
-    plan: &str,
-    make: AllBut,
-    progress: &dyn Fn(u64),
-) -> Result<Ranks<CpuDevice>, EngineError> {
+/// What ranks of a checkpoint are made of.
+fn setup<M>(dir: &Path, ranks: usize, plan: &str, make: M) -> Setup<M> {
     let config = ModelConfig::parse(&config_file(dir).unwrap(), None).unwrap();
     let plan = TpPlan::parse(&serde_json::from_str(plan).unwrap()).unwrap();
     let layout = Layout::new(config, &vec![1.0; ranks], &plan).unwrap();
@@ -50,7 +58,7 @@ fn launch_dir(
         spin: Duration::ZERO,
         host: String::new(),
     };
-    let setup = Setup {
+    Setup {
         grouping: Grouping { mesh: Mesh { tp: ranks, ..Mesh::SOLO }, context: 1, wire: WireDType::Float32 },
         stages: vec![Stage::whole(&layout.config)],
         layout,
@@ -58,9 +66,19 @@ fn launch_dir(
         options,
         make,
         loaded_bytes: AtomicU64::new(0),
-        left: None,
-    };
-    launch(setup, progress)
+        left: Some(Left::default()),
+    }
+}
+
+/// Launches a checkpoint, and gives what became of it.
+fn launch_dir(
+    dir: &Path,
+    ranks: usize,
+    plan: &str,
+    make: AllBut,
+    progress: &dyn Fn(u64),
+) -> Result<Ranks<CpuDevice>, EngineError> {
+    launch(setup(dir, ranks, plan, make), progress)
 }
 
 /// Runs a launch that fails, several times; every time it says the same, at once.
@@ -123,4 +141,24 @@ fn a_single_rank_that_stops_is_an_error_too() {
 fn ranks_that_all_load_are_launched() {
     let mut ranks = launch_dir(&golden("llama"), 4, "{}", AllBut(None), &|_| {}).unwrap();
     assert_eq!(ranks.reports().unwrap().len(), 4);
+}
+
+#[test]
+fn a_rank_that_fails_without_room_for_more_steps_leaves_those_before() {
+    let setup = setup(&golden("llama"), 1, "{}", Recording);
+    let groups = groups::of_threads(setup.grouping, &SharedConfig::default()).remove(0);
+    let mut worker = load(&setup, groups, &|_| {}).unwrap();
+    worker.lead(&Command::AllocateKv { blocks: 1 }).unwrap();
+    worker.begin_trace().unwrap();
+    let sequences = vec![SequenceSpan { rows: 0..1, start: 0, block_table: vec![0] }];
+    let meta = StepMeta { tokens: vec![1], sequences, logit_rows: vec![0] };
+    worker.lead(&Command::Score { meta, targets: vec![2] }).unwrap();
+    (0..MOST_EVENTS).for_each(|_| worker.dev.span(Part::Text, || ()));
+    assert!(!worker.dev.is_recording());
+    leave_trace(&setup, &mut worker, &EngineError::Interrupted);
+    let left = setup.left.unwrap();
+    let [trace] = &left.lock().unwrap()[..] else { panic!("one trace is left") };
+    let steps = trace.threads[0].iter().filter(|event| trace.words[event.name as usize] == "step");
+    assert_eq!(steps.count(), 1);
+    assert!(trace.dropped > 0);
 }
