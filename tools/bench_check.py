@@ -23,7 +23,7 @@ import re
 from math import inf
 from pathlib import Path
 
-from compare.anysplit import BUILT, Anysplit
+from compare.anysplit import BUILT, LIMITS, Anysplit
 from compare.steps import say
 from script import Arguments, Misused, Output, end, positive, read_json, some
 
@@ -44,7 +44,7 @@ def cases(cores: int) -> list[list[str]]:
 
 def machine(anysplit: Anysplit, cores: int) -> str:
     """A name of what is measured on."""
-    isa = str(anysplit.report(["bench", "limits", "--threads", cores], ()).get("isa"))
+    isa = anysplit.report(["bench", "limits", "--threads", cores], LIMITS).get("isa", "unknown")
     facts: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
@@ -52,7 +52,7 @@ def machine(anysplit: Anysplit, cores: int) -> str:
         facts.setdefault(key.strip(), value.strip())
     processor = [facts.get(key, "") for key in ("model name", "cpu family", "model")]
     words = re.findall(r"[a-z0-9]+", " ".join(processor).lower())
-    return "-".join([*words, f"{cores}cores", isa])
+    return "-".join([*words, f"{cores}cores", str(isa)])
 
 
 def measure(args: argparse.Namespace, anysplit: Anysplit, cores: int, only: set[str] | None = None) -> dict[str, dict]:

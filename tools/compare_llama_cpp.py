@@ -89,8 +89,10 @@ class Comparison:
         self.args, self.peer, self.ours = args, peer, ours
         self.shape = SHAPES[args.shape]
         self.samples: list[dict] = []
-        self.commit = None
         self.failed: set[str] = set()
+        # Bytes that a token of llama.cpp's reads, for a tied embedding is the head.
+        models = {format: peer.model(args.shape, format, args.flavours[0]) for format in args.formats}
+        self.weight_bytes = {format: weight_bytes(peer.python(), model) for format, model in models.items()}
 
     def round(self) -> None:
         """Everything once."""
@@ -104,7 +106,7 @@ class Comparison:
     def measure_llama_cpp(self, flavour: str, format: str) -> None:
         args, shape = self.args, self.shape
         model = self.peer.model(args.shape, format, flavour)
-        size = weight_bytes(self.peer.python(), model)
+        size = self.weight_bytes[format]
         if "alone" in args.what:
             bench = lambda *shape: self.peer.bench(flavour, model, args.threads, *shape)
             prefill = shape.prefill_flops(args.prompt_len) / args.prompt_len
@@ -124,7 +126,6 @@ class Comparison:
             before = self.ours.limits(self.args.threads)
             found = run()
             limits = before.between(self.ours.limits(self.args.threads))
-            self.commit = found.pop("commit", self.commit)
             least_s = max(bytes_read / limits.read_gb_s, flops / limits.fma_gflop_s) / 1e9
             self.add("llama.cpp", flavour, format, what, found | {"fraction": found["tokens_per_s"] * least_s}, limits)
 
@@ -219,8 +220,7 @@ def main() -> int:
         found = rows(samples)
         print(table(found) + "\n\n" + limits_line(samples))
         if output:
-            result = settings | {"llama_cpp_commit": comparison.commit, "rows": found, "samples": samples}
-            output.write(json.dumps(result, indent=1) + "\n")
+            output.write(json.dumps(settings | {"rows": found, "samples": samples}, indent=1) + "\n")
     if comparison.failed:
         raise Failed(f"{len(comparison.failed)} of the measurements failed and are left out; lines above say why")
     return 0

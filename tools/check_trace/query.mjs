@@ -7,7 +7,7 @@ const CATEGORIES = ['communication', 'compute', 'host', 'waiting'];
 
 const [folder, file] = process.argv.slice(2);
 process.on('uncaughtException', (error) => {
-  console.error(`error: ${file}: ${String(error?.message ?? error).split('\n')[0]}`);
+  console.error(`error: ${file}: ${String(error?.message ?? error).trim().split('\n').at(-1)}`);
   process.exit(2);
 });
 const processor = await Processor.start(folder);

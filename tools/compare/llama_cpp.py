@@ -139,15 +139,14 @@ class LlamaCpp:
         """Prefill of `prompt` tokens, or decode of `gen` tokens behind `depth` others: llama-bench, once."""
         command = [self.programs(flavour) / "llama-bench", "-m", model, "-t", threads, "-r", 1, "-o", "jsonl"]
         out, rss = self._measure(command + ["-p", prompt, "-n", gen, "-d", depth])
-        row = _row(command, out, ("avg_ts", "build_commit"))
-        return {"tokens_per_s": row["avg_ts"], "peak_rss_bytes": rss, "commit": row["build_commit"]}
+        return {"tokens_per_s": _number(command, out, "avg_ts"), "peak_rss_bytes": rss}
 
     def batched_bench(self, flavour: str, model: Path, threads: int, prompt: int, gen: int, batch: int) -> dict:
         """Decode of several sequences at a time: llama-batched-bench, once."""
         command = [self.programs(flavour) / "llama-batched-bench", "-m", model, "-t", threads, "-tb", threads]
         command += ["-c", batch * (prompt + gen), "-npp", prompt, "-ntg", gen, "-npl", batch]
         out, rss = self._measure(command + ["--output-format", "jsonl"])
-        return {"tokens_per_s": _row(command, out, ("speed_tg",))["speed_tg"], "peak_rss_bytes": rss}
+        return {"tokens_per_s": _number(command, out, "speed_tg"), "peak_rss_bytes": rss}
 
     def _measure(self, command: list) -> tuple[str, int]:
         status, out, err, rss = measure(command)
@@ -157,19 +156,16 @@ class LlamaCpp:
         return out, rss
 
 
-def _row(command: list, out: str, keys: tuple[str, ...]) -> dict:
-    """The one line of JSON that a benchmark prints."""
+def _number(command: list, out: str, key: str) -> float:
+    """Of the one line of JSON that a benchmark prints."""
     try:
-        row = json.loads(next(line for line in out.splitlines() if line.startswith("{")))
-    except (StopIteration, ValueError):
-        row = {}
-    if not all(key in row for key in keys):
-        raise Failed(f"{Path(command[0]).name}: it prints no {', '.join(keys)}; try another --llama-cpp-python VERSION")
-    return row
+        return json.loads(next(line for line in out.splitlines() if line.startswith("{")))[key]
+    except (StopIteration, ValueError, KeyError) as error:
+        raise Failed(f"{Path(command[0]).name}: it prints no {key}; try another --llama-cpp-python VERSION") from error
 
 
 def weight_bytes(python: Path, model: Path) -> int:
-    """Bytes of a GGUF file's tensors: what a token reads, for a tied embedding is the head."""
+    """Bytes of a GGUF file's tensors."""
     code = "import sys, gguf; print(sum(int(t.n_bytes) for t in gguf.GGUFReader(sys.argv[1]).tensors))"
     status, out, err, _ = measure([python, "-c", code, model])
     if status != 0:
