@@ -11,6 +11,10 @@ build:
 test *ARGS:
     cargo test --workspace {{ARGS}}
 
+# Tests the scripts in tools; measures nothing
+test-tools:
+    python3 -m unittest discover -s tools/tests -t tools
+
 # Formats, then reports what clippy finds
 lint:
     cargo fmt --all && cargo clippy --workspace --all-targets -- -D warnings

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether Anysplit got slower on this machine: fractions of its limits against those of a stored baseline.
 
-    just bench-check            compares; exit status 1 and a line for each row that is worse
+    just bench-check            compares; exit status 1 and a line for each row that is worse, 2 if nothing can be compared
     just bench-check --update   measures, and stores the result as the new baseline
 
 Tokens/s depend on what else the machine does; the fraction of the limits that were measured between the same runs
@@ -20,12 +20,16 @@ import argparse
 import json
 import os
 import re
-import subprocess
-import sys
+from math import inf
 from pathlib import Path
+
+from compare.anysplit import BUILT, LIMITS, Anysplit
+from compare.steps import say
+from script import Arguments, Misused, Output, end, positive, read_json, some
 
 HOME = Path(__file__).parent / "bench_baselines"
 FRACTIONS = {"prefill": "prefill_flops_fraction", "decode": "decode_roofline_fraction"}
+KNOWN = ["none", "int8", "int4", "fp8"]
 QUANTIZATIONS = ["none", "int8", "int4"]
 
 
@@ -38,24 +42,9 @@ def cases(cores: int) -> list[list[str]]:
     ]
 
 
-class Unusable(Exception):
-    """A line that says what is wrong."""
-
-
-def anysplit(binary: Path, arguments: list[str]) -> dict:
-    try:
-        done = subprocess.run([binary, *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    except OSError as error:
-        raise Unusable(f"{binary}: {error.strerror}; build it with cargo build --release") from error
-    if done.returncode != 0:
-        line = next((l for l in done.stderr.splitlines() if l.startswith("error")), f"status {done.returncode}")
-        raise Unusable(f"{' '.join(arguments[:2])}: {line}")
-    return json.loads(done.stdout)
-
-
-def machine(binary: Path, cores: int) -> str:
+def machine(anysplit: Anysplit, cores: int) -> str:
     """A name of what is measured on."""
-    isa = anysplit(binary, ["bench", "limits", "--threads", str(cores)])["isa"]
+    isa = anysplit.report(["bench", "limits", "--threads", cores], LIMITS).get("isa", "unknown")
     facts: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
@@ -63,24 +52,24 @@ def machine(binary: Path, cores: int) -> str:
         facts.setdefault(key.strip(), value.strip())
     processor = [facts.get(key, "") for key in ("model name", "cpu family", "model")]
     words = re.findall(r"[a-z0-9]+", " ".join(processor).lower())
-    return "-".join([*words, f"{cores}cores", isa])
+    return "-".join([*words, f"{cores}cores", str(isa)])
 
 
-def measure(args: argparse.Namespace, binary: Path, cores: int, only: set[str] | None = None) -> dict[str, dict]:
+def measure(args: argparse.Namespace, anysplit: Anysplit, cores: int, only: set[str] | None = None) -> dict[str, dict]:
     """Fractions by row; of the calls that give any of `only`, if that is said."""
     found = {}
     for quantization in args.quantizations:
         for case in cases(cores):
             if only is not None and not any(name in only for name in names(case, quantization)):
                 continue
-            print(f"-- {quantization}: {' '.join(case)}", file=sys.stderr, flush=True)
+            say(f"{quantization}: {' '.join(case)}")
             model = ["--model", str(HOME), "--load-format", "random"]
             kept = [] if quantization == "none" else ["--quantization", quantization]
-            arguments = ["bench", "decode", *model, *case, *kept, "--repeats", str(args.repeats)]
-            for row in anysplit(binary, arguments)["rows"]:
-                for what, key in FRACTIONS.items():
-                    if what == "prefill" and row["batch"] > 1:
-                        continue
+            arguments = ["bench", "decode", *model, *case, *kept, "--repeats", args.repeats]
+            keys = ("tp", "threads_per_rank", "batch", "spread", *FRACTIONS.values())
+            for row in anysplit.report(arguments, keys)["rows"]:
+                for what in measured(row["batch"]):
+                    key = FRACTIONS[what]
                     name = row_name(quantization, row["tp"], row["threads_per_rank"], row["batch"], what)
                     found[name] = {"fraction": round(row[key], 4), "spread": [round(x, 4) for x in row["spread"][key]]}
     return found
@@ -91,7 +80,11 @@ def names(case: list[str], quantization: str) -> list[str]:
     value = dict(zip(case[::2], case[1::2]))
     splits = [tuple(map(int, split.split("x"))) for split in value["--splits"].split(",")]
     batches = [int(batch) for batch in value["--batch-size"].split(",")]
-    return [row_name(quantization, *split, b, w) for split in splits for b in batches for w in FRACTIONS]
+    return [row_name(quantization, *split, b, w) for split in splits for b in batches for w in measured(b)]
+
+
+def measured(batch: int) -> list[str]:
+    return ["prefill", "decode"] if batch == 1 else ["decode"]
 
 
 def row_name(quantization: str, tp: int, threads: int, batch: int, what: str) -> str:
@@ -102,40 +95,80 @@ def shown(quantization: str) -> str:
     return "bfloat16" if quantization == "none" else quantization
 
 
+def read_baseline(path: Path) -> dict[str, dict]:
+    """The rows of a baseline; none if it does not exist."""
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    rows = found.get("rows") if isinstance(found, dict) else None
+    fraction = lambda row: row.get("fraction") if isinstance(row, dict) else None
+    sound = lambda x: isinstance(x, int | float) and 0 < x < inf
+    if not isinstance(rows, dict) or not all(sound(fraction(row)) for row in rows.values()):
+        raise Misused(f"{path} is damaged: a row without its fraction; restore it, or delete it and give --update")
+    return rows
+
+
+def require(baseline: dict, wanted: list[str], path: Path) -> None:
+    """Fails if a row would be compared with nothing."""
+    missing = [name for name in wanted if name not in baseline]
+    if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise Misused(f"{path} has nothing for {missing[0]!r}{others}; --update measures and stores it")
+
+
 def worse(baseline: dict, found: dict, tolerance: float) -> list[str]:
     """Rows that are below the baseline, or that are no longer measured."""
     low = lambda name: found[name]["fraction"] < baseline[name]["fraction"] * (1 - tolerance)
     return [name for name in baseline if name not in found or low(name)]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--anysplit", type=Path, default=Path("target/release/anysplit"), metavar="PATH")
+def arguments() -> argparse.Namespace:
+    parser = Arguments(__doc__)
+    parser.add_argument("--anysplit", type=Path, default=BUILT, metavar="PATH",
+                        help="default: target/release/anysplit of this repository")
     parser.add_argument("--update", action="store_true", help="stores what is measured as the baseline")
-    parser.add_argument("--quantizations", type=lambda text: text.split(","), default=QUANTIZATIONS, metavar="LIST",
+    parser.add_argument("--quantizations", type=some(KNOWN), default=QUANTIZATIONS, metavar=",".join(KNOWN),
                         help=f"default: {','.join(QUANTIZATIONS)}; other rows of the baseline are left alone")
-    parser.add_argument("--tolerance", type=float, default=0.15, metavar="F", help="default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
-    args = parser.parse_args()
-    binary = args.anysplit.absolute()
+    parser.add_argument("--tolerance", type=tolerance, default=0.15, metavar="F",
+                        help="between 0 and 1; default: %(default)s")
+    parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="default: %(default)s")
+    return parser.parse_args()
+
+
+def tolerance(text: str) -> float:
+    """An argument."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return value
+
+
+def main() -> int:
+    args = arguments()
+    anysplit = Anysplit(args.anysplit)
     cores = len(os.sched_getaffinity(0))
-    name = machine(binary, cores)
+    name = machine(anysplit, cores)
     path = HOME / f"{name}.json"
-    if not args.update and not path.exists():
-        raise Unusable(f"{path} does not exist: nothing was stored for this machine; --update measures and stores it")
-    found = measure(args, binary, cores)
-    stored = json.loads(path.read_text())["rows"] if path.exists() else {}
+    # What is wrong with files shows now, not behind minutes of measuring.
+    output = Output(path) if args.update else None
+    stored = read_baseline(path)
     kept = {row for row in stored if row.split(",")[0] not in map(shown, args.quantizations)}
-    if args.update:
+    baseline = {row: stored[row] for row in stored if row not in kept}
+    if output is None:
+        require(baseline, [row for q in args.quantizations for case in cases(cores) for row in names(case, q)], path)
+    found = measure(args, anysplit, cores)
+    if output is not None:
         found = {row: stored[row] for row in kept} | found
-        path.write_text(json.dumps({"machine": name, "repeats": args.repeats, "rows": found}, indent=1) + "\n")
+        output.write(json.dumps({"machine": name, "repeats": args.repeats, "rows": found}, indent=1) + "\n")
         print(f"{len(found)} rows stored in {path}")
         return 0
-    baseline = {row: stored[row] for row in stored if row not in kept}
     suspects = worse(baseline, found, args.tolerance)
     if suspects:
-        print(f"-- {len(suspects)} rows look worse: measuring those again", file=sys.stderr, flush=True)
-        again = measure(args, binary, cores, set(suspects))
+        say(f"{len(suspects)} rows look worse: measuring those again")
+        again = measure(args, anysplit, cores, set(suspects))
         found |= {name: again[name] for name in suspects if name in again}
     regressed = worse({name: baseline[name] for name in suspects}, found, args.tolerance)
     for name in regressed:
@@ -146,8 +179,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Unusable as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    end(main, failed=2)  # 1 is for rows that are worse

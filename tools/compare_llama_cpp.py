@@ -14,36 +14,39 @@ What is run, each as often as --repeats says, and everything once before anythin
 The machine's limits are measured around every run; a speed's fraction is of what they allow: of read bandwidth ÷ bytes
 of weights, keys and values in decode, of the f32 FMA peak ÷ FLOPs in prefill, of the lesser of both where several
 sequences run.
+
+Exit status: 1 if something could not be measured (a line says what; the rest is), 2 if the options or files are wrong.
 """
 
 import argparse
 import json
 import os
 import platform
-import sys
+import re
 import tarfile
 from pathlib import Path
 
-from compare.anysplit import FLAGS, Anysplit, Limits, Refused
+from compare.anysplit import BUILT, FLAGS, Anysplit, Limits
 from compare.llama_cpp import FLAVOURS, LlamaCpp, weight_bytes
-from compare.results import limits_line, rows, table
+from compare.results import limits_line, other_settings, read, rows, table
 from compare.shapes import SHAPES
-from compare.steps import Failed, say
+from compare.steps import say
+from script import Arguments, Failed, Misused, Output, end, positive, some
 
 BATCH_PROMPT = 32
 
 
 def arguments() -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anysplit" / "compare"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    some = lambda known: lambda text: [one_of(known, part) for part in text.split(",")]
-    parser.add_argument("--anysplit", type=Path, default=Path("target/release/anysplit"), metavar="PATH")
+    parser = Arguments(__doc__)
+    parser.add_argument("--anysplit", type=Path, default=BUILT, metavar="PATH",
+                        help="default: target/release/anysplit of this repository")
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--formats", type=some(FLAGS), default=list(FLAGS), metavar=",".join(FLAGS))
     parser.add_argument("--flavours", type=some(FLAVOURS), default=["native"], metavar=",".join(FLAVOURS),
                         help="instruction sets: all that this processor has, or AVX2 at most, of both engines")
     parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), metavar="N")
-    parser.add_argument("--splits", type=lambda text: text.split(","), metavar="1x2,2x1",
+    parser.add_argument("--splits", type=lambda text: [ranks_by_threads(part) for part in text.split(",")], metavar="1x2,2x1",
                         help="Anysplit's ranks × threads; default: one rank of --threads")
     parser.add_argument("--repeats", type=positive, default=3, metavar="N")
     parser.add_argument("--prompt-len", type=positive, default=512, metavar="N")
@@ -55,23 +58,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=["prepare", "llama", "anysplit"],
                         help="prepare: fetch and build, measure nothing; else: only one engine")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where samples and rows are written")
-    parser.add_argument("--append", action="store_true", help="adds to the samples that --json has")
+    parser.add_argument("--append", action="store_true",
+                        help="adds to the samples that --json has, if lengths, threads, shape, machine and versions are the same")
     parser.add_argument("--cache", type=Path, default=cache, metavar="DIR")
     parser.add_argument("--llama-cpp-python", default="0.3.36", metavar="VERSION",
                         help="whose llama.cpp; default: %(default)s")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.append and not args.json:
+        raise Misused("--append adds to a file: name it by --json")
+    if args.gen_len < 2:
+        raise Misused("--gen-len 1 gives no time between tokens; give 2 or more")
+    prompts = {"alone": args.prompt_len, "batches": BATCH_PROMPT}
+    longest, positions = max(prompts[what] for what in args.what), SHAPES[args.shape].positions
+    if longest + args.gen_len > positions:
+        raise Misused(f"prompts of {longest} and --gen-len {args.gen_len} exceed the {positions} positions of {args.shape}")
+    return args
 
 
-def one_of(known, text: str) -> str:
-    if text not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+def ranks_by_threads(text: str) -> str:
+    """An argument."""
+    if not re.fullmatch(r"[1-9][0-9]{0,3}x[1-9][0-9]{0,3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ranks and threads per rank, such as 2x1")
     return text
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
 
 
 class Comparison:
@@ -81,8 +89,10 @@ class Comparison:
         self.args, self.peer, self.ours = args, peer, ours
         self.shape = SHAPES[args.shape]
         self.samples: list[dict] = []
-        self.commit = None
-        self.refused: set[str] = set()
+        self.failed: set[str] = set()
+        # Bytes that a token of llama.cpp's reads, for a tied embedding is the head.
+        models = {format: peer.model(args.shape, format, args.flavours[0]) for format in args.formats}
+        self.weight_bytes = {format: weight_bytes(peer.python(), model) for format, model in models.items()}
 
     def round(self) -> None:
         """Everything once."""
@@ -96,7 +106,7 @@ class Comparison:
     def measure_llama_cpp(self, flavour: str, format: str) -> None:
         args, shape = self.args, self.shape
         model = self.peer.model(args.shape, format, flavour)
-        size = weight_bytes(self.peer.python(), model)
+        size = self.weight_bytes[format]
         if "alone" in args.what:
             bench = lambda *shape: self.peer.bench(flavour, model, args.threads, *shape)
             prefill = shape.prefill_flops(args.prompt_len) / args.prompt_len
@@ -111,37 +121,47 @@ class Comparison:
 
     def around(self, flavour: str, format: str, what: str, bytes_read: float, flops: float, run) -> None:
         """Runs llama.cpp between two measurements of the limits. Bytes and FLOPs are those of a token."""
-        say(f"llama.cpp ({flavour}) {format} {what}")
-        before = self.ours.limits(self.args.threads)
-        found = run()
-        limits = before.between(self.ours.limits(self.args.threads))
-        self.commit = found.pop("commit", self.commit)
-        least_s = max(bytes_read / limits.read_gb_s, flops / limits.fma_gflop_s) / 1e9
-        self.add("llama.cpp", flavour, format, what, found | {"fraction": found["tokens_per_s"] * least_s}, limits)
+
+        def measure() -> None:
+            before = self.ours.limits(self.args.threads)
+            found = run()
+            limits = before.between(self.ours.limits(self.args.threads))
+            least_s = max(bytes_read / limits.read_gb_s, flops / limits.fma_gflop_s) / 1e9
+            self.add("llama.cpp", flavour, format, what, found | {"fraction": found["tokens_per_s"] * least_s}, limits)
+
+        self.attempt(f"llama.cpp ({flavour}) {format} {what}", measure)
 
     def measure_anysplit(self, flavour: str, format: str) -> None:
         args = self.args
-        model, isa = self.peer.checkpoint(args.shape), None if flavour == "native" else flavour
+        cases = [("", args.prompt_len, 1)] if "alone" in args.what else []
+        cases += [(f" ×{n}", BATCH_PROMPT, n) for n in args.batches] if "batches" in args.what else []
         for split in args.splits or [f"1x{args.threads}"]:
-            cases = [("", args.prompt_len, 1)] if "alone" in args.what else []
-            cases += [(f" ×{n}", BATCH_PROMPT, n) for n in args.batches] if "batches" in args.what else []
-            for suffix, prompt, batch in cases:
-                say(f"anysplit ({flavour}) {format} {split}{suffix}")
-                try:
-                    row = self.ours.decode(model, split, format, prompt, args.gen_len, batch, isa)
-                except Refused as refused:
-                    if str(refused) not in self.refused:
-                        say(f"left out: {refused}")
-                    self.refused.add(str(refused))
-                    return
-                limits = Limits(row["read_gb_s"], row["fma_gflop_s"])
-                whats = {"decode": ("decode_tokens_per_s", "decode_roofline_fraction")}
-                if batch == 1:
-                    whats["prefill"] = ("prefill_tokens_per_s", "prefill_flops_fraction")
-                for what, (rate, fraction) in whats.items():
-                    found = {"tokens_per_s": row[rate], "fraction": row[fraction]}
-                    found["peak_rss_bytes"] = row["peak_rss_bytes"]
-                    self.add("anysplit", flavour, format, what + suffix, found | {"split": split}, limits)
+            for case in cases:
+                self.attempt(f"anysplit ({flavour}) {format} {split}{case[0]}", lambda: self.run(flavour, format, split, *case))
+
+    def run(self, flavour: str, format: str, split: str, suffix: str, prompt: int, batch: int) -> None:
+        """Runs Anysplit, which measures the limits itself."""
+        isa = None if flavour == "native" else flavour
+        model = self.peer.checkpoint(self.args.shape)
+        row = self.ours.decode(model, split, format, prompt, self.args.gen_len, batch, isa)
+        limits = Limits(row["read_gb_s"], row["fma_gflop_s"])
+        whats = {"decode": ("decode_tokens_per_s", "decode_roofline_fraction")}
+        if batch == 1:
+            whats["prefill"] = ("prefill_tokens_per_s", "prefill_flops_fraction")
+        for what, (rate, fraction) in whats.items():
+            found = {"tokens_per_s": row[rate], "fraction": row[fraction], "peak_rss_bytes": row["peak_rss_bytes"]}
+            self.add("anysplit", flavour, format, what + suffix, found | {"split": split}, limits)
+
+    def attempt(self, what: str, measure) -> None:
+        """What fails costs no other measurement, and is not tried again."""
+        if what in self.failed:
+            return
+        say(what)
+        try:
+            measure()
+        except Failed as failed:
+            self.failed.add(what)
+            say(f"left out: {failed}")
 
     def add(self, engine: str, flavour: str, format: str, what: str, found: dict, limits: Limits) -> None:
         say(f"    {what}: {found['tokens_per_s']:.2f} tok/s, {100 * found['fraction']:.0f} % of the limit")
@@ -166,53 +186,56 @@ def machine() -> dict:
     }
 
 
-def main() -> None:
+def main() -> int:
     args = arguments()
     if not hasattr(tarfile, "data_filter"):
-        raise Failed("Python 3.11.4 or later is needed")
-    if args.only != "prepare" and not args.anysplit.exists():
-        raise Failed(f"{args.anysplit} does not exist; build it with cargo build --release, or name it by --anysplit")
-    earlier = []
-    if args.append and args.json and args.json.exists():
-        earlier = json.loads(args.json.read_text())["samples"]
-    peer, ours = LlamaCpp(args.cache, args.llama_cpp_python), Anysplit(args.anysplit.absolute())
+        raise Misused("Python 3.11.4 or later is needed")
+    # What is wrong with files shows now, not behind an hour of measuring.
+    output = Output(args.json) if args.json else None
+    ours = None if args.only == "prepare" else Anysplit(args.anysplit)
+    settings = {
+        "machine": machine(),
+        "shape": args.shape,
+        "threads": args.threads,
+        "prompt": args.prompt_len,
+        "gen": args.gen_len,
+        "batch_prompt": BATCH_PROMPT,
+        "anysplit": ours.version if ours else None,
+        "llama_cpp_python": args.llama_cpp_python,
+    }
+    earlier = earlier_samples(args, settings)
+    peer = LlamaCpp(args.cache, args.llama_cpp_python)
     for flavour in args.flavours:
         peer.programs(flavour)
         for format in args.formats:
             peer.model(args.shape, format, flavour)
     if args.only == "prepare":
-        return
+        return 0
     comparison = Comparison(args, peer, ours)
     for number in range(args.repeats):
         say(f"round {number + 1} of {args.repeats}")
         comparison.round()
-    samples = earlier + comparison.samples
-    found = rows(samples)
-    if args.json:
-        result = {
-            "machine": machine(),
-            "shape": args.shape,
-            "threads": args.threads,
-            "prompt": args.prompt_len,
-            "gen": args.gen_len,
-            "batch_prompt": BATCH_PROMPT,
-            "llama_cpp": {"llama_cpp_python": args.llama_cpp_python, "commit": comparison.commit},
-            "anysplit": ours.version(),
-            "rows": found,
-            "samples": samples,
-        }
-        part = args.json.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        part.replace(args.json)
-    print(table(found))
-    if samples:
-        print("\n" + limits_line(samples))
+    if comparison.samples:
+        samples = earlier + comparison.samples
+        found = rows(samples)
+        print(table(found) + "\n\n" + limits_line(samples))
+        if output:
+            output.write(json.dumps(settings | {"rows": found, "samples": samples}, indent=1) + "\n")
+    if comparison.failed:
+        raise Failed(f"{len(comparison.failed)} of the measurements failed and are left out; lines above say why")
+    return 0
+
+
+def earlier_samples(args: argparse.Namespace, settings: dict) -> list[dict]:
+    """What --append adds to."""
+    if not args.append or not args.json.exists():
+        return []
+    found = read(args.json)
+    other = other_settings(found, settings)
+    if other:
+        raise Misused(f"{args.json} has {other}: medians of both would mean nothing; give the same options or another --json")
+    return found["samples"]
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failed as failed:
-        raise SystemExit(f"error: {failed}") from failed
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted") from None
+    end(main)

@@ -2,11 +2,17 @@
 """Draws what compare_llama_cpp.py found: a bar per engine and format, and a line where the machine's limit is.
 
     python3 tools/speed_picture.py compare.json docs/speed.svg --flavour native
+    python3 tools/speed_picture.py decode.json docs/speed.svg --prefill prefill.json
+
+Decode is best seen behind a short prompt, prefill with a long one: each may come from a file of its own lengths, of the
+same machine, model and threads. The titles say the lengths.
 """
 
-import argparse
-import json
 from pathlib import Path
+from xml.sax.saxutils import escape
+
+from compare.results import other_settings, read, rows
+from script import Arguments, Misused, Output, end
 
 ENGINES = [("anysplit", "Anysplit", "ours"), ("llama.cpp", "llama.cpp", "theirs")]
 NAMES = {"bf16": "bf16", "f16": "f16", "q8_0": "int8 / Q8_0", "q4_0": "int4 / Q4_0"}
@@ -70,37 +76,57 @@ def legend() -> list[str]:
     return out
 
 
-def draw(found: dict, flavour: str) -> str:
-    # One row per format: of several splits the first.
-    by_what = lambda what: [r for r in found["rows"] if (r["flavour"], r["what"]) == (flavour, what)]
-    rows = {what: list({r["format"]: r for r in reversed(by_what(what))}.values())[::-1] for what in ("decode", "prefill")}
-    if not rows["decode"] and not rows["prefill"]:
-        raise SystemExit(f"error: nothing of flavour {flavour} was measured; give one of its rows' by --flavour")
-    machine, threads = found["machine"], found["threads"]
+def draw(decode: dict, prefill: dict, flavour: str) -> str:
+    """The picture of what two files have, which may be the same one."""
     titles = {
-        "decode": "Decode, tokens/s (limit: read bandwidth)",
-        "prefill": f"Prefill of {found['prompt']} tokens, tokens/s (limit: f32 FMA peak)",
+        "decode": f"Decode behind {decode['prompt']} tokens, tokens/s (limit: bandwidth)",
+        "prefill": f"Prefill of {prefill['prompt']} tokens, tokens/s (limit: f32 FMA peak)",
     }
+    drawn = {"decode": of_what(decode, flavour, "decode"), "prefill": of_what(prefill, flavour, "prefill")}
+    if not any(drawn.values()):
+        raise Misused(f"nothing of --flavour {flavour} was measured; there is {', '.join(flavours(decode)) or 'nothing'}")
     body = legend()
-    for i, what in enumerate(("decode", "prefill")):
-        if rows[what]:
-            body += panel(LEFT + i * (PANEL + 20), titles[what], rows[what])
-    foot = f"{found['shape'].upper()} shape of Llama, random weights, {threads} threads, {machine['processor']}"
-    foot += f" ({'AVX2 only' if flavour == 'avx2' else ', '.join(machine['features'])})"
+    for i, what in enumerate(drawn):
+        if drawn[what]:
+            body += panel(LEFT + i * (PANEL + 20), titles[what], drawn[what])
+    machine = decode["machine"]
+    foot = f"{decode['shape'].upper()} shape of Llama, random weights, {decode['threads']} threads, {machine['processor']}"
+    foot += f" ({'AVX2 only' if flavour == 'avx2' else ', '.join(map(str, machine['features']))})"
+    foot = escape(foot)
     body.append(f'<text class="small" x="{LEFT}" y="{TOP + HEIGHT + 54}">{foot}; numbers below the bars: ours ÷ theirs</text>')
     size = f'width="{WIDTH}" height="{TOP + HEIGHT + 66}" viewBox="0 0 {WIDTH} {TOP + HEIGHT + 66}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="Speed beside llama.cpp">'
     return "\n".join([head, f"<style>{STYLE}</style>", *body, "</svg>", ""])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", type=Path)
+def of_what(found: dict, flavour: str, what: str) -> list[dict]:
+    """One row per format: of several splits the first."""
+    chosen = {}
+    for row in rows(found["samples"]):
+        if (row["flavour"], row["what"]) == (flavour, what):
+            chosen.setdefault(row["format"], row)
+    return list(chosen.values())
+
+
+def flavours(found: dict) -> list[str]:
+    return sorted({sample["flavour"] for sample in found["samples"]})
+
+
+def main() -> int:
+    parser = Arguments(__doc__)
+    parser.add_argument("json", type=Path, help="what compare_llama_cpp.py --json wrote")
     parser.add_argument("svg", type=Path)
+    parser.add_argument("--prefill", type=Path, metavar="JSON", help="where prefill is taken from; default: the same file")
     parser.add_argument("--flavour", default="native")
     args = parser.parse_args()
-    args.svg.write_text(draw(json.loads(args.json.read_text()), args.flavour))
+    decode = read(args.json)
+    prefill = read(args.prefill) if args.prefill else decode
+    other = other_settings(prefill, {key: decode[key] for key in ("machine", "shape", "threads")})
+    if other:
+        raise Misused(f"{args.prefill} has {other}: one picture would compare what cannot be compared")
+    Output(args.svg).write(draw(decode, prefill, args.flavour))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    end(main, failed=2)

@@ -1,4 +1,4 @@
-// node query.mjs FOLDER TRACE: what Perfetto makes of a trace; exit status 1 if it finds fault with it.
+// node query.mjs FOLDER TRACE: what Perfetto makes of a trace; exit status 1 if it finds fault with it, 2 if it can't be asked.
 
 import { readFileSync } from 'node:fs';
 import { Processor } from './rpc.mjs';
@@ -6,6 +6,10 @@ import { Processor } from './rpc.mjs';
 const CATEGORIES = ['communication', 'compute', 'host', 'waiting'];
 
 const [folder, file] = process.argv.slice(2);
+process.on('uncaughtException', (error) => {
+  console.error(`error: ${file}: ${String(error?.message ?? error).trim().split('\n').at(-1)}`);
+  process.exit(2);
+});
 const processor = await Processor.start(folder);
 const trace = readFileSync(file);
 processor.load(trace);

@@ -1,1 +1,1 @@
-"""Parts of compare_llama_cpp.py."""
+"""Parts of compare_llama_cpp.py; bench_check.py and speed_picture.py share some."""

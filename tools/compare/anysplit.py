@@ -4,7 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from compare.steps import Failed, measure
+from compare.steps import measure
+from script import ROOT, Failed, Misused
+
+BUILT = ROOT / "target/release/anysplit"
 
 # What keeps as many bits per weight as llama.cpp's format does.
 FLAGS = {
@@ -13,10 +16,8 @@ FLAGS = {
     "q8_0": ["--quantization", "int8"],
     "q4_0": ["--quantization", "int4"],
 }
-
-
-class Refused(Failed):
-    """This build cannot do it."""
+LIMITS = ("read_gb_s", "fma_gflop_s")
+RATES = ("decode_tokens_per_s", "prefill_tokens_per_s", "decode_roofline_fraction", "prefill_flops_fraction")
 
 
 @dataclass(frozen=True)
@@ -33,28 +34,48 @@ class Limits:
 
 
 class Anysplit:
-    """A binary."""
+    """A binary. To make one fails if it is not Anysplit's."""
 
     def __init__(self, binary: Path):
-        self.binary = binary
-
-    def version(self) -> str:
-        return self._run(["--version"]).strip()
+        if not binary.exists():
+            raise Misused(f"{binary} does not exist; build it with cargo build --release, or name it by --anysplit")
+        self.binary = binary.absolute()
+        try:
+            self.version = self._run(["--version"]).strip()
+        except Failed as failed:
+            raise Misused(str(failed)) from failed
+        if not self.version.startswith("anysplit "):
+            raise Misused(f"{binary} is not Anysplit: it does not print its version; name the binary by --anysplit")
 
     def limits(self, threads: int) -> Limits:
-        row = json.loads(self._run(["bench", "limits", "--threads", threads, "--json"]))["rows"][0]
-        return Limits(row["read_gb_s"], row["fma_gflop_s"])
+        row = self.report(["bench", "limits", "--threads", threads], LIMITS)["rows"][0]
+        return Limits(*(row[key] for key in LIMITS))
 
     def decode(self, model: Path, split: str, format: str, prompt: int, gen: int, batch: int, isa: str | None) -> dict:
         """The row of `bench decode`, of one run."""
-        command = ["bench", "decode", "--model", model, "--splits", split, "--repeats", 1, "--json"]
+        command = ["bench", "decode", "--model", model, "--splits", split, "--repeats", 1]
         command += ["--prompt-len", prompt, "--gen-len", gen, "--batch-size", batch, *FLAGS[format]]
         command += ["--isa", isa] if isa else []
-        return json.loads(self._run(command))["rows"][0]
+        return self.report(command, (*LIMITS, *RATES, "peak_rss_bytes"))["rows"][0]
+
+    def report(self, command: list, keys: tuple[str, ...]) -> dict:
+        """What a command prints as JSON. It has rows, and each of them has `keys`."""
+        text = self._run([*command, "--json"])
+        try:
+            found = json.loads(text)
+            complete = len(found["rows"]) > 0 and all(key in row for row in found["rows"] for key in keys)
+        except (ValueError, KeyError, TypeError):
+            complete = False
+        if not complete:
+            raise Failed(f"{self._called(command)}: it does not print rows with {', '.join(keys)}; is it of another version?")
+        return found
 
     def _run(self, arguments: list) -> str:
         status, out, err, _ = measure([self.binary, *arguments])
         if status != 0:
-            line = next((line for line in err.splitlines() if line.startswith("error")), f"status {status}")
-            raise (Refused if status == 2 else Failed)(f"{self.binary.name} {arguments[1]}: {line}")
+            line = next((line for line in err.splitlines() if line.startswith("error: ")), f"status {status}")
+            raise Failed(f"{self._called(arguments)}: {line.removeprefix('error: ')}")
         return out
+
+    def _called(self, arguments: list) -> str:
+        return " ".join([self.binary.name, *map(str, arguments[:2])])

@@ -7,8 +7,10 @@ import shutil
 import tarfile
 import venv
 from pathlib import Path
+from subprocess import CalledProcessError
 
-from compare.steps import Failed, measure, run, say
+from compare.steps import measure, run, say
+from script import Failed, Misused, make_folder
 
 # What the virtual environment has: a build system, and what writes weights.
 PACKAGES = ["cmake", "ninja", "numpy", "gguf"]
@@ -36,15 +38,17 @@ class LlamaCpp:
 
     def __init__(self, cache: Path, version: str):
         self.cache, self.version = cache, version
-        self.logs = cache / "logs"
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.logs = make_folder(cache / "logs")
 
     def python(self) -> Path:
         """The virtual environment's Python."""
         home = self.cache / "venv"
         if not (home / "ready").exists():
             say(f"making a virtual environment in {home}")
-            venv.create(home, clear=True, with_pip=True)
+            try:
+                venv.create(home, clear=True, with_pip=True)
+            except CalledProcessError as error:
+                raise Failed(f"{home}: this Python makes no virtual environments ({error}); is its venv installed?") from error
             pip = [home / "bin/python", "-m", "pip", "install", "--disable-pip-version-check"]
             run("installing " + ", ".join(PACKAGES), pip + PACKAGES, self.logs / "pip.log")
             (home / "ready").touch()
@@ -82,7 +86,7 @@ class LlamaCpp:
         if all((home / program).exists() for program in PROGRAMS):
             return home
         if flavour != "native" and platform.machine() not in ("x86_64", "AMD64"):
-            raise Failed(f"--flavours {flavour} is of x86-64 processors; give native")
+            raise Misused(f"--flavours {flavour} is of x86-64 processors; give native")
         tools = self.python().parent
         sources, build = self.sources(), self.cache / "build"
         path = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
@@ -135,16 +139,14 @@ class LlamaCpp:
         """Prefill of `prompt` tokens, or decode of `gen` tokens behind `depth` others: llama-bench, once."""
         command = [self.programs(flavour) / "llama-bench", "-m", model, "-t", threads, "-r", 1, "-o", "jsonl"]
         out, rss = self._measure(command + ["-p", prompt, "-n", gen, "-d", depth])
-        row = json.loads(out.strip().splitlines()[-1])
-        return {"tokens_per_s": row["avg_ts"], "peak_rss_bytes": rss, "commit": row["build_commit"]}
+        return {"tokens_per_s": _number(command, out, "avg_ts"), "peak_rss_bytes": rss}
 
     def batched_bench(self, flavour: str, model: Path, threads: int, prompt: int, gen: int, batch: int) -> dict:
         """Decode of several sequences at a time: llama-batched-bench, once."""
         command = [self.programs(flavour) / "llama-batched-bench", "-m", model, "-t", threads, "-tb", threads]
         command += ["-c", batch * (prompt + gen), "-npp", prompt, "-ntg", gen, "-npl", batch]
         out, rss = self._measure(command + ["--output-format", "jsonl"])
-        line = next(line for line in out.splitlines() if line.startswith("{"))
-        return {"tokens_per_s": json.loads(line)["speed_tg"], "peak_rss_bytes": rss}
+        return {"tokens_per_s": _number(command, out, "speed_tg"), "peak_rss_bytes": rss}
 
     def _measure(self, command: list) -> tuple[str, int]:
         status, out, err, rss = measure(command)
@@ -154,8 +156,16 @@ class LlamaCpp:
         return out, rss
 
 
+def _number(command: list, out: str, key: str) -> float:
+    """Of the one line of JSON that a benchmark prints."""
+    try:
+        return json.loads(next(line for line in out.splitlines() if line.startswith("{")))[key]
+    except (StopIteration, ValueError, KeyError) as error:
+        raise Failed(f"{Path(command[0]).name}: it prints no {key}; try another --llama-cpp-python VERSION") from error
+
+
 def weight_bytes(python: Path, model: Path) -> int:
-    """Bytes of a GGUF file's tensors: what a token reads, for a tied embedding is the head."""
+    """Bytes of a GGUF file's tensors."""
     code = "import sys, gguf; print(sum(int(t.n_bytes) for t in gguf.GGUFReader(sys.argv[1]).tensors))"
     status, out, err, _ = measure([python, "-c", code, model])
     if status != 0:

@@ -1,10 +1,54 @@
-"""Samples become rows: medians, spreads, fractions of the limits, ratios."""
+"""Samples become rows: medians, spreads, fractions of the limits, ratios. And the file that has them is read."""
 
 from collections import defaultdict
+from math import inf
+from pathlib import Path
 from statistics import median
 
-# One sample: engine, flavour, format, what, split (Anysplit's), tokens_per_s, fraction, read_gb_s, fma_gflop_s,
-# peak_rss_bytes.
+from compare.anysplit import FLAGS
+from script import Misused, read_json
+
+# One sample: these, and split (Anysplit's).
+TEXTS = ("engine", "flavour", "format", "what")
+NUMBERS = ("tokens_per_s", "fraction", "read_gb_s", "fma_gflop_s", "peak_rss_bytes")
+# All samples of a file have the same.
+LENGTHS = ("threads", "prompt", "gen", "batch_prompt")
+
+
+def read(path: Path) -> dict:
+    """What compare_llama_cpp.py wrote."""
+    found = read_json(path)
+    fault = _fault(found)
+    if fault:
+        raise Misused(f"{path} is not what compare_llama_cpp.py writes: {fault}")
+    return found
+
+
+def _fault(found) -> str | None:
+    if not isinstance(found, dict) or not isinstance(found.get("samples"), list):
+        return "it has no samples"
+    machine = found.get("machine")
+    if not isinstance(machine, dict) or not isinstance(machine.get("processor"), str):
+        return "it does not say on which machine"
+    if not isinstance(machine.get("features"), list) or not isinstance(found.get("shape"), str):
+        return "it does not say which features the machine has and which shape the model"
+    missing = [key for key in LENGTHS if not isinstance(found.get(key), int)]
+    if missing:
+        return f"it does not say {', '.join(missing)}"
+    wrong = (number for number, sample in enumerate(found["samples"]) if not _is_sample(sample))
+    return next((f"its sample {number} lacks something" for number in wrong), None)
+
+
+def _is_sample(sample) -> bool:
+    if not isinstance(sample, dict) or not all(isinstance(sample.get(key), str) for key in TEXTS):
+        return False
+    numbers = [sample.get(key) for key in NUMBERS]
+    return sample["format"] in FLAGS and all(isinstance(x, int | float) and 0 < x < inf for x in numbers)
+
+
+def other_settings(found: dict, settings: dict) -> str:
+    """What a file was measured with, where that is not what `settings` say."""
+    return ", ".join(f"{key} {found.get(key)} (not {now})" for key, now in settings.items() if found.get(key) != now)
 
 
 def rows(samples: list[dict]) -> list[dict]:

@@ -6,9 +6,7 @@ import sys
 from pathlib import Path
 from threading import Thread
 
-
-class Failed(Exception):
-    """What went wrong, in a line."""
+from script import Failed
 
 
 def say(text: str) -> None:

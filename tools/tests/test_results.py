@@ -1,4 +1,4 @@
-"""Promises of what is computed from measurements: python3 -m unittest compare.tests, in tools. Nothing is measured."""
+"""Promises of what is computed from measurements, and drawn of it."""
 
 import unittest
 import xml.etree.ElementTree as ElementTree
@@ -16,6 +16,16 @@ def sample(engine: str, rate: float, fraction: float, split: str = "1x2") -> dic
 
 
 BOTH = [sample("anysplit", r, r / 40) for r in (19, 30, 21)] + [sample("llama.cpp", r, r / 42) for r in (14, 10, 12)]
+
+FOUND = {
+    "machine": {"processor": "a processor of R&D <1>", "features": ["avx2"]},
+    "shape": "1b",
+    "threads": 2,
+    "prompt": 64,
+    "gen": 24,
+    "batch_prompt": 32,
+    "samples": BOTH,
+}
 
 
 class Results(unittest.TestCase):
@@ -42,14 +52,19 @@ class Results(unittest.TestCase):
 
 class Picture(unittest.TestCase):
     def test_it_has_a_bar_and_a_limit_for_each_engine(self):
-        machine = {"processor": "some processor", "features": ["avx2"]}
-        found = {"machine": machine, "threads": 2, "prompt": 512, "shape": "1b", "rows": rows(BOTH)}
-        picture = ElementTree.fromstring(speed_picture.draw(found, "native"))
+        picture = ElementTree.fromstring(speed_picture.draw(FOUND, FOUND, "native"))
         shapes = [(part.tag.split("}")[1], part.get("class")) for part in picture]
         # One of each is the legend's.
         for kind in [("rect", "ours"), ("rect", "theirs")]:
             self.assertEqual(shapes.count(kind), 2)
         self.assertEqual(shapes.count(("line", "limit")), 3)
+
+    def test_a_title_says_the_length_of_the_runs_below_it(self):
+        prefill = FOUND | {"prompt": 512, "samples": [sample | {"what": "prefill"} for sample in BOTH]}
+        picture = speed_picture.draw(FOUND, prefill, "native")
+        self.assertIn("Decode behind 64 tokens", picture)
+        self.assertIn("Prefill of 512 tokens", picture)
+        self.assertNotIn("Prefill", speed_picture.draw(FOUND, FOUND, "native"))
 
 
 class Check(unittest.TestCase):
