@@ -222,7 +222,7 @@ def main() -> int:
         if output:
             output.write(json.dumps(settings | {"rows": found, "samples": samples}, indent=1) + "\n")
     if comparison.failed:
-        raise Failed(f"{len(comparison.failed)} of the measurements failed and are left out; lines above say why")
+        raise Failed(f"{len(comparison.failed)} of the measurements failed and have fewer runs or none; lines above say why")
     return 0
 
 

@@ -83,8 +83,11 @@ def draw(decode: dict, prefill: dict, flavour: str) -> str:
         "prefill": f"Prefill of {prefill['prompt']} tokens, tokens/s (limit: f32 FMA peak)",
     }
     drawn = {"decode": of_what(decode, flavour, "decode"), "prefill": of_what(prefill, flavour, "prefill")}
-    if not any(drawn.values()):
-        raise Misused(f"nothing of --flavour {flavour} was measured; there is {', '.join(flavours(decode)) or 'nothing'}")
+    # One file may have been measured without one of them; of two files each was named for something.
+    lacking = [what for what in drawn if not drawn[what]]
+    if lacking == list(drawn) or (lacking and decode is not prefill):
+        there = flavours(prefill if lacking == ["prefill"] else decode)
+        raise Misused(f"no {lacking[0]} of --flavour {flavour} was measured; there is {', '.join(there) or 'nothing'}")
     body = legend()
     for i, what in enumerate(drawn):
         if drawn[what]:

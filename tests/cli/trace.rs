@@ -199,7 +199,8 @@ fn a_run_that_is_interrupted_leaves_a_trace_of_all_its_ranks_that_says_so() {
             continue;
         }
         // Ranks as threads, and as processes, which are all asked to end.
-        for run in [anysplit(""), launch(2)] {
+        // (A launched rank 0 is asked by its launcher.)
+        for (run, why) in [(anysplit(""), shown), (launch(2), "ended by SIG")] {
             let copy = Copy::empty();
             let file = copy.file("trace.json");
             let run = work(Phase::Decode, run, "--tp 2 --trace").arg(&file);
@@ -208,7 +209,7 @@ fn a_run_that_is_interrupted_leaves_a_trace_of_all_its_ranks_that_says_so() {
             let asked = job.signal(signal);
             let end = job.ends(asked);
             assert_eq!((end.status, end.line()), (Some(status), &*format!("error: {shown}")));
-            assert_incomplete(&read(&file), "ended by SIG", &[0, 1], &[]);
+            assert_incomplete(&read(&file), why, &[0, 1], &[]);
             assert_eq!(names(&copy), ["trace.json"]);
         }
     }

@@ -61,6 +61,7 @@ class LlamaCpp:
             return home
         download = self.cache / "download"
         package = f"llama-cpp-python=={self.version}"
+        shutil.rmtree(download, ignore_errors=True)
         command = [self.python(), "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
         command += ["--no-binary", "llama-cpp-python", "-d", download, package]
         run(f"fetching the sources of {package}", command, self.logs / "download.log")

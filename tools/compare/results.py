@@ -42,6 +42,8 @@ def _fault(found) -> str | None:
 def _is_sample(sample) -> bool:
     if not isinstance(sample, dict) or not all(isinstance(sample.get(key), str) for key in TEXTS):
         return False
+    if not isinstance(sample.get("split"), str | None):
+        return False
     numbers = [sample.get(key) for key in NUMBERS]
     return sample["format"] in FLAGS and all(isinstance(x, int | float) and 0 < x < inf for x in numbers)
 

@@ -1,7 +1,7 @@
 //! Files that are there whole or not at all.
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -17,27 +17,34 @@ pub fn directory(file: &Path) -> &Path {
 }
 
 /// Writes a file, or in place of one; `fill` writes what is in it. Until that is done the file has no name, so that nothing is
-/// left of it however the process ends. (A few file systems know only files with names. There a process that is killed leaves
-/// one that begins with `.tmp`.)
+/// left of it however the process ends. (Where a file system knows only files with names, and for a moment where something is
+/// replaced, a process that is killed leaves one that begins with `.tmp`.)
 ///
 /// # Errors
 /// Those of `fill`, or the file can't be written. What was there is as it was.
 pub fn write(file: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    // What a link leads to is replaced, not the link.
+    // What a link leads to is replaced, not the link, unless it leads nowhere.
     let to = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-    if let Ok(mut whole) = nameless(directory(&to)) {
-        fill(&mut whole)?;
-        return give_name(&whole, &to);
-    }
+    let Ok(mut whole) = nameless(directory(&to)) else { return write_named(&to, fill) };
+    fill(&mut whole)?;
+    // Some file systems make such files, but give them no names.
+    give_name(&whole, &to).or_else(|_| {
+        whole.rewind()?;
+        write_named(&to, |named| io::copy(&mut whole, named).map(drop))
+    })
+}
+
+/// By way of a file that has a name.
+fn write_named(to: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut named =
-        tempfile::Builder::new().permissions(Permissions::from_mode(MODE)).tempfile_in(directory(&to))?;
+        tempfile::Builder::new().permissions(Permissions::from_mode(MODE)).tempfile_in(directory(to))?;
     fill(named.as_file_mut())?;
-    named.persist(&to)?;
+    named.persist(to)?;
     Ok(())
 }
 
 fn nameless(directory: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(open(directory, flags, Mode::from_raw_mode(MODE))?.into())
 }
 

@@ -72,11 +72,24 @@ struct State {
     is_leaving: bool,
     /// How many parts of it need more time.
     holds: usize,
+    /// When the last of them was done.
+    released: Option<Instant>,
     /// No more to watch.
     is_over: bool,
     /// What the launcher was told last.
     noted: Option<Place>,
     mail: HashMap<(u16, u32), VecDeque<Vec<u8>>>,
+}
+
+impl State {
+    /// When a process that is doomed since `doomed` is ended, as things are.
+    fn end(&self, doomed: Instant, patience: Duration, held: Duration) -> Instant {
+        match self.released {
+            _ if self.holds > 0 => doomed + held + patience,
+            Some(released) => released.clamp(doomed, doomed + held) + patience,
+            None => doomed + patience,
+        }
+    }
 }
 
 struct Watching {
@@ -180,24 +193,18 @@ impl Watch {
     }
 
     /// Waits for a verdict, then for the process to leave by itself. Returns the verdict if it does not. `patience` begins anew
-    /// when the process was held ([`Hold`]), for which it has the time `held` in all.
+    /// where the process was held ([`Hold`]), for which it has the time `held` in all.
     pub fn wait_for_a_doomed_process(&self, patience: Duration, held: Duration) -> Option<Verdict> {
         let idle = |state: &mut State| state.verdict.is_none() && !state.is_over && !state.is_leaving;
         let mut state = self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
         state.verdict.as_ref()?;
         let doomed = Instant::now();
-        let mut until = doomed + patience;
         while !state.is_leaving {
-            let now = Instant::now();
-            let is_held = state.holds > 0 && now < doomed + held;
-            if is_held {
-                until = now + patience;
-            }
-            let wake = if is_held { doomed + held } else { until };
-            if now >= wake {
+            let left = state.end(doomed, patience, held).saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return state.verdict.clone();
             }
-            let wait = self.changed.wait_timeout(state, wake - now);
+            let wait = self.changed.wait_timeout(state, left);
             state = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
         None
@@ -245,7 +252,10 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.0.state().holds -= 1;
+        let mut state = self.0.state();
+        state.holds -= 1;
+        state.released = Some(Instant::now());
+        drop(state);
         self.0.changed.notify_all();
     }
 }
@@ -281,13 +291,28 @@ mod tests {
     }
 
     #[test]
+    fn patience_begins_anew_where_a_process_was_held() {
+        let (doomed, [patience, held]) = (Instant::now(), [1, 10].map(Duration::from_secs));
+        let end = |holds, released: Option<f32>| {
+            let released = released.map(|after| doomed + Duration::from_secs_f32(after));
+            let state = State { holds, released, ..State::default() };
+            state.end(doomed, patience, held).duration_since(doomed).as_secs_f32()
+        };
+        assert_eq!(end(0, None), 1.0);
+        assert_eq!(end(1, None), 11.0);
+        assert_eq!(end(0, Some(3.0)), 4.0);
+        assert_eq!(end(1, Some(3.0)), 11.0);
+        assert_eq!(end(0, Some(30.0)), 11.0);
+        // It was held before the job was over.
+        let before = State { released: Some(doomed), ..State::default() };
+        assert_eq!(before.end(doomed + patience, patience, held), doomed + 2 * patience);
+    }
+
+    #[test]
     fn a_process_that_is_not_held_any_more_is_ended() {
         let (watch, verdict) = doomed();
-        let hold = Hold::new(watch.clone());
-        std::thread::scope(|scope| {
-            scope.spawn(move || drop(hold));
-            assert_eq!(watch.wait_for_a_doomed_process(Duration::ZERO, LONG), Some(verdict));
-        });
+        drop(Hold::new(watch.clone()));
+        assert_eq!(watch.wait_for_a_doomed_process(Duration::ZERO, LONG), Some(verdict));
     }
 
     #[test]

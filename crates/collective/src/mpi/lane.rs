@@ -191,7 +191,12 @@ impl Lane {
             self.arriving = world.receive(Some(from), tag, &mut buffer)?.map(|(_, transfer)| transfer);
             spare.keep(buffer);
         }
-        Ok(self.arriving.is_some() || self.arrived.is_some())
+        Ok(self.holds_a_piece())
+    }
+
+    /// Whether a piece is here, or on its way.
+    pub fn holds_a_piece(&self) -> bool {
+        self.arriving.is_some() || self.arrived.is_some()
     }
 
     /// The next piece, if it is here.

@@ -124,7 +124,7 @@ impl MpiWire {
             self.look_around(&mut state)?;
             let since = idle.get_or_insert_with(|| Idle {
                 since: Instant::now(),
-                awaits_first_byte: exchange.awaits_first_byte(),
+                awaits_first_byte: exchange.awaits_first_byte(&state),
             });
             let time = since.since.elapsed();
             if call.deadline.is_some_and(|deadline| time >= deadline) {
@@ -274,8 +274,11 @@ impl Exchange<'_, '_, '_> {
     }
 
     /// Whether there is a peer of whom nothing has come.
-    fn awaits_first_byte(&self) -> bool {
-        let heard = |from: usize| self.receives.iter().any(|r| r.from == from && r.has_begun());
+    fn awaits_first_byte(&self, state: &State) -> bool {
+        let heard = |from: usize| {
+            let begun = self.receives.iter().any(|r| r.from == from && r.has_begun());
+            begun || state.peers[from].lanes[self.lane].holds_a_piece()
+        };
         self.receives.iter().any(|r| !heard(r.from))
     }
 

@@ -164,7 +164,7 @@ pub(crate) trait F32x16: Lanes {
         a[0]
     }
 
-    /// The lowest byte of each lane, a whole number of at most 16 bits.
+    /// The lowest byte of each lane. All are whole numbers from −32,768 to 32,767.
     #[inline(always)]
     fn low_bytes(self) -> [u8; LANES] {
         let mut lanes = [0.0; LANES];
