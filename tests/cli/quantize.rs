@@ -230,6 +230,14 @@ fn a_packed_checkpoint_of_another_version_or_processor_is_refused() {
     }
     score(&with_info(|info| info["weights"][0]["format"] = json!("int2"))).refused(&[FILE, "format", AGAIN]);
     score(&with_info(|info| info["weights"][0]["bytes"] = json!(64))).refused(&[FILE, AGAIN]);
+    for shape in [json!([u64::MAX, 2]), json!([u64::MAX, 0]), json!([0, 64]), json!([1 << 40, 1 << 20])] {
+        let huge = with_info(|info| {
+            // What follows the first is left out, so that the header does not become longer.
+            info["weights"].as_array_mut().unwrap().truncate(1);
+            info["weights"][0]["shape"] = shape;
+        });
+        score(&huge).refused(&[FILE, "can't be [", AGAIN]);
+    }
     score(&with_info(|info| info["version"] = json!(7))).refused(&[FILE, "version 7", "anysplit quantize"]);
     let other = with_info(|info| info["layout"] = json!("cpu-panels-9"));
     score(&other).refused(&["another processor", "cpu-panels-9", "anysplit quantize"]);

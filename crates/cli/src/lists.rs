@@ -33,7 +33,9 @@ where
 {
     Element(|text: &str| match text {
         "" => Err("a number is missing; give one, or several with commas between them".to_owned()),
-        text => text.parse().map_err(|e: T::Err| e.to_string()),
+        text => text
+            .parse()
+            .map_err(|e: T::Err| format!("{e}; give a number, or several with commas between them")),
     })
 }
 

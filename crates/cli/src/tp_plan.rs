@@ -15,7 +15,7 @@ use tensor::DType;
 use crate::args::{ModelArgs, yes_or_no};
 use crate::error::CliError;
 use crate::model::{packed_as, read_config};
-use crate::report::bytes;
+use crate::report::{bytes, count};
 use crate::split::SplitArgs;
 
 /// Prints how each weight of a model is split, from its config.json alone.
@@ -161,9 +161,9 @@ fn print(out: &mut impl Write, plan: &Plan, rows: &[Row], kept: KeptAs) -> Resul
     let config = &layout.config;
     writeln!(
         out,
-        "{} split over {} ranks{others}: {} layers, {} query heads, {} KV heads, {kept}",
+        "{} split over {}{others}: {} layers, {} query heads, {} KV heads, {kept}",
         config.architecture.name,
-        layout.ranks(),
+        count(layout.ranks(), "rank"),
         config.num_layers(),
         config.num_heads,
         config.num_kv_heads,

@@ -86,6 +86,11 @@ impl PackedCheckpoint {
             let spec = entry.spec().ok_or_else(|| bad(format!("{} is of an unknown format", entry.name)))?;
             let place = places.get(&*entry.name).filter(|place| place.bytes.len() == entry.bytes);
             let place = place.ok_or_else(|| bad(format!("{} is not where it should be", entry.name)))?;
+            // No format takes less than half a byte. Whoever computes with the shape needs no more care than that.
+            let [n, k] = entry.shape;
+            if n == 0 || k == 0 || n.checked_mul(k).is_none_or(|elements| elements / 2 > entry.bytes) {
+                return Err(bad(format!("{} can't be [{n}, {k}] in {} bytes", entry.name, entry.bytes)));
+            }
             weights.insert(entry.name.clone(), (entry.shape, spec, place.bytes.clone()));
         }
         let mapped = Mapped {
