@@ -230,7 +230,8 @@ fn a_packed_checkpoint_of_another_version_or_processor_is_refused() {
     }
     score(&with_info(|info| info["weights"][0]["format"] = json!("int2"))).refused(&[FILE, "format", AGAIN]);
     score(&with_info(|info| info["weights"][0]["bytes"] = json!(64))).refused(&[FILE, AGAIN]);
-    for shape in [json!([u64::MAX, 2]), json!([u64::MAX, 0]), json!([0, 64]), json!([1 << 40, 1 << 20])] {
+    for shape in [json!([u64::MAX, 2]), json!([u64::MAX, 0]), json!([0, 64]), json!([1u64 << 40, 1u64 << 20])]
+    {
         let huge = with_info(|info| {
             // What follows the first is left out, so that the header does not become longer.
             info["weights"].as_array_mut().unwrap().truncate(1);
