@@ -22,8 +22,8 @@ fn unknown_commands_flags_and_values_are_named() {
     anysplit("generate x --max-num-seqs 0").refused(&["--max-num-seqs", "from 1"]);
     anysplit("generate x --max-num-batched-tokens 0").refused(&["--max-num-batched-tokens", "from 1"]);
     anysplit("generate x --comm-timeout 0").refused(&["--comm-timeout"]);
-    anysplit("generate x --threads-per-rank 0").refused(&["threads-per-rank", "at least 1"]);
-    anysplit("generate x --threads-per-rank 100000").refused(&["threads-per-rank", "100000"]);
+    anysplit("generate x --threads-per-rank 0").refused(&["--threads-per-rank must", "at least 1"]);
+    anysplit("generate x --threads-per-rank 100000").refused(&["--threads-per-rank 100000 on 1 rank "]);
     anysplit("generate x --max-tokens 0").refused(&["max-tokens", "at least 1"]);
     anysplit("generate x --max-model-len 0").refused(&["max-model-len", "2048"]);
     anysplit("generate x --max-model-len 2049").refused(&["max-model-len 2049", "2048"]);
@@ -37,6 +37,66 @@ fn unknown_commands_flags_and_values_are_named() {
     anysplit("bench decode --batch-size 8 --max-num-seqs 4").refused(&["--batch-size 8", "--max-num-seqs 4"]);
     anysplit("bench decode --isa abacus").refused(&["--isa", "abacus", "portable"]);
     anysplit("bench limits --threads 0").refused(&["--threads", "1..=1024"]);
+}
+
+#[test]
+fn names_of_types_that_other_engines_have_are_understood() {
+    let plan = |dtype: &str| anysplit("tp-plan --json --dtype").arg(dtype).json()["dtype"].clone();
+    for (name, others) in [
+        ("float32", &["float", "f32", "fp32"][..]),
+        ("bfloat16", &["bf16"]),
+        ("float16", &["half", "f16", "fp16"]),
+    ] {
+        let of_cache = |dtype: &str| {
+            let run = anysplit("generate Once --max-tokens 2 --json --kv-cache-dtype").arg(dtype);
+            run.json()["stats"]["ranks"][0]["kv_bytes_per_token"].as_u64().unwrap()
+        };
+        for other in others {
+            assert_eq!(plan(other), name);
+            assert_eq!(of_cache(other), of_cache(name));
+        }
+    }
+    anysplit("generate Once --max-tokens 2 --kv-cache-dtype fp8_e4m3").prints();
+    anysplit("generate Once --kv-cache-dtype fp8_e5m2").refused(&["fp8_e5m2", "fp8"]);
+}
+
+#[test]
+fn lists_may_have_blanks_and_no_gaps() {
+    let rows = |prompts: &str, quantizations: &str| {
+        let bench = anysplit("bench decode --json --gen-len 2 --repeats 1 --threads-per-rank 1 --prompt-len")
+            .arg(prompts);
+        bench.arg("--quantizations").arg(quantizations).json()["rows"].as_array().unwrap().len()
+    };
+    assert_eq!(rows("4, 8", "none, int8"), 4);
+    for missing in ["", " ", "4,,8"] {
+        anysplit("bench decode --batch-size").arg(missing).refused(&["--batch-size", "a number is missing"]);
+    }
+    let split = anysplit("score --prompt-ids")
+        .arg("1, 2")
+        .arg("--rank-weights")
+        .arg("2, 1")
+        .arg("--pp-layers")
+        .arg("2, 3");
+    split.args("--pp 2").run().succeeds();
+}
+
+#[test]
+fn a_prompt_without_quotes_is_told_from_a_wrong_flag() {
+    for command in ["generate Once upon a time", "score --text Once upon a time"] {
+        anysplit(command).refused(&["'upon'", "needs \"quotes\""]);
+    }
+    for command in ["generate Once --upon", "tp-plan Once", "quantize a b -o c"] {
+        assert!(!anysplit(command).refused(&[]).contains("quotes"), "{command}");
+    }
+}
+
+#[test]
+fn gguf_is_said_not_to_be_read() {
+    let copy = Copy::empty();
+    copy.write("model.Q4_0.gguf", "GGUF");
+    for model in [copy.path().to_owned(), copy.file("model.Q4_0.gguf")] {
+        anysplit("generate x").model(&model).refused(&["GGUF is not read", "config.json", "safetensors"]);
+    }
 }
 
 #[test]

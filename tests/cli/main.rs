@@ -36,6 +36,7 @@ mod launch_usage;
 mod packed;
 mod perplexity;
 mod quantize;
+mod quantize_folder;
 mod same_answers;
 mod same_bits;
 mod sampling;

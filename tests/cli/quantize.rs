@@ -1,15 +1,15 @@
 //! Quantised weights: the same bytes on any split, loaded or packed before, and what can be wrong with a packed checkpoint.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::checkpoints::{Copy, golden, golden_prompt, split_safetensors};
 use crate::child::{Anysplit, anysplit};
+use crate::quantize_folder::assert_nothing_in;
 
 const FILE: &str = "anysplit-packed.safetensors";
+const AGAIN: &str = "pack the original again with `anysplit quantize`";
 const KINDS: [&str; 3] = ["int8", "int4", "fp8"];
 
 fn score(name: &str, model: &Path) -> Anysplit {
@@ -107,86 +107,66 @@ fn the_plan_counts_quantised_bytes() {
     };
     assert!(bytes("--quantization int4") < bytes("--quantization int8"));
     assert!(bytes("--quantization int8") < bytes(""));
+    let plan = |more: &str| anysplit("tp-plan --json").args(more).json();
+    assert_eq!(plan("--quantization int4")["quantization"], "int4");
+    assert_eq!(plan("")["quantization"], Value::Null);
+    assert_eq!(plan("--quantization none")["quantization"], Value::Null);
+    let heading = anysplit("tp-plan --quantization int4").prints();
+    assert!(heading.lines().next().unwrap().ends_with(", int4 (the rest bfloat16)"), "{heading}");
+}
+
+/// A golden checkpoint of float32, one element of which is changed.
+fn with_element(tensor: &str, at: usize, value: f32) -> Copy {
+    let copy = Copy::of("llama");
+    let mut file = copy.read("model.safetensors");
+    let (header, data) = split_safetensors(&file);
+    let at = file.len() - data.len() + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize + 4 * at;
+    file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    copy.write("model.safetensors", file);
+    copy
+}
+
+/// That a checkpoint is not packed, in one line that has these parts, and nothing is left.
+fn is_not_packed(copy: &Copy, more: &str, parts: &[&str]) {
+    let out = Copy::empty();
+    anysplit("quantize").args(more).arg("--out").arg(out.file("packed")).arg(copy.path()).refused(parts);
+    assert_nothing_in(&out);
 }
 
 #[test]
 fn weights_that_are_not_finite_cannot_be_quantised() {
-    for (bits, shown) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
-        let copy = Copy::of("llama");
-        let (header, _) = split_safetensors(&copy.read("model.safetensors"));
-        let name = "model.layers.1.mlp.down_proj.weight";
-        let mut file = copy.read("model.safetensors");
-        let data = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-        let (at, cols) =
-            (header[name]["data_offsets"][0].as_u64().unwrap(), header[name]["shape"][1].as_u64().unwrap());
-        let at = data + (at + 4 * (3 * cols + 5)) as usize;
-        file[at..at + 4].copy_from_slice(&bits.to_le_bytes());
-        copy.write("model.safetensors", file);
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let cols = serde_json::from_slice::<Value>(&std::fs::read(golden("llama").join("config.json")).unwrap());
+    let cols = cols.unwrap()["intermediate_size"].as_u64().unwrap() as usize;
+    for (value, shown) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
+        let copy = with_element(name, 3 * cols + 5, value);
         let parts = [name, "[3, 5]", shown];
         for tp in ["1", "3"] {
             let score = anysplit("score --prompt-ids 1,2 --quantization int8 --tp").arg(tp).model(&copy);
             score.refused(&parts);
         }
-        let out = Copy::empty();
-        let quantize =
-            anysplit("quantize --quantization int4 --out").arg(out.file("packed")).arg(copy.path());
-        quantize.refused(&parts);
-        assert_nothing_in(&out);
+        is_not_packed(&copy, "--quantization int4", &parts);
     }
 }
 
-fn assert_nothing_in(folder: &Copy) {
-    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(left.is_empty(), "{left:?} is left");
-}
-
 #[test]
-fn a_folder_that_is_there_is_not_written_to() {
-    let out = Copy::empty();
-    out.write("mine", "precious");
-    let quantize = || anysplit("quantize --quantization int8 --out");
-    quantize().arg(out.path()).refused(&["is there already"]);
-    quantize().arg(out.file("mine")).refused(&["is there already"]);
-    quantize().arg(out.file("no/such/place")).refused(&["--out", "cannot make a folder"]);
-    assert_eq!(out.read("mine"), b"precious");
-}
-
-#[test]
-fn a_full_disk_leaves_nothing_behind() {
-    let out = Copy::empty();
-    let quantize = anysplit("quantize --quantization int8 --out").arg(out.file("packed"));
-    // No file may become long: to a program that is a disk which is full.
-    let mut shell = Command::new("sh");
-    shell.args(["-c", r#"trap '' XFSZ; ulimit -f 1000; exec "$@""#, "sh"]);
-    let line = quantize.by_way_of(shell).run().fails_with(1);
-    assert!(line.contains("cannot write") && line.contains(FILE), "{line}");
-    assert_nothing_in(&out);
-}
-
-#[test]
-fn who_is_asked_to_end_leaves_nothing_behind() {
-    let config = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
-        "num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192,
-        "vocab_size": 32000, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16"});
-    let (model, out) = (Copy::of_config(&config), Copy::empty());
-    let quantize = anysplit("quantize --quantization int4 --load-format random --out")
-        .arg(out.file("packed"))
-        .arg(model.path());
-    let mut child = quantize.command().stdout(Stdio::null()).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    // It has begun when its file is there; to make hundreds of millions of weights takes longer than to see that.
-    let has_begun = || {
-        let mut folders = std::fs::read_dir(out.path()).unwrap();
-        folders.any(|folder| folder.unwrap().path().join(FILE).is_file())
-    };
-    while !has_begun() {
-        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "it writes a file");
-        std::thread::yield_now();
+fn nor_those_beside_them_nor_be_packed_as_they_are() {
+    for name in ["model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"] {
+        for (value, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+            let copy = with_element(name, 2, value);
+            let at = if name == "model.norm.weight" { "[2]" } else { "[0, 2]" };
+            for quantization in ["int8", "none"] {
+                let flags = format!("--quantization {quantization}");
+                is_not_packed(&copy, &flags, &[name, at, shown, "mend the checkpoint"]);
+            }
+        }
+        let copy = with_element(name, 2, 1e5);
+        is_not_packed(
+            &copy,
+            "--quantization none --dtype float16",
+            &[name, "too large for float16", "--dtype"],
+        );
     }
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
-    assert_nothing_in(&out);
 }
 
 #[test]
@@ -200,12 +180,12 @@ fn a_packed_checkpoint_that_is_damaged_is_refused() {
         bytes[at] ^= 0x10;
         std::fs::write(&file, bytes).unwrap();
         for tp in ["1", "3"] {
-            anysplit("score --prompt-ids 1,2 --tp").arg(tp).model(&model).refused(&[FILE]);
+            anysplit("score --prompt-ids 1,2 --tp").arg(tp).model(&model).refused(&[FILE, AGAIN]);
         }
     }
     for length in [0, 7, 100, header_end, whole.len() - 1] {
         std::fs::write(&file, &whole[..length]).unwrap();
-        anysplit("score --prompt-ids 1,2").model(&model).refused(&[FILE]);
+        anysplit("score --prompt-ids 1,2").model(&model).refused(&[FILE, AGAIN]);
     }
 }
 
@@ -239,6 +219,26 @@ fn checksums(header: &[u8]) -> usize {
 fn a_packed_checkpoint_of_another_version_or_processor_is_refused() {
     let score = |copy: &Copy| anysplit("score --prompt-ids 1,2").model(copy.file("packed"));
     score(&with_info(|_| ())).prints();
+    for (key, value) in [
+        ("version", json!("x")),
+        ("version", json!(null)),
+        ("dtype", json!("float64")),
+        ("weights", json!("none")),
+        ("layout", json!(1)),
+    ] {
+        score(&with_info(|info| info[key] = value)).refused(&[FILE, AGAIN]);
+    }
+    score(&with_info(|info| info["weights"][0]["format"] = json!("int2"))).refused(&[FILE, "format", AGAIN]);
+    score(&with_info(|info| info["weights"][0]["bytes"] = json!(64))).refused(&[FILE, AGAIN]);
+    for shape in [json!([u64::MAX, 2]), json!([u64::MAX, 0]), json!([0, 64]), json!([1u64 << 40, 1u64 << 20])]
+    {
+        let huge = with_info(|info| {
+            // What follows the first is left out, so that the header does not become longer.
+            info["weights"].as_array_mut().unwrap().truncate(1);
+            info["weights"][0]["shape"] = shape;
+        });
+        score(&huge).refused(&[FILE, "can't be [", AGAIN]);
+    }
     score(&with_info(|info| info["version"] = json!(7))).refused(&[FILE, "version 7", "anysplit quantize"]);
     let other = with_info(|info| info["layout"] = json!("cpu-panels-9"));
     score(&other).refused(&["another processor", "cpu-panels-9", "anysplit quantize"]);
@@ -252,6 +252,20 @@ fn a_packed_checkpoint_stays_what_it_is() {
     score("--quantization int8").prints();
     score("--quantization int4").refused(&["packed as int8", "--quantization"]);
     score("--dtype bfloat16").refused(&["packed as int8", "--dtype"]);
+    score("--quantization none").refused(&["int8", "--quantization none", "leave it out"]);
+    score("--load-format random").refused(&["packed", "--load-format random", "config.json"]);
+    score("--load-format safetensors").refused(&["packed", "--load-format safetensors", "leave it out"]);
+    score("--load-format auto").prints();
+    for more in ["--quantization none", "--quantization int4", "--load-format random"] {
+        anysplit("tp-plan").args(more).model(&model).refused(&["packed", "leave"]);
+    }
+    let bench = anysplit("bench decode --quantizations int8,none").model(&model);
+    bench.refused(&["int8", "--quantization none"]);
+    assert_eq!(anysplit("tp-plan --json").model(&model).json()["quantization"], "int8");
     let again = anysplit("quantize --quantization int4 --out").arg(packed.file("again")).arg(&model);
     again.refused(&["packed already"]);
+    let both = anysplit("quantize --quantization int4 --out").arg(packed.file("again")).arg(golden("llama"));
+    both.model(&model).refused(&["MODEL", "--model"]);
+    let env = anysplit("quantize --quantization int4 --out").arg(packed.file("again")).arg(golden("llama"));
+    env.env("ANYSPLIT_MODEL", &model).prints();
 }

@@ -9,8 +9,8 @@ use crate::checkpoints::golden;
 use crate::child::anysplit;
 
 /// Every command, as it is typed.
-const COMMANDS: [&str; 7] =
-    ["generate", "score", "tp-plan", "launch", "bench limits", "bench decode", "bench comm"];
+const COMMANDS: [&str; 8] =
+    ["generate", "score", "tp-plan", "quantize", "launch", "bench limits", "bench decode", "bench comm"];
 
 #[test]
 fn every_command_has_a_help_page_with_an_example() {

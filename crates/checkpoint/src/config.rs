@@ -16,7 +16,21 @@ const CONFIG_BYTES_MAX: u64 = 16 << 20;
 /// # Errors
 /// If the file is missing, larger than 16 MB, or not a JSON object.
 pub fn config_file(dir: &Path) -> Result<Value, CheckpointError> {
-    json_file(&dir.join("config.json"))
+    let path = dir.join("config.json");
+    if !path.exists()
+        && let Some(name) = gguf_in(dir)
+    {
+        let found =
+            format!("there is {name}, but GGUF is not read; config.json and safetensors files are needed");
+        return Err(CheckpointError::NoWeights { dir: dir.to_owned(), found });
+    }
+    json_file(&path)
+}
+
+/// A GGUF file of a directory: they come without a config.json.
+fn gguf_in(dir: &Path) -> Option<String> {
+    let names = std::fs::read_dir(dir).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.ends_with(".gguf")).min()
 }
 
 /// The object in `generation_config.json` of a model's directory; `None` if there is no such file.

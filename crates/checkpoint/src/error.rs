@@ -141,12 +141,24 @@ pub enum CheckpointError {
 
     // ---- packed checkpoints
     /// A packed checkpoint is damaged, or another program's.
-    #[error("{file}: {reason}")]
+    #[error("{file}: {reason}; copy it again, or pack the original again with `anysplit quantize`")]
     BadPacked {
         /// The file.
         file: String,
-        /// What is wrong, and what would work.
+        /// What is wrong.
         reason: String,
+    },
+    /// A packed checkpoint is of another version.
+    #[error(
+        "{file}: it is of version {found}, this program reads version {read}; pack the original again with `anysplit quantize`"
+    )]
+    PackedVersion {
+        /// The file.
+        file: String,
+        /// Its version.
+        found: u32,
+        /// The only one that is read.
+        read: u32,
     },
 
     // ---- asking for tensors

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use engine::EngineOptions;
-use model::Quantization;
+use model::{KeptAs, Quantization};
 use tensor::{DType, KvDType};
 
 use crate::error::CliError;
@@ -14,23 +14,30 @@ use crate::membership::{JobArgs, Membership};
 use crate::split::SplitArgs;
 
 /// Which model, and what its weights are kept in.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct ModelArgs {
     /// A directory, a hub id (org/name, org/name@revision), or nothing for the built-in demo model
     #[arg(long, short, env = "ANYSPLIT_MODEL", value_name = "DIR|ID")]
     pub model: Option<String>,
-    /// What weights are kept in; auto: as stored
+    /// What weights are kept in; auto: as stored. Short names such as half, bf16 and f32 work, too
     #[arg(long, env = "ANYSPLIT_DTYPE", default_value = "auto", value_name = "TYPE")]
     pub dtype: DTypeArg,
-    /// What linear layers' weights are quantised to while they are loaded
-    #[arg(long, env = "ANYSPLIT_QUANTIZATION", default_value = "none", value_name = "TYPE")]
-    pub quantization: QuantizationArg,
+    /// What linear layers' weights are quantised to while they are loaded; default: none, or what a packed checkpoint has
+    #[arg(long, env = "ANYSPLIT_QUANTIZATION", value_name = "TYPE")]
+    pub quantization: Option<QuantizationArg>,
     /// How weights are read; random: seeded weights from config.json alone
     #[arg(long, env = "ANYSPLIT_LOAD_FORMAT", default_value = "auto", value_name = "FORMAT")]
     pub load_format: LoadFormat,
     /// Seed of random weights and of sampling
     #[arg(long, env = "ANYSPLIT_SEED", value_name = "N")]
     pub seed: Option<u64>,
+}
+
+impl ModelArgs {
+    /// What the flags say that weights are kept in.
+    pub fn kept_as(&self) -> KeptAs {
+        KeptAs { dtype: self.dtype.get(), quantization: self.quantization.and_then(QuantizationArg::get) }
+    }
 }
 
 /// How a model is run.
@@ -79,10 +86,13 @@ pub enum DTypeArg {
     /// As stored, or as the weights.
     Auto,
     /// 32 bits.
+    #[value(aliases = ["float", "f32", "fp32"])]
     Float32,
     /// 16 bits, the upper half of a float32.
+    #[value(alias = "bf16")]
     Bfloat16,
     /// 16 bits, IEEE.
+    #[value(aliases = ["half", "f16", "fp16"])]
     Float16,
 }
 
@@ -129,12 +139,16 @@ pub enum KvDTypeArg {
     /// As the weights.
     Auto,
     /// 32 bits.
+    #[value(aliases = ["float", "f32", "fp32"])]
     Float32,
     /// 16 bits, the upper half of a float32.
+    #[value(alias = "bf16")]
     Bfloat16,
     /// 16 bits, IEEE.
+    #[value(aliases = ["half", "f16", "fp16"])]
     Float16,
     /// 8 bits, e4m3, with a scale per token and head.
+    #[value(alias = "fp8_e4m3")]
     Fp8,
 }
 
@@ -180,10 +194,11 @@ pub fn engine_options(
 ) -> Result<EngineOptions, CliError> {
     // The processor is the best there is, until there are other devices.
     let (DeviceArg::Auto | DeviceArg::Cpu) = run.device;
+    let KeptAs { dtype, quantization } = model.kept_as();
     Ok(EngineOptions {
         threads_per_rank: run.threads_per_rank,
-        dtype: model.dtype.get(),
-        quantization: model.quantization.get(),
+        dtype,
+        quantization,
         kv_cache_dtype: run.kv_cache_dtype.get(),
         max_model_len: run.max_model_len,
         max_num_seqs: run.max_num_seqs,

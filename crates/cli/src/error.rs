@@ -4,6 +4,7 @@ use std::any::Any;
 use std::process::ExitCode;
 
 use checkpoint::CheckpointError;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use collective::CollectiveError;
 use engine::EngineError;
 use engine::text::TextError;
@@ -92,14 +93,27 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();
-    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         eprintln!("{text}");
         return ExitCode::from(2);
     }
-    let told = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let (told, usage) = text.split_once("\n\nUsage:").unwrap_or((&text, ""));
     let told = told.split("\n\nFor more information").next().unwrap_or(told);
-    eprintln!("{}", one_line(told).replace(" tip: ", "; "));
+    let hint =
+        if is_unquoted(error, usage) { "; a text of several words needs \"quotes\" around it" } else { "" };
+    eprintln!("{}{hint}", one_line(told).replace(" tip: ", "; "));
     ExitCode::from(2)
+}
+
+/// Whether a word is one too many for a command that takes a text.
+fn is_unquoted(error: &clap::Error, usage: &str) -> bool {
+    let takes_text =
+        ["anysplit generate", "anysplit score"].iter().any(|name| usage.trim().starts_with(name));
+    let word = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) => word,
+        _ => return false,
+    };
+    takes_text && error.kind() == ErrorKind::UnknownArgument && !word.starts_with('-')
 }
 
 /// Tells what nobody expected, and gives the exit status.

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::args::{ModelArgs, RunArgs, engine_options, parse_ids, read_prompts, yes_or_no};
 use crate::error::CliError;
 use crate::expert_counts;
+use crate::lists::numbers;
 use crate::membership::Membership;
 use crate::model::OpenModel;
 use crate::report::Stats;
@@ -68,7 +69,7 @@ pub struct GenerateArgs {
     #[arg(long, env = "ANYSPLIT_STOP", value_name = "TEXT")]
     stop: Vec<String>,
     /// Token ids that end the completion, besides the model's own
-    #[arg(long, env = "ANYSPLIT_STOP_TOKEN_IDS", value_name = "ID", value_delimiter = ',')]
+    #[arg(long, env = "ANYSPLIT_STOP_TOKEN_IDS", value_name = "ID", value_delimiter = ',', value_parser = numbers::<u32>())]
     stop_token_ids: Vec<u32>,
     /// Runs to --max-tokens, whatever the model says
     #[arg(long, env = "ANYSPLIT_IGNORE_EOS", value_parser = yes_or_no())]

@@ -10,8 +10,10 @@ mod expert_counts;
 mod generate;
 mod interrupt;
 mod launch;
+mod lists;
 mod membership;
 mod model;
+mod new_folder;
 mod progress;
 mod quantize;
 mod report;
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
 }
 
 fn command() -> ExitCode {
+    launch::signals::fail_at_file_limits();
     let matches = environment::parse(with_negative_numbers(Cli::command()));
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,

@@ -13,7 +13,7 @@ use job::Fingerprint;
 use model::{KeptAs, ModelConfig};
 use tensor::{DType, math};
 
-use crate::args::{LoadFormat, ModelArgs, RunArgs};
+use crate::args::{LoadFormat, ModelArgs, QuantizationArg, RunArgs};
 use crate::error::CliError;
 use crate::interrupt;
 use crate::membership::{JobArgs, Membership};
@@ -113,23 +113,58 @@ fn unreadable(path: &Path, source: std::io::Error) -> CliError {
 
 /// Where the weights come from.
 fn source(args: &ModelArgs, place: &Place, config: &ModelConfig) -> Result<WeightSource, CliError> {
+    if let Place::Dir(dir) = place
+        && let Some(packed) = packed(args, dir)?
+    {
+        return Ok(WeightSource::Packed(packed));
+    }
     Ok(match (args.load_format, place) {
         (LoadFormat::Random, _) => {
             let dtype = args.dtype.get().or(config.dtype).unwrap_or(DType::BF16);
             WeightSource::Random { seed: args.seed.unwrap_or(0), dtype }
         }
         (_, Place::Demo) => WeightSource::Files(Checkpoint::from_bytes(demo::NAME, demo::WEIGHTS)?),
-        (_, Place::Dir(dir)) if PackedCheckpoint::is_in(dir) => {
-            WeightSource::Packed(PackedCheckpoint::open(dir)?)
-        }
         (_, Place::Dir(dir)) => WeightSource::Files(Checkpoint::open(dir)?),
     })
 }
 
+/// The packed checkpoint of a directory, if that holds one. Flags that contradict it are refused; what the engine is told of them
+/// the engine checks.
+fn packed(args: &ModelArgs, dir: &Path) -> Result<Option<PackedCheckpoint>, CliError> {
+    if !PackedCheckpoint::is_in(dir) {
+        return Ok(None);
+    }
+    let refused = |why: String| CliError::Usage(format!("{} holds a packed checkpoint{why}", dir.display()));
+    match args.load_format {
+        LoadFormat::Auto => {}
+        LoadFormat::Safetensors => {
+            let why = ", which --load-format safetensors doesn't read; leave it out, or give the original";
+            return Err(refused(why.into()));
+        }
+        LoadFormat::Random => {
+            let config = dir.join("config.json");
+            let why = format!(
+                ", in whose place --load-format random takes seeded weights; leave it out, or give {} alone",
+                config.display()
+            );
+            return Err(refused(why));
+        }
+    }
+    let packed = PackedCheckpoint::open(dir)?;
+    let is = engine::packed_as(&packed, KeptAs::default())?;
+    if args.quantization == Some(QuantizationArg::None) && is.quantization.is_some() {
+        return Err(refused(format!(
+            " of {is}, which --quantization none can't undo; leave it out, or give the original"
+        )));
+    }
+    Ok(Some(packed))
+}
+
 /// What the weights of a packed checkpoint are kept in, if the flags name one that is on disk.
 pub fn packed_as(args: &ModelArgs) -> Result<Option<KeptAs>, CliError> {
-    let dir = args.model.as_deref().map(Path::new).filter(|dir| PackedCheckpoint::is_in(dir));
-    Ok(dir.map(PackedCheckpoint::open).transpose()?.as_ref().map(engine::packed_as))
+    let Some(dir) = &args.model else { return Ok(None) };
+    let packed = packed(args, Path::new(dir))?;
+    Ok(packed.map(|packed| engine::packed_as(&packed, args.kept_as())).transpose()?)
 }
 
 impl OpenModel {

@@ -166,7 +166,7 @@ impl Stats {
 }
 
 /// A number of things in words.
-fn count(n: usize, thing: &str) -> String {
+pub fn count(n: usize, thing: &str) -> String {
     format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 

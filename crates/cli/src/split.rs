@@ -11,6 +11,7 @@ use model::{ModelConfig, TpPlan};
 use crate::args::yes_or_no;
 use crate::error::CliError;
 use crate::expert_counts;
+use crate::lists::numbers;
 
 /// Query heads that no model has more of: what is longer than this isn't made a list of.
 const HEADS_MAX: usize = 1 << 12;
@@ -32,7 +33,7 @@ pub struct SplitArgs {
     )]
     pub pipeline_parallel_size: usize,
     /// Layers of each stage; default: balanced by time and memory
-    #[arg(long, env = "ANYSPLIT_PP_LAYERS", value_delimiter = ',', value_name = "20,20")]
+    #[arg(long, env = "ANYSPLIT_PP_LAYERS", value_delimiter = ',', value_name = "20,20", value_parser = numbers::<usize>())]
     pub pp_layers: Option<Vec<usize>>,
     /// Replicas of the model, which share the requests
     #[arg(
@@ -74,7 +75,7 @@ pub struct SplitArgs {
     #[arg(long, env = "ANYSPLIT_ALL_REDUCE_DTYPE", default_value = "auto", value_name = "TYPE", value_parser = wire_dtype)]
     pub all_reduce_dtype: WireDType,
     /// Unequal ranks: how much each gets in relation to the others
-    #[arg(long, env = "ANYSPLIT_RANK_WEIGHTS", value_delimiter = ',', value_name = "2,1,1")]
+    #[arg(long, env = "ANYSPLIT_RANK_WEIGHTS", value_delimiter = ',', value_name = "2,1,1", value_parser = numbers::<f64>())]
     pub rank_weights: Option<Vec<f64>>,
     /// auto, or a JSON file of patterns and styles in transformers' notation
     #[arg(long, env = "ANYSPLIT_TP_PLAN", default_value = "auto", value_name = "auto|FILE")]

@@ -6,6 +6,7 @@ use job::Job;
 
 use crate::error::CliError;
 use crate::model::{demo_perplexity, demo_ranks};
+use crate::report::count;
 
 /// Lines of the table; a job of more stages is told in part.
 const LINES_MAX: usize = 10;
@@ -36,16 +37,17 @@ pub fn warn_of_crowding(engine: &Engine, job: Option<&Job>, is_launched: bool) {
         1 if is_launched => {}
         1 => eprintln!("warning: {}", crowded(ranks, cores)),
         _ => eprintln!(
-            "warning: {ranks} ranks × {threads} threads share {cores} cores of this host: fewer --threads-per-rank would be \
-             faster"
+            "warning: {} × {threads} threads share {} of this host: fewer --threads-per-rank would be faster",
+            count(ranks, "rank"),
+            count(cores, "core")
         ),
     }
 }
 
 /// What is told of more ranks than cores.
 pub fn crowded(ranks: usize, cores: usize) -> String {
-    let s = if cores == 1 { "" } else { "s" };
-    format!("{ranks} ranks share {cores} core{s} of this host: it works, but slower than with {cores}")
+    let of = count(cores, "core");
+    format!("{ranks} ranks share {of} of this host: it works, but slower than with {cores}")
 }
 
 /// What the demo model scores where compression is to be judged: it wrote it.

@@ -8,14 +8,14 @@ use comfy_table::{CellAlignment, Table, presets};
 use engine::{Plan, weight_bytes};
 use model::parallel::{ExpertForm, Module, Part, pattern};
 use model::tp_plan::Style;
-use model::{KeptAs, Layout, Stage};
+use model::{KeptAs, Layout, Quantization, Stage};
 use serde_json::{Map, Value, json};
 use tensor::DType;
 
 use crate::args::{ModelArgs, yes_or_no};
 use crate::error::CliError;
 use crate::model::{packed_as, read_config};
-use crate::report::bytes;
+use crate::report::{bytes, count};
 use crate::split::SplitArgs;
 
 /// Prints how each weight of a model is split, from its config.json alone.
@@ -47,9 +47,9 @@ struct Row {
 
 pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let (_, config) = read_config(&args.model)?;
-    let dtype = args.model.dtype.get().or(config.dtype).unwrap_or(DType::F32);
-    let wanted = KeptAs { dtype: Some(dtype), quantization: args.model.quantization.get() };
-    let kept = packed_as(&args.model)?.unwrap_or(wanted);
+    let kept = packed_as(&args.model)?.unwrap_or(args.model.kept_as());
+    let dtype = kept.dtype.or(config.dtype).unwrap_or(DType::F32);
+    let kept = KeptAs { dtype: Some(dtype), ..kept };
     args.split.check(&config, true)?;
     let plan = Plan::new(config, &args.split.options(None)?, None)?;
     let layout = &plan.layout;
@@ -57,9 +57,9 @@ pub fn run(args: &TpPlanArgs) -> Result<(), CliError> {
     let rows = rows(layout, kept, dtype);
     let mut out = std::io::stdout().lock();
     match args.json {
-        true => writeln!(out, "{}", to_json(&plan, &stages, &rows, dtype))?,
+        true => writeln!(out, "{}", to_json(&plan, &stages, &rows, kept))?,
         false => {
-            print(&mut out, &plan, &rows, dtype)?;
+            print(&mut out, &plan, &rows, kept)?;
             print_stages(&mut out, &plan, &stages)?;
         }
     }
@@ -106,7 +106,7 @@ fn bytes_per_rank(layout: &Layout, rows: &[Row]) -> Vec<usize> {
     (0..layout.ranks()).map(|rank| rows.iter().map(|row| row.ranks[rank].1).sum()).collect()
 }
 
-fn to_json(whole: &Plan, stages: &[Vec<u64>], rows: &[Row], dtype: DType) -> Value {
+fn to_json(whole: &Plan, stages: &[Vec<u64>], rows: &[Row], kept: KeptAs) -> Value {
     let layout = &whole.layout;
     // A pattern has the style of its first layer; layers that differ, as a plan can make them, follow by name.
     let mut plan = Map::new();
@@ -134,7 +134,8 @@ fn to_json(whole: &Plan, stages: &[Vec<u64>], rows: &[Row], dtype: DType) -> Val
         "ep": whole.mesh.ep,
         "stages": whole.stages.iter().zip(stages).map(stage).collect::<Vec<_>>(),
         "supported": true,
-        "dtype": dtype.name(),
+        "dtype": kept.dtype.map(DType::name),
+        "quantization": kept.quantization.map(Quantization::name),
         "plan": plan,
         "ranks": (0..layout.ranks()).map(rank).collect::<Vec<_>>(),
         "weights": rows.iter().map(weight).collect::<Vec<_>>(),
@@ -153,20 +154,19 @@ fn experts_of_rank(layout: &Layout, rank: usize) -> String {
 }
 
 /// One line per pattern, not per layer: layers differ only where a plan says so, and then both are shown.
-fn print(out: &mut impl Write, plan: &Plan, rows: &[Row], dtype: DType) -> Result<(), CliError> {
+fn print(out: &mut impl Write, plan: &Plan, rows: &[Row], kept: KeptAs) -> Result<(), CliError> {
     let (layout, mesh) = (&plan.layout, plan.mesh);
     let times = |n: usize, what: &str| if n > 1 { format!(" × {n} {what}") } else { String::new() };
     let others = times(mesh.pp, "stages") + &times(mesh.dp, "replicas");
     let config = &layout.config;
     writeln!(
         out,
-        "{} split over {} ranks{others}: {} layers, {} query heads, {} KV heads, {}",
+        "{} split over {}{others}: {} layers, {} query heads, {} KV heads, {kept}",
         config.architecture.name,
-        layout.ranks(),
+        count(layout.ranks(), "rank"),
         config.num_layers(),
         config.num_heads,
         config.num_kv_heads,
-        dtype,
     )?;
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);

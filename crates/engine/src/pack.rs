@@ -23,7 +23,7 @@ pub struct Packed {
 /// `progress` gets the bytes that are written and those that will be.
 ///
 /// # Errors
-/// Weights that can't be read or quantised, a file that is there already, or a disk that is full. What was written is left
+/// Weights that can't be read, or are NaN or infinite, a file that is there already, or a disk that is full. What was written is left
 /// there, for the caller to throw away.
 pub fn pack(
     config: ModelConfig,
@@ -37,7 +37,7 @@ pub fn pack(
     check_threads(threads, 1)?;
     let dev = CpuDevice::new(CpuConfig { threads, isa: options.isa, ..CpuConfig::default() });
     let layout = Layout::new(config, &[1.0], &TpPlan::auto())?;
-    let loader = Loader::new(&dev, source, &layout, 0, options.kept_as(), &|_| Ok(()));
+    let loader = Loader::new(&dev, source, &layout, 0, options.kept_as(), &|_| Ok(())).only_finite();
     let weights = loader.stored_weights()?;
     one_float_type(&weights)?;
     let entry = |w: &StoredWeight| {

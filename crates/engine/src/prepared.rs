@@ -73,10 +73,16 @@ pub(crate) fn check_threads(threads: usize, ranks: usize) -> Result<(), EngineEr
     match threads.saturating_mul(ranks) <= MAX_THREADS {
         true => Ok(()),
         false => Err(EngineError::Request(format!(
-            "threads-per-rank {threads} on {ranks} ranks are more than {MAX_THREADS} threads; this machine has {} cores",
-            cpus::available().len()
+            "--threads-per-rank {threads} on {} are more than {MAX_THREADS} threads; this machine has {}",
+            count(ranks, "rank"),
+            count(cpus::available().len(), "core")
         ))),
     }
+}
+
+/// A number of things in words.
+fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
 /// What is known before any rank starts.
@@ -119,18 +125,19 @@ impl Prepared {
         let max_model_len = options.max_model_len.unwrap_or(max_positions);
         if max_model_len == 0 || max_model_len > max_positions {
             return Err(EngineError::Request(format!(
-                "max-model-len {max_model_len} must be from 1 to the model's {max_positions} positions"
+                "--max-model-len {max_model_len} must be from 1 to the model's {max_positions} positions"
             )));
         }
         if options.threads_per_rank == Some(0) {
-            return Err(EngineError::Request("threads-per-rank must be at least 1".into()));
+            return Err(EngineError::Request("--threads-per-rank must be at least 1".into()));
         }
         let all = preflight(&plan, &source, kept)? * plan.mesh.dp as u64;
         let total = all / plan.mesh.size() as u64 * ranks as u64;
         if let Some(available) = memory::available_bytes().filter(|&available| total > available) {
             return Err(EngineError::Request(format!(
-                "the weights need {total} bytes over {ranks} ranks, but only {available} bytes of memory are available; \
-                 --quantization int8 or int4, a smaller --dtype, or a machine with more memory, would work"
+                "the weights need {total} bytes over {}, but only {available} bytes of memory are available; \
+                 --quantization int8 or int4, a smaller --dtype, or a machine with more memory, would work",
+                count(ranks, "rank")
             )));
         }
         let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(local.sharing));
@@ -182,11 +189,23 @@ fn host_name(job: &Job) -> String {
     }
 }
 
-/// What the weights of a packed checkpoint are kept in.
-pub fn packed_as(packed: &PackedCheckpoint) -> KeptAs {
+/// What the weights of a packed checkpoint are kept in. Nothing else can be `wanted` of it.
+///
+/// # Errors
+/// Something else is.
+pub fn packed_as(packed: &PackedCheckpoint, wanted: KeptAs) -> Result<KeptAs, EngineError> {
     let name = packed.info().quantization.as_deref();
     let quantization = Quantization::ALL.into_iter().find(|q| name == Some(q.name()));
-    KeptAs { dtype: Some(packed.dtype()), quantization }
+    let is = KeptAs { dtype: Some(packed.dtype()), quantization };
+    match wanted.dtype.is_none_or(|_| wanted.dtype == is.dtype)
+        && wanted.quantization.is_none_or(|_| wanted.quantization == is.quantization)
+    {
+        true => Ok(is),
+        false => Err(EngineError::Request(format!(
+            "the checkpoint is packed as {is}, which --dtype and --quantization can't change; leave them out, or give the \
+             original"
+        ))),
+    }
 }
 
 /// What weights are kept in. Those of a packed checkpoint are as they are.
@@ -211,19 +230,8 @@ fn kept_as(source: &WeightSource, options: &EngineOptions) -> Result<KeptAs, Eng
              `anysplit quantize`"
         )));
     }
-    let quantization = packed_as(packed).quantization;
-    let is = info.quantization.as_deref().unwrap_or(packed.dtype().name());
-    if wanted.dtype.is_some_and(|dtype| dtype != packed.dtype())
-        || wanted.quantization.is_some() && wanted.quantization != quantization
-    {
-        return Err(EngineError::Request(format!(
-            "the checkpoint is packed as {is} ({}), which --dtype and --quantization can't change; leave them out, or pack \
-             the original again",
-            packed.dtype()
-        )));
-    }
     // Its vectors have the types in which they were packed.
-    Ok(KeptAs { dtype: None, quantization })
+    Ok(KeptAs { dtype: None, ..packed_as(packed, wanted)? })
 }
 
 /// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much a replica has to load.

@@ -1,6 +1,6 @@
 use checkpoint::CheckpointError;
 use collective::CollectiveError;
-use tensor::DeviceError;
+use tensor::{DType, DeviceError};
 
 /// Why a model can't be loaded, split or run.
 #[derive(Debug, thiserror::Error)]
@@ -23,19 +23,29 @@ pub enum ModelError {
     /// Weights can't be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A weight that is to be quantised is NaN or infinite.
+    /// A weight that is to be quantised or packed is NaN or infinite.
     #[error(
-        "{tensor}: element [{row}, {col}] is {value}, which can't be quantised; mend the checkpoint, or leave --quantization out"
+        "{tensor}: element {at:?} is {value}, which can't be quantised or packed; mend the checkpoint, or run it without --quantization"
     )]
     NotFinite {
         /// Its tensor.
         tensor: String,
-        /// Its row.
-        row: usize,
-        /// Its column.
-        col: usize,
+        /// Its row and column, or its place in a vector.
+        at: Vec<usize>,
         /// What it is.
         value: f32,
+    },
+    /// A weight that is to be quantised or packed is finite, but not in the type that it would be kept in.
+    #[error("{tensor}: element {at:?} is {value:e}, too large for {dtype}; another --dtype would work")]
+    BeyondType {
+        /// Its tensor.
+        tensor: String,
+        /// Its row and column, or its place in a vector.
+        at: Vec<usize>,
+        /// What it is.
+        value: f32,
+        /// What it would be kept in.
+        dtype: DType,
     },
     /// A packed weight doesn't fit the configuration.
     #[error("{tensor} is packed for another config.json; pack the original again with `anysplit quantize`")]
@@ -61,6 +71,7 @@ impl ModelError {
             | ModelError::Split(_)
             | ModelError::Step(_)
             | ModelError::NotFinite { .. }
+            | ModelError::BeyondType { .. }
             | ModelError::PackedOtherwise { .. } => true,
             ModelError::Checkpoint(e) => e.is_usage(),
             ModelError::Collective(_) | ModelError::Device(_) => false,

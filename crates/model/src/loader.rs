@@ -7,7 +7,7 @@ use checkpoint::{CheckpointError, Fill, TensorView, WeightSource};
 use tensor::{Concat, DType, Device, MatrixSource, NormKind, NormSpec, PackedPart, Slice, WeightSpec};
 
 use crate::ModelError;
-use crate::finite::Finite;
+use crate::finite::{self, Finite};
 use crate::norm::Norm;
 use crate::parallel::{Held, Layout, Module, ModuleSpec};
 use crate::quantization::KeptAs;
@@ -35,6 +35,8 @@ pub struct Loader<'a, D: Device> {
     pub kept: KeptAs,
     /// Called with the bytes that each weight adds; an error ends the loading.
     pub progress: &'a dyn Fn(u64) -> Result<(), ModelError>,
+    /// Whether weights that are NaN or infinite are refused.
+    finite: bool,
     stats: RefCell<LoadStats>,
 }
 
@@ -54,7 +56,13 @@ impl<'a, D: Device> Loader<'a, D> {
         kept: KeptAs,
         progress: &'a dyn Fn(u64) -> Result<(), ModelError>,
     ) -> Self {
-        Loader { dev, source, layout, rank, kept, progress, stats: RefCell::default() }
+        let finite = kept.quantization.is_some();
+        Loader { dev, source, layout, rank, kept, progress, finite, stats: RefCell::default() }
+    }
+
+    /// Refuses weights that are NaN or infinite even if none is quantised, which costs a look at each.
+    pub fn only_finite(self) -> Self {
+        Loader { finite: true, ..self }
     }
 
     /// What has been loaded so far.
@@ -114,9 +122,8 @@ impl<'a, D: Device> Loader<'a, D> {
                 packed_as = DType::F32.into();
             }
         }
-        // What is not finite has no place among quantised weights.
-        let finite: Vec<Finite> = match packed_as.format.is_grouped() {
-            true => parts.iter().map(|(found, _)| Finite::new(&found.view)).collect(),
+        let finite: Vec<Finite> = match self.finite {
+            true => parts.iter().map(|(found, _)| Finite::new(&found.view, packed_as.format)).collect(),
             false => Vec::new(),
         };
         let slices: Vec<Slice> = parts
@@ -137,7 +144,7 @@ impl<'a, D: Device> Loader<'a, D> {
             slices.iter().map(|s| s as &dyn MatrixSource).chain([&zeros as &dyn MatrixSource]).collect();
         let packed = self.dev.pack(&Concat(all), packed_as);
         for ((_, spec), finite) in specs.iter().zip(&finite) {
-            finite.check(&spec.name)?;
+            finite.check(&format!("{}.weight", spec.name))?;
         }
         self.source.check()?;
         parts.iter().for_each(|(found, _)| found.view.release());
@@ -202,6 +209,9 @@ impl<'a, D: Device> Loader<'a, D> {
         let name = self.spelling(name);
         let mut all = self.source.vector(&name, len, fill)?;
         let kept = self.kept.dtype.unwrap_or_else(|| self.source.stored_dtype(&name));
+        if self.finite {
+            finite::check_vector(&all, kept, &name)?;
+        }
         all.iter_mut().for_each(|x| *x = kept.round(*x));
         Ok((kept, all))
     }

@@ -61,6 +61,17 @@ pub struct KeptAs {
     pub quantization: Option<Quantization>,
 }
 
+/// In words: `bfloat16`, or `int4 (the rest bfloat16)`.
+impl fmt::Display for KeptAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtype = self.dtype.map_or("as stored", DType::name);
+        match self.quantization {
+            None => f.write_str(dtype),
+            Some(quantization) => write!(f, "{quantization} (the rest {dtype})"),
+        }
+    }
+}
+
 impl KeptAs {
     /// How a module's weight of two dimensions, stored as `stored`, is packed.
     pub fn spec(&self, layout: &Layout, module: Module, stored: DType) -> WeightSpec {

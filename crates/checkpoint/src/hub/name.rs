@@ -55,6 +55,8 @@ fn looks_like_path(model: &str) -> bool {
 fn existing(path: PathBuf) -> Result<PathBuf, CheckpointError> {
     let hint = if path.is_dir() || is_json(&path) && path.is_file() {
         return Ok(path);
+    } else if path.extension().is_some_and(|extension| extension == "gguf") && path.exists() {
+        "it is a GGUF file, and GGUF is not read; give a directory that holds config.json and *.safetensors"
     } else if path.exists() {
         "it is a file; give the directory that holds config.json and the *.safetensors"
     } else {
@@ -114,7 +116,9 @@ mod tests {
         let name = dir.path().to_str().unwrap();
         assert_eq!(parsed(name), format!("path {name}"));
         std::fs::write(dir.path().join("model.gguf"), "").unwrap();
-        assert!(parsed(&format!("{name}/model.gguf")).contains("it is a file"));
+        assert!(parsed(&format!("{name}/model.gguf")).contains("GGUF is not read; give a directory"));
+        std::fs::write(dir.path().join("model.safetensors"), "").unwrap();
+        assert!(parsed(&format!("{name}/model.safetensors")).contains("it is a file"));
     }
 
     #[test]

@@ -55,13 +55,13 @@ impl PackedCheckpoint {
         let storage = Storage::map(&path)?;
         let file = path.display().to_string();
         let bad = |reason: String| CheckpointError::BadPacked { file: file.clone(), reason };
-        let entries = header::parse(&file, storage.bytes())?;
+        let entries = header::parse(&file, storage.bytes()).map_err(|error| {
+            let told = error.to_string();
+            bad(format!("it is damaged ({})", told.strip_prefix(&format!("{file}: ")).unwrap_or(&told)))
+        })?;
         let info = info(storage.bytes()).map_err(&bad)?;
         if info.version != VERSION {
-            return Err(bad(format!(
-                "it is of version {}, this program reads version {VERSION}; pack the original again with `anysplit quantize`",
-                info.version
-            )));
+            return Err(CheckpointError::PackedVersion { file, found: info.version, read: VERSION });
         }
         let dtype =
             DType::parse(&info.dtype).ok_or_else(|| bad(format!("type {:?} is unknown", info.dtype)))?;
@@ -78,7 +78,7 @@ impl PackedCheckpoint {
             return Err(bad("its checksums are not as many as its data needs".into()));
         }
         if checksum(&storage.bytes()[..data_start]) != checksums[0] {
-            return Err(bad("its header is damaged; copy it again, or pack the original again".into()));
+            return Err(bad("its header is damaged".into()));
         }
         let places: BTreeMap<&str, &Entry> = entries.iter().map(|entry| (&*entry.name, entry)).collect();
         let mut weights = BTreeMap::new();
@@ -86,6 +86,11 @@ impl PackedCheckpoint {
             let spec = entry.spec().ok_or_else(|| bad(format!("{} is of an unknown format", entry.name)))?;
             let place = places.get(&*entry.name).filter(|place| place.bytes.len() == entry.bytes);
             let place = place.ok_or_else(|| bad(format!("{} is not where it should be", entry.name)))?;
+            // No format takes less than half a byte. Whoever computes with the shape needs no more care than that.
+            let [n, k] = entry.shape;
+            if n == 0 || k == 0 || n.checked_mul(k).is_none_or(|elements| elements / 2 > entry.bytes) {
+                return Err(bad(format!("{} can't be [{n}, {k}] in {} bytes", entry.name, entry.bytes)));
+            }
             weights.insert(entry.name.clone(), (entry.shape, spec, place.bytes.clone()));
         }
         let mapped = Mapped {
@@ -158,7 +163,7 @@ impl PackedCheckpoint {
             None => Ok(()),
             Some(at) => Err(CheckpointError::BadPacked {
                 file: self.inner.file.clone(),
-                reason: format!("it is damaged around byte {at}; copy it again, or pack the original again"),
+                reason: format!("it is damaged around byte {at}"),
             }),
         }
     }
@@ -166,16 +171,18 @@ impl PackedCheckpoint {
 
 /// What the header says of it.
 fn info(bytes: &[u8]) -> Result<PackedInfo, String> {
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
-    let info = metadata.metadata().as_ref().and_then(|m| m.get("info")).ok_or("it has no description")?;
+    let damaged = |e: &dyn std::fmt::Display| format!("its description of the weights is damaged ({e})");
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
+    let info = metadata.metadata().as_ref().and_then(|m| m.get("info"));
+    let info = info.ok_or("it has no description of the weights")?;
     // The version first: the rest may be written in another way.
     #[derive(serde::Deserialize)]
     struct Version {
         version: u32,
     }
-    let Version { version } = serde_json::from_str(info).map_err(|e| e.to_string())?;
+    let Version { version } = serde_json::from_str(info).map_err(|e| damaged(&e))?;
     match version {
-        VERSION => serde_json::from_str(info).map_err(|e| e.to_string()),
+        VERSION => serde_json::from_str(info).map_err(|e| damaged(&e)),
         version => Ok(PackedInfo {
             version,
             layout: String::new(),

@@ -10,13 +10,14 @@ use serde_json::json;
 
 use crate::args::yes_or_no;
 use crate::error::CliError;
+use crate::lists::Element;
 
 /// Memory bandwidth, arithmetic and core-to-core latency of this machine.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  anysplit bench limits\n  anysplit bench limits --threads 2 --json")]
 pub struct LimitsArgs {
     /// Threads that work at a time; default: 1, 2, 4, … and one per core
-    #[arg(long, env = "ANYSPLIT_THREADS", value_delimiter = ',', value_name = "LIST", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "ANYSPLIT_THREADS", value_delimiter = ',', value_name = "LIST", value_parser = Element(clap::value_parser!(u16).range(1..=1024)))]
     threads: Vec<u16>,
     /// Prints one JSON value
     #[arg(long, env = "ANYSPLIT_JSON", value_parser = yes_or_no())]

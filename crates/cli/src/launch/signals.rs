@@ -1,9 +1,10 @@
 //! Signals that ask a process to end, and signals as messages.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
@@ -20,6 +21,13 @@ pub fn listen(signals: impl Iterator<Item = i32>) -> io::Result<Receiver<i32>> {
     let forward = move || signals.forever().try_for_each(|signal| sender.send(signal));
     std::thread::Builder::new().name("signals".into()).spawn(forward)?;
     Ok(receiver)
+}
+
+/// A file that would exceed the limit of `ulimit -f` makes its write fail, and doesn't end this process. Programs that it starts
+/// are as they would be without.
+pub fn fail_at_file_limits() {
+    // If the system won't have it, such a write ends the process, as by default.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
 }
 
 /// One bit for each signal, as the kernel tells it.

@@ -8,12 +8,14 @@ mod threads;
 
 use std::time::Duration;
 
+use clap::builder::EnumValueParser;
 use clap::{Args, ValueEnum};
 use cpu::limits;
 use engine::cpus;
 
-use crate::args::{DTypeArg, LoadFormat, ModelArgs, QuantizationArg, yes_or_no};
+use crate::args::{DTypeArg, LoadFormat, ModelArgs, yes_or_no};
 use crate::error::CliError;
+use crate::lists::Element;
 use crate::membership::{JobArgs, Membership};
 use crate::model::read_config;
 use measure::Settings;
@@ -37,11 +39,12 @@ pub struct CommArgs {
         env = "ANYSPLIT_OP",
         value_delimiter = ',',
         value_name = "LIST",
+        value_parser = Element(EnumValueParser::<Op>::new()),
         default_value = "all_reduce,all_gather,reduce_scatter,all_to_all,broadcast,send_recv"
     )]
     op: Vec<Op>,
     /// What carries the data between threads; default: shared,tcp
-    #[arg(long, env = "ANYSPLIT_BACKEND", value_delimiter = ',', value_name = "LIST")]
+    #[arg(long, env = "ANYSPLIT_BACKEND", value_delimiter = ',', value_name = "LIST", value_parser = Element(EnumValueParser::<Backend>::new()))]
     backend: Vec<Backend>,
     /// Smallest size; K, M and G are powers of 1024
     #[arg(long, short = 'b', env = "ANYSPLIT_MIN_BYTES", default_value = "1K", value_name = "SIZE", value_parser = parse_size)]
@@ -178,7 +181,7 @@ fn uses(args: &CommArgs) -> Result<Vec<(usize, &'static str)>, CliError> {
     let model = ModelArgs {
         model: args.model.clone(),
         dtype: DTypeArg::Auto,
-        quantization: QuantizationArg::None,
+        quantization: None,
         load_format: LoadFormat::Auto,
         seed: None,
     };

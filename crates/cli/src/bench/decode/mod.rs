@@ -8,14 +8,16 @@ mod sweep;
 mod work;
 
 use clap::Args;
+use clap::builder::EnumValueParser;
 use cpu::Isa;
 use engine::{EngineOptions, GenerateRequest, SamplingParams};
 
 use crate::args::{ModelArgs, QuantizationArg, RunArgs, engine_options, yes_or_no};
 use crate::error::CliError;
 use crate::expert_counts;
+use crate::lists::{Element, numbers};
 use crate::membership::Membership;
-use crate::model::OpenModel;
+use crate::model::{OpenModel, packed_as};
 use crate::split::SplitArgs;
 use crate::trace::Trace;
 use candidate::{Candidate, Run};
@@ -42,11 +44,19 @@ pub struct DecodeArgs {
         env = "ANYSPLIT_PROMPT_LEN",
         value_delimiter = ',',
         default_value = "512",
-        value_name = "LIST"
+        value_name = "LIST",
+        value_parser = numbers::<usize>()
     )]
     prompt_len: Vec<usize>,
     /// Tokens to generate for each prompt
-    #[arg(long, env = "ANYSPLIT_GEN_LEN", value_delimiter = ',', default_value = "64", value_name = "LIST")]
+    #[arg(
+        long,
+        env = "ANYSPLIT_GEN_LEN",
+        value_delimiter = ',',
+        default_value = "64",
+        value_name = "LIST",
+        value_parser = numbers::<usize>()
+    )]
     gen_len: Vec<usize>,
     /// Sequences that run at a time
     #[arg(
@@ -54,7 +64,8 @@ pub struct DecodeArgs {
         env = "ANYSPLIT_BATCH_SIZE",
         value_delimiter = ',',
         default_value = "1",
-        value_name = "LIST"
+        value_name = "LIST",
+        value_parser = numbers::<usize>()
     )]
     batch_size: Vec<usize>,
     /// Times that each is run; medians are shown
@@ -66,7 +77,7 @@ pub struct DecodeArgs {
         env = "ANYSPLIT_SPLITS",
         value_delimiter = ',',
         value_name = "1x2,2x1",
-        value_parser = parse_split,
+        value_parser = Element(parse_split),
         conflicts_with_all = ["tensor_parallel_size", "threads_per_rank", "rank_weights"]
     )]
     splits: Vec<(usize, usize)>,
@@ -76,6 +87,7 @@ pub struct DecodeArgs {
         env = "ANYSPLIT_QUANTIZATIONS",
         value_delimiter = ',',
         value_name = "LIST",
+        value_parser = Element(EnumValueParser::<QuantizationArg>::new()),
         conflicts_with = "quantization"
     )]
     quantizations: Vec<QuantizationArg>,
@@ -100,6 +112,10 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     let points = points(&args.prompt_len, &args.gen_len, &args.batch_size, args.run.max_num_seqs)?;
     let options = engine_options(&args.model, &args.split, &args.run, membership)?;
     let options = compared(args, EngineOptions { isa: args.isa, ..options });
+    for &quantization in &args.quantizations {
+        // So that a packed checkpoint which can't be so is refused before anything is measured.
+        packed_as(&ModelArgs { quantization: Some(quantization), ..args.model.clone() })?;
+    }
     if membership.ranks().is_some() && options.len() > 1 {
         return Err(CliError::Usage(
             "--splits and --quantizations compare within one process; a job has one of each".into(),
