@@ -101,6 +101,19 @@ impl Running {
         }
     }
 
+    /// Waits until the process that was started has a property.
+    #[track_caller]
+    pub fn waits_until(&mut self, what: &str, has: impl Fn(u32) -> bool) {
+        let until = Instant::now() + LIMIT;
+        while !has(self.child.id()) {
+            let ended = self.child.try_wait().expect("the child can be asked");
+            let said = || self.lines.try_iter().collect::<Vec<_>>();
+            assert!(ended.is_none(), "it ended before it {what}: {:?}", said());
+            assert!(Instant::now() < until, "it never {what}: {:?}", said());
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits until a rank's process holds so much memory.
     #[track_caller]
     pub fn holds(&mut self, rank: usize, bytes: u64) {

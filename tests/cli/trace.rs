@@ -1,13 +1,14 @@
 //! `--trace` writes a file that Perfetto opens, whole or not at all.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::checkpoints::{Copy, safetensors_of, split_safetensors};
-use crate::child::{anysplit, free_port};
+use crate::checkpoints::{Copy, golden, safetensors_of, split_safetensors};
+use crate::child::{anysplit, free_port, is_crowded};
 use crate::job_child::{Running, is_ignored};
 use crate::jobs_common::together;
 use crate::jobs_faults::{Phase, TIMEOUT, launch, work};
@@ -244,4 +245,83 @@ fn a_benchmark_is_recorded_in_a_run_of_its_own() {
     let trace = read(&file);
     let steps = threads(&trace)[&(0, 1)].iter().filter(|event| event["name"] == "step").count();
     assert_eq!(steps, 4);
+}
+
+/// Whether a process does something of its own at a signal.
+fn catches(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let bits = bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    bits >> (signal.as_raw() - 1) & 1 == 1
+}
+
+/// Hundredths of a second for which all threads of a process have run.
+fn worked_cs(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    fields.skip(11).take(2).filter_map(|cs| cs.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn what_is_interrupted_before_anything_is_recorded_says_so_at_once() {
+    if is_ignored(Signal::INT) {
+        return;
+    }
+    let copy = Copy::empty();
+    let endless = anysplit("bench decode --prompt-len 16 --gen-len 4 --repeats 1000000 --threads-per-rank 1");
+    let mut bench = Running::start(endless.arg("--trace").arg(copy.file("trace.json")).command());
+    bench.waits_until("listens", |pid| catches(pid, Signal::INT));
+    let asked = bench.signal(Signal::INT);
+    let end = bench.ends(asked);
+    assert_eq!(end.stderr, ["error: ended by SIGINT; nothing was recorded yet"]);
+    assert_eq!((end.status, &*end.stdout, names(&copy)), (Some(130), "", Vec::new()));
+}
+
+#[test]
+fn a_benchmark_that_is_interrupted_in_the_recorded_run_leaves_a_trace_that_says_so() {
+    if is_ignored(Signal::INT) {
+        return;
+    }
+    let copy = Copy::empty();
+    let (file, counts) = (copy.file("trace.json"), copy.file("counts.json"));
+    let command = anysplit("bench decode --prompt-len 16 --gen-len 4000 --repeats 1 --threads-per-rank 1")
+        .model(golden("qwen3_moe"))
+        .arg("--expert-counts")
+        .arg(&counts);
+    let mut bench = Running::start(command.arg("--trace").arg(&file).command());
+    // They are written before the recorded run, which is the only thing that then takes time.
+    let before = Cell::new(None);
+    bench.waits_until("records", |pid| {
+        if before.get().is_none() && counts.exists() {
+            before.set(Some(worked_cs(pid)));
+        }
+        before.get().is_some_and(|before| worked_cs(pid) > before + 4)
+    });
+    let asked = bench.signal(Signal::INT);
+    let end = bench.ends(asked);
+    assert_eq!((end.status, end.line(), &*end.stdout), (Some(130), "error: ended by SIGINT", ""));
+    assert_incomplete(&read(&file), "ended by SIGINT", &[0], &[]);
+}
+
+#[test]
+fn a_run_that_the_file_has_no_room_for_is_warned_of() {
+    // Many small layers: few steps are many events.
+    let copy = Copy::empty();
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 400, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "vocab_size": 16, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": false
+    });
+    copy.write("config.json", config.to_string());
+    let file = copy.file("trace.json");
+    let run = anysplit("generate --prompt-ids 1 --ignore-eos --load-format random --threads-per-rank 1");
+    let run = run.model(&copy).args("--max-tokens 60 --trace").arg(&file);
+    let (_, stderr) = run.run().succeeds();
+    let warnings: Vec<&str> = stderr.lines().filter(|line| !is_crowded(line)).collect();
+    let trace = read(&file);
+    let dropped = trace["otherData"]["dropped_events"].as_u64().unwrap();
+    let [warning] = warnings[..] else { panic!("one warning, of {dropped} events: {stderr}") };
+    let told = format!("warning: --trace {}: there was no room for {dropped} of ", file.display());
+    assert!(dropped > 0 && warning.starts_with(&told) && warning.contains("fewer tokens"), "{warning}");
 }

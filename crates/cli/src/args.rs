@@ -62,6 +62,9 @@ pub struct RunArgs {
     #[arg(long, env = "ANYSPLIT_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "N", value_parser = at_least_one)]
     pub max_num_batched_tokens: usize,
     /// Writes what each thread of each rank did when, for ui.perfetto.dev or chrome://tracing
+    ///
+    /// A rank has room for 262144 events, about a thousand steps of a model of 16 layers; of a longer run it has the first
+    /// part, with a warning. Ctrl-C ends the run before its next step and writes what there is, a second one ends it at once.
     #[arg(long, env = "ANYSPLIT_TRACE", value_name = "FILE")]
     pub trace: Option<PathBuf>,
     #[command(flatten)]

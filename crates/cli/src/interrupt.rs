@@ -1,7 +1,7 @@
 //! Ctrl-C and the like while a run is recorded: it ends before its next step, and what was recorded is written. A second
-//! signal ends the process as it always does.
+//! signal ends the process as it always does. Before there is anything to record, the first one ends it, with a line.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Whether this process was asked to end. When it is dropped, signals end it at once again. There is one in a process.
 pub struct Interrupt {
+    /// Whether there is something to record.
+    has_begun: Arc<AtomicBool>,
     /// The signal, once one has come.
     signal: Arc<AtomicUsize>,
     /// Whether the next one ends the process.
@@ -23,16 +25,27 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// From here on the first signal is only noted.
+    /// From here on a signal ends the process with a line that says that nothing was recorded.
     pub fn listen() -> io::Result<Self> {
-        let (signal, is_last) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let interrupt =
+            Interrupt { has_begun: Arc::default(), signal: Arc::default(), is_last: Arc::default() };
+        // First of all: what has been noted is always told.
+        let signals = signals::listen(signals::to_end())?;
+        let has_begun = interrupt.has_begun.clone();
+        let tell = move || signals.iter().for_each(|signal| end_without_a_trace(signal, &has_begun));
+        std::thread::Builder::new().name("asked to end".into()).spawn(tell)?;
         for number in signals::to_end() {
             // They run in this order: the first signal finds the flag down.
-            flag::register_conditional_default(number, is_last.clone())?;
-            flag::register_usize(number, signal.clone(), number as usize)?;
-            flag::register(number, is_last.clone())?;
+            flag::register_conditional_default(number, interrupt.is_last.clone())?;
+            flag::register_usize(number, interrupt.signal.clone(), number as usize)?;
+            flag::register(number, interrupt.is_last.clone())?;
         }
-        Ok(Interrupt { signal, is_last })
+        Ok(interrupt)
+    }
+
+    /// From here on the first signal is only noted.
+    pub fn begin(&self) {
+        self.has_begun.store(true, Relaxed);
     }
 
     /// Says whether a signal has come.
@@ -56,10 +69,36 @@ impl Interrupt {
     }
 }
 
+#[cfg(test)]
+impl Interrupt {
+    /// One that no signal reaches.
+    pub fn of_no_signals() -> Self {
+        Interrupt { has_begun: Arc::default(), signal: Arc::default(), is_last: Arc::default() }
+    }
+
+    /// Does what a signal would.
+    pub fn ask(&self, signal: i32) -> impl Fn() + use<> {
+        let noted = self.signal.clone();
+        move || noted.store(signal as usize, Relaxed)
+    }
+}
+
 impl Drop for Interrupt {
     fn drop(&mut self) {
         self.is_last.store(true, Relaxed);
     }
+}
+
+/// Unless there is something to record.
+fn end_without_a_trace(signal: i32, has_begun: &AtomicBool) {
+    if has_begun.load(Relaxed) {
+        return;
+    }
+    let (line, status) = signals::ending(signal);
+    // A progress bar may be there.
+    let clear = if io::stderr().is_terminal() { "\r\x1b[2K" } else { "" };
+    eprintln!("{clear}error: {line}; nothing was recorded yet");
+    std::process::exit(status.into());
 }
 
 /// For a process that is another rank of a job which rank 0 records. Launchers ask all ranks to end at once: from here on this one

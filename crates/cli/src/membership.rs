@@ -45,7 +45,7 @@ pub struct Membership {
 
 impl Membership {
     /// Reads what a launcher has left in the environment.
-    fn find(args: &JobArgs) -> Result<Self, CliError> {
+    pub fn find(args: &JobArgs) -> Result<Self, CliError> {
         let lookup = |name: &str| std::env::var(name).ok();
         let env = JobEnv::detect(&lookup).map_err(EngineError::from)?;
         let report = Report::open(&lookup).map_err(EngineError::from)?;

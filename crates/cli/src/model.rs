@@ -257,13 +257,18 @@ impl OpenModel {
     }
 }
 
-/// The perplexity of a text by the demo model, which it loads over threads of this process.
+/// The perplexity of a text by the demo model.
 pub fn demo_perplexity(text: &str, options: &EngineOptions) -> Result<f64, CliError> {
-    let source = WeightSource::Files(Checkpoint::from_bytes(demo::NAME, demo::WEIGHTS)?);
-    let tokenizer = Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG), None)?;
-    let mut engine = Engine::load(parse_config(&Place::Demo)?, source, options, &|_, _| {})?;
+    let (mut engine, tokenizer) = demo_engine(options)?;
     let logprobs = engine.score(&tokenizer.encode(text, true)?)?;
     Ok(perplexity(&logprobs).unwrap_or(f64::NAN))
+}
+
+/// The demo model over threads of this process.
+pub fn demo_engine(options: &EngineOptions) -> Result<(Engine, Tokenizer), CliError> {
+    let source = WeightSource::Files(Checkpoint::from_bytes(demo::NAME, demo::WEIGHTS)?);
+    let tokenizer = Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG), None)?;
+    Ok((Engine::load(parse_config(&Place::Demo)?, source, options, &|_, _| {})?, tokenizer))
 }
 
 /// The most ranks that the demo model's layers can be split over.

@@ -232,3 +232,17 @@ fn what_a_run_recorded_until_it_was_stopped_is_there_and_all_goes_on() {
         }
     }
 }
+
+#[test]
+fn a_score_that_is_stopped_ends_before_its_next_chunk() {
+    let golden = Golden::named("llama");
+    let mut engine = golden.engine(&EngineOptions { max_num_batched_tokens: 1, ..options(1, 1) });
+    let asked = Cell::new(0);
+    engine.stop_when(move || asked.replace(asked.get() + 1) == 2);
+    engine.begin_trace().unwrap();
+    assert!(golden.prompt.len() > 4);
+    assert!(matches!(engine.score(&golden.prompt), Err(EngineError::Interrupted)));
+    let traces = engine.take_trace_so_far();
+    let is_step = |event: &&engine::TraceEvent| traces[0].words[event.name as usize] == "step";
+    assert_eq!(traces[0].threads[0].iter().filter(is_step).count(), 2);
+}

@@ -35,6 +35,7 @@ use sweep::{Point, parse_isa, parse_split, points};
     Decode counts the tokens of all sequences together. Its limit is the read bandwidth divided by the bytes of \
     weights, keys and values that a step reads, or the FMA peak divided by its FLOPs, whichever is less. Prompts \
     that exceed --max-num-batched-tokens together start, and end, one after the other.\n\
+    --trace records one run more, after all that are measured; what is interrupted before has no trace.\n\
     The peak of memory is what a split would need if it ran alone: the limits' buffers and the other splits don't \
     count.")]
 pub struct DecodeArgs {
