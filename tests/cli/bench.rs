@@ -60,7 +60,7 @@ fn decode_has_a_row_for_each_combination_of_lists() {
         .args("--threads-per-rank 1 --json")
         .json();
     let like = json!({ "rows": [{
-        "pp": 1, "dp": 1, "kv_cache_dtype": "", "decode_bandwidth_fraction": 0.1, "decode_flops_fraction": 0.1,
+        "pp": 1, "dp": 1, "ep": 1, "sp": false, "dcp": 1, "isa": "", "kv_cache_dtype": "", "decode_bandwidth_fraction": 0.1, "decode_flops_fraction": 0.1,
         "spread": { "prefill_tokens_per_s": [0.1], "decode_tokens_per_s": [0.1],
             "decode_roofline_fraction": [0.1], "prefill_flops_fraction": [0.1] },
         "read_gb_s": 0.1, "fma_gflop_s": 0.1, "repeats": 2, "load_s": 0.1,
@@ -86,6 +86,31 @@ fn decode_has_a_row_for_each_combination_of_lists() {
         let least = fractions[0].max(fractions[1]);
         assert!(number(row, "decode_roofline_fraction") >= least * 0.999, "the lesser limit: {row}");
     }
+}
+
+#[test]
+fn the_peak_of_a_split_does_not_depend_on_what_is_compared_with_it() {
+    let peaks = |splits: &str| {
+        let run =
+            anysplit("bench decode --prompt-len 8 --gen-len 4 --repeats 1 --json --splits").args(splits);
+        let rows = run.json()["rows"].as_array().unwrap().clone();
+        let of = |row: &Value| (row["tp"].as_u64().unwrap(), row["peak_rss_bytes"].as_f64().unwrap());
+        rows.iter().map(of).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (one_way, other_way) = (peaks("1x1,2x1,1x1"), peaks("2x1,1x1"));
+    assert_eq!(one_way.len(), 2, "a split that is named twice is run once");
+    for (tp, peak) in one_way {
+        assert!((peak / other_way[&tp] - 1.0).abs() < 0.1, "tp {tp}: {peak} and {}", other_way[&tp]);
+    }
+}
+
+#[test]
+fn decode_shows_how_it_was_split_and_one_number_of_one_run() {
+    let table =
+        anysplit("bench decode --prompt-len 4 --gen-len 2 --batch-size 1,1 --repeats 1 --dp 2").prints();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 2, "{table}");
+    assert!(lines[0].contains(" dp ") && !lines[0].contains(" pp ") && !table.contains('('), "{table}");
 }
 
 #[test]

@@ -115,6 +115,40 @@ fn one_rank_alone_waits_for_nobody() {
     assert_eq!(rank["all_reduce_s"], 0.0);
 }
 
+/// What `--stats --json` says; the tables are on stderr.
+fn with_breakdown(flags: &str) -> Value {
+    let run = anysplit("generate hello --threads-per-rank 1 --ignore-eos --stats --json").args(flags);
+    let found: Value = serde_json::from_str(&run.run().succeeds().0).expect("one JSON value");
+    found["stats"].clone()
+}
+
+#[test]
+fn a_step_through_stages_takes_no_longer_than_there_is_time_between_tokens() {
+    let stats = with_breakdown("--pp 2 --max-tokens 60");
+    let step = &stats["steps"]["decode"];
+    let between_ms = 1e3 / stats["decode_tokens_per_s"].as_f64().unwrap();
+    let ms = step["ms"].as_f64().unwrap();
+    // With the waiting of the second stage, in which the first works, it would be half as much again.
+    assert!(ms < 1.2 * between_ms, "{ms} ms of {between_ms}");
+    assert_eq!(step["ranks_at_work"], 1, "one request is in one stage at a time");
+}
+
+#[test]
+fn one_request_on_two_replicas_has_the_machine_for_itself() {
+    let stats = with_breakdown("--dp 2 --max-tokens 3");
+    assert_eq!(stats["steps"]["decode"]["ranks_at_work"], 1);
+}
+
+#[test]
+fn all_parts_together_have_bytes_and_a_fraction_of_the_limit() {
+    let (_, stderr) = anysplit("generate hello --tp 1 --max-tokens 3 --ignore-eos --stats").run().succeeds();
+    let all: Vec<&str> = stderr.lines().filter(|line| line.trim_start().starts_with("all ")).collect();
+    assert_eq!(all.len(), 2, "{stderr}");
+    assert!(all.iter().all(|line| line.contains("MB") && line.trim_end().ends_with('%')), "{stderr}");
+    assert!(!stderr.contains(" all-reduce "), "one rank has nobody to add up with: {stderr}");
+    assert!(stderr.contains("packed: what they take"), "{stderr}");
+}
+
 #[test]
 fn stats_are_a_table_on_stderr() {
     let (stdout, stderr) =

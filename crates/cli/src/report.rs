@@ -1,6 +1,7 @@
 //! What `--stats` and `--json` tell of a run.
 
 mod axes;
+mod limits;
 mod memory;
 mod steps;
 
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use axes::Axes;
 use steps::Steps;
 
-/// A number of bytes for people.
+/// A number of bytes for people. From a gigabyte on, to the megabyte.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
     let (mut x, mut unit) = (n as f64, 0);
@@ -19,7 +20,8 @@ pub fn bytes(n: u64) -> String {
         x /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{n} B") } else { format!("{x:.1} {}", UNITS[unit]) }
+    let digits = [0, 1, 1, 3, 3][unit];
+    format!("{x:.digits$} {}", UNITS[unit])
 }
 
 /// What a run was.
@@ -36,13 +38,13 @@ pub struct Stats {
 
 impl Stats {
     /// Asks the ranks. `breakdown`: also where the time of a step went, for which the limits of this machine are measured, in
-    /// about a second.
+    /// a second or two.
     pub fn collect(engine: &mut Engine, breakdown: bool) -> Result<Self, EngineError> {
         let ranks = engine.reports()?;
         Ok(Stats {
             // Before the limits are measured, which takes a buffer of its own.
             peak_rss_bytes: peak_rss_bytes(),
-            steps: breakdown.then(|| Steps::new(&ranks, engine.threads_per_rank())),
+            steps: breakdown.then(|| Steps::new(&ranks, engine.threads_per_rank(), engine.bubble().as_ref())),
             load_s: engine.load_time().as_secs_f64(),
             timing: engine.timing(),
             threads_per_rank: engine.threads_per_rank(),
@@ -128,6 +130,8 @@ impl Stats {
             "sent",
             "busy s",
         ]);
+        // One rank has nobody to add up with.
+        let if_shared = |text: String| if self.plan.mesh.tp > 1 { text } else { "-".into() };
         for r in &self.ranks {
             table.add_row([
                 r.rank.to_string(),
@@ -135,9 +139,9 @@ impl Stats {
                 format!("{}–{}", r.layers.0, r.layers.1 - 1),
                 r.query_heads.to_string(),
                 r.kv_heads.to_string(),
-                r.all_reduce_calls.to_string(),
-                bytes(r.all_reduce_bytes),
-                format!("{:.3}", r.all_reduce_s),
+                if_shared(r.all_reduce_calls.to_string()),
+                if_shared(bytes(r.all_reduce_bytes)),
+                if_shared(format!("{:.3}", r.all_reduce_s)),
                 bytes(r.sent_bytes),
                 format!("{:.3}", r.busy_s),
             ]);
@@ -156,7 +160,7 @@ impl Stats {
             bytes(self.peak_rss_bytes),
         );
         let axes = self.axes.lines(&self.plan, &self.ranks);
-        let memory = memory::table(&self.ranks);
+        let memory = memory::table(&self.ranks, self.plan.mesh.dp);
         let steps = self.steps.as_ref().map_or(String::new(), Steps::tables);
         format!(
             "{first}\n{table}\n(all-reduces, their bytes and what was sent are of one forward pass; sent: activations and experts' tokens, besides the \
@@ -173,4 +177,15 @@ pub fn count(n: usize, thing: &str) -> String {
 /// Tokens per second, if there were any.
 fn rate((tokens, seconds): (usize, f64)) -> Option<f64> {
     (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gigabytes_are_told_to_the_megabyte() {
+        let told = [999, 1_500, 68_900_000, 1_236_400_000].map(bytes);
+        assert_eq!(told, ["999 B", "1.5 kB", "68.9 MB", "1.236 GB"]);
+    }
 }

@@ -334,8 +334,7 @@ impl Engine {
 
     fn note_bubble(&mut self, started: Instant, fill: &Fill) {
         let (wall_s, stages) = (started.elapsed().as_secs_f64(), self.plan.mesh.pp);
-        let bubble = || Bubble { wall_s, steps: fill.steps, micro_batches: fill.micro_batches(stages) };
-        self.bubble = (stages > 1).then(bubble);
+        self.bubble = (stages > 1).then(|| fill.bubble(wall_s, stages));
     }
 
     /// Sets the replicas up for a call.
@@ -416,7 +415,7 @@ impl Engine {
             let targets = tokens[start + 1..=end].to_vec();
             self.leader.issue(&Command::Score { meta, targets })?;
             on_their_way += 1;
-            fill.issued();
+            fill.issued(true);
             if on_their_way == most {
                 collect(&mut *self.leader)?;
                 on_their_way -= 1;

@@ -40,7 +40,7 @@ pub use options::EngineOptions;
 pub use pack::{Packed, pack};
 pub use plan::Plan;
 pub use prepared::{packed_as, weight_bytes};
-pub use report::{PartReport, RankReport, StepReport};
+pub use report::{PartReport, RankReport, StepReport, Work};
 pub use request::{Completion, FinishReason, GenerateRequest, Timing};
 pub use router::Router;
 pub use sampling::SamplingParams;

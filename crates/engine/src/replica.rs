@@ -201,7 +201,7 @@ impl Replica {
         leader.leave();
         let issued = Instant::now();
         leader.issue(&Command::Generate { meta, edits, choices })?;
-        self.fill.issued();
+        self.fill.issued(prompt_tokens > 0);
         let lane_of = &mut self.lanes[lane];
         match samples {
             true => lane_of.sampling = true,

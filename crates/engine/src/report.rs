@@ -6,7 +6,7 @@ use std::time::Duration;
 use collective::Coordinates;
 use model::parallel::ExpertCounts;
 use serde::{Deserialize, Serialize};
-use tensor::{OpCost, Part, PartTimes};
+use tensor::{Category, OpCost, Part, PartTime, PartTimes};
 
 /// What one rank holds and has spent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -71,8 +71,10 @@ pub struct StepReport {
     /// Tokens of the step.
     pub rows: usize,
     /// Its parts that took time, in the order of [`Part::ALL`]. Together they are the step and what the rank did to
-    /// get to it from the one before.
+    /// get to it from the one before, but for what it waited for the stage before.
     pub parts: Vec<PartReport>,
+    /// How long it waited for the rows of the stage before, which was at work meanwhile.
+    pub waited_for_stage: Duration,
 }
 
 /// A part of a step.
@@ -86,55 +88,88 @@ pub struct PartReport {
     pub waited: Duration,
     /// Floating-point operations.
     pub flops: u64,
-    /// Bytes read and written, and sent to other ranks.
+    /// Bytes read and written; of communication, those that the rank gave to others, or got, if it only got some.
+    pub bytes: u64,
+}
+
+/// What the parts of a step that compute have to do together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes read and written.
     pub bytes: u64,
 }
 
 impl StepReport {
     pub(crate) fn new(times: &PartTimes, costs: &BTreeMap<Part, OpCost>, rows: usize) -> Self {
         let of = |part: Part| {
-            let (time, cost) = (times.of(part), costs.get(&part).copied().unwrap_or_default());
-            let (flops, bytes) = (cost.flops, cost.bytes());
-            PartReport { part, time: time.time, waited: time.waited, flops, bytes }
+            let (PartTime { time, waited, bytes }, cost) =
+                (times.of(part), costs.get(&part).copied().unwrap_or_default());
+            match part {
+                // The stage before counts that as its own.
+                Part::Receive => {
+                    let time = time.saturating_sub(waited);
+                    PartReport { part, time, waited: Duration::ZERO, flops: 0, bytes }
+                }
+                part if part.category() == Category::Communication => {
+                    PartReport { part, time, waited, flops: 0, bytes }
+                }
+                part => PartReport { part, time, waited, flops: cost.flops, bytes: cost.bytes() },
+            }
         };
         let mut parts: Vec<PartReport> = Vec::new();
         for part in Part::ALL.into_iter().filter(|&part| part != Part::Idle).map(of) {
             match parts.last_mut().filter(|before| before.name() == part.name()) {
                 Some(before) => before.add(part),
-                None if part.time.is_zero() => {}
+                None if times.of(part.part).time.is_zero() => {}
                 None => parts.push(part),
             }
         }
-        StepReport { rows, parts }
+        StepReport { rows, parts, waited_for_stage: times.of(Part::Receive).waited }
     }
 
-    /// A step's way through the stages of the first replica, by their first ranks: the last with a prompt (`of` gives
-    /// [`RankReport::prefill`]), or the median of those without.
-    pub fn of_first_ranks(
+    /// A step's way through the stages of the first replica: the last with a prompt (`of` gives
+    /// [`RankReport::prefill`]), or the median of those without. A stage is told of by its first rank, or by the first that
+    /// took rows over: the others wait for that one, and what of it is waiting for the stage before they don't know.
+    pub fn through_stages(
         reports: &[RankReport],
         of: impl Fn(&RankReport) -> &Option<StepReport>,
     ) -> Option<StepReport> {
-        let first = reports.iter().filter(|report| report.place.0 == 0 && report.place.2 == 0);
-        StepReport::through(first.filter_map(|report| of(report).as_ref()))
+        let mut stages: BTreeMap<usize, Vec<&StepReport>> = BTreeMap::new();
+        for report in reports.iter().filter(|report| report.place.0 == 0) {
+            stages.entry(report.place.1).or_default().extend(of(report));
+        }
+        let takes_over = |step: &&&StepReport| step.parts.iter().any(|part| part.part == Part::Receive);
+        let stages = stages.values().filter_map(|ranks| ranks.iter().find(takes_over).or(ranks.first()));
+        stages.map(|&stage| stage.clone()).reduce(StepReport::then)
     }
 
-    fn through<'a>(stages: impl Iterator<Item = &'a StepReport>) -> Option<StepReport> {
-        stages.cloned().reduce(|mut all, stage| {
-            for part in stage.parts {
-                match all.parts.iter_mut().find(|p| p.part == part.part) {
-                    Some(sum) => sum.add(part),
-                    None => all.parts.push(part),
-                }
+    /// With another stage's behind it.
+    fn then(mut self, stage: StepReport) -> StepReport {
+        for part in stage.parts {
+            match self.parts.iter_mut().find(|p| p.part == part.part) {
+                Some(sum) => sum.add(part),
+                None => self.parts.push(part),
             }
-            let place = |part: &PartReport| Part::ALL.iter().position(|&p| p == part.part);
-            all.parts.sort_by_key(place);
-            all
-        })
+        }
+        self.parts.sort_by_key(|part| Part::ALL.iter().position(|&p| p == part.part));
+        self.waited_for_stage += stage.waited_for_stage;
+        self
     }
 
     /// How long all parts took.
     pub fn time(&self) -> Duration {
         self.parts.iter().map(|part| part.time).sum()
+    }
+
+    /// What all parts but communication have to do.
+    pub fn work(&self) -> Work {
+        let computes = self.parts.iter().filter(|part| !part.is_communication());
+        computes.fold(Work::default(), |sum, part| Work {
+            flops: sum.flops + part.flops,
+            bytes: sum.bytes + part.bytes,
+        })
     }
 }
 
@@ -145,6 +180,11 @@ impl PartReport {
             Part::Step | Part::Layer => "other",
             part => part.name(),
         }
+    }
+
+    /// Whether its bytes are those of communication.
+    pub fn is_communication(&self) -> bool {
+        self.part.category() == Category::Communication
     }
 
     fn add(&mut self, more: PartReport) {
@@ -159,5 +199,47 @@ impl RankReport {
     /// Its place in the mesh.
     pub fn coordinates(&self) -> Coordinates {
         Coordinates { dp: self.place.0, pp: self.place.1, tp: self.place.2 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn report(place: (usize, usize, usize), parts: &[(Part, u32, u32)]) -> RankReport {
+        let mut times = PartTimes::default();
+        for &(part, ms, waited_ms) in parts {
+            *times.of_mut(part) = PartTime { time: ms * MS, waited: waited_ms * MS, bytes: 8 };
+        }
+        let ffn = OpCost { flops: 5, weight_bytes: 7, ..OpCost::default() };
+        let step = StepReport::new(&times, &BTreeMap::from([(Part::Ffn, ffn)]), 1);
+        RankReport { place, decode: Some(step), ..RankReport::default() }
+    }
+
+    #[test]
+    fn what_a_stage_waits_for_the_one_before_is_not_counted_again() {
+        let reports = [
+            report((0, 0, 0), &[(Part::Ffn, 20, 0), (Part::Send, 1, 0)]),
+            report((0, 1, 0), &[(Part::Receive, 22, 21), (Part::Ffn, 10, 0)]),
+        ];
+        let step = StepReport::through_stages(&reports, |rank| &rank.decode).unwrap();
+        assert_eq!((step.time(), step.waited_for_stage), (32 * MS, 21 * MS));
+        assert_eq!(step.work(), Work { flops: 10, bytes: 14 }, "what moved is no work");
+    }
+
+    #[test]
+    fn a_stage_is_told_of_by_a_rank_that_took_rows_over() {
+        // The only row of the step came to the second rank, and the first waited for that.
+        let reports = [
+            report((0, 0, 0), &[(Part::Ffn, 20, 0)]),
+            report((0, 0, 1), &[(Part::Ffn, 20, 0)]),
+            report((0, 1, 0), &[(Part::Exchange, 22, 22), (Part::Ffn, 10, 0)]),
+            report((0, 1, 1), &[(Part::Receive, 22, 21), (Part::Ffn, 10, 0)]),
+            report((1, 0, 0), &[(Part::Ffn, 50, 0)]),
+        ];
+        let step = StepReport::through_stages(&reports, |rank| &rank.decode).unwrap();
+        assert_eq!(step.time(), 31 * MS);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tensor::{PartTimes, StepMeta};
+use tensor::{Part, PartTimes, StepMeta};
 
 /// Steps of which one is kept at most. When there are more, every second is let go, and from then on fewer are kept.
 const MOST: usize = 64;
@@ -26,6 +26,13 @@ pub(crate) struct StepTime {
     pub parts: PartTimes,
 }
 
+impl StepTime {
+    /// All of it that was not waiting for the stage before.
+    fn time(&self) -> Duration {
+        self.parts.total().saturating_sub(self.parts.of(Part::Receive).waited)
+    }
+}
+
 /// Steps since the last mark.
 #[derive(Debug, Default)]
 pub(crate) struct Steps {
@@ -46,7 +53,7 @@ impl Steps {
             return;
         }
         let every = self.every.max(1);
-        self.decode_time += step.parts.total();
+        self.decode_time += step.time();
         if self.decodes.is_multiple_of(every) {
             self.decode.push(step);
         }
@@ -62,7 +69,7 @@ impl Steps {
     /// The step without a prompt that half of the others take longer than.
     pub fn median_decode(&self) -> Option<&StepTime> {
         let mut steps: Vec<&StepTime> = self.decode.iter().collect();
-        steps.sort_by_key(|step| step.parts.total());
+        steps.sort_by_key(|step| step.time());
         steps.get(steps.len() / 2).copied()
     }
 }
@@ -75,7 +82,7 @@ fn has_prompt(meta: &StepMeta) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tensor::{Part, SequenceSpan};
+    use tensor::SequenceSpan;
 
     fn step(start: usize, rows: usize, ms: u64) -> StepTime {
         let sequences = vec![SequenceSpan { rows: 0..rows, start, block_table: Vec::new() }];

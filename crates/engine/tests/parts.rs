@@ -33,7 +33,7 @@ fn generate(engine: &mut Engine, golden: &Golden, max_tokens: usize) -> Duration
 }
 
 fn decode(reports: &[RankReport]) -> StepReport {
-    StepReport::of_first_ranks(reports, |rank| &rank.decode).expect("there were such steps")
+    StepReport::through_stages(reports, |rank| &rank.decode).expect("there were such steps")
 }
 
 fn options(tp: usize, pp: usize) -> EngineOptions {
@@ -81,7 +81,7 @@ fn the_median_decode_step_costs_what_the_forward_pass_costs() {
     let flops_up_to_logits: u64 =
         step.parts.iter().filter(|part| part.part != Part::Sampling).map(|part| part.flops).sum();
     assert_eq!(flops_up_to_logits, cost.unwrap().total().flops);
-    let prefill = StepReport::of_first_ranks(&reports, |rank| &rank.prefill).unwrap();
+    let prefill = StepReport::through_stages(&reports, |rank| &rank.prefill).unwrap();
     assert_eq!((prefill.rows, step.rows), (golden.prompt.len(), 1));
 }
 
@@ -109,6 +109,23 @@ fn a_step_through_a_pipeline_has_the_parts_of_all_stages() {
     let step = decode(&engine.reports().unwrap());
     for part in [Part::Embedding, Part::Send, Part::Receive, Part::Ffn, Part::Head, Part::Sampling] {
         assert_eq!(step.parts.iter().filter(|p| p.part == part).count(), 1, "{part}");
+    }
+}
+
+#[test]
+fn a_rank_alone_communicates_nothing_and_several_tell_the_bytes_that_moved() {
+    let golden = Golden::named("llama");
+    for (tp, moves) in [(1, false), (2, true)] {
+        let mut engine = golden.engine(&options(tp, 1));
+        generate(&mut engine, &golden, 2);
+        let reports = engine.reports().unwrap();
+        let step = decode(&reports);
+        let communication = step.parts.iter().filter(|part| part.is_communication());
+        assert_eq!(communication.clone().count() > 0, moves, "{step:?}");
+        assert!(communication.clone().all(|part| part.bytes > 0), "{step:?}");
+        let all_reduces = communication.filter(|part| part.part == Part::AllReduce);
+        let moved: u64 = all_reduces.map(|part| part.bytes).sum();
+        assert_eq!(moved, reports[0].all_reduce_bytes);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which part of a step is open on a rank, how long parts took, and, if someone wants to know, every event.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::part::{Exchanged, Part, PartTimes};
 use crate::timeline::{Event, MOST_EVENTS, What};
@@ -70,9 +70,9 @@ impl Clock {
 
     pub fn exchanged(&mut self, exchanged: Exchanged) {
         let Some(&(part, event)) = self.open.last() else { return };
-        if let Some((_, by)) = exchanged.waited {
-            self.times.of_mut(part).waited += by;
-        }
+        let time = self.times.of_mut(part);
+        time.bytes += exchanged.bytes;
+        time.waited += exchanged.waited.map_or(Duration::ZERO, |(_, by)| by);
         let (Some(at), Some(recorder)) = (event, &mut self.recorder) else { return };
         let Exchanged { op, bytes, .. } = exchanged;
         recorder.events[at].what = What::Part { part, exchanged: Some((op, bytes)) };
@@ -130,7 +130,6 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn time_counts_for_the_innermost_part_and_nothing_is_lost() {
@@ -149,7 +148,8 @@ mod tests {
         clock.leave();
         let times = clock.take_times();
         assert!(times.total() <= began.elapsed());
-        assert_eq!(times.of(Part::AllReduce).waited, Duration::from_nanos(5));
+        let moved = times.of(Part::AllReduce);
+        assert_eq!((moved.waited, moved.bytes), (Duration::from_nanos(5), 3));
         let of = [Part::Step, Part::Ffn, Part::AllReduce].map(|part| times.of(part).time);
         assert_eq!(of.iter().sum::<Duration>(), times.total());
         assert_eq!(clock.take_times().total(), Duration::ZERO);

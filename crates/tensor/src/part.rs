@@ -155,6 +155,8 @@ pub struct PartTime {
     pub time: Duration,
     /// What of that was waiting for other ranks, as far as the transport knows.
     pub waited: Duration,
+    /// Bytes that this rank gave to others in it, or got, if it only got some.
+    pub bytes: u64,
 }
 
 impl PartTimes {

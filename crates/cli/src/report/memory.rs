@@ -5,8 +5,8 @@ use engine::RankReport;
 
 use super::bytes;
 
-/// A line per rank.
-pub fn table(ranks: &[RankReport]) -> String {
+/// A line per rank, and what its columns mean. `replicas`: of the model.
+pub fn table(ranks: &[RankReport], replicas: usize) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header([
@@ -34,5 +34,11 @@ pub fn table(ranks: &[RankReport]) -> String {
     for column in table.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table.to_string()
+    let mut legend = "(weights: elements × stored type; packed: what they take in this rank's memory, in the kernels' layout; the \
+                      process's peak is taken before the limits are measured, so without their buffers"
+        .to_owned();
+    if replicas > 1 {
+        legend += "; replicas on a host that map the same packed checkpoint have its pages in memory once";
+    }
+    format!("{table}\n{legend})")
 }

@@ -15,7 +15,8 @@ impl<'a, D: Device> Rank<'a, D> {
 }
 
 /// Calls of a group, each a part of a step. The device hears which it was, what it moved and how long this rank waited in
-/// it. They are the methods of [`Collective`] and [`collective::Group`].
+/// it; of a group of one, in which nothing moves, it hears nothing. They are the methods of [`Collective`] and
+/// [`collective::Group`].
 pub struct Calls<'a, D: Device> {
     /// Hears of them.
     pub dev: &'a D,
@@ -97,13 +98,15 @@ impl<D: Device> Calls<'_, D> {
         uncounted: usize,
         run: impl FnOnce() -> Result<T, CollectiveError>,
     ) -> Result<T, CollectiveError> {
+        if self.group.size() == 1 {
+            return run();
+        }
         self.dev.span(self.part, || {
             let before = self.group.stats();
             let result = run();
             let after = self.group.stats();
             let sent = |stats: &CollectiveStats| stats.all_reduce_bytes + stats.sent_bytes;
-            let uncounted = if self.group.size() > 1 { uncounted as u64 } else { 0 };
-            let bytes = sent(&after) - sent(&before) + uncounted;
+            let bytes = sent(&after) - sent(&before) + uncounted as u64;
             let waited = after.waited - before.waited;
             let waited =
                 after.waiting_since.filter(|_| after.waits != before.waits).map(|since| (since, waited));

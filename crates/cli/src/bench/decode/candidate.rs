@@ -1,11 +1,14 @@
 //! One of what is compared.
 
+use std::rc::Rc;
+
+use cpu::Isa;
 use engine::{Engine, GenerateRequest, Timing, cpus};
 use model::Quantization;
 use tensor::KV_BLOCK;
 
 use super::machine::Limits;
-use super::resident::Resident;
+use super::resident::{Baseline, Resident};
 use super::sweep::Point;
 use crate::error::CliError;
 
@@ -13,6 +16,8 @@ use crate::error::CliError;
 pub struct Candidate {
     pub name: String,
     pub engine: Engine,
+    /// The instructions that its kernels use.
+    pub isa: Isa,
     /// By point.
     pub measured: Vec<Measured>,
     resident: Resident,
@@ -37,18 +42,20 @@ pub struct Run {
 const WARM_UP: usize = 4;
 
 impl Candidate {
-    /// Loads it. `base` is what the process had before the first candidate. Ranks of a job other than rank 0 have none.
+    /// Loads it. Ranks of a job other than rank 0 have none.
     pub fn load(
         load: impl FnOnce() -> Result<Option<(String, Engine)>, CliError>,
+        isa: Isa,
         points: &[Point],
-        base: u64,
+        baseline: &Rc<Baseline>,
     ) -> Result<Option<Candidate>, CliError> {
-        let mut resident = Resident::new(base);
+        let mut resident = Resident::new(baseline.clone());
         let (loaded, load_peak) = resident.during(load);
         let measured = || points.iter().map(|_| Measured::default()).collect();
         Ok(loaded?.map(|(name, engine)| Candidate {
             name,
             engine,
+            isa,
             measured: measured(),
             resident,
             load_peak,

@@ -7,6 +7,8 @@ mod resident;
 mod sweep;
 mod work;
 
+use std::rc::Rc;
+
 use clap::Args;
 use clap::builder::EnumValueParser;
 use cpu::Isa;
@@ -22,22 +24,25 @@ use crate::split::SplitArgs;
 use crate::trace::Trace;
 use candidate::{Candidate, Run};
 use machine::Machine;
-use sweep::{Point, parse_isa, parse_split, points};
+use resident::Baseline;
+use sweep::{Point, distinct, parse_isa, parse_split, points};
 
 /// Prefill and decode over lengths, batches and splits, as fractions of this machine's limits.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  anysplit bench decode\n  \
     anysplit bench decode --model ./Llama-3.2-1B --load-format random --splits 1x2,2x1 --repeats 5\n  \
     anysplit bench decode --prompt-len 32 --batch-size 1,8,32 --quantizations none,int8,int4\n\n\
-    Lists are combined: each prompt length with each number of tokens to generate, batch size, split and quantisation. What is \
-    compared is run in turn, everything once before anything a second time, and the limits are measured between the \
-    runs. The first round is preceded by a warm-up of each.\n\
+    Lists are combined: each prompt length with each number of tokens to generate, batch size, split and quantisation, \
+    each once. What is compared is run in turn, everything once before anything a second time, and the limits are \
+    measured between the runs. The first round is preceded by a warm-up of each.\n\
     Decode counts the tokens of all sequences together. Its limit is the read bandwidth divided by the bytes of \
     weights, keys and values that a step reads, or the FMA peak divided by its FLOPs, whichever is less. Prompts \
     that exceed --max-num-batched-tokens together start, and end, one after the other.\n\
     --trace records one run more, after all that are measured; what is interrupted before has no trace.\n\
     The peak of memory is what a split would need if it ran alone: the limits' buffers and the other splits don't \
-    count.")]
+    count, the program's own pages count for each.\n\
+    The table has columns of pp, dp, ep, sp, dcp, the instructions and the type of the KV cache where a row is not as \
+    usual; --json has them always.")]
 pub struct DecodeArgs {
     /// Tokens of each prompt
     #[arg(
@@ -130,14 +135,15 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
                 .into(),
         ));
     }
-    let (mut candidates, base) = (Vec::new(), resident::now());
+    let (mut candidates, baseline) = (Vec::new(), Rc::new(Baseline::now()));
     for options in &options {
         let load = || -> Result<_, CliError> {
             let model = OpenModel::open(&args.model, &args.split, options, membership)?;
             let name = model.name.clone();
             Ok(model.load(options, membership, &args.run, true)?.map(|engine| (name, engine)))
         };
-        let Some(candidate) = Candidate::load(load, &points, base)? else { return Ok(()) };
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let Some(candidate) = Candidate::load(load, isa, &points, &baseline)? else { return Ok(()) };
         candidates.push(candidate);
     }
     let positions = candidates[0].engine.max_model_len();
@@ -177,7 +183,7 @@ fn compared(args: &DecodeArgs, options: EngineOptions) -> Vec<EngineOptions> {
     };
     let splits = match args.splits.is_empty() {
         true => vec![options.clone()],
-        false => args.splits.iter().map(of_split).collect(),
+        false => distinct(&args.splits).iter().map(of_split).collect(),
     };
     if args.quantizations.is_empty() {
         return splits;
@@ -186,7 +192,7 @@ fn compared(args: &DecodeArgs, options: EngineOptions) -> Vec<EngineOptions> {
         let quantization = q.get();
         splits.iter().map(move |split| EngineOptions { quantization, ..split.clone() })
     };
-    args.quantizations.iter().flat_map(with).collect()
+    distinct(&args.quantizations).iter().flat_map(with).collect()
 }
 
 /// Runs every candidate at every point, in turn, so that a disturbance does not hit one alone.

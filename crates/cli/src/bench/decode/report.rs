@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use comfy_table::{Table, presets};
-use cpu::limits::median;
+use cpu::{Isa, limits::median};
 use model::Quantization;
 use serde_json::{Value, json};
 
@@ -36,10 +36,14 @@ pub fn row(candidate: &Candidate, point: &Point, measured: &Measured) -> Result<
         "tp": mesh.tp,
         "pp": mesh.pp,
         "dp": mesh.dp,
+        "ep": mesh.ep,
+        "sp": engine.plan().layout.sequence_parallel,
+        "dcp": engine.plan().context().ranks,
         "threads_per_rank": engine.threads_per_rank(),
         "dtype": engine.dtype().name(),
         "quantization": engine.kept_as().quantization.map(Quantization::name),
         "kv_cache_dtype": engine.kv_cache_dtype().name(),
+        "isa": candidate.isa.to_string(),
         "batch": point.batch,
         "prompt": point.prompt,
         "gen": point.generate,
@@ -70,48 +74,125 @@ pub fn print(rows: &[Value], json: bool) -> Result<(), CliError> {
         writeln!(out, "{}", json!({ "rows": rows }))?;
         return Ok(());
     }
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header([
-        "tp",
-        "pp",
-        "threads",
-        "weights",
-        "batch",
-        "prompt",
-        "gen",
-        "prefill tok/s",
-        "of FMA peak",
-        "decode tok/s",
-        "of the limit",
-        "read GB/s",
-        "GFLOP/s",
-        "peak MiB",
-    ]);
-    for row in rows {
-        let number = |key: &str, digits: usize| format!("{:.digits$}", row[key].as_f64().unwrap_or(f64::NAN));
-        let percent = |key: &str| format!("{:.0} %", 100.0 * row[key].as_f64().unwrap_or(f64::NAN));
-        let spread = |key: &str, digits: usize| {
-            let end = |i: usize| row["spread"][key][i].as_f64().unwrap_or(f64::NAN);
-            format!("{} ({:.digits$}–{:.digits$})", number(key, digits), end(0), end(1))
-        };
-        let whole = |key: &str| row[key].to_string();
-        table.add_row([
-            whole("tp"),
-            whole("pp"),
-            whole("threads_per_rank"),
-            row["quantization"].as_str().or(row["dtype"].as_str()).unwrap_or_default().to_owned(),
-            whole("batch"),
-            whole("prompt"),
-            whole("gen"),
-            spread("prefill_tokens_per_s", 1),
-            percent("prefill_flops_fraction"),
-            spread("decode_tokens_per_s", 2),
-            percent("decode_roofline_fraction"),
-            number("read_gb_s", 1),
-            number("fma_gflop_s", 0),
-            (row["peak_rss_bytes"].as_u64().unwrap_or(0) >> 20).to_string(),
-        ]);
-    }
-    writeln!(out, "{table}")?;
+    writeln!(out, "{}", table(rows))?;
     Ok(())
+}
+
+/// A column's head, and what it has of a row.
+type Column = (&'static str, fn(&Value) -> String);
+
+fn table(rows: &[Value]) -> Table {
+    let isa = Isa::detect().to_string();
+    let differs = |differs: &dyn Fn(&Value) -> bool| rows.iter().any(differs);
+    let is_split = |key: &str| differs(&|row| row[key].as_u64() > Some(1));
+    // What is as usual in all rows says nothing.
+    let columns: Vec<(bool, Column)> = vec![
+        (true, ("tp", |row| row["tp"].to_string())),
+        (is_split("pp"), ("pp", |row| row["pp"].to_string())),
+        (is_split("dp"), ("dp", |row| row["dp"].to_string())),
+        (is_split("ep"), ("ep", |row| row["ep"].to_string())),
+        (differs(&|row| row["sp"] == true), ("sp", |row| row["sp"].to_string())),
+        (is_split("dcp"), ("dcp", |row| row["dcp"].to_string())),
+        (true, ("threads", |row| row["threads_per_rank"].to_string())),
+        (differs(&|row| row["isa"] != *isa), ("ISA", |row| text(&row["isa"]))),
+        (
+            true,
+            ("weights", |row| {
+                row["quantization"].as_str().map_or_else(|| text(&row["dtype"]), str::to_owned)
+            }),
+        ),
+        (
+            differs(&|row| row["kv_cache_dtype"] != row["dtype"]),
+            ("KV cache", |row| text(&row["kv_cache_dtype"])),
+        ),
+        (true, ("batch", |row| row["batch"].to_string())),
+        (true, ("prompt", |row| row["prompt"].to_string())),
+        (true, ("gen", |row| row["gen"].to_string())),
+        (true, ("prefill tok/s", |row| with_spread(row, "prefill_tokens_per_s", 1))),
+        (true, ("of FMA peak", |row| percent(row, "prefill_flops_fraction"))),
+        (true, ("decode tok/s", |row| with_spread(row, "decode_tokens_per_s", 2))),
+        (true, ("of the limit", |row| percent(row, "decode_roofline_fraction"))),
+        (true, ("read GB/s", |row| number(row, "read_gb_s", 1))),
+        (true, ("GFLOP/s", |row| number(row, "fma_gflop_s", 0))),
+        (true, ("peak MiB", |row| (row["peak_rss_bytes"].as_u64().unwrap_or(0) >> 20).to_string())),
+    ];
+    let columns: Vec<Column> =
+        columns.into_iter().filter_map(|(shown, column)| shown.then_some(column)).collect();
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(columns.iter().map(|(head, _)| *head));
+    for row in rows {
+        table.add_row(columns.iter().map(|(_, cell)| cell(row)));
+    }
+    table
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn number(row: &Value, key: &str, digits: usize) -> String {
+    format!("{:.digits$}", row[key].as_f64().unwrap_or(f64::NAN))
+}
+
+fn percent(row: &Value, key: &str) -> String {
+    format!("{:.0} %", 100.0 * row[key].as_f64().unwrap_or(f64::NAN))
+}
+
+/// The median, and of several runs the least and the most.
+fn with_spread(row: &Value, key: &str, digits: usize) -> String {
+    let median = number(row, key, digits);
+    if row["repeats"] == 1 {
+        return median;
+    }
+    let end = |i: usize| row["spread"][key][i].as_f64().unwrap_or(f64::NAN);
+    format!("{median} ({:.digits$}–{:.digits$})", end(0), end(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(more: Value) -> Value {
+        let mut row = json!({
+            "tp": 1, "pp": 1, "dp": 1, "ep": 1, "sp": false, "dcp": 1, "threads_per_rank": 2,
+            "isa": Isa::detect().to_string(), "dtype": "bfloat16", "quantization": null, "kv_cache_dtype": "bfloat16",
+            "batch": 1, "prompt": 8, "gen": 4, "prefill_tokens_per_s": 6705.78, "decode_tokens_per_s": 50.0,
+            "spread": { "prefill_tokens_per_s": [6700.0, 6710.0], "decode_tokens_per_s": [49.0, 51.0] },
+            "repeats": 1,
+        });
+        more.as_object().into_iter().flatten().for_each(|(key, value)| row[key] = value.clone());
+        row
+    }
+
+    fn heads(rows: &[Value]) -> Vec<String> {
+        table(rows).header().into_iter().flat_map(|row| row.cell_iter()).map(|cell| cell.content()).collect()
+    }
+
+    #[test]
+    fn a_column_is_there_where_a_row_is_not_as_usual() {
+        let usual = heads(&[row(json!({ "tp": 2 }))]);
+        for head in ["pp", "dp", "ep", "sp", "dcp", "ISA", "KV cache"] {
+            assert!(!usual.contains(&head.to_owned()), "{head}");
+        }
+        for (head, other) in [
+            ("pp", json!({ "pp": 2 })),
+            ("dp", json!({ "dp": 2 })),
+            ("ep", json!({ "ep": 2 })),
+            ("sp", json!({ "sp": true })),
+            ("dcp", json!({ "dcp": 2 })),
+            ("ISA", json!({ "isa": "another" })),
+            ("KV cache", json!({ "kv_cache_dtype": "fp8" })),
+        ] {
+            let heads = heads(&[row(json!({})), row(other)]);
+            assert_eq!(heads.len(), usual.len() + 1, "{head}");
+            assert!(heads.contains(&head.to_owned()), "{head}");
+        }
+    }
+
+    #[test]
+    fn one_run_has_no_spread() {
+        assert_eq!(with_spread(&row(json!({})), "prefill_tokens_per_s", 1), "6705.8");
+        let of_two = with_spread(&row(json!({ "repeats": 2 })), "prefill_tokens_per_s", 1);
+        assert_eq!(of_two, "6705.8 (6700.0–6710.0)");
+    }
 }

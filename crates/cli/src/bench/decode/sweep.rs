@@ -33,6 +33,17 @@ impl fmt::Display for Point {
     }
 }
 
+/// What a list has, in its order, each once.
+pub fn distinct<T: PartialEq + Clone>(list: &[T]) -> Vec<T> {
+    let mut distinct = Vec::new();
+    list.iter().for_each(|item| {
+        if !distinct.contains(item) {
+            distinct.push(item.clone());
+        }
+    });
+    distinct
+}
+
 /// All combinations.
 pub fn points(
     prompts: &[usize],
@@ -52,9 +63,9 @@ pub fn points(
         )));
     }
     let mut points = Vec::new();
-    for &prompt in prompts {
-        for &generate in generated {
-            points.extend(batches.iter().map(|&batch| Point { prompt, generate, batch }));
+    for prompt in distinct(prompts) {
+        for generate in distinct(generated) {
+            points.extend(distinct(batches).into_iter().map(|batch| Point { prompt, generate, batch }));
         }
     }
     Ok(points)
@@ -79,4 +90,16 @@ pub fn parse_isa(text: &str) -> Result<Isa, String> {
         let names: Vec<String> = available.iter().map(Isa::to_string).collect();
         format!("this machine has {}", names.join(", "))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_list_has_twice_is_run_once() {
+        let points = points(&[8, 4, 8], &[2, 2], &[1, 3, 1], 256).unwrap();
+        let of = |p: &Point| (p.prompt, p.generate, p.batch);
+        assert_eq!(points.iter().map(of).collect::<Vec<_>>(), [(8, 2, 1), (8, 2, 3), (4, 2, 1), (4, 2, 3)]);
+    }
 }
