@@ -11,7 +11,8 @@ use signal_hook::{flag, low_level};
 use crate::error::CliError;
 use crate::launch::signals;
 
-/// How long a rank that was asked to end gives rank 0 to collect what was recorded: less than a launcher waits before it kills.
+/// How long a rank that was asked to end gives rank 0 to collect what was recorded: less than the 5 s that `anysplit launch` waits
+/// before it kills. (`mpirun` waits for one, unless it is told otherwise.)
 const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Whether this process was asked to end. When it is dropped, signals end it at once again. There is one in a process.

@@ -91,7 +91,7 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
         let change = 100.0 * (after / before - 1.0);
         writeln!(
             out,
-            "{quantization} changes the demo model's perplexity by {change:+.2} %: {before:.4} before, {after:.4} after"
+            "{quantization} changes the demo model's perplexity by {change:+.2} %: {before:.4} before, {after:.4} after (a passage that it wrote)"
         )?;
     }
     trace.end()

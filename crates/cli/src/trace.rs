@@ -177,8 +177,8 @@ fn cut_short(ranks: &[RankTrace], began: Instant, ended: Instant) -> Option<Stri
     ))
 }
 
-/// Writes what was recorded, and says how the run ended, in whose time to write a signal may come. If all went well but the
-/// writing, that comes apart.
+/// Writes what was recorded, and says how the run ended. A signal may come while it is written. If all went well but the writing,
+/// that comes apart.
 fn conclude<T>(
     result: Result<T, CliError>,
     interrupt: &Interrupt,
