@@ -119,6 +119,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
             max_tokens: args.max_tokens,
             sampling: sampling.clone(),
             stop_token_ids: stop_token_ids.clone(),
+            ..GenerateRequest::default()
         })
         .collect();
     let name = model.name.clone();

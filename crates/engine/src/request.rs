@@ -17,6 +17,56 @@ pub struct GenerateRequest {
     pub sampling: SamplingParams,
     /// Tokens that end the completion.
     pub stop_token_ids: Vec<u32>,
+    /// So many of the first tokens are none of those.
+    pub min_tokens: usize,
+    /// Added to the logits of single ids, before penalties and temperature.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Whether each token comes with its log-probability, and with how many of the most probable ones.
+    pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt.
+    pub prompt_logprobs: Option<usize>,
+    /// What the completion must conform to.
+    pub grammar: Option<Grammar>,
+    /// Prompts share cached keys and values only with those of the same salt.
+    pub cache_salt: u64,
+}
+
+/// What a completion must conform to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Grammar {
+    /// A JSON Schema, as JSON text.
+    JsonSchema(String),
+    /// A regular expression over the whole completion.
+    Regex(String),
+    /// A Lark grammar, as llguidance takes it.
+    Lark(String),
+}
+
+/// The log-probability of a token, and those of the most probable ones in its place: natural logarithms, of the model's own
+/// distribution, before biases, penalties and temperature.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Logprobs {
+    /// That of the token.
+    pub logprob: f32,
+    /// The most probable ids, by log-probability descending, then id ascending.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl Default for GenerateRequest {
+    fn default() -> Self {
+        GenerateRequest {
+            prompt: Vec::new(),
+            max_tokens: 1,
+            sampling: SamplingParams::default(),
+            stop_token_ids: Vec::new(),
+            min_tokens: 0,
+            logit_bias: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            grammar: None,
+            cache_salt: 0,
+        }
+    }
 }
 
 impl GenerateRequest {

@@ -58,6 +58,7 @@ fn batch(golden: &Golden) -> Vec<GenerateRequest> {
         max_tokens: 4 + i,
         sampling: if i.is_multiple_of(2) { SamplingParams::default() } else { sampled.clone() },
         stop_token_ids: Vec::new(),
+        ..GenerateRequest::default()
     };
     (0..7).map(request).collect()
 }

@@ -110,6 +110,7 @@ fn batch(golden: &Golden, long: &[u32]) -> Vec<GenerateRequest> {
         max_tokens: 3 + i,
         sampling: if i.is_multiple_of(2) { SamplingParams::default() } else { sampled.clone() },
         stop_token_ids: Vec::new(),
+        ..GenerateRequest::default()
     };
     (0..5).map(request).collect()
 }

@@ -35,6 +35,7 @@ fn requests(golden: &Golden) -> Vec<GenerateRequest> {
         max_tokens: 6,
         sampling,
         stop_token_ids: Vec::new(),
+        ..GenerateRequest::default()
     };
     vec![
         request(golden.prompt[..30].to_vec(), sampled.clone()),

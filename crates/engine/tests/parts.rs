@@ -22,6 +22,7 @@ fn generate(engine: &mut Engine, golden: &Golden, max_tokens: usize) -> Duration
         max_tokens,
         sampling: SamplingParams::default(),
         stop_token_ids: Vec::new(),
+        ..GenerateRequest::default()
     };
     let mut tokens = Vec::new();
     let mut on_token = |_, _| {
@@ -227,6 +228,7 @@ fn what_a_run_recorded_until_it_was_stopped_is_there_and_all_goes_on() {
                 max_tokens: 40,
                 sampling: SamplingParams::default(),
                 stop_token_ids: Vec::new(),
+                ..GenerateRequest::default()
             };
             // Every replica has made some steps then.
             let mut tokens = [0; 3];

@@ -147,6 +147,7 @@ fn batch(golden: &Golden) -> Vec<GenerateRequest> {
         max_tokens: 12,
         sampling,
         stop_token_ids: Vec::new(),
+        ..GenerateRequest::default()
     };
     vec![request(50, SamplingParams::default()), request(3, sampled), request(64, penalised)]
 }

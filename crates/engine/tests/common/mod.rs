@@ -69,6 +69,7 @@ impl Golden {
             max_tokens,
             sampling: SamplingParams::default(),
             stop_token_ids: Vec::new(),
+            ..GenerateRequest::default()
         }
     }
 }

@@ -230,6 +230,7 @@ fn requests(point: &Point, vocab: usize) -> Vec<GenerateRequest> {
         max_tokens: point.generate,
         sampling: SamplingParams::default(),
         stop_token_ids: Vec::new(),
+        ..GenerateRequest::default()
     };
     (0..point.batch).map(request).collect()
 }

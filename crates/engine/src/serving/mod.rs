@@ -1,0 +1,12 @@
+//! An engine that serves: requests come and go while it runs, and what becomes of them goes out as events.
+//!
+//! ```text
+//!  front (HTTP, text)                                worker (ranks, schedulers)
+//!  ToEngine::Submit, Abort, Report  ──────────────▶  run(): drain the inbox, one step, events out
+//!  per-request streams              ◀──────────────  FromEngine::Events, Load, Reports
+//! ```
+//! Both ends are a pair of channels. `frames` carries them over a socket to a worker in a process of its own.
+
+mod protocol;
+
+pub use protocol::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
