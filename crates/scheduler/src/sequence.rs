@@ -17,7 +17,7 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     pub fn new(request: Request, table: BlockTable) -> Self {
-        let Request { id, prompt, max_tokens } = request;
+        let Request { id, prompt, max_tokens, .. } = request;
         Sequence { id, num_prompt_tokens: prompt.len(), tokens: prompt, max_tokens, num_computed: 0, table }
     }
 
@@ -44,6 +44,7 @@ impl Sequence {
             start: self.num_computed,
             block_table: self.table.blocks.clone(),
             samples: end == self.tokens.len(),
+            started: (self.num_computed == 0).then_some(0),
         }
     }
 
