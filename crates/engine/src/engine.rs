@@ -8,16 +8,16 @@ use model::{KeptAs, ModelConfig, bytes_per_token};
 use tensor::{DType, KvDType};
 
 use crate::bubble::Bubble;
-use crate::dispatch::Dispatch;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
+use crate::dispatch::Dispatch;
 use crate::groups;
 use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
 use crate::replica::Replica;
 use crate::savings::Savings;
-use crate::trace::{RankTrace, Recording};
 use crate::serving::{Event, LoadReport};
+use crate::trace::{RankTrace, Recording};
 use crate::worker::Command;
 use crate::{EngineError, EngineOptions, Plan, RankReport, Timing};
 
@@ -37,6 +37,8 @@ pub struct Engine {
     pub(crate) max_num_batched_tokens: usize,
     /// In every replica's cache.
     pub(crate) blocks: usize,
+    /// Of all replicas, since [`Engine::open`].
+    pub(crate) kv_cache_tokens: usize,
     load: Duration,
     pub(crate) replica: Replica,
     pub(crate) dispatch: Dispatch,
@@ -120,6 +122,7 @@ impl Engine {
             max_num_seqs: options.max_num_seqs.max(1),
             max_num_batched_tokens: options.max_num_batched_tokens.max(1),
             blocks: 0,
+            kv_cache_tokens: 0,
             load,
             replica: Replica::default(),
             dispatch: Dispatch::new(dp),
@@ -166,6 +169,16 @@ impl Engine {
     /// Longest sequence.
     pub fn max_model_len(&self) -> usize {
         self.max_model_len
+    }
+
+    /// Sequences that run at a time on each replica.
+    pub fn max_num_seqs(&self) -> usize {
+        self.max_num_seqs
+    }
+
+    /// Tokens that the KV caches of all replicas hold, since [`Engine::open`].
+    pub fn kv_cache_tokens(&self) -> usize {
+        self.kv_cache_tokens
     }
 
     /// How long loading took.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use model::check_tokens;
+use tensor::Part;
 
 use crate::bubble::Fill;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
@@ -170,7 +171,7 @@ impl Engine {
     }
 
     /// How busy all replicas are.
-    pub fn load(&self) -> LoadReport {
+    pub fn load_report(&self) -> LoadReport {
         let mut load = self.replica.load();
         load.waiting += self.dispatch.waiting();
         self.loads.iter().skip(1).fold(load, |sum, load| sum.beside(*load))

@@ -36,7 +36,8 @@ impl Engine {
         let of_sequence = context.blocks_that_fit(self.max_model_len.div_ceil(KV_BLOCK));
         // More than all sequences can fill would never be used. Every lane begins with a block of the context group's
         // first rank.
-        let most = of_sequence.saturating_mul(self.max_num_seqs.div_ceil(lanes)).next_multiple_of(context.ranks);
+        let most =
+            of_sequence.saturating_mul(self.max_num_seqs.div_ceil(lanes)).next_multiple_of(context.ranks);
         let affordable = match pool.kv_cache_memory_bytes {
             Some(bytes) => self.blocks_of_bytes(bytes),
             None => self.affordable_blocks(pool.memory_share),
@@ -52,6 +53,7 @@ impl Engine {
             )));
         }
         self.max_model_len = self.max_model_len.min(positions);
+        self.kv_cache_tokens = mesh.dp * lanes * blocks_per_lane * KV_BLOCK;
         let max_num_batched_tokens = pool.max_num_batched_tokens.unwrap_or(self.max_num_batched_tokens);
         self.set_up(Prepare {
             lanes,
@@ -116,8 +118,7 @@ impl Engine {
     /// Bytes that one token takes on the rank on which it takes most.
     fn kv_bytes_of_rank(&self) -> u64 {
         let of_stage = |stage| {
-            let of_rank =
-                |rank| model::bytes_per_token(&self.plan.layout, stage, rank, self.kv_dtype);
+            let of_rank = |rank| model::bytes_per_token(&self.plan.layout, stage, rank, self.kv_dtype);
             (0..self.plan.mesh.tp).map(of_rank).max().unwrap_or(0)
         };
         self.plan.stages.iter().map(of_stage).max().unwrap_or(0)

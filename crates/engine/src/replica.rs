@@ -112,7 +112,8 @@ impl Replica {
         let cache = CacheUse { salt: request.cache_salt, reads: request.prompt_logprobs.is_none() };
         let (prompt, max_tokens) = (request.prompt.clone(), request.max_tokens);
         self.lanes[lane].scheduler.add(Request { id, prompt, max_tokens, cache })?;
-        self.running.insert(id, Running { request, generated: Vec::new(), lane, scored: 0, is_told_of: false });
+        self.running
+            .insert(id, Running { request, generated: Vec::new(), lane, scored: 0, is_told_of: false });
         Ok(())
     }
 

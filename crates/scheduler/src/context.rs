@@ -43,7 +43,7 @@ impl ContextParallel {
     }
 
     /// The most blocks of one sequence that fit in `num_blocks`, all of them free.
-    pub(crate) fn longest(self, num_blocks: usize) -> usize {
+    pub fn longest(self, num_blocks: usize) -> usize {
         let of_ranks = || (0..self.ranks).map(|rank| self.blocks_of(rank, num_blocks));
         let full: usize = of_ranks().map(|blocks| blocks / self.segment_blocks).sum();
         let rest = of_ranks().map(|blocks| blocks % self.segment_blocks).max().unwrap_or(0);
