@@ -15,10 +15,13 @@ use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
 use crate::replica::{Prepare, Replica};
+use crate::sampling::Ask;
 use crate::savings::Savings;
 use crate::trace::{RankTrace, Recording};
 use crate::worker::{Command, Reply};
-use crate::{Completion, EngineError, EngineOptions, GenerateRequest, Plan, RankReport, Timing, memory};
+use crate::{
+    Completion, EngineError, EngineOptions, GenerateRequest, Plan, RankPulse, RankReport, Timing, memory,
+};
 
 /// Rows of a pipeline's step below which more steps would cost more than the stages' waiting.
 const MICRO_BATCH_ROWS: usize = 64;
@@ -243,6 +246,14 @@ impl Engine {
         Ok(reports)
     }
 
+    /// What each rank of the first replica has done since it was loaded.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub fn pulses(&mut self) -> Result<Vec<RankPulse>, EngineError> {
+        self.leader.pulses()
+    }
+
     fn reports_of(&mut self, replica: usize) -> Result<(Vec<RankReport>, Timing), EngineError> {
         send(&mut *self.leader, replica, &ToReplica::Report)?;
         loop {
@@ -393,10 +404,8 @@ impl Engine {
         let most = if self.plan.mesh.pp == 1 { 1 } else { 2 * self.plan.mesh.pp };
         let (mut on_their_way, mut fill) = (0, Fill::default());
         let mut collect = |leader: &mut dyn Leader| -> Result<(), EngineError> {
-            let Reply::Logprobs(found) = leader.collect()? else {
-                unreachable!("log-probabilities were asked for")
-            };
-            logprobs.extend(found.into_iter().map(Some));
+            let Reply::Tokens(found) = leader.collect()? else { unreachable!("tokens were scored") };
+            logprobs.extend(found.into_iter().map(|token| token.logprobs.map(|of| of.logprob)));
             Ok(())
         };
         // The last token's successor isn't asked for, so it needn't run.
@@ -412,8 +421,9 @@ impl Engine {
                 sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
                 logit_rows: (0..rows as u32).collect(),
             };
-            let targets = tokens[start + 1..=end].to_vec();
-            self.leader.issue(&Command::Score { meta, targets })?;
+            let asks = tokens[start + 1..=end].iter().map(|&target| Ask::Score { target, top: 0 }).collect();
+            let (copies, edits) = (Vec::new(), Vec::new());
+            self.leader.issue(&Command::Generate { copies, meta, edits, asks })?;
             on_their_way += 1;
             fill.issued(true);
             if on_their_way == most {

@@ -17,6 +17,7 @@ use crate::bubble::Fill;
 use crate::leader::Leader;
 use crate::plan::context_parallel;
 use crate::request::{FinishReason, GenerateRequest, Timing};
+use crate::sampling::{Ask, History, Sampled};
 use crate::worker::{Command, Reply};
 
 /// What a replica is set up with.
@@ -75,14 +76,15 @@ struct Flight {
 
 struct Running {
     request: GenerateRequest,
-    generated: Vec<u32>,
+    generated: usize,
+    history: History,
     lane: usize,
 }
 
 impl Running {
     /// Tokens still to be run.
     fn work(&self) -> usize {
-        self.request.work() - self.generated.len().min(self.request.work())
+        self.request.work() - self.generated.min(self.request.work())
     }
 }
 
@@ -114,7 +116,8 @@ impl Replica {
         let lane = (0..self.lanes.len()).min_by_key(|&lane| work(lane)).expect("a replica has a lane");
         let (prompt, max_tokens) = (request.prompt.clone(), request.max_tokens);
         self.lanes[lane].scheduler.add(Request { id, prompt, max_tokens })?;
-        self.running.insert(id, Running { request, generated: Vec::new(), lane });
+        let history = History::new(&request);
+        self.running.insert(id, Running { request, generated: 0, history, lane });
         Ok(())
     }
 
@@ -176,31 +179,31 @@ impl Replica {
     /// Ends the leader's part with the step's command.
     fn issue(&mut self, lane: usize, batch: Batch, leader: &mut dyn Leader) -> Result<(), EngineError> {
         let mut meta = StepMeta::default();
-        let (mut edits, mut choices) = (Vec::new(), Vec::new());
+        let (mut edits, mut asks) = (Vec::new(), Vec::new());
         let mut prompt_tokens = 0;
         for item in &batch.items {
             let first = meta.tokens.len();
             meta.tokens.extend_from_slice(&item.tokens);
             let rows = first..meta.tokens.len();
-            let Running { request, generated, .. } = &self.running[&item.id];
+            let Running { request, history, .. } = &self.running[&item.id];
             if item.start < request.prompt.len() {
                 prompt_tokens += rows.len();
             }
             if item.samples {
                 meta.logit_rows.push(rows.end as u32 - 1);
                 let position = item.start + rows.len();
-                edits.extend(request.sampling.edits(choices.len(), &request.prompt, generated));
-                choices.push(request.sampling.choice(position));
+                edits.extend(history.edits(request, asks.len(), None));
+                let choice = request.sampling.choice(position);
+                asks.push(Ask::Sample { choice, logprobs: request.logprobs });
             }
             let first_block = self.lanes[lane].first_block;
             let block_table = item.block_table.iter().map(|block| block + first_block).collect();
             meta.sequences.push(SequenceSpan { rows, start: item.start, block_table });
         }
-        let samples = !choices.is_empty();
-        let edits = edits.into_iter().map(Into::into).collect();
+        let samples = !asks.is_empty();
         leader.leave();
         let issued = Instant::now();
-        leader.issue(&Command::Generate { meta, edits, choices })?;
+        leader.issue(&Command::Generate { copies: Vec::new(), meta, edits, asks })?;
         self.fill.issued(prompt_tokens > 0);
         let lane_of = &mut self.lanes[lane];
         match samples {
@@ -213,36 +216,35 @@ impl Replica {
     }
 
     fn collect(&mut self, flight: Flight, leader: &mut dyn Leader) -> Result<Vec<TokenEvent>, EngineError> {
-        let Reply::Tokens(tokens) = leader.collect()? else { unreachable!("tokens were asked for") };
+        let Reply::Tokens(sampled) = leader.collect()? else { unreachable!("tokens were asked for") };
         self.fill.collected();
-        self.count(&flight, tokens.len());
+        self.count(&flight, sampled.len());
         leader.enter(Part::Scheduler);
-        let events = self.take(flight, tokens);
+        let events = self.take(flight, sampled);
         leader.leave();
         Ok(events)
     }
 
     /// What tokens mean for their requests.
-    fn take(&mut self, flight: Flight, tokens: Vec<u32>) -> Vec<TokenEvent> {
+    fn take(&mut self, flight: Flight, sampled: Vec<Sampled>) -> Vec<TokenEvent> {
         if !flight.samples {
             return Vec::new();
         }
         let sampling = flight.batch.items.iter().filter(|item| item.samples);
-        let mut events = Vec::with_capacity(tokens.len());
-        let mut outputs = Vec::with_capacity(tokens.len());
-        for (item, token) in sampling.zip(tokens) {
+        let mut events = Vec::with_capacity(sampled.len());
+        let mut outputs = Vec::with_capacity(sampled.len());
+        for (item, Sampled { token, .. }) in sampling.zip(sampled) {
             let id = item.id;
             let Some(running) = self.running.get_mut(&id) else {
                 outputs.push((id, token, true)); // it was aborted on the way
                 continue;
             };
-            running.generated.push(token);
+            running.generated += 1;
+            running.history.add(&running.request, token);
             let stop = running.request.stop_token_ids.contains(&token);
             let end = match stop {
                 true => Some(FinishReason::Stop),
-                false => {
-                    (running.generated.len() == running.request.max_tokens).then_some(FinishReason::Length)
-                }
+                false => (running.generated == running.request.max_tokens).then_some(FinishReason::Length),
             };
             outputs.push((id, token, stop));
             events.push(TokenEvent { id, token, end });
