@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::EngineError;
 use crate::clocks::HostClock;
 use crate::leader::Leader;
+use crate::pulse::RankPulse;
 use crate::replica::{Prepare, Replica};
 use crate::report::RankReport;
 use crate::request::{GenerateRequest, Timing};
@@ -31,6 +32,8 @@ pub(crate) enum ToReplica {
         id: u64,
     },
     Report,
+    /// Asks for what each rank has done since it was loaded.
+    Pulse,
     /// Asks for the time.
     Clock,
     /// Begins to record.
@@ -46,6 +49,7 @@ pub(crate) enum FromReplica {
     /// What became of requests, and how busy it is.
     Events(Vec<Event>, LoadReport),
     Reports(Vec<RankReport>, Timing),
+    Pulses(Vec<RankPulse>),
     /// In nanoseconds.
     Clock(i64),
     Traces(Vec<RankTrace>),
@@ -112,6 +116,10 @@ pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
             ToReplica::Report => {
                 let reports = leader.reports()?;
                 send(leader, 0, &FromReplica::Reports(reports, replica.timing))?;
+            }
+            ToReplica::Pulse => {
+                let pulses = leader.pulses()?;
+                send(leader, 0, &FromReplica::Pulses(pulses))?;
             }
             ToReplica::Clock => {
                 let clock = HostClock::now();

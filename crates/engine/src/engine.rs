@@ -19,7 +19,7 @@ use crate::savings::Savings;
 use crate::serving::{Event, LoadReport};
 use crate::trace::{RankTrace, Recording};
 use crate::worker::Command;
-use crate::{EngineError, EngineOptions, Plan, RankReport, Timing};
+use crate::{EngineError, EngineOptions, Plan, RankPulse, RankReport, Timing};
 
 /// A loaded model and its ranks. Belongs to the thread that made it, which is rank 0's.
 pub struct Engine {
@@ -265,13 +265,48 @@ impl Engine {
         Ok(reports)
     }
 
+    /// What each rank of all replicas has done since it was loaded.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub fn pulses(&mut self) -> Result<Vec<RankPulse>, EngineError> {
+        for replica in 1..self.plan.mesh.dp {
+            send(&mut *self.leader, replica, &ToReplica::Pulse)?;
+        }
+        let mut pulses = self.leader.pulses()?;
+        for replica in 1..self.plan.mesh.dp {
+            let wanted = |message| match message {
+                FromReplica::Pulses(pulses) => Ok(pulses),
+                other => Err(other),
+            };
+            pulses.extend(self.answer_of(replica, wanted)?);
+        }
+        Ok(pulses)
+    }
+
     pub(crate) fn reports_of(&mut self, replica: usize) -> Result<(Vec<RankReport>, Timing), EngineError> {
         send(&mut *self.leader, replica, &ToReplica::Report)?;
+        self.answer_of(replica, |message| match message {
+            FromReplica::Reports(reports, timing) => Ok((reports, timing)),
+            other => Err(other),
+        })
+    }
+
+    /// The next message of a replica that is what is wanted. Events that come before it are kept.
+    fn answer_of<T>(
+        &mut self,
+        replica: usize,
+        wanted: impl Fn(FromReplica) -> Result<T, FromReplica>,
+    ) -> Result<T, EngineError> {
         loop {
-            match receive(&mut *self.leader, replica, true)? {
-                Some(FromReplica::Reports(reports, timing)) => return Ok((reports, timing)),
-                Some(FromReplica::Events(events, _)) => self.unheard.extend(events),
-                _ => {}
+            let Some(message) = receive(&mut *self.leader, replica, true)? else { continue };
+            match wanted(message) {
+                Ok(answer) => return Ok(answer),
+                Err(FromReplica::Events(events, load)) => {
+                    self.unheard.extend(events);
+                    self.loads[replica] = load;
+                }
+                Err(_) => {}
             }
         }
     }

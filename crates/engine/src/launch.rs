@@ -13,6 +13,7 @@ use tensor::{Device, HostDevice, KvDType, Part};
 use crate::data_parallel;
 use crate::groups::{self, Grouping, RankGroups};
 use crate::leader::{Leader, Leading, guarded};
+use crate::pulse::RankPulse;
 use crate::report::RankReport;
 use crate::trace::RankTrace;
 use crate::worker::{Command, Reply, Worker};
@@ -218,6 +219,11 @@ impl<D: HostDevice> Leader for Ranks<D> {
 
     fn reports(&mut self) -> Result<Vec<RankReport>, EngineError> {
         let result = self.leading.reports();
+        self.explained(result)
+    }
+
+    fn pulses(&mut self) -> Result<Vec<RankPulse>, EngineError> {
+        let result = self.leading.pulses();
         self.explained(result)
     }
 

@@ -19,8 +19,9 @@ use crate::bubble::Fill;
 use crate::leader::Leader;
 use crate::plan::context_parallel;
 use crate::request::{FinishReason, GenerateRequest, Timing};
+use crate::sampling::{History, Sampled};
 use crate::serving::{Event, LoadReport};
-use crate::worker::{Reply, Sampled};
+use crate::worker::Reply;
 
 use flight::{AskOf, Flight};
 
@@ -69,7 +70,8 @@ struct Lane {
 /// A request that has not ended.
 struct Running {
     request: GenerateRequest,
-    generated: Vec<u32>,
+    generated: usize,
+    history: History,
     lane: usize,
     /// Tokens of the prompt whose log-probabilities have been asked for.
     scored: usize,
@@ -80,7 +82,7 @@ struct Running {
 impl Running {
     /// Tokens still to be run.
     fn work(&self) -> usize {
-        self.request.work() - self.generated.len().min(self.request.work())
+        self.request.work() - self.generated.min(self.request.work())
     }
 }
 
@@ -112,8 +114,9 @@ impl Replica {
         let cache = CacheUse { salt: request.cache_salt, reads: request.prompt_logprobs.is_none() };
         let (prompt, max_tokens) = (request.prompt.clone(), request.max_tokens);
         self.lanes[lane].scheduler.add(Request { id, prompt, max_tokens, cache })?;
+        let history = History::new(&request);
         self.running
-            .insert(id, Running { request, generated: Vec::new(), lane, scored: 0, is_told_of: false });
+            .insert(id, Running { request, generated: 0, history, lane, scored: 0, is_told_of: false });
         Ok(())
     }
 
@@ -300,13 +303,12 @@ impl Replica {
                 outputs.push((id, token, true)); // it was aborted on the way
                 continue;
             };
-            running.generated.push(token);
+            running.generated += 1;
+            running.history.add(&running.request, token);
             let stop = running.request.stop_token_ids.contains(&token);
             let end = match stop {
                 true => Some(FinishReason::Stop),
-                false => {
-                    (running.generated.len() == running.request.max_tokens).then_some(FinishReason::Length)
-                }
+                false => (running.generated == running.request.max_tokens).then_some(FinishReason::Length),
             };
             outputs.push((id, token, stop));
             if end.is_some() {

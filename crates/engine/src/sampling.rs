@@ -1,11 +1,11 @@
 //! How a token is chosen: a request's parameters, and what they come to for one row of logits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tensor::LogitEdit;
 
-use crate::EngineError;
+use crate::{EngineError, GenerateRequest, Logprobs};
 
 /// Temperatures below this are greedy, as they are for vLLM: dividing by them would overflow.
 const GREEDY_BELOW: f32 = 1e-5;
@@ -73,28 +73,8 @@ impl SamplingParams {
         self.temperature < GREEDY_BELOW
     }
 
-    /// What changes a row of logits before the choice: penalties, then temperature.
-    pub(crate) fn edits(&self, row: usize, prompt: &[u32], completion: &[u32]) -> Vec<LogitEdit> {
-        let mut edits = Vec::new();
-        let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
-        for &id in completion {
-            *counts.entry(id).or_default() += 1;
-        }
-        if self.repetition_penalty != 1.0 {
-            let mut seen: Vec<u32> = prompt.iter().chain(completion).copied().collect();
-            seen.sort_unstable();
-            seen.dedup();
-            let by = self.repetition_penalty;
-            edits.extend(seen.iter().map(|&id| LogitEdit::Repetition { row, col: id as usize, by }));
-        }
-        if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
-            let by = |count: usize| -(self.presence_penalty + self.frequency_penalty * count as f32);
-            edits.extend(counts.iter().map(|(&id, &n)| LogitEdit::Add { row, col: id as usize, by: by(n) }));
-        }
-        if !self.greedy() {
-            edits.push(LogitEdit::Divide { row, by: self.temperature });
-        }
-        edits
+    fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
     /// What a rank needs to choose, `position` being that of the token to come.
@@ -107,6 +87,101 @@ impl SamplingParams {
             uniform: uniform(self.seed, position as u64, 0),
         }
     }
+}
+
+/// What a request's tokens come to for the edits of its logits: counted once, as they come.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct History {
+    /// Tokens of the completion so far.
+    generated: usize,
+    /// Ids that the prompt has, and how often the completion has each of its own; both empty where nothing is penalised.
+    prompt: BTreeSet<u32>,
+    counts: BTreeMap<u32, u32>,
+}
+
+impl History {
+    /// That of a request whose completion begins.
+    pub fn new(request: &GenerateRequest) -> Self {
+        let is_needed = request.sampling.repetition_penalty != 1.0;
+        let prompt = if is_needed { request.prompt.iter().copied().collect() } else { BTreeSet::new() };
+        History { prompt, ..History::default() }
+    }
+
+    /// Notes a token of the completion.
+    pub fn add(&mut self, request: &GenerateRequest, token: u32) {
+        self.generated += 1;
+        if request.sampling.penalises() {
+            *self.counts.entry(token).or_default() += 1;
+        }
+    }
+
+    /// What changes a row of logits before its token is chosen, in this order: biases; what is forbidden, by `mask` (one bit
+    /// per id, see [`LogitEdit::Allow`]) or because the completion is shorter than `min_tokens`; penalties; temperature.
+    pub fn edits(&self, request: &GenerateRequest, row: usize, mask: Option<Vec<u32>>) -> Vec<LogitEdit> {
+        let sampling = &request.sampling;
+        let bias = request.logit_bias.iter().map(|&(id, by)| LogitEdit::Add { row, col: id as usize, by });
+        let mut edits: Vec<LogitEdit> = bias.collect();
+        self.forbid(request, row, mask, &mut edits);
+        if sampling.repetition_penalty != 1.0 {
+            let by = sampling.repetition_penalty;
+            let seen: BTreeSet<u32> = self.prompt.iter().chain(self.counts.keys()).copied().collect();
+            edits.extend(seen.iter().map(|&id| LogitEdit::Repetition { row, col: id as usize, by }));
+        }
+        if sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0 {
+            let by = |n: u32| -(sampling.presence_penalty + sampling.frequency_penalty * n as f32);
+            let seen = self.counts.iter();
+            edits.extend(seen.map(|(&id, &n)| LogitEdit::Add { row, col: id as usize, by: by(n) }));
+        }
+        if !sampling.greedy() {
+            edits.push(LogitEdit::Divide { row, by: sampling.temperature });
+        }
+        edits
+    }
+
+    /// A grammar goes before `min_tokens`: where it allows nothing but the end, the completion ends.
+    fn forbid(
+        &self,
+        request: &GenerateRequest,
+        row: usize,
+        mask: Option<Vec<u32>>,
+        edits: &mut Vec<LogitEdit>,
+    ) {
+        let is_short = self.generated < request.min_tokens;
+        let stops = if is_short { &request.stop_token_ids[..] } else { &[] };
+        match mask {
+            None => {
+                let by = f32::NEG_INFINITY;
+                edits.extend(stops.iter().map(|&id| LogitEdit::Add { row, col: id as usize, by }));
+            }
+            Some(words) => {
+                let mut others = words.clone();
+                for &id in stops {
+                    if let Some(word) = others.get_mut(id as usize / 32) {
+                        *word &= !(1 << (id % 32));
+                    }
+                }
+                let words = if others.iter().any(|&word| word != 0) { others } else { words };
+                edits.push(LogitEdit::Allow { row, words });
+            }
+        }
+    }
+}
+
+/// What is asked of one row of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// A token; and, if wanted, its log-probability with those of so many of the most probable ones.
+    Sample { choice: Choice, logprobs: Option<usize> },
+    /// The log-probability of an id, and those of so many of the most probable ones.
+    Score { target: u32, top: usize },
+}
+
+/// What a row of logits came to: a token that was chosen, or the one that was asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sampled {
+    pub token: u32,
+    /// Of the model's own distribution, if asked for.
+    pub logprobs: Option<Logprobs>,
 }
 
 /// How one row's token is chosen, once its logits are edited.

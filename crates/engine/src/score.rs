@@ -6,6 +6,7 @@ use tensor::{KV_BLOCK, SequenceSpan, StepMeta};
 
 use crate::bubble::Fill;
 use crate::leader::Leader;
+use crate::sampling::Ask;
 use crate::worker::{Command, Reply};
 use crate::{Engine, EngineError, Timing};
 
@@ -25,10 +26,8 @@ impl Engine {
         let most = if self.plan.mesh.pp == 1 { 1 } else { 2 * self.plan.mesh.pp };
         let (mut on_their_way, mut fill) = (0, Fill::default());
         let mut collect = |leader: &mut dyn Leader| -> Result<(), EngineError> {
-            let Reply::Logprobs(found) = leader.collect()? else {
-                unreachable!("log-probabilities were asked for")
-            };
-            logprobs.extend(found.into_iter().map(Some));
+            let Reply::Tokens(found) = leader.collect()? else { unreachable!("tokens were scored") };
+            logprobs.extend(found.into_iter().map(|token| token.logprobs.map(|of| of.logprob)));
             Ok(())
         };
         // The last token's successor isn't asked for, so it needn't run.
@@ -44,8 +43,9 @@ impl Engine {
                 sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
                 logit_rows: (0..rows as u32).collect(),
             };
-            let targets = tokens[start + 1..=end].to_vec();
-            self.leader.issue(&Command::Score { meta, targets })?;
+            let asks = tokens[start + 1..=end].iter().map(|&target| Ask::Score { target, top: 0 }).collect();
+            let (copies, edits) = (Vec::new(), Vec::new());
+            self.leader.issue(&Command::Generate { copies, meta, edits, asks })?;
             on_their_way += 1;
             fill.issued(true);
             if on_their_way == most {

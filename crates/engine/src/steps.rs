@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tensor::{Part, PartTimes, StepMeta};
 
+use crate::sampling::Ask;
+
 /// Steps of which one is kept at most. When there are more, every second is let go, and from then on fewer are kept.
 const MOST: usize = 64;
 
@@ -16,6 +18,18 @@ pub(crate) enum Asked {
     Tokens,
     /// A log-probability for each row.
     Logprobs,
+}
+
+impl Asked {
+    /// What is made of most of a step's logits.
+    pub fn of(asks: &[Ask]) -> Self {
+        let scored = asks.iter().filter(|ask| matches!(ask, Ask::Score { .. })).count();
+        match asks.len() {
+            0 => Asked::Logits,
+            all if 2 * scored > all => Asked::Logprobs,
+            _ => Asked::Tokens,
+        }
+    }
 }
 
 /// One step, as it went.

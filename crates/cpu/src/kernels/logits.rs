@@ -20,12 +20,33 @@ pub(crate) fn edit(exec: &Exec, logits: &mut [f32], cols: usize, edits: &[LogitE
                 let logit = &mut logits[row * cols + col];
                 *logit = if *logit > 0.0 { *logit / by } else { *logit * by };
             }
+            LogitEdit::Allow { row, ref words } => {
+                let row = &mut logits[row * cols..(row + 1) * cols];
+                allow(row, words);
+            }
             LogitEdit::Divide { row, by } => {
                 let row = &mut logits[row * cols..(row + 1) * cols];
                 exec.pool.split_mut(row, LANES, grain(LANES * 2), |_, part| isa.run(Divide(part, by)));
             }
         }
     }
+}
+
+/// Most words of a grammar's mask are all zeros, or all ones.
+fn allow(row: &mut [f32], words: &[u32]) {
+    let (within, beyond) = row.split_at_mut(row.len().min(words.len() * 32));
+    for (logits, &word) in within.chunks_mut(32).zip(words) {
+        match word {
+            u32::MAX => {}
+            0 => logits.fill(f32::NEG_INFINITY),
+            word => {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+    }
+    beyond.fill(f32::NEG_INFINITY);
 }
 
 struct Divide<'a>(&'a mut [f32], f32);

@@ -6,7 +6,8 @@ use scheduler::{Batch, BatchItem};
 use tensor::{LogitEdit, SequenceSpan, StepMeta};
 
 use super::{Replica, Running};
-use crate::worker::{Ask, Command};
+use crate::sampling::Ask;
+use crate::worker::Command;
 
 /// A step that is on its way.
 pub struct Flight {
@@ -67,8 +68,7 @@ impl Replica {
         }
         let prompt_rows = batch.num_tokens() - batch.num_decoding;
         let copies = batch.copies.iter().map(|(from, to)| (from + first_block, to + first_block)).collect();
-        let edits = parts.edits.into_iter().map(Into::into).collect();
-        let command = Command::Generate { copies, meta: parts.meta, edits, asks: parts.asks };
+        let command = Command::Generate { copies, meta: parts.meta, edits: parts.edits, asks: parts.asks };
         (Flight { lane, batch, issued: Instant::now(), prompt_rows, asks: parts.of }, command)
     }
 }
@@ -89,10 +89,10 @@ impl Parts {
     }
 
     fn sample(&mut self, running: &Running, item: &BatchItem, row: usize) {
-        let Running { request, generated, .. } = running;
+        let Running { request, history, .. } = running;
         self.meta.logit_rows.push(row as u32);
         let position = item.start + item.tokens.len();
-        self.edits.extend(request.sampling.edits(self.asks.len(), &request.prompt, generated));
+        self.edits.extend(history.edits(request, self.asks.len(), None));
         self.asks.push(Ask::Sample { choice: request.sampling.choice(position), logprobs: request.logprobs });
         self.of.push(AskOf { id: item.id, is_of_prompt: false });
     }
