@@ -70,9 +70,4 @@ impl Dispatch {
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.router.ids().next().is_none()
     }
-
-    /// Requests that a replica has.
-    pub fn outstanding(&self, replica: usize) -> usize {
-        self.router.outstanding(replica)
-    }
 }

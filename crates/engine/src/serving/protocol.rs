@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FinishReason, GenerateRequest, Logprobs, RankReport};
+use crate::{FinishReason, GenerateRequest, Logprobs, RankPulse, RankReport};
 
 /// To the worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,8 +19,8 @@ pub enum ToEngine {
         /// The request.
         id: u64,
     },
-    /// Asks for [`FromEngine::Reports`], which come between two steps.
-    Report,
+    /// Asks for [`FromEngine::Pulses`], which come between two steps.
+    Pulse,
     /// Ends the worker, whatever runs.
     Stop,
 }
@@ -41,8 +41,8 @@ pub enum FromEngine {
     Events(Vec<Event>),
     /// How busy it is, after each step and after each change without one.
     Load(LoadReport),
-    /// What each rank holds and has spent.
-    Reports(Vec<RankReport>),
+    /// What each rank holds and has done since it was loaded.
+    Pulses(Vec<RankPulse>),
     /// It has failed and ends. One line.
     Failed {
         /// What went wrong, and on which rank.

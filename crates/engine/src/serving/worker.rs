@@ -45,8 +45,8 @@ fn take(engine: &mut Engine, message: ToEngine, outbox: &Sender<FromEngine>) -> 
             }
         }
         ToEngine::Abort { id } => engine.abort(id)?,
-        ToEngine::Report => {
-            let _ = outbox.send(FromEngine::Reports(engine.reports()?));
+        ToEngine::Pulse => {
+            let _ = outbox.send(FromEngine::Pulses(engine.pulses()?));
         }
         ToEngine::Stop => unreachable!("the loop ends with it"),
     }
