@@ -1,12 +1,13 @@
 /// One step: what one forward pass works on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// One item per running sequence: first those that decode, then those in their prompt; each in order of arrival.
     pub items: Vec<BatchItem>,
     /// So many of the first items decode: one row each, of which a token is sampled.
     pub num_decoding: usize,
     /// KV blocks to copy before the step, from and to. No block is twice among those that are copied to, none is copied
-    /// both from and to, and none that is copied from is written by the step.
+    /// both from and to, and none that is copied from is written by the step; the
+    /// two have the same owner.
     pub copies: Vec<(u32, u32)>,
     /// Requests that ran and wait again, because those before them needed their blocks; the latest arrival first. They
     /// have no item.

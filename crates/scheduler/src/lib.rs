@@ -42,13 +42,16 @@
 
 mod batch;
 mod block_manager;
+mod block_pool;
 mod context;
 mod error;
 mod invariants;
+mod prefix_tree;
 mod queue_limits;
 mod request;
 mod scheduler;
 mod sequence;
+mod step;
 mod step_budget;
 mod usage;
 

@@ -1,6 +1,6 @@
 //! What single steps look like.
 
-use scheduler::{Batch, ContextParallel, Request, Scheduler, SchedulerConfig, SchedulerError};
+use scheduler::{Batch, CacheUse, ContextParallel, Request, Scheduler, SchedulerConfig, SchedulerError};
 
 fn config() -> SchedulerConfig {
     SchedulerConfig {
@@ -9,11 +9,13 @@ fn config() -> SchedulerConfig {
         max_num_seqs: 4,
         max_num_batched_tokens: 10,
         context: ContextParallel::OFF,
+        prefix_caching: true,
     }
 }
 
 fn request(id: u64, prompt_tokens: u32, max_tokens: usize) -> Request {
-    Request { id, prompt: (0..prompt_tokens).collect(), max_tokens }
+    let prompt = (0..prompt_tokens).map(|token| 1000 * id as u32 + token).collect();
+    Request { id, prompt, max_tokens, cache: CacheUse::default() }
 }
 
 /// `(id, start, tokens, samples)` of each item.
@@ -25,7 +27,7 @@ fn shape(batch: &Batch) -> Shape {
 
 /// Runs one step whose every sampled token is 7; its shape, and who ended.
 fn step(scheduler: &mut Scheduler) -> (Shape, Vec<u64>) {
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     let outputs: Vec<_> = batch.items.iter().filter(|i| i.samples).map(|i| (i.id, 7, false)).collect();
     (shape(&batch), scheduler.complete(&batch, &outputs))
 }
@@ -38,7 +40,7 @@ fn decode_rows_come_first_and_prompts_share_what_is_left() {
     assert_eq!(step(&mut scheduler), (vec![(1, 0, 8, true), (2, 0, 2, false)], vec![]));
     assert_eq!(step(&mut scheduler), (vec![(1, 8, 1, true), (2, 2, 9, false)], vec![]));
     assert_eq!(step(&mut scheduler), (vec![(1, 9, 1, true), (2, 11, 1, true)], vec![1, 2]));
-    assert!(scheduler.schedule().is_none() && scheduler.is_idle());
+    assert!(scheduler.schedule(usize::MAX).is_none() && scheduler.is_idle());
     assert_eq!(scheduler.num_free_blocks(), 8);
 }
 
@@ -65,7 +67,7 @@ fn blocks_say_who_holds_them_and_segments_are_not_torn() {
     scheduler.add(request(1, 70, 2)).expect("two segments and a block");
     scheduler.add(request(2, 17, 1)).expect("a segment");
     scheduler.add(request(3, 16, 1)).expect("fits alone");
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     let owners = |item: usize| -> Vec<u32> { batch.items[item].block_table.iter().map(|b| b % 2).collect() };
     assert_eq!((owners(0), owners(1)), (vec![0, 0, 1, 1, 0], vec![1, 1]));
     assert_eq!(batch.items.len(), 2, "3 needs two blocks, one is free");
@@ -99,7 +101,7 @@ fn no_more_sequences_run_than_a_step_has_tokens_for() {
 fn a_stop_ends_a_request_before_its_max_tokens() {
     let mut scheduler = Scheduler::new(config());
     scheduler.add(request(1, 4, 50)).expect("fits");
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     assert_eq!(scheduler.complete(&batch, &[(1, 9, true)]), [1]);
     assert!(scheduler.is_idle());
 }
@@ -108,7 +110,7 @@ fn a_stop_ends_a_request_before_its_max_tokens() {
 fn an_id_may_come_back_while_the_step_of_its_aborted_namesake_runs() {
     let mut scheduler = Scheduler::new(config());
     scheduler.add(request(1, 4, 50)).expect("fits");
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     assert!(scheduler.abort(1) && !scheduler.abort(1));
     scheduler.add(request(1, 6, 2)).expect("the id is free");
     assert_eq!(scheduler.complete(&batch, &[(1, 9, true)]), []);
@@ -136,6 +138,6 @@ fn what_cannot_run_is_refused_with_its_numbers() {
 fn a_missing_output_is_a_mistake() {
     let mut scheduler = Scheduler::new(config());
     scheduler.add(request(1, 4, 5)).expect("fits");
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     scheduler.complete(&batch, &[]);
 }
