@@ -1,11 +1,11 @@
 //! Replicas side by side: rank 0 routes requests to the leaders of the others and gets their tokens.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use collective::Group;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::EngineError;
 use crate::clocks::HostClock;
 use crate::leader::Leader;
 use crate::pulse::RankPulse;
@@ -15,6 +15,7 @@ use crate::request::{GenerateRequest, Timing};
 use crate::serving::{Event, LoadReport};
 use crate::trace::RankTrace;
 use crate::worker::Command;
+use crate::{EngineError, Grammars};
 
 /// From rank 0 to another replica's leader.
 #[derive(Serialize, Deserialize)]
@@ -82,8 +83,8 @@ pub(crate) fn receive<T: DeserializeOwned>(
 ///
 /// # Errors
 /// A rank fails.
-pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
-    let mut replica = Replica::default();
+pub(crate) fn serve(leader: &mut dyn Leader, grammars: Option<Arc<Grammars>>) -> Result<(), EngineError> {
+    let mut replica = Replica::new(grammars);
     let mut events = Vec::new();
     loop {
         let Some(message) = receive(leader, 0, replica.is_idle())? else {

@@ -124,7 +124,7 @@ impl Engine {
             blocks: 0,
             kv_cache_tokens: 0,
             load,
-            replica: Replica::default(),
+            replica: Replica::new(options.grammars.clone()),
             dispatch: Dispatch::new(dp),
             unheard: Vec::new(),
             loads: vec![LoadReport::default(); dp],

@@ -17,7 +17,7 @@ use crate::pulse::RankPulse;
 use crate::report::RankReport;
 use crate::trace::RankTrace;
 use crate::worker::{Command, Reply, Worker};
-use crate::{EngineError, cpus};
+use crate::{EngineError, Grammars, cpus};
 
 /// How long the threads of a group that ends are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -29,6 +29,7 @@ pub(crate) struct LaunchOptions {
     pub comm_timeout: Duration,
     pub spin: Duration,
     pub host: String,
+    pub grammars: Option<Arc<Grammars>>,
 }
 
 /// Makes a rank's device, on the rank's own thread.
@@ -110,7 +111,8 @@ pub(crate) fn live<M: MakeDevice>(
     let mut worker = guarded(rank, || load(setup, groups, &|_| {}))?;
     if worker.groups.leads() {
         let mut leading = Leading::new(worker);
-        let served = data_parallel::serve(&mut leading).and_then(|()| leading.issue(&Command::Stop));
+        let served = data_parallel::serve(&mut leading, setup.options.grammars.clone())
+            .and_then(|()| leading.issue(&Command::Stop));
         return served.inspect_err(|error| leave_trace(setup, &mut leading.worker, error));
     }
     let followed = guarded(rank, || worker.follow().inspect_err(|error| worker.groups.fail(error)));

@@ -8,6 +8,7 @@
 mod flight;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scheduler::{Batch, CacheUse, Request, Scheduler, SchedulerConfig, StepBudget};
@@ -16,6 +17,7 @@ use tensor::{KV_BLOCK, Part};
 
 use crate::EngineError;
 use crate::bubble::Fill;
+use crate::grammar::{Conforming, Grammars};
 use crate::leader::Leader;
 use crate::plan::context_parallel;
 use crate::request::{FinishReason, GenerateRequest, Timing};
@@ -46,6 +48,7 @@ pub(crate) struct Prepare {
 /// The requests that one replica works on.
 #[derive(Default)]
 pub(crate) struct Replica {
+    grammars: Option<Arc<Grammars>>,
     prepared: Prepare,
     lanes: Vec<Lane>,
     flight: VecDeque<Flight>,
@@ -77,9 +80,29 @@ struct Running {
     scored: usize,
     /// Whether events have begun to tell those.
     is_told_of: bool,
+    /// Where its tokens must conform to something.
+    conforming: Option<Conforming>,
+    /// Which tokens may be next there.
+    mask: Option<Vec<u32>>,
 }
 
 impl Running {
+    /// Notes a token that was chosen. Why it is the last, if it is.
+    fn take(&mut self, token: u32) -> Result<Option<FinishReason>, String> {
+        self.generated += 1;
+        self.history.add(&self.request, token);
+        if self.request.stop_token_ids.contains(&token) {
+            return Ok(Some(FinishReason::Stop));
+        }
+        if let Some(conforming) = &mut self.conforming {
+            if conforming.take(token)? {
+                return Ok(Some(FinishReason::Stop));
+            }
+            self.mask = Some(conforming.mask()?);
+        }
+        Ok((self.generated == self.request.max_tokens).then_some(FinishReason::Length))
+    }
+
     /// Tokens still to be run.
     fn work(&self) -> usize {
         self.request.work() - self.generated.min(self.request.work())
@@ -87,6 +110,11 @@ impl Running {
 }
 
 impl Replica {
+    /// One that can hold completions to grammars, if there are any.
+    pub fn new(grammars: Option<Arc<Grammars>>) -> Self {
+        Replica { grammars, ..Replica::default() }
+    }
+
     /// Makes the lanes anew. The KV cache must have room for all their blocks.
     pub fn prepare(&mut self, prepare: Prepare) {
         assert!(self.is_idle(), "a replica at work is not set up anew");
@@ -104,20 +132,35 @@ impl Replica {
             sampling: false,
         };
         let lanes = (0..prepare.lanes).map(lane).collect();
-        *self = Replica { prepared: prepare, lanes, began: Some(Instant::now()), ..Replica::default() };
+        let began = Some(Instant::now());
+        *self = Replica { prepared: prepare, lanes, began, ..Replica::new(self.grammars.take()) };
     }
 
     /// Puts a request on the lane with the least work, less what of its prompt is in the lane's cache. `max_tokens` must fit
     /// the model's positions.
     pub fn submit(&mut self, id: u64, request: GenerateRequest) -> Result<(), EngineError> {
+        let (conforming, mask) = self.start_grammar(&request)?.unzip();
         let lane = self.lane_for(&request);
         let cache = CacheUse { salt: request.cache_salt, reads: request.prompt_logprobs.is_none() };
         let (prompt, max_tokens) = (request.prompt.clone(), request.max_tokens);
         self.lanes[lane].scheduler.add(Request { id, prompt, max_tokens, cache })?;
         let history = History::new(&request);
-        self.running
-            .insert(id, Running { request, generated: 0, history, lane, scored: 0, is_told_of: false });
+        let running =
+            Running { request, generated: 0, history, lane, scored: 0, is_told_of: false, conforming, mask };
+        self.running.insert(id, running);
         Ok(())
+    }
+
+    /// What a request's tokens must conform to, and which may be first.
+    fn start_grammar(
+        &self,
+        request: &GenerateRequest,
+    ) -> Result<Option<(Conforming, Vec<u32>)>, EngineError> {
+        let Some(grammar) = &request.grammar else { return Ok(None) };
+        let none = || EngineError::Request("grammars need a tokenizer, which this model has not".into());
+        let mut conforming = self.grammars.as_ref().ok_or_else(none)?.start(grammar)?;
+        let mask = conforming.mask().map_err(EngineError::Request)?;
+        Ok(Some((conforming, mask)))
     }
 
     fn lane_for(&self, request: &GenerateRequest) -> usize {
@@ -303,19 +346,20 @@ impl Replica {
                 outputs.push((id, token, true)); // it was aborted on the way
                 continue;
             };
-            running.generated += 1;
-            running.history.add(&running.request, token);
-            let stop = running.request.stop_token_ids.contains(&token);
-            let end = match stop {
-                true => Some(FinishReason::Stop),
-                false => (running.generated == running.request.max_tokens).then_some(FinishReason::Length),
+            let (end, failed) = match running.take(token) {
+                Ok(end) => (end, None),
+                Err(why) => (None, Some(format!("the completion can't be held to its grammar: {why}"))),
             };
-            outputs.push((id, token, stop));
-            if end.is_some() {
+            let is_last = end.is_some() || failed.is_some();
+            outputs.push((id, token, is_last));
+            if is_last {
                 self.running.remove(&id);
             }
             self.load.generation_tokens += 1;
             on(Event::Token { id, token, logprobs: sampled.logprobs, end });
+            if let Some(message) = failed {
+                on(Event::Refused { id, message });
+            }
         }
         if flight.samples() {
             let lane = &mut self.lanes[flight.lane];

@@ -112,7 +112,9 @@ impl ServeArgs {
             return wrong(format!("--gpu-memory-utilization is {share}; it must be above 0 and at most 1"));
         }
         if self.kv_cache_memory_bytes == Some(0) {
-            return wrong("--kv-cache-memory-bytes is 0; give bytes for at least one block of 16 tokens".into());
+            return wrong(
+                "--kv-cache-memory-bytes is 0; give bytes for at least one block of 16 tokens".into(),
+            );
         }
         if self.served_model_name.iter().any(|name| name.trim().is_empty()) {
             return wrong("--served-model-name is empty; give what clients call the model".into());

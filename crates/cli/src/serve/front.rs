@@ -9,7 +9,7 @@ use engine::EngineOptions;
 use engine::serving::{FromEngine, ToEngine};
 use engine::text::TextError;
 use serde_json::Value;
-use server::{Link, Limits, LogLevel, QueueLimits, SamplingDefaults, ServerConfig, TextModel, Timeouts};
+use server::{Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServerConfig, TextModel, Timeouts};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -115,7 +115,9 @@ impl Front {
                         bar.finish_and_clear();
                         if !is_quiet {
                             start_up::lines(&name, info).iter().for_each(|line| eprintln!("{line}"));
-                            eprintln!("serving on http://{address}: /v1 for clients, / to chat and watch, /docs");
+                            eprintln!(
+                                "serving on http://{address}: /v1 for clients, / to chat and watch, /docs"
+                            );
                         }
                     }
                     FromEngine::Failed { .. } => bar.finish_and_clear(),

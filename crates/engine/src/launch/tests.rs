@@ -58,6 +58,7 @@ fn setup<M>(dir: &Path, ranks: usize, plan: &str, make: M) -> Setup<M> {
         comm_timeout: COMM_TIMEOUT,
         spin: Duration::ZERO,
         host: String::new(),
+        grammars: None,
     };
     Setup {
         grouping: Grouping { mesh: Mesh { tp: ranks, ..Mesh::SOLO }, context: 1, wire: WireDType::Float32 },

@@ -89,10 +89,10 @@ impl Parts {
     }
 
     fn sample(&mut self, running: &Running, item: &BatchItem, row: usize) {
-        let Running { request, history, .. } = running;
+        let Running { request, history, mask, .. } = running;
         self.meta.logit_rows.push(row as u32);
         let position = item.start + item.tokens.len();
-        self.edits.extend(history.edits(request, self.asks.len(), None));
+        self.edits.extend(history.edits(request, self.asks.len(), mask.clone()));
         self.asks.push(Ask::Sample { choice: request.sampling.choice(position), logprobs: request.logprobs });
         self.of.push(AskOf { id: item.id, is_of_prompt: false });
     }
