@@ -59,6 +59,11 @@ impl Scheduler {
                     pool.holders(block) <= pool.holders(parent),
                     "who holds a block in the tree holds what comes before it"
                 );
+                let both_cached = pool.holders(parent) == 0;
+                assert!(
+                    !both_cached || pool.released(block) < pool.released(parent),
+                    "what comes before a block is evicted after it"
+                );
             }
         }
         assert!(self.config.prefix_caching || pool.num_cached() == 0);

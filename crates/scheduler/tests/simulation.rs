@@ -7,10 +7,10 @@ mod workload;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use pretended_model::{Model, Random, alone};
-use scheduler::{Batch, ContextParallel, Request, Scheduler, SchedulerConfig, SchedulerError};
+use scheduler::{Batch, CacheUse, ContextParallel, Request, Scheduler, SchedulerConfig, SchedulerError};
 use workload::Workload;
 
-const WORKLOADS: u64 = 6_000;
+const WORKLOADS: u64 = 8_000;
 
 #[test]
 fn every_request_ends_with_exactly_the_tokens_it_gets_alone() {
@@ -22,8 +22,9 @@ fn every_request_ends_with_exactly_the_tokens_it_gets_alone() {
     // A simulation that never met these cases would prove nothing.
     let Seen { mixed_steps, chunked_prompts, waits_for_blocks, stops, lengths, aborts_in_flight, .. } = seen;
     let batching = [mixed_steps, chunked_prompts, waits_for_blocks, stops, lengths, aborts_in_flight];
-    let Seen { spread_sequences, steps_ahead, preemptions, resumed_from_cache, self_preemptions, .. } = seen;
-    let blocks = [spread_sequences, steps_ahead, preemptions, resumed_from_cache, self_preemptions];
+    let Seen { spread_sequences, steps_ahead, preemptions, resumed_from_cache, preempted_in_prompt, .. } =
+        seen;
+    let blocks = [spread_sequences, steps_ahead, preemptions, resumed_from_cache, preempted_in_prompt];
     let Seen { hits, copies, evictions, shared_in_a_step, unread_prompts, refused, .. } = seen;
     let caching = [hits, copies, evictions, shared_in_a_step, unread_prompts, refused];
     let often = |cases: &[u64]| cases.iter().all(|&n| n > 500);
@@ -57,8 +58,7 @@ struct Seen {
     preemptions: u64,
     /// Preempted requests that found some of what they had computed.
     resumed_from_cache: u64,
-    /// In which the request that needed a block was the latest arrival.
-    self_preemptions: u64,
+    preempted_in_prompt: u64,
     hits: u64,
     copies: u64,
     /// Blocks that left the cache.
@@ -114,11 +114,16 @@ impl Simulation {
             },
             prefix_caching: !random.one_in(4),
         };
+        let mut scheduler = Scheduler::new(config);
+        let endless = Request { id: 0, prompt: vec![0], max_tokens: usize::MAX, cache: CacheUse::default() };
+        let Err(SchedulerError::TooLong { capacity, .. }) = scheduler.add(endless) else {
+            panic!("nothing endless fits")
+        };
         Simulation {
-            workload: Workload::new(&mut random, config.num_blocks * config.block_size),
+            workload: Workload::new(&mut random, capacity),
             random,
             config,
-            scheduler: Scheduler::new(config),
+            scheduler,
             model: Model::new(config.num_blocks, config.block_size),
             arrived: BTreeMap::new(),
             started: Vec::new(),
@@ -180,7 +185,9 @@ impl Simulation {
         self.steps += 1;
         assert!(self.steps <= self.work, "{} steps for {} tokens of work", self.steps, self.work);
         let after = self.scheduler.usage();
-        seen.evictions += (before.cached + before.used).saturating_sub(after.cached + after.used) as u64;
+        if batch.items.iter().all(|item| item.started.is_none_or(|cached| cached == 0)) {
+            seen.evictions += before.cached.saturating_sub(after.cached) as u64;
+        }
         seen.steps_ahead += u64::from(!self.flight.is_empty());
         self.check_batch(&batch, budget, seen);
         if !batch.items.iter().any(|item| item.samples) {
@@ -214,12 +221,12 @@ impl Simulation {
         assert!(batch.num_tokens() <= max_num_batched_tokens.min(budget.max(batch.items.len())));
         for id in &batch.preempted {
             assert_eq!(self.running.pop_last(), Some(*id), "the latest arrival goes first");
-            self.arrived.get_mut(id).expect("it arrived").preempted = true;
+            let arrived = self.arrived.get_mut(id).expect("it arrived");
+            arrived.preempted = true;
+            let known = arrived.request.prompt.len() + arrived.sampled.len();
+            seen.preempted_in_prompt += u64::from(arrived.computed + 1 < known);
         }
         seen.preemptions += batch.preempted.len() as u64;
-        let latest = batch.items.last().map(|item| item.id);
-        seen.self_preemptions +=
-            u64::from(batch.preempted.len() == 1 && latest == self.running.last().copied());
         for (i, item) in batch.items.iter().enumerate() {
             self.check_item(i, batch, seen);
             if item.started.is_some() {
