@@ -87,6 +87,8 @@ impl Scheduler {
                 let is_own = self.blocks.pool.holders(block) == 1 && !tree.contains(block);
                 assert!(i < table.num_known || is_own, "only what is in the tree is shared");
             }
+            let ends = self.blocks.ends_alone(table);
+            assert!(ends, "sequence {} would not come to its last token if it were alone", sequence.id);
         }
     }
 

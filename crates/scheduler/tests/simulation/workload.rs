@@ -2,7 +2,7 @@
 
 use scheduler::{CacheUse, Request};
 
-use crate::pretended_model::Random;
+use crate::random::Random;
 
 pub struct Workload {
     /// What prompts begin with.
