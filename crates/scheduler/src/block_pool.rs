@@ -60,6 +60,11 @@ impl BlockPool {
         self.free[owner].len() + self.cached[owner].len()
     }
 
+    /// When a cached block was released; later releases have greater numbers.
+    pub fn released(&self, block: u32) -> u64 {
+        self.released[block as usize]
+    }
+
     /// Adds a holder to a block that is held or cached.
     pub fn hold(&mut self, block: u32) {
         let holders = &mut self.holders[block as usize];

@@ -112,6 +112,23 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_sequence_can_be_placed_and_no_longer_one() {
+        for (ranks, segment_blocks) in (1..5).flat_map(|r| (1..6).map(move |s| (r, s))) {
+            let context = ContextParallel { ranks, segment_blocks };
+            for num_blocks in 1..40 {
+                let mut all: Vec<usize> =
+                    (0..ranks).map(|rank| context.blocks_of(rank, num_blocks)).collect();
+                let longest = context.longest(num_blocks);
+                assert!(
+                    context.place(&mut all.clone(), 0..longest, 0).is_some(),
+                    "{context:?}: {num_blocks}"
+                );
+                assert!(context.place(&mut all, 0..longest + 1, 0).is_none(), "{context:?}: {num_blocks}");
+            }
+        }
+    }
+
+    #[test]
     fn blocks_are_placed_whenever_there_is_a_way() {
         // What two owners have left, where the placed blocks begin and how many they are: against trying all ways.
         let context = ContextParallel { ranks: 2, segment_blocks: 3 };

@@ -59,6 +59,11 @@ impl Scheduler {
                     pool.holders(block) <= pool.holders(parent),
                     "who holds a block in the tree holds what comes before it"
                 );
+                let both_cached = pool.holders(parent) == 0;
+                assert!(
+                    !both_cached || pool.released(block) < pool.released(parent),
+                    "what comes before a block is evicted after it"
+                );
             }
         }
         assert!(self.config.prefix_caching || pool.num_cached() == 0);
@@ -82,6 +87,8 @@ impl Scheduler {
                 let is_own = self.blocks.pool.holders(block) == 1 && !tree.contains(block);
                 assert!(i < table.num_known || is_own, "only what is in the tree is shared");
             }
+            let ends = self.blocks.ends_alone(table);
+            assert!(ends, "sequence {} would not come to its last token if it were alone", sequence.id);
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::Arc;
 
 /// What comes before a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +13,7 @@ pub(crate) enum Parent {
 }
 
 /// By their tokens, so that a look-up compares tokens and trusts no hash.
-type Children = BTreeMap<Arc<[u32]>, u32>;
+type Children = BTreeMap<Box<[u32]>, u32>;
 
 /// Blocks whose contents are known. A path from the root is a sequence's first tokens.
 #[derive(Debug, Default)]
@@ -23,7 +22,7 @@ pub(crate) struct PrefixTree {
     /// Of each block.
     children: Vec<Children>,
     /// Of each block in the tree: what comes before it, and its tokens.
-    entries: Vec<Option<(Parent, Arc<[u32]>)>>,
+    entries: Vec<Option<(Parent, Box<[u32]>)>>,
 }
 
 impl PrefixTree {
@@ -62,13 +61,12 @@ impl PrefixTree {
 
     /// Notes what a block contains. Neither the block nor these tokens are there yet.
     pub fn insert(&mut self, parent: Parent, tokens: &[u32], block: u32) {
-        let tokens: Arc<[u32]> = tokens.into();
         let children = match parent {
             Parent::Root(salt) => self.roots.entry(salt).or_default(),
             Parent::Block(parent) => &mut self.children[parent as usize],
         };
-        assert!(children.insert(tokens.clone(), block).is_none(), "tokens are in the tree once");
-        let before = self.entries[block as usize].replace((parent, tokens));
+        assert!(children.insert(tokens.into(), block).is_none(), "tokens are in the tree once");
+        let before = self.entries[block as usize].replace((parent, tokens.into()));
         assert!(before.is_none(), "block {block} is in the tree once");
     }
 

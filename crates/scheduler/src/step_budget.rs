@@ -22,7 +22,7 @@ const MIN_ROWS_ALONE: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub struct StepBudget {
     /// What decode rows alone take, by the logarithm of their number.
-    decode: Vec<Option<DecodeTime>>,
+    decode: Vec<Option<DecodeStep>>,
     /// Seconds per prompt row of steps that also decode.
     beside: Option<f64>,
     /// Seconds per row of steps that do not.
@@ -31,7 +31,7 @@ pub struct StepBudget {
 
 /// What a step of decode rows takes.
 #[derive(Clone, Copy, Debug)]
-struct DecodeTime {
+struct DecodeStep {
     rows: usize,
     seconds: f64,
     /// Seen only in steps that had prompts too.
@@ -86,16 +86,16 @@ impl StepBudget {
     fn decode_s(&self, rows: usize) -> Option<f64> {
         let bucket = rows.ilog2() as usize;
         let (fewer, more) = self.decode.split_at(self.decode.len().min(bucket + 1));
-        let fewer = fewer.iter().rev().flatten().next().map(|time| time.seconds);
+        let fewer = fewer.iter().rev().flatten().next().map(|step| step.seconds);
         // Fewer rows take at least their share.
-        fewer.or(more.iter().flatten().next().map(|time| time.seconds * rows as f64 / time.rows as f64))
+        fewer.or(more.iter().flatten().next().map(|step| step.seconds * rows as f64 / step.rows as f64))
     }
 
     fn observe_decode(&mut self, rows: usize, seconds: f64) {
-        let time = self.bucket(rows);
-        let before = time.filter(|time| !time.is_guess).map(|time| time.seconds);
+        let step = self.bucket(rows);
+        let before = step.filter(|step| !step.is_guess).map(|step| step.seconds);
         let seconds = before.map_or(seconds, |before| follow(before, seconds, 0.125));
-        *time = Some(DecodeTime { rows, seconds, is_guess: false });
+        *step = Some(DecodeStep { rows, seconds, is_guess: false });
     }
 
     /// As long as only steps with prompts were seen: what is left without the prompt rows, between the decode rows' share
@@ -107,17 +107,17 @@ impl StepBudget {
         let rest = seconds - self.alone.map_or(seconds, |row| row * prompt_rows as f64);
         let mut guess = rest.max(share);
         if let Some(fewer) = fewer {
-            guess = guess.clamp(fewer.seconds, fewer.seconds * rows as f64 / fewer.rows.min(rows) as f64);
+            guess = guess.clamp(fewer.seconds, fewer.seconds * rows as f64 / fewer.rows as f64);
         }
-        let time = self.bucket(rows);
-        match time {
-            Some(time) if time.is_guess => time.seconds = time.seconds.min(guess),
+        let step = self.bucket(rows);
+        match step {
+            Some(step) if step.is_guess => step.seconds = step.seconds.min(guess),
             Some(_) => {}
-            None => *time = Some(DecodeTime { rows, seconds: guess, is_guess: true }),
+            None => *step = Some(DecodeStep { rows, seconds: guess, is_guess: true }),
         }
     }
 
-    fn bucket(&mut self, rows: usize) -> &mut Option<DecodeTime> {
+    fn bucket(&mut self, rows: usize) -> &mut Option<DecodeStep> {
         let bucket = rows.ilog2() as usize;
         if self.decode.len() <= bucket {
             self.decode.resize(bucket + 1, None);

@@ -1,6 +1,6 @@
 //! Steps of pretended machines have about the length that was asked for.
 
-#[path = "pretended_model/random.rs"]
+#[path = "simulation/random.rs"]
 mod random;
 
 use random::Random;

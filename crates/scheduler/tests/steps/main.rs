@@ -1,5 +1,8 @@
 //! What single steps look like.
 
+mod preemption;
+mod prefix_cache;
+
 use scheduler::{Batch, CacheUse, ContextParallel, Request, Scheduler, SchedulerConfig, SchedulerError};
 
 fn config() -> SchedulerConfig {
@@ -76,14 +79,43 @@ fn blocks_say_who_holds_them_and_segments_are_not_torn() {
 
 #[test]
 fn nobody_overtakes_a_request_that_waits_for_blocks() {
-    let mut scheduler = Scheduler::new(SchedulerConfig { max_num_batched_tokens: 100, ..config() });
-    scheduler.add(request(1, 16, 48)).expect("fits");
-    scheduler.add(request(2, 16, 100)).expect("fits alone");
+    let mut scheduler = Scheduler::new(SchedulerConfig { max_num_batched_tokens: 200, ..config() });
+    scheduler.add(request(1, 20, 20)).expect("fits");
+    scheduler.add(request(2, 96, 9)).expect("fits alone");
     scheduler.add(request(3, 1, 1)).expect("fits");
     let (items, _) = step(&mut scheduler);
-    assert_eq!(items, [(1, 0, 16, true)], "4 blocks are promised to 1, 2 needs 8, 3 is behind 2");
+    assert_eq!(items, [(1, 0, 20, true)], "2 needs 7 blocks, 6 are free, 3 is behind 2");
     assert!(scheduler.abort(2));
-    assert_eq!(step(&mut scheduler).0, [(1, 16, 1, true), (3, 0, 1, true)]);
+    assert_eq!(step(&mut scheduler).0, [(1, 20, 1, true), (3, 0, 1, true)]);
+}
+
+#[test]
+fn a_step_keeps_to_its_budget_but_has_a_row_for_everyone() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.add(request(1, 1, 9)).expect("fits");
+    scheduler.add(request(2, 1, 9)).expect("fits");
+    scheduler.add(request(3, 30, 9)).expect("fits");
+    let mut rows = |budget: usize| {
+        let batch = scheduler.schedule(budget).expect("there is work");
+        let outputs: Vec<_> = batch.items.iter().filter(|i| i.samples).map(|i| (i.id, 7, false)).collect();
+        scheduler.complete(&batch, &outputs);
+        (batch.num_decoding, batch.num_tokens())
+    };
+    let rows = [rows(0), rows(4), rows(0), rows(usize::MAX)];
+    // 1; 1, 2 and two tokens of 3; one of everyone; max_num_batched_tokens.
+    assert_eq!(rows, [(0, 1), (1, 4), (2, 3), (2, 10)]);
+}
+
+#[test]
+fn chunks_follow_each_other_before_they_have_run() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.add(request(1, 25, 1)).expect("fits");
+    for start in [0, 10] {
+        let batch = scheduler.schedule(usize::MAX).expect("a chunk");
+        assert_eq!(shape(&batch), [(1, start, 10, false)]);
+        assert_eq!(scheduler.complete(&batch, &[]), []);
+    }
+    assert_eq!(step(&mut scheduler), (vec![(1, 20, 5, true)], vec![1]));
 }
 
 #[test]

@@ -3,10 +3,9 @@
 //! sequences write to, contents of other tokens, a missed copy or a position that was skipped change every token that
 //! follows.
 
-mod random;
-
-pub use random::Random;
 use scheduler::{Batch, BatchItem, Request};
+
+use crate::random::Random;
 
 /// What is kept of a token behind what is kept of the one before it. Keys of other salts are other keys here, so that
 /// reading them shows.

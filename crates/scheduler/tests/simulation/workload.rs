@@ -2,7 +2,7 @@
 
 use scheduler::{CacheUse, Request};
 
-use crate::pretended_model::Random;
+use crate::random::Random;
 
 pub struct Workload {
     /// What prompts begin with.
@@ -44,10 +44,11 @@ impl Workload {
         if prompt.is_empty() {
             prompt = tokens(random, 1, 60);
         }
-        // Not much more than there is room for, and sometimes exactly that.
-        prompt.truncate(self.capacity.max(2) + 1);
-        let room = self.capacity.saturating_sub(prompt.len()).max(1);
-        let max_tokens = if random.one_in(10) { room } else { random.between(1, 30) };
+        // Seldom more than there is room for, and sometimes exactly that.
+        let room = self.capacity + usize::from(random.one_in(20));
+        prompt.truncate((room - random.between(0, room - 1)).max(prompt.len().min(room / 2)).max(1));
+        let rest = self.capacity.saturating_sub(prompt.len()).max(1);
+        let max_tokens = if random.one_in(6) { rest } else { random.between(1, 30).min(rest) };
         self.history.push(prompt.clone());
         let cache = CacheUse { salt: u64::from(random.one_in(6)), reads: !random.one_in(6) };
         Request { id: self.next_id, prompt, max_tokens, cache }
