@@ -15,7 +15,7 @@ use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
 use crate::replica::{Prepare, Replica};
-use crate::sampling::Ask;
+use crate::sampling::{self, Ask};
 use crate::savings::Savings;
 use crate::trace::{RankTrace, Recording};
 use crate::worker::{Command, Reply};
@@ -447,7 +447,7 @@ impl Engine {
 
     /// The most tokens that a request can get.
     fn check(&self, request: &GenerateRequest) -> Result<usize, EngineError> {
-        request.sampling.check()?;
+        sampling::check(request, self.config().vocab_size)?;
         if request.max_tokens == 0 {
             return Err(EngineError::Request("max-tokens must be at least 1".into()));
         }
