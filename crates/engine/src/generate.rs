@@ -8,6 +8,7 @@ use tensor::Part;
 use crate::bubble::Fill;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
 use crate::dispatch::Assigned;
+use crate::sampling;
 use crate::serving::{Event, LoadReport};
 use crate::{Completion, Engine, EngineError, FinishReason, GenerateRequest};
 
@@ -197,7 +198,7 @@ impl Engine {
 
     /// A request that can be, with no more tokens to come than there are positions.
     fn checked(&self, request: GenerateRequest) -> Result<GenerateRequest, EngineError> {
-        request.sampling.check()?;
+        sampling::check(&request, self.config().vocab_size)?;
         if request.max_tokens == 0 {
             return Err(EngineError::Request("max-tokens must be at least 1".into()));
         }

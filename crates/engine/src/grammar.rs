@@ -191,6 +191,12 @@ impl TokenizerEnv for Vocabulary {
     }
 }
 
+/// What the library says, which may repeat all of a grammar, in a line that can be read.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    const CHARS_MAX: usize = 300;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
 }

@@ -4,6 +4,8 @@ use collective::Coordinates;
 use serde::{Deserialize, Serialize};
 use tensor::{Category, Part, PartTime, PartTimes};
 
+use crate::steps;
+
 /// What one rank has done since it was loaded, and what it holds. Sums only grow.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankPulse {
@@ -15,15 +17,16 @@ pub struct RankPulse {
     pub host: String,
     /// Steps.
     pub steps: u64,
-    /// Seconds that it computed in steps.
+    /// Seconds that it worked: computed, chose tokens, and, if it leads, scheduled.
     pub busy_s: f64,
-    /// Seconds of steps in which it and other ranks exchanged something, without waiting for them.
+    /// Seconds in which it and other ranks exchanged something, without waiting for them.
     pub communication_s: f64,
-    /// Seconds of steps in which it waited for other ranks, as far as the transport knows.
+    /// Seconds of steps in which it waited for other ranks, as far as the transport knows. Between steps it waits for work,
+    /// which is the rest of its time.
     pub waiting_s: f64,
     /// Bytes that it gave to other ranks, as far as the transport counts them.
     pub sent_bytes: u64,
-    /// Bytes that it took over from the stage before.
+    /// Bytes of activations that it took over from the stage before.
     pub received_bytes: u64,
     /// Elements of its weights times stored type.
     pub weight_bytes: u64,
@@ -40,16 +43,21 @@ pub struct RankPulse {
 }
 
 impl RankPulse {
-    /// Counts a step whose parts took so long.
-    pub(crate) fn add(&mut self, parts: &PartTimes) {
-        let receive = parts.of(Part::Receive);
-        for part in Part::ALL {
+    /// Counts a step, and what the rank did to get to it from the one before.
+    pub(crate) fn step(&mut self, parts: &PartTimes) {
+        self.count(parts);
+        self.steps += 1;
+        self.last_step_s = steps::time(parts).as_secs_f64();
+    }
+
+    /// Counts what parts took.
+    pub(crate) fn count(&mut self, parts: &PartTimes) {
+        // Nothing of a step: it waits for work.
+        for part in Part::ALL.into_iter().filter(|&part| part != Part::Idle) {
             let PartTime { time, waited, bytes } = parts.of(part);
-            let (sum, waited) = match part.category() {
-                Category::Communication => (&mut self.communication_s, waited),
-                // Between steps it waits for work.
-                Category::Waiting => continue,
-                Category::Compute | Category::Host => (&mut self.busy_s, waited),
+            let sum = match part.category() {
+                Category::Communication => &mut self.communication_s,
+                _ => &mut self.busy_s,
             };
             *sum += time.saturating_sub(waited).as_secs_f64();
             self.waiting_s += waited.as_secs_f64();
@@ -58,8 +66,6 @@ impl RankPulse {
                 _ => self.sent_bytes += bytes,
             }
         }
-        self.steps += 1;
-        self.last_step_s = parts.total().saturating_sub(receive.waited).as_secs_f64();
     }
 
     /// Its place in the mesh.

@@ -158,20 +158,29 @@ fn sample<D: Device>(
     let greedy = choices.iter().all(|c| c.greedy);
     // Greedy rows need no probabilities, but the sum is also what notices a logit that isn't a number.
     let sums = head.log_sum_exp(rank, logits)?;
-    let mut chosen = vec![None; choices.len()];
+    let mut tokens = vec![None; choices.len()];
+    // Rows without a token yet, and a copy of them once they are fewer.
+    let mut left: Vec<u32> = (0..choices.len() as u32).collect();
+    let mut fewer = None;
     let mut k = if greedy { 1 } else { FIRST_CANDIDATES.min(head.vocab_size()) };
     loop {
-        let candidates = head.top_k(rank, logits, k)?;
-        for (row, (choice, candidates)) in choices.iter().zip(&candidates).enumerate() {
+        let candidates = head.top_k(rank, fewer.as_ref().unwrap_or(logits), k)?;
+        let all = k >= head.vocab_size();
+        for (&row, candidates) in left.iter().zip(&candidates) {
             check_finite(rank, candidates)?;
-            let all = k >= head.vocab_size();
-            chosen[row] = chosen[row].or_else(|| match choice.greedy {
+            let row = row as usize;
+            tokens[row] = match choices[row].greedy {
                 true => candidates.first().map(|c| c.1),
-                false => choose(choice, candidates, sums[row], all),
-            });
+                false => choose(&choices[row], candidates, sums[row], all),
+            };
         }
-        if let Some(tokens) = chosen.iter().copied().collect() {
-            return Ok(tokens);
+        let before = left.len();
+        left.retain(|&row| tokens[row as usize].is_none());
+        if left.is_empty() {
+            return Ok(tokens.into_iter().map(|token| token.expect("no row is left")).collect());
+        }
+        if left.len() < before {
+            fewer = Some(logits.rows(rank.dev, &left));
         }
         k = (k * MORE_CANDIDATES).min(head.vocab_size());
     }

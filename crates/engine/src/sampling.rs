@@ -21,7 +21,7 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Only tokens at least this times as probable as the most probable one.
     pub min_p: f32,
-    /// Divides the positive logits of tokens that prompt or completion has, multiplies the negative ones.
+    /// Divides the positive logits of tokens that prompt or completion has, multiplies the negative ones; from 0.01 to 100.
     pub repetition_penalty: f32,
     /// Taken off the logits of tokens that the completion has.
     pub presence_penalty: f32,
@@ -60,7 +60,8 @@ impl SamplingParams {
         within("top_p", p, p > 0.0 && p <= 1.0, "above 0 and at most 1")?;
         within("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1")?;
         let r = self.repetition_penalty;
-        within("repetition_penalty", r, r.is_finite() && r > 0.0, "a positive number")?;
+        // Beyond these a logit could become infinite.
+        within("repetition_penalty", r, (0.01..=100.0).contains(&r), "from 0.01 to 100")?;
         for (name, value) in
             [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
         {
@@ -87,6 +88,29 @@ impl SamplingParams {
             uniform: uniform(self.seed, position as u64, 0),
         }
     }
+}
+
+/// Whether what a request says of its logits can be, in a vocabulary of so many ids.
+///
+/// # Errors
+/// Names the first parameter that can't, and what could.
+pub(crate) fn check(request: &GenerateRequest, vocab_size: usize) -> Result<(), EngineError> {
+    request.sampling.check()?;
+    let refuse = |message: String| Err(EngineError::Request(message));
+    for &(id, by) in &request.logit_bias {
+        if id as usize >= vocab_size {
+            return refuse(format!("logit_bias of id {id}; the model's ids are below {vocab_size}"));
+        }
+        if !(-100.0..=100.0).contains(&by) {
+            return refuse(format!("logit_bias of id {id} is {by}; it must be from -100 to 100"));
+        }
+    }
+    let stops: BTreeSet<u32> = request.stop_token_ids.iter().copied().collect();
+    let ends_at_once = stops.range(..vocab_size as u32).count() == vocab_size;
+    if request.min_tokens > 0 && ends_at_once {
+        return refuse("min_tokens: all ids are stop_token_ids; leave some out".into());
+    }
+    Ok(())
 }
 
 /// What a request's tokens come to for the edits of its logits: counted once, as they come.
@@ -138,7 +162,7 @@ impl History {
         edits
     }
 
-    /// A grammar goes before `min_tokens`: where it allows nothing but the end, the completion ends.
+    /// A grammar goes before `min_tokens`: where it allows nothing but to end, the completion ends.
     fn forbid(
         &self,
         request: &GenerateRequest,
@@ -153,14 +177,16 @@ impl History {
                 let by = f32::NEG_INFINITY;
                 edits.extend(stops.iter().map(|&id| LogitEdit::Add { row, col: id as usize, by }));
             }
-            Some(words) => {
-                let mut others = words.clone();
-                for &id in stops {
-                    if let Some(word) = others.get_mut(id as usize / 32) {
-                        *word &= !(1 << (id % 32));
+            Some(mut words) => {
+                if !stops.is_empty() {
+                    let mut others = words.clone();
+                    for &id in stops.iter().filter(|&&id| LogitEdit::allows(&words, id as usize)) {
+                        others[id as usize / 32] &= !(1 << (id % 32));
+                    }
+                    if others.iter().any(|&word| word != 0) {
+                        words = others;
                     }
                 }
-                let words = if others.iter().any(|&word| word != 0) { others } else { words };
                 edits.push(LogitEdit::Allow { row, words });
             }
         }
@@ -230,6 +256,81 @@ mod tests {
             assert!(error.is_usage() && error.to_string().contains(name), "{error}");
         }
         SamplingParams::default().check().unwrap();
+    }
+
+    #[test]
+    fn biases_that_can_not_be_are_named() {
+        let with = |logit_bias| GenerateRequest { logit_bias, ..Default::default() };
+        check(&with(vec![(9, 100.0), (0, -100.0)]), 10).unwrap();
+        for bias in [(10, 1.0), (1, f32::NAN), (1, f32::NEG_INFINITY), (1, 100.5)] {
+            let error = check(&with(vec![(3, 1.0), bias]), 10).unwrap_err();
+            assert!(error.is_usage() && error.to_string().contains(&format!("id {}", bias.0)), "{error}");
+        }
+        let nothing_left =
+            GenerateRequest { min_tokens: 1, stop_token_ids: (0..12).collect(), ..Default::default() };
+        assert!(check(&nothing_left, 10).unwrap_err().to_string().contains("min_tokens"));
+        check(&nothing_left, 13).unwrap();
+    }
+
+    /// One of everything.
+    fn request() -> GenerateRequest {
+        GenerateRequest {
+            prompt: vec![5, 3, 5],
+            sampling: SamplingParams {
+                temperature: 0.5,
+                repetition_penalty: 2.0,
+                presence_penalty: 1.0,
+                frequency_penalty: 0.5,
+                ..Default::default()
+            },
+            stop_token_ids: vec![2, 70],
+            min_tokens: 2,
+            logit_bias: vec![(8, -3.0), (1, 4.0)],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn edits_come_in_one_order_and_count_what_was_chosen() {
+        let request = request();
+        let mut history = History::new(&request);
+        let add = |col, by| LogitEdit::Add { row: 6, col, by };
+        let seen = |col| LogitEdit::Repetition { row: 6, col, by: 2.0 };
+        let biases = [add(8, -3.0), add(1, 4.0)];
+        let short = [add(2, f32::NEG_INFINITY), add(70, f32::NEG_INFINITY)];
+        let cool = LogitEdit::Divide { row: 6, by: 0.5 };
+        let expected = [&biases[..], &short, &[seen(3), seen(5), cool.clone()]].concat();
+        assert_eq!(history.edits(&request, 6, None), expected);
+        [7, 3, 7].into_iter().for_each(|token| history.add(&request, token));
+        let counted = [seen(3), seen(5), seen(7), add(3, -1.5), add(7, -2.0), cool];
+        assert_eq!(history.edits(&request, 6, None), [&biases[..], &counted].concat());
+    }
+
+    #[test]
+    fn a_request_that_asks_for_nothing_has_no_edits_and_remembers_no_token() {
+        let request = GenerateRequest { prompt: vec![1, 2], ..Default::default() };
+        let mut history = History::new(&request);
+        (0..9).for_each(|token| history.add(&request, token));
+        assert_eq!(history, History { generated: 9, ..History::default() });
+        assert_eq!(history.edits(&request, 0, None), []);
+    }
+
+    #[test]
+    fn a_grammar_that_allows_nothing_but_the_end_goes_before_min_tokens() {
+        let request = request();
+        let history = History::new(&request);
+        let allowed = |ids: &[usize]| {
+            let mut words = vec![0; 3];
+            ids.iter().for_each(|id| words[id / 32] |= 1 << (id % 32));
+            words
+        };
+        for (mask, left) in [(&[2, 5, 70][..], &[5][..]), (&[2, 70], &[2, 70]), (&[3, 95], &[3, 95])] {
+            let edits = history.edits(&request, 1, Some(allowed(mask)));
+            assert!(edits.contains(&LogitEdit::Allow { row: 1, words: allowed(left) }), "{edits:?}");
+        }
+        // A mask may be shorter than the vocabulary.
+        let edits = history.edits(&request, 1, Some(vec![0b100]));
+        assert!(edits.contains(&LogitEdit::Allow { row: 1, words: vec![0b100] }));
     }
 
     #[test]

@@ -121,6 +121,9 @@ impl<D: Device> Worker<D> {
     /// The leader: has all ranks of the replica do something, and does its own part. A step of a single stage ends
     /// with its reply.
     pub fn lead(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
+        if self.groups.mesh.replica_size() == 1 {
+            return self.run(command);
+        }
         let written = || postcard::to_stdvec(command).expect("a command can be written");
         let mut bytes = self.dev.span(Part::Scheduler, written);
         let calls = Calls { dev: &self.dev, group: &self.groups.tensor, part: Part::Exchange };
@@ -181,7 +184,8 @@ impl<D: Device> Worker<D> {
             Command::Mark => {
                 self.spent.busy = Duration::ZERO;
                 self.spent.steps = Steps::default();
-                self.dev.take_part_times();
+                // What was between the last step and now.
+                self.spent.since_start.count(&self.dev.take_part_times());
             }
             Command::Record => self.begin_trace()?,
             Command::Trace => self.send_trace()?,
@@ -277,8 +281,8 @@ impl<D: Device> Worker<D> {
         let reply = work(self);
         self.dev.leave();
         let parts = self.dev.take_part_times();
-        self.spent.since_start.add(&parts);
-        self.spent.steps.note(StepTime { meta: meta.clone(), asked, parts });
+        self.spent.since_start.step(&parts);
+        self.spent.steps.note(meta, asked, parts);
         reply
     }
 

@@ -4,10 +4,18 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
+use checkpoint::{Checkpoint, WeightSource};
 use common::Golden;
 use engine::serving::{Event, LoadReport};
-use engine::{Engine, EngineOptions, FinishReason, GenerateRequest, Logprobs, PoolOptions, SamplingParams};
+use engine::text::Tokenizer;
+use engine::{
+    Engine, EngineOptions, FinishReason, GenerateRequest, Grammar, Grammars, Logprobs, PoolOptions,
+    SamplingParams,
+};
+use model::ModelConfig;
 
 /// Requests that arrive over time.
 const REQUESTS: usize = 64;
@@ -245,4 +253,94 @@ fn a_second_prompt_with_the_same_beginning_computes_only_its_end() {
     }
     // Also what is in a block that the first prompt did not fill.
     assert_eq!(started, BTreeMap::from([(0, 0), (1, 203), (2, 0)]));
+}
+
+/// The demo model: the golden checkpoints have no tokenizer.
+fn demo() -> (Engine, Arc<Grammars>, Arc<Tokenizer>) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo");
+    let config = ModelConfig::parse(&checkpoint::config_file(&dir).unwrap(), None).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_dir(&dir).unwrap());
+    let grammars =
+        Arc::new(Grammars::new(tokenizer.clone(), config.vocab_size, config.eos_token_ids.clone()));
+    let options = EngineOptions { grammars: Some(grammars.clone()), ..options(2, 1, 2) };
+    let source = WeightSource::Files(Checkpoint::open(&dir).unwrap());
+    let mut engine = Engine::load(config, source, &options, &|_, _| {}).unwrap();
+    engine.open(&pool()).unwrap();
+    (engine, grammars, tokenizer)
+}
+
+fn held_to(grammar: Grammar, prompt: &[u32], temperature: f32, seed: u64) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.to_vec(),
+        max_tokens: 200,
+        sampling: SamplingParams { temperature, seed, ..Default::default() },
+        stop_token_ids: vec![1, 3],
+        grammar: Some(grammar),
+        ..GenerateRequest::default()
+    }
+}
+
+#[test]
+fn completions_conform_to_their_grammars() {
+    let (mut engine, _, tokenizer) = demo();
+    let prompt = tokenizer.encode("Once upon a time", true).unwrap();
+    let schema = r#"{"type": "object", "properties": {
+        "name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 7, "maximum": 90},
+        "kind": {"enum": ["cat", "ship"]}, "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}},
+        "required": ["name", "age", "kind", "tags"], "additionalProperties": false}"#;
+    let json = Grammar::JsonSchema(schema.into());
+    let date = Grammar::Regex("[12][0-9]{3}-(0[1-9]|1[0-2])".into());
+    let word = Grammar::Lark("start: \"yes\" | \"no\" \" \" (\"way\" | \"idea\")".into());
+    let mut requests = Vec::new();
+    for seed in 0..4 {
+        for grammar in [&json, &date, &word] {
+            requests.push(held_to(grammar.clone(), &prompt, seed as f32 * 0.6, seed));
+        }
+    }
+    let (told, _) = run(&mut engine, &requests, requests.len(), &[]);
+    for (told, request) in told.iter().zip(&requests) {
+        assert_eq!(told.end, Some(FinishReason::Stop));
+        let text = tokenizer.decode(&told.tokens, true).unwrap();
+        let text = text.trim_start();
+        match request.grammar.as_ref().unwrap() {
+            Grammar::JsonSchema(_) => {
+                let value: serde_json::Value =
+                    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+                assert!(value["age"].as_u64().is_some_and(|age| (7..=90).contains(&age)), "{text}");
+                assert!(["cat", "ship"].contains(&value["kind"].as_str().unwrap()), "{text}");
+            }
+            Grammar::Regex(_) => assert!(text.len() == 7 && text.as_bytes()[4] == b'-', "{text}"),
+            Grammar::Lark(_) => assert!(["yes", "no way", "no idea"].contains(&text), "{text}"),
+        }
+    }
+}
+
+#[test]
+fn grammars_that_cannot_be_used_are_refused_in_one_line() {
+    let (mut engine, grammars, tokenizer) = demo();
+    let nested = "(".repeat(20_000);
+    let wrong = [
+        Grammar::JsonSchema("{".into()),
+        Grammar::JsonSchema(r#"{"type": "strange"}"#.into()),
+        Grammar::JsonSchema(r#"{"$ref": "http://127.0.0.1:9/elsewhere.json"}"#.into()),
+        Grammar::JsonSchema(r##"{"$ref": "#/$defs/none"}"##.into()),
+        Grammar::Regex("[a".into()),
+        Grammar::Regex(nested.clone()),
+        Grammar::Regex("((a{1,1000}){1,1000}){1,1000}".into()),
+        Grammar::Lark("start: missing".into()),
+        Grammar::Lark("x".repeat(2 << 20)),
+    ];
+    let prompt = tokenizer.encode("The", true).unwrap();
+    for (id, grammar) in wrong.into_iter().enumerate() {
+        let error = grammars.check(&grammar).unwrap_err().to_string();
+        assert!(error.contains("can't be used") && !error.contains('\n'), "{error}");
+        assert!(error.len() < 1000, "{} bytes", error.len());
+        // The same from any replica, while it runs.
+        engine.submit(id as u64, held_to(grammar, &prompt, 0.0, 0)).unwrap();
+    }
+    let mut refused = 0;
+    while !engine.is_idle() {
+        engine.step(&mut |event| refused += u32::from(matches!(event, Event::Refused { .. }))).unwrap();
+    }
+    assert_eq!(refused, 9);
 }

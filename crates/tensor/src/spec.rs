@@ -134,14 +134,4 @@ impl LogitEdit {
     pub fn allows(words: &[u32], col: usize) -> bool {
         words.get(col / 32).is_some_and(|word| word >> (col % 32) & 1 == 1)
     }
-
-    /// The same of other columns: those from `cols.start` on, which become the first.
-    ///
-    /// Words of columns that are another rank's
-    pub fn words_of(words: &[u32], cols: std::ops::Range<usize>) -> Vec<u32> {
-        let (first, shift) = (cols.start / 32, cols.start % 32);
-        let word = |at: usize| words.get(at).copied().unwrap_or(0);
-        let both = |at: usize| u64::from(word(at)) | u64::from(word(at + 1)) << 32;
-        (first..first + cols.len().div_ceil(32)).map(|at| (both(at) >> shift) as u32).collect()
-    }
 }

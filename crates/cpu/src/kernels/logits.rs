@@ -22,7 +22,9 @@ pub(crate) fn edit(exec: &Exec, logits: &mut [f32], cols: usize, edits: &[LogitE
             }
             LogitEdit::Allow { row, ref words } => {
                 let row = &mut logits[row * cols..(row + 1) * cols];
-                allow(row, words);
+                exec.pool.split_mut(row, WORD, grain(WORD * 2), |first, part| {
+                    allow(part, words.get(first..).unwrap_or_default());
+                });
             }
             LogitEdit::Divide { row, by } => {
                 let row = &mut logits[row * cols..(row + 1) * cols];
@@ -32,10 +34,13 @@ pub(crate) fn edit(exec: &Exec, logits: &mut [f32], cols: usize, edits: &[LogitE
     }
 }
 
-/// Most words of a grammar's mask are all zeros, or all ones.
-fn allow(row: &mut [f32], words: &[u32]) {
-    let (within, beyond) = row.split_at_mut(row.len().min(words.len() * 32));
-    for (logits, &word) in within.chunks_mut(32).zip(words) {
+/// Columns of a word of a mask.
+const WORD: usize = u32::BITS as usize;
+
+/// Forbids what the words don't allow. In most words no bit is set, or every one.
+fn allow(logits: &mut [f32], words: &[u32]) {
+    let (within, beyond) = logits.split_at_mut(logits.len().min(words.len() * WORD));
+    for (logits, &word) in within.chunks_mut(WORD).zip(words) {
         match word {
             u32::MAX => {}
             0 => logits.fill(f32::NEG_INFINITY),

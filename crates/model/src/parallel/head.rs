@@ -117,8 +117,7 @@ impl<D: Device> ParallelLmHead<D> {
                 }
                 LogitEdit::Allow { ref words, .. } => {
                     logits.forbidden.insert(row);
-                    let words = LogitEdit::words_of(words, self.own.clone());
-                    Some(LogitEdit::Allow { row, words })
+                    Some(LogitEdit::Allow { row, words: bits_of(words, self.own.clone()) })
                 }
                 LogitEdit::Divide { by, .. } => Some(LogitEdit::Divide { row, by }),
             });
@@ -145,11 +144,11 @@ impl<D: Device> ParallelLmHead<D> {
                     return Ok(f64::from(max) + math::ln_f64(f64::from(sum)));
                 }
                 f32::NEG_INFINITY if logits.forbidden.contains(&row) => {
-                    "no token is allowed: a grammar, min_tokens or logit_bias forbids all of them"
+                    format!("row {row} of the logits has no token that is allowed")
                 }
-                _ => "a logit is not a finite number; the weights may be damaged",
+                _ => "a logit is not a finite number; the weights may be damaged".into(),
             };
-            Err(ModelError::Device(DeviceError { device: rank.dev.name(), message: message.into() }))
+            Err(ModelError::Device(DeviceError { device: rank.dev.name(), message }))
         };
         (0..rows).map(finish).collect()
     }
@@ -238,6 +237,31 @@ impl<D: Device> ParallelLmHead<D> {
         match self.divided() {
             true => Ok(rank.calls(Part::Exchange).all_gather_host(&own)?),
             false => Ok(vec![own]),
+        }
+    }
+}
+
+/// The bits of some ids, the first of them first.
+fn bits_of(words: &[u32], ids: Range<usize>) -> Vec<u32> {
+    let (first, shift) = (ids.start / 32, ids.start % 32);
+    let word = |at: usize| u64::from(words.get(at).copied().unwrap_or(0));
+    let of = |at: usize| ((word(at) | word(at + 1) << 32) >> shift) as u32;
+    (first..first + ids.len().div_ceil(32)).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_gets_the_bits_of_its_own_ids() {
+        let words = [0xdead_beef, 0x0123_4567, 0x89ab_cdef];
+        for ids in [0..96, 0..16, 16..80, 48..96, 64..200, 96..112, 33..33] {
+            let own = bits_of(&words, ids.clone());
+            assert_eq!(own.len(), ids.len().div_ceil(32));
+            for (col, id) in ids.enumerate() {
+                assert_eq!(LogitEdit::allows(&own, col), LogitEdit::allows(&words, id), "id {id}");
+            }
         }
     }
 }
