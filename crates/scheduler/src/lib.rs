@@ -59,7 +59,7 @@
 //!
 //! **Budgets.** [`StepBudget`] says from measured times how many rows a step should have, [`QueueLimits`] how much may wait.
 //!
-//! What holds after every call (asserted in debug builds):
+//! What holds after every call (asserted in debug builds, block by block in pools of up to 4,096):
 //! - Free, cached and used blocks are all blocks; a block has as many references as tables it is in.
 //! - Only what is in the tree is shared, and who holds a block of the tree holds what comes before it; so whatever is evicted
 //!   has nobody below it.

@@ -176,6 +176,11 @@ impl Scheduler {
         self.running.len()
     }
 
+    /// Requests that decode: each has a row in the next step, for which [`StepBudget`](crate::StepBudget) wants their number.
+    pub fn num_decoding(&self) -> usize {
+        self.running.iter().filter(|sequence| sequence.is_decoding()).count()
+    }
+
     /// Blocks that nobody holds, cached ones among them.
     pub fn num_free_blocks(&self) -> usize {
         self.blocks.num_available()

@@ -1,35 +1,13 @@
 //! Steps of pretended machines have about the length that was asked for.
 
-#[path = "simulation/random.rs"]
+mod latency;
+mod machine;
+#[path = "../simulation/random.rs"]
 mod random;
 
+use machine::{MACHINES, Machine};
 use random::Random;
 use scheduler::StepBudget;
-
-/// What a step takes: reading the weights, and work for each row, one after the other or at the same time.
-#[derive(Clone, Copy, Debug)]
-struct Machine {
-    weights_s: f64,
-    row_s: f64,
-    overlaps: bool,
-}
-
-/// From a GPU to a large model on an old processor.
-const MACHINES: [Machine; 6] = [
-    Machine { weights_s: 5e-3, row_s: 2e-5, overlaps: true },
-    Machine { weights_s: 5e-3, row_s: 2e-5, overlaps: false },
-    Machine { weights_s: 50e-3, row_s: 5e-3, overlaps: true },
-    Machine { weights_s: 50e-3, row_s: 5e-3, overlaps: false },
-    Machine { weights_s: 2.0, row_s: 0.3, overlaps: true },
-    Machine { weights_s: 2.0, row_s: 0.3, overlaps: false },
-];
-
-impl Machine {
-    fn step_s(self, rows: usize) -> f64 {
-        let rows_s = rows as f64 * self.row_s;
-        if self.overlaps { self.weights_s.max(rows_s) } else { self.weights_s + rows_s }
-    }
-}
 
 /// A machine, what it is told to do, and how noisy it is.
 struct Run {
