@@ -15,7 +15,8 @@ pub fn arrivals(count: usize, rate: f64, burstiness: f64, seed: u64) -> Vec<f64>
         return vec![0.0; count];
     }
     let mut random = Random::new(seed, SEQUENCE);
-    let gaps = (0..count).map(|_| if burstiness.is_infinite() { 1.0 } else { random.gamma(burstiness) / burstiness });
+    let gaps = (0..count)
+        .map(|_| if burstiness.is_infinite() { 1.0 } else { random.gamma(burstiness) / burstiness });
     let mut due: Vec<f64> = gaps
         .scan(0.0, |now, gap| {
             *now += gap;

@@ -81,7 +81,7 @@ impl Client {
             match exchange(sender, self.request(path, body.clone())?).await {
                 Ok(answer) => return Ok(answer),
                 // The server had ended it, and has seen nothing of this request.
-                Err(error) if error.is_canceled() => continue,
+                Err(error) if error.is_canceled() || error.is_closed() => continue,
                 Err(error) => return Err(told(&error)),
             }
         }
@@ -122,9 +122,7 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Sender, String> {
-        let failed = |error: std::io::Error| {
-            format!("cannot connect to {}: {error}", self.address.authority)
-        };
+        let failed = |error: std::io::Error| format!("cannot connect to {}: {error}", self.address.authority);
         let stream = TcpStream::connect(&self.resolved[..]).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let Some(tls) = &self.tls else { return driven(stream).await };

@@ -104,10 +104,7 @@ mod tests {
 
     #[test]
     fn a_file_with_too_few_prompts_begins_again() {
-        assert_eq!(
-            read("a.txt", "one\ntwo\n", 3).unwrap(),
-            [text("one", 7), text("two", 7), text("one", 7)]
-        );
+        assert_eq!(read("a.txt", "one\ntwo\n", 3).unwrap(), [text("one", 7), text("two", 7), text("one", 7)]);
         assert_eq!(read("a.txt", "\u{feff}one\r\ntwo", 1).unwrap(), [text("one", 7)]);
     }
 

@@ -136,10 +136,11 @@ mod tests {
 
     #[test]
     fn numbers_out_of_their_range_are_refused() {
-        for text in ["0", "-1", "nan", "", "x", "-inf", "1e-300"] {
+        for text in ["0", "-1", "nan", "", "x", "-inf"] {
             assert!(rate(text).is_err() && burstiness(text).is_err() && seconds(text).is_err(), "{text}");
         }
         assert_eq!([rate("inf"), burstiness("inf")], [Ok(f64::INFINITY), Ok(f64::INFINITY)]);
+        assert!(rate("1e-300").is_err() && burstiness("1e-300").is_err());
         assert!(rate("0.5").is_ok() && seconds("inf").is_err() && temperature("inf").is_err());
         assert!(fraction("1").is_err() && fraction("0").is_ok() && percent("100.1").is_err());
         assert!(some("0").is_err() && count("0").is_ok() && some("99999999999").is_err());

@@ -66,7 +66,8 @@ pub struct Goal {
 impl Goal {
     /// Reads `ttft:500`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is no goal; give ttft, tpot or e2el and milliseconds, such as ttft:500");
+        let wrong =
+            || format!("\"{text}\" is no goal; give ttft, tpot or e2el and milliseconds, such as ttft:500");
         let (key, ms) = text.trim().split_once(':').ok_or_else(wrong)?;
         let metric = match key {
             "ttft" => Metric::Ttft,
@@ -205,7 +206,9 @@ mod tests {
 
     #[test]
     fn what_is_no_goal_is_refused() {
-        for text in ["", "ttft", "ttft:", "ttft:0", "ttft:-1", "ttft:inf", "ttft:nan", "itl:5", "x:5", "5:ttft"] {
+        for text in
+            ["", "ttft", "ttft:", "ttft:0", "ttft:-1", "ttft:inf", "ttft:nan", "itl:5", "x:5", "5:ttft"]
+        {
             assert!(Goal::parse(text).unwrap_err().contains("ttft:500"), "{text}");
         }
     }

@@ -41,7 +41,8 @@ use report::Report;
 
 /// A server of OpenAI's API under load, as vllm bench serve measures it.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  anysplit bench serve --num-prompts 64 --random-input-len 128 --random-output-len 64 --ignore-eos\n  \
+#[command(
+    after_help = "Examples:\n  anysplit bench serve --num-prompts 64 --random-input-len 128 --random-output-len 64 --ignore-eos\n  \
     anysplit bench serve --base-url http://10.0.0.5:8000 --request-rate 4 --max-concurrency 32 --goodput ttft:500 tpot:50\n  \
     anysplit bench serve --backend openai-chat --dataset-name file --dataset-path prompts.jsonl --save-result\n  \
     anysplit bench serve --dataset-name shared-prefix --num-prefixes 4 --prefix-len 2048 --suffix-len 64 --json\n\n\
@@ -55,7 +56,8 @@ use report::Report;
     (E2EL - TTFT) / (output tokens - 1), E2EL to the last chunk. Tokens are counted by the server (usage), or else by chunks. The \
     time that a request waits for --max-concurrency is not counted. The peak is of the best second. Ctrl-C shows what was \
     measured so far.\n\
-    Without --api-key, the key is that of the variable OPENAI_API_KEY, if there is one, as for OpenAI's own clients.")]
+    Without --api-key, the key is that of the variable OPENAI_API_KEY, if there is one, as for OpenAI's own clients."
+)]
 pub struct ServeArgs {
     /// Where the server is; a /v1 at the end may be there or not
     #[arg(long, env = "ANYSPLIT_BASE_URL", default_value = "http://127.0.0.1:8000", value_name = "URL")]
@@ -311,12 +313,14 @@ fn told(args: &ServeArgs, model: &str, run: &Run) -> Result<(), CliError> {
     let has_answers = failed < count;
     if has_answers {
         let report = Report::new(args, model, run, SystemTime::now());
+        // Whichever of the two can't be written, the other one is.
+        let saved = save(&report);
         let mut out = std::io::stdout().lock();
         match args.json {
             true => writeln!(out, "{}", report.json())?,
             false => report.print(&mut out)?,
         }
-        save(&report)?;
+        saved?;
     }
     let why = first_error(run).unwrap_or_default();
     if let Some(signal) = run.stopped_by {

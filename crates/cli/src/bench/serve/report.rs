@@ -63,7 +63,10 @@ impl<'a> Report<'a> {
         put("request_throughput", json!(summary.per_second(summary.completed)));
         put("request_goodput", json!(summary.good.map(|good| summary.per_second(good))));
         put("output_throughput", json!(summary.per_second(summary.output_tokens)));
-        put("total_token_throughput", json!(summary.per_second(summary.output_tokens + summary.input_tokens)));
+        put(
+            "total_token_throughput",
+            json!(summary.per_second(summary.output_tokens + summary.input_tokens)),
+        );
         put("max_output_tokens_per_s", json!(summary.peak_output_throughput));
         put("max_concurrent_requests", json!(summary.peak_concurrency));
         for &metric in &args.percentile_metrics {
@@ -85,7 +88,10 @@ impl<'a> Report<'a> {
             put("output_lens", each(|_, t| json!(t.map_or(0, |t| t.output_tokens))));
             put("start_times", each(|outcome, _| json!(outcome.sent.as_secs_f64())));
             put("ttfts", each(|_, t| json!(t.map_or(0.0, |t| t.ttft.as_secs_f64()))));
-            put("itls", each(|_, t| t.into_iter().flat_map(|t| &t.itls).map(|itl| itl.as_secs_f64()).collect()));
+            put(
+                "itls",
+                each(|_, t| t.into_iter().flat_map(|t| &t.itls).map(|itl| itl.as_secs_f64()).collect()),
+            );
             put("errors", each(|outcome, _| json!(outcome.timing.as_ref().err().map_or("", |e| e))));
         }
         Value::Object(result)

@@ -212,7 +212,8 @@ mod tests {
 
     #[test]
     fn events_are_the_same_however_their_bytes_are_cut() {
-        let bytes = b": hi\r\n\r\ndata: {\"a\":1}\r\n\r\nevent: x\ndata:{\"b\":\"\xc3\xa9\"}\n\ndata: [DONE]\n\n";
+        let bytes =
+            b": hi\r\n\r\ndata: {\"a\":1}\r\n\r\nevent: x\ndata:{\"b\":\"\xc3\xa9\"}\n\ndata: [DONE]\n\n";
         for cut in 1..bytes.len() {
             let (mut lines, mut events) = (Lines::default(), Vec::new());
             for part in bytes.chunks(cut) {
