@@ -366,6 +366,12 @@ fn who_is_not_there_is_told() {
     assert!(line.contains("cannot connect to 127.0.0.1:") && line.contains("refused"), "{line}");
     let line = anysplit("bench serve --base-url http://host.invalid").run().fails_with(1);
     assert!(line.contains("host.invalid"), "{line}");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    // Whatever it is, it is no server of this kind.
+    std::thread::spawn(move || drop(listener.accept()));
+    let line = anysplit("bench serve --base-url").arg(&url).run().fails_with(1);
+    assert!(line.contains("127.0.0.1:") && line.contains("/v1/models"), "{line}");
     let none = Server::with_models(json!({ "data": [] }), obey);
     let line = bench(&none, "").run().fails_with(1);
     assert!(line.contains("--model"), "{line}");
@@ -385,6 +391,7 @@ fn a_key_is_sent_and_never_shown() {
     assert_eq!(keys(bench(&server, "--api-key typed").env("OPENAI_API_KEY", "o")), sent("typed"));
     assert_eq!(keys(bench(&server, "").env("ANYSPLIT_API_KEY", "a").env("OPENAI_API_KEY", "o")), sent("a"));
     assert_eq!(keys(bench(&server, "").env("OPENAI_API_KEY", "o")), sent("o"));
+    assert_eq!(keys(bench(&server, "--api-key=").env("OPENAI_API_KEY", "o")), None);
     let help = anysplit("bench serve --help").env("ANYSPLIT_API_KEY", "sesame").prints();
     assert!(!help.contains("sesame"), "{help}");
     let line = anysplit("bench serve --api-key").arg("a\nb").refused(&["--api-key"]);

@@ -192,8 +192,9 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let wanted = args.num_prompts.saturating_add(args.num_warmups);
     let source = Source::of(args, wanted)?;
     let path = address.path(args.endpoint.as_deref().unwrap_or(args.endpoint_type.path()));
-    let of_environment = std::env::var(OPENAI_API_KEY).ok().filter(|key| !key.is_empty());
-    let client = Arc::new(Client::new(address, args.api_key.as_deref().or(of_environment.as_deref()))?);
+    let api_key = args.api_key.clone().or_else(|| std::env::var(OPENAI_API_KEY).ok());
+    // An empty one is none: so a variable can be overruled.
+    let client = Arc::new(Client::new(address, api_key.as_deref().filter(|key| !key.is_empty()))?);
     open_files(args.max_concurrency.unwrap_or(wanted).min(wanted));
     let manner = Manner {
         path,

@@ -79,13 +79,12 @@ async fn ask(client: &Client, path: &str, body: Option<Bytes>) -> Result<(Status
         client.keep(answer);
         Ok::<_, String>((status, body))
     };
-    match tokio::time::timeout(LIMIT, exchange).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(why)) => Err(CliError::failed(why)),
-        Err(_) => Err(CliError::failed(format!(
-            "{}: {path} is not answered within {} s",
-            client.address().authority,
-            LIMIT.as_secs()
-        ))),
-    }
+    let authority = &client.address().authority;
+    let why = match tokio::time::timeout(LIMIT, exchange).await {
+        Ok(Ok(answer)) => return Ok(answer),
+        Ok(Err(why)) if why.contains(authority) => why,
+        Ok(Err(why)) => format!("{authority}: {path}: {why}"),
+        Err(_) => format!("{authority}: {path} is not answered within {} s", LIMIT.as_secs()),
+    };
+    Err(CliError::failed(why))
 }
