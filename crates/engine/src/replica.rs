@@ -54,7 +54,6 @@ pub(crate) struct Replica {
     flight: VecDeque<Flight>,
     running: BTreeMap<u64, Running>,
     next_lane: usize,
-    budget: StepBudget,
     pub timing: Timing,
     /// Steps since [`Replica::prepare`].
     pub fill: Fill,
@@ -66,6 +65,7 @@ pub(crate) struct Replica {
 struct Lane {
     scheduler: Scheduler,
     first_block: u32,
+    budget: StepBudget,
     /// Whether a step of it samples and is not collected yet.
     sampling: bool,
 }
@@ -129,6 +129,7 @@ impl Replica {
         let lane = |i: usize| Lane {
             scheduler: Scheduler::new(config),
             first_block: (i * prepare.blocks_per_lane) as u32,
+            budget: StepBudget::default(),
             sampling: false,
         };
         let lanes = (0..prepare.lanes).map(lane).collect();
@@ -258,7 +259,7 @@ impl Replica {
     fn step_tokens(&self, lane: usize) -> usize {
         let max = self.prepared.max_num_batched_tokens;
         match self.prepared.follows_time {
-            true => self.budget.rows(self.lanes[lane].scheduler.num_decoding(), max),
+            true => self.lanes[lane].budget.rows(self.lanes[lane].scheduler.num_decoding(), max),
             false => max,
         }
     }
@@ -383,7 +384,7 @@ impl Replica {
         };
         *sum = (sum.0 + count, sum.1 + seconds);
         let rows = flight.batch.num_tokens();
-        self.budget.observe(rows - flight.prompt_rows, flight.prompt_rows, seconds);
+        self.lanes[flight.lane].budget.observe(flight.batch.num_decoding, flight.prompt_rows, seconds);
         self.load.steps += 1;
         self.load.last_step_tokens = rows;
         self.load.last_step_s = seconds;
