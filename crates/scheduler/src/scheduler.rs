@@ -166,11 +166,6 @@ impl Scheduler {
         self.waiting.len()
     }
 
-    /// Sequences that run and whose prompts are computed.
-    pub fn num_decoding(&self) -> usize {
-        self.running.iter().filter(|sequence| sequence.is_decoding()).count()
-    }
-
     /// Requests that run.
     pub fn num_running(&self) -> usize {
         self.running.len()
