@@ -381,3 +381,6 @@ fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStat
         sent_bytes: after.sent_bytes - before.sent_bytes,
     }
 }
+
+#[cfg(test)]
+mod tests;
