@@ -1,6 +1,5 @@
 //! The front: HTTP and text, and a worker behind it.
 
-use std::net::SocketAddr;
 use std::process::Child;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -69,7 +68,6 @@ pub fn with_rank_0(
 struct Front {
     runtime: Runtime,
     listener: std::net::TcpListener,
-    address: SocketAddr,
     name: String,
     text: TextModel,
     config: ServerConfig,
@@ -89,20 +87,19 @@ impl Front {
             ))
         })?;
         listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("http")
             .enable_all()
             .build()?;
         let is_quiet = args.log_level == LogLevelArg::Error;
-        Ok(Front { runtime, listener, address, name: model.name.clone(), text, config, is_quiet })
+        Ok(Front { runtime, listener, name: model.name.clone(), text, config, is_quiet })
     }
 
     /// Shows how loading goes, and tells what is served once it is loaded, of what passes through.
     fn watched(&self, from_engine: Receiver<FromEngine>) -> Result<Receiver<FromEngine>, CliError> {
         let (sender, receiver) = channel();
-        let (name, address, is_quiet) = (self.name.clone(), self.address, self.is_quiet);
+        let (name, is_quiet) = (self.name.clone(), self.is_quiet);
         let watch = move || {
             let bar = bytes_bar("loading", 0);
             for message in from_engine {
@@ -115,9 +112,6 @@ impl Front {
                         bar.finish_and_clear();
                         if !is_quiet {
                             start_up::lines(&name, info).iter().for_each(|line| eprintln!("{line}"));
-                            eprintln!(
-                                "serving on http://{address}: /v1 for clients, / to chat and watch, /docs"
-                            );
                         }
                     }
                     FromEngine::Failed { .. } => bar.finish_and_clear(),
@@ -139,7 +133,8 @@ impl Front {
         async move {
             let listener = TcpListener::from_std(listener?)?;
             let asked = asked_to_end()?;
-            Ok(server::serve(listener, link, text, config, async { drop(asked.await) }).await?)
+            let served = server::serve(listener, link, text, config, async { drop(asked.await) }).await;
+            served.map_err(|e| CliError::failed(e.to_string()))
         }
     }
 }

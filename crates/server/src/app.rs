@@ -1,0 +1,88 @@
+//! What all handlers share.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::StatusCode;
+use engine::text::Tokenizer;
+use tokio::sync::Semaphore;
+
+use crate::auth::Keys;
+use crate::config::{ServerConfig, TextModel};
+use crate::dispatch::Dispatch;
+use crate::host::Hosts;
+use crate::log::Log;
+use crate::wire::errors::ApiError;
+use crate::work::TextWork;
+
+/// A server's state.
+pub struct App {
+    /// To the engine and back.
+    pub dispatch: Arc<Dispatch>,
+    /// Tokenizer, ends, defaults.
+    pub text: TextModel,
+    /// Threads for text.
+    pub work: TextWork,
+    /// Bytes of bodies that there may be.
+    pub bodies: Arc<Semaphore>,
+    /// Who may ask.
+    pub keys: Keys,
+    /// By what name.
+    pub hosts: Hosts,
+    /// Lines on stderr.
+    pub log: Log,
+    /// When the server began, in seconds since 1970.
+    pub created_unix_s: u64,
+    /// How it behaves.
+    pub config: ServerConfig,
+}
+
+/// What handlers get.
+pub type Shared = Arc<App>;
+
+impl App {
+    /// The name that answers have, if a request may call the model as it does.
+    ///
+    /// # Errors
+    /// 404.
+    pub fn model(&self, asked: Option<&str>) -> Result<&str, ApiError> {
+        let names = &self.config.served_model_names;
+        match asked {
+            None => Ok(&names[0]),
+            Some(asked) => names.iter().find(|name| *name == asked).map(String::as_str).ok_or_else(|| {
+                let asked = crate::wire::fields::shortened(asked);
+                let message =
+                    format!("the model {asked:?} does not exist; this server has {}", names.join(", "));
+                let error = ApiError::new(StatusCode::NOT_FOUND, message).code("model_not_found");
+                ApiError { param: Some("model".into()), ..error }
+            }),
+        }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// 400: a parameter needs one, and the model has none.
+    pub fn tokenizer(&self, param: &str) -> Result<&Arc<Tokenizer>, ApiError> {
+        self.text.tokenizer.as_ref().ok_or_else(|| {
+            let message = format!("{param} needs a tokenizer, and this model has none; give token ids");
+            ApiError::param(param, message)
+        })
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// 64 bits that nobody can guess.
+///
+/// # Errors
+/// 500 if the system has none.
+pub fn random() -> Result<u64, ApiError> {
+    let mut bytes = [0; 8];
+    let no_bytes = |error| ApiError::internal(format!("the system gives no random bytes: {error}"));
+    getrandom::fill(&mut bytes).map_err(no_bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}

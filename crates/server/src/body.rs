@@ -1,0 +1,180 @@
+//! Bodies: read within limits of bytes and time, and parsed within limits of depth and number of values.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
+use axum::http::{HeaderMap, StatusCode, header};
+use serde_json::Value;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::app::App;
+use crate::wire::errors::ApiError;
+
+/// How deep JSON may nest.
+const DEPTH_MAX: usize = 100;
+/// How many values it may have: each takes some 80 bytes once it is parsed, and two in the text.
+const VALUES_MAX: usize = 2 << 20;
+/// For a client that sends too much to end, so that it reads why.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What `take` makes of the JSON of a request, on a thread for such work.
+///
+/// # Errors
+/// 415, 413, 408, 429, 400 if it is no JSON, or what `take` says.
+pub async fn json<T: Send + 'static>(
+    app: &App,
+    request: Request,
+    take: impl FnOnce(Value) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let (parts, mut body) = request.into_parts();
+    check_type(&parts.headers)?;
+    let read = tokio::time::timeout(app.config.timeouts.body, read(app, &mut body)).await;
+    let (bytes, permit) = match read {
+        Ok(Ok(read)) => read,
+        Ok(Err(error)) => {
+            // What is still coming is thrown away; if it does not end, the connection does.
+            let _ = tokio::time::timeout(LINGER, async { while next(&mut body).await.is_some() {} }).await;
+            return Err(error);
+        }
+        Err(_) => {
+            let seconds = app.config.timeouts.body.as_secs_f64();
+            let message = format!("the body did not arrive within {seconds} s");
+            return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message).code("body_timeout"));
+        }
+    };
+    app.work
+        .run(move || {
+            let _permit = permit;
+            take(parse(&bytes)?)
+        })
+        .await
+}
+
+fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    if kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
+        return Ok(());
+    }
+    let message = "the body must be JSON: send the header `Content-Type: application/json`";
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).code("unsupported_media_type"))
+}
+
+async fn next(body: &mut Body) -> Option<Result<Bytes, axum::Error>> {
+    loop {
+        let frame = std::future::poll_fn(|cx| std::pin::Pin::new(&mut *body).poll_frame(cx)).await?;
+        match frame.map(|frame| frame.into_data()) {
+            Ok(Ok(bytes)) => return Some(Ok(bytes)),
+            // Trailers say nothing here.
+            Ok(Err(_)) => {}
+            Err(error) => return Some(Err(error)),
+        }
+    }
+}
+
+async fn read(app: &App, body: &mut Body) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {
+    let max = app.config.limits.body_bytes;
+    let too_large = || {
+        let message = format!("the body has more than the {max} bytes that are taken");
+        Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).code("body_too_large"))
+    };
+    if body.size_hint().lower() > max as u64 {
+        return too_large();
+    }
+    let (mut bytes, mut permit) = (Vec::new(), None);
+    while let Some(chunk) = next(body).await {
+        let chunk = chunk.map_err(|_| ApiError::bad("the body ended before its end"))?;
+        if bytes.len() + chunk.len() > max {
+            return too_large();
+        }
+        reserve(app, chunk.len(), &mut permit)?;
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok((bytes, permit))
+}
+
+fn reserve(app: &App, bytes: usize, held: &mut Option<OwnedSemaphorePermit>) -> Result<(), ApiError> {
+    // Permits are KiB, so that small bodies take some too.
+    let kib = bytes.div_ceil(1024).min(Semaphore::MAX_PERMITS) as u32;
+    let Ok(more) = app.bodies.clone().try_acquire_many_owned(kib) else {
+        let message = "the server reads as many bytes of other requests as it can";
+        return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
+            .code("too_many_bytes")
+            .retry_after_s(1));
+    };
+    match held {
+        Some(held) => held.merge(more),
+        None => *held = Some(more),
+    }
+    Ok(())
+}
+
+fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
+    let no_json =
+        |reason: String| ApiError::bad(format!("the body is no JSON: {reason}")).code("invalid_json");
+    if bytes.is_empty() {
+        return Err(no_json("it is empty".into()));
+    }
+    check_size(bytes)?;
+    serde_json::from_slice(bytes).map_err(|error| no_json(error.to_string()))
+}
+
+/// One pass over the text, before anything is allocated for it.
+fn check_size(bytes: &[u8]) -> Result<(), ApiError> {
+    let (mut depth, mut values, mut in_text, mut escaped) = (0usize, 1usize, false, false);
+    for &byte in bytes {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'[' | b'{' => {
+                depth += 1;
+                values += 1;
+                if depth > DEPTH_MAX {
+                    let message = format!("the body nests more than {DEPTH_MAX} deep");
+                    return Err(ApiError::bad(message).code("too_deep"));
+                }
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b',' => values += 1,
+            _ => {}
+        }
+    }
+    if values > VALUES_MAX {
+        let message = format!("the body has more than {VALUES_MAX} values");
+        return Err(ApiError::bad(message).code("too_many_values"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_json_says_why_in_one_line() {
+        for (body, part) in [
+            (&b""[..], "empty"),
+            (b"{", "EOF"),
+            (b"{\"a\": NaN}", "column"),
+            (b"{\"a\": 1e999}", "out of range"),
+            (b"{\"a\": \"\xff\"}", "unicode"),
+            (b"{} x", "trailing"),
+        ] {
+            let error = parse(body).unwrap_err();
+            assert!(error.message.contains(part) && !error.message.contains('\n'), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn bombs_are_refused_before_they_are_parsed() {
+        assert_eq!(parse("[".repeat(1 << 20).as_bytes()).unwrap_err().code, Some("too_deep"));
+        assert_eq!(
+            parse(format!("[{}1]", "1,".repeat(3 << 20)).as_bytes()).unwrap_err().code,
+            Some("too_many_values")
+        );
+        // Brackets in texts are text.
+        assert!(parse(format!("\"{}\\\"[[[\"", "[".repeat(1000)).as_bytes()).is_ok());
+    }
+}

@@ -1,0 +1,425 @@
+//! Requests to the engine, and its events back to whoever waits for them.
+//!
+//! ```text
+//!  handler ── submit ──▶ Dispatch ── ToEngine ──▶ worker
+//!  handler ◀── Run::next ── channel ◀── reader thread ◀── FromEngine
+//! ```
+//! A [`Run`] that is dropped, because its client is gone, aborts at once what of it runs.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use engine::GenerateRequest;
+use engine::serving::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::config::QueueLimits;
+use crate::log::Log;
+use crate::metrics::{RankState, RequestMetrics, Snapshot};
+use crate::rates::{Rates, RecentRates};
+use crate::run::{Run, Update};
+use crate::timeline::{End, Entry, Timeline};
+use crate::wire::errors::ApiError;
+
+/// Requests that are over and still shown.
+const ENDED_SHOWN: usize = 100;
+/// Ranks are asked no more often.
+const RANKS_EVERY: Duration = Duration::from_secs(1);
+
+/// Who asked for what, and how the worker is.
+pub struct Dispatch {
+    to_engine: Sender<ToEngine>,
+    limits: QueueLimits,
+    log: Log,
+    /// What is counted of requests.
+    pub metrics: RequestMetrics,
+    /// When the server began.
+    pub began: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    worker: Worker,
+    is_draining: bool,
+    next_id: u64,
+    live: HashMap<u64, Live>,
+    ended: VecDeque<Entry>,
+    /// Requests that no step of has been told of, and tokens of their prompts.
+    queued: usize,
+    queued_tokens: usize,
+    load: LoadReport,
+    /// When the engine last did something, or last had nothing to do.
+    progress: Instant,
+    ranks: Vec<RankState>,
+    ranks_asked: Option<Instant>,
+    rates: Rates,
+    /// What requests took from their arrival, the latest counting most.
+    usual_s: f64,
+}
+
+struct Live {
+    sender: UnboundedSender<(usize, Update)>,
+    index: usize,
+    name: String,
+    timeline: Timeline,
+}
+
+/// How the worker is.
+#[derive(Debug, Clone)]
+pub enum Worker {
+    /// Bytes of weights that are loaded, and all.
+    Loading(u64, u64),
+    /// Takes requests.
+    Ready(Arc<EngineInfo>),
+    /// Has ended. Why.
+    Failed(String),
+}
+
+/// What `/status` shows of requests.
+pub struct Overview {
+    /// How the worker is.
+    pub worker: Worker,
+    /// No new requests come.
+    pub is_draining: bool,
+    /// Those that live, by arrival, behind those that ended.
+    pub requests: Vec<Entry>,
+    /// The last minute.
+    pub rates: RecentRates,
+}
+
+impl Dispatch {
+    /// With no worker yet.
+    pub fn new(to_engine: Sender<ToEngine>, limits: QueueLimits, log: Log) -> Self {
+        let began = Instant::now();
+        let state = State {
+            worker: Worker::Loading(0, 0),
+            is_draining: false,
+            next_id: 0,
+            live: HashMap::new(),
+            ended: VecDeque::new(),
+            queued: 0,
+            queued_tokens: 0,
+            load: LoadReport::default(),
+            progress: began,
+            ranks: Vec::new(),
+            ranks_asked: None,
+            rates: Rates::new(began),
+            usual_s: 1.0,
+        };
+        Dispatch {
+            to_engine,
+            limits,
+            log,
+            metrics: RequestMetrics::default(),
+            began,
+            state: Mutex::new(state),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands events on until the worker's end hangs up. For a thread of its own.
+    pub fn read(&self, from_engine: &Receiver<FromEngine>) {
+        while let Ok(message) = from_engine.recv() {
+            self.take(message);
+        }
+        self.fail("the worker has ended".into());
+    }
+
+    fn take(&self, message: FromEngine) {
+        let now = Instant::now();
+        match message {
+            FromEngine::Loading { done, total } => self.state().worker = Worker::Loading(done, total),
+            FromEngine::Ready(info) => {
+                self.log.info("ready: clients find the API at /v1, people a page at / and the API's description at /docs");
+                let mut state = self.state();
+                state.ranks = info.ranks.iter().map(RankState::loaded).collect();
+                state.progress = now;
+                state.worker = Worker::Ready(Arc::new(info));
+            }
+            FromEngine::Events(events) => {
+                let mut state = self.state();
+                for event in events {
+                    state.event(event, now, &self.metrics, self.began);
+                }
+            }
+            FromEngine::Load(load) => {
+                let mut state = self.state();
+                if load.steps != state.load.steps {
+                    self.metrics.step(load.last_step_tokens);
+                    state.progress = now;
+                }
+                state.load = load;
+            }
+            FromEngine::Pulses(pulses) => {
+                for (rank, pulse) in self.state().ranks.iter_mut().zip(&pulses) {
+                    rank.update(pulse);
+                }
+            }
+            FromEngine::Failed { message, .. } => self.fail(message),
+        }
+    }
+
+    /// Tells everybody that the worker is no more. The first reason is the one that counts.
+    fn fail(&self, message: String) {
+        let mut state = self.state();
+        if matches!(state.worker, Worker::Failed(_)) {
+            return;
+        }
+        // It was told to end.
+        if !state.is_draining || !state.live.is_empty() {
+            self.log.error(&message);
+        }
+        let error = ApiError::internal(format!("the engine failed: {message}")).code("engine_failed");
+        state.worker = Worker::Failed(message);
+        self.end_all(&mut state, End::Error, &error);
+    }
+
+    /// Ends whatever runs: there is no more time for it.
+    pub fn abort_all(&self) {
+        let error = ApiError::unavailable("the server has shut down before the end", "shutting_down");
+        self.end_all(&mut self.state(), End::Abort, &error);
+    }
+
+    fn end_all(&self, state: &mut State, end: End, error: &ApiError) {
+        let now = Instant::now();
+        (state.queued, state.queued_tokens) = (0, 0);
+        for (id, live) in std::mem::take(&mut state.live) {
+            self.metrics.ended(&live.timeline, now, end);
+            state.remember(&live, now, end, self.began);
+            // Who has left needs no error, and a worker that is gone no message.
+            let _ = live.sender.send((live.index, Update::Failed(error.clone())));
+            let _ = self.to_engine.send(ToEngine::Abort { id });
+        }
+    }
+
+    /// Requests that are not over.
+    pub fn live(&self) -> usize {
+        self.state().live.len()
+    }
+
+    /// Asks the engine for completions, which are told of by their index.
+    ///
+    /// # Errors
+    /// 503 if there is no worker to ask, 429 if the queue is full, 400 for a batch that the queue never has room for.
+    pub fn submit(
+        self: &Arc<Self>,
+        name: &str,
+        arrived: Instant,
+        requests: Vec<GenerateRequest>,
+    ) -> Result<Run, ApiError> {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        let tokens = requests.iter().map(|request| request.prompt.len()).sum();
+        let mut state = self.state();
+        state.admits()?;
+        state.has_room(self.limits, requests.len(), tokens)?;
+        if state.live.is_empty() {
+            state.progress = Instant::now();
+        }
+        let mut ids = Vec::with_capacity(requests.len());
+        for (index, request) in requests.into_iter().enumerate() {
+            let id = state.next_id;
+            state.next_id += 1;
+            let timeline = Timeline::new(arrived, request.prompt.len());
+            let name = format!("{name}-{index}");
+            state.live.insert(id, Live { sender: sender.clone(), index, name, timeline });
+            ids.push(Some(id));
+            // If the worker is gone, the reader thread tells.
+            let _ = self.to_engine.send(ToEngine::Submit { id, request });
+        }
+        state.queued += ids.len();
+        state.queued_tokens += tokens;
+        drop(state);
+        Ok(Run::new(self.clone(), receiver, ids))
+    }
+
+    /// Ends a completion that the engine still works at, if it does.
+    pub fn end(&self, id: u64, end: End) {
+        let now = Instant::now();
+        let mut state = self.state();
+        if let Some(live) = state.forget(id) {
+            self.metrics.ended(&live.timeline, now, end);
+            state.remember(&live, now, end, self.began);
+            // A worker that is gone aborts nothing.
+            let _ = self.to_engine.send(ToEngine::Abort { id });
+        }
+    }
+
+    /// What is loaded.
+    ///
+    /// # Errors
+    /// 503 unless requests can be taken.
+    pub fn info(&self) -> Result<Arc<EngineInfo>, ApiError> {
+        let state = self.state();
+        state.admits()?;
+        match &state.worker {
+            Worker::Ready(info) => Ok(info.clone()),
+            _ => Err(ApiError::unavailable("the model is not loaded", "model_loading")),
+        }
+    }
+
+    /// How the worker is.
+    pub fn worker(&self) -> Worker {
+        self.state().worker.clone()
+    }
+
+    /// Takes no more requests.
+    pub fn drain(&self) {
+        self.state().is_draining = true;
+    }
+
+    /// Whether it takes no more.
+    pub fn is_draining(&self) -> bool {
+        self.state().is_draining
+    }
+
+    /// Tells the worker to end.
+    pub fn stop_worker(&self) {
+        // One that has ended already needs no telling.
+        let _ = self.to_engine.send(ToEngine::Stop);
+    }
+
+    /// For how long there has been work and no step.
+    pub fn stalled(&self) -> Duration {
+        let state = self.state();
+        if state.live.is_empty() { Duration::ZERO } else { state.progress.elapsed() }
+    }
+
+    /// What metrics tell of the worker; asks its ranks how they are, for the next time.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut state = self.state();
+        let is_due = state.ranks_asked.is_none_or(|asked| asked.elapsed() >= RANKS_EVERY);
+        let info = match &state.worker {
+            Worker::Ready(info) => Some(info.clone()),
+            _ => None,
+        };
+        if info.is_some() && is_due {
+            state.ranks_asked = Some(Instant::now());
+            let _ = self.to_engine.send(ToEngine::Pulse);
+        }
+        Snapshot { info, load: state.load, queued: state.queued, ranks: state.ranks.clone() }
+    }
+
+    /// What the page shows of requests.
+    pub fn overview(&self) -> Overview {
+        let state = self.state();
+        let mut live: Vec<(&u64, &Live)> = state.live.iter().collect();
+        live.sort_unstable_by_key(|(id, _)| **id);
+        // Of thousands that wait, the first are enough.
+        let live = live.into_iter().take(ENDED_SHOWN);
+        let live = live.map(|(_, live)| live.timeline.entry(&live.name, self.began, None));
+        Overview {
+            worker: state.worker.clone(),
+            is_draining: state.is_draining,
+            requests: state.ended.iter().cloned().chain(live).collect(),
+            rates: state.rates.recent(Instant::now()),
+        }
+    }
+}
+
+impl State {
+    fn admits(&self) -> Result<(), ApiError> {
+        let refuse = |message: String, code| Err(ApiError::unavailable(message, code));
+        match &self.worker {
+            _ if self.is_draining => refuse("the server is shutting down".into(), "shutting_down"),
+            Worker::Ready(_) => Ok(()),
+            Worker::Loading(_, 0) => refuse("the model is loading".into(), "model_loading"),
+            Worker::Loading(done, total) => {
+                refuse(format!("the model is loading: {} %", done * 100 / total), "model_loading")
+            }
+            Worker::Failed(message) => refuse(format!("the engine failed: {message}"), "engine_failed"),
+        }
+    }
+
+    fn has_room(&self, limits: QueueLimits, requests: usize, tokens: usize) -> Result<(), ApiError> {
+        if requests > limits.requests || tokens > limits.tokens {
+            let message = format!(
+                "the request asks for {requests} completions of {tokens} prompt tokens; {} of {} at most are taken at a time",
+                limits.requests, limits.tokens
+            );
+            return Err(ApiError::bad(message).code("request_too_large"));
+        }
+        if self.queued + requests > limits.requests || self.queued_tokens + tokens > limits.tokens {
+            let at_a_time = match &self.worker {
+                Worker::Ready(info) => info.max_num_seqs.max(1),
+                _ => 1,
+            };
+            let waves = (self.queued as f64 / at_a_time as f64).ceil();
+            let message =
+                format!("the queue is full: {} requests of {} tokens wait", self.queued, self.queued_tokens);
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
+                .code("queue_full")
+                .retry_after_s((waves * self.usual_s).clamp(1.0, 60.0) as u64));
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event, now: Instant, metrics: &RequestMetrics, began: Instant) {
+        let id = event.id();
+        // A client that left can still be told of.
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let timeline = &mut live.timeline;
+        let mut end = None;
+        match &event {
+            Event::Started { cached_tokens, .. } => {
+                if timeline.started.is_none() {
+                    (timeline.started, timeline.cached_tokens) = (Some(now), *cached_tokens);
+                    self.queued = self.queued.saturating_sub(1);
+                    self.queued_tokens = self.queued_tokens.saturating_sub(timeline.prompt_tokens);
+                }
+                timeline.is_preempted = false;
+            }
+            Event::Token { end: reason, .. } => {
+                metrics.token(timeline, now);
+                match timeline.last_token {
+                    None => self.rates.first_token(now, now - timeline.arrived, timeline.prompt_tokens),
+                    Some(before) => self.rates.token(now, now - before),
+                }
+                timeline.first_token.get_or_insert(now);
+                timeline.last_token = Some(now);
+                timeline.completion_tokens += 1;
+                end = reason.map(End::of);
+            }
+            Event::Preempted { .. } => {
+                timeline.preempted.push(now);
+                timeline.is_preempted = true;
+            }
+            Event::Prompt { .. } => {}
+            Event::Refused { .. } => end = Some(End::Error),
+        }
+        // Who has left aborts it at once.
+        let _ = live.sender.send((live.index, Update::Event(event)));
+        if let Some(end) = end
+            && let Some(live) = self.forget(id)
+        {
+            metrics.ended(&live.timeline, now, end);
+            self.remember(&live, now, end, began);
+        }
+    }
+
+    /// Takes a request out of those that live.
+    fn forget(&mut self, id: u64) -> Option<Live> {
+        let live = self.live.remove(&id)?;
+        if live.timeline.started.is_none() {
+            self.queued = self.queued.saturating_sub(1);
+            self.queued_tokens = self.queued_tokens.saturating_sub(live.timeline.prompt_tokens);
+        }
+        Some(live)
+    }
+
+    fn remember(&mut self, live: &Live, now: Instant, end: End, began: Instant) {
+        if matches!(end, End::Stop | End::Length) {
+            let took_s = now.saturating_duration_since(live.timeline.arrived).as_secs_f64();
+            self.usual_s += (took_s - self.usual_s) / 8.0;
+        }
+        if self.ended.len() == ENDED_SHOWN {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(live.timeline.entry(&live.name, began, Some((now, end))));
+    }
+}

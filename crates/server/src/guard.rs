@@ -1,0 +1,111 @@
+//! What every request passes, before it is known whether there is such a route: limits of its head, its host, its origin, its
+//! key. Whatever comes out has a request id.
+
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::app::{App, Shared, random};
+use crate::wire::errors::ApiError;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const ID_LENGTH_MAX: usize = 64;
+
+/// The outermost layer.
+pub async fn guard(State(app): State<Shared>, request: Request, next: Next) -> Response {
+    let arrived = Instant::now();
+    let (parts, body) = request.into_parts();
+    let id = request_id(&parts.headers);
+    let origin = allowed_origin(&app, &parts.headers);
+    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let mut response = match check(&app, &parts) {
+        Err(error) => error.into_response(),
+        Ok(()) if origin.is_some() && is_preflight(&parts) => preflight(&parts),
+        // A preflight has no key; what it asks about needs one.
+        Ok(()) => match app.keys.check(&path, &parts.headers) {
+            Err(error) => error.into_response(),
+            Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        },
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(origin) = origin {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
+    }
+    if app.dispatch.is_draining() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let status = response.status();
+    app.log.debug(|| {
+        let ms = arrived.elapsed().as_secs_f64() * 1e3;
+        // Debug's quotes and escapes keep a path on one line.
+        format!("{} {path:?} {} {ms:.1} ms {}", method, status.as_u16(), id.to_str().unwrap_or_default())
+    });
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+fn check(app: &App, parts: &Parts) -> Result<(), ApiError> {
+    let limits = &app.config.limits;
+    let header_bytes = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+    let bytes = parts.headers.iter().map(header_bytes).sum::<usize>();
+    let uri_bytes = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let too_large = |message: String| {
+        Err(ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message).code("head_too_large"))
+    };
+    if parts.headers.len() > limits.headers {
+        return too_large(format!(
+            "the request has {} headers; {} at most are taken",
+            parts.headers.len(),
+            limits.headers
+        ));
+    }
+    if bytes + uri_bytes > limits.head_bytes {
+        return too_large(format!(
+            "the request's head has {} bytes; {} at most are taken",
+            bytes + uri_bytes,
+            limits.head_bytes
+        ));
+    }
+    app.hosts.check(parts)
+}
+
+/// The client's own id, if it is short and plain; else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    let given = headers
+        .get(REQUEST_ID)
+        .filter(|id| (1..=ID_LENGTH_MAX).contains(&id.len()) && id.as_bytes().iter().all(is_plain));
+    given.cloned().unwrap_or_else(|| {
+        let id = format!("req-{:016x}", random().unwrap_or_default());
+        HeaderValue::from_str(&id).expect("hex digits are plain")
+    })
+}
+
+fn allowed_origin(app: &App, headers: &HeaderMap) -> Option<HeaderValue> {
+    let origin = headers.get(header::ORIGIN)?;
+    let is_allowed = |allowed: &String| allowed == "*" || allowed.as_bytes() == origin.as_bytes();
+    app.config.allowed_origins.iter().any(is_allowed).then(|| origin.clone())
+}
+
+fn is_preflight(parts: &Parts) -> bool {
+    parts.method == Method::OPTIONS && parts.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+fn preflight(parts: &Parts) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    // Clients send headers of their own (x-stainless-…), none of which does anything here.
+    if let Some(asked) = parts.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
+    }
+    response
+}

@@ -1,0 +1,50 @@
+//! The front of `anysplit serve`: OpenAI's API over HTTP, before an engine that is reached by a pair of channels.
+//!
+//! ```text
+//!  connection.rs   HTTP/1.1, deadlines for slow clients
+//!  guard.rs        limits of the head, Host, origin, key; request ids
+//!  routes/         one file per route, all in one table
+//!    body.rs       bytes ─▶ JSON, within limits
+//!    wire/         JSON ─▶ typed requests, by tables that /openapi.json reads too; and back
+//!    prompt.rs     messages ─▶ text ─▶ token ids
+//!    session.rs    engine requests of a HTTP request; events ─▶ text (choice.rs)
+//!    stream.rs     server-sent events
+//!  dispatch.rs     ToEngine / FromEngine: who waits for what, queue limits, times of requests
+//!  metrics/, rates.rs, status.rs   what is told of all that
+//! ```
+//!
+//! Nobody else knows HTTP or its JSON. Async threads only move bytes: text is worked on in `work.rs`.
+
+mod answer;
+mod app;
+mod auth;
+mod body;
+mod choice;
+mod config;
+mod connection;
+mod dispatch;
+mod guard;
+mod host;
+mod log;
+mod metrics;
+mod openapi;
+mod prompt;
+mod rates;
+mod routes;
+mod run;
+mod serve;
+mod session;
+mod status;
+mod stream;
+mod timeline;
+mod tools;
+mod wire;
+mod work;
+
+pub use config::{Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServerConfig, TextModel, Timeouts};
+pub use serve::{ServeError, serve};
+
+/// Method and path of each route.
+pub fn routes() -> Vec<(&'static str, &'static str)> {
+    routes::table().iter().map(|route| (route.method, route.path)).collect()
+}

@@ -1,0 +1,89 @@
+//! The OpenAPI document, made of the tables that requests are checked with.
+
+use serde_json::{Map, Value, json};
+
+use crate::auth::OPEN;
+use crate::routes::Route;
+use crate::wire::fields::Field;
+
+/// What the document says of a route.
+pub struct Doc {
+    /// In a few words.
+    pub summary: &'static str,
+    /// The type of its answer.
+    pub kind: &'static str,
+    /// The parameters of its body, and those that it must have.
+    pub body: Option<(&'static [&'static [Field]], &'static [&'static str])>,
+}
+
+/// The document of these routes.
+pub fn document(routes: &[Route], version: &str) -> Value {
+    let mut paths = Map::new();
+    for route in routes {
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        path[route.method.to_lowercase()] = operation(route);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {"title": "Anysplit", "version": version, "description": "OpenAI's API, with vLLM's additions."},
+        "paths": paths,
+        "security": [{"key": []}],
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Error": error_schema()},
+        },
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let answer = match (route.doc.kind, route.doc.body) {
+        ("application/json", _) => json!({"application/json": {"schema": {"type": "object"}}}),
+        (kind, _) => json!({kind: {"schema": {"type": "string"}}}),
+    };
+    let mut operation = json!({
+        "summary": route.doc.summary,
+        "operationId": format!("{} {}", route.method, route.path).replace(|c: char| !c.is_ascii_alphanumeric(), "_"),
+        "responses": {
+            "200": {"description": "As asked for", "content": answer},
+            "default": {
+                "description": "An error",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+            },
+        },
+    });
+    if route.path.ends_with("completions") {
+        operation["responses"]["200"]["content"]["text/event-stream"] = json!({"schema": {"type": "string"}});
+    }
+    if OPEN.contains(&route.path) {
+        operation["security"] = json!([]);
+    }
+    if let Some((_, rest)) = route.path.split_once('{') {
+        let name = rest.trim_end_matches('}');
+        operation["parameters"] =
+            json!([{"name": name, "in": "path", "required": true, "schema": {"type": "string"}}]);
+    }
+    if let Some((tables, required)) = route.doc.body {
+        let fields = tables.iter().flat_map(|table| table.iter());
+        let properties: Map<String, Value> =
+            fields.map(|field| (field.name.to_owned(), field.schema())).collect();
+        let schema = json!({
+            "type": "object", "required": required, "properties": properties, "additionalProperties": false,
+        });
+        operation["requestBody"] =
+            json!({"required": true, "content": {"application/json": {"schema": schema}}});
+    }
+    operation
+}
+
+fn error_schema() -> Value {
+    json!({
+        "type": "object", "required": ["error"],
+        "properties": {"error": {
+            "type": "object", "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"}, "type": {"type": "string"},
+                "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]},
+            },
+        }},
+    })
+}

@@ -1,0 +1,42 @@
+//! From messages and texts to token ids. For threads that may compute.
+
+use engine::text::{TextError, Tokenizer};
+
+use crate::wire::chat::ChatRequest;
+use crate::wire::errors::ApiError;
+
+/// The text of a conversation, as the model's template writes it.
+///
+/// # Errors
+/// 400 with the template's words.
+pub fn render(tokenizer: &Tokenizer, request: &ChatRequest) -> Result<String, ApiError> {
+    let template =
+        tokenizer.chat_template(request.tools.are_used()).map_err(|error| refused("messages", &error))?;
+    let rendered = template.render_json(&request.messages, request.add_generation_prompt, &request.variables);
+    let mut text = rendered.map_err(|error| match &error {
+        TextError::TemplateArgument { .. } => refused("chat_template_kwargs", &error),
+        _ => refused("messages", &error),
+    })?;
+    if request.continue_final {
+        // What the template writes behind the last message would end it.
+        let last =
+            request.messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
+        let last = last.trim();
+        let Some(start) = text.rfind(last) else {
+            let message = "continue_final_message: the chat template changes the last message, so it can't be gone on with";
+            return Err(ApiError::param("continue_final_message", message));
+        };
+        text.truncate(start + last.len());
+    }
+    Ok(text)
+}
+
+/// # Errors
+/// 400 if the tokenizer has no tokens for it.
+pub fn encode(tokenizer: &Tokenizer, text: &str, add_special: bool, at: &str) -> Result<Vec<u32>, ApiError> {
+    tokenizer.encode(text, add_special).map_err(|error| refused(at, &error))
+}
+
+fn refused(at: &str, error: &TextError) -> ApiError {
+    ApiError::param(at, error.to_string()).code("invalid_value")
+}

@@ -1,0 +1,186 @@
+//! `/v1/chat/completions`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use engine::Logprobs;
+use serde_json::{Value, json};
+
+use crate::answer::Head;
+use crate::app::Shared;
+use crate::choice::Delta;
+use crate::session::{Job, News, Session, Wanted, check_length, room};
+use crate::stream::{self, Broken, Sink};
+use crate::wire::chat::{CHAT, ChatRequest};
+use crate::wire::common::{Finish, SAMPLING};
+use crate::wire::errors::{ApiError, json_response};
+use crate::wire::fields::Checked;
+use crate::wire::logprobs::{TokenNames, chat_entry, prompt_entries};
+use crate::{body, prompt};
+
+/// Answers a conversation.
+pub async fn create(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
+    let arrived = Instant::now();
+    let info = app.dispatch.info()?;
+    let take = {
+        let (app, info) = (app.clone(), info.clone());
+        move |value: Value| {
+            let fields = Checked::new(value, &[CHAT, SAMPLING], &["messages"])?;
+            let request = ChatRequest::read(fields, &app.text.defaults)?;
+            app.model(request.common.model.as_deref())?;
+            let tokenizer = app.tokenizer("messages")?;
+            let text = prompt::render(tokenizer, &request)?;
+            let add_special = request.common.add_special.unwrap_or(false);
+            let prompt: Arc<[u32]> = prompt::encode(tokenizer, &text, add_special, "messages")?.into();
+            let room = room(&info, &prompt, "messages")?;
+            let job = Job { prompt, max_tokens: request.max_tokens.unwrap_or(room) };
+            check_length(&info, &job, "max_tokens")?;
+            Ok((request, job))
+        }
+    };
+    let (request, job) = body::json(&app, request, take).await?;
+    let common = &request.common;
+    let head = Head::new("chatcmpl", app.model(common.model.as_deref())?, common.streaming)?;
+    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: common.prompt_logprobs };
+    let jobs = std::slice::from_ref(&job);
+    let session = Session::begin(&app, &info, &head.id, arrived, common, jobs, wanted)?;
+    let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids);
+    let writer = Writer {
+        head,
+        names,
+        prompt: job.prompt,
+        has_logprobs: request.logprobs.is_some(),
+        has_ids: common.return_token_ids,
+    };
+    if common.streaming.stream { writer.stream(session).await } else { writer.whole(session).await }
+}
+
+/// Writes a session as chat completions.
+struct Writer {
+    head: Head,
+    names: TokenNames,
+    prompt: Arc<[u32]>,
+    has_logprobs: bool,
+    has_ids: bool,
+}
+
+/// A choice, as far as it has come.
+#[derive(Default)]
+struct Message {
+    text: String,
+    logprobs: Vec<Value>,
+    token_ids: Vec<u32>,
+    finish: Option<Finish>,
+}
+
+impl Writer {
+    async fn whole(self, mut session: Session) -> Result<Response, ApiError> {
+        let mut messages: Vec<Message> = Vec::new();
+        messages.resize_with(session.len(), Message::default);
+        let mut of_prompt: Vec<Option<Logprobs>> = Vec::new();
+        while let Some(news) = session.next().await? {
+            match news {
+                News::Prompt(0, logprobs) => of_prompt.extend(logprobs),
+                News::Prompt(..) => {}
+                News::Delta(index, delta) => {
+                    let message = &mut messages[index];
+                    message.logprobs.extend(self.entry(&delta));
+                    message.text.push_str(&delta.text);
+                    message.token_ids.extend(delta.token.map(|(id, _)| id));
+                    message.finish = delta.finish.or(message.finish.take());
+                }
+            }
+        }
+        let choices = messages.into_iter().enumerate().map(|(index, message)| {
+            let (reason, stop_reason) = reasons(&message.finish);
+            let mut choice = json!({
+                "index": index,
+                "message": {"role": "assistant", "content": message.text, "refusal": null},
+                "logprobs": self.logprobs(message.logprobs),
+                "finish_reason": reason, "stop_reason": stop_reason,
+            });
+            if self.has_ids {
+                choice["token_ids"] = message.token_ids.into();
+            }
+            choice
+        });
+        let mut answer = self.head.answer("chat.completion", choices.collect(), session.usage());
+        if !of_prompt.is_empty() {
+            answer["prompt_logprobs"] = prompt_entries(&self.names, &self.prompt, &of_prompt);
+        }
+        if self.has_ids {
+            answer["prompt_token_ids"] = self.prompt.to_vec().into();
+        }
+        Ok(json_response(StatusCode::OK, &answer))
+    }
+
+    async fn stream(self, mut session: Session) -> Result<Response, ApiError> {
+        // What is refused is an error with a status, so the first news decides on the head.
+        let first = session.next().await?;
+        Ok(stream::respond(|sink| self.write(session, first, sink)))
+    }
+
+    async fn write(self, mut session: Session, first: Option<News>, sink: Sink) -> Result<(), Broken> {
+        for index in 0..session.len() {
+            let mut role = chunk(index, json!({"role": "assistant", "content": ""}), Value::Null, &None);
+            if self.has_ids {
+                role["prompt_token_ids"] = self.prompt.to_vec().into();
+            }
+            sink.send(&self.head.chunk("chat.completion.chunk", role, session.usage())).await?;
+        }
+        let mut news = first;
+        while let Some(next) = news {
+            if let News::Delta(index, delta) = next {
+                let logprobs = self.logprobs(self.entry(&delta).into_iter().collect());
+                let has_news = !delta.text.is_empty() || !logprobs.is_null() || self.has_ids;
+                if has_news {
+                    let mut choice = chunk(index, json!({"content": delta.text}), logprobs, &None);
+                    if self.has_ids {
+                        choice["token_ids"] = delta.token.iter().map(|(id, _)| *id).collect();
+                    }
+                    sink.send(&self.head.chunk("chat.completion.chunk", choice, session.usage())).await?;
+                }
+                if delta.finish.is_some() {
+                    let last = chunk(index, json!({}), Value::Null, &delta.finish);
+                    sink.send(&self.head.chunk("chat.completion.chunk", last, session.usage())).await?;
+                }
+            }
+            news = session.next().await?;
+        }
+        match self.head.usage_chunk("chat.completion.chunk", session.usage()) {
+            Some(usage) => sink.send(&usage).await,
+            None => Ok(()),
+        }
+    }
+
+    fn entry(&self, delta: &Delta) -> Option<Value> {
+        let (id, logprobs) = delta.token.as_ref()?;
+        logprobs.as_ref().map(|logprobs| chat_entry(&self.names, *id, logprobs))
+    }
+
+    fn logprobs(&self, content: Vec<Value>) -> Value {
+        match self.has_logprobs {
+            true => json!({"content": content, "refusal": null}),
+            false => Value::Null,
+        }
+    }
+}
+
+fn chunk(index: usize, delta: Value, logprobs: Value, finish: &Option<Finish>) -> Value {
+    let (reason, stop_reason) = reasons(finish);
+    let mut choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason});
+    if finish.is_some() {
+        choice["stop_reason"] = stop_reason;
+    }
+    choice
+}
+
+fn reasons(finish: &Option<Finish>) -> (Value, Value) {
+    match finish {
+        None => (Value::Null, Value::Null),
+        Some(finish) => (finish.reason.name().into(), finish.stop_reason.clone()),
+    }
+}

@@ -1,0 +1,13 @@
+//! `/openapi.json`.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use crate::app::Shared;
+use crate::wire::errors::json_response;
+
+/// The document.
+pub async fn document(State(app): State<Shared>) -> Response {
+    json_response(StatusCode::OK, &crate::openapi::document(&super::table(), &app.config.version))
+}

@@ -1,0 +1,161 @@
+//! A server's life: it accepts connections, and when it is told to end it drains.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::app::{App, Shared, unix_s};
+use crate::auth::Keys;
+use crate::config::{Link, ServerConfig, TextModel};
+use crate::connection::{self, Phase};
+use crate::dispatch::Dispatch;
+use crate::host::Hosts;
+use crate::log::Log;
+use crate::routes;
+use crate::work::TextWork;
+
+/// How often it is seen whether the last request is over.
+const DRAIN_POLL: Duration = Duration::from_millis(10);
+/// For answers that are complete to reach their clients.
+const FLUSH: Duration = Duration::from_secs(2);
+/// After an accept that failed, most likely for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration can't be.
+    #[error("{0}")]
+    Config(&'static str),
+    /// The system refused something.
+    #[error("cannot {action}: {reason}")]
+    System {
+        /// What was to be done.
+        action: &'static str,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// Serves until `shutdown` completes, then drains: new requests are refused, running ones have
+/// `config.timeouts.shutdown`. At the end the worker is told to stop.
+///
+/// It serves from the start: `/health` answers while the model loads. A worker that fails ends its requests with errors and
+/// makes `/health` fail; the server goes on, and is ready again if the link says so.
+///
+/// # Errors
+/// [`ServeError`], before anything is accepted.
+pub async fn serve(
+    listener: TcpListener,
+    link: Link,
+    text: TextModel,
+    config: ServerConfig,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let app = start(&listener, link, text, config)?;
+    let router = routes::router(app.clone());
+    let (phase, _) = watch::channel(Phase::Serve);
+    let connections = Arc::new(Semaphore::new(app.config.limits.connections));
+    {
+        let mut accepts = pin!(accept(&listener, &app, &router, &connections, &phase));
+        tokio::select! {
+            () = accepts.as_mut() => {}
+            () = shutdown => {}
+        }
+        app.dispatch.drain();
+        app.log.info("shutting down: running requests are finished, new ones refused");
+        let deadline = Instant::now() + app.config.timeouts.shutdown;
+        tokio::select! {
+            () = accepts.as_mut() => {}
+            () = drained(&app, deadline) => {}
+        }
+    }
+    app.dispatch.abort_all();
+    // Answers that are being written end; connections without one close.
+    phase.send_replace(Phase::Finish);
+    let all = connections.acquire_many(app.config.limits.connections as u32);
+    if timeout(FLUSH, all).await.is_err() {
+        phase.send_replace(Phase::Close);
+    }
+    app.dispatch.stop_worker();
+    Ok(())
+}
+
+fn start(
+    listener: &TcpListener,
+    link: Link,
+    text: TextModel,
+    config: ServerConfig,
+) -> Result<Shared, ServeError> {
+    if config.served_model_names.is_empty() {
+        return Err(ServeError::Config("a served model needs a name"));
+    }
+    if config.api_keys.iter().any(String::is_empty) {
+        return Err(ServeError::Config("an API key is empty; give one that is not, or none"));
+    }
+    let failed = |action| move |reason: String| ServeError::System { action, reason };
+    let address = listener.local_addr().map_err(|e| failed("see the server's address")(e.to_string()))?;
+    let keys = Keys::new(&config.api_keys).map_err(|e| failed("get random bytes")(e.to_string()))?;
+    let log = Log(config.log_level);
+    let dispatch = Arc::new(Dispatch::new(link.to_engine, config.limits.queue, log));
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(2, 8);
+    let app = Arc::new(App {
+        dispatch: dispatch.clone(),
+        text,
+        work: TextWork::new(threads),
+        bodies: Arc::new(Semaphore::new((config.limits.body_bytes_total / 1024).clamp(1, u32::MAX as usize))),
+        keys,
+        hosts: Hosts::new(address.ip(), &config.allowed_hosts),
+        log,
+        created_unix_s: unix_s(),
+        config,
+    });
+    let reader = std::thread::Builder::new().name("engine-events".into());
+    let from_engine = link.from_engine;
+    reader.spawn(move || dispatch.read(&from_engine)).map_err(|e| failed("start a thread")(e.to_string()))?;
+    let who = if app.config.api_keys.is_empty() { "anyone who reaches it" } else { "holders of an API key" };
+    log.info(&format!(
+        "listening on http://{address} for {who}, as {}",
+        app.config.served_model_names.join(", ")
+    ));
+    Ok(app)
+}
+
+/// Waits until nothing runs, or the deadline.
+async fn drained(app: &App, deadline: Instant) {
+    while app.dispatch.live() > 0 && Instant::now() < deadline {
+        sleep(DRAIN_POLL).await;
+    }
+}
+
+/// Accepts for ever. Beyond the limit, connections wait in the system's queue.
+async fn accept(
+    listener: &TcpListener,
+    app: &Shared,
+    router: &Router,
+    connections: &Arc<Semaphore>,
+    phase: &watch::Sender<Phase>,
+) {
+    loop {
+        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                app.log.error(&format!("cannot accept a connection: {error}"));
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (app, router, phase) = (app.clone(), router.clone(), phase.subscribe());
+        tokio::spawn(async move {
+            connection::serve(stream, router, &app.config.limits, &app.config.timeouts, phase).await;
+            drop(permit);
+        });
+    }
+}
