@@ -8,7 +8,7 @@ use checkpoint::{
     json_bytes,
 };
 use engine::text::{TextError, Tokenizer};
-use engine::{Engine, EngineOptions, Plan};
+use engine::{Engine, EngineOptions, Grammars, Plan};
 use job::Fingerprint;
 use model::{KeptAs, ModelConfig};
 use serde_json::Value;
@@ -197,6 +197,13 @@ impl OpenModel {
     /// There is none, or it can't be used.
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>, CliError> {
         Ok(self.tokenizer.as_ref().map_err(TextError::clone)?)
+    }
+
+    /// What requests with grammars need, if there is a tokenizer.
+    pub fn grammars(&self) -> Option<Arc<Grammars>> {
+        let tokenizer = self.tokenizer.as_ref().ok()?.clone();
+        let (vocab_size, eos) = (self.config.vocab_size, self.config.eos_token_ids.clone());
+        Some(Arc::new(Grammars::new(tokenizer, vocab_size, eos)))
     }
 
     /// What all ranks of a job must agree on: this program, the model, how it is split and what it is kept in.

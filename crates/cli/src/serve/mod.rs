@@ -9,6 +9,8 @@ mod front;
 mod start_up;
 mod worker;
 
+use engine::EngineOptions;
+
 use crate::args::engine_options;
 use crate::error::CliError;
 use crate::membership::Membership;
@@ -22,9 +24,12 @@ pub fn run(args: &ServeArgs, membership: &Membership) -> Result<(), CliError> {
         return worker::live(args, &options, membership);
     }
     let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
-    match (membership.ranks(), membership.leads()) {
-        (None, _) => front::with_child(args, &model),
-        (Some(_), true) => front::with_rank_0(args, &options, membership, model),
-        (Some(_), false) => model.load(&options, membership, &args.run, true).map(drop),
+    if membership.ranks().is_none() {
+        return front::with_child(args, &model);
+    }
+    let options = EngineOptions { grammars: model.grammars(), ..options };
+    match membership.leads() {
+        true => front::with_rank_0(args, &options, membership, model),
+        false => model.load(&options, membership, &args.run, true).map(drop),
     }
 }
