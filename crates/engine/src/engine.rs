@@ -14,14 +14,13 @@ use crate::groups;
 use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
+use crate::pulse::RankPulse;
 use crate::replica::{Prepare, Replica};
-use crate::sampling::{self, Ask};
+use crate::sampling;
 use crate::savings::Savings;
 use crate::trace::{RankTrace, Recording};
 use crate::worker::{Command, Reply};
-use crate::{
-    Completion, EngineError, EngineOptions, GenerateRequest, Plan, RankPulse, RankReport, Timing, memory,
-};
+use crate::{Completion, EngineError, EngineOptions, GenerateRequest, Plan, RankReport, Timing, memory};
 
 /// Rows of a pipeline's step below which more steps would cost more than the stages' waiting.
 const MICRO_BATCH_ROWS: usize = 64;
@@ -421,9 +420,7 @@ impl Engine {
                 sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
                 logit_rows: (0..rows as u32).collect(),
             };
-            let asks = tokens[start + 1..=end].iter().map(|&target| Ask::Score { target, top: 0 }).collect();
-            let (copies, edits) = (Vec::new(), Vec::new());
-            self.leader.issue(&Command::Generate { copies, meta, edits, asks })?;
+            self.leader.issue(&Command::score(meta, &tokens[start + 1..=end]))?;
             on_their_way += 1;
             fill.issued(true);
             if on_their_way == most {
