@@ -10,17 +10,15 @@ use tensor::{DType, KV_BLOCK, KvDType, Part, SequenceSpan, StepMeta};
 use crate::bubble::{Bubble, Fill};
 use crate::call::Call;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
-use crate::groups;
-use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
 use crate::pulse::RankPulse;
 use crate::replica::{Prepare, Replica};
-use crate::sampling;
 use crate::savings::Savings;
 use crate::trace::{RankTrace, Recording};
 use crate::worker::{Command, Reply};
 use crate::{Completion, EngineError, EngineOptions, GenerateRequest, Plan, RankReport, Timing, memory};
+use crate::{groups, launch, sampling};
 
 /// Rows of a pipeline's step below which more steps would cost more than the stages' waiting.
 const MICRO_BATCH_ROWS: usize = 64;

@@ -311,7 +311,7 @@ mod tests {
         let two = [(1.0, 7), (1.0, 8)];
         let lse = 1.0 + 1000f64.ln();
         assert_eq!(choose(&params(0, 1.0, 0.0, 0.5004), &two, lse, false), Err(500));
-        assert_eq!(choose(&params(0, 0.75, 0.0, 0.1), &two, lse, false), Err(750));
+        assert_eq!(choose(&params(0, 0.7506, 0.0, 0.1), &two, lse, false), Err(750));
     }
 
     #[test]
