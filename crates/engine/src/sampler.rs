@@ -166,13 +166,17 @@ fn sample<D: Device>(
     loop {
         let candidates = head.top_k(rank, fewer.as_ref().unwrap_or(logits), k)?;
         let all = k >= head.vocab_size();
+        k *= MORE_CANDIDATES;
         for (&row, candidates) in left.iter().zip(&candidates) {
             check_finite(rank, candidates)?;
             let row = row as usize;
-            tokens[row] = match choices[row].greedy {
-                true => candidates.first().map(|c| c.1),
-                false => choose(&choices[row], candidates, sums[row], all),
-            };
+            match choices[row].greedy {
+                true => tokens[row] = candidates.first().map(|c| c.1),
+                false => match choose(&choices[row], candidates, sums[row], all) {
+                    Ok(token) => tokens[row] = Some(token),
+                    Err(needed) => k = k.max(needed),
+                },
+            }
         }
         let before = left.len();
         left.retain(|&row| tokens[row as usize].is_none());
@@ -182,7 +186,7 @@ fn sample<D: Device>(
         if left.len() < before {
             fewer = Some(logits.rows(rank.dev, &left));
         }
-        k = (k * MORE_CANDIDATES).min(head.vocab_size());
+        k = k.min(head.vocab_size());
     }
 }
 
@@ -200,10 +204,10 @@ pub(crate) fn not_finite<D: Device>(rank: Rank<D>, logit: f32) -> ModelError {
     })
 }
 
-/// The token of a row, or `None` if more candidates are needed. `all`: there are no more.
+/// The token of a row; or, if more candidates are needed, how many at least. `all`: there are no more.
 ///
 /// min-p and top-k cut the candidates first; top-p then keeps the fewest whose probabilities reach p.
-fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: bool) -> Option<u32> {
+fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: bool) -> Result<u32, usize> {
     // Those that are forbidden come last.
     let allowed = candidates.partition_point(|(logit, _)| *logit > f32::NEG_INFINITY);
     let (all, candidates) = (all || allowed < candidates.len(), &candidates[..allowed]);
@@ -217,8 +221,13 @@ fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: boo
     // The mass that probabilities are relative to: the cut's own, or everything.
     let total = match (choice.min_p > 0.0 || choice.top_k > 0, is_cut) {
         (true, true) => (0..cut).map(weight).sum(),
-        (true, false) => return None,
+        (true, false) => return Err(candidates.len() + 1),
         (false, _) => math::exp_f64(log_sum_exp - first),
+    };
+    // Those that follow weigh no more than the last.
+    let needed = |missing: f64| {
+        let more = missing / weight(candidates.len() - 1);
+        candidates.len().saturating_add((more as usize).max(1))
     };
     let cut = cut.min(candidates.len());
     let mut kept = cut;
@@ -233,7 +242,7 @@ fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: boo
         match reached {
             Some(last) => (kept, mass) = (last + 1, sum),
             None if is_cut => mass = sum,
-            None => return None,
+            None => return Err(needed(goal - sum)),
         }
     }
     let goal = choice.uniform * mass;
@@ -243,10 +252,10 @@ fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: boo
         sum > goal
     });
     match found {
-        Some(i) => Some(candidates[i].1),
+        Some(i) => Ok(candidates[i].1),
         // Rounding may leave the goal just above the sum of all.
-        None if is_cut || kept < cut => Some(candidates[kept - 1].1),
-        None => None,
+        None if is_cut || kept < cut => Ok(candidates[kept - 1].1),
+        None => Err(needed(goal - sum)),
     }
 }
 
@@ -268,32 +277,51 @@ mod tests {
     fn the_whole_distribution_is_walked_in_order() {
         let (c, lse) = four();
         let token = |u| choose(&params(0, 1.0, 0.0, u), &c, lse, true);
-        assert_eq!([0.0, 0.49, 0.51, 0.74, 0.76, 0.88, 0.999].map(token), [9, 9, 2, 2, 4, 5, 5].map(Some));
+        assert_eq!([0.0, 0.49, 0.51, 0.74, 0.76, 0.88, 0.999].map(token), [9, 9, 2, 2, 4, 5, 5].map(Ok));
     }
 
     #[test]
     fn cuts_renormalise() {
         let (c, lse) = four();
-        assert_eq!(choose(&params(1, 1.0, 0.0, 0.99), &c, lse, true), Some(9));
-        assert_eq!(choose(&params(2, 1.0, 0.0, 0.6), &c, lse, true), Some(9));
-        assert_eq!(choose(&params(2, 1.0, 0.0, 0.7), &c, lse, true), Some(2));
-        assert_eq!(choose(&params(0, 0.7, 0.0, 0.99), &c, lse, true), Some(2));
-        assert_eq!(choose(&params(0, 1.0, 0.3, 0.99), &c, lse, true), Some(2));
-        assert_eq!(choose(&params(0, 1e-9, 0.0, 0.99), &c, lse, true), Some(9));
+        assert_eq!(choose(&params(1, 1.0, 0.0, 0.99), &c, lse, true), Ok(9));
+        assert_eq!(choose(&params(2, 1.0, 0.0, 0.6), &c, lse, true), Ok(9));
+        assert_eq!(choose(&params(2, 1.0, 0.0, 0.7), &c, lse, true), Ok(2));
+        assert_eq!(choose(&params(0, 0.7, 0.0, 0.99), &c, lse, true), Ok(2));
+        assert_eq!(choose(&params(0, 1.0, 0.3, 0.99), &c, lse, true), Ok(2));
+        assert_eq!(choose(&params(0, 1e-9, 0.0, 0.99), &c, lse, true), Ok(9));
     }
 
     #[test]
     fn more_candidates_are_asked_for_only_when_they_matter() {
         let (c, lse) = four();
         let two = &c[..2];
-        assert_eq!(choose(&params(0, 1.0, 0.0, 0.6), two, lse, false), Some(2));
-        assert_eq!(choose(&params(0, 1.0, 0.0, 0.8), two, lse, false), None);
-        assert_eq!(choose(&params(0, 0.7, 0.0, 0.8), two, lse, false), Some(2));
-        assert_eq!(choose(&params(0, 0.8, 0.0, 0.1), two, lse, false), None);
-        assert_eq!(choose(&params(3, 1.0, 0.0, 0.1), two, lse, false), None);
-        assert_eq!(choose(&params(2, 1.0, 0.0, 0.1), two, lse, false), Some(9));
-        assert_eq!(choose(&params(0, 1.0, 0.2, 0.1), two, lse, false), None);
-        assert_eq!(choose(&params(0, 1.0, 0.6, 0.1), two, lse, false), Some(9));
+        assert_eq!(choose(&params(0, 1.0, 0.0, 0.6), two, lse, false), Ok(2));
+        assert_eq!(choose(&params(0, 1.0, 0.0, 0.8), two, lse, false), Err(3));
+        assert_eq!(choose(&params(0, 0.7, 0.0, 0.8), two, lse, false), Ok(2));
+        assert_eq!(choose(&params(0, 0.8, 0.0, 0.1), two, lse, false), Err(3));
+        assert_eq!(choose(&params(3, 1.0, 0.0, 0.1), two, lse, false), Err(3));
+        assert_eq!(choose(&params(2, 1.0, 0.0, 0.1), two, lse, false), Ok(9));
+        assert_eq!(choose(&params(0, 1.0, 0.2, 0.1), two, lse, false), Err(3));
+        assert_eq!(choose(&params(0, 1.0, 0.6, 0.1), two, lse, false), Ok(9));
+    }
+
+    #[test]
+    fn as_many_more_are_asked_for_as_it_takes_at_least() {
+        // A thousand that are equally probable: the first two say how many it takes.
+        let two = [(1.0, 7), (1.0, 8)];
+        let lse = 1.0 + 1000f64.ln();
+        assert_eq!(choose(&params(0, 1.0, 0.0, 0.5004), &two, lse, false), Err(500));
+        assert_eq!(choose(&params(0, 0.7506, 0.0, 0.1), &two, lse, false), Err(750));
+    }
+
+    #[test]
+    fn what_is_forbidden_is_not_chosen_even_by_rounding() {
+        let c = [(0.5, 3), (f32::NEG_INFINITY, 0), (f32::NEG_INFINITY, 1)];
+        for uniform in [0.0, 0.999_999_999_999] {
+            // The sum is a little more than the only one that is allowed.
+            assert_eq!(choose(&params(0, 1.0, 0.0, uniform), &c, 0.500_001, false), Ok(3));
+            assert_eq!(choose(&params(2, 0.9, 0.1, uniform), &c, 0.5, true), Ok(3));
+        }
     }
 
     #[test]

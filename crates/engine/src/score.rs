@@ -6,7 +6,6 @@ use tensor::{KV_BLOCK, SequenceSpan, StepMeta};
 
 use crate::bubble::Fill;
 use crate::leader::Leader;
-use crate::sampling::Ask;
 use crate::worker::{Command, Reply};
 use crate::{Engine, EngineError, Timing};
 
@@ -43,9 +42,7 @@ impl Engine {
                 sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
                 logit_rows: (0..rows as u32).collect(),
             };
-            let asks = tokens[start + 1..=end].iter().map(|&target| Ask::Score { target, top: 0 }).collect();
-            let (copies, edits) = (Vec::new(), Vec::new());
-            self.leader.issue(&Command::Generate { copies, meta, edits, asks })?;
+            self.leader.issue(&Command::score(meta, &tokens[start + 1..=end]))?;
             on_their_way += 1;
             fill.issued(true);
             if on_their_way == most {

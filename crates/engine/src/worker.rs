@@ -48,6 +48,14 @@ pub(crate) enum Command {
     Stop,
 }
 
+impl Command {
+    /// Runs a step and takes the log-probability of one id for each of its logit rows.
+    pub fn score(meta: StepMeta, targets: &[u32]) -> Self {
+        let asks = targets.iter().map(|&target| Ask::Score { target, top: 0 }).collect();
+        Command::Generate { copies: Vec::new(), meta, edits: Vec::new(), asks }
+    }
+}
+
 /// What a rank tells its leader.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {

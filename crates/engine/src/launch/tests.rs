@@ -11,7 +11,6 @@ use model::{ModelConfig, TpPlan};
 use tensor::{MOST_EVENTS, SequenceSpan, StepMeta, Timed};
 
 use super::*;
-use crate::sampling::Ask;
 
 /// Far longer than a test may take: nobody waits for it.
 const COMM_TIMEOUT: Duration = Duration::from_secs(60);
@@ -154,8 +153,7 @@ fn a_rank_that_fails_without_room_for_more_steps_leaves_those_before() {
     worker.begin_trace().unwrap();
     let sequences = vec![SequenceSpan { rows: 0..1, start: 0, block_table: vec![0] }];
     let meta = StepMeta { tokens: vec![1], sequences, logit_rows: vec![0] };
-    let asks = vec![Ask::Score { target: 2, top: 0 }];
-    worker.lead(&Command::Generate { copies: Vec::new(), meta, edits: Vec::new(), asks }).unwrap();
+    worker.lead(&Command::score(meta, &[2])).unwrap();
     (0..MOST_EVENTS).for_each(|_| worker.dev.span(Part::Text, || ()));
     assert!(!worker.dev.is_recording());
     leave_trace(&setup, &mut worker, &EngineError::Interrupted);

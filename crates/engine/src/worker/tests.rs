@@ -156,11 +156,9 @@ fn tokens_and_log_probabilities_are_those_of_score_on_any_split_and_in_any_chunk
         if name == "mixtral" {
             splits.push(context);
         }
-        for options in splits {
-            for chunk in [PROMPT, 7, 1] {
-                let got = Running::new(name, &options).answers(chunk);
-                assert!(got == want, "{name}, {options:?}, chunks of {chunk}: {got:?}, should be {want:?}");
-            }
+        for (options, chunk) in splits.iter().zip([7, PROMPT, 1, 20].into_iter().cycle()) {
+            let got = Running::new(name, options).answers(chunk);
+            assert!(got == want, "{name}, {options:?}, chunks of {chunk}: {got:?}, should be {want:?}");
         }
     }
 }
