@@ -136,7 +136,6 @@ impl Dispatch {
         match message {
             FromEngine::Loading { done, total } => self.state().worker = Worker::Loading(done, total),
             FromEngine::Ready(info) => {
-                self.log.info("ready: clients find the API at /v1, people a page at / and the API's description at /docs");
                 let mut state = self.state();
                 state.ranks = info.ranks.iter().map(RankState::loaded).collect();
                 state.progress = now;
@@ -170,10 +169,6 @@ impl Dispatch {
         let mut state = self.state();
         if matches!(state.worker, Worker::Failed(_)) {
             return;
-        }
-        // It was told to end.
-        if !state.is_draining || !state.live.is_empty() {
-            self.log.error(&message);
         }
         let error = ApiError::internal(format!("the engine failed: {message}")).code("engine_failed");
         state.worker = Worker::Failed(message);

@@ -119,11 +119,6 @@ fn start(
     let reader = std::thread::Builder::new().name("engine-events".into());
     let from_engine = link.from_engine;
     reader.spawn(move || dispatch.read(&from_engine)).map_err(|e| failed("start a thread")(e.to_string()))?;
-    let who = if app.config.api_keys.is_empty() { "anyone who reaches it" } else { "holders of an API key" };
-    log.info(&format!(
-        "listening on http://{address} for {who}, as {}",
-        app.config.served_model_names.join(", ")
-    ));
     Ok(app)
 }
 

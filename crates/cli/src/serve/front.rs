@@ -2,6 +2,7 @@
 
 use std::process::Child;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::EngineOptions;
@@ -11,7 +12,7 @@ use serde_json::Value;
 use server::{Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServerConfig, TextModel, Timeouts};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::args::LogLevelArg;
 use super::worker::{Worker, serve_here};
@@ -28,13 +29,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Serves with the ranks in a child process.
 pub fn with_child(args: &ServeArgs, model: &OpenModel) -> Result<(), CliError> {
     let front = Front::open(args, model)?;
-    let Worker { mut child, to_engine, from_engine } = Worker::start()?;
+    let Worker { child, to_engine, from_engine } = Worker::start()?;
+    let child = Arc::new(Mutex::new(child));
     let stop = to_engine.clone();
-    let link = Link { to_engine, from_engine: front.watched(from_engine)? };
-    let ended = front.runtime.block_on(front.serve(link));
+    let ended = {
+        let child = child.clone();
+        move || end(&mut child.lock().unwrap_or_else(PoisonError::into_inner))
+    };
+    let (from_engine, failure) = front.watched(from_engine, ended.clone())?;
+    front.runtime.block_on(front.serve(Link { to_engine, from_engine }, failure.clone()))?;
     let _ = stop.send(ToEngine::Stop);
-    end(&mut child);
-    ended
+    drop(ended());
+    failure.get()
 }
 
 /// Serves with rank 0 of a job in this process, on this thread.
@@ -47,8 +53,8 @@ pub fn with_rank_0(
     let front = Front::open(args, &model)?;
     let (to_engine, inbox) = channel();
     let (out, from_engine) = channel();
-    let link = Link { to_engine, from_engine: front.watched(from_engine)? };
-    let served = front.runtime.spawn(front.serve(link));
+    let (from_engine, failure) = front.watched(from_engine, || None)?;
+    let served = front.runtime.spawn(front.serve(Link { to_engine, from_engine }, failure));
     let progress = |done, total| drop(out.send(FromEngine::Loading { done, total }));
     let ran = model.load_with(options, membership, &args.run, true, &progress).and_then(|engine| {
         let engine = engine.expect("rank 0 has the engine");
@@ -68,7 +74,7 @@ pub fn with_rank_0(
 struct Front {
     runtime: Runtime,
     listener: std::net::TcpListener,
-    name: String,
+    start_up: start_up::Lines,
     text: TextModel,
     config: ServerConfig,
     is_quiet: bool,
@@ -93,13 +99,26 @@ impl Front {
             .enable_all()
             .build()?;
         let is_quiet = args.log_level == LogLevelArg::Error;
-        Ok(Front { runtime, listener, name: model.name.clone(), text, config, is_quiet })
+        let start_up = start_up::Lines {
+            model: model.name.clone(),
+            address: listener.local_addr()?,
+            names: config.served_model_names.clone(),
+            has_keys: !config.api_keys.is_empty(),
+        };
+        Ok(Front { runtime, listener, start_up, text, config, is_quiet })
     }
 
-    /// Shows how loading goes, and tells what is served once it is loaded, of what passes through.
-    fn watched(&self, from_engine: Receiver<FromEngine>) -> Result<Receiver<FromEngine>, CliError> {
+    /// Shows how loading goes, tells what is served once it is loaded, and notes how it fails, of what passes through. `ended`
+    /// says why there is no more, if that is a failure.
+    fn watched(
+        &self,
+        from_engine: Receiver<FromEngine>,
+        ended: impl FnOnce() -> Option<String> + Send + 'static,
+    ) -> Result<(Receiver<FromEngine>, Failure), CliError> {
         let (sender, receiver) = channel();
-        let (name, is_quiet) = (self.name.clone(), self.is_quiet);
+        let (is_quiet, lines) = (self.is_quiet, self.start_up.clone());
+        let failure = Failure::default();
+        let noted = failure.clone();
         let watch = move || {
             let bar = bytes_bar("loading", 0);
             for message in from_engine {
@@ -111,30 +130,73 @@ impl Front {
                     FromEngine::Ready(info) => {
                         bar.finish_and_clear();
                         if !is_quiet {
-                            start_up::lines(&name, info).iter().for_each(|line| eprintln!("{line}"));
+                            lines.of(info).iter().for_each(|line| eprintln!("{line}"));
                         }
                     }
-                    FromEngine::Failed { .. } => bar.finish_and_clear(),
+                    FromEngine::Failed { message, is_usage } => {
+                        bar.finish_and_clear();
+                        noted.note(message, *is_usage);
+                    }
                     _ => {}
                 }
                 if sender.send(message).is_err() {
-                    break;
+                    return;
                 }
+            }
+            if let Some(message) = ended() {
+                noted.note(&message, false);
+                let _ = sender.send(FromEngine::Failed { message, is_usage: false });
             }
         };
         std::thread::Builder::new().name("worker's news".into()).spawn(watch)?;
-        Ok(receiver)
+        Ok((receiver, failure))
     }
 
     /// Serves until a signal, or until the worker fails.
-    fn serve(&self, link: Link) -> impl Future<Output = Result<(), CliError>> + Send + 'static {
+    fn serve(
+        &self,
+        link: Link,
+        failure: Failure,
+    ) -> impl Future<Output = Result<(), CliError>> + Send + 'static {
         let (text, config) = (self.text.clone(), self.config.clone());
         let listener = self.listener.try_clone();
         async move {
             let listener = TcpListener::from_std(listener?)?;
             let asked = asked_to_end()?;
-            let served = server::serve(listener, link, text, config, async { drop(asked.await) }).await;
+            let end = async {
+                tokio::select! {
+                    _ = asked => {}
+                    () = failure.happens() => {}
+                }
+            };
+            let served = server::serve(listener, link, text, config, end).await;
             served.map_err(|e| CliError::failed(e.to_string()))
+        }
+    }
+}
+
+/// The first failure of a worker, once there is one.
+#[derive(Clone, Default)]
+struct Failure {
+    first: Arc<OnceLock<(String, bool)>>,
+    notify: Arc<Notify>,
+}
+
+impl Failure {
+    fn note(&self, message: &str, is_usage: bool) {
+        let _ = self.first.set((message.to_owned(), is_usage));
+        self.notify.notify_one();
+    }
+
+    async fn happens(&self) {
+        self.notify.notified().await;
+    }
+
+    fn get(&self) -> Result<(), CliError> {
+        match self.first.get() {
+            None => Ok(()),
+            Some((message, true)) => Err(CliError::Usage(message.clone())),
+            Some((message, false)) => Err(CliError::failed(message.clone())),
         }
     }
 }
@@ -160,17 +222,20 @@ fn asked_to_end() -> Result<oneshot::Receiver<i32>, CliError> {
     Ok(receiver)
 }
 
-/// Waits for the worker, and kills it if that takes long.
-fn end(child: &mut Child) {
+/// Waits for the worker, and kills it if that takes long. How it ended, if it did not end by itself and well.
+fn end(child: &mut Child) -> Option<String> {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         match child.try_wait() {
             Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-            _ => return,
+            Ok(Some(status)) if status.success() => return None,
+            Ok(Some(status)) => return Some(format!("the worker process ended by itself: {status}")),
+            Err(error) => return Some(format!("the worker process is lost: {error}")),
         }
     }
     let _ = child.kill();
     let _ = child.wait();
+    Some("the worker process did not end, and was killed".into())
 }
 
 fn config(args: &ServeArgs, model: &str) -> Result<ServerConfig, CliError> {
