@@ -123,3 +123,32 @@ fn every_plan_that_threads_and_processes_can_have_serves_the_same() {
         served.ends();
     }
 }
+
+#[test]
+fn a_stream_says_what_a_whole_answer_says() {
+    let served = Served::start("");
+    let mut request = json!({
+        "messages": [{"role": "user", "content": "What is a harbor?"}], "temperature": 0.8, "seed": 4, "n": 2,
+        "max_tokens": 30, "logprobs": true, "top_logprobs": 2,
+    });
+    let whole = served.post("/v1/chat/completions", &request).json();
+    request["stream"] = json!(true);
+    request["stream_options"] = json!({"include_usage": true});
+    let answer = served.post("/v1/chat/completions", &request);
+    assert!(answer.head.to_ascii_lowercase().contains("content-type: text/event-stream"), "{}", answer.head);
+    let mut events = answer.events();
+    let usage = events.pop().expect("usage comes last");
+    // The second time the prompt was in the cache.
+    assert_eq!(usage["usage"]["total_tokens"], whole["usage"]["total_tokens"]);
+    for index in 0..2 {
+        let of = |event: &&Value| event["choices"][0]["index"] == index;
+        let pieces = events.iter().filter(of).map(|event| event["choices"][0]["delta"]["content"].as_str());
+        let text: String = pieces.flatten().collect();
+        assert_eq!(text, whole["choices"][index]["message"]["content"].as_str().unwrap());
+        let logprobs =
+            events.iter().filter(of).filter_map(|e| e["choices"][0]["logprobs"]["content"].as_array());
+        let logprobs: Vec<Value> = logprobs.flatten().cloned().collect();
+        assert_eq!(json!(logprobs), whole["choices"][index]["logprobs"]["content"]);
+    }
+    served.ends();
+}

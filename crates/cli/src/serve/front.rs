@@ -1,18 +1,20 @@
 //! The front: HTTP and text, and a worker behind it.
 
 use std::process::Child;
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::EngineOptions;
-use engine::serving::{FromEngine, ToEngine};
+use engine::serving::{EngineInfo, FromEngine, ToEngine};
 use engine::text::TextError;
 use serde_json::Value;
-use server::{Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServerConfig, TextModel, Timeouts};
+use server::{
+    Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServeError, ServerConfig, TextModel, Timeouts,
+};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use super::args::LogLevelArg;
 use super::worker::{Worker, serve_here};
@@ -36,11 +38,12 @@ pub fn with_child(args: &ServeArgs, model: &OpenModel) -> Result<(), CliError> {
         let child = child.clone();
         move || end(&mut child.lock().unwrap_or_else(PoisonError::into_inner))
     };
-    let (from_engine, failure) = front.watched(from_engine, ended.clone())?;
-    front.runtime.block_on(front.serve(Link { to_engine, from_engine }, failure.clone()))?;
+    let link = front.link(to_engine, from_engine, ended.clone())?;
+    let served = front.runtime.block_on(front.serve(link));
+    // The server has told it, unless that failed.
     let _ = stop.send(ToEngine::Stop);
     drop(ended());
-    failure.get()
+    served
 }
 
 /// Serves with rank 0 of a job in this process, on this thread.
@@ -53,8 +56,8 @@ pub fn with_rank_0(
     let front = Front::open(args, &model)?;
     let (to_engine, inbox) = channel();
     let (out, from_engine) = channel();
-    let (from_engine, failure) = front.watched(from_engine, || None)?;
-    let served = front.runtime.spawn(front.serve(Link { to_engine, from_engine }, failure));
+    let link = front.link(to_engine, from_engine, || None)?;
+    let served = front.runtime.spawn(front.serve(link));
     let progress = |done, total| drop(out.send(FromEngine::Loading { done, total }));
     let ran = model.load_with(options, membership, &args.run, true, &progress).and_then(|engine| {
         let engine = engine.expect("rank 0 has the engine");
@@ -108,17 +111,15 @@ impl Front {
         Ok(Front { runtime, listener, start_up, text, config, is_quiet })
     }
 
-    /// Shows how loading goes, tells what is served once it is loaded, and notes how it fails, of what passes through. `ended`
-    /// says why there is no more, if that is a failure.
-    fn watched(
+    /// The way to a worker. How loading goes is shown on the way, and what is served once it is loaded. `ended` says why
+    /// nothing more comes, if that is a failure.
+    fn link(
         &self,
+        to_engine: Sender<ToEngine>,
         from_engine: Receiver<FromEngine>,
         ended: impl FnOnce() -> Option<String> + Send + 'static,
-    ) -> Result<(Receiver<FromEngine>, Failure), CliError> {
+    ) -> Result<Link, CliError> {
         let (sender, receiver) = channel();
-        let (is_quiet, lines) = (self.is_quiet, self.start_up.clone());
-        let failure = Failure::default();
-        let noted = failure.clone();
         let watch = move || {
             let bar = bytes_bar("loading", 0);
             for message in from_engine {
@@ -127,16 +128,7 @@ impl Front {
                         bar.set_length(*total);
                         bar.set_position(*done);
                     }
-                    FromEngine::Ready(info) => {
-                        bar.finish_and_clear();
-                        if !is_quiet {
-                            lines.of(info).iter().for_each(|line| eprintln!("{line}"));
-                        }
-                    }
-                    FromEngine::Failed { message, is_usage } => {
-                        bar.finish_and_clear();
-                        noted.note(message, *is_usage);
-                    }
+                    FromEngine::Ready(_) | FromEngine::Failed { .. } => bar.finish_and_clear(),
                     _ => {}
                 }
                 if sender.send(message).is_err() {
@@ -144,59 +136,31 @@ impl Front {
                 }
             }
             if let Some(message) = ended() {
-                noted.note(&message, false);
                 let _ = sender.send(FromEngine::Failed { message, is_usage: false });
             }
         };
         std::thread::Builder::new().name("worker's news".into()).spawn(watch)?;
-        Ok((receiver, failure))
+        let (is_quiet, lines) = (self.is_quiet, self.start_up.clone());
+        let ready = move |info: &EngineInfo| {
+            if !is_quiet {
+                lines.of(info).iter().for_each(|line| eprintln!("{line}"));
+            }
+        };
+        Ok(Link { to_engine, from_engine: receiver, ready: Box::new(ready) })
     }
 
     /// Serves until a signal, or until the worker fails.
-    fn serve(
-        &self,
-        link: Link,
-        failure: Failure,
-    ) -> impl Future<Output = Result<(), CliError>> + Send + 'static {
+    fn serve(&self, link: Link) -> impl Future<Output = Result<(), CliError>> + Send + 'static {
         let (text, config) = (self.text.clone(), self.config.clone());
         let listener = self.listener.try_clone();
         async move {
             let listener = TcpListener::from_std(listener?)?;
             let asked = asked_to_end()?;
-            let end = async {
-                tokio::select! {
-                    _ = asked => {}
-                    () = failure.happens() => {}
-                }
-            };
-            let served = server::serve(listener, link, text, config, end).await;
-            served.map_err(|e| CliError::failed(e.to_string()))
-        }
-    }
-}
-
-/// The first failure of a worker, once there is one.
-#[derive(Clone, Default)]
-struct Failure {
-    first: Arc<OnceLock<(String, bool)>>,
-    notify: Arc<Notify>,
-}
-
-impl Failure {
-    fn note(&self, message: &str, is_usage: bool) {
-        let _ = self.first.set((message.to_owned(), is_usage));
-        self.notify.notify_one();
-    }
-
-    async fn happens(&self) {
-        self.notify.notified().await;
-    }
-
-    fn get(&self) -> Result<(), CliError> {
-        match self.first.get() {
-            None => Ok(()),
-            Some((message, true)) => Err(CliError::Usage(message.clone())),
-            Some((message, false)) => Err(CliError::failed(message.clone())),
+            let served = server::serve(listener, link, text, config, async { drop(asked.await) }).await;
+            served.map_err(|error| match error {
+                ServeError::Worker { message, is_usage: true } => CliError::Usage(message),
+                other => CliError::failed(other.to_string()),
+            })
         }
     }
 }
@@ -268,6 +232,7 @@ fn config(args: &ServeArgs, model: &str) -> Result<ServerConfig, CliError> {
             LogLevelArg::Debug => LogLevel::Debug,
         },
         version: env!("CARGO_PKG_VERSION").into(),
+        ends_with_worker: true,
     })
 }
 
