@@ -193,7 +193,7 @@ fn end(child: &mut Child) -> Option<String> {
         match child.try_wait() {
             Ok(None) => std::thread::sleep(Duration::from_millis(5)),
             Ok(Some(status)) if status.success() => return None,
-            Ok(Some(status)) => return Some(format!("the worker process ended by itself: {status}")),
+            Ok(Some(status)) => return Some(format!("the worker process has ended ({status})")),
             Err(error) => return Some(format!("the worker process is lost: {error}")),
         }
     }
