@@ -1,0 +1,119 @@
+// The strip of ranks: what each did lately, and what it holds.
+
+import { Bar, shareWords } from "./charts.js";
+import { byId, element, setText } from "./dom.js";
+import { bytes, percent, seconds } from "./format.js";
+
+/** Shares are of so many seconds, since a rank tells of itself about once a second. */
+const WINDOW_S = 3;
+/** A rank that takes no step for so long, while requests run, is stalled. */
+const STALLED_S = 10;
+const DID = ["busy", "communication", "waiting"];
+/** Kinds of memory: their names here, and the fields that a rank tells them in, by itself or under `memory_bytes`. */
+const HOLDS = {
+  weights: ["weights", "weight_bytes"],
+  KV: ["kv_cache", "kv_cache_bytes"],
+  activations: ["activations", "activation_bytes"],
+  scratch: ["scratch", "scratch_bytes"],
+};
+
+class Rank {
+  /** What it told of itself, `{at, told}`; the oldest is at least `WINDOW_S` old if there is one. */
+  history = [];
+  progress = { at: 0, sum: -1 };
+
+  constructor(number) {
+    this.did = new Bar(DID);
+    this.holds = new Bar(Object.keys(HOLDS));
+    this.place = element("span", { class: "muted" });
+    this.word = element("span", { class: "word" });
+    this.state = element("span", { class: "state" }, element("span", { class: "dot" }), this.word);
+    this.shares = element("p", { class: "numbers" });
+    this.step = element("span", { class: "step" });
+    this.memory = element("p", { class: "numbers" });
+    this.root = element(
+      "li",
+      { class: "rank panel" },
+      element("div", { class: "rank-head" }, element("h3", { text: `Rank ${number}` }), this.place, this.state),
+      this.did.root,
+      element("div", { class: "split" }, this.shares, this.step),
+      this.holds.root,
+      this.memory,
+    );
+  }
+
+  /** What it told when the server was `at` seconds old. */
+  take(told, at, isRunning) {
+    const sum = told.busy_s + told.communication_s;
+    if (sum !== this.progress.sum || !isRunning) this.progress = { at, sum };
+    this.history.push({ at, told });
+    while (this.history.length > 2 && this.history[1].at <= at - WINDOW_S) this.history.shift();
+  }
+
+  draw(serverState, atMost) {
+    const { at, told } = this.history.at(-1);
+    const shares = this.#shares();
+    this.did.update(shares, shareWords(shares));
+    setText(this.place, placeWords(told));
+    setText(this.shares, `${percent(shares.busy)} busy, ${percent(shares.communication)} comm., ${percent(shares.waiting)} waiting`);
+    setText(this.step, `step ${seconds(told.last_step_s || NaN)}`);
+
+    const memory = memoryOf(told);
+    const ofMost = Object.entries(memory).map(([kind, held]) => [kind, atMost > 0 ? held / atMost : 0]);
+    const words = Object.entries(memory).map(([kind, held]) => `${kind} ${bytes(held)}`).join(", ");
+    this.holds.update(Object.fromEntries(ofMost), words);
+    if (this.shown !== words) this.memory.replaceChildren(...Object.entries(memory).map(legendItem));
+    this.shown = words;
+
+    const state = stateOf(serverState, shares, at - this.progress.at);
+    this.root.dataset.state = state;
+    setText(this.word, state);
+  }
+
+  #shares() {
+    const [first, last] = [this.history[0], this.history.at(-1)];
+    const elapsed = last.at - first.at;
+    const share = (field) => (elapsed > 0 ? Math.max(0, last.told[field] - first.told[field]) / elapsed : 0);
+    return { busy: share("busy_s"), communication: share("communication_s"), waiting: share("waiting_s") };
+  }
+}
+
+/** Gives what draws a status's ranks. */
+export const ranks = () => {
+  const known = new Map();
+  return ({ ranks, state, uptime_s, load }) => {
+    if (ranks.length > 0 && state !== "failed") {
+      for (const told of ranks) {
+        if (!known.has(told.rank)) {
+          known.set(told.rank, new Rank(told.rank));
+          byId("ranks").append(known.get(told.rank).root);
+        }
+        const rank = known.get(told.rank);
+        // Sums that shrink are those of a worker that was started again.
+        if (rank.history.at(-1)?.at > uptime_s || rank.history.at(-1)?.told.busy_s > told.busy_s) rank.history = [];
+        rank.take(told, uptime_s, load.running > 0);
+      }
+    }
+    const held = ({ told }) => Object.values(memoryOf(told)).reduce((sum, held) => sum + held, 0);
+    const atMost = Math.max(0, ...[...known.values()].map((rank) => held(rank.history.at(-1))));
+    known.forEach((rank) => rank.draw(state, atMost));
+    byId("ranks-empty").hidden = known.size > 0;
+  };
+};
+
+const stateOf = (serverState, shares, stillFor_s) => {
+  if (serverState === "failed") return "dead";
+  if (serverState === "loading") return "loading";
+  if (stillFor_s > STALLED_S) return "stalled";
+  return shares.busy + shares.communication + shares.waiting > 0.005 ? "working" : "idle";
+};
+
+const placeWords = ({ place: [dp, pp, tp], host }) => `dp ${dp} · pp ${pp} · tp ${tp}${host ? ` on ${host}` : ""}`;
+
+const memoryOf = (told) => {
+  const held = ([name, field]) => told.memory_bytes?.[name] ?? told[field] ?? 0;
+  return Object.fromEntries(Object.entries(HOLDS).map(([kind, fields]) => [kind, held(fields)]));
+};
+
+const legendItem = ([kind, held]) =>
+  element("span", { class: `key k-${kind}` }, `${kind} `, element("b", { text: bytes(held) }));
