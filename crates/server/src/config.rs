@@ -10,7 +10,7 @@ use engine::text::Tokenizer;
 /// How a server behaves.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// What clients may call the model; answers have the first. At least one.
+    /// What clients may call the model; answers to those that don't say have the first. At least one.
     pub served_model_names: Vec<String>,
     /// Keys, of which a request must have one; with none, no request needs any.
     pub api_keys: Vec<String>,

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::app::{App, Shared, unix_s};
+use crate::app::{App, Shared, token_bytes_max, unix_s};
 use crate::auth::Keys;
 use crate::config::{Link, ServerConfig, TextModel};
 use crate::connection::{self, Phase};
@@ -107,6 +107,7 @@ fn start(
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(2, 8);
     let app = Arc::new(App {
         dispatch: dispatch.clone(),
+        token_bytes_max: text.tokenizer.as_ref().map_or(1, |tokenizer| token_bytes_max(tokenizer)),
         text,
         work: TextWork::new(threads),
         bodies: Arc::new(Semaphore::new((config.limits.body_bytes_total / 1024).clamp(1, u32::MAX as usize))),

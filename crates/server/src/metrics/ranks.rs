@@ -1,6 +1,7 @@
 //! What single ranks hold and have spent. The only file that knows the engine's report of a rank.
 
 use std::fmt;
+use std::time::Duration;
 
 use engine::RankReport;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -69,8 +70,8 @@ pub fn rank_states(reports: &[RankReport]) -> Vec<RankState> {
 }
 
 fn rank_state(report: &RankReport) -> RankState {
-    let waited =
-        |step: &engine::StepReport| step.parts.iter().map(|part| part.waited.as_secs_f64()).sum::<f64>();
+    let steps = [&report.prefill, &report.decode].into_iter().flatten();
+    let waited: Duration = steps.flat_map(|step| &step.parts).map(|part| part.waited).sum();
     RankState {
         rank: report.rank,
         place: report.place,
@@ -78,7 +79,7 @@ fn rank_state(report: &RankReport) -> RankState {
         layers: report.layers,
         busy_s: report.busy_s,
         communication_s: report.all_reduce_s,
-        waiting_s: [&report.prefill, &report.decode].into_iter().flatten().map(waited).sum(),
+        waiting_s: waited.as_secs_f64(),
         last_step_s: report.decode.as_ref().or(report.prefill.as_ref()).map(|step| step.time().as_secs_f64()),
         memory_bytes: Memory {
             weights: report.packed_bytes.max(report.weight_bytes),

@@ -10,7 +10,7 @@ use engine::Logprobs;
 use serde_json::{Value, json};
 
 use crate::answer::Head;
-use crate::app::Shared;
+use crate::app::{App, Shared};
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
@@ -34,7 +34,8 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
             let tokenizer = app.tokenizer("messages")?;
             let text = prompt::render(tokenizer, &request)?;
             let add_special = request.common.add_special.unwrap_or(false);
-            let prompt: Arc<[u32]> = prompt::encode(tokenizer, &text, add_special, "messages")?.into();
+            let prompt: Arc<[u32]> =
+                prompt::encode(&app, info.max_model_len, &text, add_special, "messages")?.into();
             let room = room(&info, &prompt, "messages")?;
             let job = Job { prompt, max_tokens: request.max_tokens.unwrap_or(room) };
             check_length(&info, &job, "max_tokens")?;
@@ -55,7 +56,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
         has_logprobs: request.logprobs.is_some(),
         has_ids: common.return_token_ids,
     };
-    if common.streaming.stream { writer.stream(session).await } else { writer.whole(session).await }
+    if common.streaming.stream { writer.stream(session).await } else { writer.whole(&app, session).await }
 }
 
 /// Writes a session as chat completions.
@@ -77,7 +78,7 @@ struct Message {
 }
 
 impl Writer {
-    async fn whole(self, mut session: Session) -> Result<Response, ApiError> {
+    async fn whole(self, app: &App, mut session: Session) -> Result<Response, ApiError> {
         let mut messages: Vec<Message> = Vec::new();
         messages.resize_with(session.len(), Message::default);
         let mut of_prompt: Vec<Option<Logprobs>> = Vec::new();
@@ -94,27 +95,35 @@ impl Writer {
                 }
             }
         }
-        let choices = messages.into_iter().enumerate().map(|(index, message)| {
-            let (reason, stop_reason) = reasons(&message.finish);
-            let mut choice = json!({
-                "index": index,
-                "message": {"role": "assistant", "content": message.text, "refusal": null},
-                "logprobs": self.logprobs(message.logprobs),
-                "finish_reason": reason, "stop_reason": stop_reason,
-            });
-            if self.has_ids {
-                choice["token_ids"] = message.token_ids.into();
+        let usage = session.usage();
+        // A prompt's log-probabilities can be many names of tokens.
+        let write = move || {
+            let choices = messages.into_iter().enumerate();
+            let choices = choices.map(|(index, message)| self.whole_choice(index, message)).collect();
+            let mut answer = self.head.answer("chat.completion", choices, usage);
+            if !of_prompt.is_empty() {
+                answer["prompt_logprobs"] = prompt_entries(&self.names, &self.prompt, &of_prompt);
             }
-            choice
+            if self.has_ids {
+                answer["prompt_token_ids"] = self.prompt.to_vec().into();
+            }
+            Ok(json_response(StatusCode::OK, &answer))
+        };
+        app.work.run(write).await
+    }
+
+    fn whole_choice(&self, index: usize, message: Message) -> Value {
+        let (reason, stop_reason) = reasons(&message.finish);
+        let mut choice = json!({
+            "index": index,
+            "message": {"role": "assistant", "content": message.text, "refusal": null},
+            "logprobs": self.logprobs(message.logprobs),
+            "finish_reason": reason, "stop_reason": stop_reason,
         });
-        let mut answer = self.head.answer("chat.completion", choices.collect(), session.usage());
-        if !of_prompt.is_empty() {
-            answer["prompt_logprobs"] = prompt_entries(&self.names, &self.prompt, &of_prompt);
-        }
         if self.has_ids {
-            answer["prompt_token_ids"] = self.prompt.to_vec().into();
+            choice["token_ids"] = message.token_ids.into();
         }
-        Ok(json_response(StatusCode::OK, &answer))
+        choice
     }
 
     async fn stream(self, mut session: Session) -> Result<Response, ApiError> {

@@ -36,7 +36,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
             let (mut jobs, mut echoes) = (Vec::new(), Vec::new());
             for (i, one) in request.prompts.iter().enumerate() {
                 let at = if request.prompts.len() == 1 { "prompt".into() } else { format!("prompt[{i}]") };
-                let prompt = ids(&app, one, request.common.add_special, &at)?;
+                let prompt = ids(&app, info.max_model_len, one, request.common.add_special, &at)?;
                 let room = room(&info, &prompt, &at)?;
                 let job = Job { max_tokens: request.max_tokens(room), prompt };
                 check_length(&info, &job, "max_tokens")?;
@@ -65,14 +65,24 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
         prompt_logprobs: common.prompt_logprobs,
         has_ids: common.return_token_ids || app.text.tokenizer.is_none(),
     };
-    if common.streaming.stream { writer.stream(session).await } else { writer.whole(session).await }
+    if common.streaming.stream {
+        writer.stream(app, session).await
+    } else {
+        writer.whole(&app, session).await
+    }
 }
 
-fn ids(app: &App, prompt: &Prompt, add_special: Option<bool>, at: &str) -> Result<Arc<[u32]>, ApiError> {
+fn ids(
+    app: &App,
+    max_model_len: usize,
+    prompt: &Prompt,
+    add_special: Option<bool>,
+    at: &str,
+) -> Result<Arc<[u32]>, ApiError> {
     Ok(match prompt {
         Prompt::Ids(ids) => ids.as_slice().into(),
         Prompt::Text(text) => {
-            prompt::encode(app.tokenizer(at)?, text, add_special.unwrap_or(true), at)?.into()
+            prompt::encode(app, max_model_len, text, add_special.unwrap_or(true), at)?.into()
         }
     })
 }
@@ -167,40 +177,78 @@ impl Writer {
         choice
     }
 
-    async fn whole(self, mut session: Session) -> Result<Response, ApiError> {
+    async fn whole(self, app: &App, mut session: Session) -> Result<Response, ApiError> {
         let mut states = self.states(&session);
-        let mut pieces: Vec<Piece> = Vec::new();
-        pieces.resize_with(session.len(), Piece::default);
+        let mut deltas: Vec<Vec<Delta>> = Vec::new();
+        deltas.resize_with(session.len(), Vec::new);
         while let Some(news) = session.next().await? {
             match news {
                 News::Prompt(index, logprobs) => states[index].of_prompt.extend(logprobs),
-                News::Delta(index, delta) => self.add(&mut pieces[index], &mut states[index], index, delta),
+                News::Delta(index, delta) => deltas[index].push(delta),
             }
         }
-        let choices = pieces.into_iter().zip(&states).enumerate().map(|(index, (piece, state))| {
-            let mut choice = self.choice(index, piece);
-            let prompt = &self.prompts[index / self.n];
-            if let Some(top) = self.prompt_logprobs {
-                let cut: Vec<_> =
-                    state.of_prompt.iter().map(|logprobs| cut(logprobs.as_ref(), top)).collect();
-                choice["prompt_logprobs"] = prompt_entries(&self.names, prompt, &cut);
-            }
-            if self.has_ids {
-                choice["prompt_token_ids"] = prompt.to_vec().into();
-            }
-            choice
-        });
-        let answer = self.head.answer(OBJECT, choices.collect(), session.usage());
-        Ok(json_response(StatusCode::OK, &answer))
+        // A prompt's log-probabilities can be many names of tokens.
+        let usage = session.usage();
+        let write = move || {
+            let choices = deltas.into_iter().zip(states).enumerate();
+            let choices =
+                choices.map(|(index, (deltas, state))| self.whole_choice(index, deltas, state)).collect();
+            Ok(json_response(StatusCode::OK, &self.head.answer(OBJECT, choices, usage)))
+        };
+        app.work.run(write).await
     }
 
-    async fn stream(self, mut session: Session) -> Result<Response, ApiError> {
+    fn whole_choice(&self, index: usize, deltas: Vec<Delta>, mut state: Progress) -> Value {
+        let mut piece = Piece::default();
+        deltas.into_iter().for_each(|delta| self.add(&mut piece, &mut state, index, delta));
+        let mut choice = self.choice(index, piece);
+        let prompt = &self.prompts[index / self.n];
+        if let Some(top) = self.prompt_logprobs {
+            let cut: Vec<_> = state.of_prompt.iter().map(|logprobs| cut(logprobs.as_ref(), top)).collect();
+            choice["prompt_logprobs"] = prompt_entries(&self.names, prompt, &cut);
+        }
+        if self.has_ids {
+            choice["prompt_token_ids"] = prompt.to_vec().into();
+        }
+        choice
+    }
+
+    async fn stream(self, app: Shared, mut session: Session) -> Result<Response, ApiError> {
         // What is refused is an error with a status, so the first news decides on the head.
         let first = session.next().await?;
-        Ok(stream::respond(|sink| self.write(session, first, sink)))
+        Ok(stream::respond(|sink| Arc::new(self).write(app, session, first, sink)))
     }
 
-    async fn write(self, mut session: Session, first: Option<News>, sink: Sink) -> Result<(), Broken> {
+    /// What a token came to; before it the prompt, if it comes back, which can be many names of tokens.
+    async fn piece(
+        self: &Arc<Self>,
+        app: &App,
+        state: &mut Progress,
+        index: usize,
+        delta: Delta,
+    ) -> Result<Piece, ApiError> {
+        let mut piece = Piece::default();
+        if state.has_begun || self.echoes.is_empty() {
+            self.add(&mut piece, state, index, delta);
+            return Ok(piece);
+        }
+        let (writer, mut moved) = (self.clone(), std::mem::take(state));
+        let add = move || {
+            writer.add(&mut piece, &mut moved, index, delta);
+            Ok((piece, moved))
+        };
+        let (piece, moved) = app.work.run(add).await?;
+        *state = moved;
+        Ok(piece)
+    }
+
+    async fn write(
+        self: Arc<Self>,
+        app: Shared,
+        mut session: Session,
+        first: Option<News>,
+        sink: Sink,
+    ) -> Result<(), Broken> {
         let mut states = self.states(&session);
         let mut news = first;
         while let Some(next) = news {
@@ -208,8 +256,7 @@ impl Writer {
                 News::Prompt(index, logprobs) => states[index].of_prompt.extend(logprobs),
                 News::Delta(index, delta) => {
                     let is_first = !states[index].has_begun;
-                    let mut piece = Piece::default();
-                    self.add(&mut piece, &mut states[index], index, delta);
+                    let piece = self.piece(&app, &mut states[index], index, delta).await?;
                     let has_news = !piece.text.is_empty()
                         || !piece.logprobs.is_empty()
                         || piece.finish.is_some()

@@ -1,0 +1,131 @@
+//! Routes that tell of the server.
+
+use serde_json::{Value, json};
+use server::ServerConfig;
+
+use super::client::{get, post};
+use super::engine::{Harness, ids, says_text, tokenizer, until};
+
+#[test]
+fn texts_and_conversations_become_tokens_and_back() {
+    let server = Harness::new(Default::default(), says_text);
+    let text = "The harbor — héron";
+    let answer =
+        post(server.address, "/tokenize", &json!({"prompt": text, "return_token_strs": true})).json();
+    let expected = tokenizer().encode(text, true).unwrap();
+    assert_eq!((&answer["tokens"], &answer["count"]), (&json!(expected), &json!(expected.len())));
+    assert_eq!((&answer["max_model_len"], &answer["token_strs"][0]), (&json!(256), &json!("<|bos|>")));
+    let plain =
+        post(server.address, "/tokenize", &json!({"prompt": text, "add_special_tokens": false})).json();
+    assert_eq!(plain["tokens"], json!(ids(text)));
+    let back = post(server.address, "/detokenize", &json!({"tokens": ids(text)})).json();
+    assert_eq!(back, json!({"prompt": text}));
+    let chat =
+        post(server.address, "/tokenize", &json!({"messages": [{"role": "user", "content": "a"}]})).json();
+    assert_eq!(chat["tokens"], json!(ids("<|bos|><|user|>a<|end|><|assistant|>")));
+}
+
+#[test]
+fn models_are_the_names_that_are_served() {
+    let config =
+        ServerConfig { served_model_names: vec!["demo".into(), "alias/of it".into()], ..Default::default() };
+    let server = Harness::new(config, says_text);
+    let list = get(server.address, "/v1/models").json();
+    assert_eq!((&list["object"], &list["data"][0]["id"]), (&json!("list"), &json!("demo")));
+    assert_eq!(
+        (&list["data"][1]["id"], &list["data"][1]["max_model_len"]),
+        (&json!("alias/of it"), &json!(256))
+    );
+    assert_eq!(get(server.address, "/v1/models/demo").json()["object"], "model");
+    assert_eq!(get(server.address, "/v1/models/alias%2Fof%20it").json()["root"], "demo");
+    let answer =
+        post(server.address, "/v1/completions", &json!({"model": "alias/of it", "prompt": "a"})).json();
+    assert_eq!(answer["model"], "alias/of it", "as it was asked for");
+    let answer = get(server.address, "/version").json();
+    assert!(answer["version"].is_string());
+}
+
+#[test]
+fn metrics_have_vllms_names_and_count() {
+    let server = Harness::new(Default::default(), says_text);
+    post(server.address, "/v1/completions", &json!({"prompt": "a", "max_tokens": 3}));
+    let text = || get(server.address, "/metrics").text();
+    // The load comes behind the tokens, the ranks' report behind the first look.
+    until("metrics tell of the request", || {
+        let text = text();
+        text.contains("generation_tokens_total{model_name=\"model\"} 3")
+            && text.contains("rank_busy_seconds_total{model_name=\"model\",rank=\"1\"} 1.5")
+    });
+    let text = text();
+    assert!(text.ends_with("# EOF\n"));
+    for line in [
+        "anysplit:num_requests_running{model_name=\"model\"} 0",
+        "anysplit:num_requests_waiting{model_name=\"model\"} 0",
+        "anysplit:kv_cache_usage_perc{model_name=\"model\"} 0",
+        "anysplit:prefix_cache_queries_total{",
+        "anysplit:prefix_cache_hits_total{",
+        "anysplit:num_preemptions_total{",
+        "anysplit:prompt_tokens_total{",
+        "anysplit:request_success_total{model_name=\"model\",finished_reason=\"length\"} 1",
+        "anysplit:iteration_tokens_total_bucket{",
+        "anysplit:time_to_first_token_seconds_count{model_name=\"model\"} 1",
+        "anysplit:inter_token_latency_seconds_count{model_name=\"model\"} 2",
+        "anysplit:request_time_per_output_token_seconds_count{model_name=\"model\"} 1",
+        "anysplit:e2e_request_latency_seconds_count{model_name=\"model\"} 1",
+        "anysplit:request_queue_time_seconds_count{",
+        "anysplit:request_prefill_time_seconds_count{",
+        "anysplit:request_decode_time_seconds_count{",
+        "anysplit:request_inference_time_seconds_count{",
+        "anysplit:cache_config_info{",
+        "anysplit:rank_memory_bytes{",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn status_tells_of_requests_and_never_what_they_say() {
+    let config = ServerConfig { api_keys: vec!["k-secret".into()], ..Default::default() };
+    let server = Harness::new(config, says_text);
+    let headers = [("Authorization", "Bearer k-secret"), ("Content-Type", "application/json")];
+    let body = json!({"prompt": "a harbor secret", "max_tokens": 4}).to_string();
+    super::client::send(server.address, "POST", "/v1/completions", &headers, body.as_bytes());
+    let response = super::client::send(server.address, "GET", "/status", &headers, b"");
+    let status = response.json();
+    assert_eq!((&status["state"], &status["model"]), (&json!("ready"), &json!("model")));
+    assert_eq!(status["engine"]["parallel"]["tp"], 2);
+    assert_eq!(status["ranks"].as_array().unwrap().len(), 2);
+    let entry = &status["requests"][0];
+    assert_eq!((&entry["state"], &entry["finish_reason"]), (&json!("ended"), &json!("length")));
+    assert_eq!((&entry["completion_tokens"], &entry["cached_tokens"]), (&json!(4), &json!(1)));
+    let times =
+        ["arrived_s", "started_s", "first_token_s", "ended_s"].map(|name| entry[name].as_f64().unwrap());
+    assert!(times.is_sorted(), "{times:?}");
+    assert!(status["rates"]["ttft_ms_p50"].is_number() && status["load"]["steps"].is_number());
+    assert!(!response.text().contains("secret"));
+}
+
+#[test]
+fn the_document_has_every_route_and_parameter_and_a_page() {
+    let server = Harness::new(Default::default(), says_text);
+    let document = get(server.address, "/openapi.json").json();
+    for (method, path) in server::routes() {
+        assert!(document["paths"][path][method.to_lowercase()].is_object(), "{method} {path}");
+    }
+    let schema = |path: &str| -> Value {
+        document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"].clone()
+    };
+    let chat = schema("/v1/chat/completions");
+    assert_eq!(chat["properties"]["n"]["maximum"], 128);
+    assert_eq!(chat["required"], json!(["messages"]));
+    assert_eq!(schema("/v1/completions")["additionalProperties"], false);
+    for page in ["/", "/docs", "/page/docs.js", "/page/style.css"] {
+        let response = get(server.address, page);
+        assert_eq!(response.status, 200, "{page}");
+        assert!(
+            !response.text().contains("http://") && !response.text().contains("https://"),
+            "{page} loads nothing from elsewhere"
+        );
+        assert!(response.header("content-security-policy").unwrap().contains("default-src 'self'"));
+    }
+}

@@ -1,0 +1,192 @@
+//! Loading, limits, deadlines, draining, and a worker that dies.
+
+use std::io::BufReader;
+use std::io::Write;
+use std::time::Duration;
+
+use engine::serving::{Event, FromEngine, ToEngine};
+use serde_json::json;
+use server::{Limits, QueueLimits, ServerConfig, Timeouts};
+
+use super::client::{chunk, connect, get, head, post, read};
+use super::engine::{Harness, ids, info, never_ends, never_starts, says_text, until, waits_on_request};
+
+const PATH: &str = "/v1/completions";
+const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
+
+fn timeouts(timeouts: Timeouts) -> ServerConfig {
+    ServerConfig { timeouts, ..Default::default() }
+}
+
+#[test]
+fn a_server_answers_while_its_model_loads() {
+    let server = Harness::loading(Default::default(), says_text);
+    let body = json!({"prompt": "a"});
+    assert_eq!(get(server.address, "/health").json()["status"], "loading");
+    assert_eq!(get(server.address, "/ready").error().0, 503);
+    assert_eq!(get(server.address, "/v1/models").error().1, "model_loading");
+    assert_eq!(get(server.address, "/status").json()["state"], "loading");
+    server.tell(FromEngine::Loading { done: 30, total: 60 });
+    until("the share is told", || post(server.address, PATH, &body).text().contains("50 %"));
+    server.tell(FromEngine::Ready(info()));
+    until("the model is loaded", || get(server.address, "/ready").status == 200);
+    assert_eq!(post(server.address, PATH, &body).status, 200);
+}
+
+#[test]
+fn a_full_queue_is_429_with_a_time_and_has_room_again_when_a_client_leaves() {
+    let limits = Limits { queue: QueueLimits { requests: 2, tokens: 100 }, ..Default::default() };
+    let server = Harness::new(ServerConfig { limits, ..Default::default() }, never_starts);
+    let waits = |body: &serde_json::Value| {
+        let mut stream = connect(server.address);
+        stream.write_all(&head("POST", PATH, JSON, body.to_string().as_bytes())).unwrap();
+        (stream, server.submitted().0)
+    };
+    let body = json!({"prompt": [5, 6]});
+    let (first, id) = waits(&body);
+    let _second = waits(&body);
+    let refused = post(server.address, PATH, &body);
+    assert_eq!(refused.error(), (429, "queue_full".into(), String::new()));
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&seconds));
+    drop(first);
+    server.aborted(id);
+    let _third = waits(&body);
+    let never = post(server.address, PATH, &json!({"prompt": [5], "n": 3}));
+    assert_eq!(never.error(), (400, "request_too_large".into(), String::new()), "waiting would not help");
+}
+
+#[test]
+fn tokens_of_the_queue_count_too() {
+    let limits = Limits { queue: QueueLimits { requests: 100, tokens: 5 }, ..Default::default() };
+    let server = Harness::new(ServerConfig { limits, ..Default::default() }, never_starts);
+    let mut stream = connect(server.address);
+    stream.write_all(&head("POST", PATH, JSON, b"{\"prompt\": [5, 6, 7]}")).unwrap();
+    server.submitted();
+    assert_eq!(post(server.address, PATH, &json!({"prompt": [5, 6, 7]})).status, 429);
+}
+
+#[test]
+fn a_request_has_a_deadline() {
+    let config = timeouts(Timeouts { request: Some(Duration::from_millis(50)), ..Default::default() });
+    let server = Harness::new(config, never_ends);
+    assert_eq!(post(server.address, PATH, &json!({"prompt": "a"})).error().1, "request_timeout");
+    let (id, _) = server.submitted();
+    server.aborted(id);
+    // With an event, or with a status if it passed before the first token.
+    let streamed = post(server.address, PATH, &json!({"prompt": "a", "stream": true}));
+    assert!(streamed.text().contains("request_timeout"));
+}
+
+#[test]
+fn ready_fails_while_work_waits_and_no_step_comes() {
+    let config = timeouts(Timeouts { step: Duration::from_millis(20), ..Default::default() });
+    let server = Harness::new(config, never_ends);
+    let mut stream = connect(server.address);
+    stream.write_all(&head("POST", PATH, JSON, b"{\"prompt\": \"a\"}")).unwrap();
+    let (id, _) = server.submitted();
+    until("it is not ready", || get(server.address, "/ready").status == 503);
+    assert_eq!(get(server.address, "/ready").error().1, "engine_stalled");
+    assert_eq!(get(server.address, "/health").status, 200);
+    let token = Event::Token { id, token: 9, logprobs: None, end: Some(engine::FinishReason::Length) };
+    server.tell(FromEngine::Events(vec![token]));
+    until("it is ready again", || get(server.address, "/ready").status == 200);
+}
+
+#[test]
+fn a_worker_that_dies_ends_what_runs_with_errors() {
+    let mut server = Harness::new(Default::default(), never_ends);
+    let mut whole = BufReader::new(connect(server.address));
+    whole.get_mut().write_all(&head("POST", PATH, JSON, b"{\"prompt\": \"a\"}")).unwrap();
+    let mut streamed = BufReader::new(connect(server.address));
+    streamed
+        .get_mut()
+        .write_all(&head("POST", PATH, JSON, b"{\"prompt\": \"a\", \"stream\": true}"))
+        .unwrap();
+    server.submitted();
+    server.submitted();
+    server.tell(FromEngine::Failed { message: "rank 1 was killed".into(), is_usage: false });
+    let whole = read(&mut whole).unwrap();
+    assert_eq!(whole.error().0, 500);
+    assert!(whole.text().contains("rank 1 was killed"));
+    let streamed = read(&mut streamed).unwrap();
+    match streamed.status {
+        200 => {
+            assert!(streamed.text().contains("rank 1 was killed") && streamed.text().ends_with("[DONE]\n\n"))
+        }
+        // It died before the first token was told of.
+        status => assert_eq!(status, 500),
+    }
+    assert_eq!(get(server.address, "/health").error().0, 503);
+    assert_eq!(get(server.address, "/ready").error().0, 503);
+    assert_eq!(post(server.address, PATH, &json!({"prompt": "a"})).error().1, "engine_failed");
+    // A new worker of the same link is welcome.
+    server.tell(FromEngine::Ready(info()));
+    until("it is ready again", || get(server.address, "/ready").status == 200);
+    server.shut_down();
+    server.sees("its end", |message| matches!(message, ToEngine::Stop).then_some(()));
+    server.ends();
+}
+
+#[test]
+fn a_drain_finishes_what_runs_and_refuses_what_comes() {
+    let mut server = Harness::new(Default::default(), waits_on_request);
+    let mut running = BufReader::new(connect(server.address));
+    let body = json!({"prompt": "please wait", "stream": true}).to_string();
+    running.get_mut().write_all(&head("POST", PATH, JSON, body.as_bytes())).unwrap();
+    let (id, _) = server.submitted();
+    server.shut_down();
+    until("it drains", || get(server.address, "/ready").status == 503);
+    let refused = post(server.address, PATH, &json!({"prompt": "a"}));
+    assert_eq!(refused.error(), (503, "shutting_down".into(), String::new()));
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert_eq!(get(server.address, "/health").status, 200);
+    let last =
+        Event::Token { id, token: ids(" b")[0], logprobs: None, end: Some(engine::FinishReason::Length) };
+    server.tell(FromEngine::Events(vec![last]));
+    let answer = read(&mut running).unwrap();
+    let text: String = answer.events().iter().map(|e| e["choices"][0]["text"].as_str().unwrap()).collect();
+    assert_eq!(text, " a b");
+    server.ends();
+    assert!(std::net::TcpStream::connect(server.address).is_err());
+}
+
+#[test]
+fn a_drain_has_an_end() {
+    let config = timeouts(Timeouts { shutdown: Duration::from_millis(50), ..Default::default() });
+    let mut server = Harness::new(config, never_ends);
+    let mut running = BufReader::new(connect(server.address));
+    running.get_mut().write_all(&head("POST", PATH, JSON, b"{\"prompt\": \"a\", \"stream\": true}")).unwrap();
+    let (id, _) = server.submitted();
+    until("its stream begins", || get(server.address, "/status").json()["requests"][0]["state"] == "decode");
+    server.shut_down();
+    server.aborted(id);
+    server.ends();
+    let answer = read(&mut running).unwrap();
+    assert!(answer.text().contains("shutting_down"), "{}", answer.text());
+}
+
+#[test]
+fn tokens_come_one_by_one() {
+    let server = Harness::new(Default::default(), never_ends);
+    let mut stream = BufReader::new(connect(server.address));
+    stream.get_mut().write_all(&head("POST", PATH, JSON, b"{\"prompt\": \"a\", \"stream\": true}")).unwrap();
+    let (id, _) = server.submitted();
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        std::io::BufRead::read_line(&mut stream, &mut line).unwrap();
+    }
+    let token = |word: &str| ids(word)[0];
+    for word in [" a", " b", " c"] {
+        // The engine has said the first one; the others it says once the one before was read.
+        if word != " a" {
+            let event = Event::Token { id, token: token(word), logprobs: None, end: None };
+            server.tell(FromEngine::Events(vec![event]));
+        }
+        let event = String::from_utf8(chunk(&mut stream).unwrap()).unwrap();
+        assert!(event.contains(&format!("\"text\":\"{word}\"")), "{event}");
+    }
+    drop(stream);
+    server.aborted(id);
+}
