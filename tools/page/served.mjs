@@ -38,12 +38,12 @@ const served = async (binary, args, use) => {
 };
 
 const chats = async (page) => {
-  await page.waitForFunction(() => document.getElementById("send") && document.querySelector(".rank"));
+  await page.waitForFunction(() => document.getElementById("send") && document.querySelector("#ranks li"));
   await ask(page, "Tell me a story about a fox.");
   check((await answered(page)).length > 20, "there is no answer");
   await page.waitForFunction(() => /first after/.test(document.querySelector(".facts").textContent));
   await page.waitForFunction(() => Number(document.querySelector(".tile .value").textContent) > 0);
-  check((await page.locator(".rank").count()) === 2, "not both ranks show");
+  check((await page.locator("#ranks li").count()) === 2, "not both ranks show");
   const tiles = (await page.locator(".tile").allTextContents()).join(" | ");
   check(/Time to first token[\d.]+m?s/.test(tiles) && /KV cache in use\d+%/.test(tiles), `a tile is empty: ${tiles}`);
   check((await page.locator("#waterfall .k-decode").count()) > 0, "the waterfall is empty");

@@ -122,6 +122,8 @@ export const chat = (onRefused) => {
     log.append(turn.root);
     question.value = "";
     fit(question);
+    // The button that had the focus is about to go.
+    question.focus();
     answer(turn);
   };
 

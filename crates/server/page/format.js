@@ -7,6 +7,9 @@ const fixed = (value, digits) => value.toLocaleString("en", { minimumFractionDig
 /** So many of something. */
 export const count = (value) => (isKnown(value) ? fixed(value, 0) : NONE);
 
+/** So many of something large. */
+export const compact = (value) => value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });
+
 /** How many a second: three digits that matter. */
 export const rate = (value) => (isKnown(value) ? fixed(value, value > 0 && value < 99.95 ? 1 : 0) : NONE);
 

@@ -2,12 +2,12 @@
 
 import { Bar, Sparkline } from "./charts.js";
 import { byId, element, setText } from "./dom.js";
-import { count, milliseconds, percent, rate } from "./format.js";
+import { compact, count, milliseconds, percent, rate } from "./format.js";
 
 /** A name, its value, a line below, and a drawing. */
 class Tile {
   constructor(name, drawing) {
-    this.value = element("span", { class: "value" });
+    this.value = element("span", { class: "value", text: "–" });
     this.unit = element("span", { class: "unit" });
     this.note = element("dd", { class: "note muted" });
     const figure = element("dd", { class: "figure" }, this.value, this.unit);
@@ -28,7 +28,7 @@ export const load = () => {
   const lines = { speed: new Sparkline(), ttft: new Sparkline(), itl: new Sparkline(), requests: new Sparkline(), hits: new Sparkline() };
   const blocks = new Bar(["used", "cached"]);
   const tiles = {
-    speed: new Tile("Output tokens per second", lines.speed),
+    speed: new Tile("Output tokens/s", lines.speed),
     ttft: new Tile("Time to first token", lines.ttft),
     itl: new Tile("Time between tokens", lines.itl),
     requests: new Tile("Requests running", lines.requests),
@@ -36,10 +36,10 @@ export const load = () => {
     hits: new Tile("Prefix cache hits", lines.hits),
   };
   byId("tiles").append(...Object.values(tiles).map((tile) => tile.root));
-  const percentile = (p99) => (p99 === null ? "median; none in the last minute" : `median; p99 ${milliseconds(p99)}`);
+  const percentile = (p99) => (p99 === null ? "none in the last minute" : `median; p99 ${milliseconds(p99)}`);
 
   return ({ rates, load, queued, engine }) => {
-    tiles.speed.update(rate(rates.generation_tokens_per_s), `prompts ${rate(rates.prompt_tokens_per_s)} per second`);
+    tiles.speed.update(rate(rates.generation_tokens_per_s), `prompts ${rate(rates.prompt_tokens_per_s)}/s`);
     lines.speed.push(rates.generation_tokens_per_s);
     tiles.ttft.update(milliseconds(rates.ttft_ms_p50), percentile(rates.ttft_ms_p99));
     lines.ttft.push(rates.ttft_ms_p50);
@@ -54,8 +54,8 @@ export const load = () => {
 
     const of = (blocks) => (load.kv_blocks > 0 ? blocks / load.kv_blocks : 0);
     const shares = { used: of(load.kv_blocks_used), cached: of(load.kv_blocks_cached) };
-    const whole = engine ? `, of ${count(engine.kv_cache_tokens)} tokens` : "";
-    tiles.kv.update(percent(load.kv_blocks > 0 ? shares.used : NaN), `${percent(shares.cached)} more cached${whole}`);
+    const whole = engine ? `of ${compact(engine.kv_cache_tokens)} tokens; ` : "";
+    tiles.kv.update(percent(load.kv_blocks > 0 ? shares.used : NaN), `${whole}${percent(shares.cached)} cached`);
     blocks.update(shares, `${percent(shares.used)} in use, ${percent(shares.cached)} cached for reuse`);
 
     const hits = load.prefix_queries > 0 ? load.prefix_hits / load.prefix_queries : null;

@@ -9,6 +9,7 @@ const WINDOW_S = 3;
 /** A rank that takes no step for so long, while requests run, is stalled. */
 const STALLED_S = 10;
 const DID = ["busy", "communication", "waiting"];
+const NAMES = { communication: "comm." };
 /** Kinds of memory: their names here, and the fields that a rank tells them in, by itself or under `memory_bytes`. */
 const HOLDS = {
   weights: ["weights", "weight_bytes"],
@@ -25,21 +26,15 @@ class Rank {
   constructor(number) {
     this.did = new Bar(DID);
     this.holds = new Bar(Object.keys(HOLDS));
-    this.place = element("span", { class: "muted" });
+    this.host = element("p", { class: "muted" });
+    this.place = element("p", { class: "muted" });
     this.word = element("span", { class: "word" });
-    this.state = element("span", { class: "state" }, element("span", { class: "dot" }), this.word);
     this.shares = element("p", { class: "numbers" });
-    this.step = element("span", { class: "step" });
     this.memory = element("p", { class: "numbers" });
-    this.root = element(
-      "li",
-      { class: "rank panel" },
-      element("div", { class: "rank-head" }, element("h3", { text: `Rank ${number}` }), this.place, this.state),
-      this.did.root,
-      element("div", { class: "split" }, this.shares, this.step),
-      this.holds.root,
-      this.memory,
-    );
+    const state = element("span", { class: "state" }, element("span", { class: "dot" }), this.word);
+    const head = element("div", { class: "rank-head" }, element("h3", { text: `Rank ${number}` }), state);
+    const part = (...children) => element("div", {}, ...children);
+    this.root = element("li", {}, part(head, this.host, this.place), part(this.did.root, this.shares), part(this.holds.root, this.memory));
   }
 
   /** What it told when the server was `at` seconds old. */
@@ -54,16 +49,16 @@ class Rank {
     const { at, told } = this.history.at(-1);
     const shares = this.#shares();
     this.did.update(shares, shareWords(shares));
+    setText(this.host, told.host);
     setText(this.place, placeWords(told));
-    setText(this.shares, `${percent(shares.busy)} busy, ${percent(shares.communication)} comm., ${percent(shares.waiting)} waiting`);
-    setText(this.step, `step ${seconds(told.last_step_s || NaN)}`);
+    const step = ["", "step", seconds(told.last_step_s || NaN)];
+    draw(this.shares, [...DID.map((kind) => [kind, NAMES[kind] ?? kind, percent(shares[kind])]), step]);
 
     const memory = memoryOf(told);
     const ofMost = Object.entries(memory).map(([kind, held]) => [kind, atMost > 0 ? held / atMost : 0]);
-    const words = Object.entries(memory).map(([kind, held]) => `${kind} ${bytes(held)}`).join(", ");
-    this.holds.update(Object.fromEntries(ofMost), words);
-    if (this.shown !== words) this.memory.replaceChildren(...Object.entries(memory).map(legendItem));
-    this.shown = words;
+    const sizes = Object.entries(memory).map(([kind, held]) => [kind, kind, bytes(held)]);
+    this.holds.update(Object.fromEntries(ofMost), sizes.map(([, kind, size]) => `${kind} ${size}`).join(", "));
+    draw(this.memory, sizes);
 
     const state = stateOf(serverState, shares, at - this.progress.at);
     this.root.dataset.state = state;
@@ -97,6 +92,7 @@ export const ranks = () => {
     const held = ({ told }) => Object.values(memoryOf(told)).reduce((sum, held) => sum + held, 0);
     const atMost = Math.max(0, ...[...known.values()].map((rank) => held(rank.history.at(-1))));
     known.forEach((rank) => rank.draw(state, atMost));
+    byId("ranks").hidden = known.size === 0;
     byId("ranks-empty").hidden = known.size > 0;
   };
 };
@@ -108,12 +104,17 @@ const stateOf = (serverState, shares, stillFor_s) => {
   return shares.busy + shares.communication + shares.waiting > 0.005 ? "working" : "idle";
 };
 
-const placeWords = ({ place: [dp, pp, tp], host }) => `dp ${dp} · pp ${pp} · tp ${tp}${host ? ` on ${host}` : ""}`;
+const placeWords = ({ place: [dp, pp, tp] }) => `dp ${dp} · pp ${pp} · tp ${tp}`;
 
 const memoryOf = (told) => {
   const held = ([name, field]) => told.memory_bytes?.[name] ?? told[field] ?? 0;
   return Object.fromEntries(Object.entries(HOLDS).map(([kind, fields]) => [kind, held(fields)]));
 };
 
-const legendItem = ([kind, held]) =>
-  element("span", { class: `key k-${kind}` }, `${kind} `, element("b", { text: bytes(held) }));
+/** Writes a bar's parts below it, each as `[kind, name, number]`; without a kind, it is no part. */
+const draw = (place, items) => {
+  if (place.children.length !== items.length) {
+    place.replaceChildren(...items.map(([kind, name]) => element("span", { class: kind && `key k-${kind}` }, `${name} `, element("b"))));
+  }
+  items.forEach(([, , number], i) => setText(place.children[i].lastChild, number));
+};

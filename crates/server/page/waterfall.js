@@ -105,7 +105,7 @@ const drawAxis = ([start, end], now) => {
 
 /** The part of an id that tells requests apart, short; which choice it is, but for the first. */
 const shortId = (id) => {
-  const [, code, choice] = id.match(/-([0-9a-f]{8})[0-9a-f]*-(\d+)$/) ?? [];
+  const [, code, choice] = id.match(/-([0-9a-f]{6})[0-9a-f]*-(\d+)$/) ?? [];
   if (code === undefined) return id.slice(-8);
   return choice === "0" ? code : `${code}/${choice}`;
 };
