@@ -22,6 +22,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// How long things may take.
     pub timeouts: Timeouts,
+    /// Whether the server ends, with an error, when its worker fails. Else it stays, not healthy, and waits for another one.
+    pub ends_with_worker: bool,
     /// What is told on stderr.
     pub log_level: LogLevel,
     /// What `/version` says.
@@ -92,6 +94,7 @@ impl Default for ServerConfig {
             allowed_origins: Vec::new(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            ends_with_worker: false,
             log_level: LogLevel::default(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
