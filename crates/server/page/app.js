@@ -54,6 +54,8 @@ const look = async () => {
   document.title = `${now.model} · Anysplit`;
   parts.forEach((draw) => draw(now));
   setReady(now.state === "ready");
+  // A link carries no key.
+  byId("metrics").hidden = key.get() !== "";
   return EVERY_MS;
 };
 
