@@ -11,7 +11,7 @@ class Tile {
     this.unit = element("span", { class: "unit" });
     this.note = element("dd", { class: "note muted" });
     const figure = element("dd", { class: "figure" }, this.value, this.unit);
-    this.root = element("div", { class: "tile panel" }, element("dt", { text: name }), figure, this.note, drawing.root);
+    this.root = element("div", { class: "tile panel" }, element("dt", { text: name }), figure, this.note, element("dd", {}, drawing.root));
   }
 
   update(text, note) {
