@@ -63,6 +63,7 @@ fn is_heeded(name: &OsStr) -> bool {
         "ANYSPLIT_",
         "HF_",
         "HUGGING",
+        "OPENAI_",
         "COLUMNS",
         "XDG_CACHE_HOME",
         "NO_COLOR",

@@ -58,9 +58,9 @@ pub struct RunArgs {
     /// Sequences that run at a time on each replica
     #[arg(long, env = "ANYSPLIT_MAX_NUM_SEQS", default_value_t = 256, value_name = "N", value_parser = at_least_one)]
     pub max_num_seqs: usize,
-    /// Tokens of a step; longer prompts go in chunks
-    #[arg(long, env = "ANYSPLIT_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048, value_name = "N", value_parser = at_least_one)]
-    pub max_num_batched_tokens: usize,
+    /// Tokens of a step; longer prompts go in chunks; default: 2048, and when serving no more than running streams stand
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_BATCHED_TOKENS", value_name = "N", value_parser = at_least_one)]
+    pub max_num_batched_tokens: Option<usize>,
     /// Writes what each thread of each rank did when, for ui.perfetto.dev or chrome://tracing
     ///
     /// A rank has room for 262144 events, about a thousand steps of a model of 16 layers; of a longer run it has the first
@@ -198,6 +198,7 @@ pub fn engine_options(
     // The processor is the best there is, until there are other devices.
     let (DeviceArg::Auto | DeviceArg::Cpu) = run.device;
     let KeptAs { dtype, quantization } = model.kept_as();
+    let defaults = split.options(membership.ranks())?;
     Ok(EngineOptions {
         threads_per_rank: run.threads_per_rank,
         dtype,
@@ -205,9 +206,9 @@ pub fn engine_options(
         kv_cache_dtype: run.kv_cache_dtype.get(),
         max_model_len: run.max_model_len,
         max_num_seqs: run.max_num_seqs,
-        max_num_batched_tokens: run.max_num_batched_tokens,
+        max_num_batched_tokens: run.max_num_batched_tokens.unwrap_or(defaults.max_num_batched_tokens),
         comm_timeout: Duration::from_secs(run.job.comm_timeout),
-        ..split.options(membership.ranks())?
+        ..defaults
     })
 }
 

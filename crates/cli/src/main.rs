@@ -19,6 +19,7 @@ mod quantize;
 mod report;
 mod score;
 mod secret;
+mod serve;
 mod split;
 mod startup;
 mod tp_plan;
@@ -34,6 +35,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 #[command(name = "anysplit", version, propagate_version = true, max_term_width = 110)]
 #[command(after_help = "Examples:\n  anysplit generate \"In the beginning\" --tp 2 --stats\n  \
     anysplit score --text \"Call me Ishmael.\" --model ./Llama-3.2-1B --tp 3\n  \
+    anysplit serve --tp 2 --port 8000\n  \
     anysplit tp-plan --model ./Llama-3.2-1B --tp 4\n  \
     anysplit launch --nproc-per-node 2 -- anysplit score --text \"Call me Ishmael.\" --tp 2")]
 struct Cli {
@@ -47,6 +49,8 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Prints the log-probability of each token of a text, and its perplexity
     Score(Box<score::ScoreArgs>),
+    /// Serves a model by OpenAI's API, to many at once
+    Serve(Box<serve::ServeArgs>),
     /// Prints how each weight of a model is split, from its config.json alone
     TpPlan(Box<tp_plan::TpPlanArgs>),
     /// Writes a checkpoint packed and quantised, so that loading it is mapping a file
@@ -87,6 +91,7 @@ fn command() -> ExitCode {
             membership::run(&args.run.job, |membership| generate::run(&args, membership))
         }
         Command::Score(args) => membership::run(&args.run.job, |membership| score::run(&args, membership)),
+        Command::Serve(args) => membership::run(&args.run.job, |membership| serve::run(&args, membership)),
         Command::TpPlan(args) => error::ended(tp_plan::run(&args)),
         Command::Quantize(args) => error::ended(quantize::run(&args)),
         Command::Launch(args) => error::ended(launch::run(&args)),

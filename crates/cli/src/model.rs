@@ -8,9 +8,10 @@ use checkpoint::{
     json_bytes,
 };
 use engine::text::{TextError, Tokenizer};
-use engine::{Engine, EngineOptions, Plan};
+use engine::{Engine, EngineOptions, Grammars, Plan};
 use job::Fingerprint;
 use model::{KeptAs, ModelConfig};
+use serde_json::Value;
 use tensor::{DType, math};
 
 use crate::args::{LoadFormat, ModelArgs, QuantizationArg, RunArgs};
@@ -43,6 +44,8 @@ pub struct OpenModel {
     pub name: String,
     /// Its configuration.
     pub config: ModelConfig,
+    /// Its generation_config.json, if it has one.
+    pub generation: Option<Value>,
     source: WeightSource,
     tokenizer: Result<Arc<Tokenizer>, TextError>,
 }
@@ -184,7 +187,8 @@ impl OpenModel {
             Place::Demo => Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG), None),
             Place::Dir(dir) => Tokenizer::from_dir(dir),
         };
-        Ok(OpenModel { name, config, source, tokenizer: tokenizer.map(Arc::new) })
+        let (_, generation) = json_files(&place)?;
+        Ok(OpenModel { name, config, generation, source, tokenizer: tokenizer.map(Arc::new) })
     }
 
     /// The tokenizer.
@@ -193,6 +197,13 @@ impl OpenModel {
     /// There is none, or it can't be used.
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>, CliError> {
         Ok(self.tokenizer.as_ref().map_err(TextError::clone)?)
+    }
+
+    /// What requests with grammars need, if there is a tokenizer.
+    pub fn grammars(&self) -> Option<Arc<Grammars>> {
+        let tokenizer = self.tokenizer.as_ref().ok()?.clone();
+        let (vocab_size, eos) = (self.config.vocab_size, self.config.eos_token_ids.clone());
+        Some(Arc::new(Grammars::new(tokenizer, vocab_size, eos)))
     }
 
     /// What all ranks of a job must agree on: this program, the model, how it is split and what it is kept in.
@@ -232,21 +243,34 @@ impl OpenModel {
         run: &RunArgs,
         quiet: bool,
     ) -> Result<Option<Engine>, CliError> {
-        let job = membership.join(|| self.fingerprint(options, &run.job), &run.job)?;
-        if run.trace.is_some() && !membership.leads() {
-            interrupt::leave_to_rank_0()
-                .map_err(|e| CliError::failed(format!("--trace: cannot listen for signals: {e}")))?;
-        }
         let bar = bytes_bar("loading", 0);
         let progress = |done: u64, total: u64| {
             bar.set_length(total);
             bar.set_position(done);
         };
-        let engine = match job {
-            Some(job) => Engine::join(self.config, self.source, options, job, &progress),
-            None => Engine::load(self.config, self.source, options, &progress).map(Some),
-        };
+        let engine = self.load_with(options, membership, run, quiet, &progress);
         bar.finish_and_clear();
+        engine
+    }
+
+    /// The same; `progress` gets the bytes that are loaded, and all.
+    pub fn load_with(
+        self,
+        options: &EngineOptions,
+        membership: &Membership,
+        run: &RunArgs,
+        quiet: bool,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Option<Engine>, CliError> {
+        let job = membership.join(|| self.fingerprint(options, &run.job), &run.job)?;
+        if run.trace.is_some() && !membership.leads() {
+            interrupt::leave_to_rank_0()
+                .map_err(|e| CliError::failed(format!("--trace: cannot listen for signals: {e}")))?;
+        }
+        let engine = match job {
+            Some(job) => Engine::join(self.config, self.source, options, job, progress),
+            None => Engine::load(self.config, self.source, options, progress).map(Some),
+        };
         let mut engine = engine?;
         if let Some(engine) = &mut engine {
             startup::warn_of_crowding(engine, job, membership.is_launched());
@@ -301,13 +325,18 @@ fn place(model: Option<&str>, weights: bool) -> Result<Place, CliError> {
 }
 
 fn parse_config(place: &Place) -> Result<ModelConfig, CliError> {
-    let (config, generation) = match place {
+    let (config, generation) = json_files(place)?;
+    Ok(ModelConfig::parse(&config, generation.as_ref())?)
+}
+
+/// config.json, and generation_config.json if there is one.
+fn json_files(place: &Place) -> Result<(Value, Option<Value>), CliError> {
+    Ok(match place {
         Place::Demo => (
             json_bytes("config.json", demo::CONFIG)?,
             Some(json_bytes("generation_config.json", demo::GENERATION_CONFIG)?),
         ),
         Place::Dir(path) if path.is_file() => (checkpoint::json_file(path)?, None),
         Place::Dir(dir) => (config_file(dir)?, generation_config_file(dir)?),
-    };
-    Ok(ModelConfig::parse(&config, generation.as_ref())?)
+    })
 }

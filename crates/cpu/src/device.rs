@@ -302,6 +302,10 @@ impl Device for CpuDevice {
         cache::store(&self.exec, kv, qkv.data(), &step.sequences, spec);
     }
 
+    fn copy_kv(&self, kv: &mut CpuKv, pairs: &[(u32, u32)]) {
+        cache::copy(&self.exec, kv, pairs);
+    }
+
     fn attention(&self, qkv: &CpuTensor, kv: &CpuKv, step: &CpuStep, spec: &AttentionSpec) -> CpuTensor {
         assert_eq!(qkv.cols, spec.qkv_cols(), "columns of queries, keys and values");
         let mut out = self.alloc(qkv.rows, spec.num_heads * spec.head_dim);

@@ -116,8 +116,9 @@ impl<'a, R: Recorder> OnPaper<'a, R> {
                 })
             }
             Asked::Logprobs => {
-                let weigh = |_, logits: &_| decoder.head().exp_sums(rank, logits).map(drop);
-                score_rows(dev, decoder, &hidden, meta.logit_rows.len(), weigh)
+                let weigh = |_: &[u32], logits: &_| decoder.head().exp_sums(rank, logits).map(drop);
+                let rows: Vec<u32> = (0..meta.logit_rows.len() as u32).collect();
+                score_rows(dev, decoder, &hidden, &rows, weigh)
             }
         }
     }

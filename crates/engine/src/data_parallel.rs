@@ -1,18 +1,21 @@
 //! Replicas side by side: rank 0 routes requests to the leaders of the others and gets their tokens.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use collective::Group;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::EngineError;
 use crate::clocks::HostClock;
 use crate::leader::Leader;
-use crate::replica::{Prepare, Replica, TokenEvent};
+use crate::pulse::RankPulse;
+use crate::replica::{Prepare, Replica};
 use crate::report::RankReport;
 use crate::request::{GenerateRequest, Timing};
+use crate::serving::{Event, LoadReport};
 use crate::trace::RankTrace;
 use crate::worker::Command;
+use crate::{EngineError, Grammars};
 
 /// From rank 0 to another replica's leader.
 #[derive(Serialize, Deserialize)]
@@ -30,6 +33,8 @@ pub(crate) enum ToReplica {
         id: u64,
     },
     Report,
+    /// Asks for what each rank has done since it was loaded.
+    Pulse,
     /// Asks for the time.
     Clock,
     /// Begins to record.
@@ -42,8 +47,10 @@ pub(crate) enum ToReplica {
 /// Back.
 #[derive(Serialize, Deserialize)]
 pub(crate) enum FromReplica {
-    Tokens(Vec<TokenEvent>),
+    /// What became of requests, and how busy it is.
+    Events(Vec<Event>, LoadReport),
     Reports(Vec<RankReport>, Timing),
+    Pulses(Vec<RankPulse>),
     /// In nanoseconds.
     Clock(i64),
     Traces(Vec<RankTrace>),
@@ -76,20 +83,18 @@ pub(crate) fn receive<T: DeserializeOwned>(
 ///
 /// # Errors
 /// A rank fails.
-pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
-    let mut replica = Replica::default();
+pub(crate) fn serve(leader: &mut dyn Leader, grammars: Option<Arc<Grammars>>) -> Result<(), EngineError> {
+    let mut replica = Replica::new(grammars);
+    let mut events = Vec::new();
     loop {
         let Some(message) = receive(leader, 0, replica.is_idle())? else {
-            let events = replica.pump(leader)?;
-            if !events.is_empty() {
-                send(leader, 0, &FromReplica::Tokens(events))?;
-            }
+            replica.pump(leader, &mut |event| events.push(event))?;
+            tell(leader, &mut events, &replica)?;
             continue;
         };
         if matches!(message, ToReplica::Prepare { .. } | ToReplica::Report | ToReplica::Trace) {
             // Steps may be on their way whose requests have been aborted.
-            let events = replica.settle(leader)?;
-            send(leader, 0, &FromReplica::Tokens(events))?;
+            replica.settle(leader, &mut |event| events.push(event))?;
         }
         match message {
             ToReplica::Prepare { prepare, blocks } => {
@@ -99,11 +104,23 @@ pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
                 leader.issue(&Command::Mark)?;
                 replica.prepare(prepare);
             }
-            ToReplica::Submit { id, request } => replica.submit(id, request)?,
-            ToReplica::Abort { id } => replica.abort(id),
+            ToReplica::Submit { id, request } => {
+                if let Err(error) = replica.submit(id, request) {
+                    events.push(Event::Refused { id, message: error.to_string() });
+                    tell(leader, &mut events, &replica)?;
+                }
+            }
+            ToReplica::Abort { id } => {
+                replica.abort(id);
+                tell(leader, &mut events, &replica)?;
+            }
             ToReplica::Report => {
                 let reports = leader.reports()?;
                 send(leader, 0, &FromReplica::Reports(reports, replica.timing))?;
+            }
+            ToReplica::Pulse => {
+                let pulses = leader.pulses()?;
+                send(leader, 0, &FromReplica::Pulses(pulses))?;
             }
             ToReplica::Clock => {
                 let clock = HostClock::now();
@@ -118,4 +135,9 @@ pub(crate) fn serve(leader: &mut dyn Leader) -> Result<(), EngineError> {
             ToReplica::Stop => return Ok(()),
         }
     }
+}
+
+/// Tells rank 0 what has become of requests since.
+fn tell(leader: &mut dyn Leader, events: &mut Vec<Event>, replica: &Replica) -> Result<(), EngineError> {
+    send(leader, 0, &FromReplica::Events(std::mem::take(events), replica.load()))
 }

@@ -4,47 +4,52 @@ use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
 use job::Job;
-use model::{KeptAs, ModelConfig, bytes_per_token, check_tokens};
-use tensor::{DType, KV_BLOCK, KvDType, Part, SequenceSpan, StepMeta};
+use model::{KeptAs, ModelConfig, bytes_per_token};
+use tensor::{DType, KvDType};
 
-use crate::bubble::{Bubble, Fill};
-use crate::call::Call;
+use crate::bubble::Bubble;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
+use crate::dispatch::Dispatch;
 use crate::groups;
 use crate::launch;
 use crate::leader::Leader;
 use crate::prepared::{Prepared, Settings};
-use crate::replica::{Prepare, Replica};
+use crate::replica::Replica;
 use crate::savings::Savings;
+use crate::serving::{Event, LoadReport};
 use crate::trace::{RankTrace, Recording};
-use crate::worker::{Command, Reply};
-use crate::{Completion, EngineError, EngineOptions, GenerateRequest, Plan, RankReport, Timing, memory};
-
-/// Rows of a pipeline's step below which more steps would cost more than the stages' waiting.
-const MICRO_BATCH_ROWS: usize = 64;
+use crate::worker::Command;
+use crate::{EngineError, EngineOptions, Plan, RankPulse, RankReport, Timing};
 
 /// A loaded model and its ranks. Belongs to the thread that made it, which is rank 0's.
 pub struct Engine {
-    leader: Box<dyn Leader>,
-    plan: Plan,
+    pub(crate) leader: Box<dyn Leader>,
+    pub(crate) plan: Plan,
     kept: KeptAs,
-    kv_dtype: KvDType,
+    pub(crate) kv_dtype: KvDType,
     /// Of all ranks of one replica.
-    kv_bytes_per_token: u64,
+    pub(crate) kv_bytes_per_token: u64,
     threads_per_rank: usize,
     /// Ranks on this host.
-    ranks_here: usize,
-    max_model_len: usize,
-    max_num_seqs: usize,
-    max_num_batched_tokens: usize,
+    pub(crate) ranks_here: usize,
+    pub(crate) max_model_len: usize,
+    pub(crate) max_num_seqs: usize,
+    pub(crate) max_num_batched_tokens: usize,
     /// In every replica's cache.
-    blocks: usize,
+    pub(crate) blocks: usize,
+    /// Of all replicas, since [`Engine::open`].
+    pub(crate) kv_cache_tokens: usize,
     load: Duration,
-    replica: Replica,
-    timing: Timing,
-    bubble: Option<Bubble>,
+    pub(crate) replica: Replica,
+    pub(crate) dispatch: Dispatch,
+    /// How busy other replicas are, as they last told; the first is not among them.
+    pub(crate) loads: Vec<LoadReport>,
+    /// What was told while something else was waited for.
+    pub(crate) unheard: Vec<Event>,
+    pub(crate) timing: Timing,
+    pub(crate) bubble: Option<Bubble>,
     /// Requests so far: the next one's id.
-    requests: u64,
+    pub(crate) requests: u64,
     recording: Recording,
     /// Says whether no further step is wanted.
     stop: Option<Box<dyn Fn() -> bool>>,
@@ -104,6 +109,7 @@ impl Engine {
         let of_stage = |stage| -> u64 {
             (0..plan.mesh.tp).map(|rank| bytes_per_token(&plan.layout, stage, rank, settings.kv_dtype)).sum()
         };
+        let dp = plan.mesh.dp;
         Engine {
             leader,
             kv_bytes_per_token: plan.stages.iter().map(of_stage).sum(),
@@ -116,8 +122,12 @@ impl Engine {
             max_num_seqs: options.max_num_seqs.max(1),
             max_num_batched_tokens: options.max_num_batched_tokens.max(1),
             blocks: 0,
+            kv_cache_tokens: 0,
             load,
-            replica: Replica::default(),
+            replica: Replica::new(options.grammars.clone()),
+            dispatch: Dispatch::new(dp),
+            unheard: Vec::new(),
+            loads: vec![LoadReport::default(); dp],
             timing: Timing::default(),
             bubble: None,
             requests: 0,
@@ -159,6 +169,16 @@ impl Engine {
     /// Longest sequence.
     pub fn max_model_len(&self) -> usize {
         self.max_model_len
+    }
+
+    /// Sequences that run at a time on each replica.
+    pub fn max_num_seqs(&self) -> usize {
+        self.max_num_seqs
+    }
+
+    /// Tokens that the KV caches of all replicas hold, since [`Engine::open`].
+    pub fn kv_cache_tokens(&self) -> usize {
+        self.kv_cache_tokens
     }
 
     /// How long loading took.
@@ -204,7 +224,7 @@ impl Engine {
         self.stop = Some(Box::new(stop));
     }
 
-    fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.stop.as_ref().is_some_and(|stop| stop())
     }
 
@@ -236,6 +256,8 @@ impl Engine {
     /// # Errors
     /// A rank is missing.
     pub fn reports(&mut self) -> Result<Vec<RankReport>, EngineError> {
+        // Steps may be on their way, whose replies come first.
+        self.replica.settle(&mut *self.leader, &mut |event| self.unheard.push(event))?;
         let mut reports = self.leader.reports()?;
         for replica in 1..self.plan.mesh.dp {
             reports.extend(self.reports_of(replica)?.0);
@@ -243,252 +265,49 @@ impl Engine {
         Ok(reports)
     }
 
-    fn reports_of(&mut self, replica: usize) -> Result<(Vec<RankReport>, Timing), EngineError> {
-        send(&mut *self.leader, replica, &ToReplica::Report)?;
-        loop {
-            match receive(&mut *self.leader, replica, true)? {
-                Some(FromReplica::Reports(reports, timing)) => return Ok((reports, timing)),
-                // Of a request that was aborted.
-                _ => continue,
-            }
-        }
-    }
-
-    /// Runs requests as one batch. `on_token(request, token)` is called for each token as it is chosen; `true`
-    /// ends that request there.
+    /// What each rank of all replicas has done since it was loaded.
     ///
     /// # Errors
-    /// A request that can't be, which is found before anything runs; a rank that fails.
-    pub fn generate(
-        &mut self,
-        requests: &[GenerateRequest],
-        on_token: &mut dyn FnMut(usize, u32) -> bool,
-    ) -> Result<Vec<Completion>, EngineError> {
-        let limits: Vec<usize> = requests.iter().map(|r| self.check(r)).collect::<Result<_, _>>()?;
-        let requests: Vec<GenerateRequest> = requests
-            .iter()
-            .zip(limits)
-            .map(|(r, max_tokens)| GenerateRequest { max_tokens, ..r.clone() })
-            .collect();
-        self.prepare(&requests)?;
-        let started = Instant::now();
-        let mut call = Call::new(self.requests, &requests, self.plan.mesh.dp, on_token);
-        self.requests += requests.len() as u64;
-        while !call.is_done() {
-            if self.is_stopped() {
-                call.running().into_iter().try_for_each(|(replica, id)| self.abort(replica, id))?;
-                self.replica.settle(&mut *self.leader)?;
-                return Err(EngineError::Interrupted);
-            }
-            for (replica, index) in call.assign(self.max_num_seqs) {
-                let (id, request) = (call.first + index as u64, requests[index].clone());
-                match replica {
-                    0 => self.replica.submit(id, request)?,
-                    _ => send(&mut *self.leader, replica, &ToReplica::Submit { id, request })?,
-                }
-            }
-            let mut events = self.replica.pump(&mut *self.leader)?;
-            let idle = self.replica.is_idle();
-            for replica in 1..self.plan.mesh.dp {
-                let wait = idle && events.is_empty() && call.router.outstanding(replica) > 0;
-                if let Some(FromReplica::Tokens(more)) = receive(&mut *self.leader, replica, wait)? {
-                    events.extend(more);
-                }
-            }
-            for event in events {
-                self.leader.enter(Part::Text);
-                let aborted = call.take(event);
-                self.leader.leave();
-                if let Some((replica, id)) = aborted {
-                    self.abort(replica, id)?;
-                }
-            }
-        }
-        let completions = call.completions;
-        self.finish(started)?;
-        Ok(completions)
-    }
-
-    fn abort(&mut self, replica: usize, id: u64) -> Result<(), EngineError> {
-        match replica {
-            0 => {
-                self.replica.abort(id);
-                Ok(())
-            }
-            _ => send(&mut *self.leader, replica, &ToReplica::Abort { id }),
-        }
-    }
-
-    /// What the call came to.
-    fn finish(&mut self, started: Instant) -> Result<(), EngineError> {
-        self.replica.settle(&mut *self.leader)?;
-        self.timing = self.replica.timing;
-        let fill = self.replica.fill;
-        self.note_bubble(started, &fill);
+    /// A rank is missing.
+    pub fn pulses(&mut self) -> Result<Vec<RankPulse>, EngineError> {
         for replica in 1..self.plan.mesh.dp {
-            let (_, timing) = self.reports_of(replica)?;
-            self.timing = self.timing.beside(timing);
+            send(&mut *self.leader, replica, &ToReplica::Pulse)?;
         }
-        Ok(())
-    }
-
-    fn note_bubble(&mut self, started: Instant, fill: &Fill) {
-        let (wall_s, stages) = (started.elapsed().as_secs_f64(), self.plan.mesh.pp);
-        self.bubble = (stages > 1).then(|| fill.bubble(wall_s, stages));
-    }
-
-    /// Sets the replicas up for a call.
-    fn prepare(&mut self, requests: &[GenerateRequest]) -> Result<(), EngineError> {
-        let mesh = self.plan.mesh;
-        let context = self.plan.context();
-        let needed = |r: &GenerateRequest| context.blocks_that_fit(r.work().div_ceil(KV_BLOCK));
-        let blocks: Vec<usize> = requests.iter().map(needed).collect();
-        // Enough for as many of the largest as may run at a time, and no more than all need or memory has.
-        let largest = blocks.iter().max().copied().unwrap_or(0);
-        let wanted = blocks.iter().sum::<usize>().min(largest.saturating_mul(self.max_num_seqs));
-        let wanted = wanted.min(self.affordable_blocks()).max(largest);
-        let lanes = mesh.pp.min(requests.len()).max(1);
-        // Every lane begins with a block of the context group's first rank.
-        let blocks_per_lane = wanted.div_ceil(lanes).max(largest).next_multiple_of(context.ranks);
-        let prompt_tokens = requests.iter().map(|r| r.prompt.len()).sum();
-        let prepare = Prepare {
-            lanes,
-            blocks_per_lane,
-            max_num_seqs: self.max_num_seqs,
-            max_num_batched_tokens: self.step_tokens(prompt_tokens),
-            stages: mesh.pp,
-            context: context.ranks,
-        };
-        let blocks = self.allocate(lanes * blocks_per_lane)?;
-        for replica in 1..mesh.dp {
-            send(&mut *self.leader, replica, &ToReplica::Prepare { prepare, blocks })?;
-        }
-        self.replica.prepare(prepare);
-        Ok(())
-    }
-
-    /// The most tokens of a step. A pipeline takes prompts in more and smaller steps, so that no stage waits long.
-    fn step_tokens(&self, prompt_tokens: usize) -> usize {
-        match self.plan.mesh.pp {
-            1 => self.max_num_batched_tokens,
-            pp => {
-                let rows = prompt_tokens.div_ceil(4 * pp).max(MICRO_BATCH_ROWS);
-                rows.min(self.max_num_batched_tokens)
-            }
-        }
-    }
-
-    /// The natural logarithm of each token's probability given those before it; `None` for the first.
-    ///
-    /// # Errors
-    /// Token ids that can't be, a rank that fails.
-    pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<Option<f32>>, EngineError> {
-        self.check_prompt(tokens, 0)?;
-        let (context, blocks) = (self.plan.context(), tokens.len().div_ceil(KV_BLOCK));
-        self.allocate(context.blocks_that_fit(blocks))?;
-        let block_table = context.table_alone(blocks);
-        let mut logprobs = vec![None];
-        let started = Instant::now();
-        let step_tokens = self.step_tokens(tokens.len());
-        let most = if self.plan.mesh.pp == 1 { 1 } else { 2 * self.plan.mesh.pp };
-        let (mut on_their_way, mut fill) = (0, Fill::default());
-        let mut collect = |leader: &mut dyn Leader| -> Result<(), EngineError> {
-            let Reply::Logprobs(found) = leader.collect()? else {
-                unreachable!("log-probabilities were asked for")
+        let mut pulses = self.leader.pulses()?;
+        for replica in 1..self.plan.mesh.dp {
+            let wanted = |message| match message {
+                FromReplica::Pulses(pulses) => Ok(pulses),
+                other => Err(other),
             };
-            logprobs.extend(found.into_iter().map(Some));
-            Ok(())
-        };
-        // The last token's successor isn't asked for, so it needn't run.
-        for start in (0..tokens.len() - 1).step_by(step_tokens) {
-            if self.is_stopped() {
-                break;
+            pulses.extend(self.answer_of(replica, wanted)?);
+        }
+        Ok(pulses)
+    }
+
+    pub(crate) fn reports_of(&mut self, replica: usize) -> Result<(Vec<RankReport>, Timing), EngineError> {
+        send(&mut *self.leader, replica, &ToReplica::Report)?;
+        self.answer_of(replica, |message| match message {
+            FromReplica::Reports(reports, timing) => Ok((reports, timing)),
+            other => Err(other),
+        })
+    }
+
+    /// The next message of a replica that is what is wanted. Events that come before it are kept.
+    fn answer_of<T>(
+        &mut self,
+        replica: usize,
+        wanted: impl Fn(FromReplica) -> Result<T, FromReplica>,
+    ) -> Result<T, EngineError> {
+        loop {
+            let Some(message) = receive(&mut *self.leader, replica, true)? else { continue };
+            match wanted(message) {
+                Ok(answer) => return Ok(answer),
+                Err(FromReplica::Events(events, load)) => {
+                    self.unheard.extend(events);
+                    self.loads[replica] = load;
+                }
+                Err(_) => {}
             }
-            let end = (start + step_tokens).min(tokens.len() - 1);
-            let rows = end - start;
-            let block_table = block_table[..end.div_ceil(KV_BLOCK)].to_vec();
-            let meta = StepMeta {
-                tokens: tokens[start..end].to_vec(),
-                sequences: vec![SequenceSpan { rows: 0..rows, start, block_table }],
-                logit_rows: (0..rows as u32).collect(),
-            };
-            let targets = tokens[start + 1..=end].to_vec();
-            self.leader.issue(&Command::Score { meta, targets })?;
-            on_their_way += 1;
-            fill.issued(true);
-            if on_their_way == most {
-                collect(&mut *self.leader)?;
-                on_their_way -= 1;
-                fill.collected();
-            }
         }
-        for _ in 0..on_their_way {
-            collect(&mut *self.leader)?;
-            fill.collected();
-        }
-        if logprobs.len() < tokens.len() {
-            return Err(EngineError::Interrupted);
-        }
-        self.note_bubble(started, &fill);
-        self.timing =
-            Timing { prefill: (tokens.len(), started.elapsed().as_secs_f64()), ..Timing::default() };
-        Ok(logprobs)
-    }
-
-    /// The most tokens that a request can get.
-    fn check(&self, request: &GenerateRequest) -> Result<usize, EngineError> {
-        request.sampling.check()?;
-        if request.max_tokens == 0 {
-            return Err(EngineError::Request("max-tokens must be at least 1".into()));
-        }
-        self.check_prompt(&request.prompt, 1)?;
-        Ok(request.max_tokens.min(self.max_model_len - request.prompt.len()))
-    }
-
-    fn check_prompt(&self, prompt: &[u32], to_come: usize) -> Result<(), EngineError> {
-        if prompt.is_empty() {
-            return Err(EngineError::Request("the prompt is empty; give at least one token".into()));
-        }
-        check_tokens(self.config(), prompt)?;
-        if prompt.len() + to_come > self.max_model_len {
-            return Err(EngineError::Request(format!(
-                "the prompt has {} tokens, which leaves no room in the model's {} positions",
-                prompt.len(),
-                self.max_model_len
-            )));
-        }
-        Ok(())
-    }
-
-    /// Bytes that one token takes in the caches of this host's ranks, if they are like the others.
-    fn kv_bytes(&self) -> u64 {
-        let of_all = self.kv_bytes_per_token * self.plan.mesh.dp as u64;
-        (of_all * self.ranks_here as u64).div_ceil(self.plan.mesh.size() as u64)
-    }
-
-    /// KV blocks of each replica that take half of the memory that is left.
-    fn affordable_blocks(&self) -> usize {
-        let block = self.kv_bytes() * KV_BLOCK as u64;
-        memory::available_bytes().map_or(usize::MAX, |bytes| (bytes / 2 / block.max(1)) as usize)
-    }
-
-    /// Sees to it that the caches have room, and begins to count the time at work. The size of a new cache, if one had
-    /// to be made.
-    fn allocate(&mut self, blocks: usize) -> Result<Option<usize>, EngineError> {
-        let more = blocks > self.blocks;
-        if more {
-            let bytes = (blocks * KV_BLOCK) as u64 * self.kv_bytes();
-            if memory::available_bytes().is_some_and(|available| bytes > available) {
-                return Err(EngineError::Request(format!(
-                    "keys and values of {} tokens need {bytes} bytes, more than the memory that is left; shorten the \
-                     prompt or --max-tokens, or use --kv-cache-dtype bfloat16 or fp8",
-                    blocks * KV_BLOCK
-                )));
-            }
-            self.leader.issue(&Command::AllocateKv { blocks })?;
-            self.blocks = blocks;
-        }
-        self.leader.issue(&Command::Mark)?;
-        Ok(more.then_some(blocks))
     }
 }

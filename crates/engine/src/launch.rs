@@ -13,10 +13,11 @@ use tensor::{Device, HostDevice, KvDType, Part};
 use crate::data_parallel;
 use crate::groups::{self, Grouping, RankGroups};
 use crate::leader::{Leader, Leading, guarded};
+use crate::pulse::RankPulse;
 use crate::report::RankReport;
 use crate::trace::RankTrace;
 use crate::worker::{Command, Reply, Worker};
-use crate::{EngineError, cpus};
+use crate::{EngineError, Grammars, cpus};
 
 /// How long the threads of a group that ends are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -28,6 +29,7 @@ pub(crate) struct LaunchOptions {
     pub comm_timeout: Duration,
     pub spin: Duration,
     pub host: String,
+    pub grammars: Option<Arc<Grammars>>,
 }
 
 /// Makes a rank's device, on the rank's own thread.
@@ -109,7 +111,8 @@ pub(crate) fn live<M: MakeDevice>(
     let mut worker = guarded(rank, || load(setup, groups, &|_| {}))?;
     if worker.groups.leads() {
         let mut leading = Leading::new(worker);
-        let served = data_parallel::serve(&mut leading).and_then(|()| leading.issue(&Command::Stop));
+        let served = data_parallel::serve(&mut leading, setup.options.grammars.clone())
+            .and_then(|()| leading.issue(&Command::Stop));
         return served.inspect_err(|error| leave_trace(setup, &mut leading.worker, error));
     }
     let followed = guarded(rank, || worker.follow().inspect_err(|error| worker.groups.fail(error)));
@@ -218,6 +221,11 @@ impl<D: HostDevice> Leader for Ranks<D> {
 
     fn reports(&mut self) -> Result<Vec<RankReport>, EngineError> {
         let result = self.leading.reports();
+        self.explained(result)
+    }
+
+    fn pulses(&mut self) -> Result<Vec<RankPulse>, EngineError> {
+        let result = self.leading.pulses();
         self.explained(result)
     }
 

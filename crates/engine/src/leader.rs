@@ -9,6 +9,7 @@ use model::ModelError;
 use tensor::{HostDevice, Part};
 
 use crate::EngineError;
+use crate::pulse::RankPulse;
 use crate::report::RankReport;
 use crate::trace::RankTrace;
 use crate::worker::{Command, Reply, Worker};
@@ -21,6 +22,8 @@ pub(crate) trait Leader {
     fn collect(&mut self) -> Result<Reply, EngineError>;
     /// What each rank of the replica holds and has spent.
     fn reports(&mut self) -> Result<Vec<RankReport>, EngineError>;
+    /// What each rank of the replica has done. Steps may be on their way.
+    fn pulses(&mut self) -> Result<Vec<RankPulse>, EngineError>;
     /// Puts what each rank of the replica recorded into `traces`. On an error, or when one takes longer than `deadline` to
     /// answer, what could be had is there.
     fn traces(&mut self, traces: &mut Vec<RankTrace>, deadline: Option<Duration>) -> Result<(), EngineError>;
@@ -76,6 +79,13 @@ impl<D: HostDevice> Leader for Leading<D> {
 
     fn reports(&mut self) -> Result<Vec<RankReport>, EngineError> {
         self.as_rank(Worker::reports)
+    }
+
+    fn pulses(&mut self) -> Result<Vec<RankPulse>, EngineError> {
+        let mut replies = VecDeque::new();
+        let pulses = self.as_rank(|worker| worker.pulses(&mut replies));
+        self.replies.append(&mut replies);
+        pulses
     }
 
     fn traces(&mut self, traces: &mut Vec<RankTrace>, deadline: Option<Duration>) -> Result<(), EngineError> {

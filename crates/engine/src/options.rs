@@ -1,9 +1,12 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use collective::WireDType;
 use model::parallel::ExpertOptions;
 use model::{KeptAs, Quantization, TpPlan};
 use tensor::{DType, KvDType};
+
+use crate::Grammars;
 
 /// How a model is run.
 #[derive(Clone, Debug)]
@@ -42,6 +45,8 @@ pub struct EngineOptions {
     pub max_num_batched_tokens: usize,
     /// A rank that keeps the others waiting longer is an error.
     pub comm_timeout: Duration,
+    /// What requests' grammars need; `None`: they can have none.
+    pub grammars: Option<Arc<Grammars>>,
     /// Kernels of this instruction set; `None`: the best that the machine has.
     pub isa: Option<cpu::Isa>,
 }
@@ -66,6 +71,7 @@ impl Default for EngineOptions {
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
             comm_timeout: Duration::from_secs(30),
+            grammars: None,
             isa: None,
         }
     }

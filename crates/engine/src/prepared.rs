@@ -150,6 +150,7 @@ impl Prepared {
             comm_timeout: options.comm_timeout,
             spin: if spin { SPIN } else { Duration::ZERO },
             host: job.map_or(String::new(), host_name),
+            grammars: options.grammars.clone(),
         };
         let setup = Setup {
             grouping: Grouping {

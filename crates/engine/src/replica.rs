@@ -5,19 +5,27 @@
 //! requests are spread over them: while one lane's step is in the second stage, the next lane's is in the first. Chunks
 //! of a prompt follow each other without waiting, for nothing is sampled from them.
 
+mod flight;
+
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use scheduler::{Batch, Request, Scheduler, SchedulerConfig};
+use scheduler::{Batch, CacheUse, Request, Scheduler, SchedulerConfig, StepBudget};
 use serde::{Deserialize, Serialize};
-use tensor::{KV_BLOCK, Part, SequenceSpan, StepMeta};
+use tensor::{KV_BLOCK, Part};
 
 use crate::EngineError;
 use crate::bubble::Fill;
+use crate::grammar::{Conforming, Grammars};
 use crate::leader::Leader;
 use crate::plan::context_parallel;
 use crate::request::{FinishReason, GenerateRequest, Timing};
-use crate::worker::{Command, Reply};
+use crate::sampling::{History, Sampled};
+use crate::serving::{Event, LoadReport};
+use crate::worker::Reply;
+
+use flight::{AskOf, Flight};
 
 /// What a replica is set up with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,24 +35,20 @@ pub(crate) struct Prepare {
     /// Over all lanes.
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
+    /// Whether steps become smaller than that where they would take long.
+    pub follows_time: bool,
+    /// Whether requests use keys and values of prompts before them.
+    pub prefix_caching: bool,
     /// Stages of the pipeline.
     pub stages: usize,
     /// Ranks that share KV blocks by position.
     pub context: usize,
 }
 
-/// A token that was chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TokenEvent {
-    pub id: u64,
-    pub token: u32,
-    /// Why the request ended with it, if it did.
-    pub end: Option<FinishReason>,
-}
-
 /// The requests that one replica works on.
 #[derive(Default)]
 pub(crate) struct Replica {
+    grammars: Option<Arc<Grammars>>,
     prepared: Prepare,
     lanes: Vec<Lane>,
     flight: VecDeque<Flight>,
@@ -53,6 +57,7 @@ pub(crate) struct Replica {
     pub timing: Timing,
     /// Steps since [`Replica::prepare`].
     pub fill: Fill,
+    load: LoadReport,
     began: Option<Instant>,
     collected: Option<Instant>,
 }
@@ -60,33 +65,56 @@ pub(crate) struct Replica {
 struct Lane {
     scheduler: Scheduler,
     first_block: u32,
+    budget: StepBudget,
     /// Whether a step of it samples and is not collected yet.
     sampling: bool,
 }
 
-/// A step that is on its way.
-struct Flight {
-    lane: usize,
-    batch: Batch,
-    issued: Instant,
-    prompt_tokens: usize,
-    samples: bool,
-}
-
+/// A request that has not ended.
 struct Running {
     request: GenerateRequest,
-    generated: Vec<u32>,
+    generated: usize,
+    history: History,
     lane: usize,
+    /// Tokens of the prompt whose log-probabilities have been asked for.
+    scored: usize,
+    /// Whether events have begun to tell those.
+    is_told_of: bool,
+    /// Where its tokens must conform to something.
+    conforming: Option<Conforming>,
+    /// Which tokens may be next there.
+    mask: Option<Vec<u32>>,
 }
 
 impl Running {
+    /// Notes a token that was chosen. Why it is the last, if it is.
+    fn take(&mut self, token: u32) -> Result<Option<FinishReason>, String> {
+        self.generated += 1;
+        self.history.add(&self.request, token);
+        if self.request.stop_token_ids.contains(&token) {
+            return Ok(Some(FinishReason::Stop));
+        }
+        if let Some(conforming) = &mut self.conforming {
+            if conforming.take(token)? {
+                return Ok(Some(FinishReason::Stop));
+            }
+            self.mask = Some(conforming.mask()?);
+        }
+        Ok((self.generated == self.request.max_tokens).then_some(FinishReason::Length))
+    }
+
     /// Tokens still to be run.
     fn work(&self) -> usize {
-        self.request.work() - self.generated.len().min(self.request.work())
+        self.request.work() - self.generated.min(self.request.work())
     }
 }
 
 impl Replica {
+    /// One that can hold completions to grammars, if there are any.
+    pub fn new(grammars: Option<Arc<Grammars>>) -> Self {
+        Replica { grammars, ..Replica::default() }
+    }
+
     /// Makes the lanes anew. The KV cache must have room for all their blocks.
     pub fn prepare(&mut self, prepare: Prepare) {
         assert!(self.is_idle(), "a replica at work is not set up anew");
@@ -96,26 +124,59 @@ impl Replica {
             block_size: KV_BLOCK,
             max_num_seqs: prepare.max_num_seqs.div_ceil(prepare.lanes),
             max_num_batched_tokens: prepare.max_num_batched_tokens,
+            prefix_caching: prepare.prefix_caching,
         };
         let lane = |i: usize| Lane {
             scheduler: Scheduler::new(config),
             first_block: (i * prepare.blocks_per_lane) as u32,
+            budget: StepBudget::default(),
             sampling: false,
         };
         let lanes = (0..prepare.lanes).map(lane).collect();
-        *self = Replica { prepared: prepare, lanes, began: Some(Instant::now()), ..Replica::default() };
+        let began = Some(Instant::now());
+        *self = Replica { prepared: prepare, lanes, began, ..Replica::new(self.grammars.take()) };
     }
 
-    /// Puts a request on the lane with the least work. `max_tokens` must fit the model's positions.
+    /// Puts a request on the lane with the least work, less what of its prompt is in the lane's cache. `max_tokens` must fit
+    /// the model's positions.
     pub fn submit(&mut self, id: u64, request: GenerateRequest) -> Result<(), EngineError> {
-        let work = |lane: usize| -> usize {
-            self.running.values().filter(|r| r.lane == lane).map(Running::work).sum()
-        };
-        let lane = (0..self.lanes.len()).min_by_key(|&lane| work(lane)).expect("a replica has a lane");
+        let (conforming, mask) = self.start_grammar(&request)?.unzip();
+        let lane = self.lane_for(&request);
+        let cache = CacheUse { salt: request.cache_salt, reads: request.prompt_logprobs.is_none() };
         let (prompt, max_tokens) = (request.prompt.clone(), request.max_tokens);
-        self.lanes[lane].scheduler.add(Request { id, prompt, max_tokens })?;
-        self.running.insert(id, Running { request, generated: Vec::new(), lane });
+        self.lanes[lane].scheduler.add(Request { id, prompt, max_tokens, cache })?;
+        let history = History::new(&request);
+        let running =
+            Running { request, generated: 0, history, lane, scored: 0, is_told_of: false, conforming, mask };
+        self.running.insert(id, running);
         Ok(())
+    }
+
+    /// What a request's tokens must conform to, and which may be first.
+    fn start_grammar(
+        &self,
+        request: &GenerateRequest,
+    ) -> Result<Option<(Conforming, Vec<u32>)>, EngineError> {
+        let Some(grammar) = &request.grammar else { return Ok(None) };
+        let none = || EngineError::Request("grammars need a tokenizer, which this model has not".into());
+        let mut conforming = self.grammars.as_ref().ok_or_else(none)?.start(grammar)?;
+        let mask = conforming.mask().map_err(EngineError::Request)?;
+        Ok(Some((conforming, mask)))
+    }
+
+    fn lane_for(&self, request: &GenerateRequest) -> usize {
+        let mut work = vec![0; self.lanes.len()];
+        for running in self.running.values() {
+            work[running.lane] += running.work();
+        }
+        let cost = |lane: usize| {
+            let scheduler = &self.lanes[lane].scheduler;
+            work[lane].saturating_sub(scheduler.cached_prefix(&request.prompt, request.cache_salt))
+        };
+        match self.lanes.len() {
+            1 => 0,
+            lanes => (0..lanes).min_by_key(|&lane| cost(lane)).expect("a replica has a lane"),
+        }
     }
 
     /// Ends a request now, if it still runs.
@@ -130,17 +191,34 @@ impl Replica {
         self.running.is_empty() && self.flight.is_empty()
     }
 
-    /// Issues the steps that there is room for, and collects the oldest.
+    /// How busy it is.
+    pub fn load(&self) -> LoadReport {
+        let mut load = self.load;
+        for Lane { scheduler, .. } in &self.lanes {
+            let (usage, counters) = (scheduler.usage(), scheduler.counters());
+            load.running += scheduler.num_running();
+            load.waiting += scheduler.num_waiting();
+            load.kv_blocks += usage.blocks;
+            load.kv_blocks_used += usage.used;
+            load.kv_blocks_cached += usage.cached;
+            load.prefix_queries += counters.prefix_queries;
+            load.prefix_hits += counters.prefix_hits;
+            load.preemptions += counters.preemptions;
+        }
+        load
+    }
+
+    /// Issues the steps that there is room for, and collects the oldest. `on` hears of everything as it happens.
     ///
     /// # Errors
     /// A rank fails.
-    pub fn pump(&mut self, leader: &mut dyn Leader) -> Result<Vec<TokenEvent>, EngineError> {
+    pub fn pump(&mut self, leader: &mut dyn Leader, on: &mut dyn FnMut(Event)) -> Result<(), EngineError> {
         // Enough that no stage runs dry while a reply travels; a single stage does one step at a time.
         let room = if self.prepared.stages == 1 { 1 } else { 2 * self.prepared.stages };
-        while self.flight.len() < room && self.issue_next(leader)? {}
+        while self.flight.len() < room && self.issue_next(leader, on)? {}
         match self.flight.pop_front() {
-            Some(flight) => self.collect(flight, leader),
-            None => Ok(Vec::new()),
+            Some(flight) => self.collect(flight, leader, on),
+            None => Ok(()),
         }
     }
 
@@ -148,16 +226,19 @@ impl Replica {
     ///
     /// # Errors
     /// A rank fails.
-    pub fn settle(&mut self, leader: &mut dyn Leader) -> Result<Vec<TokenEvent>, EngineError> {
-        let mut events = Vec::new();
+    pub fn settle(&mut self, leader: &mut dyn Leader, on: &mut dyn FnMut(Event)) -> Result<(), EngineError> {
         while let Some(flight) = self.flight.pop_front() {
-            events.extend(self.collect(flight, leader)?);
+            self.collect(flight, leader, on)?;
         }
-        Ok(events)
+        Ok(())
     }
 
     /// Issues a step of the next lane that has one; whether there was any.
-    fn issue_next(&mut self, leader: &mut dyn Leader) -> Result<bool, EngineError> {
+    fn issue_next(
+        &mut self,
+        leader: &mut dyn Leader,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<bool, EngineError> {
         for _ in 0..self.lanes.len() {
             let lane = self.next_lane;
             self.next_lane = (lane + 1) % self.lanes.len();
@@ -165,108 +246,148 @@ impl Replica {
                 continue;
             }
             leader.enter(Part::Scheduler);
-            match self.lanes[lane].scheduler.schedule() {
-                Some(batch) => return self.issue(lane, batch, leader).map(|()| true),
+            let budget = self.step_tokens(lane);
+            match self.lanes[lane].scheduler.schedule(budget) {
+                Some(batch) => return self.issue(lane, batch, leader, on).map(|()| true),
                 None => leader.leave(),
             }
         }
         Ok(false)
     }
 
-    /// Ends the leader's part with the step's command.
-    fn issue(&mut self, lane: usize, batch: Batch, leader: &mut dyn Leader) -> Result<(), EngineError> {
-        let mut meta = StepMeta::default();
-        let (mut edits, mut choices) = (Vec::new(), Vec::new());
-        let mut prompt_tokens = 0;
-        for item in &batch.items {
-            let first = meta.tokens.len();
-            meta.tokens.extend_from_slice(&item.tokens);
-            let rows = first..meta.tokens.len();
-            let Running { request, generated, .. } = &self.running[&item.id];
-            if item.start < request.prompt.len() {
-                prompt_tokens += rows.len();
-            }
-            if item.samples {
-                meta.logit_rows.push(rows.end as u32 - 1);
-                let position = item.start + rows.len();
-                edits.extend(request.sampling.edits(choices.len(), &request.prompt, generated));
-                choices.push(request.sampling.choice(position));
-            }
-            let first_block = self.lanes[lane].first_block;
-            let block_table = item.block_table.iter().map(|block| block + first_block).collect();
-            meta.sequences.push(SequenceSpan { rows, start: item.start, block_table });
+    /// The most tokens of a lane's next step.
+    fn step_tokens(&self, lane: usize) -> usize {
+        let max = self.prepared.max_num_batched_tokens;
+        match self.prepared.follows_time {
+            true => self.lanes[lane].budget.rows(self.lanes[lane].scheduler.num_decoding(), max),
+            false => max,
         }
-        let samples = !choices.is_empty();
-        let edits = edits.into_iter().map(Into::into).collect();
+    }
+
+    /// Ends the leader's part with the step's command.
+    fn issue(
+        &mut self,
+        lane: usize,
+        batch: Batch,
+        leader: &mut dyn Leader,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<(), EngineError> {
+        for &id in &batch.preempted {
+            on(Event::Preempted { id });
+        }
+        for item in &batch.items {
+            if let Some(cached_tokens) = item.started {
+                on(Event::Started { id: item.id, cached_tokens });
+                self.begin_prompt(item.id, on);
+            }
+        }
+        let (flight, command) = self.flight_of(lane, batch);
         leader.leave();
-        let issued = Instant::now();
-        leader.issue(&Command::Generate { meta, edits, choices })?;
-        self.fill.issued(prompt_tokens > 0);
+        let now = Instant::now();
+        if let Some(collected) = self.collected.filter(|_| self.flight.is_empty()) {
+            self.load.between_steps_s += (now - collected).as_secs_f64();
+        }
+        leader.issue(&command)?;
+        self.fill.issued(flight.prompt_rows > 0);
         let lane_of = &mut self.lanes[lane];
-        match samples {
+        match flight.samples() {
             true => lane_of.sampling = true,
             // Nothing comes of it that the next chunk would need to know.
-            false => drop(lane_of.scheduler.complete(&batch, &[])),
+            false => drop(lane_of.scheduler.complete(&flight.batch, &[])),
         }
-        self.flight.push_back(Flight { lane, batch, issued, prompt_tokens, samples });
+        self.flight.push_back(Flight { issued: now, ..flight });
         Ok(())
     }
 
-    fn collect(&mut self, flight: Flight, leader: &mut dyn Leader) -> Result<Vec<TokenEvent>, EngineError> {
-        let Reply::Tokens(tokens) = leader.collect()? else { unreachable!("tokens were asked for") };
-        self.fill.collected();
-        self.count(&flight, tokens.len());
-        leader.enter(Part::Scheduler);
-        let events = self.take(flight, tokens);
-        leader.leave();
-        Ok(events)
+    /// The first token of a prompt follows nothing, and so has no probability.
+    fn begin_prompt(&mut self, id: u64, on: &mut dyn FnMut(Event)) {
+        let running = self.running.get_mut(&id).expect("who is scheduled has not ended");
+        if running.request.prompt_logprobs.is_some() && !std::mem::replace(&mut running.is_told_of, true) {
+            on(Event::Prompt { id, logprobs: vec![None] });
+        }
     }
 
-    /// What tokens mean for their requests.
-    fn take(&mut self, flight: Flight, tokens: Vec<u32>) -> Vec<TokenEvent> {
-        if !flight.samples {
-            return Vec::new();
+    fn collect(
+        &mut self,
+        flight: Flight,
+        leader: &mut dyn Leader,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<(), EngineError> {
+        let Reply::Tokens(sampled) = leader.collect()? else { unreachable!("tokens were asked for") };
+        self.fill.collected();
+        self.count(&flight);
+        leader.enter(Part::Scheduler);
+        self.take(flight, sampled, on);
+        leader.leave();
+        if self.is_idle() {
+            self.collected = None; // from here on it waits for work
         }
-        let sampling = flight.batch.items.iter().filter(|item| item.samples);
-        let mut events = Vec::with_capacity(tokens.len());
-        let mut outputs = Vec::with_capacity(tokens.len());
-        for (item, token) in sampling.zip(tokens) {
-            let id = item.id;
-            let Some(running) = self.running.get_mut(&id) else {
+        Ok(())
+    }
+
+    /// What came of a step's rows of logits means this for its requests.
+    fn take(&mut self, flight: Flight, sampled: Vec<Sampled>, on: &mut dyn FnMut(Event)) {
+        let mut outputs = Vec::with_capacity(sampled.len());
+        let mut asked = flight.asks.iter().zip(sampled).peekable();
+        while let Some((ask, sampled)) = asked.next() {
+            let AskOf { id, is_of_prompt } = *ask;
+            let running = self.running.get_mut(&id);
+            if is_of_prompt {
+                let mut logprobs = Vec::from([sampled.logprobs]);
+                while let Some((_, more)) = asked.next_if(|(next, _)| *next == ask) {
+                    logprobs.push(more.logprobs);
+                }
+                if running.is_some() {
+                    on(Event::Prompt { id, logprobs });
+                }
+                continue;
+            }
+            let token = sampled.token;
+            let Some(running) = running else {
                 outputs.push((id, token, true)); // it was aborted on the way
                 continue;
             };
-            running.generated.push(token);
-            let stop = running.request.stop_token_ids.contains(&token);
-            let end = match stop {
-                true => Some(FinishReason::Stop),
-                false => {
-                    (running.generated.len() == running.request.max_tokens).then_some(FinishReason::Length)
-                }
+            let (end, failed) = match running.take(token) {
+                Ok(end) => (end, None),
+                Err(why) => (None, Some(format!("the completion can't be held to its grammar: {why}"))),
             };
-            outputs.push((id, token, stop));
-            events.push(TokenEvent { id, token, end });
+            let is_last = end.is_some() || failed.is_some();
+            outputs.push((id, token, is_last));
+            if is_last {
+                self.running.remove(&id);
+            }
+            self.load.generation_tokens += 1;
+            on(Event::Token { id, token, logprobs: sampled.logprobs, end });
+            if let Some(message) = failed {
+                on(Event::Refused { id, message });
+            }
         }
-        self.lanes[flight.lane].sampling = false;
-        self.lanes[flight.lane].scheduler.complete(&flight.batch, &outputs);
-        for event in events.iter().filter(|event| event.end.is_some()) {
-            self.running.remove(&event.id);
+        if flight.samples() {
+            let lane = &mut self.lanes[flight.lane];
+            lane.sampling = false;
+            lane.scheduler.complete(&flight.batch, &outputs);
         }
-        events
     }
 
     /// A step's time is that since the one before was collected: what overlaps counts once.
-    fn count(&mut self, flight: &Flight, tokens: usize) {
+    fn count(&mut self, flight: &Flight) {
         let now = Instant::now();
         let since = self.collected.map_or(flight.issued, |before| before.max(flight.issued));
         self.collected = Some(now);
-        if tokens > 0 && self.timing.time_to_first_token.is_zero() {
+        let (seconds, decoded) = ((now - since).as_secs_f64(), flight.sampled());
+        if decoded > 0 && self.timing.time_to_first_token.is_zero() {
             self.timing.time_to_first_token = self.began.map_or(Duration::ZERO, |began| now - began);
         }
-        let (count, sum) = match flight.prompt_tokens {
-            0 => (tokens, &mut self.timing.decode),
+        let (count, sum) = match flight.prompt_rows {
+            0 => (decoded, &mut self.timing.decode),
             n => (n, &mut self.timing.prefill),
         };
-        *sum = (sum.0 + count, sum.1 + (now - since).as_secs_f64());
+        *sum = (sum.0 + count, sum.1 + seconds);
+        let rows = flight.batch.num_tokens();
+        self.lanes[flight.lane].budget.observe(flight.batch.num_decoding, flight.prompt_rows, seconds);
+        self.load.steps += 1;
+        self.load.last_step_tokens = rows;
+        self.load.last_step_s = seconds;
+        self.load.prompt_tokens += flight.prompt_rows as u64;
     }
 }

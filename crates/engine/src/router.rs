@@ -62,6 +62,11 @@ impl Router {
         self.out.get(&id).map(|(replica, _)| *replica)
     }
 
+    /// All requests that are out.
+    pub fn ids(&self) -> impl Iterator<Item = u64> {
+        self.out.keys().copied()
+    }
+
     /// Requests that a replica has.
     pub fn outstanding(&self, replica: usize) -> usize {
         self.replicas[replica].requests

@@ -1,4 +1,4 @@
-//! Choosing tokens from logits that no rank has whole (NUMERICS.md, rule 6).
+//! Choosing tokens from logits that no rank has whole (NUMERICS.md, rule 6), and weighing those that were chosen already.
 //!
 //! Candidates are ordered by (logit descending, id ascending). Every rank sees the same candidates and so asks
 //! for more of them, or stops, as all others do; what rank 0 chose is what all run on.
@@ -6,7 +6,8 @@
 use model::{Decoder, Logits, ModelError, Rank};
 use tensor::{Device, DeviceError, LogitEdit, Part, math};
 
-use crate::sampling::Choice;
+use crate::Logprobs;
+use crate::sampling::{Ask, Choice, Sampled};
 
 /// How many candidates are asked for at first, and how many times more when they don't reach.
 const FIRST_CANDIDATES: usize = 64;
@@ -15,30 +16,46 @@ const MORE_CANDIDATES: usize = 8;
 /// Rows of logits that are made at a time when a whole prompt is scored.
 const SCORED_ROWS: usize = 32;
 
-/// One token per row of hidden states.
+/// What is asked of each row of hidden states. Only rows whose tokens are sampled are edited.
 ///
 /// # Errors
-/// A rank is missing, or a logit isn't a number.
-pub(crate) fn choose_tokens<D: Device>(
+/// A rank is missing, a logit isn't a number, or no token of a row is allowed.
+pub(crate) fn answer<D: Device>(
     rank: Rank<D>,
     decoder: &Decoder<D>,
     hidden: &D::Tensor,
     edits: &[LogitEdit],
-    choices: &[Choice],
-) -> Result<Vec<u32>, ModelError> {
-    if choices.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut logits = decoder.logits(rank.dev, hidden);
-    rank.dev.span(Part::Sampling, || {
-        if !edits.is_empty() {
-            decoder.head().edit(rank.dev, &mut logits, edits);
+    asks: &[Ask],
+) -> Result<Vec<Sampled>, ModelError> {
+    let scored: Vec<u32> = rows_of(asks, |ask| matches!(ask, Ask::Score { .. }));
+    let sampled: Vec<u32> = rows_of(asks, |ask| matches!(ask, Ask::Sample { .. }));
+    let mut answers = vec![None; asks.len()];
+    score_rows(rank.dev, decoder, hidden, &scored, |rows, logits| {
+        let of = |&row: &u32| match asks[row as usize] {
+            Ask::Score { target, top } => Some((target, top)),
+            Ask::Sample { .. } => None,
+        };
+        let of: Vec<(u32, usize)> = rows.iter().filter_map(of).collect();
+        let logprobs = logprobs(rank, decoder, logits, &of)?;
+        for ((&row, (token, _)), logprobs) in rows.iter().zip(of).zip(logprobs) {
+            answers[row as usize] = Some(Sampled { token, logprobs: Some(logprobs) });
         }
-        sample(rank, decoder, &logits, choices)
-    })
+        Ok(())
+    })?;
+    if !sampled.is_empty() {
+        let tokens = choose_tokens(rank, decoder, hidden, edits, asks, &sampled)?;
+        for (row, token) in sampled.into_iter().zip(tokens) {
+            answers[row as usize] = Some(token);
+        }
+    }
+    Ok(answers.into_iter().map(|answer| answer.expect("every row is scored or sampled")).collect())
 }
 
-/// The logits of `rows` rows of hidden states, some at a time: `each` gets the first row and them.
+fn rows_of(asks: &[Ask], is: impl Fn(&Ask) -> bool) -> Vec<u32> {
+    (0..).zip(asks).filter(|(_, ask)| is(ask)).map(|(row, _)| row).collect()
+}
+
+/// The logits of some rows of hidden states, some at a time: `each` gets the rows and them.
 ///
 /// # Errors
 /// That of `each`.
@@ -46,16 +63,88 @@ pub(crate) fn score_rows<D: Device>(
     dev: &D,
     decoder: &Decoder<D>,
     hidden: &D::Tensor,
-    rows: usize,
-    mut each: impl FnMut(usize, &Logits<D>) -> Result<(), ModelError>,
+    rows: &[u32],
+    mut each: impl FnMut(&[u32], &Logits<D>) -> Result<(), ModelError>,
 ) -> Result<(), ModelError> {
-    for from in (0..rows).step_by(SCORED_ROWS) {
-        let rows: Vec<u32> = (from..rows.min(from + SCORED_ROWS)).map(|row| row as u32).collect();
-        let hidden = dev.span(Part::Head, || dev.gather_rows(hidden, &rows));
+    for rows in rows.chunks(SCORED_ROWS) {
+        let hidden = dev.span(Part::Head, || dev.gather_rows(hidden, rows));
         let logits = decoder.logits(dev, &hidden);
-        dev.span(Part::Sampling, || each(from, &logits))?;
+        dev.span(Part::Sampling, || each(rows, &logits))?;
     }
     Ok(())
+}
+
+/// The log-probability of an id for each row of logits, and those of so many of the most probable ids.
+fn logprobs<D: Device>(
+    rank: Rank<D>,
+    decoder: &Decoder<D>,
+    logits: &Logits<D>,
+    of: &[(u32, usize)],
+) -> Result<Vec<Logprobs>, ModelError> {
+    let head = decoder.head();
+    let sums = head.log_sum_exp(rank, logits)?;
+    let at: Vec<(usize, u32)> = of.iter().map(|&(id, _)| id).enumerate().collect();
+    let picked = head.pick(rank, logits, &at)?;
+    if let Some(&logit) = picked.iter().find(|logit| !logit.is_finite()) {
+        return Err(not_finite(rank, logit));
+    }
+    let most = of.iter().map(|&(_, top)| top).max().unwrap_or(0).min(head.vocab_size());
+    let candidates = match most {
+        0 => vec![Vec::new(); of.len()],
+        most => head.top_k(rank, logits, most)?,
+    };
+    let rows = of.iter().zip(&sums).zip(picked.iter().zip(candidates));
+    Ok(rows
+        .map(|((&(_, top), sum), (&logit, candidates))| {
+            let logprob = |logit: f32| (f64::from(logit) - sum) as f32;
+            let candidates = candidates.into_iter().take(top).filter(|(logit, _)| logit.is_finite());
+            let top = candidates.map(|(logit, id)| (id, logprob(logit))).collect();
+            Logprobs { logprob: logprob(logit), top }
+        })
+        .collect())
+}
+
+/// A token for each of some rows.
+fn choose_tokens<D: Device>(
+    rank: Rank<D>,
+    decoder: &Decoder<D>,
+    hidden: &D::Tensor,
+    edits: &[LogitEdit],
+    asks: &[Ask],
+    rows: &[u32],
+) -> Result<Vec<Sampled>, ModelError> {
+    let (dev, head) = (rank.dev, decoder.head());
+    let (mut choices, mut weighed, mut tops) = (Vec::new(), Vec::new(), Vec::new());
+    for (at, &row) in (0..).zip(rows) {
+        let Ask::Sample { choice, logprobs } = asks[row as usize] else { unreachable!("it is sampled") };
+        choices.push(choice);
+        if let Some(top) = logprobs {
+            weighed.push(at);
+            tops.push(top);
+        }
+    }
+    let mut logits = match rows.len() == asks.len() {
+        true => decoder.logits(dev, hidden),
+        false => decoder.logits(dev, &dev.span(Part::Head, || dev.gather_rows(hidden, rows))),
+    };
+    dev.span(Part::Sampling, || {
+        // Log-probabilities are of what the logits were before edits.
+        let unedited = (!weighed.is_empty()).then(|| logits.rows(dev, &weighed));
+        if !edits.is_empty() {
+            head.edit(dev, &mut logits, edits, |row| rows.binary_search(&(row as u32)).ok());
+        }
+        let tokens = sample(rank, decoder, &logits, &choices)?;
+        let mut sampled: Vec<Sampled> =
+            tokens.into_iter().map(|token| Sampled { token, logprobs: None }).collect();
+        if let Some(unedited) = unedited {
+            let of: Vec<(u32, usize)> =
+                weighed.iter().map(|&at| sampled[at as usize].token).zip(tops).collect();
+            for (&at, found) in weighed.iter().zip(logprobs(rank, decoder, &unedited, &of)?) {
+                sampled[at as usize].logprobs = Some(found);
+            }
+        }
+        Ok(sampled)
+    })
 }
 
 /// One token per row.
@@ -69,22 +158,35 @@ fn sample<D: Device>(
     let greedy = choices.iter().all(|c| c.greedy);
     // Greedy rows need no probabilities, but the sum is also what notices a logit that isn't a number.
     let sums = head.log_sum_exp(rank, logits)?;
-    let mut chosen = vec![None; choices.len()];
+    let mut tokens = vec![None; choices.len()];
+    // Rows without a token yet, and a copy of them once they are fewer.
+    let mut left: Vec<u32> = (0..choices.len() as u32).collect();
+    let mut fewer = None;
     let mut k = if greedy { 1 } else { FIRST_CANDIDATES.min(head.vocab_size()) };
     loop {
-        let candidates = head.top_k(rank, logits, k)?;
-        for (row, (choice, candidates)) in choices.iter().zip(&candidates).enumerate() {
+        let candidates = head.top_k(rank, fewer.as_ref().unwrap_or(logits), k)?;
+        let all = k >= head.vocab_size();
+        k *= MORE_CANDIDATES;
+        for (&row, candidates) in left.iter().zip(&candidates) {
             check_finite(rank, candidates)?;
-            let all = k >= head.vocab_size();
-            chosen[row] = chosen[row].or_else(|| match choice.greedy {
-                true => candidates.first().map(|c| c.1),
-                false => choose(choice, candidates, sums[row], all),
-            });
+            let row = row as usize;
+            match choices[row].greedy {
+                true => tokens[row] = candidates.first().map(|c| c.1),
+                false => match choose(&choices[row], candidates, sums[row], all) {
+                    Ok(token) => tokens[row] = Some(token),
+                    Err(needed) => k = k.max(needed),
+                },
+            }
         }
-        if let Some(tokens) = chosen.iter().copied().collect() {
-            return Ok(tokens);
+        let before = left.len();
+        left.retain(|&row| tokens[row as usize].is_none());
+        if left.is_empty() {
+            return Ok(tokens.into_iter().map(|token| token.expect("no row is left")).collect());
         }
-        k = (k * MORE_CANDIDATES).min(head.vocab_size());
+        if left.len() < before {
+            fewer = Some(logits.rows(rank.dev, &left));
+        }
+        k = k.min(head.vocab_size());
     }
 }
 
@@ -102,10 +204,13 @@ pub(crate) fn not_finite<D: Device>(rank: Rank<D>, logit: f32) -> ModelError {
     })
 }
 
-/// The token of a row, or `None` if more candidates are needed. `all`: there are no more.
+/// The token of a row; or, if more candidates are needed, how many at least. `all`: there are no more.
 ///
 /// min-p and top-k cut the candidates first; top-p then keeps the fewest whose probabilities reach p.
-fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: bool) -> Option<u32> {
+fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: bool) -> Result<u32, usize> {
+    // Those that are forbidden come last.
+    let allowed = candidates.partition_point(|(logit, _)| *logit > f32::NEG_INFINITY);
+    let (all, candidates) = (all || allowed < candidates.len(), &candidates[..allowed]);
     let first = f64::from(candidates[0].0);
     let weight = |i: usize| math::exp_f64((f64::from(candidates[i].0) - first).max(-690.0));
     let likely =
@@ -116,8 +221,13 @@ fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: boo
     // The mass that probabilities are relative to: the cut's own, or everything.
     let total = match (choice.min_p > 0.0 || choice.top_k > 0, is_cut) {
         (true, true) => (0..cut).map(weight).sum(),
-        (true, false) => return None,
+        (true, false) => return Err(candidates.len() + 1),
         (false, _) => math::exp_f64(log_sum_exp - first),
+    };
+    // Those that follow weigh no more than the last.
+    let needed = |missing: f64| {
+        let more = missing / weight(candidates.len() - 1);
+        candidates.len().saturating_add((more as usize).max(1))
     };
     let cut = cut.min(candidates.len());
     let mut kept = cut;
@@ -132,7 +242,7 @@ fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: boo
         match reached {
             Some(last) => (kept, mass) = (last + 1, sum),
             None if is_cut => mass = sum,
-            None => return None,
+            None => return Err(needed(goal - sum)),
         }
     }
     let goal = choice.uniform * mass;
@@ -142,10 +252,10 @@ fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: boo
         sum > goal
     });
     match found {
-        Some(i) => Some(candidates[i].1),
+        Some(i) => Ok(candidates[i].1),
         // Rounding may leave the goal just above the sum of all.
-        None if is_cut || kept < cut => Some(candidates[kept - 1].1),
-        None => None,
+        None if is_cut || kept < cut => Ok(candidates[kept - 1].1),
+        None => Err(needed(goal - sum)),
     }
 }
 
@@ -167,32 +277,51 @@ mod tests {
     fn the_whole_distribution_is_walked_in_order() {
         let (c, lse) = four();
         let token = |u| choose(&params(0, 1.0, 0.0, u), &c, lse, true);
-        assert_eq!([0.0, 0.49, 0.51, 0.74, 0.76, 0.88, 0.999].map(token), [9, 9, 2, 2, 4, 5, 5].map(Some));
+        assert_eq!([0.0, 0.49, 0.51, 0.74, 0.76, 0.88, 0.999].map(token), [9, 9, 2, 2, 4, 5, 5].map(Ok));
     }
 
     #[test]
     fn cuts_renormalise() {
         let (c, lse) = four();
-        assert_eq!(choose(&params(1, 1.0, 0.0, 0.99), &c, lse, true), Some(9));
-        assert_eq!(choose(&params(2, 1.0, 0.0, 0.6), &c, lse, true), Some(9));
-        assert_eq!(choose(&params(2, 1.0, 0.0, 0.7), &c, lse, true), Some(2));
-        assert_eq!(choose(&params(0, 0.7, 0.0, 0.99), &c, lse, true), Some(2));
-        assert_eq!(choose(&params(0, 1.0, 0.3, 0.99), &c, lse, true), Some(2));
-        assert_eq!(choose(&params(0, 1e-9, 0.0, 0.99), &c, lse, true), Some(9));
+        assert_eq!(choose(&params(1, 1.0, 0.0, 0.99), &c, lse, true), Ok(9));
+        assert_eq!(choose(&params(2, 1.0, 0.0, 0.6), &c, lse, true), Ok(9));
+        assert_eq!(choose(&params(2, 1.0, 0.0, 0.7), &c, lse, true), Ok(2));
+        assert_eq!(choose(&params(0, 0.7, 0.0, 0.99), &c, lse, true), Ok(2));
+        assert_eq!(choose(&params(0, 1.0, 0.3, 0.99), &c, lse, true), Ok(2));
+        assert_eq!(choose(&params(0, 1e-9, 0.0, 0.99), &c, lse, true), Ok(9));
     }
 
     #[test]
     fn more_candidates_are_asked_for_only_when_they_matter() {
         let (c, lse) = four();
         let two = &c[..2];
-        assert_eq!(choose(&params(0, 1.0, 0.0, 0.6), two, lse, false), Some(2));
-        assert_eq!(choose(&params(0, 1.0, 0.0, 0.8), two, lse, false), None);
-        assert_eq!(choose(&params(0, 0.7, 0.0, 0.8), two, lse, false), Some(2));
-        assert_eq!(choose(&params(0, 0.8, 0.0, 0.1), two, lse, false), None);
-        assert_eq!(choose(&params(3, 1.0, 0.0, 0.1), two, lse, false), None);
-        assert_eq!(choose(&params(2, 1.0, 0.0, 0.1), two, lse, false), Some(9));
-        assert_eq!(choose(&params(0, 1.0, 0.2, 0.1), two, lse, false), None);
-        assert_eq!(choose(&params(0, 1.0, 0.6, 0.1), two, lse, false), Some(9));
+        assert_eq!(choose(&params(0, 1.0, 0.0, 0.6), two, lse, false), Ok(2));
+        assert_eq!(choose(&params(0, 1.0, 0.0, 0.8), two, lse, false), Err(3));
+        assert_eq!(choose(&params(0, 0.7, 0.0, 0.8), two, lse, false), Ok(2));
+        assert_eq!(choose(&params(0, 0.8, 0.0, 0.1), two, lse, false), Err(3));
+        assert_eq!(choose(&params(3, 1.0, 0.0, 0.1), two, lse, false), Err(3));
+        assert_eq!(choose(&params(2, 1.0, 0.0, 0.1), two, lse, false), Ok(9));
+        assert_eq!(choose(&params(0, 1.0, 0.2, 0.1), two, lse, false), Err(3));
+        assert_eq!(choose(&params(0, 1.0, 0.6, 0.1), two, lse, false), Ok(9));
+    }
+
+    #[test]
+    fn as_many_more_are_asked_for_as_it_takes_at_least() {
+        // A thousand that are equally probable: the first two say how many it takes.
+        let two = [(1.0, 7), (1.0, 8)];
+        let lse = 1.0 + 1000f64.ln();
+        assert_eq!(choose(&params(0, 1.0, 0.0, 0.5004), &two, lse, false), Err(500));
+        assert_eq!(choose(&params(0, 0.7506, 0.0, 0.1), &two, lse, false), Err(750));
+    }
+
+    #[test]
+    fn what_is_forbidden_is_not_chosen_even_by_rounding() {
+        let c = [(0.5, 3), (f32::NEG_INFINITY, 0), (f32::NEG_INFINITY, 1)];
+        for uniform in [0.0, 0.999_999_999_999] {
+            // The sum is a little more than the only one that is allowed.
+            assert_eq!(choose(&params(0, 1.0, 0.0, uniform), &c, 0.500_001, false), Ok(3));
+            assert_eq!(choose(&params(2, 0.9, 0.1, uniform), &c, 0.5, true), Ok(3));
+        }
     }
 
     #[test]

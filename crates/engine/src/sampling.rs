@@ -1,11 +1,11 @@
 //! How a token is chosen: a request's parameters, and what they come to for one row of logits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tensor::LogitEdit;
 
-use crate::EngineError;
+use crate::{EngineError, GenerateRequest, Logprobs};
 
 /// Temperatures below this are greedy, as they are for vLLM: dividing by them would overflow.
 const GREEDY_BELOW: f32 = 1e-5;
@@ -21,7 +21,7 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Only tokens at least this times as probable as the most probable one.
     pub min_p: f32,
-    /// Divides the positive logits of tokens that prompt or completion has, multiplies the negative ones.
+    /// Divides the positive logits of tokens that prompt or completion has, multiplies the negative ones; from 0.01 to 100.
     pub repetition_penalty: f32,
     /// Taken off the logits of tokens that the completion has.
     pub presence_penalty: f32,
@@ -60,7 +60,8 @@ impl SamplingParams {
         within("top_p", p, p > 0.0 && p <= 1.0, "above 0 and at most 1")?;
         within("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1")?;
         let r = self.repetition_penalty;
-        within("repetition_penalty", r, r.is_finite() && r > 0.0, "a positive number")?;
+        // Beyond these a logit could become infinite.
+        within("repetition_penalty", r, (0.01..=100.0).contains(&r), "from 0.01 to 100")?;
         for (name, value) in
             [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
         {
@@ -73,28 +74,8 @@ impl SamplingParams {
         self.temperature < GREEDY_BELOW
     }
 
-    /// What changes a row of logits before the choice: penalties, then temperature.
-    pub(crate) fn edits(&self, row: usize, prompt: &[u32], completion: &[u32]) -> Vec<LogitEdit> {
-        let mut edits = Vec::new();
-        let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
-        for &id in completion {
-            *counts.entry(id).or_default() += 1;
-        }
-        if self.repetition_penalty != 1.0 {
-            let mut seen: Vec<u32> = prompt.iter().chain(completion).copied().collect();
-            seen.sort_unstable();
-            seen.dedup();
-            let by = self.repetition_penalty;
-            edits.extend(seen.iter().map(|&id| LogitEdit::Repetition { row, col: id as usize, by }));
-        }
-        if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
-            let by = |count: usize| -(self.presence_penalty + self.frequency_penalty * count as f32);
-            edits.extend(counts.iter().map(|(&id, &n)| LogitEdit::Add { row, col: id as usize, by: by(n) }));
-        }
-        if !self.greedy() {
-            edits.push(LogitEdit::Divide { row, by: self.temperature });
-        }
-        edits
+    fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
     /// What a rank needs to choose, `position` being that of the token to come.
@@ -107,6 +88,126 @@ impl SamplingParams {
             uniform: uniform(self.seed, position as u64, 0),
         }
     }
+}
+
+/// Whether what a request says of its logits can be, in a vocabulary of so many ids.
+///
+/// # Errors
+/// Names the first parameter that can't, and what could.
+pub(crate) fn check(request: &GenerateRequest, vocab_size: usize) -> Result<(), EngineError> {
+    request.sampling.check()?;
+    let refuse = |message: String| Err(EngineError::Request(message));
+    for &(id, by) in &request.logit_bias {
+        if id as usize >= vocab_size {
+            return refuse(format!("logit_bias of id {id}; the model's ids are below {vocab_size}"));
+        }
+        if !(-100.0..=100.0).contains(&by) {
+            return refuse(format!("logit_bias of id {id} is {by}; it must be from -100 to 100"));
+        }
+    }
+    let stops: BTreeSet<u32> = request.stop_token_ids.iter().copied().collect();
+    let ends_at_once = stops.range(..vocab_size as u32).count() == vocab_size;
+    if request.min_tokens > 0 && ends_at_once {
+        return refuse("min_tokens: all ids are stop_token_ids; leave some out".into());
+    }
+    Ok(())
+}
+
+/// What a request's tokens come to for the edits of its logits: counted once, as they come.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct History {
+    /// Tokens of the completion so far.
+    generated: usize,
+    /// Ids that the prompt has, and how often the completion has each of its own; both empty where nothing is penalised.
+    prompt: BTreeSet<u32>,
+    counts: BTreeMap<u32, u32>,
+}
+
+impl History {
+    /// That of a request whose completion begins.
+    pub fn new(request: &GenerateRequest) -> Self {
+        let is_needed = request.sampling.repetition_penalty != 1.0;
+        let prompt = if is_needed { request.prompt.iter().copied().collect() } else { BTreeSet::new() };
+        History { prompt, ..History::default() }
+    }
+
+    /// Notes a token of the completion.
+    pub fn add(&mut self, request: &GenerateRequest, token: u32) {
+        self.generated += 1;
+        if request.sampling.penalises() {
+            *self.counts.entry(token).or_default() += 1;
+        }
+    }
+
+    /// What changes a row of logits before its token is chosen, in this order: biases; what is forbidden, by `mask` (one bit
+    /// per id, see [`LogitEdit::Allow`]) or because the completion is shorter than `min_tokens`; penalties; temperature.
+    pub fn edits(&self, request: &GenerateRequest, row: usize, mask: Option<Vec<u32>>) -> Vec<LogitEdit> {
+        let sampling = &request.sampling;
+        let bias = request.logit_bias.iter().map(|&(id, by)| LogitEdit::Add { row, col: id as usize, by });
+        let mut edits: Vec<LogitEdit> = bias.collect();
+        self.forbid(request, row, mask, &mut edits);
+        if sampling.repetition_penalty != 1.0 {
+            let by = sampling.repetition_penalty;
+            let seen: BTreeSet<u32> = self.prompt.iter().chain(self.counts.keys()).copied().collect();
+            edits.extend(seen.iter().map(|&id| LogitEdit::Repetition { row, col: id as usize, by }));
+        }
+        if sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0 {
+            let by = |n: u32| -(sampling.presence_penalty + sampling.frequency_penalty * n as f32);
+            let seen = self.counts.iter();
+            edits.extend(seen.map(|(&id, &n)| LogitEdit::Add { row, col: id as usize, by: by(n) }));
+        }
+        if !sampling.greedy() {
+            edits.push(LogitEdit::Divide { row, by: sampling.temperature });
+        }
+        edits
+    }
+
+    /// A grammar goes before `min_tokens`: where it allows nothing but to end, the completion ends.
+    fn forbid(
+        &self,
+        request: &GenerateRequest,
+        row: usize,
+        mask: Option<Vec<u32>>,
+        edits: &mut Vec<LogitEdit>,
+    ) {
+        let is_short = self.generated < request.min_tokens;
+        let stops = if is_short { &request.stop_token_ids[..] } else { &[] };
+        match mask {
+            None => {
+                let by = f32::NEG_INFINITY;
+                edits.extend(stops.iter().map(|&id| LogitEdit::Add { row, col: id as usize, by }));
+            }
+            Some(mut words) => {
+                if !stops.is_empty() {
+                    let mut others = words.clone();
+                    for &id in stops.iter().filter(|&&id| LogitEdit::allows(&words, id as usize)) {
+                        others[id as usize / 32] &= !(1 << (id % 32));
+                    }
+                    if others.iter().any(|&word| word != 0) {
+                        words = others;
+                    }
+                }
+                edits.push(LogitEdit::Allow { row, words });
+            }
+        }
+    }
+}
+
+/// What is asked of one row of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// A token; and, if wanted, its log-probability with those of so many of the most probable ones.
+    Sample { choice: Choice, logprobs: Option<usize> },
+    /// The log-probability of an id, and those of so many of the most probable ones.
+    Score { target: u32, top: usize },
+}
+
+/// What a row of logits came to: a token that was chosen, or the one that was asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sampled {
+    pub token: u32,
+    /// Of the model's own distribution, if asked for.
+    pub logprobs: Option<Logprobs>,
 }
 
 /// How one row's token is chosen, once its logits are edited.
@@ -155,6 +256,81 @@ mod tests {
             assert!(error.is_usage() && error.to_string().contains(name), "{error}");
         }
         SamplingParams::default().check().unwrap();
+    }
+
+    #[test]
+    fn biases_that_can_not_be_are_named() {
+        let with = |logit_bias| GenerateRequest { logit_bias, ..Default::default() };
+        check(&with(vec![(9, 100.0), (0, -100.0)]), 10).unwrap();
+        for bias in [(10, 1.0), (1, f32::NAN), (1, f32::NEG_INFINITY), (1, 100.5)] {
+            let error = check(&with(vec![(3, 1.0), bias]), 10).unwrap_err();
+            assert!(error.is_usage() && error.to_string().contains(&format!("id {}", bias.0)), "{error}");
+        }
+        let nothing_left =
+            GenerateRequest { min_tokens: 1, stop_token_ids: (0..12).collect(), ..Default::default() };
+        assert!(check(&nothing_left, 10).unwrap_err().to_string().contains("min_tokens"));
+        check(&nothing_left, 13).unwrap();
+    }
+
+    /// One of everything.
+    fn request() -> GenerateRequest {
+        GenerateRequest {
+            prompt: vec![5, 3, 5],
+            sampling: SamplingParams {
+                temperature: 0.5,
+                repetition_penalty: 2.0,
+                presence_penalty: 1.0,
+                frequency_penalty: 0.5,
+                ..Default::default()
+            },
+            stop_token_ids: vec![2, 70],
+            min_tokens: 2,
+            logit_bias: vec![(8, -3.0), (1, 4.0)],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn edits_come_in_one_order_and_count_what_was_chosen() {
+        let request = request();
+        let mut history = History::new(&request);
+        let add = |col, by| LogitEdit::Add { row: 6, col, by };
+        let seen = |col| LogitEdit::Repetition { row: 6, col, by: 2.0 };
+        let biases = [add(8, -3.0), add(1, 4.0)];
+        let short = [add(2, f32::NEG_INFINITY), add(70, f32::NEG_INFINITY)];
+        let cool = LogitEdit::Divide { row: 6, by: 0.5 };
+        let expected = [&biases[..], &short, &[seen(3), seen(5), cool.clone()]].concat();
+        assert_eq!(history.edits(&request, 6, None), expected);
+        [7, 3, 7].into_iter().for_each(|token| history.add(&request, token));
+        let counted = [seen(3), seen(5), seen(7), add(3, -1.5), add(7, -2.0), cool];
+        assert_eq!(history.edits(&request, 6, None), [&biases[..], &counted].concat());
+    }
+
+    #[test]
+    fn a_request_that_asks_for_nothing_has_no_edits_and_remembers_no_token() {
+        let request = GenerateRequest { prompt: vec![1, 2], ..Default::default() };
+        let mut history = History::new(&request);
+        (0..9).for_each(|token| history.add(&request, token));
+        assert_eq!(history, History { generated: 9, ..History::default() });
+        assert_eq!(history.edits(&request, 0, None), []);
+    }
+
+    #[test]
+    fn a_grammar_that_allows_nothing_but_the_end_goes_before_min_tokens() {
+        let request = request();
+        let history = History::new(&request);
+        let allowed = |ids: &[usize]| {
+            let mut words = vec![0; 3];
+            ids.iter().for_each(|id| words[id / 32] |= 1 << (id % 32));
+            words
+        };
+        for (mask, left) in [(&[2, 5, 70][..], &[5][..]), (&[2, 70], &[2, 70]), (&[3, 95], &[3, 95])] {
+            let edits = history.edits(&request, 1, Some(allowed(mask)));
+            assert!(edits.contains(&LogitEdit::Allow { row: 1, words: allowed(left) }), "{edits:?}");
+        }
+        // A mask may be shorter than the vocabulary.
+        let edits = history.edits(&request, 1, Some(vec![0b100]));
+        assert!(edits.contains(&LogitEdit::Allow { row: 1, words: vec![0b100] }));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A command goes from the leader to the ranks of the first stage, and from each rank to the same place of the next
 //! stage, ahead of the activations: so stages work on different commands at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use collective::{Collective, CollectiveStats, Group};
@@ -18,9 +18,10 @@ use crate::clocks::ClockOffset;
 use crate::cost::StepCosts;
 use crate::groups::RankGroups;
 use crate::memory;
+use crate::pulse::RankPulse;
 use crate::report::{RankReport, StepReport};
-use crate::sampler::{choose_tokens, not_finite, score_rows};
-use crate::sampling::Choice;
+use crate::sampler::answer;
+use crate::sampling::{Ask, Sampled};
 use crate::steps::{Asked, StepTime, Steps};
 
 /// What all ranks do next.
@@ -28,10 +29,9 @@ use crate::steps::{Asked, StepTime, Steps};
 pub(crate) enum Command {
     /// Makes a KV cache of this many blocks, in place of the one before.
     AllocateKv { blocks: usize },
-    /// Runs a step and chooses a token for each of its logit rows.
-    Generate { meta: StepMeta, edits: Vec<Edit>, choices: Vec<Choice> },
-    /// Runs a step and takes the log-probability of one id for each of its logit rows.
-    Score { meta: StepMeta, targets: Vec<u32> },
+    /// Copies KV blocks, from the first of each pair to the second, runs a step and answers what is asked of each of its
+    /// logit rows. Rows of `edits` are numbers of asks.
+    Generate { copies: Vec<(u32, u32)>, meta: StepMeta, edits: Vec<LogitEdit>, asks: Vec<Ask> },
     /// Begins to count the time at work anew.
     Mark,
     /// Measures an all-reduce of one row in each tensor-parallel group.
@@ -42,43 +42,27 @@ pub(crate) enum Command {
     Trace,
     /// Tells the leader what each rank holds and has spent.
     Report,
+    /// Tells the leader what each rank has done since it was loaded. Steps may be on their way.
+    Pulse,
     /// Ends.
     Stop,
 }
 
-/// [`LogitEdit`], as it travels.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(crate) enum Edit {
-    Add(usize, usize, f32),
-    Repetition(usize, usize, f32),
-    Divide(usize, f32),
-}
-
-impl From<LogitEdit> for Edit {
-    fn from(edit: LogitEdit) -> Self {
-        match edit {
-            LogitEdit::Add { row, col, by } => Edit::Add(row, col, by),
-            LogitEdit::Repetition { row, col, by } => Edit::Repetition(row, col, by),
-            LogitEdit::Divide { row, by } => Edit::Divide(row, by),
-        }
+impl Command {
+    /// Runs a step and takes the log-probability of one id for each of its logit rows.
+    pub fn score(meta: StepMeta, targets: &[u32]) -> Self {
+        let asks = targets.iter().map(|&target| Ask::Score { target, top: 0 }).collect();
+        Command::Generate { copies: Vec::new(), meta, edits: Vec::new(), asks }
     }
 }
 
-impl From<Edit> for LogitEdit {
-    fn from(edit: Edit) -> Self {
-        match edit {
-            Edit::Add(row, col, by) => LogitEdit::Add { row, col, by },
-            Edit::Repetition(row, col, by) => LogitEdit::Repetition { row, col, by },
-            Edit::Divide(row, by) => LogitEdit::Divide { row, by },
-        }
-    }
-}
-
-/// What a step came to.
+/// What a rank tells its leader.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    Tokens(Vec<u32>),
-    Logprobs(Vec<f32>),
+    /// What a step came to, one for each ask in order.
+    Tokens(Vec<Sampled>),
+    /// What a rank has done.
+    Pulse(RankPulse),
 }
 
 /// A rank: device, place in the groups, part of the model.
@@ -111,6 +95,8 @@ pub(crate) struct Spent {
     row_all_reduce: Option<Duration>,
     /// By the steps since the last mark.
     steps: Steps,
+    /// By all steps; the sums of a pulse.
+    since_start: RankPulse,
     /// The steps that are recorded.
     pub recorded: Vec<(StepMeta, Asked)>,
     /// How far the clocks of the replica's ranks are from the leader's.
@@ -143,6 +129,9 @@ impl<D: Device> Worker<D> {
     /// The leader: has all ranks of the replica do something, and does its own part. A step of a single stage ends
     /// with its reply.
     pub fn lead(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
+        if self.groups.mesh.replica_size() == 1 {
+            return self.run(command);
+        }
         let written = || postcard::to_stdvec(command).expect("a command can be written");
         let mut bytes = self.dev.span(Part::Scheduler, written);
         let calls = Calls { dev: &self.dev, group: &self.groups.tensor, part: Part::Exchange };
@@ -197,17 +186,14 @@ impl<D: Device> Worker<D> {
                 self.kv =
                     Some(KvCache::new(&self.dev, layout, stage, self.groups.at.tp, *blocks, self.kv_dtype));
             }
-            Command::Generate { meta, edits, choices } => {
-                let asked = if choices.is_empty() { Asked::Logits } else { Asked::Tokens };
-                return self.step(meta, asked, |worker| worker.generate(meta, edits, choices));
-            }
-            Command::Score { meta, targets } => {
-                return self.step(meta, Asked::Logprobs, |worker| worker.score(meta, targets));
+            Command::Generate { copies, meta, edits, asks } => {
+                return self.step(meta, Asked::of(asks), |worker| worker.generate(copies, meta, edits, asks));
             }
             Command::Mark => {
                 self.spent.busy = Duration::ZERO;
                 self.spent.steps = Steps::default();
-                self.dev.take_part_times();
+                // What was between the last step and now.
+                self.spent.since_start.count(&self.dev.take_part_times());
             }
             Command::Record => self.begin_trace()?,
             Command::Trace => self.send_trace()?,
@@ -215,6 +201,11 @@ impl<D: Device> Worker<D> {
             Command::Report if self.groups.leads() => {}
             Command::Report => {
                 let bytes = postcard::to_stdvec(&self.report()?).expect("a report can be written");
+                self.groups.replica().send_bytes(&bytes, 0)?;
+            }
+            Command::Pulse if self.groups.leads() => {}
+            Command::Pulse => {
+                let bytes = postcard::to_stdvec(&Reply::Pulse(self.pulse())).expect("a pulse can be written");
                 self.groups.replica().send_bytes(&bytes, 0)?;
             }
             Command::Stop => {}
@@ -251,8 +242,22 @@ impl<D: Device> Worker<D> {
         std::iter::once(self.report()).chain(others).collect()
     }
 
+    /// The leader: what each rank of its replica has done. Replies to steps that come before go to `replies`.
+    pub fn pulses(&mut self, replies: &mut VecDeque<Reply>) -> Result<Vec<RankPulse>, ModelError> {
+        self.lead(&Command::Pulse)?;
+        let mut pulses = vec![self.pulse()];
+        while pulses.len() < self.groups.mesh.replica_size() {
+            let bytes = self.groups.replica().recv_bytes(pulses.len(), None)?;
+            match postcard::from_bytes(&bytes).expect("a rank writes what the leader reads") {
+                Reply::Pulse(pulse) => pulses.push(pulse),
+                reply => replies.push_back(reply),
+            }
+        }
+        Ok(pulses)
+    }
+
     /// Hidden states of the rows whose logits are wanted, on the last stage.
-    fn forward(&mut self, meta: &StepMeta) -> Result<Option<D::Tensor>, ModelError> {
+    fn forward(&mut self, copies: &[(u32, u32)], meta: &StepMeta) -> Result<Option<D::Tensor>, ModelError> {
         let (before, sent) = (self.groups.tensor.stats(), self.groups.replica().stats().sent_bytes);
         let rank = Rank::new(&self.dev, &self.groups.tensor);
         let rank = match &self.groups.context {
@@ -262,6 +267,7 @@ impl<D: Device> Worker<D> {
         let pipeline = Pipeline::new(self.groups.replica(), self.previous(), self.next());
         let kv = self.kv.as_mut().expect("a cache is made before the first step");
         let began = Instant::now();
+        kv.copy_blocks(&self.dev, copies);
         let hidden = self.decoder.forward_stage(rank, &pipeline, meta, kv)?;
         self.spent.busy += began.elapsed() - pipeline.waited.get();
         self.spent.last_forward = difference(self.groups.tensor.stats(), before);
@@ -283,47 +289,26 @@ impl<D: Device> Worker<D> {
         let reply = work(self);
         self.dev.leave();
         let parts = self.dev.take_part_times();
-        self.spent.steps.note(StepTime { meta: meta.clone(), asked, parts });
+        self.spent.since_start.step(&parts);
+        self.spent.steps.note(meta, asked, parts);
         reply
     }
 
     fn generate(
         &mut self,
+        copies: &[(u32, u32)],
         meta: &StepMeta,
-        edits: &[Edit],
-        choices: &[Choice],
+        edits: &[LogitEdit],
+        asks: &[Ask],
     ) -> Result<Option<Reply>, ModelError> {
         let before = self.groups.tensor.stats();
-        let Some(hidden) = self.forward(meta)? else { return Ok(None) };
+        let Some(hidden) = self.forward(copies, meta)? else { return Ok(None) };
         let began = Instant::now();
         let rank = Rank::new(&self.dev, &self.groups.tensor);
-        let edits: Vec<LogitEdit> = edits.iter().map(|&e| e.into()).collect();
-        let tokens = choose_tokens(rank, &self.decoder, &hidden, &edits, choices)?;
+        let tokens = answer(rank, &self.decoder, &hidden, edits, asks)?;
         self.spent.last = difference(self.groups.tensor.stats(), before);
         self.spent.busy += began.elapsed();
         Ok(Some(Reply::Tokens(tokens)))
-    }
-
-    fn score(&mut self, meta: &StepMeta, targets: &[u32]) -> Result<Option<Reply>, ModelError> {
-        let before = self.groups.tensor.stats();
-        let Some(hidden) = self.forward(meta)? else { return Ok(None) };
-        let began = Instant::now();
-        let rank = Rank::new(&self.dev, &self.groups.tensor);
-        let mut logprobs = Vec::with_capacity(targets.len());
-        score_rows(&self.dev, &self.decoder, &hidden, targets.len(), |first, logits| {
-            let sums = self.decoder.head().log_sum_exp(rank, logits)?;
-            let at: Vec<(usize, u32)> =
-                targets[first..first + sums.len()].iter().copied().enumerate().collect();
-            let picked = self.decoder.head().pick(rank, logits, &at)?;
-            if let Some(&logit) = picked.iter().find(|logit| !logit.is_finite()) {
-                return Err(not_finite(rank, logit));
-            }
-            logprobs.extend(picked.iter().zip(&sums).map(|(&logit, sum)| (f64::from(logit) - sum) as f32));
-            Ok(())
-        })?;
-        self.spent.last = difference(self.groups.tensor.stats(), before);
-        self.spent.busy += began.elapsed();
-        Ok(Some(Reply::Logprobs(logprobs)))
     }
 
     fn report(&self) -> Result<RankReport, ModelError> {
@@ -361,6 +346,21 @@ impl<D: Device> Worker<D> {
         })
     }
 
+    fn pulse(&self) -> RankPulse {
+        let (memory, at) = (self.dev.memory(), self.groups.at);
+        RankPulse {
+            rank: self.groups.rank,
+            place: (at.dp, at.pp, at.tp),
+            host: self.host.clone(),
+            weight_bytes: self.loaded.weight_bytes,
+            kv_cache_bytes: self.kv.as_ref().map_or(0, KvCache::bytes),
+            activation_bytes: memory.activations,
+            scratch_bytes: memory.scratch,
+            peak_rss_bytes: memory::peak_rss_bytes(),
+            ..self.spent.since_start.clone()
+        }
+    }
+
     /// What the parts of a step took and cost.
     fn breakdown(&self, step: &StepTime) -> Result<StepReport, ModelError> {
         let mut costs = BTreeMap::<Part, OpCost>::new();
@@ -389,3 +389,6 @@ fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStat
         sent_bytes: after.sent_bytes - before.sent_bytes,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use checkpoint::WeightSource;
 use collective::{Collective, Group, SharedConfig, SharedGroup, SharedRank, Solo};
 use cpu::{CpuConfig, CpuDevice};
 use model::{Decoder, KeptAs, KvCache, Layout, Loader, ModelConfig, Rank, Stage, TpPlan};
-use scheduler::{Batch, ContextParallel, Request, Scheduler, SchedulerConfig};
+use scheduler::{Batch, CacheUse, ContextParallel, Request, Scheduler, SchedulerConfig};
 use serde_json::{Value, json};
 use tensor::{DType, Device, KV_BLOCK, SEGMENT, SequenceSpan, StepMeta};
 
@@ -46,6 +46,7 @@ impl Plan {
             block_size: KV_BLOCK,
             max_num_seqs: 8,
             max_num_batched_tokens: 1000,
+            prefix_caching: false,
             context,
         };
         let lengths = [40, LONG_PROMPT, 300, 1500];
@@ -56,10 +57,12 @@ impl Plan {
         let vocab = self.layout.config.vocab_size as u32;
         for (id, length) in lengths.into_iter().enumerate() {
             let prompt = (0..length as u32).map(|i| (i * i + 7 * i + id as u32) % vocab).collect();
-            scheduler.add(Request { id: id as u64, prompt, max_tokens: TOKENS }).unwrap();
+            scheduler
+                .add(Request { id: id as u64, prompt, max_tokens: TOKENS, cache: CacheUse::default() })
+                .unwrap();
         }
         let (mut steps, mut owners) = (Vec::new(), std::collections::BTreeSet::new());
-        while let Some(batch) = scheduler.schedule() {
+        while let Some(batch) = scheduler.schedule(config.max_num_batched_tokens) {
             owners.extend(batch.items.iter().flat_map(|item| &item.block_table).map(|&b| context.owner(b)));
             steps.push(meta(&batch));
             let sampled = batch.items.iter().filter(|item| item.samples);

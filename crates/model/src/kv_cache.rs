@@ -26,6 +26,13 @@ impl<D: Device> KvCache<D> {
         KvCache { layers, bytes }
     }
 
+    /// Copies blocks in all layers, from the first of each pair to the second, as [`Device::copy_kv`] says.
+    pub fn copy_blocks(&mut self, dev: &D, pairs: &[(u32, u32)]) {
+        if !pairs.is_empty() {
+            self.layers.iter_mut().for_each(|kv| dev.copy_kv(kv, pairs));
+        }
+    }
+
     /// Size of the cache.
     pub fn bytes(&self) -> u64 {
         self.bytes

@@ -1,43 +1,85 @@
-//! The KV cache's blocks: who holds which, and how many are promised.
+//! The KV cache's blocks: sequences grow into them, share what they have in common, and leave contents behind.
+//!
+//! A running sequence holds the blocks of its table. Full blocks go into the [`PrefixTree`] in the step that fills
+//! them, below the block before them, which the same sequence holds: so whoever holds a block in the tree holds what is
+//! above it, and what nobody holds has only such blocks below it. A sequence that filled a block with what another
+//! block in the tree has takes that one instead, for both have the same bits.
 
+use crate::block_pool::BlockPool;
 use crate::context::ContextParallel;
+use crate::prefix_tree::{Parent, PrefixTree};
+use crate::request::CacheUse;
+use crate::scheduler::SchedulerConfig;
 
 /// The blocks of one sequence.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct BlockTable {
     /// Held: block `i` has the positions from `i · block_size` on.
     pub blocks: Vec<u32>,
-    /// Promised, but not taken yet.
-    pub promised: usize,
-    /// Who gives the blocks of each segment, taken or promised.
-    owners: Vec<usize>,
+    /// So many of the first are in the tree.
+    pub num_known: usize,
+    /// Whether the tree has the same contents in a block that can't be taken instead: then nothing more of the sequence
+    /// gets into the tree.
+    is_apart: bool,
+    salt: u64,
+    /// Blocks that the sequence comes to at most.
+    pub longest: usize,
 }
 
-/// Hands out blocks. A block is promised before it is taken, so that taking it cannot fail.
+/// Cached keys and values with which a sequence can begin.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Full blocks, to be shared.
+    pub blocks: Vec<u32>,
+    /// A block whose first positions are to be copied, and how many.
+    pub part: Option<(u32, usize)>,
+}
+
+/// What a sequence begins with.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    pub table: BlockTable,
+    /// Positions that are in the table already.
+    pub num_cached: usize,
+    /// The block to copy before the step, from and to.
+    pub copy: Option<(u32, u32)>,
+}
+
+/// Hands out blocks.
 #[derive(Debug)]
 pub(crate) struct BlockManager {
-    num_blocks: usize,
+    pub pool: BlockPool,
+    pub tree: PrefixTree,
     block_size: usize,
     context: ContextParallel,
-    /// Each owner's. The next to be taken is the last.
-    free: Vec<Vec<u32>>,
-    /// How many of each owner's free ones are promised.
-    promised: Vec<usize>,
+    caching: bool,
+    /// The step being scheduled, and from which on each block in the tree is written when a step begins.
+    step: u64,
+    written: Vec<u64>,
+    /// Held until the step is scheduled: it reads them, or writes to them, though no table has them.
+    pinned: Vec<u32>,
 }
 
 impl BlockManager {
-    pub fn new(num_blocks: usize, block_size: usize, context: ContextParallel) -> Self {
+    pub fn new(config: &SchedulerConfig) -> Self {
+        let SchedulerConfig { num_blocks, block_size, context, prefix_caching: caching, .. } = *config;
         assert!(block_size > 0, "a block has at least one position");
         assert!(context.ranks > 0, "blocks have an owner");
         assert!(context.segment_blocks > 0, "a segment has at least one block");
-        let last = u32::try_from(num_blocks).expect("block ids are u32");
-        let of = |owner| (0..last).rev().filter(|&block| context.owner(block) == owner).collect();
-        let free: Vec<Vec<u32>> = (0..context.ranks).map(of).collect();
-        BlockManager { num_blocks, block_size, context, free, promised: vec![0; context.ranks] }
+        BlockManager {
+            pool: BlockPool::new(num_blocks, context),
+            tree: PrefixTree::new(num_blocks),
+            block_size,
+            context,
+            caching,
+            step: 0,
+            written: vec![0; num_blocks],
+            pinned: Vec::new(),
+        }
     }
 
     pub fn num_blocks(&self) -> usize {
-        self.num_blocks
+        self.pool.num_blocks()
     }
 
     pub fn block_size(&self) -> usize {
@@ -50,17 +92,12 @@ impl BlockManager {
 
     /// Positions of the longest sequence that fits when it is alone.
     pub fn capacity(&self) -> usize {
-        self.context.longest(self.num_blocks).saturating_mul(self.block_size)
+        self.context.longest(self.num_blocks()).saturating_mul(self.block_size)
     }
 
-    /// Each owner's free blocks, promised or not.
-    pub fn free(&self) -> &[Vec<u32>] {
-        &self.free
-    }
-
-    /// How many of each owner's free blocks are promised.
-    pub fn promised(&self) -> &[usize] {
-        &self.promised
+    /// Blocks that nobody holds.
+    pub fn num_available(&self) -> usize {
+        (0..self.context.ranks).map(|owner| self.pool.available(owner)).sum()
     }
 
     /// Blocks that hold `positions`.
@@ -68,147 +105,162 @@ impl BlockManager {
         positions.div_ceil(self.block_size)
     }
 
-    /// Promises the blocks of `positions`, if so many are free and not promised yet.
-    ///
-    /// Each segment goes to the owner with the most such blocks, the first of equals. That way a sequence is promised
-    /// its blocks whenever there is a way: the last segment, the only short one, comes last, and nothing that leaves
-    /// more with one owner leaves room for more whole segments.
-    pub fn promise(&mut self, positions: usize) -> Option<BlockTable> {
-        let blocks = self.blocks_for(positions);
-        let mut left: Vec<usize> =
-            self.free.iter().zip(&self.promised).map(|(free, promised)| free.len() - promised).collect();
-        let mut owners = Vec::new();
-        for segment in self.context.segments(blocks) {
-            let (owner, most) = left.iter_mut().enumerate().rev().max_by_key(|(_, left)| **left)?;
-            *most = most.checked_sub(segment)?;
-            owners.push(owner);
+    /// The longest beginning of `tokens` that is cached.
+    pub fn find(&self, salt: u64, tokens: &[u32]) -> Found {
+        let mut found = Found::default();
+        let mut parent = Parent::Root(salt);
+        let mut blocks = tokens.chunks_exact(self.block_size);
+        for tokens in blocks.by_ref() {
+            let Some(block) = self.tree.child(parent, tokens) else {
+                found.part = self.find_part(parent, tokens);
+                return found;
+            };
+            found.blocks.push(block);
+            parent = Parent::Block(block);
         }
-        for (segment, &owner) in self.context.segments(blocks).zip(&owners) {
-            self.promised[owner] += segment;
-        }
-        Some(BlockTable { blocks: Vec::new(), promised: blocks, owners })
+        found.part = self.find_part(parent, blocks.remainder());
+        found
     }
 
-    /// Takes promised blocks until the table holds `positions`.
-    pub fn grow(&mut self, table: &mut BlockTable, positions: usize) {
-        while table.blocks.len() < self.blocks_for(positions) {
-            assert!(table.promised > 0, "{positions} positions are more than the sequence was admitted with");
-            let owner = self.owner(table, table.blocks.len());
-            table.promised -= 1;
-            self.promised[owner] -= 1;
-            table.blocks.push(self.free[owner].pop().expect("a promised block is free"));
-        }
+    /// A block that begins like `tokens` and is written by steps before this one, for copies come before it.
+    fn find_part(&self, parent: Parent, tokens: &[u32]) -> Option<(u32, usize)> {
+        let closest = self.tree.closest(parent, tokens);
+        let written = closest.filter(|&(block, n)| n > 0 && self.written[block as usize] <= self.step);
+        written.max_by_key(|found| found.1)
     }
 
-    /// Takes back what a sequence holds and what it was promised.
-    pub fn release(&mut self, table: BlockTable) {
-        for (owner, promised) in self.promised_of(&table) {
-            self.promised[owner] -= promised;
-        }
-        // In reverse, so that a sequence alone gets the same blocks again.
-        for block in table.blocks.into_iter().rev() {
-            self.free[self.context.owner(block)].push(block);
-        }
+    /// Positions that were found.
+    pub fn num_found(&self, found: &Found) -> usize {
+        found.blocks.len() * self.block_size + found.part.map_or(0, |part| part.1)
     }
 
-    /// Who gives the `block`-th block of a sequence.
-    pub fn owner(&self, table: &BlockTable, block: usize) -> usize {
-        table.owners[block / self.context.segment_blocks]
-    }
-
-    /// What a sequence is promised and by whom, segment by segment.
-    pub fn promised_of(&self, table: &BlockTable) -> Vec<(usize, usize)> {
-        let mut taken = table.blocks.len();
-        let promised = self.context.segments(taken + table.promised).map(|segment| {
-            let of_segment = segment.min(taken);
-            taken -= of_segment;
-            segment - of_segment
+    /// Begins a sequence that knows `num_tokens` tokens and comes to `longest` positions, with what was found of it, if
+    /// there is room for its tokens and the next one. What was found is used as far as the sequence could still end with
+    /// it if it were alone.
+    pub fn admit(
+        &mut self,
+        cache: CacheUse,
+        mut found: Found,
+        num_tokens: usize,
+        longest: usize,
+    ) -> Option<Admission> {
+        let longest = self.blocks_for(longest);
+        while !self.fits_alone(&found.blocks, None, longest) {
+            let last = found.blocks.len().checked_sub(1).expect("what was added fits when nobody runs");
+            found.blocks.truncate(last / self.context.segment_blocks * self.context.segment_blocks);
+            found.part = None;
+        }
+        let needed = self.blocks_for(num_tokens + 1);
+        if !self.has_room(&found, needed, longest) {
+            found.part.take()?;
+            if !self.has_room(&found, needed, longest) {
+                return None;
+            }
+        }
+        let num_cached = self.num_found(&found);
+        let num_known = found.blocks.len();
+        found.blocks.iter().for_each(|&block| self.pool.hold(block));
+        let mut table =
+            BlockTable { blocks: found.blocks, num_known, salt: cache.salt, longest, is_apart: false };
+        let copy = found.part.map(|(from, _)| {
+            self.pool.hold(from);
+            self.pinned.push(from);
+            let to = self.take(self.context.owner(from)).expect("there is room");
+            table.blocks.push(to);
+            (from, to)
         });
-        table.owners.iter().copied().zip(promised).collect()
+        Some(Admission { table, num_cached, copy })
+    }
+
+    /// Takes blocks until the table holds `positions`, or as many as there are; the positions that it holds then.
+    pub fn grow(&mut self, table: &mut BlockTable, positions: usize) -> usize {
+        while table.blocks.len() < self.blocks_for(positions) {
+            let owner = self.next_owner(table);
+            let Some(block) = self.take(owner) else { break };
+            table.blocks.push(block);
+        }
+        positions.min(table.blocks.len() * self.block_size)
+    }
+
+    /// A block of an owner that nobody holds: a free one, else the least recently used.
+    fn take(&mut self, owner: usize) -> Option<u32> {
+        if self.pool.free()[owner].is_empty() {
+            let evicted = self.pool.least_recently_used(owner)?;
+            // Of one owner the least recently used has nothing below it; other owners' blocks may be below it.
+            for block in self.tree.remove(evicted) {
+                self.pool.forget(block);
+            }
+        }
+        self.pool.take(owner)
+    }
+
+    /// Asserts that positions may be written: nobody else has their blocks, and they are not cached.
+    pub fn check_writable(&self, table: &BlockTable, positions: std::ops::Range<usize>) {
+        for &block in &table.blocks[positions.start / self.block_size..self.blocks_for(positions.end)] {
+            let is_own = self.pool.holders(block) == 1 && !self.tree.contains(block);
+            debug_assert!(is_own, "block {block} is written by who shares it");
+        }
+    }
+
+    /// Puts the blocks into the tree that a step fills: `tokens` are those of its end and before.
+    pub fn fill(&mut self, table: &mut BlockTable, tokens: &[u32]) {
+        if !self.caching || table.is_apart {
+            return;
+        }
+        let filled = tokens.chunks_exact(self.block_size).enumerate().skip(table.num_known);
+        for (i, tokens) in filled {
+            let own = table.blocks[i];
+            let parent = parent(table, i);
+            match self.tree.child(parent, tokens) {
+                None => self.learn(parent, tokens, own, self.step + 1),
+                Some(same) if self.context.owner(same) == self.context.owner(own) => {
+                    self.pool.hold(same);
+                    table.blocks[i] = same;
+                    self.pinned.push(own);
+                }
+                Some(_) => {
+                    table.is_apart = true;
+                    return;
+                }
+            }
+            table.num_known = i + 1;
+        }
+    }
+
+    fn learn(&mut self, parent: Parent, tokens: &[u32], block: u32, written: u64) {
+        self.tree.insert(parent, tokens, block);
+        self.written[block as usize] = written;
+    }
+
+    /// Takes back what a sequence holds, of which `tokens` are computed.
+    pub fn release(&mut self, table: BlockTable, tokens: &[u32]) {
+        let part = tokens.get(table.num_known * self.block_size..).unwrap_or(&[]);
+        if self.caching && !table.is_apart && !part.is_empty() && part.len() < self.block_size {
+            let parent = parent(&table, table.num_known);
+            if self.tree.closest(parent, part).all(|(_, n)| n < part.len()) {
+                self.learn(parent, part, table.blocks[table.num_known], self.step);
+            }
+        }
+        // In reverse, so that a sequence's end is evicted before its beginning, and that a sequence alone gets the same
+        // blocks again.
+        for block in table.blocks.into_iter().rev() {
+            self.pool.release(block, self.tree.contains(block));
+        }
+    }
+
+    /// Notes that a step is scheduled: what is taken from now on is of another.
+    pub fn end_step(&mut self) {
+        for block in std::mem::take(&mut self.pinned) {
+            self.pool.release(block, self.tree.contains(block));
+        }
+        self.step += 1;
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn free(manager: &BlockManager) -> usize {
-        manager.free().iter().map(Vec::len).sum()
-    }
-
-    #[test]
-    fn a_new_segment_goes_to_the_owner_with_the_most_blocks_that_nobody_has_or_was_promised() {
-        // Owner 0 has blocks 0, 3, 6, 9, owner 1 has 1, 4, 7, owner 2 has 2, 5, 8.
-        let context = ContextParallel { ranks: 3, segment_blocks: 2 };
-        let mut manager = BlockManager::new(10, 1, context);
-        let mut first = manager.promise(5).expect("of 10 blocks");
-        manager.grow(&mut first, 3);
-        assert_eq!((&first.blocks[..], first.promised), (&[0, 3, 1][..], 2));
-        manager.grow(&mut first, 5);
-        assert_eq!((&first.blocks[..], manager.promised()), (&[0, 3, 1, 4, 2][..], &[0, 0, 0][..]));
-        let mut second = manager.promise(2).expect("two of an owner");
-        manager.grow(&mut second, 1);
-        assert_eq!((&second.blocks[..], manager.promised()), (&[6][..], &[1, 0, 0][..]));
-        // Left are two blocks of owner 2, one of owner 1, and one of owner 0 that is promised.
-        assert!(manager.promise(4).is_none(), "two segments of two");
-        let third = manager.promise(3).expect("two of owner 2 and one of owner 1");
-        assert_eq!(manager.promised(), [1, 1, 2]);
-        for table in [first, third, second] {
-            manager.release(table);
-        }
-        assert_eq!((free(&manager), manager.promised(), manager.capacity()), (10, &[0, 0, 0][..], 9));
-    }
-
-    #[test]
-    fn a_sequence_is_promised_its_blocks_whenever_there_is_a_way() {
-        // Every number of free blocks of two owners, and every length: against trying all ways.
-        for (a, b, blocks) in (0..8).flat_map(|a| (0..8).flat_map(move |b| (1..16).map(move |n| (a, b, n)))) {
-            let context = ContextParallel { ranks: 2, segment_blocks: 3 };
-            let mut manager = BlockManager::new(16, 1, context);
-            manager.free[0].truncate(a);
-            manager.free[1].truncate(b);
-            let segments: Vec<usize> = context.segments(blocks).collect();
-            let fits = (0..1 << segments.len()).any(|way: u32| {
-                let with = |owner| -> usize {
-                    let own = segments.iter().enumerate().filter(|(i, _)| way >> i & 1 == owner);
-                    own.map(|(_, blocks)| blocks).sum()
-                };
-                with(0) <= a && with(1) <= b
-            });
-            assert_eq!(manager.promise(blocks).is_some(), fits, "{blocks} of {a} and {b}");
-        }
-    }
-
-    #[test]
-    fn blocks_are_taken_as_positions_grow_and_all_come_back() {
-        let mut manager = BlockManager::new(4, 16, ContextParallel::OFF);
-        let mut table = manager.promise(33).expect("three of four blocks");
-        assert_eq!((table.blocks.len(), free(&manager), manager.promised()), (0, 4, &[3][..]));
-        manager.grow(&mut table, 16);
-        assert_eq!(table.blocks, [0]);
-        manager.grow(&mut table, 17);
-        assert_eq!(table.blocks, [0, 1]);
-        assert_eq!((free(&manager), manager.promised()), (2, &[1][..]));
-        manager.release(table);
-        assert_eq!((&manager.free()[0][..], manager.promised()), (&[3, 2, 1, 0][..], &[0][..]));
-    }
-
-    #[test]
-    fn a_promised_block_is_not_promised_twice() {
-        let mut manager = BlockManager::new(4, 16, ContextParallel::OFF);
-        let first = manager.promise(48).expect("three of four blocks");
-        assert!(manager.promise(17).is_none());
-        let second = manager.promise(16).expect("the fourth");
-        manager.release(first);
-        assert!(manager.promise(48).is_some());
-        manager.release(second);
-    }
-
-    #[test]
-    #[should_panic(expected = "more than the sequence was admitted with")]
-    fn nobody_takes_more_than_was_promised() {
-        let mut manager = BlockManager::new(4, 16, ContextParallel::OFF);
-        let mut table = manager.promise(16).expect("one of four blocks");
-        manager.grow(&mut table, 17);
+/// What comes before the `block`-th block of a sequence.
+fn parent(table: &BlockTable, block: usize) -> Parent {
+    match block.checked_sub(1) {
+        Some(before) => Parent::Block(table.blocks[before]),
+        None => Parent::Root(table.salt),
     }
 }

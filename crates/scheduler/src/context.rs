@@ -1,5 +1,7 @@
 //! KV blocks that several ranks share by position.
 
+use std::ops::Range;
+
 /// How a context group shares the KV cache: block `b` is with rank `b mod ranks`, and all blocks of a segment (so many
 /// consecutive blocks of a sequence) are with one rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,17 +45,38 @@ impl ContextParallel {
     }
 
     /// The most blocks of one sequence that fit in `num_blocks`, all of them free.
-    pub(crate) fn longest(self, num_blocks: usize) -> usize {
+    pub fn longest(self, num_blocks: usize) -> usize {
         let of_ranks = || (0..self.ranks).map(|rank| self.blocks_of(rank, num_blocks));
         let full: usize = of_ranks().map(|blocks| blocks / self.segment_blocks).sum();
         let rest = of_ranks().map(|blocks| blocks % self.segment_blocks).max().unwrap_or(0);
         full * self.segment_blocks + rest
     }
 
-    /// Blocks of each segment of a sequence of `blocks` blocks.
-    pub(crate) fn segments(self, blocks: usize) -> impl Iterator<Item = usize> {
-        let starts = (0..blocks).step_by(self.segment_blocks);
-        starts.map(move |start| self.segment_blocks.min(blocks - start))
+    /// Places blocks of a sequence, taking them out of what each owner has `left`: the rest of a segment with the
+    /// `owner` of the block before it, each new segment with the owner with the most left, the first of equals.
+    /// Returns the last block's owner.
+    ///
+    /// That way they are placed whenever there is a way: the last segment, the only short one, comes last, and nothing
+    /// that leaves more with one owner leaves room for more whole segments.
+    pub(crate) fn place(self, left: &mut [usize], blocks: Range<usize>, mut owner: usize) -> Option<usize> {
+        let mut next = blocks.start;
+        while next < blocks.end {
+            let into_segment = next % self.segment_blocks;
+            if into_segment == 0 {
+                owner = self.by_most(left).next()?;
+            }
+            let here = (self.segment_blocks - into_segment).min(blocks.end - next);
+            left[owner] = left[owner].checked_sub(here)?;
+            next += here;
+        }
+        Some(owner)
+    }
+
+    /// The owners by what they have left: the most first, of equals the first.
+    pub(crate) fn by_most(self, left: &[usize]) -> impl Iterator<Item = usize> {
+        let mut owners: Vec<usize> = (0..self.ranks).collect();
+        owners.sort_by_key(|&owner| std::cmp::Reverse(left[owner]));
+        owners.into_iter()
     }
 }
 
@@ -86,5 +109,48 @@ mod tests {
         assert_eq!(ContextParallel::OFF.blocks_that_fit(7), 7);
         assert_eq!(ContextParallel::OFF.table_alone(3), [0, 1, 2]);
         assert_eq!(ContextParallel::OFF.longest(7), 7);
+    }
+
+    #[test]
+    fn the_longest_sequence_can_be_placed_and_no_longer_one() {
+        for (ranks, segment_blocks) in (1..5).flat_map(|r| (1..6).map(move |s| (r, s))) {
+            let context = ContextParallel { ranks, segment_blocks };
+            for num_blocks in 1..40 {
+                let mut all: Vec<usize> =
+                    (0..ranks).map(|rank| context.blocks_of(rank, num_blocks)).collect();
+                let longest = context.longest(num_blocks);
+                assert!(
+                    context.place(&mut all.clone(), 0..longest, 0).is_some(),
+                    "{context:?}: {num_blocks}"
+                );
+                assert!(context.place(&mut all, 0..longest + 1, 0).is_none(), "{context:?}: {num_blocks}");
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_are_placed_whenever_there_is_a_way() {
+        // What two owners have left, where the placed blocks begin and how many they are: against trying all ways.
+        let context = ContextParallel { ranks: 2, segment_blocks: 3 };
+        for (a, b) in (0..8).flat_map(|a| (0..8).map(move |b| (a, b))) {
+            for (start, blocks) in
+                (0..3usize).flat_map(|start| (1..16usize).map(move |blocks| (start, blocks)))
+            {
+                let mut segments = vec![0; (start + blocks).div_ceil(3)];
+                (start..start + blocks).for_each(|block| segments[block / 3] += 1);
+                let fits = (0..1 << segments.len()).any(|way: usize| {
+                    let with = |owner| -> usize {
+                        let own = segments.iter().enumerate().filter(|(i, _)| way >> i & 1 == owner);
+                        own.map(|(_, blocks)| blocks).sum()
+                    };
+                    // A segment that was begun stays with its owner, here the first.
+                    (start == 0 || way & 1 == 0) && with(0) <= a && with(1) <= b
+                });
+                let mut left = [a, b];
+                let placed = context.place(&mut left, start..start + blocks, 0);
+                assert_eq!(placed.is_some(), fits, "{blocks} from {start} of {a} and {b}");
+                assert!(placed.is_none() || left.iter().sum::<usize>() + blocks == a + b);
+            }
+        }
     }
 }

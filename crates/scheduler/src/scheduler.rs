@@ -6,6 +6,7 @@ use crate::context::ContextParallel;
 use crate::error::SchedulerError;
 use crate::request::Request;
 use crate::sequence::Sequence;
+use crate::usage::{Counters, Usage};
 
 /// How much there is to share out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,19 +22,23 @@ pub struct SchedulerConfig {
     pub max_num_batched_tokens: usize,
     /// Who holds which blocks.
     pub context: ContextParallel,
+    /// Whether contents of blocks are kept for requests that begin with the same tokens.
+    pub prefix_caching: bool,
 }
 
 /// Decides what each step runs. See the crate's page for the states of a request.
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) config: SchedulerConfig,
-    /// In order of arrival.
-    pub(crate) waiting: VecDeque<Request>,
-    /// In order of arrival.
+    /// In order of arrival; all came after those that run.
+    pub(crate) waiting: VecDeque<Sequence>,
+    /// In order of arrival. Only the last may be in its prompt.
     pub(crate) running: Vec<Sequence>,
     pub(crate) blocks: BlockManager,
     /// Whether a batch was handed out that is not completed.
     pub(crate) in_flight: bool,
+    pub(crate) counters: Counters,
+    num_arrived: u64,
 }
 
 impl Scheduler {
@@ -44,8 +49,15 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         assert!(config.max_num_seqs > 0, "max_num_seqs must be at least 1");
         assert!(config.max_num_batched_tokens > 0, "max_num_batched_tokens must be at least 1");
-        let blocks = BlockManager::new(config.num_blocks, config.block_size, config.context);
-        Scheduler { config, waiting: VecDeque::new(), running: Vec::new(), blocks, in_flight: false }
+        Scheduler {
+            config,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            blocks: BlockManager::new(&config),
+            in_flight: false,
+            counters: Counters::default(),
+            num_arrived: 0,
+        }
     }
 
     /// Puts a request behind those that wait.
@@ -53,14 +65,14 @@ impl Scheduler {
     /// # Errors
     /// It is empty, it does not fit in the whole KV cache, or its id is taken.
     pub fn add(&mut self, request: Request) -> Result<(), SchedulerError> {
-        let Request { id, ref prompt, max_tokens } = request;
+        let Request { id, ref prompt, max_tokens, .. } = request;
         if prompt.is_empty() {
             return Err(SchedulerError::EmptyPrompt { id });
         }
         if max_tokens == 0 {
             return Err(SchedulerError::NoTokens { id });
         }
-        if self.waiting.iter().any(|r| r.id == id) || self.running.iter().any(|s| s.id == id) {
+        if self.waiting.iter().chain(&self.running).any(|s| s.id == id) {
             return Err(SchedulerError::DuplicateId { id });
         }
         let capacity = self.blocks.capacity();
@@ -74,54 +86,17 @@ impl Scheduler {
                 block_size: self.blocks.block_size(),
             });
         }
-        self.waiting.push_back(request);
+        self.waiting.push_back(Sequence::new(request, self.num_arrived));
+        self.num_arrived += 1;
         Ok(())
-    }
-
-    /// The next step, or `None` when no request is left.
-    ///
-    /// Sequences that decode come first, one row each; what is left of `max_num_batched_tokens` goes to the
-    /// prompts, in order of arrival. A waiting request is admitted when the blocks of its prompt and its
-    /// `max_tokens` are free; behind one that has to wait everyone waits.
-    ///
-    /// # Panics
-    /// If the last batch was not completed.
-    pub fn schedule(&mut self) -> Option<Batch> {
-        assert!(!self.in_flight, "the last batch must be completed before the next is scheduled");
-        let mut budget = self.config.max_num_batched_tokens;
-        let mut items = Vec::new();
-        for decoding in [true, false] {
-            for sequence in self.running.iter_mut().filter(|s| s.is_decoding() == decoding) {
-                items.push(chunk(sequence, &mut self.blocks, &mut budget));
-            }
-        }
-        // Everyone who runs has got a token by now, so what is left is room for one more.
-        while budget > 0
-            && let Some(mut sequence) = self.admit()
-        {
-            items.push(chunk(&mut sequence, &mut self.blocks, &mut budget));
-            self.running.push(sequence);
-        }
-        self.in_flight = !items.is_empty();
-        self.check();
-        let batch = self.in_flight.then_some(Batch { items });
-        assert!(batch.is_some() || self.is_idle(), "whoever was added fits when nobody runs");
-        batch
-    }
-
-    /// Takes the first of those that wait, if it may run.
-    fn admit(&mut self) -> Option<Sequence> {
-        if self.running.len() == self.config.max_num_seqs {
-            return None;
-        }
-        let next = self.waiting.front()?;
-        let table = self.blocks.promise(next.prompt.len() + next.max_tokens)?;
-        Some(Sequence::new(self.waiting.pop_front()?, table))
     }
 
     /// Notes what a step gave: for each item that samples `(id, token, finished)`, in any order. `finished` says
     /// that this token ends the request (a stop token, say); at `max_tokens` it ends by itself. Requests that were
     /// aborted since are passed over.
+    ///
+    /// If nothing samples, this may be called before the step has run, as long as steps run in the order in which they
+    /// were scheduled, each with its copies just before it.
     ///
     /// Returns the ids of the requests that ended, in order of arrival. Their blocks are free.
     ///
@@ -157,7 +132,8 @@ impl Scheduler {
                 ended.push(sequence.id);
             }
         }
-        self.end(|sequence| ended.contains(&sequence.id));
+        let mut next = ended.iter().peekable();
+        self.end(|sequence| next.next_if_eq(&&sequence.id).is_some());
         self.check();
         ended
     }
@@ -166,16 +142,17 @@ impl Scheduler {
     /// passed over.
     pub fn abort(&mut self, id: u64) -> bool {
         let before = self.num_waiting() + self.num_running();
-        self.waiting.retain(|request| request.id != id);
+        self.waiting.retain(|sequence| sequence.id != id);
         // Blocks of a step in flight may be freed: nobody gets them before that step is completed.
         self.end(|sequence| sequence.id == id);
         self.check();
         self.num_waiting() + self.num_running() < before
     }
 
-    fn end(&mut self, ends: impl Fn(&Sequence) -> bool) {
-        for sequence in self.running.extract_if(.., |sequence| ends(sequence)) {
-            self.blocks.release(sequence.table);
+    fn end(&mut self, mut ends: impl FnMut(&Sequence) -> bool) {
+        for mut sequence in self.running.extract_if(.., |sequence| ends(sequence)) {
+            let (table, tokens) = sequence.stop();
+            self.blocks.release(table, tokens);
         }
     }
 
@@ -184,7 +161,7 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Requests that wait.
+    /// Requests that wait, preempted ones among them.
     pub fn num_waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -194,18 +171,30 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Blocks that nobody holds.
-    pub fn num_free_blocks(&self) -> usize {
-        self.blocks.free().iter().map(Vec::len).sum()
+    /// Requests that decode: each has a row in the next step, for which [`StepBudget`](crate::StepBudget) wants their number.
+    pub fn num_decoding(&self) -> usize {
+        self.running.iter().filter(|sequence| sequence.is_decoding()).count()
     }
-}
 
-/// As many of a sequence's pending tokens as the budget has room for, and blocks for them.
-fn chunk(sequence: &mut Sequence, blocks: &mut BlockManager, budget: &mut usize) -> BatchItem {
-    let num_tokens = sequence.num_pending().min(*budget);
-    assert!(num_tokens > 0, "a step has room for a token of every running sequence");
-    *budget -= num_tokens;
-    let end = sequence.num_computed() + num_tokens;
-    blocks.grow(&mut sequence.table, end);
-    sequence.item(num_tokens)
+    /// Blocks that nobody holds, cached ones among them.
+    pub fn num_free_blocks(&self) -> usize {
+        self.blocks.num_available()
+    }
+
+    /// Who has the blocks.
+    pub fn usage(&self) -> Usage {
+        let blocks = self.blocks.num_blocks();
+        Usage { blocks, used: blocks - self.blocks.num_available(), cached: self.blocks.pool.num_cached() }
+    }
+
+    /// Sums since the scheduler was made.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Tokens that a request with this prompt would find in the prefix cache now.
+    pub fn cached_prefix(&self, prompt: &[u32], salt: u64) -> usize {
+        let findable = prompt.split_last().map_or(prompt, |(_, before)| before);
+        self.blocks.num_found(&self.blocks.find(salt, findable))
+    }
 }

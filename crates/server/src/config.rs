@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use engine::serving::{FromEngine, ToEngine};
+use engine::serving::{EngineInfo, FromEngine, ToEngine};
 use engine::text::Tokenizer;
 
 /// How a server behaves.
@@ -134,6 +134,8 @@ pub struct Link {
     pub to_engine: Sender<ToEngine>,
     /// From it.
     pub from_engine: Receiver<FromEngine>,
+    /// Called when the model is loaded and requests can come.
+    pub ready: Box<dyn Fn(&EngineInfo) + Send>,
 }
 
 /// What the front needs of a checkpoint.

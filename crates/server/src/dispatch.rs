@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::config::QueueLimits;
 use crate::log::Log;
-use crate::metrics::{RankState, RequestMetrics, Snapshot, rank_states};
+use crate::metrics::{RankState, RequestMetrics, Snapshot};
 use crate::rates::{Rates, RecentRates};
 use crate::run::{Run, Update};
 use crate::timeline::{End, Entry, Timeline};
@@ -129,10 +129,15 @@ impl Dispatch {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands events on until the worker's end hangs up. For a thread of its own.
-    pub fn read(&self, from_engine: &Receiver<FromEngine>) {
+    /// Hands events on until the worker's end hangs up. `ready` is called when requests can come. For a thread of its own.
+    pub fn read(&self, from_engine: &Receiver<FromEngine>, ready: &dyn Fn(&EngineInfo)) {
         while let Ok(message) = from_engine.recv() {
+            let info = match &message {
+                FromEngine::Ready(info) => Some(info.clone()),
+                _ => None,
+            };
             self.take(message);
+            info.iter().for_each(ready);
         }
         self.fail("the worker has ended".into(), false);
     }
@@ -142,12 +147,8 @@ impl Dispatch {
         match message {
             FromEngine::Loading { done, total } => self.state().worker = Worker::Loading(done, total),
             FromEngine::Ready(info) => {
-                self.log.info(&format!(
-                    "ready: loaded in {:.1} s, {} tokens at most per sequence, {} tokens of KV cache, {} sequences at a time",
-                    info.load_s, info.max_model_len, info.kv_cache_tokens, info.max_num_seqs
-                ));
                 let mut state = self.state();
-                state.ranks = rank_states(&info.ranks);
+                state.ranks = info.ranks.iter().map(RankState::loaded).collect();
                 state.progress = now;
                 state.worker = Worker::Ready(Arc::new(info));
             }
@@ -165,7 +166,11 @@ impl Dispatch {
                 }
                 state.load = load;
             }
-            FromEngine::Reports(reports) => self.state().ranks = rank_states(&reports),
+            FromEngine::Pulses(pulses) => {
+                for (rank, pulse) in self.state().ranks.iter_mut().zip(&pulses) {
+                    rank.update(pulse);
+                }
+            }
             FromEngine::Failed { message, is_usage } => self.fail(message, is_usage),
         }
     }
@@ -313,7 +318,7 @@ impl Dispatch {
         };
         if info.is_some() && is_due {
             state.ranks_asked = Some(Instant::now());
-            let _ = self.to_engine.send(ToEngine::Report);
+            let _ = self.to_engine.send(ToEngine::Pulse);
         }
         Snapshot { info, load: state.load, queued: state.queued, ranks: state.ranks.clone() }
     }

@@ -118,7 +118,7 @@ fn start(
     let keys = Keys::new(&config.api_keys).map_err(|e| failed("get random bytes")(e.to_string()))?;
     let log = Log(config.log_level);
     let dispatch =
-        Arc::new(Dispatch::new(link.to_engine, config.limits.queue, log, !config.ends_with_worker));
+        Arc::new(Dispatch::new(link.to_engine.clone(), config.limits.queue, log, !config.ends_with_worker));
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(2, 8);
     let app = Arc::new(App {
         dispatch: dispatch.clone(),
@@ -133,13 +133,10 @@ fn start(
         config,
     });
     let reader = std::thread::Builder::new().name("engine-events".into());
-    let from_engine = link.from_engine;
-    reader.spawn(move || dispatch.read(&from_engine)).map_err(|e| failed("start a thread")(e.to_string()))?;
-    let who = if app.config.api_keys.is_empty() { "anyone who reaches it" } else { "holders of an API key" };
-    log.info(&format!(
-        "listening on http://{address} for {who}, as {}",
-        app.config.served_model_names.join(", ")
-    ));
+    let Link { from_engine, ready, .. } = link;
+    reader
+        .spawn(move || dispatch.read(&from_engine, &*ready))
+        .map_err(|e| failed("start a thread")(e.to_string()))?;
     Ok(app)
 }
 

@@ -87,6 +87,18 @@ impl KvShare {
         let owners = self.owners as u32;
         (block % owners == self.owner as u32).then_some(block / owners)
     }
+
+    /// The pairs of blocks that are here, by their places.
+    ///
+    /// # Panics
+    /// If only one block of a pair is.
+    pub fn local_pairs(self, pairs: &[(u32, u32)]) -> impl Iterator<Item = (u32, u32)> {
+        pairs.iter().filter_map(move |&(from, to)| match (self.local(from), self.local(to)) {
+            (None, None) => None,
+            (Some(from), Some(to)) => Some((from, to)),
+            _ => panic!("blocks {from} and {to} have different owners"),
+        })
+    }
 }
 
 impl KvSpec {

@@ -192,6 +192,10 @@ pub trait Device {
     /// a scale per head ([`crate::KvDType::round`]); rows whose block is another rank's ([`KvSpec::share`]) are passed
     /// over. `qkv [t, qkv_cols]`
     fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec);
+    /// Copies blocks, with all that belongs to them, from the first of each pair to the second; pairs whose blocks are
+    /// another rank's ([`KvSpec::share`]) are passed over. Blocks are counted over all owners; those of a pair have the same
+    /// one. No block that is written is in another pair.
+    fn copy_kv(&self, kv: &mut Self::Kv, pairs: &[(u32, u32)]);
     /// Attention of every row over its sequence's cached positions, itself included (rule 4):
     /// scores by FMA over head_dim ascending, `· the keys' scale`, `· scale`, soft cap; positions in tiles of 64 at
     /// absolute multiples; per tile `m' = max(m, tile)` (by `if a > b`), `c = exp(m − m')`, weights `exp(s − m')`; the

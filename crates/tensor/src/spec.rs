@@ -1,5 +1,7 @@
 //! What operations of a device are told besides their operands.
 
+use serde::{Deserialize, Serialize};
+
 /// The function between the two halves of a feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -88,10 +90,11 @@ pub struct RouterSpec {
     pub normalize: bool,
 }
 
-/// A change of one row of logits before a token is chosen from it. Columns are a rank's own.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A change of one row of logits before a token is chosen from it. Columns are a rank's own. A logit of −∞ is forbidden,
+/// and no other edit brings it back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum LogitEdit {
-    /// Adds to one logit (a bias; or, negative, a presence or frequency penalty).
+    /// Adds to one logit (a bias; or, negative, a presence or frequency penalty; −∞ forbids it).
     Add {
         /// Row of the logits.
         row: usize,
@@ -109,6 +112,14 @@ pub enum LogitEdit {
         /// The penalty.
         by: f32,
     },
+    /// Forbids the columns whose bit is not set (a grammar): bit `c % 32` of word `c / 32` is column `c`. Columns beyond the
+    /// words are forbidden, bits beyond the columns say nothing.
+    Allow {
+        /// Row of the logits.
+        row: usize,
+        /// The bits.
+        words: Vec<u32>,
+    },
     /// Divides a whole row (temperature).
     Divide {
         /// Row of the logits.
@@ -116,4 +127,11 @@ pub enum LogitEdit {
         /// The divisor.
         by: f32,
     },
+}
+
+impl LogitEdit {
+    /// Whether an [`LogitEdit::Allow`] of these words allows a column.
+    pub fn allows(words: &[u32], col: usize) -> bool {
+        words.get(col / 32).is_some_and(|word| word >> (col % 32) & 1 == 1)
+    }
 }

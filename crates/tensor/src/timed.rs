@@ -173,6 +173,9 @@ impl<D: Device> Device for Timed<D> {
     fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec) {
         self.op("store_kv", || self.inner.store_kv(kv, qkv, step, spec))
     }
+    fn copy_kv(&self, kv: &mut Self::Kv, pairs: &[(u32, u32)]) {
+        self.op("copy_kv", || self.inner.copy_kv(kv, pairs));
+    }
     fn attention(
         &self,
         qkv: &Self::Tensor,

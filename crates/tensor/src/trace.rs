@@ -95,6 +95,7 @@ mod tests {
             dtype: DType::F16.into(),
         });
         dev.store_kv(&mut kv, &qkv, &step, &ATTENTION);
+        dev.copy_kv(&mut kv, &[(0, 2), (1, 3)]);
         let o = of(dev.attention(&qkv, &kv, &step, &ATTENTION));
         let q = of(dev.gather_cols(&qkv, 0..48));
         let parts = of(dev.attention_segments(&q, &kv, &step, &ATTENTION, 1..3));
@@ -127,7 +128,10 @@ mod tests {
         let y = of(dev.gather_cols(&y, 8..64));
         let mut logits = of(dev.linear(&y, &weight(dev, 40, 56), None));
         dev.softcap(&mut logits, 30.0);
-        dev.edit_logits(&mut logits, &[LogitEdit::Divide { row: 2, by: 0.7 }]);
+        dev.edit_logits(
+            &mut logits,
+            &[LogitEdit::Divide { row: 2, by: 0.7 }, LogitEdit::Allow { row: 1, words: vec![5] }],
+        );
         let max = dev.row_max(&logits).unwrap();
         let sums = dev.exp_sums(&logits, &max, &ReductionTree::over_ids(3).program(0..3)).unwrap();
         let top: usize = dev.top_k(&logits, 1, 4).unwrap().iter().map(Vec::len).sum();
@@ -151,6 +155,7 @@ mod tests {
         rope 3 heads of 16 from column 0 of [3, 112], 2 pairs
         head_norm_rope rms 3 heads of 16 from column 0, 2 heads of 16 from column 48 of [3, 112], 2 pairs
         store_kv 3 rows, 2 heads of 16, f16
+        copy_kv 2 blocks, 2 heads of 16, f16
         attention heads 3/2 of 16, first in group 1 of 2, window 8, softcap 50 -> [3, 48]
         gather_cols [3, 112], columns 0..48 -> [3, 48]
         attention_segments heads 3/2 of 16, first in group 1 of 2, window 8, softcap 50, owner 0 of 1, rows 1..3 -> [6, 18]
@@ -175,7 +180,7 @@ mod tests {
         gather_cols [3, 64], columns 8..64 -> [3, 56]
         linear [3, 56] x bf16 [40, 56] -> [3, 40]
         softcap [3, 40] at 30
-        edit_logits [3, 40], edits 1
+        edit_logits [3, 40], edits 2
         row_max [3, 40]
         exp_sums [3, 40], 1 node
         top_k 4 of [3, 40], behind 1

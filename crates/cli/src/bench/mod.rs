@@ -3,6 +3,7 @@
 mod comm;
 mod decode;
 pub mod limits;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -19,6 +20,8 @@ pub enum BenchCommand {
     Decode(Box<decode::DecodeArgs>),
     /// Collectives alone, over a range of sizes, in nccl-tests' columns
     Comm(comm::CommArgs),
+    /// Throughput and latency of a server under load, with any URL of OpenAI's API
+    Serve(Box<serve::ServeArgs>),
 }
 
 pub fn run(command: &BenchCommand) -> ExitCode {
@@ -28,5 +31,6 @@ pub fn run(command: &BenchCommand) -> ExitCode {
             membership::run(&args.run.job, |membership| decode::run(args, membership))
         }
         BenchCommand::Comm(args) => membership::run(&args.job, |membership| comm::run(args, membership)),
+        BenchCommand::Serve(args) => error::ended(serve::run(args)),
     }
 }

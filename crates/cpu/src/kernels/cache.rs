@@ -139,3 +139,29 @@ pub(crate) fn store(
         });
     });
 }
+
+/// Copies blocks that are here. A block is one run of memory, over all heads.
+pub(crate) fn copy(exec: &Exec, kv: &mut CpuKv, pairs: &[(u32, u32)]) {
+    let KvSpec { blocks, share, num_kv_heads, .. } = kv.spec;
+    let pairs: Vec<(u32, u32)> = share.local_pairs(pairs).collect();
+    if num_kv_heads == 0 {
+        return;
+    }
+    let fits = |&(from, to): &(u32, u32)| (from.max(to) as usize) < blocks;
+    assert!(pairs.iter().all(fits), "beyond the cache");
+    let mut written: Vec<u32> = pairs.iter().map(|&(_, to)| to).collect();
+    written.sort_unstable();
+    let is_written = |block: &u32| written.binary_search(block).is_ok();
+    let alone = written.windows(2).all(|w| w[0] != w[1]) && !pairs.iter().any(|(from, _)| is_written(from));
+    assert!(alone, "a block that is written is in one pair only");
+    let bytes = kv.memory.bytes() / blocks;
+    let memory = Disjoint::new(kv.memory.slice_mut::<u8>(blocks * bytes));
+    exec.pool.split(pairs.len(), grain(bytes / LANES), |range| {
+        for &(from, to) in &pairs[range] {
+            let run = |block: u32| block as usize * bytes..(block as usize + 1) * bytes;
+            // SAFETY: whom one thread writes no other reads or writes, as was asserted.
+            let (from, to) = unsafe { (memory.part(run(from)), memory.part(run(to))) };
+            to.copy_from_slice(from);
+        }
+    });
+}

@@ -20,12 +20,36 @@ pub(crate) fn edit(exec: &Exec, logits: &mut [f32], cols: usize, edits: &[LogitE
                 let logit = &mut logits[row * cols + col];
                 *logit = if *logit > 0.0 { *logit / by } else { *logit * by };
             }
+            LogitEdit::Allow { row, ref words } => {
+                // Less work than waking a thread is worth.
+                allow(&mut logits[row * cols..(row + 1) * cols], words);
+            }
             LogitEdit::Divide { row, by } => {
                 let row = &mut logits[row * cols..(row + 1) * cols];
                 exec.pool.split_mut(row, LANES, grain(LANES * 2), |_, part| isa.run(Divide(part, by)));
             }
         }
     }
+}
+
+/// Columns of a word of a mask.
+const WORD: usize = u32::BITS as usize;
+
+/// Forbids what the words don't allow. In most words no bit is set, or every one.
+fn allow(logits: &mut [f32], words: &[u32]) {
+    let (within, beyond) = logits.split_at_mut(logits.len().min(words.len() * WORD));
+    for (logits, &word) in within.chunks_mut(WORD).zip(words) {
+        match word {
+            u32::MAX => {}
+            0 => logits.fill(f32::NEG_INFINITY),
+            word => {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+    }
+    beyond.fill(f32::NEG_INFINITY);
 }
 
 struct Divide<'a>(&'a mut [f32], f32);
@@ -173,14 +197,17 @@ pub(crate) fn top_k(
             let (row, part) = (unit / parts, unit % parts);
             let part = cols * part / parts..cols * (part + 1) / parts;
             let x = &logits[row * cols..][part.clone()];
-            let largest = isa.run(Largest { x, first_col: part.start as u32, wanted });
+            let mut largest = isa.run(Largest { x, first_col: part.start as u32, wanted });
+            largest.sort_unstable_by_key(|&key| Reverse(key));
             // Where there are fewer, zeros remain, which are below every key.
             found[..largest.len()].copy_from_slice(&largest);
         }
     });
     let row_of = |row: usize| {
         let found = &mut found[row * parts * wanted..(row + 1) * parts * wanted];
-        found.sort_unstable_by_key(|&key| Reverse(key));
+        if parts > 1 {
+            found.sort_unstable_by_key(|&key| Reverse(key));
+        }
         let chosen = found[skip.min(wanted)..wanted].iter();
         chosen.map(|&key| (logits[row * cols + col_of(key) as usize], col_of(key))).collect()
     };
@@ -198,6 +225,9 @@ impl Kernel for Largest<'_> {
 
     #[inline(always)]
     fn run<V: F32x16>(self) -> Vec<u64> {
+        if self.wanted > self.x.len() / MANY {
+            return self.many();
+        }
         let head = self.wanted.min(self.x.len()).next_multiple_of(LANES).min(self.x.len());
         let mut keys: Vec<u64> =
             (self.first_col..).zip(&self.x[..head]).map(|(col, &x)| key(x, col)).collect();
@@ -218,7 +248,20 @@ impl Kernel for Largest<'_> {
     }
 }
 
+/// A heap is for fewer than one of so many: its keys go in and out too often for more.
+const MANY: usize = 48;
+
 impl Largest<'_> {
+    /// All keys, and the largest of them.
+    fn many(&self) -> Vec<u64> {
+        let mut keys: Vec<u64> = (self.first_col..).zip(self.x).map(|(col, &x)| key(x, col)).collect();
+        if self.wanted < keys.len() {
+            keys.select_nth_unstable_by_key(self.wanted, |&key| Reverse(key));
+            keys.truncate(self.wanted);
+        }
+        keys
+    }
+
     /// The logit that the next must exceed.
     #[inline(always)]
     fn smallest(&self, heap: &BinaryHeap<Reverse<u64>>) -> f32 {

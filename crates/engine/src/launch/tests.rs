@@ -57,6 +57,7 @@ fn setup<M>(dir: &Path, ranks: usize, plan: &str, make: M) -> Setup<M> {
         comm_timeout: COMM_TIMEOUT,
         spin: Duration::ZERO,
         host: String::new(),
+        grammars: None,
     };
     Setup {
         grouping: Grouping { mesh: Mesh { tp: ranks, ..Mesh::SOLO }, context: 1, wire: WireDType::Float32 },
@@ -152,7 +153,7 @@ fn a_rank_that_fails_without_room_for_more_steps_leaves_those_before() {
     worker.begin_trace().unwrap();
     let sequences = vec![SequenceSpan { rows: 0..1, start: 0, block_table: vec![0] }];
     let meta = StepMeta { tokens: vec![1], sequences, logit_rows: vec![0] };
-    worker.lead(&Command::Score { meta, targets: vec![2] }).unwrap();
+    worker.lead(&Command::score(meta, &[2])).unwrap();
     (0..MOST_EVENTS).for_each(|_| worker.dev.span(Part::Text, || ()));
     assert!(!worker.dev.is_recording());
     leave_trace(&setup, &mut worker, &EngineError::Interrupted);

@@ -5,8 +5,11 @@
 //!  ToEngine::Submit, Abort, Report  ──────────────▶  run(): drain the inbox, one step, events out
 //!  per-request streams              ◀──────────────  FromEngine::Events, Load, Reports
 //! ```
-//! Both ends are a pair of channels. `frames` carries them over a socket to a worker in a process of its own.
+//! Both ends are a pair of channels. `frames` carries them between pipes to a worker in a process of its own.
 
+pub mod frames;
 mod protocol;
+mod worker;
 
 pub use protocol::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
+pub use worker::run;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FinishReason, GenerateRequest, Logprobs, RankReport};
+use crate::{FinishReason, GenerateRequest, Logprobs, RankPulse, RankReport};
 
 /// To the worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,8 +19,8 @@ pub enum ToEngine {
         /// The request.
         id: u64,
     },
-    /// Asks for [`FromEngine::Reports`], which come between two steps.
-    Report,
+    /// Asks for [`FromEngine::Pulses`], which come between two steps.
+    Pulse,
     /// Ends the worker, whatever runs.
     Stop,
 }
@@ -37,12 +37,12 @@ pub enum FromEngine {
     },
     /// The model is loaded: requests can come.
     Ready(EngineInfo),
-    /// What a step came to, in order. Always followed by its [`FromEngine::Load`].
+    /// What became of requests, in order.
     Events(Vec<Event>),
     /// How busy it is, after each step and after each change without one.
     Load(LoadReport),
-    /// What each rank holds and has spent.
-    Reports(Vec<RankReport>),
+    /// What each rank holds and has done since it was loaded.
+    Pulses(Vec<RankPulse>),
     /// It has failed and ends. One line.
     Failed {
         /// What went wrong, and on which rank.
@@ -130,6 +130,11 @@ impl Event {
             | Event::Refused { id, .. } => id,
         }
     }
+
+    /// Whether nothing of the request follows.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Event::Refused { .. } | Event::Token { end: Some(_), .. })
+    }
 }
 
 /// How busy a worker is: the state after a step, and sums since it began.
@@ -163,4 +168,26 @@ pub struct LoadReport {
     pub last_step_s: f64,
     /// Seconds that the worker spent between steps, on scheduling and messages, since it began.
     pub between_steps_s: f64,
+}
+
+impl LoadReport {
+    /// That of replicas that work side by side.
+    pub(crate) fn beside(self, other: LoadReport) -> LoadReport {
+        LoadReport {
+            running: self.running + other.running,
+            waiting: self.waiting + other.waiting,
+            kv_blocks: self.kv_blocks + other.kv_blocks,
+            kv_blocks_used: self.kv_blocks_used + other.kv_blocks_used,
+            kv_blocks_cached: self.kv_blocks_cached + other.kv_blocks_cached,
+            prefix_queries: self.prefix_queries + other.prefix_queries,
+            prefix_hits: self.prefix_hits + other.prefix_hits,
+            preemptions: self.preemptions + other.preemptions,
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            generation_tokens: self.generation_tokens + other.generation_tokens,
+            steps: self.steps + other.steps,
+            last_step_tokens: self.last_step_tokens.max(other.last_step_tokens),
+            last_step_s: self.last_step_s.max(other.last_step_s),
+            between_steps_s: self.between_steps_s + other.between_steps_s,
+        }
+    }
 }

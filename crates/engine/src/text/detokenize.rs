@@ -110,6 +110,26 @@ impl StreamDecoder {
     }
 }
 
+impl Tokenizer {
+    /// The bytes that a token adds to a text, where it has any before it; none for an id that stands for nothing.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.text_token(id, false) else { return Vec::new() };
+        let mut bytes = Vec::new();
+        let decoder = self.inner().get_decoder();
+        if has(decoder, |decoder| matches!(decoder, DecoderWrapper::ByteLevel(_))) {
+            push_token_bytes(&mut bytes, &token);
+        } else if is_byte_token(&token)
+            && has(decoder, |decoder| matches!(decoder, DecoderWrapper::ByteFallback(_)))
+        {
+            bytes.extend(u8::from_str_radix(&token[3..5], 16));
+        } else {
+            // A blank at the start of a word.
+            bytes.extend_from_slice(token.replace('\u{2581}', " ").as_bytes());
+        }
+        bytes
+    }
+}
+
 fn has(decoder: Option<&DecoderWrapper>, is: fn(&DecoderWrapper) -> bool) -> bool {
     match decoder {
         Some(DecoderWrapper::Sequence(sequence)) => {

@@ -1,6 +1,7 @@
 //! The output head, whose vocabulary ids are split over ranks, and what is asked of logits without ever
 //! bringing them together: maxima, sums, candidates and single values travel.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -28,6 +29,17 @@ pub struct ParallelLmHead<D: Device> {
 /// A rank's columns of some rows of logits.
 pub struct Logits<D: Device> {
     local: D::Tensor,
+    /// Rows of which some ids, on whatever rank, were forbidden.
+    forbidden: BTreeSet<usize>,
+}
+
+impl<D: Device> Logits<D> {
+    /// Some of the rows.
+    pub fn rows(&self, dev: &D, rows: &[u32]) -> Self {
+        let is_forbidden = |&at: &usize| self.forbidden.contains(&(rows[at] as usize));
+        let forbidden = (0..rows.len()).filter(is_forbidden).collect();
+        Logits { local: dev.gather_rows(&self.local, rows), forbidden }
+    }
 }
 
 impl<D: Device> ParallelLmHead<D> {
@@ -67,7 +79,7 @@ impl<D: Device> ParallelLmHead<D> {
             if let Some(cap) = self.softcap {
                 dev.softcap(&mut local, cap);
             }
-            Logits { local }
+            Logits { local, forbidden: BTreeSet::new() }
         })
     }
 
@@ -76,23 +88,47 @@ impl<D: Device> ParallelLmHead<D> {
         self.vocab_size
     }
 
-    /// Changes logits before a choice. Columns of `edits` are vocabulary ids; those of other ranks are skipped.
-    pub fn edit(&self, dev: &D, logits: &mut Logits<D>, edits: &[LogitEdit]) {
+    /// Changes logits before a choice. Columns of `edits` are vocabulary ids; those of other ranks are skipped. `place` says
+    /// where a row of `edits` is among these logits; it may be none of them.
+    pub fn edit(
+        &self,
+        dev: &D,
+        logits: &mut Logits<D>,
+        edits: &[LogitEdit],
+        place: impl Fn(usize) -> Option<usize>,
+    ) {
         let local = |col: usize| self.own.contains(&col).then(|| col - self.own.start);
-        let own = edits.iter().filter_map(|edit| match *edit {
-            LogitEdit::Add { row, col, by } => local(col).map(|col| LogitEdit::Add { row, col, by }),
-            LogitEdit::Repetition { row, col, by } => {
-                local(col).map(|col| LogitEdit::Repetition { row, col, by })
-            }
-            LogitEdit::Divide { .. } => Some(*edit),
-        });
-        dev.edit_logits(&mut logits.local, &own.collect::<Vec<_>>());
+        let mut own = Vec::with_capacity(edits.len());
+        for edit in edits {
+            let (LogitEdit::Add { row, .. }
+            | LogitEdit::Repetition { row, .. }
+            | LogitEdit::Allow { row, .. }
+            | LogitEdit::Divide { row, .. }) = *edit;
+            let Some(row) = place(row) else { continue };
+            own.extend(match *edit {
+                LogitEdit::Add { col, by, .. } => {
+                    if by == f32::NEG_INFINITY {
+                        logits.forbidden.insert(row);
+                    }
+                    local(col).map(|col| LogitEdit::Add { row, col, by })
+                }
+                LogitEdit::Repetition { col, by, .. } => {
+                    local(col).map(|col| LogitEdit::Repetition { row, col, by })
+                }
+                LogitEdit::Allow { ref words, .. } => {
+                    logits.forbidden.insert(row);
+                    Some(LogitEdit::Allow { row, words: bits_of(words, self.own.clone()) })
+                }
+                LogitEdit::Divide { by, .. } => Some(LogitEdit::Divide { row, by }),
+            });
+        }
+        dev.edit_logits(&mut logits.local, &own);
     }
 
     /// ln Σ exp(logit) of each row, in f64: the exact maximum plus the logarithm of the canonical sum.
     ///
     /// # Errors
-    /// A rank is missing, or a logit isn't a finite number.
+    /// A rank is missing, a logit isn't a number or +∞, or all of a row are −∞.
     pub fn log_sum_exp(&self, rank: Rank<D>, logits: &Logits<D>) -> Result<Vec<f64>, ModelError> {
         let (max, sums) = self.exp_sums(rank, logits)?;
         let rows = max.len();
@@ -102,14 +138,17 @@ impl<D: Device> ParallelLmHead<D> {
                 nodes.extend_from_slice(&sums[row * n..(row + 1) * n]);
             }
             let sum = self.finish.run(|i| nodes[i])[0];
-            // A logit that isn't a number makes the sum none, one that is infinite the maximum or the sum.
-            match max[row].is_finite() && sum.is_finite() {
-                true => Ok(f64::from(max[row]) + math::ln_f64(f64::from(sum))),
-                false => Err(ModelError::Device(DeviceError {
-                    device: rank.dev.name(),
-                    message: "a logit is not a finite number; the weights may be damaged".into(),
-                })),
-            }
+            let message = match max[row] {
+                // A logit that isn't a number makes the sum none, one that is infinite the maximum or the sum.
+                max if max.is_finite() && sum.is_finite() => {
+                    return Ok(f64::from(max) + math::ln_f64(f64::from(sum)));
+                }
+                f32::NEG_INFINITY if logits.forbidden.contains(&row) => {
+                    format!("row {row} of the logits has no token that is allowed")
+                }
+                _ => "a logit is not a finite number; the weights may be damaged".into(),
+            };
+            Err(ModelError::Device(DeviceError { device: rank.dev.name(), message }))
         };
         (0..rows).map(finish).collect()
     }
@@ -198,6 +237,31 @@ impl<D: Device> ParallelLmHead<D> {
         match self.divided() {
             true => Ok(rank.calls(Part::Exchange).all_gather_host(&own)?),
             false => Ok(vec![own]),
+        }
+    }
+}
+
+/// The bits of some ids, the first of them first.
+fn bits_of(words: &[u32], ids: Range<usize>) -> Vec<u32> {
+    let (first, shift) = (ids.start / 32, ids.start % 32);
+    let word = |at: usize| u64::from(words.get(at).copied().unwrap_or(0));
+    let of = |at: usize| ((word(at) | word(at + 1) << 32) >> shift) as u32;
+    (first..first + ids.len().div_ceil(32)).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_gets_the_bits_of_its_own_ids() {
+        let words = [0xdead_beef, 0x0123_4567, 0x89ab_cdef];
+        for ids in [0..96, 0..16, 16..80, 48..96, 64..200, 96..112, 33..33] {
+            let own = bits_of(&words, ids.clone());
+            assert_eq!(own.len(), ids.len().div_ceil(32));
+            for (col, id) in ids.enumerate() {
+                assert_eq!(LogitEdit::allows(&own, col), LogitEdit::allows(&words, id), "id {id}");
+            }
         }
     }
 }

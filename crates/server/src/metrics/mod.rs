@@ -11,7 +11,7 @@ use engine::serving::{EngineInfo, LoadReport};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
-pub use ranks::{RankState, rank_states};
+pub use ranks::RankState;
 pub use requests::RequestMetrics;
 
 /// What is told of the worker when somebody asks.

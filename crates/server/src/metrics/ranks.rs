@@ -1,9 +1,8 @@
-//! What single ranks hold and have spent. The only file that knows the engine's report of a rank.
+//! What single ranks hold and have done. The only file that knows the engine's words for it.
 
 use std::fmt;
-use std::time::Duration;
 
-use engine::RankReport;
+use engine::{RankPulse, RankReport};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -21,20 +20,22 @@ pub struct RankState {
     pub host: String,
     /// Its layers: the first, and the one behind the last.
     pub layers: (usize, usize),
-    /// Seconds at work.
+    /// Steps since it was loaded.
+    pub steps: u64,
+    /// Seconds that it computed in them.
     pub busy_s: f64,
-    /// Seconds in collectives.
+    /// Seconds in which it exchanged something with other ranks, without waiting for them.
     pub communication_s: f64,
-    /// Of those, seconds of waiting for other ranks, in the steps that are known in detail.
+    /// Seconds in which it waited for other ranks.
     pub waiting_s: f64,
     /// Seconds of its last step.
-    pub last_step_s: Option<f64>,
+    pub last_step_s: f64,
     /// Bytes by kind.
     pub memory_bytes: Memory,
-    /// Bytes that it gave to all-reduces for one forward pass.
-    pub all_reduce_bytes: u64,
-    /// Bytes that it sent to single ranks for one forward pass.
+    /// Bytes that it gave to other ranks.
     pub sent_bytes: u64,
+    /// Bytes that it took over from the stage before.
+    pub received_bytes: u64,
 }
 
 /// Bytes of a rank by kind.
@@ -64,32 +65,37 @@ impl Memory {
     }
 }
 
-/// The ranks of a report.
-pub fn rank_states(reports: &[RankReport]) -> Vec<RankState> {
-    reports.iter().map(rank_state).collect()
-}
+impl RankState {
+    /// A rank that is loaded.
+    pub fn loaded(report: &RankReport) -> Self {
+        RankState {
+            rank: report.rank,
+            place: report.place,
+            host: report.host.clone(),
+            layers: report.layers,
+            memory_bytes: Memory {
+                weights: report.packed_bytes.max(report.weight_bytes),
+                kv_cache: report.kv_cache_bytes,
+                activations: report.activation_bytes,
+                scratch: report.scratch_bytes,
+                process_peak: report.peak_rss_bytes,
+            },
+            ..RankState::default()
+        }
+    }
 
-fn rank_state(report: &RankReport) -> RankState {
-    let steps = [&report.prefill, &report.decode].into_iter().flatten();
-    let waited: Duration = steps.flat_map(|step| &step.parts).map(|part| part.waited).sum();
-    RankState {
-        rank: report.rank,
-        place: report.place,
-        host: report.host.clone(),
-        layers: report.layers,
-        busy_s: report.busy_s,
-        communication_s: report.all_reduce_s,
-        waiting_s: waited.as_secs_f64(),
-        last_step_s: report.decode.as_ref().or(report.prefill.as_ref()).map(|step| step.time().as_secs_f64()),
-        memory_bytes: Memory {
-            weights: report.packed_bytes.max(report.weight_bytes),
-            kv_cache: report.kv_cache_bytes,
-            activations: report.activation_bytes,
-            scratch: report.scratch_bytes,
-            process_peak: report.peak_rss_bytes,
-        },
-        all_reduce_bytes: report.all_reduce_bytes,
-        sent_bytes: report.sent_bytes,
+    /// What it has done meanwhile.
+    pub fn update(&mut self, pulse: &RankPulse) {
+        self.steps = pulse.steps;
+        self.busy_s = pulse.busy_s;
+        self.communication_s = pulse.communication_s;
+        self.waiting_s = pulse.waiting_s;
+        self.last_step_s = pulse.last_step_s;
+        self.sent_bytes = pulse.sent_bytes;
+        self.received_bytes = pulse.received_bytes;
+        self.memory_bytes.activations = pulse.activation_bytes;
+        self.memory_bytes.scratch = pulse.scratch_bytes;
+        self.memory_bytes.process_peak = pulse.peak_rss_bytes;
     }
 }
 
@@ -98,38 +104,30 @@ pub(super) fn encode(ranks: &[RankState], encoder: &mut DescriptorEncoder) -> Re
     if ranks.is_empty() {
         return Ok(());
     }
-    type Value = fn(&RankState) -> Option<f64>;
-    let counters: [(&str, &str, Value); 2] = [
-        ("rank_busy_seconds", "Time at work", |rank| Some(rank.busy_s)),
-        ("rank_communication_seconds", "Time in collectives", |rank| Some(rank.communication_s)),
-    ];
-    let gauges: [(&str, &str, Value); 4] = [
-        ("rank_waiting_seconds", "Waiting for other ranks, of the steps known in detail", |rank| {
-            Some(rank.waiting_s)
+    type Value = fn(&RankState) -> f64;
+    let counters: [(&str, &str, Value); 6] = [
+        ("rank_steps", "Steps", |rank| rank.steps as f64),
+        ("rank_busy_seconds", "Time of steps in which it computed", |rank| rank.busy_s),
+        ("rank_communication_seconds", "Time in which it exchanged something with others", |rank| {
+            rank.communication_s
         }),
-        ("rank_last_step_seconds", "How long the last step took", |rank| rank.last_step_s),
-        ("rank_all_reduce_bytes", "Given to all-reduces for one forward pass", |rank| {
-            Some(rank.all_reduce_bytes as f64)
-        }),
-        ("rank_sent_bytes", "Sent to single ranks for one forward pass", |rank| Some(rank.sent_bytes as f64)),
+        ("rank_waiting_seconds", "Time in which it waited for other ranks", |rank| rank.waiting_s),
+        ("rank_sent_bytes", "Given to other ranks", |rank| rank.sent_bytes as f64),
+        ("rank_received_bytes", "Taken over from the stage before", |rank| rank.received_bytes as f64),
     ];
     for (name, help, value) in counters {
         let name = format!("anysplit:{name}");
         let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
         for rank in ranks {
-            if let Some(value) = value(rank) {
-                ConstCounter::new(value).encode(metric.encode_family(&[("rank", rank.rank.to_string())])?)?;
-            }
+            ConstCounter::new(value(rank))
+                .encode(metric.encode_family(&[("rank", rank.rank.to_string())])?)?;
         }
     }
-    for (name, help, value) in gauges {
-        let name = format!("anysplit:{name}");
-        let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
-        for rank in ranks {
-            if let Some(value) = value(rank) {
-                ConstGauge::new(value).encode(metric.encode_family(&[("rank", rank.rank.to_string())])?)?;
-            }
-        }
+    let (name, help) = ("anysplit:rank_last_step_seconds", "How long the last step took");
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for rank in ranks {
+        ConstGauge::new(rank.last_step_s)
+            .encode(metric.encode_family(&[("rank", rank.rank.to_string())])?)?;
     }
     let help = "Memory by kind";
     let mut metric =

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use engine::serving::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
 use engine::text::Tokenizer;
-use engine::{FinishReason, GenerateRequest, Logprobs, RankReport};
+use engine::{FinishReason, GenerateRequest, Logprobs, RankPulse, RankReport};
 use server::{Link, ServeError, ServerConfig, TextModel};
 use tokio::sync::oneshot;
 
@@ -157,7 +157,7 @@ impl Harness {
                     eos_token_ids: EOS.to_vec(),
                     defaults: Default::default(),
                 };
-                let link = Link { to_engine, from_engine };
+                let link = Link { to_engine, from_engine, ready: Box::new(|_| {}) };
                 let told = async { told.await.unwrap_or_default() };
                 server::serve(listener, link, text, config, told).await
             });
@@ -240,10 +240,9 @@ fn play(inbox: &Receiver<ToEngine>, out: &Sender<FromEngine>, seen: &Sender<ToEn
                 let _ = out.send(FromEngine::Load(load));
             }
             ToEngine::Abort { .. } => {}
-            ToEngine::Report => {
-                let report =
-                    |rank| RankReport { rank, busy_s: 1.5, weight_bytes: 1000, ..Default::default() };
-                let _ = out.send(FromEngine::Reports(vec![report(0), report(1)]));
+            ToEngine::Pulse => {
+                let pulse = |rank| RankPulse { rank, busy_s: 1.5, ..Default::default() };
+                let _ = out.send(FromEngine::Pulses(vec![pulse(0), pulse(1)]));
             }
             ToEngine::Stop => break,
         }

@@ -36,6 +36,18 @@ impl Logits {
         data
     }
 
+    /// Words of ones, of zeros and of both; fewer, as many or more than there are columns; once none at all.
+    fn mask(&self, row: usize) -> Vec<u32> {
+        let mut values = Values::new(self.cols + row);
+        let words = [self.cols / 32, self.cols.div_ceil(32), self.cols.div_ceil(32) + 2, 0];
+        let word = |_| match values.below(4) {
+            0 => 0,
+            1 => u32::MAX,
+            _ => values.bits() as u32,
+        };
+        (0..words[row % words.len()]).map(word).collect()
+    }
+
     fn edits(&self) -> Vec<LogitEdit> {
         let mut edits = Vec::new();
         for row in (0..self.rows).filter(|_| self.cols > 0) {
@@ -45,6 +57,9 @@ impl Logits {
                     0 => LogitEdit::Add { row, col, by: 1.7 - i as f32 },
                     _ => LogitEdit::Repetition { row, col, by: 1.3 },
                 });
+            }
+            if row % 3 > 0 {
+                edits.push(LogitEdit::Allow { row, words: self.mask(row) });
             }
             if row % 2 == 0 {
                 edits.push(LogitEdit::Divide { row, by: 0.7 });

@@ -6,6 +6,7 @@
 
 mod attention;
 mod context;
+mod copies;
 mod experts;
 mod linear;
 mod logits;
@@ -14,6 +15,7 @@ mod values;
 
 pub use attention::attention;
 pub use context::context;
+pub use copies::copies;
 pub use experts::experts;
 pub use linear::{linear, quantized};
 pub use logits::logits;
@@ -23,7 +25,7 @@ use std::fmt::Debug;
 
 use crate::{Device, Reference};
 
-/// Everything: [`linear`], [`rows`], [`attention`], [`context`], [`experts`] and [`logits`].
+/// Everything: [`linear`], [`rows`], [`attention`], [`context`], [`copies`], [`experts`] and [`logits`].
 ///
 /// # Panics
 /// With the operation, the shapes and the first differing element, if the device differs from [`Reference`].
@@ -32,6 +34,7 @@ pub fn run(dev: &impl Device) {
     rows(dev);
     attention(dev);
     context(dev);
+    copies(dev);
     experts(dev);
     logits(dev);
 }

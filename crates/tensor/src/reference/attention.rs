@@ -27,6 +27,14 @@ pub(super) fn store(kv: &mut ReferenceKv, qkv: &ReferenceTensor, step: &StepMeta
     }
 }
 
+pub(super) fn copy(kv: &mut ReferenceKv, pairs: &[(u32, u32)]) {
+    for (from, to) in kv.spec.share.local_pairs(pairs) {
+        let places = |block: u32| block as usize * KV_BLOCK..(block as usize + 1) * KV_BLOCK;
+        let copied = kv.written[places(from)].to_vec();
+        kv.written[places(to)].clone_from_slice(&copied);
+    }
+}
+
 pub(super) fn attention(
     qkv: &ReferenceTensor,
     kv: &ReferenceKv,

@@ -4,12 +4,17 @@ use super::{ReferenceTensor, sum_of_lanes};
 use crate::{LogitEdit, Program, math};
 
 pub(super) fn edit(logits: &mut ReferenceTensor, edits: &[LogitEdit]) {
-    for &edit in edits {
-        match edit {
+    for edit in edits {
+        match *edit {
             LogitEdit::Add { row, col, by } => *element(logits, row, col) += by,
             LogitEdit::Repetition { row, col, by } => {
                 let x = element(logits, row, col);
                 *x = if *x > 0.0 { *x / by } else { *x * by };
+            }
+            LogitEdit::Allow { row, ref words } => {
+                for col in (0..logits.cols).filter(|&col| !LogitEdit::allows(words, col)) {
+                    *element(logits, row, col) = f32::NEG_INFINITY;
+                }
             }
             LogitEdit::Divide { row, by } => {
                 for col in 0..logits.cols {

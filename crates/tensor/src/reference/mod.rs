@@ -224,6 +224,10 @@ impl Device for Reference {
         attention::store(kv, qkv, step, spec);
     }
 
+    fn copy_kv(&self, kv: &mut ReferenceKv, pairs: &[(u32, u32)]) {
+        attention::copy(kv, pairs);
+    }
+
     fn attention(
         &self,
         qkv: &ReferenceTensor,

@@ -22,6 +22,13 @@ pub(super) fn store(kv: &KvSpec, qkv: &ShapeTensor, step: &StepMeta, spec: &Atte
     OpCost { kv_bytes: kv_bytes(rows, kv), ..cost(0, rows * 2 * kv.num_kv_heads * kv.head_dim) }
 }
 
+pub(super) fn copy(kv: &KvSpec, pairs: &[(u32, u32)]) -> OpCost {
+    let exists = |&block: &u32| assert!(kv.holds(block), "copy_kv: block {block} of {}", kv.blocks);
+    pairs.iter().for_each(|(from, to)| [from, to].into_iter().for_each(exists));
+    let blocks = kv.share.local_pairs(pairs).count();
+    OpCost { kv_bytes: 2 * kv_bytes(blocks * KV_BLOCK, kv), ..cost(0, 0) }
+}
+
 pub(super) fn attention(
     qkv: &ShapeTensor,
     kv: &KvSpec,

@@ -260,6 +260,13 @@ impl<R: Recorder> Device for Shapes<R> {
         );
     }
 
+    fn copy_kv(&self, kv: &mut KvSpec, pairs: &[(u32, u32)]) {
+        let cost = attention::copy(kv, pairs);
+        let (n, dtype) = (pairs.len(), short_kv_name(kv.dtype));
+        let detail = format_args!("{n} blocks, {} heads of {}, {dtype}", kv.num_kv_heads, kv.head_dim);
+        self.record("copy_kv", cost, detail);
+    }
+
     fn attention(
         &self,
         qkv: &ShapeTensor,
@@ -382,12 +389,12 @@ impl<R: Recorder> Device for Shapes<R> {
 
     fn edit_logits(&self, logits: &mut ShapeTensor, edits: &[LogitEdit]) {
         let mut elements = 0;
-        for &edit in edits {
-            let (row, cols) = match edit {
+        for edit in edits {
+            let (row, cols) = match *edit {
                 LogitEdit::Add { row, col, .. } | LogitEdit::Repetition { row, col, .. } => {
                     (row, col..col + 1)
                 }
-                LogitEdit::Divide { row, .. } => (row, 0..logits.cols),
+                LogitEdit::Allow { row, .. } | LogitEdit::Divide { row, .. } => (row, 0..logits.cols),
             };
             assert!(row < logits.rows && cols.end <= logits.cols, "edit_logits: {edit:?} of {logits}");
             elements += cols.len();

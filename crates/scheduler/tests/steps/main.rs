@@ -1,6 +1,9 @@
 //! What single steps look like.
 
-use scheduler::{Batch, ContextParallel, Request, Scheduler, SchedulerConfig, SchedulerError};
+mod preemption;
+mod prefix_cache;
+
+use scheduler::{Batch, CacheUse, ContextParallel, Request, Scheduler, SchedulerConfig, SchedulerError};
 
 fn config() -> SchedulerConfig {
     SchedulerConfig {
@@ -9,11 +12,13 @@ fn config() -> SchedulerConfig {
         max_num_seqs: 4,
         max_num_batched_tokens: 10,
         context: ContextParallel::OFF,
+        prefix_caching: true,
     }
 }
 
 fn request(id: u64, prompt_tokens: u32, max_tokens: usize) -> Request {
-    Request { id, prompt: (0..prompt_tokens).collect(), max_tokens }
+    let prompt = (0..prompt_tokens).map(|token| 1000 * id as u32 + token).collect();
+    Request { id, prompt, max_tokens, cache: CacheUse::default() }
 }
 
 /// `(id, start, tokens, samples)` of each item.
@@ -25,7 +30,7 @@ fn shape(batch: &Batch) -> Shape {
 
 /// Runs one step whose every sampled token is 7; its shape, and who ended.
 fn step(scheduler: &mut Scheduler) -> (Shape, Vec<u64>) {
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     let outputs: Vec<_> = batch.items.iter().filter(|i| i.samples).map(|i| (i.id, 7, false)).collect();
     (shape(&batch), scheduler.complete(&batch, &outputs))
 }
@@ -38,7 +43,7 @@ fn decode_rows_come_first_and_prompts_share_what_is_left() {
     assert_eq!(step(&mut scheduler), (vec![(1, 0, 8, true), (2, 0, 2, false)], vec![]));
     assert_eq!(step(&mut scheduler), (vec![(1, 8, 1, true), (2, 2, 9, false)], vec![]));
     assert_eq!(step(&mut scheduler), (vec![(1, 9, 1, true), (2, 11, 1, true)], vec![1, 2]));
-    assert!(scheduler.schedule().is_none() && scheduler.is_idle());
+    assert!(scheduler.schedule(usize::MAX).is_none() && scheduler.is_idle());
     assert_eq!(scheduler.num_free_blocks(), 8);
 }
 
@@ -65,7 +70,7 @@ fn blocks_say_who_holds_them_and_segments_are_not_torn() {
     scheduler.add(request(1, 70, 2)).expect("two segments and a block");
     scheduler.add(request(2, 17, 1)).expect("a segment");
     scheduler.add(request(3, 16, 1)).expect("fits alone");
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     let owners = |item: usize| -> Vec<u32> { batch.items[item].block_table.iter().map(|b| b % 2).collect() };
     assert_eq!((owners(0), owners(1)), (vec![0, 0, 1, 1, 0], vec![1, 1]));
     assert_eq!(batch.items.len(), 2, "3 needs two blocks, one is free");
@@ -74,14 +79,43 @@ fn blocks_say_who_holds_them_and_segments_are_not_torn() {
 
 #[test]
 fn nobody_overtakes_a_request_that_waits_for_blocks() {
-    let mut scheduler = Scheduler::new(SchedulerConfig { max_num_batched_tokens: 100, ..config() });
-    scheduler.add(request(1, 16, 48)).expect("fits");
-    scheduler.add(request(2, 16, 100)).expect("fits alone");
+    let mut scheduler = Scheduler::new(SchedulerConfig { max_num_batched_tokens: 200, ..config() });
+    scheduler.add(request(1, 20, 20)).expect("fits");
+    scheduler.add(request(2, 96, 9)).expect("fits alone");
     scheduler.add(request(3, 1, 1)).expect("fits");
     let (items, _) = step(&mut scheduler);
-    assert_eq!(items, [(1, 0, 16, true)], "4 blocks are promised to 1, 2 needs 8, 3 is behind 2");
+    assert_eq!(items, [(1, 0, 20, true)], "2 needs 7 blocks, 6 are free, 3 is behind 2");
     assert!(scheduler.abort(2));
-    assert_eq!(step(&mut scheduler).0, [(1, 16, 1, true), (3, 0, 1, true)]);
+    assert_eq!(step(&mut scheduler).0, [(1, 20, 1, true), (3, 0, 1, true)]);
+}
+
+#[test]
+fn a_step_keeps_to_its_budget_but_has_a_row_for_everyone() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.add(request(1, 1, 9)).expect("fits");
+    scheduler.add(request(2, 1, 9)).expect("fits");
+    scheduler.add(request(3, 30, 9)).expect("fits");
+    let mut rows = |budget: usize| {
+        let batch = scheduler.schedule(budget).expect("there is work");
+        let outputs: Vec<_> = batch.items.iter().filter(|i| i.samples).map(|i| (i.id, 7, false)).collect();
+        scheduler.complete(&batch, &outputs);
+        (batch.num_decoding, batch.num_tokens())
+    };
+    let rows = [rows(0), rows(4), rows(0), rows(usize::MAX)];
+    // 1; 1, 2 and two tokens of 3; one of everyone; max_num_batched_tokens.
+    assert_eq!(rows, [(0, 1), (1, 4), (2, 3), (2, 10)]);
+}
+
+#[test]
+fn chunks_follow_each_other_before_they_have_run() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.add(request(1, 25, 1)).expect("fits");
+    for start in [0, 10] {
+        let batch = scheduler.schedule(usize::MAX).expect("a chunk");
+        assert_eq!(shape(&batch), [(1, start, 10, false)]);
+        assert_eq!(scheduler.complete(&batch, &[]), []);
+    }
+    assert_eq!(step(&mut scheduler), (vec![(1, 20, 5, true)], vec![1]));
 }
 
 #[test]
@@ -99,7 +133,7 @@ fn no_more_sequences_run_than_a_step_has_tokens_for() {
 fn a_stop_ends_a_request_before_its_max_tokens() {
     let mut scheduler = Scheduler::new(config());
     scheduler.add(request(1, 4, 50)).expect("fits");
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     assert_eq!(scheduler.complete(&batch, &[(1, 9, true)]), [1]);
     assert!(scheduler.is_idle());
 }
@@ -108,7 +142,7 @@ fn a_stop_ends_a_request_before_its_max_tokens() {
 fn an_id_may_come_back_while_the_step_of_its_aborted_namesake_runs() {
     let mut scheduler = Scheduler::new(config());
     scheduler.add(request(1, 4, 50)).expect("fits");
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     assert!(scheduler.abort(1) && !scheduler.abort(1));
     scheduler.add(request(1, 6, 2)).expect("the id is free");
     assert_eq!(scheduler.complete(&batch, &[(1, 9, true)]), []);
@@ -136,6 +170,6 @@ fn what_cannot_run_is_refused_with_its_numbers() {
 fn a_missing_output_is_a_mistake() {
     let mut scheduler = Scheduler::new(config());
     scheduler.add(request(1, 4, 5)).expect("fits");
-    let batch = scheduler.schedule().expect("there is work");
+    let batch = scheduler.schedule(usize::MAX).expect("there is work");
     scheduler.complete(&batch, &[]);
 }

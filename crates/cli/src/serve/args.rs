@@ -1,0 +1,155 @@
+//! The flags of `anysplit serve`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use engine::PoolOptions;
+
+use crate::args::{ModelArgs, RunArgs, yes_or_no};
+use crate::error::CliError;
+use crate::split::SplitArgs;
+
+/// The share of free memory that the KV cache gets where nobody says: other programs run on the same machine.
+const CPU_SHARE: f64 = 0.5;
+
+/// Serves a model by OpenAI's API.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  anysplit serve --tp 2 --port 8000\n  \
+    anysplit serve --model ./Llama-3.2-1B --quantization int8 --api-key-file key --host 0.0.0.0\n  \
+    curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\\n    \
+    -d '{\"model\": \"anysplit-demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a harbor?\"}]}'\n  \
+    anysplit bench serve --base-url http://127.0.0.1:8000 --num-prompts 32\n\n\
+    TLS is left to a proxy in front of it. http://HOST:PORT/ is a page to chat and to watch, /docs describes the API, /metrics \
+    is for Prometheus.")]
+pub struct ServeArgs {
+    /// The address to listen on; 0.0.0.0 is every network that this machine is on
+    #[arg(long, env = "ANYSPLIT_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub host: String,
+    /// The port to listen on; 0: one that is free, told in the last line of the start
+    #[arg(long, env = "ANYSPLIT_PORT", default_value_t = 8000, value_name = "PORT")]
+    pub port: u16,
+    /// A key that requests must give as `Authorization: Bearer KEY`; may be given several times. Others can see what is typed:
+    /// the variable or --api-key-file keep it to yourself
+    #[arg(long, env = "ANYSPLIT_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Vec<String>,
+    /// A file with one such key per line
+    #[arg(long, env = "ANYSPLIT_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// What requests may call the model, several times or divided by commas; answers have the first. Default: --model
+    #[arg(long, env = "ANYSPLIT_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
+    pub served_model_name: Vec<String>,
+    /// Names besides localhost under which requests may address this server (Host); default: with a loopback address none, else all
+    #[arg(long, env = "ANYSPLIT_ALLOWED_HOSTS", value_name = "NAME", value_delimiter = ',')]
+    pub allowed_hosts: Vec<String>,
+    /// Origins whose web pages may read answers (CORS), * for all; default: none
+    #[arg(long, env = "ANYSPLIT_ALLOWED_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
+    pub allowed_origins: Vec<String>,
+    /// Bytes of each rank's KV cache; default: as --gpu-memory-utilization says
+    #[arg(long, env = "ANYSPLIT_KV_CACHE_MEMORY_BYTES", value_name = "N")]
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// The share of memory that may be used; on the processor, the share for the KV cache of what the weights leave free.
+    /// Default: 0.5 there
+    #[arg(long, env = "ANYSPLIT_GPU_MEMORY_UTILIZATION", value_name = "F")]
+    pub gpu_memory_utilization: Option<f64>,
+    /// Whether requests use keys and values of prompts before them that began the same
+    #[arg(long, env = "ANYSPLIT_ENABLE_PREFIX_CACHING", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", value_parser = yes_or_no(), overrides_with = "no_enable_prefix_caching", action = clap::ArgAction::Set)]
+    pub enable_prefix_caching: bool,
+    /// They don't
+    #[arg(long, env = "ANYSPLIT_NO_ENABLE_PREFIX_CACHING", value_parser = yes_or_no())]
+    pub no_enable_prefix_caching: bool,
+    /// Requests that may wait; more are refused with 429
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_REQS", default_value_t = 4096, value_name = "N")]
+    pub max_num_queued_reqs: usize,
+    /// Tokens of their prompts
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_TOKENS", default_value_t = 1 << 24, value_name = "N")]
+    pub max_num_queued_tokens: usize,
+    /// Connections at a time; more wait
+    #[arg(long, env = "ANYSPLIT_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N")]
+    pub max_connections: usize,
+    /// The largest body of a request, in bytes
+    #[arg(long, env = "ANYSPLIT_MAX_BODY_BYTES", default_value_t = 16 << 20, value_name = "N")]
+    pub max_body_bytes: usize,
+    /// Seconds after which a request is ended, answered or not; default: never
+    #[arg(long, env = "ANYSPLIT_REQUEST_TIMEOUT", value_name = "S", value_parser = seconds)]
+    pub request_timeout: Option<f64>,
+    /// Seconds that running requests get when the server is told to end (SIGTERM, Ctrl-C); a second signal ends it at once
+    #[arg(long, env = "ANYSPLIT_SHUTDOWN_TIMEOUT", default_value = "30", value_name = "S", value_parser = seconds)]
+    pub shutdown_timeout: f64,
+    /// What is told on stderr; debug: a line for each request
+    #[arg(long, env = "ANYSPLIT_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: LogLevelArg,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What is told on stderr.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevelArg {
+    /// What went wrong.
+    Error,
+    /// The start and the end, too.
+    Info,
+    /// A line for each request, too.
+    Debug,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(s) if (0.0..=31_536_000.0).contains(&s) => Ok(s),
+        _ => Err("it must be seconds, from 0 to a year".into()),
+    }
+}
+
+impl ServeArgs {
+    /// What can be seen to be wrong without looking at the model.
+    pub fn check(&self) -> Result<(), CliError> {
+        let wrong = |why: String| Err(CliError::Usage(why));
+        if let Some(share) = self.gpu_memory_utilization.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+            return wrong(format!("--gpu-memory-utilization is {share}; it must be above 0 and at most 1"));
+        }
+        if self.kv_cache_memory_bytes == Some(0) {
+            return wrong(
+                "--kv-cache-memory-bytes is 0; give bytes for at least one block of 16 tokens".into(),
+            );
+        }
+        if self.served_model_name.iter().any(|name| name.trim().is_empty()) {
+            return wrong("--served-model-name is empty; give what clients call the model".into());
+        }
+        if self.api_key.iter().any(String::is_empty) {
+            return wrong("--api-key is empty; give a key, or leave it out to serve without one".into());
+        }
+        if self.run.trace.is_some() {
+            return wrong("--trace is not for serve; trace a generate of the same prompts".into());
+        }
+        Ok(())
+    }
+
+    /// What requests share.
+    pub fn pool(&self) -> PoolOptions {
+        PoolOptions {
+            kv_cache_memory_bytes: self.kv_cache_memory_bytes,
+            memory_share: self.gpu_memory_utilization.unwrap_or(CPU_SHARE),
+            prefix_caching: self.enable_prefix_caching && !self.no_enable_prefix_caching,
+            max_num_batched_tokens: self.run.max_num_batched_tokens,
+        }
+    }
+
+    /// All keys that requests may have.
+    pub fn keys(&self) -> Result<Vec<String>, CliError> {
+        let mut keys = self.api_key.clone();
+        if let Some(file) = &self.api_key_file {
+            let shown = file.display();
+            let text = std::fs::read_to_string(file)
+                .map_err(|e| CliError::Usage(format!("--api-key-file {shown}: {e}")))?;
+            keys.extend(text.lines().map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned));
+            if keys.is_empty() {
+                return Err(CliError::Usage(format!("--api-key-file {shown} has no key; put one on a line")));
+            }
+        }
+        Ok(keys)
+    }
+}

@@ -1,0 +1,202 @@
+//! Completions that conform to something: which tokens may come next, by llguidance.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
+
+use crate::text::Tokenizer;
+use crate::{EngineError, Grammar};
+
+/// What a grammar may cost to be made ready, in llguidance's units: some tens of milliseconds.
+const START_FUEL: u64 = 2_000_000;
+/// Symbols of a grammar.
+const SYMBOLS_MAX: usize = 200_000;
+/// Bytes of a grammar's text.
+const BYTES_MAX: usize = 1 << 20;
+
+/// Makes grammars ready for a model. The vocabulary is sorted when the first one comes, or [`Grammars::warm_up`].
+pub struct Grammars {
+    tokenizer: Arc<Tokenizer>,
+    /// Ids of the model: with those that stand for nothing.
+    vocab_size: usize,
+    eos_token_ids: Vec<u32>,
+    factory: OnceLock<Result<ParserFactory, String>>,
+}
+
+impl Grammars {
+    /// For a model whose logits have `vocab_size` ids, and whose completions end with `eos_token_ids`.
+    pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, eos_token_ids: Vec<u32>) -> Self {
+        Grammars { tokenizer, vocab_size, eos_token_ids, factory: OnceLock::new() }
+    }
+
+    /// Sorts the vocabulary now.
+    pub fn warm_up(&self) {
+        let _ = self.factory();
+    }
+
+    fn factory(&self) -> Result<&ParserFactory, EngineError> {
+        let made = self.factory.get_or_init(|| self.make());
+        made.as_ref().map_err(|why| EngineError::Request(format!("grammars can't be used: {why}")))
+    }
+
+    fn make(&self) -> Result<ParserFactory, String> {
+        let eos = self.eos_token_ids.first().ok_or("the model has no token that ends a text")?;
+        let words: Vec<Vec<u8>> = (0..self.vocab_size as u32)
+            .map(|id| match self.tokenizer.is_special(id) {
+                true => self.tokenizer.id_to_token(id).map_or(Vec::new(), |name| {
+                    let mut word = vec![TokTrie::SPECIAL_TOKEN_MARKER];
+                    word.extend_from_slice(name.as_bytes());
+                    word
+                }),
+                false => self.tokenizer.token_bytes(id),
+            })
+            .collect();
+        let trie = TokTrie::from(&TokRxInfo::new(self.vocab_size as u32, *eos), &words);
+        let env: TokEnv = Arc::new(Vocabulary { trie });
+        let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+        let factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices);
+        let mut factory = factory.map_err(|why| one_line(&why.to_string()))?;
+        factory.quiet();
+        let limits = factory.limits_mut();
+        limits.initial_lexer_fuel = START_FUEL;
+        limits.max_grammar_size = SYMBOLS_MAX;
+        limits.verbose_errors = false;
+        Ok(factory)
+    }
+
+    /// Makes a grammar ready.
+    ///
+    /// # Errors
+    /// It is none, or costs too much: one line.
+    pub(crate) fn start(&self, grammar: &Grammar) -> Result<Conforming, EngineError> {
+        let (kind, text) = match grammar {
+            Grammar::JsonSchema(text) => ("JSON schema", text),
+            Grammar::Regex(text) => ("regular expression", text),
+            Grammar::Lark(text) => ("grammar", text),
+        };
+        let refused =
+            |why: String| EngineError::Request(format!("the {kind} can't be used: {}", one_line(&why)));
+        if text.len() > BYTES_MAX {
+            return Err(refused(format!("it has {} bytes, more than the {BYTES_MAX} allowed", text.len())));
+        }
+        let top = match grammar {
+            Grammar::JsonSchema(text) => {
+                let schema = serde_json::from_str(text).map_err(|why| refused(why.to_string()))?;
+                TopLevelGrammar::from_json_schema(with_spaces(schema))
+            }
+            Grammar::Regex(text) => TopLevelGrammar::from_regex(text),
+            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+        };
+        let mut matcher = Matcher::new(self.factory()?.create_parser(top));
+        if let Some(why) = matcher.get_error() {
+            return Err(refused(why));
+        }
+        // The first mask shows whether it allows anything.
+        let mask = matcher.compute_mask().map_err(|why| refused(why.to_string()))?;
+        if mask.is_zero() {
+            return Err(refused("nothing conforms to it".into()));
+        }
+        Ok(Conforming { matcher, eos_token_ids: self.eos_token_ids.clone() })
+    }
+
+    /// Whether a grammar can be used.
+    ///
+    /// # Errors
+    /// It is none, or costs too much: one line.
+    pub fn check(&self, grammar: &Grammar) -> Result<(), EngineError> {
+        self.start(grammar).map(drop)
+    }
+}
+
+impl fmt::Debug for Grammars {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Grammars over {} ids", self.vocab_size)
+    }
+}
+
+/// JSON as Python writes it, `{"a": 1, "b": [2, 3]}`, unless the schema says otherwise under `x-guidance`. With white space left
+/// open a model that has nothing to say writes it without end.
+fn with_spaces(mut schema: Value) -> Value {
+    if schema == Value::Bool(true) {
+        schema = json!({});
+    }
+    if let Some(schema) = schema.as_object_mut().filter(|schema| !schema.contains_key("x-guidance")) {
+        let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+        schema.insert("x-guidance".into(), style);
+    }
+    schema
+}
+
+/// A completion that conforms to a grammar, as far as it has come.
+pub(crate) struct Conforming {
+    matcher: Matcher,
+    eos_token_ids: Vec<u32>,
+}
+
+impl Conforming {
+    /// One bit for each id that may come next, in words of 32.
+    ///
+    /// # Errors
+    /// It costs too much to find out.
+    pub fn mask(&mut self) -> Result<Vec<u32>, String> {
+        let mask = self.matcher.compute_mask_or_eos().map_err(|why| one_line(&why.to_string()))?;
+        let mut words = mask.as_slice().to_vec();
+        let bit = |words: &[u32], id: u32| {
+            words.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
+        };
+        // Where one token may end it, all that end it may.
+        if self.eos_token_ids.first().is_some_and(|&eos| bit(&words, eos)) {
+            for &id in &self.eos_token_ids {
+                if let Some(word) = words.get_mut(id as usize / 32) {
+                    *word |= 1 << (id % 32);
+                }
+            }
+        }
+        Ok(words)
+    }
+
+    /// Takes a token that the mask allowed; whether nothing can follow it.
+    ///
+    /// # Errors
+    /// It costs too much to find out.
+    pub fn take(&mut self, token: u32) -> Result<bool, String> {
+        if self.eos_token_ids.contains(&token) {
+            return Ok(true);
+        }
+        self.matcher.consume_token(token).map_err(|why| one_line(&why.to_string()))?;
+        Ok(self.matcher.is_stopped())
+    }
+}
+
+/// The vocabulary as llguidance wants it.
+struct Vocabulary {
+    trie: TokTrie,
+}
+
+impl TokenizerEnv for Vocabulary {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+        self.trie.greedy_tokenize(bytes)
+    }
+
+    fn tokenize_is_canonical(&self) -> bool {
+        false
+    }
+}
+
+/// What the library says, which may repeat all of a grammar, in a line that can be read.
+fn one_line(text: &str) -> String {
+    const CHARS_MAX: usize = 300;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}

@@ -1,0 +1,164 @@
+//! How large the KV cache is: for one call, or for all requests that a server will ever get.
+
+use tensor::KV_BLOCK;
+
+use crate::data_parallel::{ToReplica, send};
+use crate::dispatch::Dispatch;
+use crate::replica::Prepare;
+use crate::worker::Command;
+use crate::{Engine, EngineError, GenerateRequest, memory};
+
+/// Rows of a pipeline's step below which more steps would cost more than the stages' waiting.
+const MICRO_BATCH_ROWS: usize = 64;
+
+/// What a server's requests share.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PoolOptions {
+    /// Bytes of each rank's KV cache; `None`: a share of the memory that is left.
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// That share, above 0 and at most 1.
+    pub memory_share: f64,
+    /// Whether requests use keys and values of prompts before them.
+    pub prefix_caching: bool,
+    /// The most tokens of a step; `None`: what can be done in a time that running streams don't notice.
+    pub max_num_batched_tokens: Option<usize>,
+}
+
+impl Engine {
+    /// Sets the replicas up for requests that come and go ([`Engine::submit`]), until the engine ends. Sequences that
+    /// would not fit in the cache alone are too long from here on: see [`Engine::max_model_len`].
+    ///
+    /// # Errors
+    /// There is no room for a single block; a rank fails.
+    pub fn open(&mut self, pool: &PoolOptions) -> Result<(), EngineError> {
+        let (mesh, context) = (self.plan.mesh, self.plan.context());
+        let lanes = mesh.pp;
+        let of_sequence = context.blocks_that_fit(self.max_model_len.div_ceil(KV_BLOCK));
+        // More than all sequences can fill would never be used. Every lane begins with a block of the context group's
+        // first rank.
+        let most =
+            of_sequence.saturating_mul(self.max_num_seqs.div_ceil(lanes)).next_multiple_of(context.ranks);
+        let affordable = match pool.kv_cache_memory_bytes {
+            Some(bytes) => self.blocks_of_bytes(bytes),
+            None => self.affordable_blocks(pool.memory_share),
+        };
+        let blocks_per_lane = (affordable / lanes / context.ranks * context.ranks).min(most);
+        let positions = context.longest(blocks_per_lane).saturating_mul(KV_BLOCK);
+        if positions == 0 {
+            let wanted = lanes * context.ranks;
+            let bytes = self.kv_bytes_of_rank() * (KV_BLOCK * wanted) as u64;
+            return Err(EngineError::Request(format!(
+                "the KV cache has no room for {KV_BLOCK} tokens: that needs {bytes} bytes on each rank; give \
+                 --kv-cache-memory-bytes at least so many, or use --kv-cache-dtype fp8"
+            )));
+        }
+        self.max_model_len = self.max_model_len.min(positions);
+        self.kv_cache_tokens = mesh.dp * lanes * blocks_per_lane * KV_BLOCK;
+        let max_num_batched_tokens = pool.max_num_batched_tokens.unwrap_or(self.max_num_batched_tokens);
+        self.set_up(Prepare {
+            lanes,
+            blocks_per_lane,
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens,
+            follows_time: pool.max_num_batched_tokens.is_none(),
+            prefix_caching: pool.prefix_caching,
+            stages: mesh.pp,
+            context: context.ranks,
+        })
+    }
+
+    /// Sets the replicas up for one call.
+    pub(crate) fn prepare(&mut self, requests: &[GenerateRequest]) -> Result<(), EngineError> {
+        let mesh = self.plan.mesh;
+        let context = self.plan.context();
+        let needed = |r: &GenerateRequest| context.blocks_that_fit(r.work().div_ceil(KV_BLOCK));
+        let blocks: Vec<usize> = requests.iter().map(needed).collect();
+        // Enough for as many of the largest as may run at a time, and no more than all need or memory has.
+        let largest = blocks.iter().max().copied().unwrap_or(0);
+        let wanted = blocks.iter().sum::<usize>().min(largest.saturating_mul(self.max_num_seqs));
+        let wanted = wanted.min(self.affordable_blocks(0.5)).max(largest);
+        let lanes = mesh.pp.min(requests.len()).max(1);
+        // Every lane begins with a block of the context group's first rank.
+        let blocks_per_lane = wanted.div_ceil(lanes).max(largest).next_multiple_of(context.ranks);
+        let prompt_tokens = requests.iter().map(|r| r.prompt.len()).sum();
+        self.set_up(Prepare {
+            lanes,
+            blocks_per_lane,
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.step_tokens(prompt_tokens),
+            follows_time: false,
+            prefix_caching: false,
+            stages: mesh.pp,
+            context: context.ranks,
+        })
+    }
+
+    /// Sets all replicas up. What an earlier call left behind, because a rank failed, is forgotten.
+    fn set_up(&mut self, prepare: Prepare) -> Result<(), EngineError> {
+        let blocks = self.allocate(prepare.lanes * prepare.blocks_per_lane)?;
+        for replica in 1..self.plan.mesh.dp {
+            send(&mut *self.leader, replica, &ToReplica::Prepare { prepare, blocks })?;
+        }
+        self.dispatch = Dispatch::new(self.plan.mesh.dp);
+        self.replica.prepare(prepare);
+        Ok(())
+    }
+
+    /// The most tokens of a step. A pipeline takes prompts in more and smaller steps, so that no stage waits long.
+    pub(crate) fn step_tokens(&self, prompt_tokens: usize) -> usize {
+        match self.plan.mesh.pp {
+            1 => self.max_num_batched_tokens,
+            pp => {
+                let rows = prompt_tokens.div_ceil(4 * pp).max(MICRO_BATCH_ROWS);
+                rows.min(self.max_num_batched_tokens)
+            }
+        }
+    }
+
+    /// Bytes that one token takes on the rank on which it takes most.
+    fn kv_bytes_of_rank(&self) -> u64 {
+        let of_stage = |stage| {
+            let of_rank = |rank| model::bytes_per_token(&self.plan.layout, stage, rank, self.kv_dtype);
+            (0..self.plan.mesh.tp).map(of_rank).max().unwrap_or(0)
+        };
+        self.plan.stages.iter().map(of_stage).max().unwrap_or(0)
+    }
+
+    /// KV blocks that take so many bytes on each rank, or less.
+    fn blocks_of_bytes(&self, bytes: u64) -> usize {
+        (bytes / (self.kv_bytes_of_rank() * KV_BLOCK as u64).max(1)) as usize
+    }
+
+    /// Bytes that one token takes in the caches of this host's ranks, if they are like the others.
+    fn kv_bytes(&self) -> u64 {
+        let of_all = self.kv_bytes_per_token * self.plan.mesh.dp as u64;
+        (of_all * self.ranks_here as u64).div_ceil(self.plan.mesh.size() as u64)
+    }
+
+    /// KV blocks of each replica that take a share of the memory that is left.
+    fn affordable_blocks(&self, share: f64) -> usize {
+        let block = (self.kv_bytes() * KV_BLOCK as u64).max(1);
+        let of = |bytes: u64| (bytes as f64 * share / block as f64) as usize;
+        memory::available_bytes().map_or(usize::MAX / KV_BLOCK, of)
+    }
+
+    /// Sees to it that the caches have room, and begins to count the time at work. The size of a new cache, if one had
+    /// to be made.
+    pub(crate) fn allocate(&mut self, blocks: usize) -> Result<Option<usize>, EngineError> {
+        let more = blocks > self.blocks;
+        if more {
+            let bytes = (blocks * KV_BLOCK) as u64 * self.kv_bytes();
+            if memory::available_bytes().is_some_and(|available| bytes > available) {
+                return Err(EngineError::Request(format!(
+                    "keys and values of {} tokens need {bytes} bytes, more than the memory that is left; shorten the \
+                     prompt or --max-tokens, or use --kv-cache-dtype bfloat16 or fp8",
+                    blocks * KV_BLOCK
+                )));
+            }
+            self.leader.issue(&Command::AllocateKv { blocks })?;
+            self.blocks = blocks;
+        }
+        self.leader.issue(&Command::Mark)?;
+        Ok(more.then_some(blocks))
+    }
+}
