@@ -11,7 +11,7 @@ const ROUTE = readFileSync(fileURLToPath(new URL("../../crates/server/src/routes
 const FILES = new Map([...ROUTE.matchAll(/\("([^"]+)", "([^"]+)", include_bytes!/g)].map(([, name, kind]) => [name, kind]));
 const [, POLICY] = ROUTE.match(/CONTENT_SECURITY_POLICY, "([^"]+)"/);
 
-const GIB = 2 ** 30;
+const GB = 1e9;
 const WORDS = "Once upon a time there was a fox who lived at the edge of a quiet wood. Every evening she walked to the river, looked at the water, and counted the lights of the boats until she knew that all of them were home.";
 /** What an answer to "markup" is made of: none of it may become an element. */
 export const MARKUP = "<img src=x onerror=\"document.title='broken'\"><b>bold</b>";
@@ -110,16 +110,17 @@ const status = ({ state = "ready", isNew = false, num_ranks = 3 }, chats, now) =
   const running = requests.filter((request) => ["prefill", "decode"].includes(request.state)).length;
   const wave = (period, low, high) => low + (high - low) * (0.5 + 0.5 * Math.sin((2 * Math.PI * now) / period));
   const rank = (rank) => ({
-    rank, place: [0, Math.floor(rank / 2), rank % 2], host: "node-a", steps: Math.round(now * 30),
+    rank, place: [0, Math.floor(rank / 2), rank % 2], host: "node-a", layers: rank < 2 ? [0, 10] : [10, 16], steps: Math.round(now * 30),
     busy_s: now * (0.61 - 0.08 * rank), communication_s: now * 0.11, waiting_s: now * 0.05 * (rank + 1), last_step_s: 0.0304,
-    weight_bytes: (1.45 - 0.2 * rank) * GIB, kv_cache_bytes: 0.5 * GIB, activation_bytes: 0.04 * GIB, scratch_bytes: 0.02 * GIB, peak_rss_bytes: 6 * GIB,
+    memory_bytes: { weights: (1.45 - 0.2 * rank) * GB, kv_cache: 0.5 * GB, activations: 0.04 * GB, scratch: 0.02 * GB, process_peak: 6 * GB },
+    sent_bytes: now * 1e6, received_bytes: 0,
   });
   return {
     model: "Llama-3.2-1B-Instruct", version: "0.1.0", state, uptime_s: now, queued: 0,
-    loading: state === "loading" ? { done_bytes: 1.1 * GIB, total_bytes: 2.5 * GIB } : null,
+    loading: state === "loading" ? { done_bytes: 1.1 * GB, total_bytes: 2.5 * GB } : null,
     failure: state === "failed" ? "rank 1 has ended: killed by signal 9" : null,
     engine: isUp ? {
-      max_model_len: 8192, vocab_size: 128256, max_num_seqs: 64, kv_cache_tokens: 49152, kv_cache_bytes: 1.5 * GIB, dtype: "bfloat16", quantization: null,
+      max_model_len: 8192, vocab_size: 128256, max_num_seqs: 64, kv_cache_tokens: 49152, kv_cache_bytes: 1.5 * GB, dtype: "bfloat16", quantization: null,
       parallel: { tp: num_ranks, pp: 1, dp: 1, ep: 1, sp: false }, load_s: 4.2,
     } : null,
     load: {

@@ -128,7 +128,7 @@ export const MOCKED = {
   "a server that loads, is new, failed, or is gone says so": async (browser, picture) => {
     const state = { state: "loading" };
     await mocked(browser, state, { complaints: /ERR_CONNECTION_REFUSED|ERR_EMPTY_RESPONSE|ERR_CONNECTION_RESET/ }, async (page, mock) => {
-      await page.getByText("44 % of 2.5 GiB").waitFor();
+      await page.getByText("44 % of 2.50 GB").waitFor();
       await picture(page, "loading");
       await page.getByLabel("Your message").fill("Hello");
       check(await page.getByRole("button", { name: "Send" }).isDisabled(), "Send works while loading");

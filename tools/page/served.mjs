@@ -61,13 +61,4 @@ export const withBinary = (binary) => ({
         await picture(page, "served-phone");
       });
     }),
-
-  "a real server with keys lets the page ask for one": (browser) =>
-    served(binary, ["--api-key", "secret"], (url) =>
-      visit(browser, url, { complaints: /status of 401/ }, async (page) => {
-        await page.getByLabel("This server needs an API key").fill("secret");
-        await page.getByRole("button", { name: "Use key" }).click();
-        await chats(page);
-      }),
-    ),
 });

@@ -31,11 +31,11 @@ export const seconds = (s) => {
   return s < 7200 ? `${fixed(s / 60, 0)} min` : `${fixed(s / 3600, 0)} h`;
 };
 
-/** Bytes. */
+/** Bytes, in powers of 1000 like those that the server prints. */
 export const bytes = (value) => {
   if (!isKnown(value)) return NONE;
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  const unit = value < 1 ? 0 : Math.min(Math.floor(Math.log2(value) / 10), units.length - 1);
-  const scaled = value / 1024 ** unit;
-  return `${fixed(scaled, unit > 0 && scaled < 9.95 ? 1 : 0)} ${units[unit]}`;
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  const unit = value < 1000 ? 0 : Math.min(Math.floor(Math.log10(value) / 3), units.length - 1);
+  const scaled = value / 1000 ** unit;
+  return `${fixed(scaled, unit === 0 || scaled >= 99.5 ? 0 : scaled >= 9.95 ? 1 : 2)} ${units[unit]}`;
 };

@@ -55,7 +55,7 @@ export const load = () => {
     const of = (blocks) => (load.kv_blocks > 0 ? blocks / load.kv_blocks : 0);
     const shares = { used: of(load.kv_blocks_used), cached: of(load.kv_blocks_cached) };
     const whole = engine ? `of ${compact(engine.kv_cache_tokens)} tokens; ` : "";
-    tiles.kv.update(percent(load.kv_blocks > 0 ? shares.used : NaN), `${whole}${percent(shares.cached)} cached`);
+    tiles.kv.update(percent(load.kv_blocks > 0 ? shares.used : NaN, shares.used > 0 && shares.used < 0.0995 ? 1 : 0), `${whole}${percent(shares.cached)} cached`);
     blocks.update(shares, `${percent(shares.used)} in use, ${percent(shares.cached)} cached for reuse`);
 
     const hits = load.prefix_queries > 0 ? load.prefix_hits / load.prefix_queries : null;

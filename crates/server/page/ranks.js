@@ -10,23 +10,18 @@ const WINDOW_S = 3;
 const STALLED_S = 10;
 const DID = ["busy", "communication", "waiting"];
 const NAMES = { communication: "comm." };
-/** Kinds of memory: their names here, and the fields that a rank tells them in, by itself or under `memory_bytes`. */
-const HOLDS = {
-  weights: ["weights", "weight_bytes"],
-  KV: ["kv_cache", "kv_cache_bytes"],
-  activations: ["activations", "activation_bytes"],
-  scratch: ["scratch", "scratch_bytes"],
-};
+/** Kinds of memory by their names here. */
+const HOLDS = { weights: "weights", KV: "kv_cache", activations: "activations", scratch: "scratch" };
 
 class Rank {
   /** What it told of itself, `{at, told}`; the oldest is at least `WINDOW_S` old if there is one. */
   history = [];
-  progress = { at: 0, sum: -1 };
+  stepped = { at: 0, steps: -1 };
 
   constructor(number) {
     this.did = new Bar(DID);
     this.holds = new Bar(Object.keys(HOLDS));
-    this.host = element("p", { class: "muted" });
+    this.layers = element("p", { class: "muted" });
     this.place = element("p", { class: "muted" });
     this.word = element("span", { class: "word" });
     this.shares = element("p", { class: "numbers" });
@@ -34,13 +29,12 @@ class Rank {
     const state = element("span", { class: "state" }, element("span", { class: "dot" }), this.word);
     const head = element("div", { class: "rank-head" }, element("h3", { text: `Rank ${number}` }), state);
     const part = (...children) => element("div", {}, ...children);
-    this.root = element("li", {}, part(head, this.host, this.place), part(this.did.root, this.shares), part(this.holds.root, this.memory));
+    this.root = element("li", {}, part(head, this.layers, this.place), part(this.did.root, this.shares), part(this.holds.root, this.memory));
   }
 
   /** What it told when the server was `at` seconds old. */
   take(told, at, isRunning) {
-    const sum = told.busy_s + told.communication_s;
-    if (sum !== this.progress.sum || !isRunning) this.progress = { at, sum };
+    if (told.steps !== this.stepped.steps || !isRunning) this.stepped = { at, steps: told.steps };
     this.history.push({ at, told });
     while (this.history.length > 2 && this.history[1].at <= at - WINDOW_S) this.history.shift();
   }
@@ -49,7 +43,7 @@ class Rank {
     const { at, told } = this.history.at(-1);
     const shares = this.#shares();
     this.did.update(shares, shareWords(shares));
-    setText(this.host, told.host);
+    setText(this.layers, `${told.host ? `${told.host}, ` : ""}layers ${told.layers[0]}–${told.layers[1] - 1}`);
     setText(this.place, placeWords(told));
     const step = ["", "step", seconds(told.last_step_s || NaN)];
     draw(this.shares, [...DID.map((kind) => [kind, NAMES[kind] ?? kind, percent(shares[kind])]), step]);
@@ -60,7 +54,7 @@ class Rank {
     this.holds.update(Object.fromEntries(ofMost), sizes.map(([, kind, size]) => `${kind} ${size}`).join(", "));
     draw(this.memory, sizes);
 
-    const state = stateOf(serverState, shares, at - this.progress.at);
+    const state = stateOf(serverState, shares, at - this.stepped.at);
     this.root.dataset.state = state;
     setText(this.word, state);
   }
@@ -85,7 +79,7 @@ export const ranks = () => {
         }
         const rank = known.get(told.rank);
         // Sums that shrink are those of a worker that was started again.
-        if (rank.history.at(-1)?.at > uptime_s || rank.history.at(-1)?.told.busy_s > told.busy_s) rank.history = [];
+        if (rank.history.at(-1)?.at > uptime_s || rank.history.at(-1)?.told.steps > told.steps) rank.history = [];
         rank.take(told, uptime_s, load.running > 0);
       }
     }
@@ -106,10 +100,7 @@ const stateOf = (serverState, shares, stillFor_s) => {
 
 const placeWords = ({ place: [dp, pp, tp] }) => `dp ${dp} · pp ${pp} · tp ${tp}`;
 
-const memoryOf = (told) => {
-  const held = ([name, field]) => told.memory_bytes?.[name] ?? told[field] ?? 0;
-  return Object.fromEntries(Object.entries(HOLDS).map(([kind, fields]) => [kind, held(fields)]));
-};
+const memoryOf = ({ memory_bytes }) => Object.fromEntries(Object.entries(HOLDS).map(([kind, name]) => [kind, memory_bytes[name]]));
 
 /** Writes a bar's parts below it, each as `[kind, name, number]`; without a kind, it is no part. */
 const draw = (place, items) => {
