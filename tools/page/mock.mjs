@@ -105,6 +105,7 @@ const past = ([before, queue, prefill, decode, prompt_tokens, cached_tokens, out
 };
 
 const status = ({ state = "ready", isNew = false, num_ranks = 3 }, chats, now) => {
+  isNew ||= state === "loading";
   const isUp = state === "ready" || state === "draining";
   const requests = [...(isNew ? [] : PAST.map((request, i) => past(request, i, now))), ...chats.map(({ body, ...entry }) => entry)];
   const running = requests.filter((request) => ["prefill", "decode"].includes(request.state)).length;

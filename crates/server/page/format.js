@@ -37,5 +37,5 @@ export const bytes = (value) => {
   const units = ["B", "kB", "MB", "GB", "TB"];
   const unit = value < 1000 ? 0 : Math.min(Math.floor(Math.log10(value) / 3), units.length - 1);
   const scaled = value / 1000 ** unit;
-  return `${fixed(scaled, unit === 0 || scaled >= 99.5 ? 0 : scaled >= 9.95 ? 1 : 2)} ${units[unit]}`;
+  return `${fixed(scaled, unit === 0 || scaled >= 9.95 ? 0 : 2)} ${units[unit]}`;
 };
