@@ -133,7 +133,8 @@ export const MOCKED = {
       await page.getByLabel("Your message").fill("Hello");
       check(await page.getByRole("button", { name: "Send" }).isDisabled(), "Send works while loading");
       Object.assign(state, { state: "ready", isNew: true });
-      await page.getByText("none in the last minute").first().waitFor();
+      await page.locator("#ranks li").first().waitFor();
+      check(await page.getByText("none in the last minute").first().isVisible(), "nothing says that there are no latencies");
       check(await page.getByText("No requests yet.").isVisible(), "nothing says that there are no requests");
       await picture(page, "new");
       check(await page.getByRole("button", { name: "Send" }).isEnabled(), "Send does not work");
