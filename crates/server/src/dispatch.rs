@@ -390,7 +390,9 @@ impl State {
                     self.queued = self.queued.saturating_sub(1);
                     self.queued_tokens = self.queued_tokens.saturating_sub(timeline.prompt_tokens);
                 }
-                timeline.is_preempted = false;
+                if std::mem::take(&mut timeline.is_preempted) {
+                    timeline.resumed.push(now);
+                }
             }
             Event::Token { end: reason, .. } => {
                 metrics.token(timeline, now);

@@ -28,6 +28,11 @@ const FILES: &[(&str, &str, &[u8])] = &[
     ("icon.svg", "image/svg+xml", include_bytes!("../../page/icon.svg")),
 ];
 
+/// Whether a path is one that people open in a browser.
+pub fn is_page(path: &str) -> bool {
+    path == "/" || path == "/docs" || path.starts_with("/page/")
+}
+
 /// `/`.
 pub async fn index() -> Response {
     answer(&FILES[0])
