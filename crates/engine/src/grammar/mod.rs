@@ -1,5 +1,8 @@
 //! Completions that conform to something: which tokens may come next, by llguidance.
 
+mod conforming;
+mod opened;
+
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -7,6 +10,10 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
+
+pub(crate) use conforming::Conforming;
+use conforming::Held;
+use opened::Watch;
 
 use crate::text::Tokenizer;
 use crate::{EngineError, Grammar};
@@ -77,6 +84,7 @@ impl Grammars {
             Grammar::JsonSchema(text) => ("JSON schema", text),
             Grammar::Regex(text) => ("regular expression", text),
             Grammar::Lark(text) => ("grammar", text),
+            Grammar::Opened(opened) => ("grammar", &opened.grammar),
         };
         let refused =
             |why: String| EngineError::Request(format!("the {kind} can't be used: {}", one_line(&why)));
@@ -90,17 +98,19 @@ impl Grammars {
             }
             Grammar::Regex(text) => TopLevelGrammar::from_regex(text),
             Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+            Grammar::Opened(opened) => TopLevelGrammar::from_lark(opened.grammar.clone()),
         };
-        let mut matcher = Matcher::new(self.factory()?.create_parser(top));
+        let matcher = Matcher::new(self.factory()?.create_parser(top));
         if let Some(why) = matcher.get_error() {
             return Err(refused(why));
         }
+        let mut held = Held::new(matcher, self.eos_token_ids.clone());
         // The first mask shows whether it allows anything.
-        let mask = matcher.compute_mask().map_err(|why| refused(why.to_string()))?;
-        if mask.is_zero() {
-            return Err(refused("nothing conforms to it".into()));
-        }
-        Ok(Conforming { matcher, eos_token_ids: self.eos_token_ids.clone() })
+        held.mask().map_err(refused)?;
+        Ok(match grammar {
+            Grammar::Opened(opened) => Conforming::Watched(Watch::new(self.tokenizer.clone(), opened, held)),
+            _ => Conforming::Held(held),
+        })
     }
 
     /// Whether a grammar can be used.
@@ -129,47 +139,6 @@ fn with_spaces(mut schema: Value) -> Value {
         schema.insert("x-guidance".into(), style);
     }
     schema
-}
-
-/// A completion that conforms to a grammar, as far as it has come.
-pub(crate) struct Conforming {
-    matcher: Matcher,
-    eos_token_ids: Vec<u32>,
-}
-
-impl Conforming {
-    /// One bit for each id that may come next, in words of 32.
-    ///
-    /// # Errors
-    /// It costs too much to find out.
-    pub fn mask(&mut self) -> Result<Vec<u32>, String> {
-        let mask = self.matcher.compute_mask_or_eos().map_err(|why| one_line(&why.to_string()))?;
-        let mut words = mask.as_slice().to_vec();
-        let bit = |words: &[u32], id: u32| {
-            words.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
-        };
-        // Where one token may end it, all that end it may.
-        if self.eos_token_ids.first().is_some_and(|&eos| bit(&words, eos)) {
-            for &id in &self.eos_token_ids {
-                if let Some(word) = words.get_mut(id as usize / 32) {
-                    *word |= 1 << (id % 32);
-                }
-            }
-        }
-        Ok(words)
-    }
-
-    /// Takes a token that the mask allowed; whether nothing can follow it.
-    ///
-    /// # Errors
-    /// It costs too much to find out.
-    pub fn take(&mut self, token: u32) -> Result<bool, String> {
-        if self.eos_token_ids.contains(&token) {
-            return Ok(true);
-        }
-        self.matcher.consume_token(token).map_err(|why| one_line(&why.to_string()))?;
-        Ok(self.matcher.is_stopped())
-    }
 }
 
 /// The vocabulary as llguidance wants it.
