@@ -64,11 +64,14 @@ impl Running {
         Running { child, mark, temporary, lines, pieces, said: Vec::new(), printed: Vec::new() }
     }
 
-    /// Waits until something of this kind is said on stderr.
+    /// Waits until something of this kind is said on stderr, and gives that line.
     #[track_caller]
-    pub fn says(&mut self, part: &str) {
+    pub fn says(&mut self, part: &str) -> String {
         let until = Instant::now() + LIMIT;
-        while !self.said.iter().any(|line| line.contains(part)) {
+        loop {
+            if let Some(line) = self.said.iter().find(|line| line.contains(part)) {
+                return line.clone();
+            }
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => self.said.push(line),
                 Err(e) => panic!("nobody says {part:?} ({e}): {:?}", self.said),
@@ -130,6 +133,14 @@ impl Running {
     #[track_caller]
     pub fn signal_rank(&mut self, rank: usize, signal: Signal) -> Instant {
         signal_process(self.pid(rank), signal)
+    }
+
+    /// The same to a process that the one that was started has started itself.
+    #[track_caller]
+    pub fn signal_child_of_first(&mut self, signal: Signal) -> Instant {
+        let own = self.child.id();
+        let child = processes_of_job(&self.mark).into_iter().find(|&pid| pid != own);
+        signal_process(child.expect("it has a child"), signal)
     }
 
     /// The same to the process that was started: the launcher, if there is one.

@@ -74,7 +74,7 @@ pub fn reach(phase: Phase, job: &mut Running, rank: usize) {
         Phase::Start => drop(job.pid(rank)),
         // What a rank holds before it loads is far less.
         Phase::Load => job.holds(rank, 48 << 20),
-        Phase::Prefill => job.says("ranks: --tp"),
+        Phase::Prefill => drop(job.says("ranks: --tp")),
         Phase::Decode => job.prints(),
     }
 }

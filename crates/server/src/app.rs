@@ -21,6 +21,8 @@ pub struct App {
     pub dispatch: Arc<Dispatch>,
     /// Tokenizer, ends, defaults.
     pub text: TextModel,
+    /// No token spells more bytes.
+    pub token_bytes_max: usize,
     /// Threads for text.
     pub work: TextWork,
     /// Bytes of bodies that there may be.
@@ -69,6 +71,12 @@ impl App {
             ApiError::param(param, message)
         })
     }
+}
+
+/// Bytes of the longest token, as the vocabulary spells it.
+pub fn token_bytes_max(tokenizer: &Tokenizer) -> usize {
+    let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+    ids.filter_map(|id| tokenizer.id_to_token(id)).map(|token| token.len()).max().unwrap_or(1)
 }
 
 /// Seconds since 1970.

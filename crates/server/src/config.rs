@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use engine::serving::{FromEngine, ToEngine};
+use engine::serving::{EngineInfo, FromEngine, ToEngine};
 use engine::text::Tokenizer;
 
 /// How a server behaves.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// What clients may call the model; answers have the first. At least one.
+    /// What clients may call the model; answers to those that don't say have the first. At least one.
     pub served_model_names: Vec<String>,
     /// Keys, of which a request must have one; with none, no request needs any.
     pub api_keys: Vec<String>,
@@ -22,6 +22,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// How long things may take.
     pub timeouts: Timeouts,
+    /// Whether the server ends, with an error, when its worker fails. Else it stays, not healthy, and waits for another one.
+    pub ends_with_worker: bool,
     /// What is told on stderr.
     pub log_level: LogLevel,
     /// What `/version` says.
@@ -92,6 +94,7 @@ impl Default for ServerConfig {
             allowed_origins: Vec::new(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            ends_with_worker: false,
             log_level: LogLevel::default(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
@@ -131,6 +134,8 @@ pub struct Link {
     pub to_engine: Sender<ToEngine>,
     /// From it.
     pub from_engine: Receiver<FromEngine>,
+    /// Called when the model is loaded and requests can come.
+    pub ready: Box<dyn Fn(&EngineInfo) + Send>,
 }
 
 /// What the front needs of a checkpoint.

@@ -15,6 +15,7 @@ use axum::http::StatusCode;
 use engine::GenerateRequest;
 use engine::serving::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
 
 use crate::config::QueueLimits;
 use crate::log::Log;
@@ -34,10 +35,13 @@ pub struct Dispatch {
     to_engine: Sender<ToEngine>,
     limits: QueueLimits,
     log: Log,
+    logs_failure: bool,
     /// What is counted of requests.
     pub metrics: RequestMetrics,
     /// When the server began.
     pub began: Instant,
+    /// Why the worker is no more, and whether the user's input is the cause.
+    failed: watch::Sender<Option<(String, bool)>>,
     state: Mutex<State>,
 }
 
@@ -92,7 +96,7 @@ pub struct Overview {
 
 impl Dispatch {
     /// With no worker yet.
-    pub fn new(to_engine: Sender<ToEngine>, limits: QueueLimits, log: Log) -> Self {
+    pub fn new(to_engine: Sender<ToEngine>, limits: QueueLimits, log: Log, logs_failure: bool) -> Self {
         let began = Instant::now();
         let state = State {
             worker: Worker::Loading(0, 0),
@@ -113,8 +117,10 @@ impl Dispatch {
             to_engine,
             limits,
             log,
+            logs_failure,
             metrics: RequestMetrics::default(),
             began,
+            failed: watch::channel(None).0,
             state: Mutex::new(state),
         }
     }
@@ -123,12 +129,17 @@ impl Dispatch {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands events on until the worker's end hangs up. For a thread of its own.
-    pub fn read(&self, from_engine: &Receiver<FromEngine>) {
+    /// Hands events on until the worker's end hangs up. `ready` is called when requests can come. For a thread of its own.
+    pub fn read(&self, from_engine: &Receiver<FromEngine>, ready: &dyn Fn(&EngineInfo)) {
         while let Ok(message) = from_engine.recv() {
+            let info = match &message {
+                FromEngine::Ready(info) => Some(info.clone()),
+                _ => None,
+            };
             self.take(message);
+            info.iter().for_each(ready);
         }
-        self.fail("the worker has ended".into());
+        self.fail("the worker has ended".into(), false);
     }
 
     fn take(&self, message: FromEngine) {
@@ -136,7 +147,6 @@ impl Dispatch {
         match message {
             FromEngine::Loading { done, total } => self.state().worker = Worker::Loading(done, total),
             FromEngine::Ready(info) => {
-                self.log.info("ready: clients find the API at /v1, people a page at / and the API's description at /docs");
                 let mut state = self.state();
                 state.ranks = info.ranks.iter().map(RankState::loaded).collect();
                 state.progress = now;
@@ -161,21 +171,29 @@ impl Dispatch {
                     rank.update(pulse);
                 }
             }
-            FromEngine::Failed { message, .. } => self.fail(message),
+            FromEngine::Failed { message, is_usage } => self.fail(message, is_usage),
         }
     }
 
+    /// Waits until the worker has failed: why, and whether the user's input is the cause.
+    pub async fn failure(&self) -> (String, bool) {
+        let mut failed = self.failed.subscribe();
+        let failure = failed.wait_for(Option::is_some).await;
+        failure.ok().and_then(|failure| failure.clone()).unwrap_or_default()
+    }
+
     /// Tells everybody that the worker is no more. The first reason is the one that counts.
-    fn fail(&self, message: String) {
+    fn fail(&self, message: String, is_usage: bool) {
         let mut state = self.state();
         if matches!(state.worker, Worker::Failed(_)) {
             return;
         }
-        // It was told to end.
-        if !state.is_draining || !state.live.is_empty() {
+        // Unless it was told to end, or the caller tells.
+        if self.logs_failure && (!state.is_draining || !state.live.is_empty()) {
             self.log.error(&message);
         }
         let error = ApiError::internal(format!("the engine failed: {message}")).code("engine_failed");
+        self.failed.send_replace(Some((message.clone(), is_usage)));
         state.worker = Worker::Failed(message);
         self.end_all(&mut state, End::Error, &error);
     }

@@ -2,6 +2,7 @@
 
 use engine::text::{TextError, Tokenizer};
 
+use crate::app::App;
 use crate::wire::chat::ChatRequest;
 use crate::wire::errors::ApiError;
 
@@ -31,10 +32,26 @@ pub fn render(tokenizer: &Tokenizer, request: &ChatRequest) -> Result<String, Ap
     Ok(text)
 }
 
+/// Token ids of a text.
+///
 /// # Errors
-/// 400 if the tokenizer has no tokens for it.
-pub fn encode(tokenizer: &Tokenizer, text: &str, add_special: bool, at: &str) -> Result<Vec<u32>, ApiError> {
-    tokenizer.encode(text, add_special).map_err(|error| refused(at, &error))
+/// 400 if the tokenizer has no tokens for it, or if it is so long that it need not be asked.
+pub fn encode(
+    app: &App,
+    max_model_len: usize,
+    text: &str,
+    add_special: bool,
+    at: &str,
+) -> Result<Vec<u32>, ApiError> {
+    // Who sends megabytes for a model of a few thousand tokens would keep a thread busy for seconds.
+    if text.len() / app.token_bytes_max > max_model_len {
+        let message = format!(
+            "This model's maximum context length is {max_model_len} tokens. However, {at} has {} bytes. Please reduce its length.",
+            text.len()
+        );
+        return Err(ApiError::param(at, message).code("context_length_exceeded"));
+    }
+    app.tokenizer(at)?.encode(text, add_special).map_err(|error| refused(at, &error))
 }
 
 fn refused(at: &str, error: &TextError) -> ApiError {

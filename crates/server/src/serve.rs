@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::app::{App, Shared, unix_s};
+use crate::app::{App, Shared, token_bytes_max, unix_s};
 use crate::auth::Keys;
 use crate::config::{Link, ServerConfig, TextModel};
 use crate::connection::{self, Phase};
@@ -27,7 +27,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// After an accept that failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Why a server did not start.
+/// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The configuration can't be.
@@ -41,16 +41,26 @@ pub enum ServeError {
         /// What the system said.
         reason: String,
     },
+    /// The worker failed.
+    #[error("{message}")]
+    Worker {
+        /// Its own words.
+        message: String,
+        /// Whether the user's input is the cause.
+        is_usage: bool,
+    },
 }
 
 /// Serves until `shutdown` completes, then drains: new requests are refused, running ones have
 /// `config.timeouts.shutdown`. At the end the worker is told to stop.
 ///
 /// It serves from the start: `/health` answers while the model loads. A worker that fails ends its requests with errors and
-/// makes `/health` fail; the server goes on, and is ready again if the link says so.
+/// makes `/health` fail; the server goes on, and is ready again if the link says so, unless `config.ends_with_worker`.
+///
+/// It wants a runtime of several threads, with timers and I/O.
 ///
 /// # Errors
-/// [`ServeError`], before anything is accepted.
+/// [`ServeError`]: before anything is accepted, or [`ServeError::Worker`] if the server ends with its worker.
 pub async fn serve(
     listener: TcpListener,
     link: Link,
@@ -62,11 +72,15 @@ pub async fn serve(
     let router = routes::router(app.clone());
     let (phase, _) = watch::channel(Phase::Serve);
     let connections = Arc::new(Semaphore::new(app.config.limits.connections));
+    let mut result = Ok(());
     {
         let mut accepts = pin!(accept(&listener, &app, &router, &connections, &phase));
         tokio::select! {
             () = accepts.as_mut() => {}
             () = shutdown => {}
+            (message, is_usage) = app.dispatch.failure(), if app.config.ends_with_worker => {
+                result = Err(ServeError::Worker { message, is_usage });
+            }
         }
         app.dispatch.drain();
         app.log.info("shutting down: running requests are finished, new ones refused");
@@ -84,7 +98,7 @@ pub async fn serve(
         phase.send_replace(Phase::Close);
     }
     app.dispatch.stop_worker();
-    Ok(())
+    result
 }
 
 fn start(
@@ -103,10 +117,12 @@ fn start(
     let address = listener.local_addr().map_err(|e| failed("see the server's address")(e.to_string()))?;
     let keys = Keys::new(&config.api_keys).map_err(|e| failed("get random bytes")(e.to_string()))?;
     let log = Log(config.log_level);
-    let dispatch = Arc::new(Dispatch::new(link.to_engine, config.limits.queue, log));
+    let dispatch =
+        Arc::new(Dispatch::new(link.to_engine.clone(), config.limits.queue, log, !config.ends_with_worker));
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(2, 8);
     let app = Arc::new(App {
         dispatch: dispatch.clone(),
+        token_bytes_max: text.tokenizer.as_ref().map_or(1, |tokenizer| token_bytes_max(tokenizer)),
         text,
         work: TextWork::new(threads),
         bodies: Arc::new(Semaphore::new((config.limits.body_bytes_total / 1024).clamp(1, u32::MAX as usize))),
@@ -117,13 +133,10 @@ fn start(
         config,
     });
     let reader = std::thread::Builder::new().name("engine-events".into());
-    let from_engine = link.from_engine;
-    reader.spawn(move || dispatch.read(&from_engine)).map_err(|e| failed("start a thread")(e.to_string()))?;
-    let who = if app.config.api_keys.is_empty() { "anyone who reaches it" } else { "holders of an API key" };
-    log.info(&format!(
-        "listening on http://{address} for {who}, as {}",
-        app.config.served_model_names.join(", ")
-    ));
+    let Link { from_engine, ready, .. } = link;
+    reader
+        .spawn(move || dispatch.read(&from_engine, &*ready))
+        .map_err(|e| failed("start a thread")(e.to_string()))?;
     Ok(app)
 }
 

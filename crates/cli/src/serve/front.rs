@@ -1,14 +1,17 @@
 //! The front: HTTP and text, and a worker behind it.
 
 use std::process::Child;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::EngineOptions;
-use engine::serving::{FromEngine, ToEngine};
+use engine::serving::{EngineInfo, FromEngine, ToEngine};
 use engine::text::TextError;
 use serde_json::Value;
-use server::{Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServerConfig, TextModel, Timeouts};
+use server::{
+    Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServeError, ServerConfig, TextModel, Timeouts,
+};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -28,13 +31,19 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Serves with the ranks in a child process.
 pub fn with_child(args: &ServeArgs, model: &OpenModel) -> Result<(), CliError> {
     let front = Front::open(args, model)?;
-    let Worker { mut child, to_engine, from_engine } = Worker::start()?;
+    let Worker { child, to_engine, from_engine } = Worker::start()?;
+    let child = Arc::new(Mutex::new(child));
     let stop = to_engine.clone();
-    let link = Link { to_engine, from_engine: front.watched(from_engine)? };
-    let ended = front.runtime.block_on(front.serve(link));
+    let ended = {
+        let child = child.clone();
+        move || end(&mut child.lock().unwrap_or_else(PoisonError::into_inner))
+    };
+    let link = front.link(to_engine, from_engine, ended.clone())?;
+    let served = front.runtime.block_on(front.serve(link));
+    // The server has told it, unless that failed.
     let _ = stop.send(ToEngine::Stop);
-    end(&mut child);
-    ended
+    drop(ended());
+    served
 }
 
 /// Serves with rank 0 of a job in this process, on this thread.
@@ -47,7 +56,7 @@ pub fn with_rank_0(
     let front = Front::open(args, &model)?;
     let (to_engine, inbox) = channel();
     let (out, from_engine) = channel();
-    let link = Link { to_engine, from_engine: front.watched(from_engine)? };
+    let link = front.link(to_engine, from_engine, || None)?;
     let served = front.runtime.spawn(front.serve(link));
     let progress = |done, total| drop(out.send(FromEngine::Loading { done, total }));
     let ran = model.load_with(options, membership, &args.run, true, &progress).and_then(|engine| {
@@ -68,7 +77,7 @@ pub fn with_rank_0(
 struct Front {
     runtime: Runtime,
     listener: std::net::TcpListener,
-    name: String,
+    start_up: start_up::Lines,
     text: TextModel,
     config: ServerConfig,
     is_quiet: bool,
@@ -93,13 +102,24 @@ impl Front {
             .enable_all()
             .build()?;
         let is_quiet = args.log_level == LogLevelArg::Error;
-        Ok(Front { runtime, listener, name: model.name.clone(), text, config, is_quiet })
+        let start_up = start_up::Lines {
+            model: model.name.clone(),
+            address: listener.local_addr()?,
+            names: config.served_model_names.clone(),
+            has_keys: !config.api_keys.is_empty(),
+        };
+        Ok(Front { runtime, listener, start_up, text, config, is_quiet })
     }
 
-    /// Shows how loading goes, and tells what is served once it is loaded, of what passes through.
-    fn watched(&self, from_engine: Receiver<FromEngine>) -> Result<Receiver<FromEngine>, CliError> {
+    /// The way to a worker. How loading goes is shown on the way, and what is served once it is loaded. `ended` says why
+    /// nothing more comes, if that is a failure.
+    fn link(
+        &self,
+        to_engine: Sender<ToEngine>,
+        from_engine: Receiver<FromEngine>,
+        ended: impl FnOnce() -> Option<String> + Send + 'static,
+    ) -> Result<Link, CliError> {
         let (sender, receiver) = channel();
-        let (name, is_quiet) = (self.name.clone(), self.is_quiet);
         let watch = move || {
             let bar = bytes_bar("loading", 0);
             for message in from_engine {
@@ -108,22 +128,25 @@ impl Front {
                         bar.set_length(*total);
                         bar.set_position(*done);
                     }
-                    FromEngine::Ready(info) => {
-                        bar.finish_and_clear();
-                        if !is_quiet {
-                            start_up::lines(&name, info).iter().for_each(|line| eprintln!("{line}"));
-                        }
-                    }
-                    FromEngine::Failed { .. } => bar.finish_and_clear(),
+                    FromEngine::Ready(_) | FromEngine::Failed { .. } => bar.finish_and_clear(),
                     _ => {}
                 }
                 if sender.send(message).is_err() {
-                    break;
+                    return;
                 }
+            }
+            if let Some(message) = ended() {
+                let _ = sender.send(FromEngine::Failed { message, is_usage: false });
             }
         };
         std::thread::Builder::new().name("worker's news".into()).spawn(watch)?;
-        Ok(receiver)
+        let (is_quiet, lines) = (self.is_quiet, self.start_up.clone());
+        let ready = move |info: &EngineInfo| {
+            if !is_quiet {
+                lines.of(info).iter().for_each(|line| eprintln!("{line}"));
+            }
+        };
+        Ok(Link { to_engine, from_engine: receiver, ready: Box::new(ready) })
     }
 
     /// Serves until a signal, or until the worker fails.
@@ -134,7 +157,10 @@ impl Front {
             let listener = TcpListener::from_std(listener?)?;
             let asked = asked_to_end()?;
             let served = server::serve(listener, link, text, config, async { drop(asked.await) }).await;
-            served.map_err(|e| CliError::failed(e.to_string()))
+            served.map_err(|error| match error {
+                ServeError::Worker { message, is_usage: true } => CliError::Usage(message),
+                other => CliError::failed(other.to_string()),
+            })
         }
     }
 }
@@ -160,17 +186,20 @@ fn asked_to_end() -> Result<oneshot::Receiver<i32>, CliError> {
     Ok(receiver)
 }
 
-/// Waits for the worker, and kills it if that takes long.
-fn end(child: &mut Child) {
+/// Waits for the worker, and kills it if that takes long. How it ended, if it did not end by itself and well.
+fn end(child: &mut Child) -> Option<String> {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         match child.try_wait() {
             Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-            _ => return,
+            Ok(Some(status)) if status.success() => return None,
+            Ok(Some(status)) => return Some(format!("the worker process ended by itself: {status}")),
+            Err(error) => return Some(format!("the worker process is lost: {error}")),
         }
     }
     let _ = child.kill();
     let _ = child.wait();
+    Some("the worker process did not end, and was killed".into())
 }
 
 fn config(args: &ServeArgs, model: &str) -> Result<ServerConfig, CliError> {
@@ -203,6 +232,7 @@ fn config(args: &ServeArgs, model: &str) -> Result<ServerConfig, CliError> {
             LogLevelArg::Debug => LogLevel::Debug,
         },
         version: env!("CARGO_PKG_VERSION").into(),
+        ends_with_worker: true,
     })
 }
 

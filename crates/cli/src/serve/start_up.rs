@@ -1,11 +1,39 @@
 //! What is told when a server starts: a few lines to stderr.
 
+use std::net::SocketAddr;
+
 use engine::serving::EngineInfo;
 
 use crate::report::{bytes, count};
 
-/// The lines that tell what is served, once it is loaded.
-pub fn lines(name: &str, info: &EngineInfo) -> Vec<String> {
+/// What is known before the model is loaded.
+#[derive(Clone)]
+pub struct Lines {
+    /// What was asked for.
+    pub model: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What clients call it.
+    pub names: Vec<String>,
+    /// Whether requests need a key.
+    pub has_keys: bool,
+}
+
+impl Lines {
+    /// The lines that tell what is served and how, once it is loaded.
+    pub fn of(&self, info: &EngineInfo) -> Vec<String> {
+        let mut lines = lines(&self.model, info);
+        let who = if self.has_keys { "holders of a key" } else { "anyone who reaches it" };
+        lines.push(format!(
+            "listening on http://{} for {who}, as {}: the API at /v1, a page at /, what the API is like at /docs",
+            self.address,
+            self.names.join(", ")
+        ));
+        lines
+    }
+}
+
+fn lines(name: &str, info: &EngineInfo) -> Vec<String> {
     let (tp, pp, dp, ep, sp) = info.parallel;
     let ranks = info.ranks.len();
     let axes = [("tp", tp), ("pp", pp), ("dp", dp), ("ep", ep)];

@@ -34,7 +34,8 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
             let tokenizer = app.tokenizer("messages")?;
             let text = prompt::render(tokenizer, &request)?;
             let add_special = request.common.add_special.unwrap_or(false);
-            let prompt: Arc<[u32]> = prompt::encode(tokenizer, &text, add_special, "messages")?.into();
+            let prompt: Arc<[u32]> =
+                prompt::encode(&app, info.max_model_len, &text, add_special, "messages")?.into();
             let room = room(&info, &prompt, "messages")?;
             let job = Job { prompt, max_tokens: request.max_tokens.unwrap_or(room) };
             check_length(&info, &job, "max_tokens")?;

@@ -36,7 +36,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
             let (mut jobs, mut echoes) = (Vec::new(), Vec::new());
             for (i, one) in request.prompts.iter().enumerate() {
                 let at = if request.prompts.len() == 1 { "prompt".into() } else { format!("prompt[{i}]") };
-                let prompt = ids(&app, one, request.common.add_special, &at)?;
+                let prompt = ids(&app, info.max_model_len, one, request.common.add_special, &at)?;
                 let room = room(&info, &prompt, &at)?;
                 let job = Job { max_tokens: request.max_tokens(room), prompt };
                 check_length(&info, &job, "max_tokens")?;
@@ -72,11 +72,17 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
     }
 }
 
-fn ids(app: &App, prompt: &Prompt, add_special: Option<bool>, at: &str) -> Result<Arc<[u32]>, ApiError> {
+fn ids(
+    app: &App,
+    max_model_len: usize,
+    prompt: &Prompt,
+    add_special: Option<bool>,
+    at: &str,
+) -> Result<Arc<[u32]>, ApiError> {
     Ok(match prompt {
         Prompt::Ids(ids) => ids.as_slice().into(),
         Prompt::Text(text) => {
-            prompt::encode(app.tokenizer(at)?, text, add_special.unwrap_or(true), at)?.into()
+            prompt::encode(app, max_model_len, text, add_special.unwrap_or(true), at)?.into()
         }
     })
 }

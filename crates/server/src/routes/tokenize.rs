@@ -66,9 +66,9 @@ pub async fn tokenize(State(app): State<Shared>, request: Request) -> Result<Res
             let ids = match (fields.text("prompt"), fields.get("messages")) {
                 (Some(text), None) => {
                     let add_special = fields.flag("add_special_tokens").unwrap_or(true);
-                    prompt::encode(tokenizer, text, add_special, "prompt")?
+                    prompt::encode(&app, max_model_len, text, add_special, "prompt")?
                 }
-                (None, Some(_)) => chat_ids(&app, value)?,
+                (None, Some(_)) => chat_ids(&app, max_model_len, value)?,
                 _ => {
                     let message = "give either prompt or messages";
                     return Err(ApiError::param("prompt", message).code("missing_required_parameter"));
@@ -85,7 +85,7 @@ pub async fn tokenize(State(app): State<Shared>, request: Request) -> Result<Res
     Ok(json_response(StatusCode::OK, &body::json(&app, request, take).await?))
 }
 
-fn chat_ids(app: &App, mut value: Value) -> Result<Vec<u32>, ApiError> {
+fn chat_ids(app: &App, max_model_len: usize, mut value: Value) -> Result<Vec<u32>, ApiError> {
     if let Some(fields) = value.as_object_mut() {
         fields.retain(|name, _| OF_PROMPT.contains(&name.as_str()));
     }
@@ -93,7 +93,7 @@ fn chat_ids(app: &App, mut value: Value) -> Result<Vec<u32>, ApiError> {
         ChatRequest::read(Checked::new(value, &[CHAT, SAMPLING], &["messages"])?, &app.text.defaults)?;
     let tokenizer = app.tokenizer("messages")?;
     let text = prompt::render(tokenizer, &request)?;
-    prompt::encode(tokenizer, &text, request.common.add_special.unwrap_or(false), "messages")
+    prompt::encode(app, max_model_len, &text, request.common.add_special.unwrap_or(false), "messages")
 }
 
 /// The text of ids.

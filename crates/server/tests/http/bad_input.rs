@@ -99,6 +99,7 @@ fn parameters_that_are_wrong_are_named() {
             c(json!({"prompt": []}), "prompt"),
             c(json!({"prompt": [[]]}), "prompt"),
             c(json!({"prompt": null}), "prompt"),
+            c(json!({"prompt": "a".repeat(10 << 20)}), "prompt"),
             c(json!({"prompt": 7}), "prompt"),
             c(json!({"prompt": [2048]}), "prompt"),
             c(json!({"prompt": [4294967295u32]}), "prompt"),

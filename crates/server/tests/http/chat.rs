@@ -8,6 +8,10 @@ use super::engine::{EOS, Harness, MAX_MODEL_LEN, TEXT, ids, says, says_text};
 
 const PATH: &str = "/v1/chat/completions";
 
+fn prompt() -> Vec<u32> {
+    ids("<|bos|><|user|>How is the harbor?<|end|><|assistant|>")
+}
+
 fn ask(fields: Value) -> Value {
     let mut body = json!({"model": "model", "messages": [{"role": "user", "content": "How is the harbor?"}]});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -19,7 +23,7 @@ fn a_conversation_is_answered_with_all_that_clients_expect() {
     let server = Harness::new(Default::default(), says_text);
     let answer = post(server.address, PATH, &ask(json!({}))).json();
     let (_, request) = server.submitted();
-    let prompt = ids("<|bos|><|user|>How is the harbor?<|end|><|assistant|>");
+    let prompt = prompt();
     assert_eq!(request.prompt, prompt, "the template's text, without a second first token");
     assert_eq!(request.max_tokens, MAX_MODEL_LEN - prompt.len(), "all that fits");
     assert_eq!(request.sampling.temperature, 1.0);
@@ -45,7 +49,7 @@ fn a_stream_has_the_role_first_then_text_then_the_end_then_usage() {
     let events = post(server.address, PATH, &ask(options)).events();
     assert_eq!(events[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     let (usage, chunks) = events.split_last().unwrap();
-    assert_eq!((&usage["choices"], &usage["usage"]["prompt_tokens"]), (&json!([]), &json!(10)));
+    assert_eq!((&usage["choices"], &usage["usage"]["prompt_tokens"]), (&json!([]), &json!(prompt().len())));
     assert!(chunks.iter().all(|chunk| chunk["usage"].is_null() && chunk["id"] == usage["id"]));
     let (last, deltas) = chunks.split_last().unwrap();
     assert_eq!(

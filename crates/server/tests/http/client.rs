@@ -117,8 +117,7 @@ pub fn read(stream: &mut impl BufRead) -> Option<Response> {
     }
     let mut response = Response { status, headers, body: Vec::new() };
     if response.header("transfer-encoding") == Some("chunked") {
-        loop {
-            let Some(chunk) = chunk(stream) else { break };
+        while let Some(chunk) = chunk(stream) {
             response.body.extend(chunk);
         }
     } else if let Some(length) = response.header("content-length") {

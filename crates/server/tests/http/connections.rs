@@ -103,6 +103,10 @@ fn who_sends_a_head_or_a_body_too_slowly_is_cut_off() {
     assert_eq!(read(&mut slow_body).unwrap().error(), (408, "body_timeout".into(), String::new()));
     let mut idle = connect(server.address);
     assert_eq!(idle.read(&mut [0]).unwrap(), 0, "who says nothing is cut off too");
+    let mut done = BufReader::new(connect(server.address));
+    done.get_mut().write_all(&head("GET", "/health", &[], b"")).unwrap();
+    assert_eq!(read(&mut done).unwrap().status, 200);
+    assert_eq!(done.read(&mut [0]).unwrap(), 0, "and who has nothing more to say");
 }
 
 #[test]

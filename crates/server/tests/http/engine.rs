@@ -9,7 +9,7 @@ use std::time::Duration;
 use engine::serving::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
 use engine::text::Tokenizer;
 use engine::{FinishReason, GenerateRequest, Logprobs, RankPulse, RankReport};
-use server::{Link, ServerConfig, TextModel};
+use server::{Link, ServeError, ServerConfig, TextModel};
 use tokio::sync::oneshot;
 
 /// Everything that a test waits for comes within this, or never.
@@ -123,7 +123,7 @@ pub struct Harness {
     /// To tell the server what the script doesn't.
     pub from_engine: Option<Sender<FromEngine>>,
     shutdown: Option<oneshot::Sender<()>>,
-    server: Option<JoinHandle<()>>,
+    server: Option<JoinHandle<Result<(), ServeError>>>,
 }
 
 impl Harness {
@@ -149,7 +149,7 @@ impl Harness {
         let server = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             let runtime = runtime.unwrap();
-            runtime.block_on(async {
+            let result = runtime.block_on(async {
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 address.send(listener.local_addr().unwrap()).unwrap();
                 let text = TextModel {
@@ -157,12 +157,13 @@ impl Harness {
                     eos_token_ids: EOS.to_vec(),
                     defaults: Default::default(),
                 };
-                let link = Link { to_engine, from_engine };
+                let link = Link { to_engine, from_engine, ready: Box::new(|_| {}) };
                 let told = async { told.await.unwrap_or_default() };
-                server::serve(listener, link, text, config, told).await.unwrap();
+                server::serve(listener, link, text, config, told).await
             });
             // A test's stream that nobody reads is no reason to wait.
             runtime.shutdown_background();
+            result
         });
         Harness {
             address: bound.recv_timeout(DEADLINE).unwrap(),
@@ -209,10 +210,10 @@ impl Harness {
     }
 
     /// Waits for the server's end.
-    pub fn ends(&mut self) {
+    pub fn ends(&mut self) -> Result<(), ServeError> {
         let server = self.server.take().unwrap();
         until("the server ends", || server.is_finished());
-        server.join().unwrap();
+        server.join().unwrap()
     }
 }
 

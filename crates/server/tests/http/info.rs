@@ -40,7 +40,7 @@ fn models_are_the_names_that_are_served() {
     assert_eq!(get(server.address, "/v1/models/alias%2Fof%20it").json()["root"], "demo");
     let answer =
         post(server.address, "/v1/completions", &json!({"model": "alias/of it", "prompt": "a"})).json();
-    assert_eq!(answer["model"], "demo");
+    assert_eq!(answer["model"], "alias/of it", "as it was asked for");
     let answer = get(server.address, "/version").json();
     assert!(answer["version"].is_string());
 }
@@ -66,7 +66,7 @@ fn metrics_have_vllms_names_and_count() {
         "anysplit:prefix_cache_hits_total{",
         "anysplit:num_preemptions_total{",
         "anysplit:prompt_tokens_total{",
-        "anysplit:request_success_total{finished_reason=\"length\",model_name=\"model\"} 1",
+        "anysplit:request_success_total{model_name=\"model\",finished_reason=\"length\"} 1",
         "anysplit:iteration_tokens_total_bucket{",
         "anysplit:time_to_first_token_seconds_count{model_name=\"model\"} 1",
         "anysplit:inter_token_latency_seconds_count{model_name=\"model\"} 2",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use engine::serving::{Event, FromEngine, ToEngine};
 use serde_json::json;
-use server::{Limits, QueueLimits, ServerConfig, Timeouts};
+use server::{Limits, QueueLimits, ServeError, ServerConfig, Timeouts};
 
 use super::client::{chunk, connect, get, head, post, read};
 use super::engine::{Harness, ids, info, never_ends, never_starts, says_text, until, waits_on_request};
@@ -125,7 +125,20 @@ fn a_worker_that_dies_ends_what_runs_with_errors() {
     until("it is ready again", || get(server.address, "/ready").status == 200);
     server.shut_down();
     server.sees("its end", |message| matches!(message, ToEngine::Stop).then_some(()));
-    server.ends();
+    server.ends().unwrap();
+}
+
+#[test]
+fn a_server_can_end_with_its_worker() {
+    let mut server =
+        Harness::loading(ServerConfig { ends_with_worker: true, ..Default::default() }, never_ends);
+    server.tell(FromEngine::Failed { message: "config.json is malformed".into(), is_usage: true });
+    match server.ends() {
+        Err(ServeError::Worker { message, is_usage: true }) => {
+            assert_eq!(message, "config.json is malformed")
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -147,7 +160,7 @@ fn a_drain_finishes_what_runs_and_refuses_what_comes() {
     let answer = read(&mut running).unwrap();
     let text: String = answer.events().iter().map(|e| e["choices"][0]["text"].as_str().unwrap()).collect();
     assert_eq!(text, " a b");
-    server.ends();
+    server.ends().unwrap();
     assert!(std::net::TcpStream::connect(server.address).is_err());
 }
 
@@ -161,7 +174,7 @@ fn a_drain_has_an_end() {
     until("its stream begins", || get(server.address, "/status").json()["requests"][0]["state"] == "decode");
     server.shut_down();
     server.aborted(id);
-    server.ends();
+    server.ends().unwrap();
     let answer = read(&mut running).unwrap();
     assert!(answer.text().contains("shutting_down"), "{}", answer.text());
 }

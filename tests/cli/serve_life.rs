@@ -1,0 +1,152 @@
+//! A server's life and end: nothing hangs, nothing is left behind, and who is cut off hears of it.
+
+use std::io::{Read, Write};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::child::{anysplit, free_port};
+use crate::served::{Served, greedy, post};
+
+#[test]
+fn two_hundred_clients_that_vanish_leave_no_blocks_behind() {
+    let served = Served::start("");
+    let before = served.metric("anysplit:kv_cache_usage_perc");
+    let mut clients = Vec::new();
+    for i in 0..200 {
+        let body = json!({
+            "prompt": vec!["Once upon a time"; 1 + i % 40].join(", "), "max_tokens": 1500, "temperature": 0,
+            "ignore_eos": true, "stream": i % 2 == 0,
+        });
+        let mut stream = served.connect();
+        stream.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+        clients.push(stream);
+    }
+    served.until("they run", |served| served.metric("anysplit:num_requests_running") > 100.0);
+    assert!(served.metric("anysplit:kv_cache_usage_perc") > before);
+    drop(clients);
+    served.until("all are gone", |served| {
+        served.metric("anysplit:num_requests_running") + served.metric("anysplit:num_requests_waiting") == 0.0
+    });
+    assert_eq!(served.metric("anysplit:kv_cache_usage_perc"), before);
+    let answer = served.completion(&greedy("The harbor", 5));
+    assert_eq!(answer["usage"]["completion_tokens"], 5);
+    served.ends();
+}
+
+#[test]
+fn a_server_that_is_asked_to_end_finishes_what_runs_and_refuses_the_rest() {
+    let served = Served::start("");
+    let body =
+        json!({"prompt": "The", "max_tokens": 1200, "temperature": 0, "ignore_eos": true, "stream": true});
+    let mut running = served.connect();
+    running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+    let mut first = [0; 64];
+    running.read_exact(&mut first).unwrap();
+    let asked = served.running.signal(Signal::TERM);
+    served.until("new requests are refused", |served| {
+        let late = std::net::TcpStream::connect(served.address);
+        late.is_err() || served.post("/v1/completions", &greedy("The", 1)).status == 503
+    });
+    let mut rest = String::new();
+    running.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "it was cut off");
+    let end = served.running.ends(asked);
+    assert_eq!(end.status, Some(0), "{:?}", end.stderr);
+}
+
+#[test]
+fn with_no_patience_running_requests_are_ended_with_an_error() {
+    let served = Served::start("--shutdown-timeout 0");
+    let body =
+        json!({"prompt": "The", "max_tokens": 2000, "temperature": 0, "ignore_eos": true, "stream": true});
+    let mut running = served.connect();
+    running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+    running.read_exact(&mut [0; 64]).unwrap();
+    let end = served.ends();
+    assert_eq!(end.status, Some(0), "{:?}", end.stderr);
+    let mut rest = String::new();
+    running.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"error\""), "{rest}");
+}
+
+#[test]
+fn what_cannot_be_served_is_told_in_one_line() {
+    anysplit("serve --port 0 --gpu-memory-utilization 1.5")
+        .refused(&["--gpu-memory-utilization", "at most 1"]);
+    anysplit("serve --port 0 --kv-cache-memory-bytes 100").refused(&["KV cache", "16 tokens", "bytes"]);
+    anysplit("serve --port 0 --api-key-file /nowhere").refused(&["--api-key-file", "/nowhere"]);
+    anysplit("serve --port 0 --tp 9").refused(&["9", "8"]);
+    anysplit("serve --port 0 --model /nowhere").refused(&["/nowhere"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let line = anysplit(&format!("serve --port {port}")).run().fails_with(1);
+    assert!(line.contains(&port.to_string()) && line.contains("--port"), "{line}");
+}
+
+#[test]
+fn a_worker_that_dies_ends_its_requests_and_the_server() {
+    let mut served = Served::start("--tp 2");
+    let body =
+        json!({"prompt": "The", "max_tokens": 2000, "temperature": 0, "ignore_eos": true, "stream": true});
+    let mut running = served.connect();
+    running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+    running.read_exact(&mut [0; 64]).unwrap();
+    let killed = served.running.signal_child_of_first(Signal::KILL);
+    let mut rest = String::new();
+    running.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"error\"") && !rest.contains("[DONE]"), "{rest}");
+    let end = served.running.ends(killed);
+    assert_eq!(end.status, Some(1), "{:?}", end.stderr);
+    assert!(end.line().contains("worker") && end.line().contains("signal 9"), "{:?}", end.stderr);
+}
+
+#[test]
+fn a_front_that_is_killed_leaves_no_worker_behind() {
+    let served = Served::start("--tp 2");
+    let killed = served.running.signal(Signal::KILL);
+    let end = served.running.ends(killed);
+    assert_eq!(end.status, None);
+}
+
+#[test]
+fn rank_0_of_a_job_serves() {
+    let want = Served::start("");
+    let request = greedy("Once upon a time", 20);
+    let text = want.completion(&request)["choices"][0]["text"].clone();
+    want.ends();
+    for split in ["--tp 2", "--pp 2", "--dp 2"] {
+        let command = anysplit(&format!("launch --nproc-per-node 2 --master-port {}", free_port()));
+        let binary = env!("CARGO_BIN_EXE_anysplit");
+        let served = Served::of(command.arg("--").arg(binary).args(&format!("serve --port 0 {split}")));
+        for _ in 0..3 {
+            assert_eq!(served.completion(&request)["choices"][0]["text"], text, "{split}");
+        }
+        let end = served.ends();
+        assert!(end.stderr.iter().all(|line| !line.contains("error")), "{split}: {:?}", end.stderr);
+    }
+}
+
+#[test]
+fn a_json_schema_is_kept_to() {
+    let served = Served::start("--dp 2");
+    let schema = json!({
+        "type": "object", "required": ["kind", "age"], "additionalProperties": false,
+        "properties": {"kind": {"enum": ["cat", "ship"]}, "age": {"type": "integer", "minimum": 1, "maximum": 99}},
+    });
+    for seed in 0..4 {
+        let answer = served.post(
+            "/v1/chat/completions",
+            &json!({
+                "messages": [{"role": "user", "content": "Tell me of one."}], "seed": seed, "max_tokens": 60,
+                "response_format": {"type": "json_schema", "json_schema": {"name": "one", "schema": schema}},
+            }),
+        );
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let content = answer.json()["choices"][0]["message"]["content"].clone();
+        let value: serde_json::Value = serde_json::from_str(content.as_str().unwrap()).unwrap();
+        assert!(["cat", "ship"].contains(&value["kind"].as_str().unwrap()), "{content}");
+        assert!((1..100).contains(&value["age"].as_i64().unwrap()), "{content}");
+    }
+    served.ends();
+}
