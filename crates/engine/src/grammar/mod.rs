@@ -94,7 +94,7 @@ impl Grammars {
         let top = match grammar {
             Grammar::JsonSchema(text) => {
                 let schema = serde_json::from_str(text).map_err(|why| refused(why.to_string()))?;
-                TopLevelGrammar::from_json_schema(with_spaces(schema))
+                TopLevelGrammar::from_json_schema(Self::spaced(schema))
             }
             Grammar::Regex(text) => TopLevelGrammar::from_regex(text),
             Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
@@ -113,6 +113,19 @@ impl Grammars {
         })
     }
 
+    /// A schema whose JSON is as Python writes it, `{"a": 1, "b": [2, 3]}`, unless it says otherwise under `x-guidance`. With
+    /// white space left open a model that has nothing to say writes it without end.
+    pub fn spaced(mut schema: Value) -> Value {
+        if schema == Value::Bool(true) {
+            schema = json!({});
+        }
+        if let Some(schema) = schema.as_object_mut().filter(|schema| !schema.contains_key("x-guidance")) {
+            let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": true});
+            schema.insert("x-guidance".into(), style);
+        }
+        schema
+    }
+
     /// Whether a grammar can be used.
     ///
     /// # Errors
@@ -126,19 +139,6 @@ impl fmt::Debug for Grammars {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "Grammars over {} ids", self.vocab_size)
     }
-}
-
-/// JSON as Python writes it, `{"a": 1, "b": [2, 3]}`, unless the schema says otherwise under `x-guidance`. With white space left
-/// open a model that has nothing to say writes it without end.
-fn with_spaces(mut schema: Value) -> Value {
-    if schema == Value::Bool(true) {
-        schema = json!({});
-    }
-    if let Some(schema) = schema.as_object_mut().filter(|schema| !schema.contains_key("x-guidance")) {
-        let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
-        schema.insert("x-guidance".into(), style);
-    }
-    schema
 }
 
 /// The vocabulary as llguidance wants it.
