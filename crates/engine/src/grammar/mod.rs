@@ -1,7 +1,10 @@
 //! Completions that conform to something: which tokens may come next, by llguidance.
 
 mod conforming;
+mod limits;
 mod opened;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -16,14 +19,7 @@ use conforming::Held;
 use opened::Watch;
 
 use crate::text::Tokenizer;
-use crate::{EngineError, Grammar};
-
-/// What a grammar may cost to be made ready, in llguidance's units: some tens of milliseconds.
-const START_FUEL: u64 = 2_000_000;
-/// Symbols of a grammar.
-const SYMBOLS_MAX: usize = 200_000;
-/// Bytes of a grammar's text.
-const BYTES_MAX: usize = 1 << 20;
+use crate::{EngineError, Grammar, Opened};
 
 /// Makes grammars ready for a model. The vocabulary is sorted when the first one comes, or [`Grammars::warm_up`].
 pub struct Grammars {
@@ -68,10 +64,7 @@ impl Grammars {
         let factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices);
         let mut factory = factory.map_err(|why| one_line(&why.to_string()))?;
         factory.quiet();
-        let limits = factory.limits_mut();
-        limits.initial_lexer_fuel = START_FUEL;
-        limits.max_grammar_size = SYMBOLS_MAX;
-        limits.verbose_errors = false;
+        limits::set(factory.limits_mut());
         Ok(factory)
     }
 
@@ -80,25 +73,28 @@ impl Grammars {
     /// # Errors
     /// It is none, or costs too much: one line.
     pub(crate) fn start(&self, grammar: &Grammar) -> Result<Conforming, EngineError> {
-        let (kind, text) = match grammar {
-            Grammar::JsonSchema(text) => ("JSON schema", text),
-            Grammar::Regex(text) => ("regular expression", text),
-            Grammar::Lark(text) => ("grammar", text),
-            Grammar::Opened(opened) => ("grammar", &opened.grammar),
+        let kind = match grammar {
+            Grammar::JsonSchema(_) => "JSON schema",
+            Grammar::Regex(_) => "regular expression",
+            Grammar::Lark(_) | Grammar::Opened(_) => "grammar",
         };
         let refused =
             |why: String| EngineError::Request(format!("the {kind} can't be used: {}", one_line(&why)));
-        if text.len() > BYTES_MAX {
-            return Err(refused(format!("it has {} bytes, more than the {BYTES_MAX} allowed", text.len())));
-        }
         let top = match grammar {
             Grammar::JsonSchema(text) => {
+                limits::check_schema_text(text).map_err(refused)?;
                 let schema = serde_json::from_str(text).map_err(|why| refused(why.to_string()))?;
+                limits::check_schema(&schema).map_err(refused)?;
                 TopLevelGrammar::from_json_schema(Self::spaced(schema))
             }
-            Grammar::Regex(text) => TopLevelGrammar::from_regex(text),
-            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
-            Grammar::Opened(opened) => TopLevelGrammar::from_lark(opened.grammar.clone()),
+            Grammar::Regex(text) => {
+                limits::check_regex(text).map_err(refused)?;
+                TopLevelGrammar::from_regex(text)
+            }
+            Grammar::Lark(text) | Grammar::Opened(Opened { grammar: text, .. }) => {
+                limits::check_lark(text).map_err(refused)?;
+                TopLevelGrammar::from_lark(text.clone())
+            }
         };
         let matcher = Matcher::new(self.factory()?.create_parser(top));
         if let Some(why) = matcher.get_error() {
