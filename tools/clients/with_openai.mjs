@@ -1,9 +1,20 @@
-// The openai package for Node: chat, streams, tools, errors. Usage: node with_openai.mjs URL MODULE, the file of the package.
+// The openai package for Node: chat, streams, tools, errors. Usage: node with_openai.mjs MODULE, the file of the package.
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
 import { pathToFileURL } from 'node:url';
 
-const [url, module] = process.argv.slice(2);
-const { default: OpenAI } = await import(pathToFileURL(module));
+const { default: OpenAI } = await import(pathToFileURL(process.argv[2]));
+const server = spawn(process.env.ANYSPLIT_BINARY, ['serve', '--port', '0', '--tp', '2'], { stdio: ['ignore', 'ignore', 'pipe'] });
+process.on('exit', () => server.kill());
+const url = await new Promise((resolve, reject) => {
+    server.on('error', reject).on('exit', () => reject(new Error('the server did not start')));
+    // Read to its end, so that the server never waits for a reader.
+    createInterface(server.stderr).on('line', (line) => {
+        const listening = line.match(/listening on (http:\S+)/);
+        if (listening) resolve(listening[1]);
+    });
+});
 const model = 'anysplit-demo';
 const messages = [{ role: 'user', content: 'What is a harbor?' }];
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0, timeout: 60_000 });

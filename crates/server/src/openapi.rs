@@ -16,18 +16,19 @@ pub struct Doc {
     pub body: Option<(&'static [&'static [Field]], &'static [&'static str])>,
 }
 
-/// The document of these routes.
-pub fn document(routes: &[Route], version: &str) -> Value {
+/// The document of these routes, on a server that asks for a key or for none.
+pub fn document(routes: &[Route], version: &str, needs_key: bool) -> Value {
     let mut paths = Map::new();
     for route in routes {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[route.method.to_lowercase()] = operation(route);
     }
+    let security = if needs_key { json!([{"key": []}]) } else { json!([]) };
     json!({
         "openapi": "3.1.0",
         "info": {"title": "Anysplit", "version": version, "description": "OpenAI's API, with vLLM's additions."},
         "paths": paths,
-        "security": [{"key": []}],
+        "security": security,
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             "schemas": {"Error": error_schema()},
@@ -64,8 +65,14 @@ fn operation(route: &Route) -> Value {
     }
     if let Some((tables, required)) = route.doc.body {
         let fields = tables.iter().flat_map(|table| table.iter());
-        let properties: Map<String, Value> =
-            fields.map(|field| (field.name.to_owned(), field.schema())).collect();
+        let property = |field: &Field| {
+            let mut schema = field.schema();
+            if required.contains(&field.name) {
+                forbid_null(&mut schema);
+            }
+            (field.name.to_owned(), schema)
+        };
+        let properties: Map<String, Value> = fields.map(property).collect();
         let schema = json!({
             "type": "object", "required": required, "properties": properties, "additionalProperties": false,
         });
@@ -73,6 +80,13 @@ fn operation(route: &Route) -> Value {
             json!({"required": true, "content": {"application/json": {"schema": schema}}});
     }
     operation
+}
+
+/// `null` is as nothing, which a required field must not be.
+fn forbid_null(schema: &mut Value) {
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|name| name != "null");
+    }
 }
 
 fn error_schema() -> Value {

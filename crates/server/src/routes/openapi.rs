@@ -9,5 +9,6 @@ use crate::wire::errors::json_response;
 
 /// The document.
 pub async fn document(State(app): State<Shared>) -> Response {
-    json_response(StatusCode::OK, &crate::openapi::document(&super::table(), &app.config.version))
+    let needs_key = !app.config.api_keys.is_empty();
+    json_response(StatusCode::OK, &crate::openapi::document(&super::table(), &app.config.version, needs_key))
 }

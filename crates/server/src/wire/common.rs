@@ -21,7 +21,7 @@ const TOKENS_MAX: i64 = u32::MAX as i64;
 pub const SAMPLING: &[Field] = &[
     field("model", Kind::Text, "A name of the served model; the first one if left out"),
     field("temperature", Kind::Number(0.0, 100.0), "0 always takes the most probable token"),
-    field("top_p", Kind::Number(0.0, 1.0), "Only the most probable tokens that reach this sum"),
+    field("top_p", Kind::Above(0.0, 1.0), "Only the most probable tokens that reach this sum"),
     field("top_k", Kind::Int(-1, TOKENS_MAX), "Only the k most probable tokens; 0 or -1: all"),
     field("min_p", Kind::Number(0.0, 1.0), "Only tokens at least this times as probable as the first"),
     field("n", Kind::Int(1, N_MAX), "Completions of each prompt"),
@@ -33,7 +33,11 @@ pub const SAMPLING: &[Field] = &[
     field("seed", Kind::Seed, "The same seed gives the same completion"),
     field("presence_penalty", Kind::Number(-2.0, 2.0), "Taken off the logits of tokens that were chosen"),
     field("frequency_penalty", Kind::Number(-2.0, 2.0), "The same, once per occurrence"),
-    field("repetition_penalty", Kind::Number(0.0, 100.0), "Above 1, tokens that are there are less probable"),
+    field(
+        "repetition_penalty",
+        Kind::Number(0.01, 100.0),
+        "Above 1, tokens that are there are less probable",
+    ),
     field("logit_bias", Kind::Custom(bias_schema), "Added to the logits of single token ids"),
     field("prompt_logprobs", Kind::Int(0, LOGPROBS_MAX), "Log-probabilities of the prompt's tokens"),
     field("stream", Kind::Bool, "Whether the answer comes as server-sent events"),

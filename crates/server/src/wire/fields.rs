@@ -27,6 +27,8 @@ pub enum Kind {
     Seed,
     /// A number in a range.
     Number(f64, f64),
+    /// The same without its lower end.
+    Above(f64, f64),
     /// Text.
     Text,
     /// An object of any content.
@@ -143,6 +145,11 @@ impl Field {
                 Some(_) => outside(format!("from {min} to {max}")),
                 None => wrong("a number"),
             },
+            Kind::Above(min, max) => match value.as_f64() {
+                Some(n) if n > *min && n <= *max => Ok(()),
+                Some(_) => outside(format!("above {min} and at most {max}")),
+                None => wrong("a number"),
+            },
             Kind::Text if !value.is_string() => wrong("a string"),
             Kind::Object if !value.is_object() => wrong("an object"),
             Kind::Ids(max) => {
@@ -173,6 +180,9 @@ impl Field {
             Kind::Int(min, max) => json!({"type": ["integer", "null"], "minimum": min, "maximum": max}),
             Kind::Seed => json!({"type": ["integer", "null"], "minimum": i64::MIN, "maximum": u64::MAX}),
             Kind::Number(min, max) => json!({"type": ["number", "null"], "minimum": min, "maximum": max}),
+            Kind::Above(min, max) => {
+                json!({"type": ["number", "null"], "exclusiveMinimum": min, "maximum": max})
+            }
             Kind::Text => json!({"type": ["string", "null"]}),
             Kind::Object => json!({"type": ["object", "null"]}),
             Kind::Ids(max) => json!({
@@ -223,6 +233,7 @@ mod tests {
     const TABLE: &[Field] = &[
         field("n", Kind::Int(1, 128), "how many"),
         field("t", Kind::Number(0.0, 2.0), "how far"),
+        field("p", Kind::Above(0.0, 1.0), "how many"),
         field("user", Kind::Ignored, "who"),
         field("store", Kind::Only(|| json!(false)), "kept"),
         field("stop_token_ids", Kind::Ids(4), "ends"),
@@ -241,6 +252,8 @@ mod tests {
             (json!({"n": 129}), "n", ["from 1 to 128", "129"]),
             (json!({"t": -0.1}), "t", ["from 0 to 2", "-0.1"]),
             (json!({"t": []}), "t", ["a number", "a list of 0"]),
+            (json!({"p": 0}), "p", ["above 0 and at most 1", "is 0"]),
+            (json!({"p": 1.5}), "p", ["at most 1", "1.5"]),
             (json!({"frobnicate": 1}), "frobnicate", ["unknown", "frobnicate"]),
             (json!({"store": true}), "store", ["only false", "true"]),
             (json!({"stop_token_ids": [1, -1]}), "stop_token_ids[1]", ["a token id", "-1"]),

@@ -121,7 +121,18 @@ fn the_document_has_every_route_and_parameter_and_a_page() {
     let chat = schema("/v1/chat/completions");
     assert_eq!(chat["properties"]["n"]["maximum"], 128);
     assert_eq!(chat["required"], json!(["messages"]));
+    assert_eq!(chat["properties"]["top_p"]["exclusiveMinimum"], 0.0);
     assert_eq!(schema("/v1/completions")["additionalProperties"], false);
+    // What must be there must not be null.
+    assert_eq!(schema("/detokenize")["properties"]["tokens"]["type"], json!(["array"]));
+    assert_eq!(document["security"], json!([]), "this server asks for no key");
+    let config = ServerConfig { api_keys: vec!["k".into()], ..Default::default() };
+    let keyed = Harness::new(config, says_text);
+    let response =
+        super::client::send(keyed.address, "GET", "/openapi.json", &[("Authorization", "Bearer k")], b"");
+    let keyed = response.json();
+    assert_eq!(keyed["security"], json!([{"key": []}]));
+    assert_eq!(keyed["paths"]["/health"]["get"]["security"], json!([]));
     for page in ["/", "/docs", "/page/docs.js", "/page/style.css"] {
         let response = get(server.address, page);
         assert_eq!(response.status, 200, "{page}");
