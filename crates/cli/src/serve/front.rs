@@ -221,7 +221,7 @@ fn config(args: &ServeArgs, model: &str) -> Result<ServerConfig, CliError> {
         },
         timeouts: Timeouts {
             request: args.request_timeout.map(Duration::from_secs_f64),
-            shutdown: Duration::from_secs_f64(args.shutdown_timeout),
+            shutdown: args.shutdown_timeout(),
             ..Timeouts::default()
         },
         log_level: match args.log_level {
