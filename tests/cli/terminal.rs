@@ -9,9 +9,10 @@ use crate::checkpoints::golden;
 use crate::child::anysplit;
 
 /// Every command, as it is typed.
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "generate",
     "score",
+    "serve",
     "tp-plan",
     "quantize",
     "launch",

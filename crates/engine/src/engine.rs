@@ -277,7 +277,7 @@ impl Engine {
         for replica in 1..self.plan.mesh.dp {
             let wanted = |message| match message {
                 FromReplica::Pulses(pulses) => Ok(pulses),
-                other => Err(other),
+                other => Err(Box::new(other)),
             };
             pulses.extend(self.answer_of(replica, wanted)?);
         }
@@ -288,7 +288,7 @@ impl Engine {
         send(&mut *self.leader, replica, &ToReplica::Report)?;
         self.answer_of(replica, |message| match message {
             FromReplica::Reports(reports, timing) => Ok((reports, timing)),
-            other => Err(other),
+            other => Err(Box::new(other)),
         })
     }
 
@@ -296,17 +296,18 @@ impl Engine {
     fn answer_of<T>(
         &mut self,
         replica: usize,
-        wanted: impl Fn(FromReplica) -> Result<T, FromReplica>,
+        wanted: impl Fn(FromReplica) -> Result<T, Box<FromReplica>>,
     ) -> Result<T, EngineError> {
         loop {
             let Some(message) = receive(&mut *self.leader, replica, true)? else { continue };
             match wanted(message) {
                 Ok(answer) => return Ok(answer),
-                Err(FromReplica::Events(events, load)) => {
-                    self.unheard.extend(events);
-                    self.loads[replica] = load;
+                Err(other) => {
+                    if let FromReplica::Events(events, load) = *other {
+                        self.unheard.extend(events);
+                        self.loads[replica] = load;
+                    }
                 }
-                Err(_) => {}
             }
         }
     }

@@ -55,7 +55,7 @@ fn requests(golden: &Golden) -> Vec<GenerateRequest> {
             ..Default::default()
         };
         let length = [5, 17, 33, 90, 150, 64, 1][i % 7];
-        let from = if i % 3 == 0 { 0 } else { i % 5 };
+        let from = if i.is_multiple_of(3) { 0 } else { i % 5 };
         GenerateRequest {
             prompt: text[from..from + length].to_vec(),
             max_tokens: 1 + i * 7 % 29,

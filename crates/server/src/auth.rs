@@ -1,6 +1,8 @@
 //! API keys. Every route needs one but those of [`OPEN`], also routes that do not exist.
 
 use axum::http::{HeaderMap, StatusCode, header};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
@@ -40,19 +42,28 @@ impl Keys {
         let (Some(value), None) = (given.next(), given.next()) else {
             return refuse("this server needs an API key: send one header `Authorization: Bearer KEY`");
         };
-        let bytes = value.as_bytes();
-        let Some((scheme, key)) = bytes.split_at_checked(7) else {
+        let Some(key) = bearer(value.as_bytes()).or_else(|| basic(value.as_bytes())) else {
             return refuse("the header Authorization has no key: send `Authorization: Bearer KEY`");
         };
-        if !scheme.eq_ignore_ascii_case(b"bearer ") {
-            return refuse("the header Authorization has another scheme: send `Authorization: Bearer KEY`");
-        }
         let given = self.hasher.clone().chain_update(key);
         // All are compared, whichever it is.
         let found =
             self.codes.iter().fold(false, |found, code| given.clone().verify_slice(code).is_ok() | found);
         if found { Ok(()) } else { refuse("the API key is not one of this server's") }
     }
+}
+
+fn bearer(value: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, key) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.to_vec())
+}
+
+/// What browsers send once they have asked for a name and a password: the password is the key, whatever the name.
+fn basic(value: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, pair) = value.split_at_checked(6)?;
+    let pair = BASE64_STANDARD.decode(pair).ok().filter(|_| scheme.eq_ignore_ascii_case(b"basic "))?;
+    let colon = pair.iter().position(|&byte| byte == b':')?;
+    Some(pair[colon + 1..].to_vec())
 }
 
 #[cfg(test)]
@@ -71,6 +82,11 @@ mod tests {
             keys.check("/v1/models", &headers).is_ok()
         };
         assert!(check(&["Bearer secret"]) && check(&["bearer other"]));
+        let basic = |pair: &str| format!("Basic {}", BASE64_STANDARD.encode(pair));
+        assert!(check(&[&basic("anyone:secret")]) && check(&[&basic(":other")]));
+        for wrong in ["secret", "secret:", ":SECRET", "a:b:secret"] {
+            assert!(!check(&[&basic(wrong)]), "{wrong:?}");
+        }
         for wrong in [
             &[][..],
             &["Bearer secre"],

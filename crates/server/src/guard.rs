@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::{App, Shared, random};
+use crate::routes::page;
 use crate::wire::errors::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -27,7 +28,7 @@ pub async fn guard(State(app): State<Shared>, request: Request, next: Next) -> R
         Ok(()) if origin.is_some() && is_preflight(&parts) => preflight(&parts),
         // A preflight has no key; what it asks about needs one.
         Ok(()) => match app.keys.check(&path, &parts.headers) {
-            Err(error) => error.into_response(),
+            Err(error) => ask_for_key(&path, error),
             Ok(()) => next.run(Request::from_parts(parts, body)).await,
         },
     };
@@ -86,6 +87,16 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         let id = format!("req-{:016x}", random().unwrap_or_default());
         HeaderValue::from_str(&id).expect("hex digits are plain")
     })
+}
+
+/// 401. A browser that wants a page is told that it may ask its user for the key, as a password.
+fn ask_for_key(path: &str, error: ApiError) -> Response {
+    let mut response = error.into_response();
+    if page::is_page(path) {
+        let basic = HeaderValue::from_static("Basic realm=\"anysplit: any name, the API key as password\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, basic);
+    }
+    response
 }
 
 fn allowed_origin(app: &App, headers: &HeaderMap) -> Option<HeaderValue> {

@@ -78,13 +78,14 @@ pub async fn serve(
         let mut accepts = pin!(accept(&listener, &app, &router, &connections, &phase));
         tokio::select! {
             () = accepts.as_mut() => {}
-            () = shutdown => {}
+            () = shutdown => {
+                app.log.info("shutting down: running requests are finished, new ones refused");
+            }
             (message, is_usage) = app.dispatch.failure(), if app.config.ends_with_worker => {
                 result = Err(ServeError::Worker { message, is_usage });
             }
         }
         app.dispatch.drain();
-        app.log.info("shutting down: running requests are finished, new ones refused");
         let deadline = Instant::now() + app.config.timeouts.shutdown;
         tokio::select! {
             () = accepts.as_mut() => {}

@@ -51,6 +51,8 @@ pub struct Timeline {
     pub last_token: Option<Instant>,
     /// Each time that it lost its blocks.
     pub preempted: Vec<Instant>,
+    /// Each time that it went on after that.
+    pub resumed: Vec<Instant>,
     /// Whether it waits again after that.
     pub is_preempted: bool,
     /// Of its prompt.
@@ -70,6 +72,7 @@ impl Timeline {
             first_token: None,
             last_token: None,
             preempted: Vec::new(),
+            resumed: Vec::new(),
             is_preempted: false,
             prompt_tokens,
             cached_tokens: 0,
@@ -98,6 +101,7 @@ impl Timeline {
             cached_tokens: self.cached_tokens,
             completion_tokens: self.completion_tokens,
             preempted_s: self.preempted.iter().copied().map(s).collect(),
+            resumed_s: self.resumed.iter().copied().map(s).collect(),
             finish_reason: ended.map(|(_, end)| end.name()),
         }
     }
@@ -126,6 +130,8 @@ pub struct Entry {
     pub completion_tokens: usize,
     /// Each time that it lost its KV blocks.
     pub preempted_s: Vec<f64>,
+    /// Each time that it went on after that.
+    pub resumed_s: Vec<f64>,
     /// `stop`, `length`, `abort` or `error`.
     pub finish_reason: Option<&'static str>,
 }

@@ -6,12 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::EngineOptions;
-use engine::serving::{EngineInfo, FromEngine, ToEngine};
+use engine::serving::{EngineInfo, FromEngine, QueueLimits, ToEngine};
 use engine::text::TextError;
 use serde_json::Value;
-use server::{
-    Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServeError, ServerConfig, TextModel, Timeouts,
-};
+use server::{Limits, Link, LogLevel, SamplingDefaults, ServeError, ServerConfig, TextModel, Timeouts};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -193,7 +191,7 @@ fn end(child: &mut Child) -> Option<String> {
         match child.try_wait() {
             Ok(None) => std::thread::sleep(Duration::from_millis(5)),
             Ok(Some(status)) if status.success() => return None,
-            Ok(Some(status)) => return Some(format!("the worker process ended by itself: {status}")),
+            Ok(Some(status)) => return Some(format!("the worker process has ended ({status})")),
             Err(error) => return Some(format!("the worker process is lost: {error}")),
         }
     }

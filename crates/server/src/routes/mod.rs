@@ -5,7 +5,7 @@ mod completions;
 mod info;
 mod models;
 mod openapi;
-mod page;
+pub mod page;
 mod probes;
 mod tokenize;
 

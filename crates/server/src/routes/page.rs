@@ -12,7 +12,26 @@ const FILES: &[(&str, &str, &[u8])] = &[
     ("docs.html", "text/html; charset=utf-8", include_bytes!("../../page/docs.html")),
     ("docs.js", "text/javascript; charset=utf-8", include_bytes!("../../page/docs.js")),
     ("style.css", "text/css; charset=utf-8", include_bytes!("../../page/style.css")),
+    ("chat.css", "text/css; charset=utf-8", include_bytes!("../../page/chat.css")),
+    ("live.css", "text/css; charset=utf-8", include_bytes!("../../page/live.css")),
+    ("app.js", "text/javascript; charset=utf-8", include_bytes!("../../page/app.js")),
+    ("api.js", "text/javascript; charset=utf-8", include_bytes!("../../page/api.js")),
+    ("charts.js", "text/javascript; charset=utf-8", include_bytes!("../../page/charts.js")),
+    ("chat.js", "text/javascript; charset=utf-8", include_bytes!("../../page/chat.js")),
+    ("dom.js", "text/javascript; charset=utf-8", include_bytes!("../../page/dom.js")),
+    ("format.js", "text/javascript; charset=utf-8", include_bytes!("../../page/format.js")),
+    ("load.js", "text/javascript; charset=utf-8", include_bytes!("../../page/load.js")),
+    ("notices.js", "text/javascript; charset=utf-8", include_bytes!("../../page/notices.js")),
+    ("ranks.js", "text/javascript; charset=utf-8", include_bytes!("../../page/ranks.js")),
+    ("settings.js", "text/javascript; charset=utf-8", include_bytes!("../../page/settings.js")),
+    ("waterfall.js", "text/javascript; charset=utf-8", include_bytes!("../../page/waterfall.js")),
+    ("icon.svg", "image/svg+xml", include_bytes!("../../page/icon.svg")),
 ];
+
+/// Whether a path is one that people open in a browser.
+pub fn is_page(path: &str) -> bool {
+    path == "/" || path == "/docs" || path.starts_with("/page/")
+}
 
 /// `/`.
 pub async fn index() -> Response {

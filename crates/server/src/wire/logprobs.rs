@@ -32,9 +32,8 @@ impl TokenNames {
 const LEAST: f32 = -9999.0;
 
 fn number(logprob: f32) -> Value {
-    // By its shortest digits, which parse back to the same float32.
-    let shortest = logprob.max(LEAST).to_string().parse::<f64>().unwrap_or(f64::from(LEAST));
-    json!(shortest)
+    // The exact value of the float32, digit for digit what `anysplit score` prints.
+    json!(f64::from(logprob.max(LEAST)))
 }
 
 /// One entry of a chat choice's `logprobs.content`.

@@ -1,0 +1,64 @@
+// The page of a real server, with the model that is inside the binary, on two ranks.
+
+import { spawn } from "node:child_process";
+import { createServer } from "node:net";
+
+import { DESKTOP, PHONE, check, visit } from "./browser.mjs";
+import { answered, ask } from "./mocked.mjs";
+
+const READY_WITHIN_MS = 120_000;
+
+const freePort = () =>
+  new Promise((resolve) => {
+    const probe = createServer().listen(0, "127.0.0.1", () => {
+      const { port } = probe.address();
+      probe.close(() => resolve(port));
+    });
+  });
+
+/** Runs `use` on the address of a server with further arguments. */
+const served = async (binary, args, use) => {
+  const port = await freePort();
+  const server = spawn(binary, ["serve", "--tp", "2", "--port", String(port), ...args], { stdio: ["ignore", "ignore", "pipe"] });
+  let said = "";
+  server.stderr.on("data", (bytes) => (said += bytes));
+  const ended = new Promise((resolve) => server.on("close", resolve));
+  const url = `http://127.0.0.1:${port}/`;
+  try {
+    const deadline = Date.now() + READY_WITHIN_MS;
+    while (!(await fetch(`${url}ready`).then(({ ok }) => ok, () => false))) {
+      check(Date.now() < deadline && server.exitCode === null, `the server is not ready: ${said}`);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    await use(url);
+  } finally {
+    server.kill("SIGTERM");
+    await ended;
+  }
+};
+
+const chats = async (page) => {
+  await page.waitForFunction(() => document.getElementById("send") && document.querySelector("#ranks li"));
+  await ask(page, "Tell me a story about a fox.");
+  check((await answered(page)).length > 20, "there is no answer");
+  await page.waitForFunction(() => /first after/.test(document.querySelector(".facts").textContent));
+  await page.waitForFunction(() => Number(document.querySelector(".tile .value").textContent) > 0);
+  check((await page.locator("#ranks li").count()) === 2, "not both ranks show");
+  const tiles = (await page.locator(".tile").allTextContents()).join(" | ");
+  check(/Time to first token[\d.]+m?s/.test(tiles) && /KV cache in use\d+%/.test(tiles), `a tile is empty: ${tiles}`);
+  check((await page.locator("#waterfall .k-decode").count()) > 0, "the waterfall is empty");
+};
+
+export const withBinary = (binary) => ({
+  "a real server's page answers a question and shows what it did": (browser, picture) =>
+    served(binary, [], async (url) => {
+      await visit(browser, url, { viewport: DESKTOP }, async (page) => {
+        await chats(page);
+        await picture(page, "served-desktop");
+      });
+      await visit(browser, url, { viewport: PHONE, colorScheme: "dark" }, async (page) => {
+        await chats(page);
+        await picture(page, "served-phone");
+      });
+    }),
+});
