@@ -98,7 +98,7 @@ impl Running {
             if conforming.take(token)? {
                 return Ok(Some(FinishReason::Stop));
             }
-            self.mask = Some(conforming.mask()?);
+            self.mask = conforming.mask()?;
         }
         Ok((self.generated == self.request.max_tokens).then_some(FinishReason::Length))
     }
@@ -141,6 +141,7 @@ impl Replica {
     /// the model's positions.
     pub fn submit(&mut self, id: u64, request: GenerateRequest) -> Result<(), EngineError> {
         let (conforming, mask) = self.start_grammar(&request)?.unzip();
+        let mask = mask.flatten();
         let lane = self.lane_for(&request);
         let cache = CacheUse { salt: request.cache_salt, reads: request.prompt_logprobs.is_none() };
         let (prompt, max_tokens) = (request.prompt.clone(), request.max_tokens);
@@ -156,7 +157,7 @@ impl Replica {
     fn start_grammar(
         &self,
         request: &GenerateRequest,
-    ) -> Result<Option<(Conforming, Vec<u32>)>, EngineError> {
+    ) -> Result<Option<(Conforming, Option<Vec<u32>>)>, EngineError> {
         let Some(grammar) = &request.grammar else { return Ok(None) };
         let none = || EngineError::Request("grammars need a tokenizer, which this model has not".into());
         let mut conforming = self.grammars.as_ref().ok_or_else(none)?.start(grammar)?;

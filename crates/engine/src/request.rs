@@ -40,6 +40,23 @@ pub enum Grammar {
     Regex(String),
     /// A Lark grammar, as llguidance takes it.
     Lark(String),
+    /// Free text, parts of which conform.
+    Opened(Opened),
+}
+
+/// Free text until an opener comes: from that on, the opener included, it conforms to a grammar.
+///
+/// Where what follows an opener in the same token does not conform, the opener was text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Texts, or names of special tokens.
+    pub openers: Vec<String>,
+    /// Those that open only where the completion begins, behind white space.
+    pub first_openers: Vec<String>,
+    /// A Lark grammar, as llguidance takes it.
+    pub grammar: String,
+    /// Whether text follows what conforms; else the completion ends there.
+    pub repeats: bool,
 }
 
 /// The log-probability of a token, and those of the most probable ones in its place: natural logarithms, of the model's own

@@ -1,9 +1,10 @@
 //! What all handlers share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
+use engine::Grammars;
 use engine::text::Tokenizer;
 use tokio::sync::Semaphore;
 
@@ -12,6 +13,7 @@ use crate::config::{ServerConfig, TextModel};
 use crate::dispatch::Dispatch;
 use crate::host::Hosts;
 use crate::log::Log;
+use crate::tools::dialect::Dialect;
 use crate::wire::errors::ApiError;
 use crate::work::TextWork;
 
@@ -23,6 +25,10 @@ pub struct App {
     pub text: TextModel,
     /// No token spells more bytes.
     pub token_bytes_max: usize,
+    /// Tries grammars.
+    pub grammars: OnceLock<Grammars>,
+    /// What the model knows of calls.
+    pub dialect: OnceLock<Dialect>,
     /// Threads for text.
     pub work: TextWork,
     /// Bytes of bodies that there may be.

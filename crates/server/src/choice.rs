@@ -22,6 +22,8 @@ pub struct Delta {
 /// A completion that is under way.
 pub struct Choice {
     decoder: Option<StreamDecoder>,
+    /// A special token that has text, and that text.
+    shown: Option<(u32, String)>,
     /// None if nothing stops it.
     matcher: Option<StopMatcher>,
     include_stop: bool,
@@ -50,6 +52,7 @@ impl Choice {
         };
         Choice {
             decoder: tokenizer.map(decoder),
+            shown: None,
             matcher: (!common.stop.is_empty()).then(|| StopMatcher::new(common.stop.iter().cloned())),
             include_stop: common.include_stop,
             stop_token_ids: common.stop_token_ids.clone().into(),
@@ -58,6 +61,13 @@ impl Choice {
             drops_all,
             tokens: 0,
         }
+    }
+
+    /// The same with a special token that has text.
+    #[must_use]
+    pub fn showing(mut self, shown: Option<(u32, String)>) -> Self {
+        self.shown = shown;
+        self
     }
 
     /// Takes a token, and the engine's word on whether it is the last.
@@ -72,8 +82,13 @@ impl Choice {
         let mut delta = Delta { token: Some((token, logprobs)), ..Delta::default() };
         let mut piece = String::new();
         if let Some(decoder) = &mut self.decoder {
-            if !is_stop || (is_own_stop && self.include_stop) {
-                piece.extend(decoder.push(token));
+            match &self.shown {
+                Some((shown, text)) if *shown == token => {
+                    piece.extend(decoder.finish());
+                    piece.push_str(text);
+                }
+                _ if !is_stop || (is_own_stop && self.include_stop) => piece.extend(decoder.push(token)),
+                _ => {}
             }
             if end.is_some() {
                 piece.extend(decoder.finish());

@@ -18,6 +18,8 @@ pub struct ServerConfig {
     pub allowed_hosts: Vec<String>,
     /// Origins whose pages may read answers (CORS); `*` is all of them.
     pub allowed_origins: Vec<String>,
+    /// How the model writes calls of tools: hermes, mistral or llama3_json. By default what its chat template shows.
+    pub tool_call_parser: Option<String>,
     /// What a client may take.
     pub limits: Limits,
     /// How long things may take.
@@ -83,6 +85,7 @@ impl Default for ServerConfig {
             api_keys: Vec::new(),
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            tool_call_parser: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             ends_with_worker: false,

@@ -7,6 +7,7 @@
 //!    body.rs       bytes ─▶ JSON, within limits
 //!    wire/         JSON ─▶ typed requests, by tables that /openapi.json reads too; and back
 //!    prompt.rs     messages ─▶ text ─▶ token ids
+//!    tools/        functions that a model may call: described, held to, parsed
 //!    session.rs    engine requests of a HTTP request; events ─▶ text (choice.rs)
 //!    stream.rs     server-sent events
 //!  dispatch.rs     ToEngine / FromEngine: who waits for what, queue limits, times of requests
@@ -23,6 +24,7 @@ mod choice;
 mod config;
 mod connection;
 mod dispatch;
+mod grammar_check;
 mod guard;
 mod host;
 mod log;

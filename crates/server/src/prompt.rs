@@ -1,8 +1,11 @@
 //! From messages and texts to token ids. For threads that may compute.
 
 use engine::text::{TextError, Tokenizer};
+use serde_json::Value;
 
 use crate::app::App;
+use crate::tools::describe;
+use crate::tools::dialect::Dialect;
 use crate::wire::chat::ChatRequest;
 use crate::wire::errors::ApiError;
 
@@ -10,10 +13,16 @@ use crate::wire::errors::ApiError;
 ///
 /// # Errors
 /// 400 with the template's words.
-pub fn render(tokenizer: &Tokenizer, request: &ChatRequest) -> Result<String, ApiError> {
+pub fn render(tokenizer: &Tokenizer, dialect: &Dialect, request: &ChatRequest) -> Result<String, ApiError> {
     let template =
         tokenizer.chat_template(request.tools.are_used()).map_err(|error| refused("messages", &error))?;
-    let rendered = template.render_json(&request.messages, request.add_generation_prompt, &request.variables);
+    let described = (!dialect.knows_tools).then(|| {
+        let used = request.tools.are_used();
+        let functions: Vec<&Value> = request.tools.functions().filter(|_| used).collect();
+        describe::messages(&request.messages, &functions, dialect)
+    });
+    let messages = described.as_ref().unwrap_or(&request.messages);
+    let rendered = template.render_json(messages, request.add_generation_prompt, &request.variables);
     let mut text = rendered.map_err(|error| match &error {
         TextError::TemplateArgument { .. } => refused("chat_template_kwargs", &error),
         _ => refused("messages", &error),

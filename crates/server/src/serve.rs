@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,6 +18,7 @@ use crate::dispatch::Dispatch;
 use crate::host::Hosts;
 use crate::log::Log;
 use crate::routes;
+use crate::tools::format::Format;
 use crate::work::TextWork;
 
 /// How often it is seen whether the last request is over.
@@ -114,6 +115,9 @@ fn start(
     if config.api_keys.iter().any(String::is_empty) {
         return Err(ServeError::Config("an API key is empty; give one that is not, or none"));
     }
+    if config.tool_call_parser.as_deref().is_some_and(|name| Format::named(name).is_none()) {
+        return Err(ServeError::Config("the tool call parser must be hermes, mistral or llama3_json"));
+    }
     let failed = |action| move |reason: String| ServeError::System { action, reason };
     let address = listener.local_addr().map_err(|e| failed("see the server's address")(e.to_string()))?;
     let keys = Keys::new(&config.api_keys).map_err(|e| failed("get random bytes")(e.to_string()))?;
@@ -125,6 +129,8 @@ fn start(
         dispatch: dispatch.clone(),
         token_bytes_max: text.tokenizer.as_ref().map_or(1, |tokenizer| token_bytes_max(tokenizer)),
         text,
+        grammars: OnceLock::new(),
+        dialect: OnceLock::new(),
         work: TextWork::new(threads),
         bodies: Arc::new(Semaphore::new((config.limits.body_bytes_total / 1024).clamp(1, u32::MAX as usize))),
         keys,

@@ -23,12 +23,14 @@ pub struct Job {
 }
 
 /// What is asked of each job besides.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Wanted {
     /// Log-probabilities of tokens, with so many of the most probable ones.
     pub logprobs: Option<usize>,
     /// The same of the prompt's.
     pub prompt_logprobs: Option<usize>,
+    /// A special token that has text even where special tokens have none, and that text.
+    pub shown: Option<(u32, String)>,
 }
 
 /// News of a choice, by its index.
@@ -142,11 +144,13 @@ impl Session {
                     logit_bias: common.logit_bias.clone(),
                     logprobs: wanted.logprobs,
                     prompt_logprobs: wanted.prompt_logprobs,
-                    grammar: common.grammar.clone(),
+                    grammar: common.grammar.as_ref().map(|asked| asked.grammar.clone()),
                     cache_salt: common.cache_salt,
                 });
                 let drops_all = job.max_tokens == 0;
-                choices.push(Choice::new(app.text.tokenizer.as_ref(), common, &job.prompt, &eos, drops_all));
+                let tokenizer = app.text.tokenizer.as_ref();
+                let choice = Choice::new(tokenizer, common, &job.prompt, &eos, drops_all);
+                choices.push(choice.showing(wanted.shown.clone()));
             }
         }
         let run = app.dispatch.submit(id, arrived, requests)?;

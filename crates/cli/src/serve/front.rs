@@ -212,6 +212,7 @@ fn config(args: &ServeArgs, model: &str) -> Result<ServerConfig, CliError> {
         api_keys: args.keys()?,
         allowed_hosts: args.allowed_hosts.clone(),
         allowed_origins: args.allowed_origins.clone(),
+        tool_call_parser: args.tool_call_parser.clone(),
         limits: Limits {
             body_bytes: args.max_body_bytes,
             body_bytes_total: limits.body_bytes_total.max(args.max_body_bytes),

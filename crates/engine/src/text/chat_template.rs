@@ -55,6 +55,7 @@ impl Message {
 /// milliseconds of computing, so keep it off threads that serve a network.
 #[derive(Debug)]
 pub struct ChatTemplate {
+    source: String,
     env: Environment<'static>,
     special_tokens: SpecialTokens,
     now_unix_s: Option<i64>,
@@ -81,7 +82,13 @@ impl ChatTemplate {
         });
         let unexpected = || TextError::TemplateSyntax { reason: "the parser gave up on it".to_string() };
         let env = env.map_err(|error| TextError::TemplateSyntax { reason: error.to_string() })?;
-        Ok(Self { env: env.map_err(|_| unexpected())??, special_tokens, now_unix_s: None })
+        let env = env.map_err(|_| unexpected())??;
+        Ok(Self { source: source.to_owned(), env, special_tokens, now_unix_s: None })
+    }
+
+    /// The template's own text.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The same template with a fixed `strftime_now`, in seconds since 1970: for tests, and where the same messages

@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use engine::Logprobs;
+use engine::{FinishReason, Logprobs};
 use serde_json::{Value, json};
 
 use crate::answer::Head;
@@ -14,6 +14,8 @@ use crate::app::{App, Shared};
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
+use crate::tools::answer::{Calls, Reader, call};
+use crate::tools::parse::Parsed;
 use crate::wire::chat::{CHAT, ChatRequest};
 use crate::wire::common::{Finish, SAMPLING};
 use crate::wire::errors::{ApiError, json_response};
@@ -29,10 +31,11 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
         let (app, info) = (app.clone(), info.clone());
         move |value: Value| {
             let fields = Checked::new(value, &[CHAT, SAMPLING], &["messages"])?;
-            let request = ChatRequest::read(fields, &app.text.defaults)?;
+            let mut request = ChatRequest::read(fields, &app.text.defaults)?;
             app.model(request.common.model.as_deref())?;
             let tokenizer = app.tokenizer("messages")?;
-            let text = prompt::render(tokenizer, &request)?;
+            app.settle_grammar(&info, &mut request)?;
+            let text = prompt::render(tokenizer, app.dialect(), &request)?;
             let add_special = request.common.add_special.unwrap_or(false);
             let prompt: Arc<[u32]> =
                 prompt::encode(&app, info.max_model_len, &text, add_special, "messages")?.into();
@@ -45,7 +48,9 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
     let (request, job) = body::json(&app, request, take).await?;
     let common = &request.common;
     let head = Head::new("chatcmpl", app.model(common.model.as_deref())?, common.streaming)?;
-    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: common.prompt_logprobs };
+    let calls = request.tools.are_used().then(|| Calls::new(app.dialect().format, &request.tools));
+    let shown = calls.as_ref().and_then(|calls| calls.shown(app.text.tokenizer.as_deref()?));
+    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: common.prompt_logprobs, shown };
     let jobs = std::slice::from_ref(&job);
     let session = Session::begin(&app, &info, &head.id, arrived, common, jobs, wanted)?;
     let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids);
@@ -53,6 +58,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
         head,
         names,
         prompt: job.prompt,
+        calls,
         has_logprobs: request.logprobs.is_some(),
         has_ids: common.return_token_ids,
     };
@@ -64,6 +70,8 @@ struct Writer {
     head: Head,
     names: TokenNames,
     prompt: Arc<[u32]>,
+    /// If there are tools to call.
+    calls: Option<Calls>,
     has_logprobs: bool,
     has_ids: bool,
 }
@@ -71,7 +79,7 @@ struct Writer {
 /// A choice, as far as it has come.
 #[derive(Default)]
 struct Message {
-    text: String,
+    parsed: Parsed,
     logprobs: Vec<Value>,
     token_ids: Vec<u32>,
     finish: Option<Finish>,
@@ -81,6 +89,7 @@ impl Writer {
     async fn whole(self, app: &App, mut session: Session) -> Result<Response, ApiError> {
         let mut messages: Vec<Message> = Vec::new();
         messages.resize_with(session.len(), Message::default);
+        let mut readers = self.readers(session.len());
         let mut of_prompt: Vec<Option<Logprobs>> = Vec::new();
         while let Some(news) = session.next().await? {
             match news {
@@ -89,7 +98,8 @@ impl Writer {
                 News::Delta(index, delta) => {
                     let message = &mut messages[index];
                     message.logprobs.extend(self.entry(&delta));
-                    message.text.push_str(&delta.text);
+                    let pieces = readers[index].read(&delta.text, delta.finish.is_some());
+                    pieces.into_iter().for_each(|piece| message.parsed.add(piece));
                     message.token_ids.extend(delta.token.map(|(id, _)| id));
                     message.finish = delta.finish.or(message.finish.take());
                 }
@@ -99,7 +109,8 @@ impl Writer {
         // A prompt's log-probabilities can be many names of tokens.
         let write = move || {
             let choices = messages.into_iter().enumerate();
-            let choices = choices.map(|(index, message)| self.whole_choice(index, message)).collect();
+            let choices = choices.map(|(index, message)| self.whole_choice(index, message));
+            let choices = choices.collect::<Result<Vec<_>, _>>()?.into();
             let mut answer = self.head.answer("chat.completion", choices, usage);
             if !of_prompt.is_empty() {
                 answer["prompt_logprobs"] = prompt_entries(&self.names, &self.prompt, &of_prompt);
@@ -112,18 +123,41 @@ impl Writer {
         app.work.run(write).await
     }
 
-    fn whole_choice(&self, index: usize, message: Message) -> Value {
-        let (reason, stop_reason) = reasons(&message.finish);
+    fn whole_choice(&self, index: usize, message: Message) -> Result<Value, ApiError> {
+        let Parsed { content, calls } = message.parsed;
+        let (reason, stop_reason) = self.reasons(&message.finish, !calls.is_empty());
+        let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { content.into() };
         let mut choice = json!({
             "index": index,
-            "message": {"role": "assistant", "content": message.text, "refusal": null},
+            "message": {"role": "assistant", "content": content, "refusal": null},
             "logprobs": self.logprobs(message.logprobs),
             "finish_reason": reason, "stop_reason": stop_reason,
         });
+        if !calls.is_empty() {
+            let calls = calls.into_iter().map(|(name, arguments)| call(&name, &arguments));
+            choice["message"]["tool_calls"] = calls.collect::<Result<Vec<_>, _>>()?.into();
+        }
         if self.has_ids {
             choice["token_ids"] = message.token_ids.into();
         }
-        choice
+        Ok(choice)
+    }
+
+    /// What makes content and calls of each choice's text.
+    fn readers(&self, choices: usize) -> Vec<Reader> {
+        let reader = |_| self.calls.as_ref().map_or(Reader::default(), Calls::reader);
+        (0..choices).map(reader).collect()
+    }
+
+    fn reasons(&self, finish: &Option<Finish>, has_calls: bool) -> (Value, Value) {
+        let Some(finish) = finish else { return (Value::Null, Value::Null) };
+        // Who named the function knows that it is called, and gets `stop`, as from OpenAI.
+        let is_news = has_calls && self.calls.as_ref().is_some_and(|calls| !calls.is_named);
+        let reason = match finish.reason {
+            FinishReason::Stop if is_news => "tool_calls",
+            reason => reason.name(),
+        };
+        (reason.into(), finish.stop_reason.clone())
     }
 
     async fn stream(self, mut session: Session) -> Result<Response, ApiError> {
@@ -133,8 +167,9 @@ impl Writer {
     }
 
     async fn write(self, mut session: Session, first: Option<News>, sink: Sink) -> Result<(), Broken> {
+        let mut readers = self.readers(session.len());
         for index in 0..session.len() {
-            let mut role = chunk(index, json!({"role": "assistant", "content": ""}), Value::Null, &None);
+            let mut role = chunk(index, json!({"role": "assistant", "content": ""}), Value::Null);
             if self.has_ids {
                 role["prompt_token_ids"] = self.prompt.to_vec().into();
             }
@@ -143,17 +178,25 @@ impl Writer {
         let mut news = first;
         while let Some(next) = news {
             if let News::Delta(index, delta) = next {
-                let logprobs = self.logprobs(self.entry(&delta).into_iter().collect());
-                let has_news = !delta.text.is_empty() || !logprobs.is_null() || self.has_ids;
-                if has_news {
-                    let mut choice = chunk(index, json!({"content": delta.text}), logprobs, &None);
-                    if self.has_ids {
+                let mut logprobs = self.logprobs(self.entry(&delta).into_iter().collect());
+                let mut has_ids = self.has_ids;
+                let mut deltas = readers[index].deltas(&delta.text, delta.finish.is_some())?;
+                if deltas.is_empty() && (!logprobs.is_null() || has_ids) {
+                    deltas.push(json!({"content": ""}));
+                }
+                for one in deltas {
+                    // A token that comes to several chunks is told of in the first.
+                    let mut choice = chunk(index, one, logprobs.take());
+                    if std::mem::take(&mut has_ids) {
                         choice["token_ids"] = delta.token.iter().map(|(id, _)| *id).collect();
                     }
                     sink.send(&self.head.chunk("chat.completion.chunk", choice, session.usage())).await?;
                 }
                 if delta.finish.is_some() {
-                    let last = chunk(index, json!({}), Value::Null, &delta.finish);
+                    let mut last = chunk(index, json!({}), Value::Null);
+                    let (reason, stop_reason) = self.reasons(&delta.finish, readers[index].has_calls());
+                    last["finish_reason"] = reason;
+                    last["stop_reason"] = stop_reason;
                     sink.send(&self.head.chunk("chat.completion.chunk", last, session.usage())).await?;
                 }
             }
@@ -178,18 +221,6 @@ impl Writer {
     }
 }
 
-fn chunk(index: usize, delta: Value, logprobs: Value, finish: &Option<Finish>) -> Value {
-    let (reason, stop_reason) = reasons(finish);
-    let mut choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason});
-    if finish.is_some() {
-        choice["stop_reason"] = stop_reason;
-    }
-    choice
-}
-
-fn reasons(finish: &Option<Finish>) -> (Value, Value) {
-    match finish {
-        None => (Value::Null, Value::Null),
-        Some(finish) => (finish.reason.name().into(), finish.stop_reason.clone()),
-    }
+fn chunk(index: usize, delta: Value, logprobs: Value) -> Value {
+    json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null})
 }

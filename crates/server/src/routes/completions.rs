@@ -33,6 +33,9 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
             let fields = Checked::new(value, &[COMPLETIONS, SAMPLING], &["prompt"])?;
             let request = CompletionRequest::read(fields, &app.text.defaults)?;
             app.model(request.common.model.as_deref())?;
+            if let Some(asked) = &request.common.grammar {
+                app.check_grammar(&info, asked)?;
+            }
             let (mut jobs, mut echoes) = (Vec::new(), Vec::new());
             for (i, one) in request.prompts.iter().enumerate() {
                 let at = if request.prompts.len() == 1 { "prompt".into() } else { format!("prompt[{i}]") };
@@ -53,7 +56,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
     let head = Head::new("cmpl", app.model(common.model.as_deref())?, common.streaming)?;
     let of_prompt =
         if request.echo { request.logprobs.max(common.prompt_logprobs) } else { common.prompt_logprobs };
-    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt };
+    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt, shown: None };
     let session = Session::begin(&app, &info, &head.id, arrived, common, &jobs, wanted)?;
     let writer = Writer {
         head,

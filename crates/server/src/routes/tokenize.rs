@@ -92,7 +92,7 @@ fn chat_ids(app: &App, max_model_len: usize, mut value: Value) -> Result<Vec<u32
     let request =
         ChatRequest::read(Checked::new(value, &[CHAT, SAMPLING], &["messages"])?, &app.text.defaults)?;
     let tokenizer = app.tokenizer("messages")?;
-    let text = prompt::render(tokenizer, &request)?;
+    let text = prompt::render(tokenizer, app.dialect(), &request)?;
     prompt::encode(app, max_model_len, &text, request.common.add_special.unwrap_or(false), "messages")
 }
 

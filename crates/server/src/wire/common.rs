@@ -1,10 +1,11 @@
 //! The parameters that chat and completions share, and what they come to.
 
-use engine::{FinishReason, Grammar, SamplingParams};
+use engine::{FinishReason, SamplingParams};
 use serde_json::{Value, json};
 
 use super::errors::ApiError;
 use super::fields::{Checked, Field, Kind, field, id, shortened};
+use super::grammar::Asked;
 use crate::config::SamplingDefaults;
 
 /// The most completions of a prompt.
@@ -149,7 +150,7 @@ pub struct Common {
     /// Of the prefix cache.
     pub cache_salt: u64,
     /// What the completion conforms to.
-    pub grammar: Option<Grammar>,
+    pub grammar: Option<Asked>,
 }
 
 impl Common {

@@ -25,19 +25,28 @@ const SCHEMA: &[Field] = &[
     field("strict", Kind::Bool, "Output always conforms"),
 ];
 
+/// What a request asks its completions to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    /// The parameter that asks.
+    pub param: &'static str,
+    /// What it asks for.
+    pub grammar: Grammar,
+}
+
 /// The grammar that a request asks for.
 ///
 /// # Errors
 /// 400 that names the parameter; also if two ask for one.
-pub fn read(fields: &Checked) -> Result<Option<Grammar>, ApiError> {
-    let mut found: Option<(&str, Grammar)> = None;
-    let mut add = |name, grammar: Option<Grammar>| match (&found, grammar) {
+pub fn read(fields: &Checked) -> Result<Option<Asked>, ApiError> {
+    let mut found: Option<Asked> = None;
+    let mut add = |name: &'static str, grammar: Option<Grammar>| match (&found, grammar) {
         (_, None) => Ok(()),
         (None, Some(grammar)) => {
-            found = Some((name, grammar));
+            found = Some(Asked { param: name, grammar });
             Ok(())
         }
-        (Some((first, _)), Some(_)) => {
+        (Some(Asked { param: first, .. }), Some(_)) => {
             let message = format!("{first} and {name} both say what the completion is; give one of them");
             Err(ApiError::param(name, message).code("invalid_value"))
         }
@@ -64,7 +73,7 @@ pub fn read(fields: &Checked) -> Result<Option<Grammar>, ApiError> {
             }
         }
     }
-    Ok(found.map(|(_, grammar)| grammar))
+    Ok(found)
 }
 
 fn response_format(format: &Value) -> Result<Option<Grammar>, ApiError> {
@@ -157,7 +166,7 @@ mod tests {
     use crate::wire::common::SAMPLING;
 
     fn grammar(body: Value) -> Result<Option<Grammar>, ApiError> {
-        read(&Checked::new(body, &[SAMPLING], &[])?)
+        Ok(read(&Checked::new(body, &[SAMPLING], &[])?)?.map(|asked| asked.grammar))
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// The demo model's tokens that end a completion.
 pub const EOS: [u32; 2] = [1, 3];
-pub const MAX_MODEL_LEN: usize = 256;
+pub const MAX_MODEL_LEN: usize = 1024;
 
 /// The demo model's tokenizer, and its chat template.
 pub fn tokenizer() -> Arc<Tokenizer> {

@@ -14,7 +14,10 @@ fn texts_and_conversations_become_tokens_and_back() {
         post(server.address, "/tokenize", &json!({"prompt": text, "return_token_strs": true})).json();
     let expected = tokenizer().encode(text, true).unwrap();
     assert_eq!((&answer["tokens"], &answer["count"]), (&json!(expected), &json!(expected.len())));
-    assert_eq!((&answer["max_model_len"], &answer["token_strs"][0]), (&json!(256), &json!("<|bos|>")));
+    assert_eq!(
+        (&answer["max_model_len"], &answer["token_strs"][0]),
+        (&json!(super::engine::MAX_MODEL_LEN), &json!("<|bos|>"))
+    );
     let plain =
         post(server.address, "/tokenize", &json!({"prompt": text, "add_special_tokens": false})).json();
     assert_eq!(plain["tokens"], json!(ids(text)));
@@ -34,7 +37,7 @@ fn models_are_the_names_that_are_served() {
     assert_eq!((&list["object"], &list["data"][0]["id"]), (&json!("list"), &json!("demo")));
     assert_eq!(
         (&list["data"][1]["id"], &list["data"][1]["max_model_len"]),
-        (&json!("alias/of it"), &json!(256))
+        (&json!("alias/of it"), &json!(super::engine::MAX_MODEL_LEN))
     );
     assert_eq!(get(server.address, "/v1/models/demo").json()["object"], "model");
     assert_eq!(get(server.address, "/v1/models/alias%2Fof%20it").json()["root"], "demo");

@@ -9,3 +9,4 @@ mod connections;
 mod engine;
 mod info;
 mod life;
+mod tools;

@@ -1,5 +1,11 @@
 //! Completions that conform to something: which tokens may come next, by llguidance.
 
+mod conforming;
+mod limits;
+mod opened;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -8,15 +14,12 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 
-use crate::text::Tokenizer;
-use crate::{EngineError, Grammar};
+pub(crate) use conforming::Conforming;
+use conforming::Held;
+use opened::Watch;
 
-/// What a grammar may cost to be made ready, in llguidance's units: some tens of milliseconds.
-const START_FUEL: u64 = 2_000_000;
-/// Symbols of a grammar.
-const SYMBOLS_MAX: usize = 200_000;
-/// Bytes of a grammar's text.
-const BYTES_MAX: usize = 1 << 20;
+use crate::text::Tokenizer;
+use crate::{EngineError, Grammar, Opened};
 
 /// Makes grammars ready for a model. The vocabulary is sorted when the first one comes, or [`Grammars::warm_up`].
 pub struct Grammars {
@@ -61,10 +64,7 @@ impl Grammars {
         let factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices);
         let mut factory = factory.map_err(|why| one_line(&why.to_string()))?;
         factory.quiet();
-        let limits = factory.limits_mut();
-        limits.initial_lexer_fuel = START_FUEL;
-        limits.max_grammar_size = SYMBOLS_MAX;
-        limits.verbose_errors = false;
+        limits::set(factory.limits_mut());
         Ok(factory)
     }
 
@@ -73,34 +73,53 @@ impl Grammars {
     /// # Errors
     /// It is none, or costs too much: one line.
     pub(crate) fn start(&self, grammar: &Grammar) -> Result<Conforming, EngineError> {
-        let (kind, text) = match grammar {
-            Grammar::JsonSchema(text) => ("JSON schema", text),
-            Grammar::Regex(text) => ("regular expression", text),
-            Grammar::Lark(text) => ("grammar", text),
+        let kind = match grammar {
+            Grammar::JsonSchema(_) => "JSON schema",
+            Grammar::Regex(_) => "regular expression",
+            Grammar::Lark(_) | Grammar::Opened(_) => "grammar",
         };
         let refused =
             |why: String| EngineError::Request(format!("the {kind} can't be used: {}", one_line(&why)));
-        if text.len() > BYTES_MAX {
-            return Err(refused(format!("it has {} bytes, more than the {BYTES_MAX} allowed", text.len())));
-        }
         let top = match grammar {
             Grammar::JsonSchema(text) => {
+                limits::check_schema_text(text).map_err(refused)?;
                 let schema = serde_json::from_str(text).map_err(|why| refused(why.to_string()))?;
-                TopLevelGrammar::from_json_schema(with_spaces(schema))
+                limits::check_schema(&schema).map_err(refused)?;
+                TopLevelGrammar::from_json_schema(Self::spaced(schema))
             }
-            Grammar::Regex(text) => TopLevelGrammar::from_regex(text),
-            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+            Grammar::Regex(text) => {
+                limits::check_regex(text).map_err(refused)?;
+                TopLevelGrammar::from_regex(text)
+            }
+            Grammar::Lark(text) | Grammar::Opened(Opened { grammar: text, .. }) => {
+                limits::check_lark(text).map_err(refused)?;
+                TopLevelGrammar::from_lark(text.clone())
+            }
         };
-        let mut matcher = Matcher::new(self.factory()?.create_parser(top));
+        let matcher = Matcher::new(self.factory()?.create_parser(top));
         if let Some(why) = matcher.get_error() {
             return Err(refused(why));
         }
+        let mut held = Held::new(matcher, self.eos_token_ids.clone());
         // The first mask shows whether it allows anything.
-        let mask = matcher.compute_mask().map_err(|why| refused(why.to_string()))?;
-        if mask.is_zero() {
-            return Err(refused("nothing conforms to it".into()));
+        held.mask().map_err(refused)?;
+        Ok(match grammar {
+            Grammar::Opened(opened) => Conforming::Watched(Watch::new(self.tokenizer.clone(), opened, held)),
+            _ => Conforming::Held(held),
+        })
+    }
+
+    /// A schema whose JSON is as Python writes it, `{"a": 1, "b": [2, 3]}`, unless it says otherwise under `x-guidance`. With
+    /// white space left open a model that has nothing to say writes it without end.
+    pub fn spaced(mut schema: Value) -> Value {
+        if schema == Value::Bool(true) {
+            schema = json!({});
         }
-        Ok(Conforming { matcher, eos_token_ids: self.eos_token_ids.clone() })
+        if let Some(schema) = schema.as_object_mut().filter(|schema| !schema.contains_key("x-guidance")) {
+            let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": true});
+            schema.insert("x-guidance".into(), style);
+        }
+        schema
     }
 
     /// Whether a grammar can be used.
@@ -115,60 +134,6 @@ impl Grammars {
 impl fmt::Debug for Grammars {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "Grammars over {} ids", self.vocab_size)
-    }
-}
-
-/// JSON as Python writes it, `{"a": 1, "b": [2, 3]}`, unless the schema says otherwise under `x-guidance`. With white space left
-/// open a model that has nothing to say writes it without end.
-fn with_spaces(mut schema: Value) -> Value {
-    if schema == Value::Bool(true) {
-        schema = json!({});
-    }
-    if let Some(schema) = schema.as_object_mut().filter(|schema| !schema.contains_key("x-guidance")) {
-        let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
-        schema.insert("x-guidance".into(), style);
-    }
-    schema
-}
-
-/// A completion that conforms to a grammar, as far as it has come.
-pub(crate) struct Conforming {
-    matcher: Matcher,
-    eos_token_ids: Vec<u32>,
-}
-
-impl Conforming {
-    /// One bit for each id that may come next, in words of 32.
-    ///
-    /// # Errors
-    /// It costs too much to find out.
-    pub fn mask(&mut self) -> Result<Vec<u32>, String> {
-        let mask = self.matcher.compute_mask_or_eos().map_err(|why| one_line(&why.to_string()))?;
-        let mut words = mask.as_slice().to_vec();
-        let bit = |words: &[u32], id: u32| {
-            words.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
-        };
-        // Where one token may end it, all that end it may.
-        if self.eos_token_ids.first().is_some_and(|&eos| bit(&words, eos)) {
-            for &id in &self.eos_token_ids {
-                if let Some(word) = words.get_mut(id as usize / 32) {
-                    *word |= 1 << (id % 32);
-                }
-            }
-        }
-        Ok(words)
-    }
-
-    /// Takes a token that the mask allowed; whether nothing can follow it.
-    ///
-    /// # Errors
-    /// It costs too much to find out.
-    pub fn take(&mut self, token: u32) -> Result<bool, String> {
-        if self.eos_token_ids.contains(&token) {
-            return Ok(true);
-        }
-        self.matcher.consume_token(token).map_err(|why| one_line(&why.to_string()))?;
-        Ok(self.matcher.is_stopped())
     }
 }
 

@@ -1,0 +1,106 @@
+use std::path::Path;
+
+use super::*;
+use crate::Opened;
+
+const EOS: u32 = 1;
+
+fn grammars() -> (Grammars, Arc<Tokenizer>) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo");
+    let tokenizer = Arc::new(Tokenizer::from_dir(dir).unwrap());
+    (Grammars::new(tokenizer.clone(), 2048, vec![EOS, 3]), tokenizer)
+}
+
+fn opened(repeats: bool) -> Grammar {
+    let schema = r#"{"type": "object", "properties": {"n": {"enum": [1, 22, 333]}}, "required": ["n"], "additionalProperties": false, "x-guidance": {"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}}"#;
+    Grammar::Opened(Opened {
+        openers: vec!["<tool_call>".into(), "<|user|>".into()],
+        first_openers: vec!["{\"n\"".into()],
+        grammar: format!(
+            "start: (\"<tool_call>\" \"\\n\"? | <|user|>)? args \"</tool_call>\"?\nargs: %json {schema}"
+        ),
+        repeats,
+    })
+}
+
+/// Takes a text's tokens; whether the next token is held to the grammar.
+fn take(conforming: &mut Conforming, tokenizer: &Tokenizer, text: &str) -> bool {
+    for token in tokenizer.encode(text, false).unwrap() {
+        assert_eq!(conforming.take(token), Ok(false), "{text}");
+    }
+    conforming.mask().unwrap().is_some()
+}
+
+/// What the grammar allows, chosen by `pick`, until the end or until all is allowed again.
+fn go_on(conforming: &mut Conforming, tokenizer: &Tokenizer, pick: usize) -> (String, bool) {
+    let mut tokens = Vec::new();
+    while let Some(words) = conforming.mask().unwrap() {
+        let is_allowed = |&id: &u32| words[id as usize / 32] >> (id % 32) & 1 == 1;
+        let allowed: Vec<u32> = (0..2048).filter(is_allowed).collect();
+        let token = allowed[(pick * 7919 + tokens.len()) % allowed.len()];
+        tokens.push(token);
+        if conforming.take(token).unwrap() {
+            return (tokenizer.decode(&tokens, true).unwrap(), true);
+        }
+    }
+    (tokenizer.decode(&tokens, true).unwrap(), false)
+}
+
+#[test]
+fn text_is_free_until_an_opener_and_conforms_from_there() {
+    let (grammars, tokenizer) = grammars();
+    for (text, rest) in [
+        ("Well <tool_call>", ""),
+        ("<tool_call>\n", ""),
+        ("a <tool_cal <tool_call>{\"n\"", "{\"n\""),
+        (" {\"n\"", "{\"n\""),
+        ("Some <|user|>", ""),
+    ] {
+        for pick in 0..20 {
+            let mut conforming = grammars.start(&opened(true)).unwrap();
+            assert!(conforming.mask().unwrap().is_none());
+            assert!(take(&mut conforming, &tokenizer, text), "{text}");
+            let (said, _) = go_on(&mut conforming, &tokenizer, pick);
+            let all = format!("{rest}{said}");
+            let call = all.trim().trim_end_matches("</tool_call>").trim();
+            let value: Value = serde_json::from_str(call).unwrap_or_else(|e| panic!("{e}: {text} {said}"));
+            assert!([1, 22, 333].contains(&value["n"].as_i64().unwrap()), "{said}");
+        }
+    }
+}
+
+#[test]
+fn what_only_looks_like_an_opener_is_text() {
+    let (grammars, tokenizer) = grammars();
+    for text in ["<tool_calls> <tool_call", "<tool_call", "so {\"n\": 4", "{\"name\": 1", "{ }", "plain"] {
+        let mut conforming = grammars.start(&opened(true)).unwrap();
+        assert!(!take(&mut conforming, &tokenizer, text), "{text}");
+    }
+}
+
+#[test]
+fn behind_a_call_text_is_free_again_or_the_completion_is_over() {
+    let (grammars, tokenizer) = grammars();
+    let call = "<tool_call>{\"n\": 22}</tool_call>";
+    let tokens = tokenizer.encode(call, false).unwrap();
+    let (last, before) = tokens.split_last().unwrap();
+    for repeats in [true, false] {
+        let mut conforming = grammars.start(&opened(repeats)).unwrap();
+        before.iter().for_each(|&token| assert_eq!(conforming.take(token), Ok(false)));
+        assert!(conforming.mask().unwrap().is_some());
+        assert_eq!(conforming.take(*last), Ok(!repeats));
+        if repeats {
+            assert!(conforming.mask().unwrap().is_none());
+            assert!(take(&mut conforming, &tokenizer, " and <tool_call>"), "a second one");
+        }
+    }
+}
+
+#[test]
+fn a_grammar_that_leaves_nothing_to_choose_is_an_error() {
+    let (grammars, _) = grammars();
+    for text in ["start: /a/ & /b/", "start: <[9999]>"] {
+        let error = grammars.check(&Grammar::Lark(text.into()));
+        assert!(error.is_err(), "{text}");
+    }
+}

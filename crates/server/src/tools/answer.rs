@@ -1,0 +1,99 @@
+//! Calls as answers have them.
+
+use engine::text::Tokenizer;
+use serde_json::{Value, json};
+
+use super::format::Format;
+use super::parse::{Parser, Piece};
+use super::{ToolChoice, Tools};
+use crate::app::random;
+use crate::wire::errors::ApiError;
+
+/// The calls that a request's completions may make.
+pub struct Calls {
+    format: &'static Format,
+    names: Vec<String>,
+    /// Whether the client said which one.
+    pub is_named: bool,
+}
+
+impl Calls {
+    /// Those of tools that are used.
+    pub fn new(format: &'static Format, tools: &Tools) -> Self {
+        let names = tools.names().map(str::to_owned).collect();
+        Calls { format, names, is_named: matches!(tools.choice, ToolChoice::Named(_)) }
+    }
+
+    /// The special token that begins calls, if one does: its text must be seen.
+    pub fn shown(&self, tokenizer: &Tokenizer) -> Option<(u32, String)> {
+        let id = tokenizer.token_to_id(self.format.opener)?;
+        tokenizer.is_special(id).then(|| (id, self.format.opener.to_owned()))
+    }
+
+    /// What reads one choice.
+    pub fn reader(&self) -> Reader {
+        Reader { parser: Some(Parser::new(self.format, self.names.clone())), calls: 0 }
+    }
+}
+
+/// Makes content and calls of one choice's text; without tools all of it is content.
+#[derive(Default)]
+pub struct Reader {
+    parser: Option<Parser>,
+    calls: usize,
+}
+
+impl Reader {
+    /// Whether there were calls.
+    pub fn has_calls(&self) -> bool {
+        self.calls > 0
+    }
+
+    /// What further text comes to.
+    pub fn read(&mut self, text: &str, is_last: bool) -> Vec<Piece> {
+        let Some(parser) = &mut self.parser else {
+            return match text {
+                "" => Vec::new(),
+                text => vec![Piece::Content(text.to_owned())],
+            };
+        };
+        let mut pieces = parser.push(text);
+        if is_last {
+            pieces.extend(parser.finish());
+        }
+        pieces
+    }
+
+    /// The same as a stream's deltas.
+    ///
+    /// # Errors
+    /// 500 if the system has no random bytes.
+    pub fn deltas(&mut self, text: &str, is_last: bool) -> Result<Vec<Value>, ApiError> {
+        let mut deltas = Vec::new();
+        for piece in self.read(text, is_last) {
+            deltas.push(match piece {
+                Piece::Content(text) => json!({"content": text}),
+                Piece::Call(name) => {
+                    self.calls += 1;
+                    let mut call = call(&name, "")?;
+                    call["index"] = (self.calls - 1).into();
+                    json!({"tool_calls": [call]})
+                }
+                Piece::Arguments(text) => {
+                    let index = self.calls.saturating_sub(1);
+                    json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+                }
+            });
+        }
+        Ok(deltas)
+    }
+}
+
+/// A call, with a new id.
+///
+/// # Errors
+/// 500 if the system has no random bytes.
+pub fn call(name: &str, arguments: &str) -> Result<Value, ApiError> {
+    let id = format!("call_{:016x}{:08x}", random()?, random()? as u32);
+    Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
+}

@@ -1,0 +1,234 @@
+//! Calls in a completion's text, as it comes. However the text is cut, the same comes of it.
+
+use super::format::Format;
+use super::scan::{Begun, Brackets, Found, blanks, call, mark};
+
+/// What is told of a completion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Text.
+    Content(String),
+    /// A call of a function begins.
+    Call(String),
+    /// Further arguments of the last call: JSON text.
+    Arguments(String),
+}
+
+/// Reads one completion.
+#[derive(Debug)]
+pub struct Parser {
+    format: &'static Format,
+    /// Functions that there are; others are text.
+    names: Vec<String>,
+    state: State,
+    /// Text that nothing was told of.
+    held: String,
+    has_called: bool,
+}
+
+/// How long it may take a call to show that it is one: what is held is read again with each token.
+const HELD_MAX: usize = 16 << 10;
+
+#[derive(Debug)]
+enum State {
+    /// Before any text.
+    Start,
+    Text,
+    /// At `held`'s first byte behind white space, an opener or a separator, of so many bytes in all; then an object.
+    Opened(usize),
+    /// In a call's arguments.
+    Arguments(Brackets),
+    /// Behind them, in the call.
+    Rest(Brackets),
+    /// Behind a call.
+    Closed,
+}
+
+impl Parser {
+    /// At the beginning of a completion that may call these functions.
+    pub fn new(format: &'static Format, names: Vec<String>) -> Self {
+        Parser { format, names, state: State::Start, held: String::new(), has_called: false }
+    }
+
+    /// Takes text.
+    pub fn push(&mut self, text: &str) -> Vec<Piece> {
+        self.held.push_str(text);
+        let mut pieces = Vec::new();
+        while self.step(&mut pieces) {}
+        pieces
+    }
+
+    /// The completion is over: what was held back.
+    pub fn finish(&mut self) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        // What began like a call and is none is text, in which one may begin.
+        while matches!(self.state, State::Opened(_)) {
+            self.is_text(&mut pieces);
+            while self.step(&mut pieces) {}
+        }
+        let rest = std::mem::take(&mut self.held);
+        // White space behind a call is no answer.
+        let is_text = matches!(self.state, State::Start | State::Text | State::Closed);
+        if is_text && !(self.has_called && blanks(&rest) == rest.len()) {
+            add(&mut pieces, Piece::Content(rest));
+        }
+        pieces
+    }
+
+    /// Goes on as far as is sure; whether there may be more to do.
+    fn step(&mut self, pieces: &mut Vec<Piece>) -> bool {
+        match &mut self.state {
+            State::Start => match mark(&self.held, "{") {
+                Found::Open if self.format.is_bare => false,
+                Found::Yes((), at) if self.format.is_bare => {
+                    self.state = State::Opened(at - 1);
+                    true
+                }
+                _ => {
+                    self.state = State::Text;
+                    true
+                }
+            },
+            State::Text => self.text(pieces),
+            State::Opened(opener) => {
+                let opener = *opener;
+                self.opened(opener, pieces)
+            }
+            State::Arguments(brackets) => {
+                let end = brackets.read(&self.held);
+                let rest = self.held.split_off(end.unwrap_or(self.held.len()));
+                let arguments = std::mem::replace(&mut self.held, rest);
+                add(pieces, Piece::Arguments(arguments));
+                if end.is_some() {
+                    self.state = State::Rest(Brackets::inside());
+                }
+                end.is_some()
+            }
+            State::Rest(brackets) => {
+                let end = brackets.read(&self.held);
+                self.held.drain(..end.unwrap_or(self.held.len()));
+                if end.is_some() {
+                    self.state = State::Closed;
+                }
+                end.is_some()
+            }
+            State::Closed => self.closed(),
+        }
+    }
+
+    /// Tells text up to an opener, or to what may become one. White space before an opener is none of the text.
+    fn text(&mut self, pieces: &mut Vec<Piece>) -> bool {
+        let opener = self.format.opener;
+        if let Some(at) = self.held.find(opener) {
+            let text = self.held[..at].trim_end().len();
+            let before: String = self.held.drain(..text).collect();
+            add(pieces, Piece::Content(before));
+            self.state = State::Opened(at - text + opener.len());
+            return true;
+        }
+        let is_begun = |length: &usize| self.held.ends_with(&opener[..*length]);
+        let begun = (1..opener.len()).rev().find(is_begun).unwrap_or(0);
+        let sure = self.held[..self.held.len() - begun].trim_end().len();
+        add(pieces, Piece::Content(self.held.drain(..sure).collect()));
+        false
+    }
+
+    fn opened(&mut self, opener: usize, pieces: &mut Vec<Piece>) -> bool {
+        let is_first = self.held[..opener].ends_with(self.format.opener);
+        let begin = if is_first { self.format.begin } else { "" };
+        let object = match mark(&self.held[opener..], begin) {
+            Found::Yes((), taken) => opener + taken,
+            Found::Open => return false,
+            Found::No => return self.is_text(pieces),
+        };
+        match call(&self.held[object..], self.format.arguments) {
+            Found::Open if self.held.len() > HELD_MAX => self.is_text(pieces),
+            Found::Open => false,
+            Found::Yes(begun, taken) => {
+                let (Begun::Named(name) | Begun::Whole(name, _)) = &begun;
+                if !self.names.contains(name) {
+                    return self.is_text(pieces);
+                }
+                pieces.push(Piece::Call(name.clone()));
+                self.has_called = true;
+                self.state = match begun {
+                    Begun::Named(_) => State::Arguments(Brackets::default()),
+                    Begun::Whole(_, arguments) => {
+                        add(pieces, Piece::Arguments(arguments));
+                        State::Closed
+                    }
+                };
+                self.held.drain(..object + taken);
+                true
+            }
+            Found::No => self.is_text(pieces),
+        }
+    }
+
+    /// What looked like an opener was text.
+    fn is_text(&mut self, pieces: &mut Vec<Piece>) -> bool {
+        if let State::Opened(opener) = self.state {
+            let opener = opener.max(self.held.chars().next().map_or(0, char::len_utf8));
+            add(pieces, Piece::Content(self.held.drain(..opener).collect()));
+        }
+        self.state = State::Text;
+        true
+    }
+
+    fn closed(&mut self) -> bool {
+        let separator = self.format.separator.map_or(Found::No, |separator| mark(&self.held, separator));
+        let end = match self.format.end {
+            "" => Found::No,
+            end => mark(&self.held, end),
+        };
+        match (separator, end) {
+            (Found::Yes((), taken), _) => self.state = State::Opened(taken),
+            (_, Found::Yes((), taken)) => {
+                self.held.drain(..taken);
+                self.state = State::Text;
+            }
+            (Found::Open, _) | (_, Found::Open) => return false,
+            // The end is missing.
+            (Found::No, Found::No) => self.state = State::Text,
+        }
+        true
+    }
+}
+
+/// Adds a piece that is not empty to the one before, if that is of its kind.
+fn add(pieces: &mut Vec<Piece>, piece: Piece) {
+    match (pieces.last_mut(), piece) {
+        (_, Piece::Content(text) | Piece::Arguments(text)) if text.is_empty() => {}
+        (Some(Piece::Content(before)), Piece::Content(text))
+        | (Some(Piece::Arguments(before)), Piece::Arguments(text)) => before.push_str(&text),
+        (_, piece) => pieces.push(piece),
+    }
+}
+
+/// What pieces come to: content, and calls with their arguments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// Text outside of calls.
+    pub content: String,
+    /// Names and arguments.
+    pub calls: Vec<(String, String)>,
+}
+
+impl Parsed {
+    /// Adds a piece.
+    pub fn add(&mut self, piece: Piece) {
+        match piece {
+            Piece::Content(text) => self.content.push_str(&text),
+            Piece::Call(name) => self.calls.push((name, String::new())),
+            Piece::Arguments(text) => {
+                if let Some((_, arguments)) = self.calls.last_mut() {
+                    arguments.push_str(&text);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

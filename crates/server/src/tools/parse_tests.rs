@@ -1,0 +1,146 @@
+use super::super::format::FORMATS;
+use super::*;
+
+fn names() -> Vec<String> {
+    vec!["f".into(), "get_weather".into()]
+}
+
+/// What a text comes to; the same, however it is cut.
+fn parsed(name: &str, text: &str) -> Parsed {
+    let format = Format::named(name).unwrap();
+    let read = |parts: &[&str]| {
+        let mut parser = Parser::new(format, names());
+        let mut parsed = Parsed::default();
+        for part in parts {
+            parser.push(part).into_iter().for_each(|piece| parsed.add(piece));
+        }
+        parser.finish().into_iter().for_each(|piece| parsed.add(piece));
+        parsed
+    };
+    let whole = read(&[text]);
+    let cuts: Vec<usize> = text.char_indices().map(|(i, _)| i).collect();
+    for (i, &first) in cuts.iter().enumerate() {
+        assert_eq!(read(&[&text[..first], &text[first..]]), whole, "{name}: {text:?} cut at {first}");
+        for &second in cuts[i..].iter().step_by(3) {
+            let parts = [&text[..first], &text[first..second], &text[second..]];
+            assert_eq!(read(&parts), whole, "{name}: {text:?} cut at {first} and {second}");
+        }
+    }
+    let mut buffer = [0; 4];
+    let chars: Vec<String> = text.chars().map(|char| char.encode_utf8(&mut buffer).to_owned()).collect();
+    assert_eq!(
+        read(&chars.iter().map(String::as_str).collect::<Vec<_>>()),
+        whole,
+        "{name}: {text:?} by characters"
+    );
+    whole
+}
+
+fn calls(content: &str, calls: &[(&str, &str)]) -> Parsed {
+    let calls = calls.iter().map(|(name, arguments)| (name.to_string(), arguments.to_string()));
+    Parsed { content: content.into(), calls: calls.collect() }
+}
+
+const A: &str = r#"{"a": "}</tool_call>\" [TOOL_CALLS]", "é": [{"b": {}}, 2]}"#;
+
+#[test]
+fn each_format_is_read_however_its_text_is_cut() {
+    let two = [("f", A), ("get_weather", "{}")];
+    for (name, text) in [
+        (
+            "hermes",
+            format!(
+                "<tool_call>\n{{\"name\": \"f\", \"arguments\": {A}}}\n</tool_call>\n<tool_call>{{\"name\": \"get_weather\", \"arguments\": {{}}}}</tool_call>\n"
+            ),
+        ),
+        (
+            "mistral",
+            format!(
+                "[TOOL_CALLS] [{{\"name\": \"f\", \"arguments\": {A}}}, {{\"name\": \"get_weather\", \"arguments\": {{}}}}]"
+            ),
+        ),
+        (
+            "llama3_json",
+            format!(
+                "<|python_tag|>{{\"name\": \"f\", \"parameters\": {A}}}; {{\"name\": \"get_weather\", \"parameters\": {{}}}}"
+            ),
+        ),
+        (
+            "llama3_json",
+            format!(
+                "\n{{\"type\": \"function\", \"name\": \"f\", \"parameters\": {A}}};{{\"name\": \"get_weather\"}}"
+            ),
+        ),
+    ] {
+        assert_eq!(parsed(name, &text), calls("", &two), "{text}");
+    }
+}
+
+#[test]
+fn text_stays_text_before_calls_and_behind_them() {
+    let one = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>";
+    assert_eq!(
+        parsed("hermes", &format!("Let me see. <\n\n{one}\nSo.")),
+        calls("Let me see. <\nSo.", &[("f", "{\"a\": 1}")])
+    );
+    for format in FORMATS {
+        for text in [
+            "",
+            " \n",
+            "Just text.\n",
+            "a < b {\"name\": 1} [",
+            "<tool",
+            "[TOOL_CALLS",
+            "<|python",
+            "<tool_call>",
+            "{",
+        ] {
+            assert_eq!(parsed(format.name, text), calls(text, &[]), "{}", format.name);
+        }
+    }
+}
+
+#[test]
+fn what_only_looks_like_a_call_is_text_and_nothing_of_it_is_lost() {
+    for text in [
+        "Write <tool_call> before it.",
+        "<tool_call>{\"name\": \"unknown\", \"arguments\": {}}</tool_call>",
+        "<tool_call>{\"name\": \"f\", \"arguments\": 3}</tool_call>",
+        "<tool_call>{\"name\": \"f\" \"arguments\": {}}</tool_call>",
+        "<tool_call>{name: f}</tool_call> and more",
+        "<tool_call>\n{\"name\": \"f\", \"argu",
+        "<tool_call> <tool_call> <",
+    ] {
+        assert_eq!(parsed("hermes", text), calls(text, &[]));
+    }
+    let json = "{\"name\": \"Ada\", \"age\": 36}\n";
+    assert_eq!(parsed("llama3_json", json), calls(json, &[]));
+    // One in a word that looks like one.
+    let text = "<tool_call> is <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
+    assert_eq!(parsed("hermes", text), calls("<tool_call> is", &[("f", "{}")]));
+    let long = format!("<tool_call>{{\"name\": \"{}", "x".repeat(2 * HELD_MAX));
+    let mut parser = Parser::new(Format::named("hermes").unwrap(), names());
+    let mut told = Parsed::default();
+    long.as_bytes().chunks(1000).for_each(|part| {
+        parser.push(str::from_utf8(part).unwrap()).into_iter().for_each(|piece| told.add(piece));
+    });
+    parser.finish().into_iter().for_each(|piece| told.add(piece));
+    assert_eq!(told, calls(&long, &[]));
+}
+
+#[test]
+fn calls_that_end_early_keep_what_came_of_their_arguments() {
+    let text = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": [1, ";
+    assert_eq!(parsed("hermes", text), calls("", &[("f", "{\"a\": [1, ")]));
+    let unclosed =
+        "<tool_call>{\"name\": \"f\", \"arguments\": {}}\n<tool_call>{\"name\": \"f\", \"arguments\": {}";
+    assert_eq!(parsed("hermes", unclosed), calls("", &[("f", "{}"), ("f", "{}")]));
+}
+
+#[test]
+fn keys_in_another_order_and_arguments_as_text_are_read_too() {
+    let turned = "<tool_call>{\"arguments\": {\"a\": 1}, \"name\": \"f\", \"id\": 7}</tool_call>";
+    assert_eq!(parsed("hermes", turned), calls("", &[("f", "{\"a\":1}")]));
+    let text = "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}</tool_call>";
+    assert_eq!(parsed("hermes", text), calls("", &[("f", "{\"a\": 1}")]));
+}
