@@ -13,14 +13,14 @@ fn grammars() -> (Grammars, Arc<Tokenizer>) {
 
 fn opened(repeats: bool) -> Grammar {
     let schema = r#"{"type": "object", "properties": {"n": {"enum": [1, 22, 333]}}, "required": ["n"], "additionalProperties": false, "x-guidance": {"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}}"#;
-    Grammar::Opened(Opened {
+    Grammar::Opened(Box::new(Opened {
         openers: vec!["<tool_call>".into(), "<|user|>".into()],
         first_openers: vec!["{\"n\"".into()],
         grammar: format!(
             "start: (\"<tool_call>\" \"\\n\"? | <|user|>)? args \"</tool_call>\"?\nargs: %json {schema}"
         ),
         repeats,
-    })
+    }))
 }
 
 /// Takes a text's tokens; whether the next token is held to the grammar.

@@ -130,7 +130,8 @@ fn the_choice_of_tools_is_what_the_engine_is_held_to() {
         (server.submitted().1.grammar, answer["choices"][0]["finish_reason"].clone())
     };
     let opened = |repeats: bool, found: Option<Grammar>| match found {
-        Some(Grammar::Opened(Opened { openers, repeats: found, .. })) => {
+        Some(Grammar::Opened(opened)) => {
+            let Opened { openers, repeats: found, .. } = *opened;
             assert_eq!((openers, found), (vec!["<tool_call>".to_owned()], repeats));
         }
         other => panic!("{other:?}"),
