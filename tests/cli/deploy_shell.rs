@@ -12,6 +12,7 @@ const IDLE: &[&str] = &[
     "apt-get",
     "cargo",
     "cmp",
+    "curl",
     "docker",
     "install",
     "journalctl",

@@ -128,6 +128,26 @@ fn rank_0_of_a_job_serves() {
 }
 
 #[test]
+fn a_job_that_is_asked_to_end_finishes_what_runs() {
+    let command =
+        anysplit(&format!("launch --nproc-per-node 2 --shutdown-timeout 40 --master-port {}", free_port()));
+    let binary = env!("CARGO_BIN_EXE_anysplit");
+    let served = Served::of(command.arg("--").arg(binary).args("serve --port 0 --tp 2"));
+    let body =
+        json!({"prompt": "The", "max_tokens": 1500, "temperature": 0, "ignore_eos": true, "stream": true});
+    let mut running = served.connect();
+    running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+    running.read_exact(&mut [0; 64]).unwrap();
+    assert_eq!(served.ends().line(), "error: ended by SIGTERM");
+    let mut rest = String::new();
+    running.read_to_string(&mut rest).unwrap();
+    assert!(
+        rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"),
+        "it was cut off: {rest}"
+    );
+}
+
+#[test]
 fn a_json_schema_is_kept_to() {
     let served = Served::start("--dp 2");
     let schema = json!({

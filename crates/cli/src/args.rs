@@ -83,6 +83,14 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A time in seconds, up to a year.
+pub fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(s) if (0.0..=31_536_000.0).contains(&s) => Ok(s),
+        _ => Err("it must be seconds, from 0 to a year".into()),
+    }
+}
+
 /// A type by name.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DTypeArg {

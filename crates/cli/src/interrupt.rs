@@ -11,7 +11,7 @@ use signal_hook::{flag, low_level};
 use crate::error::CliError;
 use crate::launch::signals;
 
-/// How long a rank that was asked to end gives rank 0 to collect what was recorded: less than the 5 s that `anysplit launch` waits
+/// How long a rank that was asked to end gives rank 0 to collect what was recorded: less than the 8 s that `anysplit launch` waits
 /// before it kills. (`mpirun` waits for one, unless it is told otherwise.)
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -102,14 +102,19 @@ fn end_without_a_trace(signal: i32, has_begun: &AtomicBool) {
     std::process::exit(status.into());
 }
 
-/// For a process that is another rank of a job which rank 0 records. Launchers ask all ranks to end at once: from here on this one
-/// leaves it to rank 0 to end the run, so that rank 0 can still collect what was recorded here. If that takes it too long, or a
-/// second signal comes, the process ends as it always does.
-pub fn leave_to_rank_0() -> io::Result<()> {
+/// For another rank of a job which rank 0 records.
+pub fn leave_trace_to_rank_0() -> io::Result<()> {
+    leave_to_rank_0(PATIENCE)
+}
+
+/// Launchers ask all ranks to end at once: from here on this one leaves it to rank 0 to end the run, so that it can still collect
+/// what was recorded here, or finish what it serves. If that takes it longer than `patience`, or a second signal comes, the
+/// process ends as it always does.
+pub fn leave_to_rank_0(patience: Duration) -> io::Result<()> {
     let signals = signals::listen(signals::to_end())?;
     let wait = move || {
         let Ok(first) = signals.recv() else { return };
-        let last = signals.recv_timeout(PATIENCE).unwrap_or(first);
+        let last = signals.recv_timeout(patience).unwrap_or(first);
         low_level::emulate_default_handler(last).expect("these signals have one");
     };
     std::thread::Builder::new().name("asked to end".into()).spawn(wait).map(drop)

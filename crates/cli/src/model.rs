@@ -264,7 +264,7 @@ impl OpenModel {
     ) -> Result<Option<Engine>, CliError> {
         let job = membership.join(|| self.fingerprint(options, &run.job), &run.job)?;
         if run.trace.is_some() && !membership.leads() {
-            interrupt::leave_to_rank_0()
+            interrupt::leave_trace_to_rank_0()
                 .map_err(|e| CliError::failed(format!("--trace: cannot listen for signals: {e}")))?;
         }
         let engine = match job {

@@ -70,6 +70,9 @@ struct Lane {
     sampling: bool,
 }
 
+/// Where a completion conforms from, and which tokens may be first.
+type Start = (Conforming, Option<Vec<u32>>);
+
 /// A request that has not ended.
 struct Running {
     request: GenerateRequest,
@@ -154,10 +157,7 @@ impl Replica {
     }
 
     /// What a request's tokens must conform to, and which may be first.
-    fn start_grammar(
-        &self,
-        request: &GenerateRequest,
-    ) -> Result<Option<(Conforming, Option<Vec<u32>>)>, EngineError> {
+    fn start_grammar(&self, request: &GenerateRequest) -> Result<Option<Start>, EngineError> {
         let Some(grammar) = &request.grammar else { return Ok(None) };
         let none = || EngineError::Request("grammars need a tokenizer, which this model has not".into());
         let mut conforming = self.grammars.as_ref().ok_or_else(none)?.start(grammar)?;

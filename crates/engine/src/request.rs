@@ -41,7 +41,7 @@ pub enum Grammar {
     /// A Lark grammar, as llguidance takes it.
     Lark(String),
     /// Free text, parts of which conform.
-    Opened(Opened),
+    Opened(Box<Opened>),
 }
 
 /// Free text until an opener comes: from that on, the opener included, it conforms to a grammar.

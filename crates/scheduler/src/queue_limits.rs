@@ -1,57 +1,64 @@
-/// How much may wait.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How much may wait for its first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueLimits {
-    /// The most requests that wait.
-    pub requests: Option<usize>,
-    /// The most prompt tokens of those. A single request may have more: it waits alone.
-    pub tokens: Option<usize>,
+    /// Requests.
+    pub requests: usize,
+    /// Tokens of their prompts.
+    pub tokens: usize,
 }
 
-/// Why a request may not wait.
+/// What waits, or wants to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queued {
+    /// Requests.
+    pub requests: usize,
+    /// Tokens of their prompts.
+    pub tokens: usize,
+}
+
+/// Why requests may not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueFull {
-    /// There are enough requests.
-    #[error("the queue is full: {waiting} requests wait, the limit is {limit}; try again later")]
-    Requests {
-        /// Those that wait.
-        waiting: usize,
-        /// The most that may.
-        limit: usize,
-    },
-    /// Their prompts are long enough.
+    /// They are too many for an empty queue.
     #[error(
-        "the queue is full: {waiting} prompt tokens wait, with the {prompt_tokens} of this request there would be more \
-         than the limit of {limit}; try again later"
+        "{} requests with prompts of {} tokens are more than may wait at all: {} requests of {} tokens",
+        more.requests, more.tokens, limits.requests, limits.tokens
     )]
-    Tokens {
-        /// Those that wait.
-        waiting: usize,
-        /// Those of the request.
-        prompt_tokens: usize,
-        /// The most that may.
-        limit: usize,
+    Always {
+        /// What wants to wait.
+        more: Queued,
+        /// What may.
+        limits: QueueLimits,
+    },
+    /// They are too many beside those that wait.
+    #[error(
+        "the queue is full: {} requests with prompts of {} tokens wait, and {} of {} may; try again later",
+        waiting.requests, waiting.tokens, limits.requests, limits.tokens
+    )]
+    Now {
+        /// What waits.
+        waiting: Queued,
+        /// What may.
+        limits: QueueLimits,
     },
 }
 
 impl QueueLimits {
-    /// Whether a request may join those that wait.
+    /// Whether some requests, all or none of them, may join those that wait.
     ///
     /// # Errors
-    /// The limit that it would exceed.
-    pub fn admits(
-        self,
-        waiting_requests: usize,
-        waiting_tokens: usize,
-        prompt_tokens: usize,
-    ) -> Result<(), QueueFull> {
-        if let Some(limit) = self.requests.filter(|&limit| waiting_requests >= limit) {
-            return Err(QueueFull::Requests { waiting: waiting_requests, limit });
+    /// They never could, or can't now.
+    pub fn admits(self, waiting: Queued, more: Queued) -> Result<(), QueueFull> {
+        let fits = |queued: Queued| queued.requests <= self.requests && queued.tokens <= self.tokens;
+        let both = Queued {
+            requests: waiting.requests.saturating_add(more.requests),
+            tokens: waiting.tokens.saturating_add(more.tokens),
+        };
+        match (fits(more), fits(both)) {
+            (false, _) => Err(QueueFull::Always { more, limits: self }),
+            (true, false) => Err(QueueFull::Now { waiting, limits: self }),
+            (true, true) => Ok(()),
         }
-        let tokens = waiting_tokens.saturating_add(prompt_tokens);
-        if let Some(limit) = self.tokens.filter(|&limit| waiting_requests > 0 && tokens > limit) {
-            return Err(QueueFull::Tokens { waiting: waiting_tokens, prompt_tokens, limit });
-        }
-        Ok(())
     }
 }
 
@@ -59,30 +66,28 @@ impl QueueLimits {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_full_queue_says_its_limit() {
-        let limits = QueueLimits { requests: Some(3), tokens: Some(100) };
-        assert_eq!(limits.admits(2, 60, 40), Ok(()));
-        let requests = limits.admits(3, 60, 1).expect_err("three wait");
-        assert_eq!(
-            requests.to_string(),
-            "the queue is full: 3 requests wait, the limit is 3; try again later"
-        );
-        let tokens = limits.admits(2, 60, 41).expect_err("101 tokens");
-        assert_eq!(
-            tokens.to_string(),
-            "the queue is full: 60 prompt tokens wait, with the 41 of this request there would be more than the limit \
-             of 100; try again later"
-        );
+    const LIMITS: QueueLimits = QueueLimits { requests: 3, tokens: 100 };
+
+    fn queued(requests: usize, tokens: usize) -> Queued {
+        Queued { requests, tokens }
     }
 
     #[test]
-    fn a_request_beyond_the_limit_of_tokens_waits_alone() {
-        let limits = QueueLimits { requests: None, tokens: Some(100) };
-        assert_eq!(limits.admits(0, 0, 5000), Ok(()));
-        assert!(limits.admits(1, 1, usize::MAX).is_err());
-        assert_eq!(QueueLimits::default().admits(1_000_000, usize::MAX, 1), Ok(()));
-        let none = QueueLimits { requests: Some(0), tokens: None };
-        assert_eq!(none.admits(0, 0, 1), Err(QueueFull::Requests { waiting: 0, limit: 0 }));
+    fn a_full_queue_says_its_limits() {
+        assert_eq!(LIMITS.admits(queued(2, 60), queued(1, 40)), Ok(()));
+        for (waiting, more) in [(queued(3, 60), queued(1, 1)), (queued(2, 60), queued(1, 41))] {
+            let full = LIMITS.admits(waiting, more).expect_err("it is full");
+            assert_eq!(full, QueueFull::Now { waiting, limits: LIMITS });
+            assert!(full.to_string().contains("3 of 100 may; try again later"), "{full}");
+        }
+    }
+
+    #[test]
+    fn what_an_empty_queue_has_no_room_for_need_not_try_again() {
+        for more in [queued(4, 1), queued(1, 101), queued(1, usize::MAX)] {
+            let full = LIMITS.admits(queued(1, 1), more).expect_err("it never fits");
+            assert_eq!(full, QueueFull::Always { more, limits: LIMITS });
+            assert!(!full.to_string().contains("later"), "{full}");
+        }
     }
 }

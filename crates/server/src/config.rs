@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use engine::serving::{EngineInfo, FromEngine, ToEngine};
+use engine::serving::{EngineInfo, FromEngine, QueueLimits, ToEngine};
 use engine::text::Tokenizer;
 
 /// How a server behaves.
@@ -45,17 +45,8 @@ pub struct Limits {
     pub headers: usize,
     /// Connections at a time; more wait to be accepted.
     pub connections: usize,
-    /// Requests that wait for the engine.
+    /// What may wait for its first step; more is refused with 429.
     pub queue: QueueLimits,
-}
-
-/// How much may wait for its first step. More is refused with 429.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueueLimits {
-    /// Completions, all choices of all prompts counted.
-    pub requests: usize,
-    /// Tokens of their prompts.
-    pub tokens: usize,
 }
 
 /// How long things may take.

@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use engine::GenerateRequest;
-use engine::serving::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
+use engine::serving::{EngineInfo, Event, FromEngine, LoadReport, QueueFull, QueueLimits, Queued, ToEngine};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
-use crate::config::QueueLimits;
 use crate::log::Log;
 use crate::metrics::{RankState, RequestMetrics, Snapshot};
 use crate::rates::{Rates, RecentRates};
@@ -52,8 +51,7 @@ struct State {
     live: HashMap<u64, Live>,
     ended: VecDeque<Entry>,
     /// Requests that no step of has been told of, and tokens of their prompts.
-    queued: usize,
-    queued_tokens: usize,
+    queued: Queued,
     load: LoadReport,
     /// When the engine last did something, or last had nothing to do.
     progress: Instant,
@@ -104,8 +102,7 @@ impl Dispatch {
             next_id: 0,
             live: HashMap::new(),
             ended: VecDeque::new(),
-            queued: 0,
-            queued_tokens: 0,
+            queued: Queued::default(),
             load: LoadReport::default(),
             progress: began,
             ranks: Vec::new(),
@@ -206,7 +203,7 @@ impl Dispatch {
 
     fn end_all(&self, state: &mut State, end: End, error: &ApiError) {
         let now = Instant::now();
-        (state.queued, state.queued_tokens) = (0, 0);
+        state.queued = Queued::default();
         for (id, live) in std::mem::take(&mut state.live) {
             self.metrics.ended(&live.timeline, now, end);
             state.remember(&live, now, end, self.began);
@@ -233,9 +230,10 @@ impl Dispatch {
     ) -> Result<Run, ApiError> {
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         let tokens = requests.iter().map(|request| request.prompt.len()).sum();
+        let more = Queued { requests: requests.len(), tokens };
         let mut state = self.state();
         state.admits()?;
-        state.has_room(self.limits, requests.len(), tokens)?;
+        state.has_room(self.limits, more)?;
         if state.live.is_empty() {
             state.progress = Instant::now();
         }
@@ -250,8 +248,8 @@ impl Dispatch {
             // If the worker is gone, the reader thread tells.
             let _ = self.to_engine.send(ToEngine::Submit { id, request });
         }
-        state.queued += ids.len();
-        state.queued_tokens += tokens;
+        state.queued.requests += more.requests;
+        state.queued.tokens += more.tokens;
         drop(state);
         Ok(Run::new(self.clone(), receiver, ids))
     }
@@ -320,7 +318,7 @@ impl Dispatch {
             state.ranks_asked = Some(Instant::now());
             let _ = self.to_engine.send(ToEngine::Pulse);
         }
-        Snapshot { info, load: state.load, queued: state.queued, ranks: state.ranks.clone() }
+        Snapshot { info, load: state.load, queued: state.queued.requests, ranks: state.ranks.clone() }
     }
 
     /// What the page shows of requests.
@@ -354,27 +352,22 @@ impl State {
         }
     }
 
-    fn has_room(&self, limits: QueueLimits, requests: usize, tokens: usize) -> Result<(), ApiError> {
-        if requests > limits.requests || tokens > limits.tokens {
-            let message = format!(
-                "the request asks for {requests} completions of {tokens} prompt tokens; {} of {} at most are taken at a time",
-                limits.requests, limits.tokens
-            );
-            return Err(ApiError::bad(message).code("request_too_large"));
-        }
-        if self.queued + requests > limits.requests || self.queued_tokens + tokens > limits.tokens {
-            let at_a_time = match &self.worker {
-                Worker::Ready(info) => info.max_num_seqs.max(1),
-                _ => 1,
-            };
-            let waves = (self.queued as f64 / at_a_time as f64).ceil();
-            let message =
-                format!("the queue is full: {} requests of {} tokens wait", self.queued, self.queued_tokens);
-            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
-                .code("queue_full")
-                .retry_after_s((waves * self.usual_s).clamp(1.0, 60.0) as u64));
-        }
-        Ok(())
+    fn has_room(&self, limits: QueueLimits, more: Queued) -> Result<(), ApiError> {
+        let full = match limits.admits(self.queued, more) {
+            Ok(()) => return Ok(()),
+            Err(full @ QueueFull::Always { .. }) => {
+                return Err(ApiError::bad(full.to_string()).code("request_too_large"));
+            }
+            Err(full @ QueueFull::Now { .. }) => full,
+        };
+        let at_a_time = match &self.worker {
+            Worker::Ready(info) => info.max_num_seqs.max(1),
+            _ => 1,
+        };
+        let waves = (self.queued.requests as f64 / at_a_time as f64).ceil();
+        Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, full.to_string())
+            .code("queue_full")
+            .retry_after_s((waves * self.usual_s).clamp(1.0, 60.0) as u64))
     }
 
     fn event(&mut self, event: Event, now: Instant, metrics: &RequestMetrics, began: Instant) {
@@ -387,8 +380,8 @@ impl State {
             Event::Started { cached_tokens, .. } => {
                 if timeline.started.is_none() {
                     (timeline.started, timeline.cached_tokens) = (Some(now), *cached_tokens);
-                    self.queued = self.queued.saturating_sub(1);
-                    self.queued_tokens = self.queued_tokens.saturating_sub(timeline.prompt_tokens);
+                    self.queued.requests -= 1;
+                    self.queued.tokens -= timeline.prompt_tokens;
                 }
                 if std::mem::take(&mut timeline.is_preempted) {
                     timeline.resumed.push(now);
@@ -426,8 +419,8 @@ impl State {
     fn forget(&mut self, id: u64) -> Option<Live> {
         let live = self.live.remove(&id)?;
         if live.timeline.started.is_none() {
-            self.queued = self.queued.saturating_sub(1);
-            self.queued_tokens = self.queued_tokens.saturating_sub(live.timeline.prompt_tokens);
+            self.queued.requests -= 1;
+            self.queued.tokens -= live.timeline.prompt_tokens;
         }
         Some(live)
     }

@@ -43,7 +43,7 @@ mod tools;
 mod wire;
 mod work;
 
-pub use config::{Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServerConfig, TextModel, Timeouts};
+pub use config::{Limits, Link, LogLevel, SamplingDefaults, ServerConfig, TextModel, Timeouts};
 pub use serve::{ServeError, serve};
 
 /// Method and path of each route.

@@ -26,9 +26,10 @@ use std::time::Duration;
 use clap::Args;
 use signal_hook::consts::SIGCHLD;
 
+use crate::args::seconds;
 use crate::error::CliError;
 use process::Job;
-use watch::{Ended, Watch};
+use watch::{Ended, Patience, Watch};
 
 /// More processes than this on one host are a slip of the finger.
 const PROCESSES_MAX: i64 = 1024;
@@ -70,6 +71,10 @@ pub struct LaunchArgs {
     /// --comm-timeout, unless it has its own
     #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=crate::membership::COMM_TIMEOUT_MAX_S))]
     comm_timeout: u64,
+    /// Seconds that ranks get to end when the job is asked to (SIGTERM, Ctrl-C), before they are killed; also the
+    /// --shutdown-timeout of a server, unless it has its own
+    #[arg(long, env = "ANYSPLIT_SHUTDOWN_TIMEOUT", default_value = "5", value_name = "S", value_parser = seconds)]
+    shutdown_timeout: f64,
     /// What to run; a first word `anysplit` is this very program
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -88,7 +93,11 @@ pub fn run(args: &LaunchArgs) -> Result<(), CliError> {
         if let (0, Some(warning)) = (restart, check::crowded(args.nproc_per_node)) {
             eprintln!("warning: {warning}");
         }
-        match Watch::new(processes, &signals, Duration::from_secs(args.comm_timeout)).until_all_ended() {
+        let patience = Patience {
+            stopped: Duration::from_secs(args.comm_timeout),
+            asked: Duration::from_secs_f64(args.shutdown_timeout),
+        };
+        match Watch::new(processes, &signals, patience).until_all_ended() {
             Ended::Well => return Ok(()),
             Ended::Interrupted(signal) => {
                 let (line, status) = signals::ending(signal);

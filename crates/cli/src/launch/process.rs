@@ -65,6 +65,7 @@ impl Job {
             ("MASTER_ADDR", args.master_addr.clone().into()),
             ("MASTER_PORT", args.master_port.to_string().into()),
             ("ANYSPLIT_COMM_TIMEOUT", args.comm_timeout.to_string().into()),
+            ("ANYSPLIT_SHUTDOWN_TIMEOUT", args.shutdown_timeout.to_string().into()),
             ("ANYSPLIT_LIFE_FD", LIFE_FD.to_string().into()),
             ("ANYSPLIT_REPORT_FD", REPORT_FD.to_string().into()),
         ];

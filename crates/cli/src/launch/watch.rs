@@ -17,8 +17,8 @@ const BEAT: Duration = Duration::from_millis(200);
 const GRACE: Duration = Duration::from_secs(1);
 /// So long after SIGTERM follows SIGKILL. Together with `GRACE` it is below the two seconds in which all is over.
 const TERM: Duration = Duration::from_millis(700);
-/// The same if the user asked the job to end.
-const ASKED_TERM: Duration = Duration::from_secs(5);
+/// What a server needs beyond its own limit, for answers to reach their clients.
+const FLUSH: Duration = Duration::from_secs(3);
 /// For so long the kernel is given to end what was killed.
 const KILLED: Duration = Duration::from_secs(5);
 /// For so long the end of stderr is waited for when no process is left.
@@ -52,11 +52,20 @@ enum Phase {
     Killed(Instant),
 }
 
+/// How long ranks may take.
+#[derive(Clone, Copy)]
+pub struct Patience {
+    /// To go on after they were stopped, or to end when rank 0 has.
+    pub stopped: Duration,
+    /// To end when the job is asked to.
+    pub asked: Duration,
+}
+
 /// The processes of this host and what is being done with them.
 pub struct Watch<'a> {
     processes: Vec<Process>,
     signals: &'a Receiver<i32>,
-    timeout: Duration,
+    patience: Patience,
     phase: Phase,
     interrupted: Option<i32>,
     /// When rank 0 had ended, well.
@@ -64,8 +73,8 @@ pub struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    pub fn new(processes: Vec<Process>, signals: &'a Receiver<i32>, timeout: Duration) -> Self {
-        Watch { processes, signals, timeout, phase: Phase::Running, interrupted: None, done: None }
+    pub fn new(processes: Vec<Process>, signals: &'a Receiver<i32>, patience: Patience) -> Self {
+        Watch { processes, signals, patience, phase: Phase::Running, interrupted: None, done: None }
     }
 
     /// Waits for all, whatever that takes.
@@ -122,7 +131,7 @@ impl<'a> Watch<'a> {
         let is_running = matches!(self.phase, Phase::Running);
         for process in &mut self.processes {
             let Some(since) = process.stopped_since() else { continue };
-            let too_long = since.elapsed() >= self.timeout;
+            let too_long = since.elapsed() >= self.patience.stopped;
             if too_long || !is_running {
                 process.kill(How::Stopped {
                     seconds: since.elapsed().as_secs_f64().round() as u64,
@@ -134,10 +143,10 @@ impl<'a> Watch<'a> {
     }
 
     fn look_for_stragglers(&mut self) {
-        if self.done.is_some_and(|done| done.elapsed() >= self.timeout)
+        if self.done.is_some_and(|done| done.elapsed() >= self.patience.stopped)
             && matches!(self.phase, Phase::Running)
         {
-            let seconds = self.timeout.as_secs();
+            let seconds = self.patience.stopped.as_secs();
             self.kill_all(How::Late(seconds));
         }
     }
@@ -155,7 +164,7 @@ impl<'a> Watch<'a> {
         match self.phase {
             Phase::Running => {
                 self.interrupted = Some(signal);
-                self.ask_all(ASKED_TERM);
+                self.ask_all(self.patience.asked + FLUSH);
             }
             // What failed before is what the user is told.
             Phase::Grace(_) => self.ask_all(TERM),

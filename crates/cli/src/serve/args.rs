@@ -1,11 +1,12 @@
 //! The flags of `anysplit serve`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use engine::PoolOptions;
 
-use crate::args::{ModelArgs, RunArgs, yes_or_no};
+use crate::args::{ModelArgs, RunArgs, seconds, yes_or_no};
 use crate::error::CliError;
 use crate::split::SplitArgs;
 
@@ -100,13 +101,6 @@ pub enum LogLevelArg {
     Debug,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(s) if (0.0..=31_536_000.0).contains(&s) => Ok(s),
-        _ => Err("it must be seconds, from 0 to a year".into()),
-    }
-}
-
 impl ServeArgs {
     /// What can be seen to be wrong without looking at the model.
     pub fn check(&self) -> Result<(), CliError> {
@@ -129,6 +123,11 @@ impl ServeArgs {
             return wrong("--trace is not for serve; trace a generate of the same prompts".into());
         }
         Ok(())
+    }
+
+    /// What running requests get when the server is told to end.
+    pub fn shutdown_timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.shutdown_timeout)
     }
 
     /// What requests share.

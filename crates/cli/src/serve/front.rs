@@ -6,12 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::EngineOptions;
-use engine::serving::{EngineInfo, FromEngine, ToEngine};
+use engine::serving::{EngineInfo, FromEngine, QueueLimits, ToEngine};
 use engine::text::TextError;
 use serde_json::Value;
-use server::{
-    Limits, Link, LogLevel, QueueLimits, SamplingDefaults, ServeError, ServerConfig, TextModel, Timeouts,
-};
+use server::{Limits, Link, LogLevel, SamplingDefaults, ServeError, ServerConfig, TextModel, Timeouts};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -224,7 +222,7 @@ fn config(args: &ServeArgs, model: &str) -> Result<ServerConfig, CliError> {
         },
         timeouts: Timeouts {
             request: args.request_timeout.map(Duration::from_secs_f64),
-            shutdown: Duration::from_secs_f64(args.shutdown_timeout),
+            shutdown: args.shutdown_timeout(),
             ..Timeouts::default()
         },
         log_level: match args.log_level {

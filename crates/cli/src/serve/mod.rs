@@ -9,13 +9,19 @@ mod front;
 mod start_up;
 mod worker;
 
+use std::time::Duration;
+
 use engine::EngineOptions;
 
 use crate::args::engine_options;
 use crate::error::CliError;
+use crate::interrupt::leave_to_rank_0;
 use crate::membership::Membership;
 use crate::model::OpenModel;
 pub use args::ServeArgs;
+
+/// What rank 0 may need beyond its limit to end.
+const FLUSH: Duration = Duration::from_secs(3);
 
 pub fn run(args: &ServeArgs, membership: &Membership) -> Result<(), CliError> {
     args.check()?;
@@ -30,6 +36,9 @@ pub fn run(args: &ServeArgs, membership: &Membership) -> Result<(), CliError> {
     let options = EngineOptions { grammars: model.grammars(), ..options };
     match membership.leads() {
         true => front::with_rank_0(args, &options, membership, model),
-        false => model.load(&options, membership, &args.run, true).map(drop),
+        false => {
+            leave_to_rank_0(args.shutdown_timeout() + FLUSH)?;
+            model.load(&options, membership, &args.run, true).map(drop)
+        }
     }
 }

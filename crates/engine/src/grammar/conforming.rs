@@ -8,9 +8,9 @@ use super::opened::Watch;
 /// A completion under a grammar.
 pub(crate) enum Conforming {
     /// All of it.
-    Held(Held),
+    Held(Box<Held>),
     /// What follows an opener.
-    Watched(Watch),
+    Watched(Box<Watch>),
 }
 
 impl Conforming {

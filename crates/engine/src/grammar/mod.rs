@@ -19,7 +19,7 @@ use conforming::Held;
 use opened::Watch;
 
 use crate::text::Tokenizer;
-use crate::{EngineError, Grammar, Opened};
+use crate::{EngineError, Grammar};
 
 /// Makes grammars ready for a model. The vocabulary is sorted when the first one comes, or [`Grammars::warm_up`].
 pub struct Grammars {
@@ -80,6 +80,10 @@ impl Grammars {
         };
         let refused =
             |why: String| EngineError::Request(format!("the {kind} can't be used: {}", one_line(&why)));
+        let lark = |text: &str| {
+            limits::check_lark(text)?;
+            Ok(TopLevelGrammar::from_lark(text.to_owned()))
+        };
         let top = match grammar {
             Grammar::JsonSchema(text) => {
                 limits::check_schema_text(text).map_err(refused)?;
@@ -91,10 +95,8 @@ impl Grammars {
                 limits::check_regex(text).map_err(refused)?;
                 TopLevelGrammar::from_regex(text)
             }
-            Grammar::Lark(text) | Grammar::Opened(Opened { grammar: text, .. }) => {
-                limits::check_lark(text).map_err(refused)?;
-                TopLevelGrammar::from_lark(text.clone())
-            }
+            Grammar::Lark(text) => lark(text).map_err(refused)?,
+            Grammar::Opened(opened) => lark(&opened.grammar).map_err(refused)?,
         };
         let matcher = Matcher::new(self.factory()?.create_parser(top));
         if let Some(why) = matcher.get_error() {
@@ -104,8 +106,10 @@ impl Grammars {
         // The first mask shows whether it allows anything.
         held.mask().map_err(refused)?;
         Ok(match grammar {
-            Grammar::Opened(opened) => Conforming::Watched(Watch::new(self.tokenizer.clone(), opened, held)),
-            _ => Conforming::Held(held),
+            Grammar::Opened(opened) => {
+                Conforming::Watched(Box::new(Watch::new(self.tokenizer.clone(), opened, held)))
+            }
+            _ => Conforming::Held(Box::new(held)),
         })
     }
 

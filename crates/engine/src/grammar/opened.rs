@@ -29,7 +29,7 @@ enum State {
         first: Option<Vec<u8>>,
     },
     /// Behind an opener.
-    Held(Held),
+    Held(Box<Held>),
 }
 
 impl Watch {
@@ -67,7 +67,7 @@ impl Watch {
             State::Free { .. } => match self.opened_by(token) {
                 Some(held) => {
                     let is_over = held.is_over();
-                    self.state = State::Held(held);
+                    self.state = State::Held(Box::new(held));
                     is_over
                 }
                 None => return Ok(false),

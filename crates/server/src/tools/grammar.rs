@@ -24,12 +24,12 @@ pub fn of(tools: &Tools, format: &Format, tokenizer: &Tokenizer, answer: Option<
         (ToolChoice::Auto, Some(schema)) => {
             Some(Grammar::Lark(lark.all(&functions, tools.parallel, Some(schema))))
         }
-        (ToolChoice::Auto, None) => Some(Grammar::Opened(Opened {
+        (ToolChoice::Auto, None) => Some(Grammar::Opened(Box::new(Opened {
             openers: vec![format.opener.to_owned()],
             first_openers: if format.is_bare { vec!["{\"name\"".to_owned()] } else { Vec::new() },
             grammar: format!("start: block\n{}", lark.block(&functions, tools.parallel)),
             repeats: tools.parallel && format.separator.is_none(),
-        })),
+        }))),
     }
 }
 

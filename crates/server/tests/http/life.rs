@@ -4,9 +4,10 @@ use std::io::BufReader;
 use std::io::Write;
 use std::time::Duration;
 
+use engine::serving::QueueLimits;
 use engine::serving::{Event, FromEngine, ToEngine};
 use serde_json::json;
-use server::{Limits, QueueLimits, ServeError, ServerConfig, Timeouts};
+use server::{Limits, ServeError, ServerConfig, Timeouts};
 
 use super::client::{chunk, connect, get, head, post, read};
 use super::engine::{Harness, ids, info, never_ends, never_starts, says_text, until, waits_on_request};

@@ -130,7 +130,8 @@ fn the_choice_of_tools_is_what_the_engine_is_held_to() {
         (server.submitted().1.grammar, answer["choices"][0]["finish_reason"].clone())
     };
     let opened = |repeats: bool, found: Option<Grammar>| match found {
-        Some(Grammar::Opened(Opened { openers, repeats: found, .. })) => {
+        Some(Grammar::Opened(opened)) => {
+            let Opened { openers, repeats: found, .. } = *opened;
             assert_eq!((openers, found), (vec!["<tool_call>".to_owned()], repeats));
         }
         other => panic!("{other:?}"),
@@ -184,16 +185,15 @@ fn what_cannot_be_held_to_is_refused_by_name_before_the_engine_sees_it() {
         |schema: Value| json!({"type": "json_schema", "json_schema": {"name": "a", "schema": schema}});
     let tool = |parameters: Value| json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
     let far = json!({"$ref": "http://127.0.0.1:9/a.json"});
-    let deep = (0..90)
-        .fold(json!({"type": "string"}), |inner, _| json!({"type": "array", "items": inner, "minItems": 9}));
+    let steep = json!({"type": "integer", "multipleOf": 999_983});
     for (fields, param) in [
         (json!({"tools": [], "response_format": schema(far.clone())}), "response_format"),
         (json!({"tools": [], "response_format": schema(json!({"type": "strange"}))}), "response_format"),
         (
-            json!({"tools": [], "response_format": schema(json!({"pattern": "(a{1,999}){1,999}", "type": "string"}))}),
+            json!({"tools": [], "response_format": schema(json!({"pattern": "(a", "type": "string"}))}),
             "response_format",
         ),
-        (json!({"tools": [], "response_format": schema(deep)}), "response_format"),
+        (json!({"tools": [], "response_format": schema(steep)}), "response_format"),
         (json!({"tools": [], "guided_regex": "[a"}), "guided_regex"),
         (json!({"tools": [], "guided_grammar": "start: missing"}), "guided_grammar"),
         (json!({"tools": tool(far.clone()), "tool_choice": "required"}), "tools[0].function.parameters"),
