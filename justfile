@@ -51,6 +51,10 @@ compare *ARGS:
 check-page *ARGS:
     tools/page/check {{ARGS}}
 
+# Tries the server with the clients that people use, from PyPI and npm
+check-clients *ARGS:
+    cargo build --release && tools/clients/check {{ARGS}}
+
 # What every change must pass
 ci:
     .ci/run

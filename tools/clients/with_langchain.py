@@ -5,7 +5,7 @@ import asyncio
 import langchain_openai
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from report import Checks, equal
 from server import MODEL, Server
@@ -16,7 +16,8 @@ HARBOR = "What is a harbor?"
 class Word(BaseModel):
     """A word and what is known of it."""
 
-    # A model this small would not find the end of a text that may be of any length.
+    # A model this small would not find the end of a text of any length, or of fields of any name.
+    model_config = ConfigDict(extra="forbid")
     word: str = Field(max_length=12)
     common: bool
 

@@ -171,3 +171,9 @@ class CheckTrace(Scripts):
         for text in ["", "{}", "x", "[]", '{"traceEvents": 1}', '{"traceEvents": [null]}']:
             (self.here / "t.json").write_text(text)
             self.refused(self.run_script("check_trace.py", "t.json"), "t.json")
+
+
+class Clients(Scripts):
+    def test_a_name_that_is_none_and_a_binary_that_is_not_there_are_refused(self) -> None:
+        self.refused(self.run_script("clients/check", "openai", "nobody"), "'nobody'", "openai", "lm_eval")
+        self.refused(self.run_script("clients/check", "--binary", self.here / "none"), "none", "--binary")
