@@ -135,6 +135,7 @@ impl Engine {
     /// # Errors
     /// A rank fails.
     pub fn step(&mut self, on: &mut dyn FnMut(Event)) -> Result<(), EngineError> {
+        self.leader.enter(Part::Scheduler);
         let mut refused = Vec::new();
         while let Some(Assigned { replica, id, request }) = self.dispatch.assign(self.max_num_seqs) {
             match replica {
@@ -154,6 +155,7 @@ impl Engine {
         };
         std::mem::take(&mut self.unheard).into_iter().chain(refused).for_each(&mut told);
         let was_idle = self.replica.is_idle();
+        self.leader.leave();
         self.replica.pump(&mut *self.leader, &mut told)?;
         let mut heard = false;
         for replica in 1..self.plan.mesh.dp {

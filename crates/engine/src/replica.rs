@@ -283,11 +283,11 @@ impl Replica {
             }
         }
         let (flight, command) = self.flight_of(lane, batch);
-        leader.leave();
         let now = Instant::now();
         if let Some(collected) = self.collected.filter(|_| self.flight.is_empty()) {
             self.load.between_steps_s += (now - collected).as_secs_f64();
         }
+        leader.leave();
         leader.issue(&command)?;
         self.fill.issued(flight.prompt_rows > 0);
         let lane_of = &mut self.lanes[lane];
@@ -315,9 +315,9 @@ impl Replica {
         on: &mut dyn FnMut(Event),
     ) -> Result<(), EngineError> {
         let Reply::Tokens(sampled) = leader.collect()? else { unreachable!("tokens were asked for") };
+        leader.enter(Part::Scheduler);
         self.fill.collected();
         self.count(&flight);
-        leader.enter(Part::Scheduler);
         self.take(flight, sampled, on);
         leader.leave();
         if self.is_idle() {

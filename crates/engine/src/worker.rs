@@ -289,8 +289,11 @@ impl<D: Device> Worker<D> {
         let reply = work(self);
         self.dev.leave();
         let parts = self.dev.take_part_times();
+        // What it takes to note that counts for the next step.
+        self.dev.enter(Part::Scheduler);
         self.spent.since_start.step(&parts);
         self.spent.steps.note(meta, asked, parts);
+        self.dev.leave();
         reply
     }
 
