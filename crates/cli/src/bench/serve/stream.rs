@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use super::client;
 
 /// A line that is longer is no event of a model's.
-const LINE_BYTES: usize = 16 << 20;
+const LINE_BYTES: usize = 4 << 20;
 
 /// Bytes as they come, in events as they were sent.
 #[derive(Default)]
