@@ -21,23 +21,21 @@ Exit status: 1 if something could not be measured (a line says what; the rest is
 import argparse
 import json
 import os
-import platform
 import re
 import tarfile
 from pathlib import Path
 
 from compare.anysplit import BUILT, FLAGS, Anysplit, Limits
-from compare.llama_cpp import FLAVOURS, LlamaCpp, weight_bytes
+from compare.llama_cpp import CACHE, FLAVOURS, VERSION, LlamaCpp, weight_bytes
 from compare.results import limits_line, other_settings, read, rows, table
 from compare.shapes import SHAPES
-from compare.steps import say
+from compare.steps import machine, say
 from script import Arguments, Failed, Misused, Output, end, positive, some
 
 BATCH_PROMPT = 32
 
 
 def arguments() -> argparse.Namespace:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anysplit" / "compare"
     parser = Arguments(__doc__)
     parser.add_argument("--anysplit", type=Path, default=BUILT, metavar="PATH",
                         help="default: target/release/anysplit of this repository")
@@ -60,8 +58,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where samples and rows are written")
     parser.add_argument("--append", action="store_true",
                         help="adds to the samples that --json has, if lengths, threads, shape, machine and versions are the same")
-    parser.add_argument("--cache", type=Path, default=cache, metavar="DIR")
-    parser.add_argument("--llama-cpp-python", default="0.3.36", metavar="VERSION",
+    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR")
+    parser.add_argument("--llama-cpp-python", default=VERSION, metavar="VERSION",
                         help="whose llama.cpp; default: %(default)s")
     args = parser.parse_args()
     if args.append and not args.json:
@@ -167,23 +165,6 @@ class Comparison:
         say(f"    {what}: {found['tokens_per_s']:.2f} tok/s, {100 * found['fraction']:.0f} % of the limit")
         place = {"engine": engine, "flavour": flavour, "format": format, "what": what}
         self.samples.append(place | found | vars(limits))
-
-
-def machine() -> dict:
-    """Enough to know it again."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    facts: dict[str, str] = {}
-    for line in lines:
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
-    features = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if f in facts.get("flags", "").split()]
-    return {
-        "processor": facts.get("model name", platform.processor()),
-        "family": facts.get("cpu family"),
-        "model": facts.get("model"),
-        "cores": os.cpu_count(),
-        "features": features,
-    }
 
 
 def main() -> int:

@@ -60,14 +60,21 @@ class Anysplit:
 
     def report(self, command: list, keys: tuple[str, ...]) -> dict:
         """What a command prints as JSON. It has rows, and each of them has `keys`."""
+        found = self.json(command, ("rows",))
+        if not found["rows"] or not all(key in row for row in found["rows"] for key in keys):
+            raise Failed(f"{self._called(command)}: it does not print rows with {', '.join(keys)}; is it of another version?")
+        return found
+
+    def json(self, command: list, keys: tuple[str, ...]) -> dict:
+        """What a command prints as JSON. It has `keys`."""
         text = self._run([*command, "--json"])
         try:
             found = json.loads(text)
-            complete = len(found["rows"]) > 0 and all(key in row for row in found["rows"] for key in keys)
-        except (ValueError, KeyError, TypeError):
+            complete = all(key in found for key in keys)
+        except (ValueError, TypeError):
             complete = False
         if not complete:
-            raise Failed(f"{self._called(command)}: it does not print rows with {', '.join(keys)}; is it of another version?")
+            raise Failed(f"{self._called(command)}: it does not print {', '.join(keys)}; is it of another version?")
         return found
 
     def _run(self, arguments: list) -> str:

@@ -12,17 +12,21 @@ from subprocess import CalledProcessError
 from compare.steps import measure, run, say
 from script import Failed, Misused, make_folder
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anysplit" / "compare"
+# Of llama-cpp-python.
+VERSION = "0.3.36"
 # What the virtual environment has: a build system, and what writes weights.
 PACKAGES = ["cmake", "ninja", "numpy", "gguf"]
 PROGRAMS = ["llama-bench", "llama-batched-bench", "llama-quantize"]
-# Only programs that measure, with what llama.cpp chooses by default otherwise.
+SERVER = "llama-server"
+# Only programs that are named, with what llama.cpp chooses by default otherwise.
 OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
     "BUILD_SHARED_LIBS": "OFF",
     "GGML_CCACHE": "OFF",
     "LLAMA_BUILD_APP": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
-    "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_SERVER": "ON",
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_OPENSSL": "OFF",
 }
@@ -81,10 +85,10 @@ class LlamaCpp:
         shutil.rmtree(download)
         return home
 
-    def programs(self, flavour: str) -> Path:
-        """The folder of the programs built for a flavour."""
+    def programs(self, flavour: str, names: list[str] = PROGRAMS) -> Path:
+        """The folder of programs built for a flavour."""
         home = self.cache / f"bin-{self.version}" / flavour
-        if all((home / program).exists() for program in PROGRAMS):
+        if all((home / program).exists() for program in names):
             return home
         if flavour != "native" and platform.machine() not in ("x86_64", "AMD64"):
             raise Misused(f"--flavours {flavour} is of x86-64 processors; give native")
@@ -96,7 +100,7 @@ class LlamaCpp:
         command = [tools / "cmake", "-S", sources, "-B", build, "-G", "Ninja"]
         command += [f"-D{name}={value}" for name, value in defined.items()]
         run(f"configuring llama.cpp ({flavour})", command, self.logs / f"cmake-{flavour}.log", env=path)
-        command = [tools / "cmake", "--build", build, "--target", *PROGRAMS]
+        command = [tools / "cmake", "--build", build, "--target", *names]
         run(
             f"building llama.cpp ({flavour}); the first time it takes minutes",
             command,
@@ -104,13 +108,9 @@ class LlamaCpp:
             env=path,
         )
         home.mkdir(parents=True, exist_ok=True)
-        for program in PROGRAMS:
+        for program in names:
             shutil.copy2(build / "bin" / program, home)
         return home
-
-    def tidy(self) -> None:
-        """Drops what only building needs."""
-        shutil.rmtree(self.cache / "build", ignore_errors=True)
 
     def checkpoint(self, shape: str) -> Path:
         """A folder with random weights in bfloat16."""

@@ -1,6 +1,7 @@
-"""Running other programs: a line before each, and a line instead of a traceback when one fails."""
+"""Running other programs: a line before each, and a line instead of a traceback when one fails. And where they run."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,20 @@ def _drain(child: subprocess.Popen) -> tuple[str, str]:
     for reader in readers:
         reader.join()
     return found["out"].decode(errors="replace"), found["err"].decode(errors="replace")
+
+
+def machine() -> dict:
+    """Enough to know it again."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    facts: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    features = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if f in facts.get("flags", "").split()]
+    return {
+        "processor": facts.get("model name", platform.processor()),
+        "family": facts.get("cpu family"),
+        "model": facts.get("model"),
+        "cores": os.cpu_count(),
+        "features": features,
+    }

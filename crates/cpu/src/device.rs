@@ -1,5 +1,6 @@
 //! The operations of [`tensor::Device`] on the CPU. They run at once, so no error is ever pending.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,6 +44,8 @@ impl Default for CpuConfig {
 /// The cores of one rank.
 pub struct CpuDevice {
     exec: Exec,
+    /// How many layers' caches were made.
+    kvs: Cell<usize>,
 }
 
 /// A row-major matrix of f32.
@@ -68,7 +71,8 @@ impl CpuDevice {
         let isa = config.isa.unwrap_or_else(Isa::detect);
         assert!(isa.is_available(), "this machine has no {isa}");
         let pool = Pool::new(config.threads, config.cores.as_deref(), config.spin);
-        CpuDevice { exec: Exec { pool, isa, recycler: Rc::new(Recycler::default()) } }
+        let exec = Exec { pool, isa, recycler: Rc::new(Recycler::default()) };
+        CpuDevice { exec, kvs: Cell::new(0) }
     }
 
     /// The instruction set that kernels use.
@@ -168,7 +172,8 @@ impl Device for CpuDevice {
     }
 
     fn alloc_kv(&self, spec: KvSpec) -> CpuKv {
-        CpuKv::new(spec)
+        self.kvs.set(self.kvs.get() + 1);
+        CpuKv::new(spec, self.kvs.get())
     }
 
     fn begin(&self, meta: &StepMeta) -> CpuStep {

@@ -1,7 +1,8 @@
 //! How many rows a step gets, so that it takes neither too long nor too little time.
 
 /// A step of running streams takes so many times what it takes without prompts.
-const SLOWDOWN: f64 = 3.0;
+/// More would let a stall of the machine, half a step long, be felt as four times.
+const SLOWDOWN: f64 = 2.5;
 /// A step without running streams takes so long, so that aborts and arrivals are seen.
 const ALONE_S: f64 = 1.0;
 /// Prompts have so many rows beside running streams, however long they take.
@@ -61,7 +62,7 @@ impl StepBudget {
     }
 
     /// Rows of the next step, at most `max`: one for each of the sequences that decode now, the rest for prompts. The step
-    /// takes about three times what it would without prompts, but has some prompt rows; without streams about a second.
+    /// takes about two and a half times what it would without prompts, but has some prompt rows; without streams about a second.
     pub fn rows(&self, decoding_now: usize, max: usize) -> usize {
         let rows = match decoding_now {
             0 => self.rows_alone(),
@@ -76,7 +77,7 @@ impl StepBudget {
     }
 
     fn prompt_rows(&self, decode_rows: usize) -> usize {
-        // Of a step that takes three times as long because of its prompt rows, these are two thirds.
+        // Of a step that takes that much longer because of its prompt rows, these are the difference.
         let row = self.beside.or(self.alone.map(|row| row * SLOWDOWN / (SLOWDOWN - 1.0)));
         let rows = self.decode_s(decode_rows).zip(row).map_or(0.0, |(decode, row)| SLOWDOWN * decode / row);
         (rows as usize).max(MIN_PROMPT_ROWS)

@@ -26,12 +26,14 @@ pub struct CpuKv {
 const SCALES: usize = 2 * LANES * size_of::<u16>();
 
 impl CpuKv {
-    pub(crate) fn new(spec: KvSpec) -> Self {
+    /// That of the `nth` layer that has one.
+    pub(crate) fn new(spec: KvSpec, nth: usize) -> Self {
         let element = match spec.dtype {
             KvDType::Float(dtype) => dtype.bytes(),
             KvDType::Fp8 => 1,
         };
-        CpuKv { spec, memory: Memory::zeroed(spec.blocks * spec.num_kv_heads * run_len(&spec) * element) }
+        let bytes = spec.blocks * spec.num_kv_heads * run_len(&spec) * element;
+        CpuKv { spec, memory: Memory::staggered(bytes, nth) }
     }
 
     /// The keys `[head_dim][16]` of a block and head.
