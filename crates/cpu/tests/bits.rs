@@ -351,7 +351,7 @@ fn logits() {
                 &mut x,
                 &[
                     LogitEdit::Add { row: 0, col: 17, by: 3.0 },
-                    LogitEdit::Repetition { row: rows - 1, col: 18, by: 1.3 },
+                    LogitEdit::Repetition { row: rows - 1, cols: vec![18, 700], by: 1.3 },
                     LogitEdit::Divide { row: 0, by: 0.7 },
                 ],
             );

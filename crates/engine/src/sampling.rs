@@ -74,8 +74,14 @@ impl SamplingParams {
         self.temperature < GREEDY_BELOW
     }
 
-    fn penalises(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    /// Whether it matters which tokens there are already.
+    fn repeats(&self) -> bool {
+        self.repetition_penalty != 1.0
+    }
+
+    /// Whether it matters how often the completion has a token.
+    fn counts(&self) -> bool {
+        self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
     /// What a rank needs to choose, `position` being that of the token to come.
@@ -118,23 +124,34 @@ pub(crate) fn check(request: &GenerateRequest, vocab_size: usize) -> Result<(), 
 pub(crate) struct History {
     /// Tokens of the completion so far.
     generated: usize,
-    /// Ids that the prompt has, and how often the completion has each of its own; both empty where nothing is penalised.
-    prompt: BTreeSet<u32>,
+    /// Ids that the prompt or the completion has, in order; empty without a repetition penalty.
+    seen: Vec<u32>,
+    /// How often the completion has each of its own; empty without presence and frequency penalties.
     counts: BTreeMap<u32, u32>,
 }
 
 impl History {
     /// That of a request whose completion begins.
     pub fn new(request: &GenerateRequest) -> Self {
-        let is_needed = request.sampling.repetition_penalty != 1.0;
-        let prompt = if is_needed { request.prompt.iter().copied().collect() } else { BTreeSet::new() };
-        History { prompt, ..History::default() }
+        let mut seen = Vec::new();
+        if request.sampling.repeats() {
+            seen.clone_from(&request.prompt);
+            seen.sort_unstable();
+            seen.dedup();
+            seen.shrink_to_fit();
+        }
+        History { seen, ..History::default() }
     }
 
     /// Notes a token of the completion.
     pub fn add(&mut self, request: &GenerateRequest, token: u32) {
         self.generated += 1;
-        if request.sampling.penalises() {
+        if request.sampling.repeats()
+            && let Err(place) = self.seen.binary_search(&token)
+        {
+            self.seen.insert(place, token);
+        }
+        if request.sampling.counts() {
             *self.counts.entry(token).or_default() += 1;
         }
     }
@@ -146,12 +163,11 @@ impl History {
         let bias = request.logit_bias.iter().map(|&(id, by)| LogitEdit::Add { row, col: id as usize, by });
         let mut edits: Vec<LogitEdit> = bias.collect();
         self.forbid(request, row, mask, &mut edits);
-        if sampling.repetition_penalty != 1.0 {
+        if sampling.repeats() {
             let by = sampling.repetition_penalty;
-            let seen: BTreeSet<u32> = self.prompt.iter().chain(self.counts.keys()).copied().collect();
-            edits.extend(seen.iter().map(|&id| LogitEdit::Repetition { row, col: id as usize, by }));
+            edits.push(LogitEdit::Repetition { row, cols: self.seen.clone(), by });
         }
-        if sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0 {
+        if sampling.counts() {
             let by = |n: u32| -(sampling.presence_penalty + sampling.frequency_penalty * n as f32);
             let seen = self.counts.iter();
             edits.extend(seen.map(|(&id, &n)| LogitEdit::Add { row, col: id as usize, by: by(n) }));
@@ -295,14 +311,14 @@ mod tests {
         let request = request();
         let mut history = History::new(&request);
         let add = |col, by| LogitEdit::Add { row: 6, col, by };
-        let seen = |col| LogitEdit::Repetition { row: 6, col, by: 2.0 };
+        let seen = |cols: &[u32]| LogitEdit::Repetition { row: 6, cols: cols.to_vec(), by: 2.0 };
         let biases = [add(8, -3.0), add(1, 4.0)];
         let short = [add(2, f32::NEG_INFINITY), add(70, f32::NEG_INFINITY)];
         let cool = LogitEdit::Divide { row: 6, by: 0.5 };
-        let expected = [&biases[..], &short, &[seen(3), seen(5), cool.clone()]].concat();
+        let expected = [&biases[..], &short, &[seen(&[3, 5]), cool.clone()]].concat();
         assert_eq!(history.edits(&request, 6, None), expected);
         [7, 3, 7].into_iter().for_each(|token| history.add(&request, token));
-        let counted = [seen(3), seen(5), seen(7), add(3, -1.5), add(7, -2.0), cool];
+        let counted = [seen(&[3, 5, 7]), add(3, -1.5), add(7, -2.0), cool];
         assert_eq!(history.edits(&request, 6, None), [&biases[..], &counted].concat());
     }
 

@@ -103,12 +103,12 @@ pub enum LogitEdit {
         /// What is added.
         by: f32,
     },
-    /// Divides a positive logit, multiplies a negative one (repetition penalty).
+    /// Divides positive logits, multiplies negative ones (repetition penalty).
     Repetition {
         /// Row of the logits.
         row: usize,
-        /// Column of the logits.
-        col: usize,
+        /// Columns of the logits: as many as a sequence has different tokens.
+        cols: Vec<u32>,
         /// The penalty.
         by: f32,
     },

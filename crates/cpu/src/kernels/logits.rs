@@ -16,9 +16,12 @@ pub(crate) fn edit(exec: &Exec, logits: &mut [f32], cols: usize, edits: &[LogitE
     for edit in edits {
         match *edit {
             LogitEdit::Add { row, col, by } => logits[row * cols + col] += by,
-            LogitEdit::Repetition { row, col, by } => {
-                let logit = &mut logits[row * cols + col];
-                *logit = if *logit > 0.0 { *logit / by } else { *logit * by };
+            LogitEdit::Repetition { row, cols: ref seen, by } => {
+                let logits = &mut logits[row * cols..(row + 1) * cols];
+                for &col in seen {
+                    let logit = &mut logits[col as usize];
+                    *logit = if *logit > 0.0 { *logit / by } else { *logit * by };
+                }
             }
             LogitEdit::Allow { row, ref words } => {
                 // Less work than waking a thread is worth.

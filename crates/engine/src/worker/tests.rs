@@ -110,12 +110,12 @@ impl Running {
     }
 
     fn edits(&self, row: usize) -> Vec<LogitEdit> {
-        let seen = self.tokens.last().copied().unwrap() as usize;
+        let seen = self.tokens.last().copied().unwrap();
         vec![
             LogitEdit::Add { row, col: 5, by: 1.5 },
             LogitEdit::Add { row, col: 0, by: f32::NEG_INFINITY },
             LogitEdit::Allow { row, words: allowed(self.vocab_size, |id| id % 3 == 1) },
-            LogitEdit::Repetition { row, col: seen, by: 1.3 },
+            LogitEdit::Repetition { row, cols: vec![seen, 9], by: 1.3 },
             LogitEdit::Divide { row, by: 0.8 },
         ]
     }

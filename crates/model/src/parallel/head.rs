@@ -112,8 +112,9 @@ impl<D: Device> ParallelLmHead<D> {
                     }
                     local(col).map(|col| LogitEdit::Add { row, col, by })
                 }
-                LogitEdit::Repetition { col, by, .. } => {
-                    local(col).map(|col| LogitEdit::Repetition { row, col, by })
+                LogitEdit::Repetition { ref cols, by, .. } => {
+                    let cols = cols.iter().filter_map(|&col| local(col as usize)).map(|col| col as u32);
+                    Some(LogitEdit::Repetition { row, cols: cols.collect(), by })
                 }
                 LogitEdit::Allow { ref words, .. } => {
                     logits.forbidden.insert(row);

@@ -55,7 +55,7 @@ impl Logits {
                 let col = (row * 7 + i * i * 13) % self.cols;
                 edits.push(match i % 3 {
                     0 => LogitEdit::Add { row, col, by: 1.7 - i as f32 },
-                    _ => LogitEdit::Repetition { row, col, by: 1.3 },
+                    _ => LogitEdit::Repetition { row, cols: vec![col as u32, self.cols as u32 / 3], by: 1.3 },
                 });
             }
             if row % 3 > 0 {

@@ -7,9 +7,11 @@ pub(super) fn edit(logits: &mut ReferenceTensor, edits: &[LogitEdit]) {
     for edit in edits {
         match *edit {
             LogitEdit::Add { row, col, by } => *element(logits, row, col) += by,
-            LogitEdit::Repetition { row, col, by } => {
-                let x = element(logits, row, col);
-                *x = if *x > 0.0 { *x / by } else { *x * by };
+            LogitEdit::Repetition { row, ref cols, by } => {
+                for &col in cols {
+                    let x = element(logits, row, col as usize);
+                    *x = if *x > 0.0 { *x / by } else { *x * by };
+                }
             }
             LogitEdit::Allow { row, ref words } => {
                 for col in (0..logits.cols).filter(|&col| !LogitEdit::allows(words, col)) {

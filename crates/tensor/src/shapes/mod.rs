@@ -390,14 +390,15 @@ impl<R: Recorder> Device for Shapes<R> {
     fn edit_logits(&self, logits: &mut ShapeTensor, edits: &[LogitEdit]) {
         let mut elements = 0;
         for edit in edits {
-            let (row, cols) = match *edit {
-                LogitEdit::Add { row, col, .. } | LogitEdit::Repetition { row, col, .. } => {
-                    (row, col..col + 1)
+            let (row, end, edited) = match *edit {
+                LogitEdit::Add { row, col, .. } => (row, col + 1, 1),
+                LogitEdit::Repetition { row, ref cols, .. } => {
+                    (row, cols.iter().max().map_or(0, |&col| col as usize + 1), cols.len())
                 }
-                LogitEdit::Allow { row, .. } | LogitEdit::Divide { row, .. } => (row, 0..logits.cols),
+                LogitEdit::Allow { row, .. } | LogitEdit::Divide { row, .. } => (row, logits.cols, logits.cols),
             };
-            assert!(row < logits.rows && cols.end <= logits.cols, "edit_logits: {edit:?} of {logits}");
-            elements += cols.len();
+            assert!(row < logits.rows && end <= logits.cols, "edit_logits: {edit:?} of {logits}");
+            elements += edited;
         }
         self.record(
             "edit_logits",
