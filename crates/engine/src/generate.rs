@@ -1,6 +1,6 @@
 //! Requests on an engine: as one batch, or as they come.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use model::check_tokens;
 use tensor::Part;
@@ -8,12 +8,10 @@ use tensor::Part;
 use crate::bubble::Fill;
 use crate::data_parallel::{FromReplica, ToReplica, receive, send};
 use crate::dispatch::Assigned;
+use crate::replica::POLL;
 use crate::sampling;
 use crate::serving::{Event, LoadReport};
 use crate::{Completion, Engine, EngineError, FinishReason, GenerateRequest};
-
-/// How long it waits before it asks other replicas again what they have done.
-const POLL: Duration = Duration::from_micros(200);
 
 impl Engine {
     /// Runs requests as one batch. `on_token(request, token)` is called for each token as it is chosen; `true`

@@ -12,6 +12,7 @@ mod experts;
 mod generate;
 mod grammar;
 mod groups;
+mod helper;
 mod launch;
 mod leader;
 mod memory;

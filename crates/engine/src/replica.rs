@@ -6,6 +6,7 @@
 //! of a prompt follow each other without waiting, for nothing is sampled from them.
 
 mod flight;
+mod starting;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tensor::{KV_BLOCK, Part};
 
 use crate::EngineError;
 use crate::bubble::Fill;
-use crate::grammar::{Conforming, Grammars};
+use crate::grammar::{Conforming, Grammars, Start};
 use crate::leader::Leader;
 use crate::plan::context_parallel;
 use crate::request::{FinishReason, GenerateRequest, Timing};
@@ -26,6 +27,10 @@ use crate::serving::{Event, LoadReport};
 use crate::worker::Reply;
 
 use flight::{AskOf, Flight};
+use starting::Starting;
+
+/// How long a leader that has nothing else to do waits at a time for what others are doing.
+pub(crate) const POLL: Duration = Duration::from_micros(200);
 
 /// What a replica is set up with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +58,8 @@ pub(crate) struct Replica {
     lanes: Vec<Lane>,
     flight: VecDeque<Flight>,
     running: BTreeMap<u64, Running>,
+    /// Those whose grammars are not ready yet.
+    starting: Starting,
     next_lane: usize,
     pub timing: Timing,
     /// Steps since [`Replica::prepare`].
@@ -69,9 +76,6 @@ struct Lane {
     /// Whether a step of it samples and is not collected yet.
     sampling: bool,
 }
-
-/// Where a completion conforms from, and which tokens may be first.
-type Start = (Conforming, Option<Vec<u32>>);
 
 /// A request that has not ended.
 struct Running {
@@ -97,13 +101,18 @@ impl Running {
         if self.request.stop_token_ids.contains(&token) {
             return Ok(Some(FinishReason::Stop));
         }
+        if let Some(conforming) = &mut self.conforming
+            && conforming.take(token)?
+        {
+            return Ok(Some(FinishReason::Stop));
+        }
+        if self.generated == self.request.max_tokens {
+            return Ok(Some(FinishReason::Length));
+        }
         if let Some(conforming) = &mut self.conforming {
-            if conforming.take(token)? {
-                return Ok(Some(FinishReason::Stop));
-            }
             self.mask = conforming.mask()?;
         }
-        Ok((self.generated == self.request.max_tokens).then_some(FinishReason::Length))
+        Ok(None)
     }
 
     /// Tokens still to be run.
@@ -137,13 +146,22 @@ impl Replica {
         };
         let lanes = (0..prepare.lanes).map(lane).collect();
         let began = Some(Instant::now());
-        *self = Replica { prepared: prepare, lanes, began, ..Replica::new(self.grammars.take()) };
+        let starting = std::mem::take(&mut self.starting);
+        *self = Replica { prepared: prepare, lanes, began, starting, ..Replica::new(self.grammars.take()) };
     }
 
-    /// Puts a request on the lane with the least work, less what of its prompt is in the lane's cache. `max_tokens` must fit
+    /// Takes a request. One with a grammar runs as soon as that is ready, for which nobody else waits. `max_tokens` must fit
     /// the model's positions.
     pub fn submit(&mut self, id: u64, request: GenerateRequest) -> Result<(), EngineError> {
-        let (conforming, mask) = self.start_grammar(&request)?.unzip();
+        match request.grammar.is_some() {
+            true => self.starting.begin(id, request, self.grammars.as_ref()),
+            false => self.add(id, request, None),
+        }
+    }
+
+    /// Puts a request on the lane with the least work, less what of its prompt is in the lane's cache.
+    fn add(&mut self, id: u64, request: GenerateRequest, start: Option<Start>) -> Result<(), EngineError> {
+        let (conforming, mask) = start.unzip();
         let mask = mask.flatten();
         let lane = self.lane_for(&request);
         let cache = CacheUse { salt: request.cache_salt, reads: request.prompt_logprobs.is_none() };
@@ -156,13 +174,19 @@ impl Replica {
         Ok(())
     }
 
-    /// What a request's tokens must conform to, and which may be first.
-    fn start_grammar(&self, request: &GenerateRequest) -> Result<Option<Start>, EngineError> {
-        let Some(grammar) = &request.grammar else { return Ok(None) };
-        let none = || EngineError::Request("grammars need a tokenizer, which this model has not".into());
-        let mut conforming = self.grammars.as_ref().ok_or_else(none)?.start(grammar)?;
-        let mask = conforming.mask().map_err(EngineError::Request)?;
-        Ok(Some((conforming, mask)))
+    /// Adds those whose grammars are ready. If there is nothing else to do it waits for one, for a moment.
+    fn add_started(&mut self, on: &mut dyn FnMut(Event)) -> Result<(), EngineError> {
+        let mut patience = match self.running.is_empty() && self.flight.is_empty() {
+            true => POLL,
+            false => Duration::ZERO,
+        };
+        while let Some((id, request, start)) = self.starting.next_within(patience)? {
+            patience = Duration::ZERO;
+            if let Err(error) = start.and_then(|start| self.add(id, request, Some(start))) {
+                on(Event::Refused { id, message: error.to_string() });
+            }
+        }
+        Ok(())
     }
 
     fn lane_for(&self, request: &GenerateRequest) -> usize {
@@ -182,19 +206,21 @@ impl Replica {
 
     /// Ends a request now, if it still runs.
     pub fn abort(&mut self, id: u64) {
+        self.starting.abort(id);
         if let Some(running) = self.running.remove(&id) {
             self.lanes[running.lane].scheduler.abort(id);
         }
     }
 
-    /// Whether nothing runs and nothing is on its way.
+    /// Whether nothing runs or begins, and nothing is on its way.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.flight.is_empty()
+        self.running.is_empty() && self.starting.is_empty() && self.flight.is_empty()
     }
 
     /// How busy it is.
     pub fn load(&self) -> LoadReport {
         let mut load = self.load;
+        load.waiting += self.starting.len();
         for Lane { scheduler, .. } in &self.lanes {
             let (usage, counters) = (scheduler.usage(), scheduler.counters());
             load.running += scheduler.num_running();
@@ -214,6 +240,7 @@ impl Replica {
     /// # Errors
     /// A rank fails.
     pub fn pump(&mut self, leader: &mut dyn Leader, on: &mut dyn FnMut(Event)) -> Result<(), EngineError> {
+        self.add_started(on)?;
         // Enough that no stage runs dry while a reply travels; a single stage does one step at a time.
         let room = if self.prepared.stages == 1 { 1 } else { 2 * self.prepared.stages };
         while self.flight.len() < room && self.issue_next(leader, on)? {}

@@ -50,6 +50,11 @@ impl Held {
         Held { matcher, eos_token_ids }
     }
 
+    /// The same, with nothing in common: what clones learn of a grammar they share, and its limits with it.
+    pub fn fresh(&self) -> Self {
+        Held { matcher: self.matcher.deep_clone(), eos_token_ids: self.eos_token_ids.clone() }
+    }
+
     /// As [`Conforming::mask`].
     ///
     /// # Errors

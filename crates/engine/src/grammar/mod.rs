@@ -1,5 +1,6 @@
 //! Completions that conform to something: which tokens may come next, by llguidance.
 
+mod cache;
 mod conforming;
 mod limits;
 mod opened;
@@ -14,6 +15,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 
+use cache::{Cache, Compiled};
 pub(crate) use conforming::Conforming;
 use conforming::Held;
 use opened::Watch;
@@ -28,12 +30,16 @@ pub struct Grammars {
     vocab_size: usize,
     eos_token_ids: Vec<u32>,
     factory: OnceLock<Result<ParserFactory, String>>,
+    cache: Cache,
 }
+
+/// Where a completion conforms from, and which tokens may be first; `None`: all.
+pub(crate) type Start = (Conforming, Option<Vec<u32>>);
 
 impl Grammars {
     /// For a model whose logits have `vocab_size` ids, and whose completions end with `eos_token_ids`.
     pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, eos_token_ids: Vec<u32>) -> Self {
-        Grammars { tokenizer, vocab_size, eos_token_ids, factory: OnceLock::new() }
+        Grammars { tokenizer, vocab_size, eos_token_ids, factory: OnceLock::new(), cache: Cache::default() }
     }
 
     /// Sorts the vocabulary now.
@@ -41,9 +47,9 @@ impl Grammars {
         let _ = self.factory();
     }
 
-    fn factory(&self) -> Result<&ParserFactory, EngineError> {
+    fn factory(&self) -> Result<&ParserFactory, String> {
         let made = self.factory.get_or_init(|| self.make());
-        made.as_ref().map_err(|why| EngineError::Request(format!("grammars can't be used: {why}")))
+        made.as_ref().map_err(|why| format!("grammars can't be used: {why}"))
     }
 
     fn make(&self) -> Result<ParserFactory, String> {
@@ -68,18 +74,44 @@ impl Grammars {
         Ok(factory)
     }
 
-    /// Makes a grammar ready.
+    /// Begins a completion under a grammar. That takes some hundred milliseconds for a large one that wasn't used lately. Each
+    /// completion has all of its own, so none depends on others that have the same grammar.
     ///
     /// # Errors
     /// It is none, or costs too much: one line.
-    pub(crate) fn start(&self, grammar: &Grammar) -> Result<Conforming, EngineError> {
+    pub(crate) fn start(&self, grammar: &Grammar) -> Result<Start, EngineError> {
+        self.with_compiled(grammar, |held, first| match grammar {
+            Grammar::Opened(opened) => {
+                let watch = Watch::new(self.tokenizer.clone(), opened, held.fresh());
+                (Conforming::Watched(Box::new(watch)), None)
+            }
+            _ => (Conforming::Held(Box::new(held.fresh())), Some(first.to_vec())),
+        })
+    }
+
+    /// Whether a grammar can be used.
+    ///
+    /// # Errors
+    /// It is none, or costs too much: one line.
+    pub fn check(&self, grammar: &Grammar) -> Result<(), EngineError> {
+        self.with_compiled(grammar, |_, _| ())
+    }
+
+    fn with_compiled<T>(&self, grammar: &Grammar, with: impl FnOnce(&Held, &[u32]) -> T) -> Result<T, EngineError> {
+        let with = |compiled: &Compiled| match compiled {
+            Ok((held, first)) => Ok(with(held, first)),
+            Err(why) => Err(EngineError::Request(why.clone())),
+        };
+        self.cache.with(grammar, || self.compile(grammar), with)
+    }
+
+    fn compile(&self, grammar: &Grammar) -> Compiled {
         let kind = match grammar {
             Grammar::JsonSchema(_) => "JSON schema",
             Grammar::Regex(_) => "regular expression",
             Grammar::Lark(_) | Grammar::Opened(_) => "grammar",
         };
-        let refused =
-            |why: String| EngineError::Request(format!("the {kind} can't be used: {}", one_line(&why)));
+        let refused = |why: String| format!("the {kind} can't be used: {}", one_line(&why));
         let lark = |text: &str| {
             limits::check_lark(text)?;
             Ok(TopLevelGrammar::from_lark(text.to_owned()))
@@ -104,13 +136,8 @@ impl Grammars {
         }
         let mut held = Held::new(matcher, self.eos_token_ids.clone());
         // The first mask shows whether it allows anything.
-        held.mask().map_err(refused)?;
-        Ok(match grammar {
-            Grammar::Opened(opened) => {
-                Conforming::Watched(Box::new(Watch::new(self.tokenizer.clone(), opened, held)))
-            }
-            _ => Conforming::Held(Box::new(held)),
-        })
+        let first = held.mask().map_err(refused)?;
+        Ok((held, first))
     }
 
     /// A schema whose JSON is as Python writes it, `{"a": 1, "b": [2, 3]}`, unless it says otherwise under `x-guidance`. With
@@ -124,14 +151,6 @@ impl Grammars {
             schema.insert("x-guidance".into(), style);
         }
         schema
-    }
-
-    /// Whether a grammar can be used.
-    ///
-    /// # Errors
-    /// It is none, or costs too much: one line.
-    pub fn check(&self, grammar: &Grammar) -> Result<(), EngineError> {
-        self.start(grammar).map(drop)
     }
 }
 

@@ -57,7 +57,7 @@ fn text_is_free_until_an_opener_and_conforms_from_there() {
         ("Some <|user|>", ""),
     ] {
         for pick in 0..20 {
-            let mut conforming = grammars.start(&opened(true)).unwrap();
+            let mut conforming = grammars.start(&opened(true)).unwrap().0;
             assert!(conforming.mask().unwrap().is_none());
             assert!(take(&mut conforming, &tokenizer, text), "{text}");
             let (said, _) = go_on(&mut conforming, &tokenizer, pick);
@@ -73,7 +73,7 @@ fn text_is_free_until_an_opener_and_conforms_from_there() {
 fn what_only_looks_like_an_opener_is_text() {
     let (grammars, tokenizer) = grammars();
     for text in ["<tool_calls> <tool_call", "<tool_call", "so {\"n\": 4", "{\"name\": 1", "{ }", "plain"] {
-        let mut conforming = grammars.start(&opened(true)).unwrap();
+        let mut conforming = grammars.start(&opened(true)).unwrap().0;
         assert!(!take(&mut conforming, &tokenizer, text), "{text}");
     }
 }
@@ -85,7 +85,7 @@ fn behind_a_call_text_is_free_again_or_the_completion_is_over() {
     let tokens = tokenizer.encode(call, false).unwrap();
     let (last, before) = tokens.split_last().unwrap();
     for repeats in [true, false] {
-        let mut conforming = grammars.start(&opened(repeats)).unwrap();
+        let mut conforming = grammars.start(&opened(repeats)).unwrap().0;
         before.iter().for_each(|&token| assert_eq!(conforming.take(token), Ok(false)));
         assert!(conforming.mask().unwrap().is_some());
         assert_eq!(conforming.take(*last), Ok(!repeats));
