@@ -47,8 +47,7 @@ pub(crate) enum ToReplica {
 /// Back.
 #[derive(Serialize, Deserialize)]
 pub(crate) enum FromReplica {
-    /// What became of requests, and how busy it is.
-    Events(Vec<Event>, LoadReport),
+    News(News),
     Reports(Vec<RankReport>, Timing),
     Pulses(Vec<RankPulse>),
     /// In nanoseconds.
@@ -56,10 +55,25 @@ pub(crate) enum FromReplica {
     Traces(Vec<RankTrace>),
 }
 
+/// What has become of requests, and how busy a replica is.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct News {
+    pub events: Vec<Event>,
+    pub load: LoadReport,
+    /// Whether it has streams that run.
+    pub decodes: bool,
+    /// How many requests, aborts and questions for pulses it has read in all.
+    pub read: u64,
+}
+
 /// Sends a message to another replica's leader.
 pub(crate) fn send(leader: &mut dyn Leader, to: usize, message: &impl Serialize) -> Result<(), EngineError> {
-    let bytes = postcard::to_stdvec(message).expect("a message can be written");
-    leader.between_replicas(&mut |group| group.send_bytes(&bytes, to))
+    send_bytes(leader, to, &postcard::to_stdvec(message).expect("a message can be written"))
+}
+
+/// Sends one that is written already.
+pub(crate) fn send_bytes(leader: &mut dyn Leader, to: usize, bytes: &[u8]) -> Result<(), EngineError> {
+    leader.between_replicas(&mut |group| group.send_bytes(bytes, to))
 }
 
 /// The next message of another replica's leader; `None` if none is there and it isn't waited for.
@@ -85,16 +99,16 @@ pub(crate) fn receive<T: DeserializeOwned>(
 /// A rank fails.
 pub(crate) fn serve(leader: &mut dyn Leader, grammars: Option<Arc<Grammars>>) -> Result<(), EngineError> {
     let mut replica = Replica::new(grammars);
-    let mut events = Vec::new();
+    let mut teller = Teller::default();
     loop {
         let Some(message) = receive(leader, 0, replica.is_idle())? else {
-            replica.pump(leader, &mut |event| events.push(event))?;
-            tell(leader, &mut events, &replica)?;
+            replica.pump(leader, &mut |event| teller.events.push(event))?;
+            teller.tell(leader, &replica)?;
             continue;
         };
         if matches!(message, ToReplica::Prepare { .. } | ToReplica::Report | ToReplica::Trace) {
             // Steps may be on their way whose requests have been aborted.
-            replica.settle(leader, &mut |event| events.push(event))?;
+            replica.settle(leader, &mut |event| teller.events.push(event))?;
         }
         match message {
             ToReplica::Prepare { prepare, blocks } => {
@@ -106,13 +120,13 @@ pub(crate) fn serve(leader: &mut dyn Leader, grammars: Option<Arc<Grammars>>) ->
             }
             ToReplica::Submit { id, request } => {
                 if let Err(error) = replica.submit(id, request) {
-                    events.push(Event::Refused { id, message: error.to_string() });
-                    tell(leader, &mut events, &replica)?;
+                    teller.events.push(Event::Refused { id, message: error.to_string() });
                 }
+                teller.has_read(leader, &replica)?;
             }
             ToReplica::Abort { id } => {
                 replica.abort(id);
-                tell(leader, &mut events, &replica)?;
+                teller.has_read(leader, &replica)?;
             }
             ToReplica::Report => {
                 let reports = leader.reports()?;
@@ -121,6 +135,7 @@ pub(crate) fn serve(leader: &mut dyn Leader, grammars: Option<Arc<Grammars>>) ->
             ToReplica::Pulse => {
                 let pulses = leader.pulses()?;
                 send(leader, 0, &FromReplica::Pulses(pulses))?;
+                teller.has_read(leader, &replica)?;
             }
             ToReplica::Clock => {
                 let clock = HostClock::now();
@@ -137,7 +152,31 @@ pub(crate) fn serve(leader: &mut dyn Leader, grammars: Option<Arc<Grammars>>) ->
     }
 }
 
-/// Tells rank 0 what has become of requests since.
-fn tell(leader: &mut dyn Leader, events: &mut Vec<Event>, replica: &Replica) -> Result<(), EngineError> {
-    send(leader, 0, &FromReplica::Events(std::mem::take(events), replica.load()))
+/// Tells rank 0 the news.
+#[derive(Default)]
+struct Teller {
+    events: Vec<Event>,
+    read: u64,
+    /// What it was told last, beside events.
+    told: (LoadReport, bool, u64),
+}
+
+impl Teller {
+    /// Counts a message, and tells of it.
+    fn has_read(&mut self, leader: &mut dyn Leader, replica: &Replica) -> Result<(), EngineError> {
+        self.read += 1;
+        self.tell(leader, replica)
+    }
+
+    /// Tells what is new, if anything is.
+    fn tell(&mut self, leader: &mut dyn Leader, replica: &Replica) -> Result<(), EngineError> {
+        let now = (replica.load(), replica.num_decoding() > 0, self.read);
+        if self.events.is_empty() && self.told == now {
+            return Ok(());
+        }
+        self.told = now;
+        let (load, decodes, read) = now;
+        let events = std::mem::take(&mut self.events);
+        send(leader, 0, &FromReplica::News(News { events, load, decodes, read }))
+    }
 }

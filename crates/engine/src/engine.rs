@@ -8,15 +8,15 @@ use model::{KeptAs, ModelConfig, bytes_per_token};
 use tensor::{DType, KvDType};
 
 use crate::bubble::Bubble;
-use crate::data_parallel::{FromReplica, ToReplica, receive, send};
 use crate::dispatch::Dispatch;
 use crate::groups;
 use crate::launch;
 use crate::leader::Leader;
+use crate::peers::Peers;
 use crate::prepared::{Prepared, Settings};
 use crate::replica::Replica;
 use crate::savings::Savings;
-use crate::serving::{Event, LoadReport};
+use crate::serving::Event;
 use crate::trace::{RankTrace, Recording};
 use crate::worker::Command;
 use crate::{EngineError, EngineOptions, Plan, RankPulse, RankReport, Timing};
@@ -42,8 +42,7 @@ pub struct Engine {
     load: Duration,
     pub(crate) replica: Replica,
     pub(crate) dispatch: Dispatch,
-    /// How busy other replicas are, as they last told; the first is not among them.
-    pub(crate) loads: Vec<LoadReport>,
+    pub(crate) peers: Peers,
     /// What was told while something else was waited for.
     pub(crate) unheard: Vec<Event>,
     pub(crate) timing: Timing,
@@ -127,7 +126,7 @@ impl Engine {
             replica: Replica::new(options.grammars.clone()),
             dispatch: Dispatch::new(dp),
             unheard: Vec::new(),
-            loads: vec![LoadReport::default(); dp],
+            peers: Peers::new(dp),
             timing: Timing::default(),
             bubble: None,
             requests: 0,
@@ -265,50 +264,22 @@ impl Engine {
         Ok(reports)
     }
 
-    /// What each rank of all replicas has done since it was loaded.
+    /// Asks what each rank of all replicas has done since it was loaded. [`Engine::take_pulses`] has it once all have
+    /// answered: other replicas do so between two of their steps.
     ///
     /// # Errors
     /// A rank is missing.
-    pub fn pulses(&mut self) -> Result<Vec<RankPulse>, EngineError> {
-        for replica in 1..self.plan.mesh.dp {
-            send(&mut *self.leader, replica, &ToReplica::Pulse)?;
-        }
-        let mut pulses = self.leader.pulses()?;
-        for replica in 1..self.plan.mesh.dp {
-            let wanted = |message| match message {
-                FromReplica::Pulses(pulses) => Ok(pulses),
-                other => Err(Box::new(other)),
-            };
-            pulses.extend(self.answer_of(replica, wanted)?);
-        }
-        Ok(pulses)
+    pub fn ask_for_pulses(&mut self) -> Result<(), EngineError> {
+        let own = self.leader.pulses()?;
+        self.peers.ask_for_pulses(&mut *self.leader, own)
+    }
+
+    /// What was asked for, once.
+    pub fn take_pulses(&mut self) -> Option<Vec<RankPulse>> {
+        self.peers.take_pulses()
     }
 
     pub(crate) fn reports_of(&mut self, replica: usize) -> Result<(Vec<RankReport>, Timing), EngineError> {
-        send(&mut *self.leader, replica, &ToReplica::Report)?;
-        self.answer_of(replica, |message| match message {
-            FromReplica::Reports(reports, timing) => Ok((reports, timing)),
-            other => Err(Box::new(other)),
-        })
-    }
-
-    /// The next message of a replica that is what is wanted. Events that come before it are kept.
-    fn answer_of<T>(
-        &mut self,
-        replica: usize,
-        wanted: impl Fn(FromReplica) -> Result<T, Box<FromReplica>>,
-    ) -> Result<T, EngineError> {
-        loop {
-            let Some(message) = receive(&mut *self.leader, replica, true)? else { continue };
-            match wanted(message) {
-                Ok(answer) => return Ok(answer),
-                Err(other) => {
-                    if let FromReplica::Events(events, load) = *other {
-                        self.unheard.extend(events);
-                        self.loads[replica] = load;
-                    }
-                }
-            }
-        }
+        self.peers.report(&mut *self.leader, replica, &mut |event| self.unheard.push(event))
     }
 }

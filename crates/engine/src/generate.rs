@@ -6,7 +6,7 @@ use model::check_tokens;
 use tensor::Part;
 
 use crate::bubble::Fill;
-use crate::data_parallel::{FromReplica, ToReplica, receive, send};
+use crate::data_parallel::ToReplica;
 use crate::dispatch::Assigned;
 use crate::replica::POLL;
 use crate::sampling;
@@ -113,7 +113,7 @@ impl Engine {
                 self.replica.abort(id);
                 Ok(())
             }
-            Some(replica) => send(&mut *self.leader, replica, &ToReplica::Abort { id }),
+            Some(replica) => self.peers.tell(&mut *self.leader, replica, &ToReplica::Abort { id }),
         }
     }
 
@@ -122,9 +122,9 @@ impl Engine {
         self.replica.settle(&mut *self.leader, &mut |_| {})
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to do, and [`Engine::load_report`] is that of now.
     pub fn is_idle(&self) -> bool {
-        self.dispatch.is_idle() && self.replica.is_idle()
+        self.dispatch.is_idle() && self.replica.is_idle() && self.peers.have_read_all()
     }
 
     /// Goes on by a step, if there is anything to do; `on` hears of what becomes of requests as it happens. Returns at once
@@ -142,7 +142,7 @@ impl Engine {
                         refused.push(Event::Refused { id, message: error.to_string() });
                     }
                 }
-                _ => send(&mut *self.leader, replica, &ToReplica::Submit { id, request })?,
+                _ => self.peers.tell(&mut *self.leader, replica, &ToReplica::Submit { id, request })?,
             }
         }
         let dispatch = &mut self.dispatch;
@@ -155,16 +155,7 @@ impl Engine {
         let was_idle = self.replica.is_idle();
         self.leader.leave();
         self.replica.pump(&mut *self.leader, &mut told)?;
-        let mut heard = false;
-        for replica in 1..self.plan.mesh.dp {
-            while let Some(message) = receive(&mut *self.leader, replica, false)? {
-                heard = true;
-                if let FromReplica::Events(events, load) = message {
-                    events.into_iter().for_each(&mut told);
-                    self.loads[replica] = load;
-                }
-            }
-        }
+        let heard = self.peers.hear(&mut *self.leader, &mut told)?;
         if was_idle && !heard {
             std::thread::sleep(POLL);
         }
@@ -175,7 +166,7 @@ impl Engine {
     pub fn load_report(&self) -> LoadReport {
         let mut load = self.replica.load();
         load.waiting += self.dispatch.waiting();
-        self.loads.iter().skip(1).fold(load, |sum, load| sum.beside(*load))
+        self.peers.beside(load)
     }
 
     /// What the call came to.

@@ -18,6 +18,7 @@ mod leader;
 mod memory;
 mod options;
 mod pack;
+mod peers;
 mod plan;
 mod pool;
 mod prepared;

@@ -2,7 +2,7 @@
 
 use tensor::KV_BLOCK;
 
-use crate::data_parallel::{ToReplica, send};
+use crate::data_parallel::ToReplica;
 use crate::dispatch::Dispatch;
 use crate::replica::Prepare;
 use crate::worker::Command;
@@ -96,9 +96,7 @@ impl Engine {
     /// Sets all replicas up. What an earlier call left behind, because a rank failed, is forgotten.
     fn set_up(&mut self, prepare: Prepare) -> Result<(), EngineError> {
         let blocks = self.allocate(prepare.lanes * prepare.blocks_per_lane)?;
-        for replica in 1..self.plan.mesh.dp {
-            send(&mut *self.leader, replica, &ToReplica::Prepare { prepare, blocks })?;
-        }
+        self.peers.command(&mut *self.leader, &ToReplica::Prepare { prepare, blocks })?;
         self.dispatch = Dispatch::new(self.plan.mesh.dp);
         self.replica.prepare(prepare);
         Ok(())

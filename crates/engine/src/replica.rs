@@ -217,6 +217,11 @@ impl Replica {
         self.running.is_empty() && self.starting.is_empty() && self.flight.is_empty()
     }
 
+    /// Sequences that decode.
+    pub fn num_decoding(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.scheduler.num_decoding()).sum()
+    }
+
     /// How busy it is.
     pub fn load(&self) -> LoadReport {
         let mut load = self.load;

@@ -19,7 +19,7 @@ pub enum ToEngine {
         /// The request.
         id: u64,
     },
-    /// Asks for [`FromEngine::Pulses`], which come between two steps.
+    /// Asks for [`FromEngine::Pulses`], which come when all replicas are between two of their steps.
     Pulse,
     /// Ends the worker, whatever runs.
     Stop,
@@ -39,7 +39,7 @@ pub enum FromEngine {
     Ready(EngineInfo),
     /// What became of requests, in order.
     Events(Vec<Event>),
-    /// How busy it is, after each step and after each change without one.
+    /// How busy it is, whenever that has changed: after each step, and after what changes it without one.
     Load(LoadReport),
     /// What each rank holds and has done since it was loaded.
     Pulses(Vec<RankPulse>),

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
-use super::{EngineInfo, Event, FromEngine, ToEngine};
+use super::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
 use crate::{Engine, EngineError};
 
 /// Serves what comes in until it is told to stop or nobody is there any more. [`Engine::open`] comes before.
@@ -15,6 +15,7 @@ pub fn run(
     outbox: &Sender<FromEngine>,
 ) -> Result<(), EngineError> {
     let _ = outbox.send(FromEngine::Ready(info(engine)?));
+    let mut told = LoadReport::default();
     loop {
         // Without work it waits for some, else it takes what is there.
         let mut next = match engine.is_idle() {
@@ -32,7 +33,14 @@ pub fn run(
         if !engine.is_idle() {
             step(engine, outbox)?;
         }
-        let _ = outbox.send(FromEngine::Load(engine.load_report()));
+        if let Some(pulses) = engine.take_pulses() {
+            let _ = outbox.send(FromEngine::Pulses(pulses));
+        }
+        let load = engine.load_report();
+        if load != told {
+            told = load;
+            let _ = outbox.send(FromEngine::Load(load));
+        }
     }
 }
 
@@ -45,9 +53,7 @@ fn take(engine: &mut Engine, message: ToEngine, outbox: &Sender<FromEngine>) -> 
             }
         }
         ToEngine::Abort { id } => engine.abort(id)?,
-        ToEngine::Pulse => {
-            let _ = outbox.send(FromEngine::Pulses(engine.pulses()?));
-        }
+        ToEngine::Pulse => engine.ask_for_pulses()?,
         ToEngine::Stop => unreachable!("the loop ends with it"),
     }
     Ok(())
