@@ -153,6 +153,7 @@ impl Engine {
         };
         std::mem::take(&mut self.unheard).into_iter().chain(refused).for_each(&mut told);
         let was_idle = self.replica.is_idle();
+        self.replica.others_decode = self.peers.decode();
         self.leader.leave();
         self.replica.pump(&mut *self.leader, &mut told)?;
         let heard = self.peers.hear(&mut *self.leader, &mut told)?;

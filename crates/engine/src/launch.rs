@@ -16,7 +16,7 @@ use crate::leader::{Leader, Leading, guarded};
 use crate::pulse::RankPulse;
 use crate::report::RankReport;
 use crate::trace::RankTrace;
-use crate::worker::{Command, Reply, Worker};
+use crate::worker::{Command, LateEdits, Reply, Worker};
 use crate::{EngineError, Grammars, cpus};
 
 /// How long the threads of a group that ends are waited for.
@@ -137,6 +137,9 @@ fn load<M: MakeDevice>(
     groups: RankGroups<M::Device>,
     progress: &dyn Fn(u64),
 ) -> Result<Worker<M::Device>, ModelError> {
+    if groups.leads() {
+        warm_up(setup.options.grammars.as_ref());
+    }
     let dev = setup.make.make(groups.rank);
     let (decoder, loaded) = {
         let count = |bytes: u64| {
@@ -163,6 +166,15 @@ fn load<M: MakeDevice>(
         kv: None,
         spent: Default::default(),
     })
+}
+
+/// Sorts the vocabulary while the weights load, so that the first request with a grammar needn't wait for it.
+fn warm_up(grammars: Option<&Arc<Grammars>>) {
+    if let Some(grammars) = grammars.cloned() {
+        let work = move || grammars.warm_up();
+        // Without the thread that request waits.
+        drop(cpus::on_all(|| std::thread::Builder::new().name("vocabulary".into()).spawn(work)));
+    }
 }
 
 /// However long the slowest takes: all go on together, with deadlines from here on.
@@ -209,8 +221,8 @@ impl<D: HostDevice> Ranks<D> {
 }
 
 impl<D: HostDevice> Leader for Ranks<D> {
-    fn issue(&mut self, command: &Command) -> Result<(), EngineError> {
-        let result = self.leading.issue(command);
+    fn issue_step(&mut self, command: &Command, late: LateEdits) -> Result<(), EngineError> {
+        let result = self.leading.issue_step(command, late);
         self.explained(result)
     }
 

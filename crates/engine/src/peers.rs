@@ -107,11 +107,7 @@ impl Peers {
     ///
     /// # Errors
     /// A rank fails.
-    pub fn hear(
-        &mut self,
-        leader: &mut dyn Leader,
-        on: &mut dyn FnMut(Event),
-    ) -> Result<bool, EngineError> {
+    pub fn hear(&mut self, leader: &mut dyn Leader, on: &mut dyn FnMut(Event)) -> Result<bool, EngineError> {
         let mut heard = false;
         for replica in 1..=self.peers.len() {
             while let Some(message) = receive(leader, replica, false)? {

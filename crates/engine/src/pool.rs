@@ -4,12 +4,9 @@ use tensor::KV_BLOCK;
 
 use crate::data_parallel::ToReplica;
 use crate::dispatch::Dispatch;
-use crate::replica::Prepare;
+use crate::replica::{MICRO_BATCH_ROWS, Prepare};
 use crate::worker::Command;
 use crate::{Engine, EngineError, GenerateRequest, memory};
-
-/// Rows of a pipeline's step below which more steps would cost more than the stages' waiting.
-const MICRO_BATCH_ROWS: usize = 64;
 
 /// What a server's requests share.
 #[derive(Clone, Copy, Debug, PartialEq)]

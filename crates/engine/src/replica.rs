@@ -6,7 +6,11 @@
 //! of a prompt follow each other without waiting, for nothing is sampled from them.
 
 mod flight;
+mod masks;
+mod running;
 mod starting;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,19 +22,27 @@ use tensor::{KV_BLOCK, Part};
 
 use crate::EngineError;
 use crate::bubble::Fill;
-use crate::grammar::{Conforming, Grammars, Start};
+use crate::grammar::{Grammars, Start};
 use crate::leader::Leader;
 use crate::plan::context_parallel;
-use crate::request::{FinishReason, GenerateRequest, Timing};
-use crate::sampling::{History, Sampled};
+use crate::request::{GenerateRequest, Timing};
+use crate::sampling::Sampled;
 use crate::serving::{Event, LoadReport};
 use crate::worker::Reply;
 
 use flight::{AskOf, Flight};
+use masks::{Held, Masks};
+use running::Running;
 use starting::Starting;
 
 /// How long a leader that has nothing else to do waits at a time for what others are doing.
 pub(crate) const POLL: Duration = Duration::from_micros(200);
+
+/// How long steps of prompts may take while other replicas' tokens wait for their ends.
+const RELAY_S: f64 = 0.1;
+
+/// Rows of a pipeline's step below which more steps would cost more than the stages' waiting.
+pub(crate) const MICRO_BATCH_ROWS: usize = 64;
 
 /// What a replica is set up with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +72,12 @@ pub(crate) struct Replica {
     running: BTreeMap<u64, Running>,
     /// Those whose grammars are not ready yet.
     starting: Starting,
+    masks: Masks,
     next_lane: usize,
+    /// What steps of any lane take.
+    budget: StepBudget,
+    /// Whether other replicas have streams that run: their tokens are told between steps of this one.
+    pub others_decode: bool,
     pub timing: Timing,
     /// Steps since [`Replica::prepare`].
     pub fill: Fill,
@@ -72,53 +89,8 @@ pub(crate) struct Replica {
 struct Lane {
     scheduler: Scheduler,
     first_block: u32,
-    budget: StepBudget,
     /// Whether a step of it samples and is not collected yet.
     sampling: bool,
-}
-
-/// A request that has not ended.
-struct Running {
-    request: GenerateRequest,
-    generated: usize,
-    history: History,
-    lane: usize,
-    /// Tokens of the prompt whose log-probabilities have been asked for.
-    scored: usize,
-    /// Whether events have begun to tell those.
-    is_told_of: bool,
-    /// Where its tokens must conform to something.
-    conforming: Option<Conforming>,
-    /// Which tokens may be next there.
-    mask: Option<Vec<u32>>,
-}
-
-impl Running {
-    /// Notes a token that was chosen. Why it is the last, if it is.
-    fn take(&mut self, token: u32) -> Result<Option<FinishReason>, String> {
-        self.generated += 1;
-        self.history.add(&self.request, token);
-        if self.request.stop_token_ids.contains(&token) {
-            return Ok(Some(FinishReason::Stop));
-        }
-        if let Some(conforming) = &mut self.conforming
-            && conforming.take(token)?
-        {
-            return Ok(Some(FinishReason::Stop));
-        }
-        if self.generated == self.request.max_tokens {
-            return Ok(Some(FinishReason::Length));
-        }
-        if let Some(conforming) = &mut self.conforming {
-            self.mask = conforming.mask()?;
-        }
-        Ok(None)
-    }
-
-    /// Tokens still to be run.
-    fn work(&self) -> usize {
-        self.request.work() - self.generated.min(self.request.work())
-    }
 }
 
 impl Replica {
@@ -141,13 +113,13 @@ impl Replica {
         let lane = |i: usize| Lane {
             scheduler: Scheduler::new(config),
             first_block: (i * prepare.blocks_per_lane) as u32,
-            budget: StepBudget::default(),
             sampling: false,
         };
         let lanes = (0..prepare.lanes).map(lane).collect();
         let began = Some(Instant::now());
-        let starting = std::mem::take(&mut self.starting);
-        *self = Replica { prepared: prepare, lanes, began, starting, ..Replica::new(self.grammars.take()) };
+        let (starting, masks) = (std::mem::take(&mut self.starting), std::mem::take(&mut self.masks));
+        let new = Replica::new(self.grammars.take());
+        *self = Replica { prepared: prepare, lanes, began, starting, masks, ..new };
     }
 
     /// Takes a request. One with a grammar runs as soon as that is ready, for which nobody else waits. `max_tokens` must fit
@@ -159,18 +131,13 @@ impl Replica {
         }
     }
 
-    /// Puts a request on the lane with the least work, less what of its prompt is in the lane's cache.
+    /// Puts a request on a lane with a free place: that with the least work, less what of its prompt is in the lane's cache.
     fn add(&mut self, id: u64, request: GenerateRequest, start: Option<Start>) -> Result<(), EngineError> {
-        let (conforming, mask) = start.unzip();
-        let mask = mask.flatten();
         let lane = self.lane_for(&request);
         let cache = CacheUse { salt: request.cache_salt, reads: request.prompt_logprobs.is_none() };
         let (prompt, max_tokens) = (request.prompt.clone(), request.max_tokens);
         self.lanes[lane].scheduler.add(Request { id, prompt, max_tokens, cache })?;
-        let history = History::new(&request);
-        let running =
-            Running { request, generated: 0, history, lane, scored: 0, is_told_of: false, conforming, mask };
-        self.running.insert(id, running);
+        self.running.insert(id, Running::new(request, lane, start.map(Held::new)));
         Ok(())
     }
 
@@ -194,9 +161,12 @@ impl Replica {
         for running in self.running.values() {
             work[running.lane] += running.work();
         }
+        let places = self.prepared.max_num_seqs.div_ceil(self.lanes.len());
         let cost = |lane: usize| {
             let scheduler = &self.lanes[lane].scheduler;
-            work[lane].saturating_sub(scheduler.cached_prefix(&request.prompt, request.cache_salt))
+            let is_full = scheduler.num_running() + scheduler.num_waiting() >= places;
+            let cached = scheduler.cached_prefix(&request.prompt, request.cache_salt);
+            (is_full, work[lane].saturating_sub(cached))
         };
         match self.lanes.len() {
             1 => 0,
@@ -275,7 +245,7 @@ impl Replica {
         for _ in 0..self.lanes.len() {
             let lane = self.next_lane;
             self.next_lane = (lane + 1) % self.lanes.len();
-            if self.lanes[lane].sampling {
+            if self.lanes[lane].sampling || self.must_wait(lane) {
                 continue;
             }
             leader.enter(Part::Scheduler);
@@ -290,11 +260,28 @@ impl Replica {
 
     /// The most tokens of a lane's next step.
     fn step_tokens(&self, lane: usize) -> usize {
-        let max = self.prepared.max_num_batched_tokens;
-        match self.prepared.follows_time {
-            true => self.lanes[lane].budget.rows(self.lanes[lane].scheduler.num_decoding(), max),
-            false => max,
+        let Prepare { max_num_batched_tokens: max, stages, follows_time, .. } = self.prepared;
+        let (own, all) = (self.lanes[lane].scheduler.num_decoding(), self.num_decoding());
+        match (follows_time, all) {
+            (false, _) => max,
+            (true, 0) => {
+                let rows = match self.others_decode {
+                    true => self.budget.rows_within(RELAY_S, max),
+                    false => self.budget.rows(0, max),
+                };
+                // A pipeline takes prompts in smaller steps, so that no stage waits long.
+                if stages == 1 { rows } else { (rows / (2 * stages)).max(MICRO_BATCH_ROWS).min(max) }
+            }
+            // Streams of other lanes wait for the prompts of this one, too: for one step per stage at most.
+            (true, all) => own + (self.budget.rows(all, max) - all.min(max)).div_ceil(stages),
         }
+    }
+
+    /// Whether a lane's next step would have streams of others wait for one prompt too many.
+    fn must_wait(&self, lane: usize) -> bool {
+        let decodes_elsewhere = self.num_decoding() > self.lanes[lane].scheduler.num_decoding();
+        let prompts = self.flight.iter().filter(|flight| flight.prompt_rows > 0).count();
+        decodes_elsewhere && prompts >= self.prepared.stages
     }
 
     /// Ends the leader's part with the step's command.
@@ -320,7 +307,13 @@ impl Replica {
             self.load.between_steps_s += (now - collected).as_secs_f64();
         }
         leader.leave();
-        leader.issue(&command)?;
+        let (masks, running) = (&mut self.masks, &mut self.running);
+        let mut joined = Ok(());
+        leader.issue_step(&command, &mut || {
+            joined = masks.join(running, &flight.asks);
+            flight.edits(running)
+        })?;
+        joined?;
         self.fill.issued(flight.prompt_rows > 0);
         let lane_of = &mut self.lanes[lane];
         match flight.samples() {
@@ -350,7 +343,7 @@ impl Replica {
         leader.enter(Part::Scheduler);
         self.fill.collected();
         self.count(&flight);
-        self.take(flight, sampled, on);
+        self.take(flight, sampled, on)?;
         leader.leave();
         if self.is_idle() {
             self.collected = None; // from here on it waits for work
@@ -359,7 +352,12 @@ impl Replica {
     }
 
     /// What came of a step's rows of logits means this for its requests.
-    fn take(&mut self, flight: Flight, sampled: Vec<Sampled>, on: &mut dyn FnMut(Event)) {
+    fn take(
+        &mut self,
+        flight: Flight,
+        sampled: Vec<Sampled>,
+        on: &mut dyn FnMut(Event),
+    ) -> Result<(), EngineError> {
         let mut outputs = Vec::with_capacity(sampled.len());
         let mut asked = flight.asks.iter().zip(sampled).peekable();
         while let Some((ask, sampled)) = asked.next() {
@@ -380,19 +378,26 @@ impl Replica {
                 outputs.push((id, token, true)); // it was aborted on the way
                 continue;
             };
-            let (end, failed) = match running.take(token) {
-                Ok(end) => (end, None),
-                Err(why) => (None, Some(format!("the completion can't be held to its grammar: {why}"))),
+            // Without a mask anything was chosen.
+            let taken = match running.failure() {
+                Some(why) => Err(why.clone()),
+                None => running.take(token),
             };
-            let is_last = end.is_some() || failed.is_some();
+            let is_last = !matches!(taken, Ok(None));
             outputs.push((id, token, is_last));
-            if is_last {
-                self.running.remove(&id);
+            match taken {
+                Ok(end) => {
+                    self.load.generation_tokens += 1;
+                    on(Event::Token { id, token, logprobs: sampled.logprobs, end });
+                }
+                Err(why) => {
+                    let message = format!("the completion can't be held to its grammar: {why}");
+                    on(Event::Refused { id, message });
+                }
             }
-            self.load.generation_tokens += 1;
-            on(Event::Token { id, token, logprobs: sampled.logprobs, end });
-            if let Some(message) = failed {
-                on(Event::Refused { id, message });
+            match is_last {
+                true => drop(self.running.remove(&id)),
+                false => self.masks.begin(id, running)?,
             }
         }
         if flight.samples() {
@@ -400,6 +405,7 @@ impl Replica {
             lane.sampling = false;
             lane.scheduler.complete(&flight.batch, &outputs);
         }
+        Ok(())
     }
 
     /// A step's time is that since the one before was collected: what overlaps counts once.
@@ -417,7 +423,7 @@ impl Replica {
         };
         *sum = (sum.0 + count, sum.1 + seconds);
         let rows = flight.batch.num_tokens();
-        self.lanes[flight.lane].budget.observe(flight.batch.num_decoding, flight.prompt_rows, seconds);
+        self.budget.observe(flight.batch.num_decoding, flight.prompt_rows, seconds);
         self.load.steps += 1;
         self.load.last_step_tokens = rows;
         self.load.last_step_s = seconds;

@@ -143,6 +143,11 @@ impl History {
         History { seen, ..History::default() }
     }
 
+    /// Tokens of the completion so far.
+    pub fn generated(&self) -> usize {
+        self.generated
+    }
+
     /// Notes a token of the completion.
     pub fn add(&mut self, request: &GenerateRequest, token: u32) {
         self.generated += 1;

@@ -30,8 +30,8 @@ pub(crate) enum Command {
     /// Makes a KV cache of this many blocks, in place of the one before.
     AllocateKv { blocks: usize },
     /// Copies KV blocks, from the first of each pair to the second, runs a step and answers what is asked of each of its
-    /// logit rows. Rows of `edits` are numbers of asks.
-    Generate { copies: Vec<(u32, u32)>, meta: StepMeta, edits: Vec<LogitEdit>, asks: Vec<Ask> },
+    /// logit rows. Rows of `edits` are numbers of asks; `None`: they follow when the forward pass is done.
+    Generate { copies: Vec<(u32, u32)>, meta: StepMeta, edits: Option<Vec<LogitEdit>>, asks: Vec<Ask> },
     /// Begins to count the time at work anew.
     Mark,
     /// Measures an all-reduce of one row in each tensor-parallel group.
@@ -52,9 +52,12 @@ impl Command {
     /// Runs a step and takes the log-probability of one id for each of its logit rows.
     pub fn score(meta: StepMeta, targets: &[u32]) -> Self {
         let asks = targets.iter().map(|&target| Ask::Score { target, top: 0 }).collect();
-        Command::Generate { copies: Vec::new(), meta, edits: Vec::new(), asks }
+        Command::Generate { copies: Vec::new(), meta, edits: Some(Vec::new()), asks }
     }
 }
+
+/// Makes the edits of a step whose command doesn't have them.
+pub(crate) type LateEdits<'a> = &'a mut dyn FnMut() -> Vec<LogitEdit>;
 
 /// What a rank tells its leader.
 #[derive(Debug, Serialize, Deserialize)]
@@ -120,7 +123,7 @@ impl<D: Device> Worker<D> {
             if matches!(command, Command::Stop) {
                 return Ok(());
             }
-            if let Some(reply) = self.run(&command)? {
+            if let Some(reply) = self.run(&command, None)? {
                 self.reply(&reply)?;
             }
         }
@@ -129,15 +132,44 @@ impl<D: Device> Worker<D> {
     /// The leader: has all ranks of the replica do something, and does its own part. A step of a single stage ends
     /// with its reply.
     pub fn lead(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
-        if self.groups.mesh.replica_size() == 1 {
-            return self.run(command);
+        self.lead_step(command, &mut Vec::new)
+    }
+
+    /// The same. `late` makes the step's edits if the command doesn't have them.
+    pub fn lead_step(&mut self, command: &Command, late: LateEdits) -> Result<Option<Reply>, ModelError> {
+        if self.groups.mesh.replica_size() > 1 {
+            self.say(command, Part::Scheduler)?;
         }
-        let written = || postcard::to_stdvec(command).expect("a command can be written");
-        let mut bytes = self.dev.span(Part::Scheduler, written);
-        let calls = Calls { dev: &self.dev, group: &self.groups.tensor, part: Part::Exchange };
-        calls.broadcast(&mut bytes, Some(self.comm_timeout))?;
+        self.run(command, Some(late))
+    }
+
+    /// The leader: tells all ranks of the replica. Writing counts for `part`.
+    fn say(&self, message: &impl Serialize, part: Part) -> Result<(), ModelError> {
+        let written = || postcard::to_stdvec(message).expect("a message can be written");
+        let mut bytes = self.dev.span(part, written);
+        self.in_the_stage().broadcast(&mut bytes, Some(self.comm_timeout))?;
+        self.pass_on(&bytes)
+    }
+
+    /// The edits of a step whose command didn't have them. Those that don't lead wait for them.
+    fn late_edits(&self, late: Option<LateEdits>) -> Result<Vec<LogitEdit>, ModelError> {
+        if let Some(late) = late {
+            let edits = self.dev.span(Part::Sampling, late);
+            if self.groups.mesh.replica_size() > 1 {
+                self.say(&edits, Part::Sampling)?;
+            }
+            return Ok(edits);
+        }
+        let mut bytes = Vec::new();
+        match self.previous() {
+            None => self.in_the_stage().broadcast(&mut bytes, Some(self.comm_timeout))?,
+            Some(previous) => {
+                let receive = || self.groups.replica().recv_bytes(previous, Some(self.comm_timeout));
+                bytes = self.dev.span(Part::Exchange, receive)?;
+            }
+        }
         self.pass_on(&bytes)?;
-        self.run(command)
+        Ok(postcard::from_bytes(&bytes).expect("the leader writes what the others read"))
     }
 
     /// The leader of several stages: the reply to the oldest step that has none yet.
@@ -165,6 +197,10 @@ impl<D: Device> Worker<D> {
         }
     }
 
+    fn in_the_stage(&self) -> Calls<'_, D> {
+        Calls { dev: &self.dev, group: &self.groups.tensor, part: Part::Exchange }
+    }
+
     fn in_the_replica(&self) -> Calls<'_, D> {
         Calls { dev: &self.dev, group: self.groups.replica(), part: Part::Exchange }
     }
@@ -178,7 +214,7 @@ impl<D: Device> Worker<D> {
         Ok(self.in_the_replica().send_bytes(&bytes, 0)?)
     }
 
-    fn run(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
+    fn run(&mut self, command: &Command, late: Option<LateEdits>) -> Result<Option<Reply>, ModelError> {
         match command {
             Command::AllocateKv { blocks } => {
                 self.kv = None;
@@ -187,7 +223,16 @@ impl<D: Device> Worker<D> {
                     Some(KvCache::new(&self.dev, layout, stage, self.groups.at.tp, *blocks, self.kv_dtype));
             }
             Command::Generate { copies, meta, edits, asks } => {
-                return self.step(meta, Asked::of(asks), |worker| worker.generate(copies, meta, edits, asks));
+                return self.step(meta, Asked::of(asks), |worker| {
+                    let before = worker.groups.tensor.stats();
+                    let hidden = worker.forward(copies, meta)?;
+                    let followed = match edits {
+                        Some(_) => Vec::new(),
+                        None => worker.late_edits(late)?,
+                    };
+                    let edits = edits.as_ref().unwrap_or(&followed);
+                    hidden.map(|hidden| worker.answer(&hidden, edits, asks, before)).transpose()
+                });
             }
             Command::Mark => {
                 self.spent.busy = Duration::ZERO;
@@ -297,21 +342,20 @@ impl<D: Device> Worker<D> {
         reply
     }
 
-    fn generate(
+    /// What comes of a step's logits. `before` is what the step began with.
+    fn answer(
         &mut self,
-        copies: &[(u32, u32)],
-        meta: &StepMeta,
+        hidden: &D::Tensor,
         edits: &[LogitEdit],
         asks: &[Ask],
-    ) -> Result<Option<Reply>, ModelError> {
-        let before = self.groups.tensor.stats();
-        let Some(hidden) = self.forward(copies, meta)? else { return Ok(None) };
+        before: CollectiveStats,
+    ) -> Result<Reply, ModelError> {
         let began = Instant::now();
         let rank = Rank::new(&self.dev, &self.groups.tensor);
-        let tokens = answer(rank, &self.decoder, &hidden, edits, asks)?;
+        let tokens = answer(rank, &self.decoder, hidden, edits, asks)?;
         self.spent.last = difference(self.groups.tensor.stats(), before);
         self.spent.busy += began.elapsed();
-        Ok(Some(Reply::Tokens(tokens)))
+        Ok(Reply::Tokens(tokens))
     }
 
     fn report(&self) -> Result<RankReport, ModelError> {

@@ -12,7 +12,7 @@ use common::Golden;
 use engine::serving::{Event, LoadReport};
 use engine::text::Tokenizer;
 use engine::{
-    Engine, EngineOptions, FinishReason, GenerateRequest, Grammar, Grammars, Logprobs, PoolOptions,
+    Engine, EngineOptions, FinishReason, GenerateRequest, Grammar, Grammars, Logprobs, Opened, PoolOptions,
     SamplingParams,
 };
 use model::ModelConfig;
@@ -257,16 +257,20 @@ fn a_second_prompt_with_the_same_beginning_computes_only_its_end() {
 
 /// The demo model: the golden checkpoints have no tokenizer.
 fn demo() -> (Engine, Arc<Grammars>, Arc<Tokenizer>) {
+    let (mut engine, grammars, tokenizer) = demo_on(options(2, 1, 2));
+    engine.open(&pool()).unwrap();
+    (engine, grammars, tokenizer)
+}
+
+fn demo_on(options: EngineOptions) -> (Engine, Arc<Grammars>, Arc<Tokenizer>) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo");
     let config = ModelConfig::parse(&checkpoint::config_file(&dir).unwrap(), None).unwrap();
     let tokenizer = Arc::new(Tokenizer::from_dir(&dir).unwrap());
     let grammars =
         Arc::new(Grammars::new(tokenizer.clone(), config.vocab_size, config.eos_token_ids.clone()));
-    let options = EngineOptions { grammars: Some(grammars.clone()), ..options(2, 1, 2) };
+    let options = EngineOptions { grammars: Some(grammars.clone()), ..options };
     let source = WeightSource::Files(Checkpoint::open(&dir).unwrap());
-    let mut engine = Engine::load(config, source, &options, &|_, _| {}).unwrap();
-    engine.open(&pool()).unwrap();
-    (engine, grammars, tokenizer)
+    (Engine::load(config, source, &options, &|_, _| {}).unwrap(), grammars, tokenizer)
 }
 
 fn held_to(grammar: Grammar, prompt: &[u32], temperature: f32, seed: u64) -> GenerateRequest {
@@ -314,6 +318,86 @@ fn completions_conform_to_their_grammars() {
             Grammar::Opened(_) => unreachable!("none was asked for"),
         }
     }
+}
+
+/// Completions of every kind of grammar and of none, some penalised, some with the same text.
+fn mixed(tokenizer: &Tokenizer) -> Vec<GenerateRequest> {
+    let schema = r#"{"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string", "maxLength": 9}},
+        "required": ["a", "b"], "additionalProperties": false}"#;
+    let call = Opened {
+        openers: vec![" the".into(), " a".into()],
+        first_openers: vec!["{".into()],
+        grammar: "start: / (the|a)/ /[a-z ]{4,20}/ \".\"".into(),
+        repeats: true,
+    };
+    let grammars = [
+        Some(Grammar::JsonSchema(schema.into())),
+        Some(Grammar::Regex("([0-9]{2,5} )+end".into())),
+        None,
+        Some(Grammar::Opened(Box::new(call))),
+        Some(Grammar::Lark("start: (\"yes\" | \"no\") (\", \" /[a-z]+/)*".into())),
+    ];
+    let prompt = tokenizer.encode("Once upon a time, there was a little girl", true).unwrap();
+    let request = |i: usize| {
+        let prompt = &prompt[..prompt.len() - i % 4];
+        let mut request = held_to(Grammar::Regex("x".into()), prompt, 0.4 * (i % 3) as f32, i as u64);
+        request.grammar = grammars[i % grammars.len()].clone();
+        request.sampling.repetition_penalty = if i % 4 == 1 { 1.2 } else { 1.0 };
+        request.min_tokens = i % 7;
+        request.logprobs = (i % 6 == 0).then_some(2);
+        GenerateRequest { max_tokens: 20 + i, ..request }
+    };
+    (0..15).map(request).collect()
+}
+
+#[test]
+fn completions_under_grammars_are_the_same_alone_beside_others_on_any_split_and_after_preemptions() {
+    let (mut engine, _, tokenizer) = demo_on(options(1, 1, 1));
+    engine.open(&PoolOptions { prefix_caching: false, ..pool() }).unwrap();
+    let requests = mixed(&tokenizer);
+    let mut want = Vec::new();
+    for (id, request) in requests.iter().enumerate() {
+        let mut told = Told::default();
+        engine.submit(100 + id as u64, request.clone()).unwrap();
+        while !engine.is_idle() {
+            engine.step(&mut |event| told.take(event)).unwrap();
+        }
+        want.push(told);
+    }
+    for (tp, pp, dp) in [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2)] {
+        for (prefix_caching, is_tiny) in [(true, false), (false, true), (true, true)] {
+            let (mut engine, _, _) = demo_on(options(tp, pp, dp));
+            let per_token =
+                engine.reports().unwrap().iter().map(|rank| rank.kv_bytes_per_token).max().unwrap();
+            // For each lane enough for the longest, and no more.
+            let bytes = is_tiny.then_some(per_token * 16 * 4 * pp as u64);
+            engine.open(&PoolOptions { prefix_caching, kv_cache_memory_bytes: bytes, ..pool() }).unwrap();
+            let (got, load) = run(&mut engine, &requests, 9, &[2]);
+            let what = format!("tp {tp}, pp {pp}, dp {dp}, prefix caching {prefix_caching}, tiny {is_tiny}");
+            assert_same(&what, &got, &want, &[2]);
+            assert_eq!(load.preemptions > 0, is_tiny, "{what}: {load:?}");
+        }
+    }
+}
+
+#[test]
+fn a_completion_that_has_all_its_tokens_needs_no_further_mask() {
+    let (mut engine, _, tokenizer) = demo();
+    let prompt = tokenizer.encode("The", true).unwrap();
+    // Nothing conforms behind the first letter, which is found out there.
+    let dead = held_to(Grammar::Lark("start: \"a\" X\nX: /b/ & /c/".into()), &prompt, 0.0, 0);
+    engine.submit(0, GenerateRequest { max_tokens: 1, ..dead.clone() }).unwrap();
+    engine.submit(1, GenerateRequest { max_tokens: 2, ..dead }).unwrap();
+    let mut ends = BTreeMap::new();
+    while !engine.is_idle() {
+        let on = &mut |event: Event| match event {
+            Event::Token { id, end: Some(end), .. } => drop(ends.insert(id, Some(end))),
+            Event::Refused { id, .. } => drop(ends.insert(id, None)),
+            _ => {}
+        };
+        engine.step(on).unwrap();
+    }
+    assert_eq!(ends, BTreeMap::from([(0, Some(FinishReason::Length)), (1, None)]));
 }
 
 #[test]

@@ -49,7 +49,7 @@ impl StepBudget {
             (0, 0) => {}
             (_, 0) => self.observe_decode(decode_rows, seconds),
             (0, _) => {
-                let says = representative(prompt_rows, self.rows_alone(), seconds > ALONE_S);
+                let says = representative(prompt_rows, self.rows(0, usize::MAX), seconds > ALONE_S);
                 observe_row(&mut self.alone, seconds / prompt_rows as f64, says);
             }
             _ => {
@@ -64,16 +64,16 @@ impl StepBudget {
     /// Rows of the next step, at most `max`: one for each of the sequences that decode now, the rest for prompts. The step
     /// takes about two and a half times what it would without prompts, but has some prompt rows; without streams about a second.
     pub fn rows(&self, decoding_now: usize, max: usize) -> usize {
-        let rows = match decoding_now {
-            0 => self.rows_alone(),
-            _ => decoding_now.saturating_add(self.prompt_rows(decoding_now)),
-        };
-        rows.min(max)
+        match decoding_now {
+            0 => self.rows_within(ALONE_S, max),
+            _ => decoding_now.saturating_add(self.prompt_rows(decoding_now)).min(max),
+        }
     }
 
-    fn rows_alone(&self) -> usize {
+    /// Rows of a step of prompts alone that takes about so many seconds: at most `max`, and no fewer than are worth a step.
+    pub fn rows_within(&self, seconds: f64, max: usize) -> usize {
         let row = self.alone.or(self.beside);
-        row.map_or(0, |row| (ALONE_S / row) as usize).max(MIN_ROWS_ALONE)
+        row.map_or(0, |row| (seconds / row) as usize).max(MIN_ROWS_ALONE).min(max)
     }
 
     fn prompt_rows(&self, decode_rows: usize) -> usize {

@@ -2,13 +2,12 @@
 
 use std::io::{stdin, stdout};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use engine::serving::frames::{self, Sending};
 use engine::serving::{self, FromEngine, ToEngine};
-use engine::{Engine, EngineOptions, Grammars};
+use engine::{Engine, EngineOptions};
 
 use super::ServeArgs;
 use crate::error::{CliError, one_line};
@@ -33,9 +32,7 @@ pub fn live(args: &ServeArgs, options: &EngineOptions, membership: &Membership) 
     let told = out.sender.clone();
     let result = OpenModel::open(&args.model, &args.split, options, membership).and_then(|model| {
         let progress = |done, total| drop(told.send(FromEngine::Loading { done, total }));
-        let grammars = model.grammars();
-        warm_up(grammars.clone())?;
-        let options = EngineOptions { grammars, ..options.clone() };
+        let options = EngineOptions { grammars: model.grammars(), ..options.clone() };
         let loaded = model.load_with(&options, membership, &args.run, true, &progress)?;
         let mut engine = loaded.expect("a process on its own has the engine");
         engine.open(&args.pool())?;
@@ -49,13 +46,6 @@ pub fn live(args: &ServeArgs, options: &EngineOptions, membership: &Membership) 
     out.finish();
     // Ranks that hang must not keep this process.
     std::process::exit(0);
-}
-
-/// Sorts the vocabulary while the model loads, so that the first request with a grammar needn't wait for it.
-fn warm_up(grammars: Option<Arc<Grammars>>) -> Result<(), CliError> {
-    let Some(grammars) = grammars else { return Ok(()) };
-    std::thread::Builder::new().name("grammars".into()).spawn(move || grammars.warm_up())?;
-    Ok(())
 }
 
 /// Hands messages on. When they end the front is gone: then this process ends, also in the middle of a step.

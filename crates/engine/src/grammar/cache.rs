@@ -58,7 +58,8 @@ mod tests {
                 compiled.push(n);
                 Err(n.to_string())
             };
-            let found = cache.with(&Grammar::Regex(n.to_string()), compile, |found| found.as_ref().err().cloned());
+            let found =
+                cache.with(&Grammar::Regex(n.to_string()), compile, |found| found.as_ref().err().cloned());
             assert_eq!(found, Some(n.to_string()));
         };
         (0..KEPT).for_each(&mut used);

@@ -14,6 +14,11 @@ pub(crate) enum Conforming {
 }
 
 impl Conforming {
+    /// Whether all tokens may come next, for nothing is held to the grammar.
+    pub fn is_free(&self) -> bool {
+        matches!(self, Conforming::Watched(watch) if watch.is_free())
+    }
+
     /// One bit for each id that may come next, in words of 32; none where all may.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use opened::Watch;
 use crate::text::Tokenizer;
 use crate::{EngineError, Grammar};
 
-/// Makes grammars ready for a model. The vocabulary is sorted when the first one comes, or [`Grammars::warm_up`].
+/// Makes grammars ready for a model. The vocabulary is sorted while the model loads, or when the first one comes.
 pub struct Grammars {
     tokenizer: Arc<Tokenizer>,
     /// Ids of the model: with those that stand for nothing.
@@ -43,7 +43,7 @@ impl Grammars {
     }
 
     /// Sorts the vocabulary now.
-    pub fn warm_up(&self) {
+    pub(crate) fn warm_up(&self) {
         let _ = self.factory();
     }
 
@@ -97,7 +97,21 @@ impl Grammars {
         self.with_compiled(grammar, |_, _| ())
     }
 
-    fn with_compiled<T>(&self, grammar: &Grammar, with: impl FnOnce(&Held, &[u32]) -> T) -> Result<T, EngineError> {
+    /// Keeps a grammar from being ready until `until` is done.
+    #[cfg(test)]
+    pub fn hold(&self, grammar: &Grammar, until: impl FnOnce()) {
+        let compile = || {
+            until();
+            self.compile(grammar)
+        };
+        self.cache.with(grammar, compile, |_| ());
+    }
+
+    fn with_compiled<T>(
+        &self,
+        grammar: &Grammar,
+        with: impl FnOnce(&Held, &[u32]) -> T,
+    ) -> Result<T, EngineError> {
         let with = |compiled: &Compiled| match compiled {
             Ok((held, first)) => Ok(with(held, first)),
             Err(why) => Err(EngineError::Request(why.clone())),

@@ -46,6 +46,11 @@ impl Watch {
         Watch { tokenizer, openers, first_openers, ids, repeats: opened.repeats, fresh, state }
     }
 
+    /// As [`super::Conforming::is_free`].
+    pub fn is_free(&self) -> bool {
+        matches!(self.state, State::Free { .. })
+    }
+
     /// As [`super::Conforming::mask`].
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! A step that is on its way: what was asked of it, and the command that asks.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use scheduler::{Batch, BatchItem};
@@ -38,13 +39,18 @@ impl Flight {
     pub fn samples(&self) -> bool {
         self.batch.items.iter().any(|item| item.samples)
     }
+
+    /// What changes the logits of its rows.
+    pub fn edits(&self, running: &BTreeMap<u64, Running>) -> Vec<LogitEdit> {
+        let sampled = self.asks.iter().enumerate().filter(|(_, ask)| !ask.is_of_prompt);
+        sampled.filter_map(|(row, ask)| Some(running.get(&ask.id)?.edits(row))).flatten().collect()
+    }
 }
 
 /// What of a command is made row by row.
 #[derive(Default)]
 struct Parts {
     meta: StepMeta,
-    edits: Vec<LogitEdit>,
     asks: Vec<Ask>,
     of: Vec<AskOf>,
 }
@@ -54,6 +60,7 @@ impl Replica {
     pub(super) fn flight_of(&mut self, lane: usize, batch: Batch) -> (Flight, Command) {
         let first_block = self.lanes[lane].first_block;
         let mut parts = Parts::default();
+        let mut masks_follow = false;
         for item in &batch.items {
             let first = parts.meta.tokens.len();
             parts.meta.tokens.extend_from_slice(&item.tokens);
@@ -62,14 +69,17 @@ impl Replica {
             parts.score_prompt(running, item, first);
             if item.samples {
                 parts.sample(running, item, rows.end - 1);
+                masks_follow |= running.awaits_mask();
             }
             let block_table = item.block_table.iter().map(|block| block + first_block).collect();
             parts.meta.sequences.push(SequenceSpan { rows, start: item.start, block_table });
         }
         let prompt_rows = batch.num_tokens() - batch.num_decoding;
         let copies = batch.copies.iter().map(|(from, to)| (from + first_block, to + first_block)).collect();
-        let command = Command::Generate { copies, meta: parts.meta, edits: parts.edits, asks: parts.asks };
-        (Flight { lane, batch, issued: Instant::now(), prompt_rows, asks: parts.of }, command)
+        let flight = Flight { lane, batch, issued: Instant::now(), prompt_rows, asks: parts.of };
+        // Of the rows of a step all edits follow, or none.
+        let edits = (!masks_follow).then(|| flight.edits(&self.running));
+        (flight, Command::Generate { copies, meta: parts.meta, edits, asks: parts.asks })
     }
 }
 
@@ -89,10 +99,9 @@ impl Parts {
     }
 
     fn sample(&mut self, running: &Running, item: &BatchItem, row: usize) {
-        let Running { request, history, mask, .. } = running;
+        let request = &running.request;
         self.meta.logit_rows.push(row as u32);
         let position = item.start + item.tokens.len();
-        self.edits.extend(history.edits(request, self.asks.len(), mask.clone()));
         self.asks.push(Ask::Sample { choice: request.sampling.choice(position), logprobs: request.logprobs });
         self.of.push(AskOf { id: item.id, is_of_prompt: false });
     }

@@ -53,7 +53,9 @@ impl Starting {
     /// # Errors
     /// The thread has ended.
     pub fn next_within(&mut self, patience: Duration) -> Result<Option<Started>, EngineError> {
-        let Some(helper) = self.helper.as_ref().filter(|_| !self.requests.is_empty()) else { return Ok(None) };
+        let Some(helper) = self.helper.as_ref().filter(|_| !self.requests.is_empty()) else {
+            return Ok(None);
+        };
         while let Some((id, start)) = helper.next_within(patience)? {
             if let Some((request, start)) = self.requests.remove(&id).zip(start) {
                 return Ok(Some((id, Arc::unwrap_or_clone(request), start)));
@@ -74,7 +76,8 @@ impl Starting {
 fn helper_of(grammars: Arc<Grammars>) -> Result<Helper<Task, Done>, EngineError> {
     Helper::start("grammars", move |(id, request): Task| {
         let request = request.upgrade();
-        let start = request.and_then(|request| request.grammar.as_ref().map(|grammar| grammars.start(grammar)));
+        let start =
+            request.and_then(|request| request.grammar.as_ref().map(|grammar| grammars.start(grammar)));
         (id, start)
     })
 }

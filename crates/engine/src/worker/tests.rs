@@ -61,7 +61,7 @@ impl Running {
             sequences,
             logit_rows: (rows as u32 - asks.len() as u32..rows as u32).collect(),
         };
-        Command::Generate { copies: Vec::new(), meta, edits: edits.to_vec(), asks: asks.to_vec() }
+        Command::Generate { copies: Vec::new(), meta, edits: Some(edits.to_vec()), asks: asks.to_vec() }
     }
 
     fn run(&mut self, command: &Command) -> Result<Vec<Sampled>, EngineError> {

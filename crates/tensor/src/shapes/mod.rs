@@ -395,7 +395,9 @@ impl<R: Recorder> Device for Shapes<R> {
                 LogitEdit::Repetition { row, ref cols, .. } => {
                     (row, cols.iter().max().map_or(0, |&col| col as usize + 1), cols.len())
                 }
-                LogitEdit::Allow { row, .. } | LogitEdit::Divide { row, .. } => (row, logits.cols, logits.cols),
+                LogitEdit::Allow { row, .. } | LogitEdit::Divide { row, .. } => {
+                    (row, logits.cols, logits.cols)
+                }
             };
             assert!(row < logits.rows && end <= logits.cols, "edit_logits: {edit:?} of {logits}");
             elements += edited;
