@@ -248,6 +248,10 @@ impl<D: HostDevice> Leader for Ranks<D> {
         result
     }
 
+    fn worked(&self) -> Duration {
+        self.leading.worked()
+    }
+
     fn enter(&self, part: Part) {
         self.leading.enter(part);
     }

@@ -31,6 +31,8 @@ pub(crate) trait Leader {
     /// Puts what each rank of the replica recorded into `traces`. On an error, or when one takes longer than `deadline` to
     /// answer, what could be had is there.
     fn traces(&mut self, traces: &mut Vec<RankTrace>, deadline: Option<Duration>) -> Result<(), EngineError>;
+    /// How long this rank has been at forward passes and choices, since some moment.
+    fn worked(&self) -> Duration;
     /// Opens a part of what the leader does between steps; it counts for the next step.
     fn enter(&self, part: Part);
     /// Closes it.
@@ -94,6 +96,10 @@ impl<D: HostDevice> Leader for Leading<D> {
 
     fn traces(&mut self, traces: &mut Vec<RankTrace>, deadline: Option<Duration>) -> Result<(), EngineError> {
         self.as_rank(|worker| worker.traces(traces, deadline))
+    }
+
+    fn worked(&self) -> Duration {
+        self.worker.worked()
     }
 
     fn enter(&self, part: Part) {

@@ -195,3 +195,35 @@ impl Peers {
 fn encode(message: &ToReplica) -> Vec<u8> {
     postcard::to_stdvec(message).expect("a message can be written")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_on_the_way_than_there_is_surely_room_for() {
+        let mut peer = Peer::default();
+        peer.outbox.extend([3 * UNREAD_MAX, 10, UNREAD_MAX, 1].map(|bytes| vec![0; bytes]));
+        let send = |peer: &mut Peer| {
+            let mut sent = Vec::new();
+            while let Some(bytes) = peer.next() {
+                peer.unread.push_back(bytes.len());
+                sent.push(bytes.len());
+            }
+            sent
+        };
+        let news = |read| News { events: Vec::new(), load: LoadReport::default(), decodes: false, read };
+        assert_eq!(send(&mut peer), [3 * UNREAD_MAX], "alone it may be larger");
+        peer.take(news(0), &mut |_| {});
+        assert!(send(&mut peer).is_empty());
+        peer.take(news(1), &mut |_| {});
+        assert_eq!(send(&mut peer), [10]);
+        peer.take(news(2), &mut |_| {});
+        assert_eq!(send(&mut peer), [UNREAD_MAX]);
+        assert!(!peer.has_read_all());
+        peer.take(news(3), &mut |_| {});
+        assert_eq!(send(&mut peer), [1]);
+        peer.take(news(4), &mut |_| {});
+        assert!(peer.has_read_all());
+    }
+}

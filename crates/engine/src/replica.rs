@@ -84,6 +84,8 @@ pub(crate) struct Replica {
     load: LoadReport,
     began: Option<Instant>,
     collected: Option<Instant>,
+    /// What the leader had worked then.
+    worked: Duration,
 }
 
 struct Lane {
@@ -303,9 +305,6 @@ impl Replica {
         }
         let (flight, command) = self.flight_of(lane, batch);
         let now = Instant::now();
-        if let Some(collected) = self.collected.filter(|_| self.flight.is_empty()) {
-            self.load.between_steps_s += (now - collected).as_secs_f64();
-        }
         leader.leave();
         let (masks, running) = (&mut self.masks, &mut self.running);
         let mut joined = Ok(());
@@ -342,10 +341,10 @@ impl Replica {
         let Reply::Tokens(sampled) = leader.collect()? else { unreachable!("tokens were asked for") };
         leader.enter(Part::Scheduler);
         self.fill.collected();
-        self.count(&flight);
+        self.count(&flight, leader.worked());
         self.take(flight, sampled, on)?;
         leader.leave();
-        if self.is_idle() {
+        if self.running.is_empty() && self.flight.is_empty() {
             self.collected = None; // from here on it waits for work
         }
         Ok(())
@@ -409,8 +408,13 @@ impl Replica {
     }
 
     /// A step's time is that since the one before was collected: what overlaps counts once.
-    fn count(&mut self, flight: &Flight) {
+    fn count(&mut self, flight: &Flight, worked: Duration) {
         let now = Instant::now();
+        if let Some(before) = self.collected.filter(|_| self.prepared.stages == 1) {
+            let between = (now - before).saturating_sub(worked.saturating_sub(self.worked));
+            self.load.between_steps_s += between.as_secs_f64();
+        }
+        self.worked = worked;
         let since = self.collected.map_or(flight.issued, |before| before.max(flight.issued));
         self.collected = Some(now);
         let (seconds, decoded) = ((now - since).as_secs_f64(), flight.sampled());

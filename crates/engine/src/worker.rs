@@ -417,6 +417,11 @@ impl<D: Device> Worker<D> {
         Ok(StepReport::new(&step.parts, &costs, step.meta.num_rows()))
     }
 
+    /// How long it was at forward passes and choices since the last mark.
+    pub fn worked(&self) -> Duration {
+        self.spent.busy
+    }
+
     /// What steps cost this rank.
     pub fn costs(&self) -> StepCosts<'_> {
         let (layout, stage) = (self.decoder.layout(), self.decoder.stage());

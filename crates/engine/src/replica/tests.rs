@@ -1,13 +1,16 @@
-//! What is done beside the steps holds up nobody who runs.
+//! Steps are such that nobody waits long, and what is done beside them holds up nobody.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Instant;
 
 use checkpoint::{Checkpoint, WeightSource, config_file};
 use model::ModelConfig;
+use scheduler::Batch;
 
-use crate::serving::Event;
+use super::{Flight, Prepare, Replica};
+use crate::serving::{self, Event, FromEngine, ToEngine};
 use crate::text::Tokenizer;
 use crate::{Engine, EngineOptions, GenerateRequest, Grammar, Grammars, PoolOptions};
 
@@ -114,4 +117,109 @@ fn pulses_of_all_replicas_come_while_requests_run() {
     };
     assert_eq!(pulses.iter().map(|pulse| pulse.rank).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(engine.take_pulses(), None);
+}
+
+#[test]
+fn load_is_told_when_it_changes_and_not_before() {
+    let (mut engine, _) = demo(2);
+    let (to_engine, inbox) = channel();
+    let (outbox, told) = channel();
+    // The second one's replica works on when the first has nothing to do.
+    for (id, max_tokens) in [(0, 2), (1, 60)] {
+        to_engine.send(ToEngine::Submit { id, request: request(max_tokens, None) }).unwrap();
+    }
+    let watch = std::thread::spawn(move || {
+        let mut loads = Vec::new();
+        for message in told {
+            match message {
+                FromEngine::Load(load) => loads.push(load),
+                FromEngine::Events(events) if events.iter().any(|e| e.id() == 1 && e.is_last()) => {
+                    to_engine.send(ToEngine::Stop).unwrap();
+                }
+                _ => {}
+            }
+        }
+        loads
+    });
+    serving::run(&mut engine, &inbox, &outbox).unwrap();
+    drop(outbox);
+    let loads = watch.join().unwrap();
+    assert!(loads.len() > 2 && loads.windows(2).all(|pair| pair[0] != pair[1]));
+}
+
+/// A replica that nothing runs: with its lanes, four places, and steps that have taken a millisecond per row.
+fn replica(stages: usize) -> Replica {
+    let mut replica = Replica::new(None);
+    replica.prepare(Prepare {
+        lanes: stages,
+        blocks_per_lane: 400,
+        max_num_seqs: 4,
+        max_num_batched_tokens: 4096,
+        follows_time: true,
+        prefix_caching: false,
+        stages,
+        context: 1,
+    });
+    replica.budget.observe(0, 1000, 1.0);
+    replica
+}
+
+/// Runs a lane's prompts, so that they decode.
+fn decode(replica: &mut Replica, lane: usize) {
+    let scheduler = &mut replica.lanes[lane].scheduler;
+    let batch = scheduler.schedule(4096).unwrap();
+    let outputs: Vec<(u64, u32, bool)> = batch.items.iter().map(|item| (item.id, 9, false)).collect();
+    scheduler.complete(&batch, &outputs);
+}
+
+#[test]
+fn a_pipeline_takes_prompts_in_steps_that_leave_no_stage_waiting_long() {
+    assert_eq!(replica(1).step_tokens(0), 1000);
+    assert_eq!(replica(2).step_tokens(0), 250);
+    let mut slow = replica(2);
+    (0..30).for_each(|_| slow.budget.observe(0, 100, 2.0));
+    assert_eq!(slow.step_tokens(0), 64);
+}
+
+#[test]
+fn prompts_of_one_lane_leave_room_for_the_streams_of_another() {
+    let mut replica = replica(2);
+    replica.submit(0, request(50, None)).unwrap();
+    decode(&mut replica, 0);
+    replica.budget.observe(1, 0, 0.02);
+    // Beside one stream as many rows as make a step two and a half times as long, over the stages.
+    let beside = replica.budget.rows(1, 4096) - 1;
+    assert!((8..100).contains(&beside), "{beside}");
+    assert_eq!(
+        (replica.step_tokens(0), replica.step_tokens(1)),
+        (1 + beside.div_ceil(2), beside.div_ceil(2))
+    );
+    let prompt = |lane| Flight {
+        lane,
+        batch: Batch::default(),
+        issued: Instant::now(),
+        prompt_rows: beside,
+        asks: Vec::new(),
+    };
+    replica.flight.push_back(prompt(1));
+    assert!(!replica.must_wait(1));
+    replica.flight.push_back(prompt(1));
+    assert!(replica.must_wait(1) && !replica.must_wait(0), "the stream itself goes on");
+}
+
+#[test]
+fn prompts_take_shorter_steps_while_streams_of_other_replicas_wait_for_their_ends() {
+    let mut replica = replica(1);
+    replica.others_decode = true;
+    assert_eq!(replica.step_tokens(0), 100);
+}
+
+#[test]
+fn a_lane_with_a_free_place_goes_before_one_with_less_work() {
+    let mut replica = replica(2);
+    for (id, max_tokens) in [(0, 1), (1, 500), (2, 1)] {
+        replica.submit(id, request(max_tokens, None)).unwrap();
+    }
+    assert_eq!([0, 1, 2].map(|id| replica.running[&id].lane), [0, 1, 0]);
+    assert_eq!(replica.lane_for(&request(1, None)), 1);
 }

@@ -166,7 +166,8 @@ pub struct LoadReport {
     pub last_step_tokens: usize,
     /// Seconds that it took.
     pub last_step_s: f64,
-    /// Seconds that the worker spent between steps, on scheduling and messages, since it began.
+    /// Seconds from step to step in which leaders of a single stage were at neither a forward pass nor a choice, but scheduled,
+    /// told others and noted what was, since it began. Steps of a pipeline overlap: nothing of those.
     pub between_steps_s: f64,
 }
 
