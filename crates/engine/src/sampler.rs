@@ -1,7 +1,7 @@
 //! Choosing tokens from logits that no rank has whole (NUMERICS.md, rule 6), and weighing those that were chosen already.
 //!
 //! Candidates are ordered by (logit descending, id ascending). Every rank sees the same candidates and so asks
-//! for more of them, or stops, as all others do; what rank 0 chose is what all run on.
+//! for more of them, or stops, as all others do; what the first rank of the last stage chose is what all run on.
 
 use model::{Decoder, Logits, ModelError, Rank};
 use tensor::{Device, DeviceError, LogitEdit, Part, math};

@@ -7,7 +7,7 @@ use super::conforming::Held;
 use crate::Grammar;
 
 /// So many are kept: each may take some MB.
-const KEPT: usize = 16;
+const KEPT: usize = 8;
 
 /// A grammar that is ready: before the first token, and which may be first. One line where it can't be used.
 pub(super) type Compiled = Result<(Held, Vec<u32>), String>;

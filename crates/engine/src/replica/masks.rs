@@ -12,6 +12,8 @@ use crate::helper::Helper;
 /// Which tokens may be next, `None` being all; or why there is none.
 type Mask = Result<Option<Vec<u32>>, String>;
 
+type MaskHelper = Helper<(u64, Conforming), (u64, Conforming, Mask)>;
+
 /// What a completion conforms to.
 pub struct Held {
     /// How far it has come; `None` while its next mask is found out.
@@ -40,7 +42,7 @@ impl Held {
 /// The thread, once there is a grammar.
 #[derive(Default)]
 pub struct Masks {
-    helper: Option<Helper<(u64, Conforming), (u64, Conforming, Mask)>>,
+    helper: Option<MaskHelper>,
 }
 
 impl Masks {
@@ -81,7 +83,7 @@ impl Masks {
     }
 }
 
-fn helper() -> Result<Helper<(u64, Conforming), (u64, Conforming, Mask)>, EngineError> {
+fn helper() -> Result<MaskHelper, EngineError> {
     Helper::start("masks", |(id, mut conforming): (u64, Conforming)| {
         let mask = conforming.mask();
         (id, conforming, mask)
