@@ -344,7 +344,7 @@ fn mixed(tokenizer: &Tokenizer) -> Vec<GenerateRequest> {
         request.grammar = grammars[i % grammars.len()].clone();
         request.sampling.repetition_penalty = if i % 4 == 1 { 1.2 } else { 1.0 };
         request.min_tokens = i % 7;
-        request.logprobs = (i % 6 == 0).then_some(2);
+        request.logprobs = i.is_multiple_of(6).then_some(2);
         GenerateRequest { max_tokens: 20 + i, ..request }
     };
     (0..15).map(request).collect()
