@@ -275,7 +275,7 @@ fn held_to(grammar: Grammar, prompt: &[u32], temperature: f32, seed: u64) -> Gen
         max_tokens: 200,
         sampling: SamplingParams { temperature, seed, ..Default::default() },
         stop_token_ids: vec![1, 3],
-        grammar: Some(grammar),
+        grammar: Some(grammar.into()),
         ..GenerateRequest::default()
     }
 }
@@ -302,7 +302,7 @@ fn completions_conform_to_their_grammars() {
         assert_eq!(told.end, Some(FinishReason::Stop));
         let text = tokenizer.decode(&told.tokens, true).unwrap();
         let text = text.trim_start();
-        match request.grammar.as_ref().unwrap() {
+        match request.grammar.as_deref().unwrap() {
             Grammar::JsonSchema(_) => {
                 let value: serde_json::Value =
                     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use engine::GenerateRequest;
+use engine::GenerateBatch;
 use engine::serving::{EngineInfo, Event, FromEngine, LoadReport, QueueFull, QueueLimits, Queued, ToEngine};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
@@ -218,38 +218,46 @@ impl Dispatch {
         self.state().live.len()
     }
 
-    /// Asks the engine for completions, which are told of by their index.
+    /// Whether completions may wait now.
     ///
     /// # Errors
     /// 503 if there is no worker to ask, 429 if the queue is full, 400 for a batch that the queue never has room for.
+    pub fn has_room(&self, wait: Queued) -> Result<(), ApiError> {
+        let state = self.state();
+        state.admits()?;
+        state.has_room(self.limits, wait)
+    }
+
+    /// Asks the engine for completions, which are told of by their index: `wait.requests` with prompts of `wait.tokens`.
+    ///
+    /// # Errors
+    /// As [`Dispatch::has_room`].
     pub fn submit(
         self: &Arc<Self>,
         name: &str,
         arrived: Instant,
-        requests: Vec<GenerateRequest>,
+        batch: GenerateBatch,
+        wait: Queued,
     ) -> Result<Run, ApiError> {
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-        let tokens = requests.iter().map(|request| request.prompt.len()).sum();
-        let more = Queued { requests: requests.len(), tokens };
         let mut state = self.state();
         state.admits()?;
-        state.has_room(self.limits, more)?;
+        state.has_room(self.limits, wait)?;
         if state.live.is_empty() {
             state.progress = Instant::now();
         }
-        let mut ids = Vec::with_capacity(requests.len());
-        for (index, request) in requests.into_iter().enumerate() {
-            let id = state.next_id;
-            state.next_id += 1;
-            let timeline = Timeline::new(arrived, request.prompt.len());
+        let first = state.next_id;
+        state.next_id += wait.requests as u64;
+        for (index, id) in (first..state.next_id).enumerate() {
+            let timeline = Timeline::new(arrived, batch.prompts[index / batch.n].0.len());
             let name = format!("{name}-{index}");
             state.live.insert(id, Live { sender: sender.clone(), index, name, timeline });
-            ids.push(Some(id));
-            // If the worker is gone, the reader thread tells.
-            let _ = self.to_engine.send(ToEngine::Submit { id, request });
         }
-        state.queued.requests += more.requests;
-        state.queued.tokens += more.tokens;
+        state.queued.requests += wait.requests;
+        state.queued.tokens += wait.tokens;
+        // If the worker is gone, the reader thread tells.
+        let _ = self.to_engine.send(ToEngine::Submit { id: first, batch });
+        let ids = (first..state.next_id).map(Some).collect();
         drop(state);
         Ok(Run::new(self.clone(), receiver, ids))
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::serving::{EngineInfo, Event};
-use engine::{GenerateRequest, Logprobs};
+use engine::serving::{EngineInfo, Event, Queued};
+use engine::{GenerateBatch, GenerateRequest, Logprobs};
 
 use crate::app::{App, random};
 use crate::choice::{Choice, Delta};
@@ -120,42 +120,46 @@ impl Session {
         if !common.stop.is_empty() {
             app.tokenizer("stop")?;
         }
-        let seed = if common.has_seed { common.sampling.seed } else { random()? };
-        let mut stops = common.stop_token_ids.clone();
-        let eos: Arc<[u32]> =
-            if common.ignore_eos { Arc::default() } else { app.text.eos_token_ids.clone().into() };
-        stops.extend(eos.iter());
-        let (mut requests, mut choices) = (Vec::new(), Vec::new());
         for job in jobs {
             if common.min_tokens > job.max_tokens {
                 let message =
                     format!("min_tokens is {}, more than max_tokens, {}", common.min_tokens, job.max_tokens);
                 return Err(ApiError::param("min_tokens", message).code("invalid_value"));
             }
-            for i in 0..common.n {
-                let mut sampling = common.sampling.clone();
-                sampling.seed = seed.wrapping_add(i as u64);
-                requests.push(GenerateRequest {
-                    prompt: job.prompt.to_vec(),
-                    max_tokens: job.max_tokens.max(1),
-                    sampling,
-                    stop_token_ids: stops.clone(),
-                    min_tokens: common.min_tokens,
-                    logit_bias: common.logit_bias.clone(),
-                    logprobs: wanted.logprobs,
-                    prompt_logprobs: wanted.prompt_logprobs,
-                    grammar: common.grammar.as_ref().map(|asked| asked.grammar.clone()),
-                    cache_salt: common.cache_salt,
-                });
-                let drops_all = job.max_tokens == 0;
-                let tokenizer = app.text.tokenizer.as_ref();
-                let choice = Choice::new(tokenizer, common, &job.prompt, &eos, drops_all);
-                choices.push(choice.showing(wanted.shown.clone()));
-            }
         }
-        let run = app.dispatch.submit(id, arrived, requests)?;
+        let prompt_tokens: usize = jobs.iter().map(|job| job.prompt.len()).sum();
+        // Before anything is built for them.
+        let wait = Queued { requests: jobs.len().saturating_mul(common.n), tokens: prompt_tokens.saturating_mul(common.n) };
+        app.dispatch.has_room(wait)?;
+        let mut sampling = common.sampling.clone();
+        if !common.has_seed {
+            sampling.seed = random()?;
+        }
+        let mut stops = common.stop_token_ids.clone();
+        let eos: Arc<[u32]> =
+            if common.ignore_eos { Arc::default() } else { app.text.eos_token_ids.clone().into() };
+        stops.extend(eos.iter());
+        let like = GenerateRequest {
+            sampling,
+            stop_token_ids: stops,
+            min_tokens: common.min_tokens,
+            logit_bias: common.logit_bias.clone(),
+            logprobs: wanted.logprobs,
+            prompt_logprobs: wanted.prompt_logprobs,
+            grammar: common.grammar.as_ref().map(|asked| asked.grammar.clone().into()),
+            cache_salt: common.cache_salt,
+            ..GenerateRequest::default()
+        };
+        let prompts = jobs.iter().map(|job| (job.prompt.to_vec(), job.max_tokens.max(1))).collect();
+        let batch = GenerateBatch { prompts, n: common.n, like };
+        let run = app.dispatch.submit(id, arrived, batch, wait)?;
         let run = run.within(arrived, app.config.timeouts.request);
-        let prompt_tokens = jobs.iter().map(|job| job.prompt.len()).sum();
+        let choice = |job: &Job| {
+            let tokenizer = app.text.tokenizer.as_ref();
+            Choice::new(tokenizer, common, &job.prompt, &eos, job.max_tokens == 0)
+                .showing(wanted.shown.clone())
+        };
+        let choices = jobs.iter().flat_map(|job| (0..common.n).map(move |_| job)).map(choice).collect();
         Ok(Session {
             run,
             choices,

@@ -2,17 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FinishReason, GenerateRequest, Logprobs, RankPulse, RankReport};
+use crate::{FinishReason, GenerateBatch, Logprobs, RankPulse, RankReport};
 
 /// To the worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToEngine {
-    /// Runs a request. Its id has not been used before.
+    /// Runs requests. Their ids have not been used before.
     Submit {
-        /// Names it in events.
+        /// Names the first in events; the others have the ids behind it.
         id: u64,
         /// What is wanted.
-        request: GenerateRequest,
+        batch: GenerateBatch,
     },
     /// Ends a request before its next step; no event of it follows once the worker has read this.
     Abort {

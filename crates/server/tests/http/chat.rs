@@ -174,7 +174,7 @@ fn every_parameter_reaches_the_engine() {
     assert_eq!(request.logit_bias, [(7, -100.0), (8, 1.5)]);
     assert_eq!((request.min_tokens, request.max_tokens), (2, 4));
     assert_ne!(request.cache_salt, 0);
-    assert_eq!(request.grammar, Some(Grammar::JsonSchema(schema.to_string())));
+    assert_eq!(request.grammar.as_deref(), Some(&Grammar::JsonSchema(schema.to_string())));
     assert_eq!(answer["prompt_logprobs"].as_array().unwrap().len(), request.prompt.len());
     assert_eq!(answer["prompt_logprobs"][0], Value::Null);
 }
