@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::app::App;
 use crate::wire::errors::ApiError;
@@ -87,16 +87,20 @@ async fn read(app: &App, body: &mut Body) -> Result<(Vec<u8>, Option<OwnedSemaph
         if bytes.len() + chunk.len() > max {
             return too_large();
         }
-        reserve(app, chunk.len(), &mut permit)?;
+        reserve(app, bytes.len() + chunk.len(), &mut permit)?;
         bytes.extend_from_slice(&chunk);
     }
     Ok((bytes, permit))
 }
 
+/// Holds permits for so many bytes. They are KiB, so that small bodies take some too.
 fn reserve(app: &App, bytes: usize, held: &mut Option<OwnedSemaphorePermit>) -> Result<(), ApiError> {
-    // Permits are KiB, so that small bodies take some too.
-    let kib = bytes.div_ceil(1024).min(Semaphore::MAX_PERMITS) as u32;
-    let Ok(more) = app.bodies.clone().try_acquire_many_owned(kib) else {
+    let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+    let more = bytes.div_ceil(1024).saturating_sub(has);
+    if more == 0 {
+        return Ok(());
+    }
+    let Ok(more) = app.bodies.clone().try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX)) else {
         let message = "the server reads as many bytes of other requests as it can";
         return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
             .code("too_many_bytes")

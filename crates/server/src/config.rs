@@ -43,8 +43,8 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Headers of a request.
     pub headers: usize,
-    /// Connections at a time; more wait to be accepted.
-    pub connections: usize,
+    /// Connections at a time; more wait to be accepted. At least one.
+    pub connections: u32,
     /// What may wait for its first step; more is refused with 429.
     pub queue: QueueLimits,
 }

@@ -27,6 +27,8 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 const FLUSH: Duration = Duration::from_secs(2);
 /// After an accept that failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// That is told no more often.
+const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +74,7 @@ pub async fn serve(
     let app = start(&listener, link, text, config)?;
     let router = routes::router(app.clone());
     let (phase, _) = watch::channel(Phase::Serve);
-    let connections = Arc::new(Semaphore::new(app.config.limits.connections));
+    let connections = Arc::new(Semaphore::new(app.config.limits.connections as usize));
     let mut result = Ok(());
     {
         let mut accepts = pin!(accept(&listener, &app, &router, &connections, &phase));
@@ -95,7 +97,7 @@ pub async fn serve(
     app.dispatch.abort_all();
     // Answers that are being written end; connections without one close.
     phase.send_replace(Phase::Finish);
-    let all = connections.acquire_many(app.config.limits.connections as u32);
+    let all = connections.acquire_many(app.config.limits.connections);
     if timeout(FLUSH, all).await.is_err() {
         phase.send_replace(Phase::Close);
     }
@@ -111,6 +113,9 @@ fn start(
 ) -> Result<Shared, ServeError> {
     if config.served_model_names.is_empty() {
         return Err(ServeError::Config("a served model needs a name"));
+    }
+    if config.limits.connections == 0 {
+        return Err(ServeError::Config("a server that takes no connections serves nobody"));
     }
     if config.api_keys.iter().any(String::is_empty) {
         return Err(ServeError::Config("an API key is empty; give one that is not, or none"));
@@ -162,12 +167,16 @@ async fn accept(
     connections: &Arc<Semaphore>,
     phase: &watch::Sender<Phase>,
 ) {
+    let mut told: Option<Instant> = None;
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                app.log.error(&format!("cannot accept a connection: {error}"));
+                if told.is_none_or(|told| told.elapsed() >= ACCEPT_TOLD_EVERY) {
+                    told = Some(Instant::now());
+                    app.log.error(&format!("cannot accept a connection: {error}"));
+                }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }

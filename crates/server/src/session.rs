@@ -129,7 +129,10 @@ impl Session {
         }
         let prompt_tokens: usize = jobs.iter().map(|job| job.prompt.len()).sum();
         // Before anything is built for them.
-        let wait = Queued { requests: jobs.len().saturating_mul(common.n), tokens: prompt_tokens.saturating_mul(common.n) };
+        let wait = Queued {
+            requests: jobs.len().saturating_mul(common.n),
+            tokens: prompt_tokens.saturating_mul(common.n),
+        };
         app.dispatch.has_room(wait)?;
         let mut sampling = common.sampling.clone();
         if !common.has_seed {

@@ -77,6 +77,8 @@ fn parameters_that_are_wrong_are_named() {
     let c = |fields: Value, param: &'static str| (COMPLETIONS, completion(fields), 400, param);
     let h = |fields: Value, param: &'static str| (CHAT, chat(fields), 400, param);
     let images = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}]}]);
+    let many_biases: serde_json::Map<String, Value> =
+        (0..1025).map(|id| (id.to_string(), 1.into())).collect();
     let audio = json!([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}]);
     all_refused(
         vec![
@@ -113,6 +115,9 @@ fn parameters_that_are_wrong_are_named() {
             c(json!({"logit_bias": {"99999": 1}}), "logit_bias"),
             c(json!({"logit_bias": {"a": 1}}), "logit_bias"),
             c(json!({"logit_bias": {"1": 101}}), "logit_bias"),
+            c(json!({"logit_bias": {"5": 1, "05": 2}}), "logit_bias"),
+            c(json!({"logit_bias": {"+5": 1}}), "logit_bias"),
+            c(json!({"logit_bias": many_biases}), "logit_bias"),
             c(json!({"logprobs": 21}), "logprobs"),
             c(json!({"seed": 1.5}), "seed"),
             c(json!({"stream": "yes"}), "stream"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use server::{Limits, ServerConfig, Timeouts};
 
-use super::client::{connect, get, head, post, read, send};
+use super::client::{connect, get, head, post, post_bytes, read, send};
 use super::engine::{Harness, never_ends, never_starts, says_text, until};
 
 const PATH: &str = "/v1/completions";
@@ -153,6 +153,19 @@ fn heads_and_bodies_have_limits() {
     chunked.get_mut().write_all(b"0\r\n\r\n").unwrap();
     assert_eq!(read(&mut chunked).unwrap().error().0, 413);
     assert_eq!(get(server.address, "/ready").status, 200);
+}
+
+#[test]
+fn a_body_takes_as_much_room_as_it_has_bytes_however_it_is_cut() {
+    let limits = Limits { body_bytes_total: 8 << 10, ..Default::default() };
+    let server = Harness::new(ServerConfig { limits, ..Default::default() }, says_text);
+    let mut chunked = BufReader::new(connect(server.address));
+    let text = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunks: String = "{\"prompt\": \"a\"}".chars().map(|byte| format!("1\r\n{byte}\r\n")).collect();
+    chunked.get_mut().write_all(format!("{text}{chunks}0\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(read(&mut chunked).unwrap().status, 200);
+    let large = format!("{{\"prompt\": \"{}\"}}", "a".repeat(9 << 10));
+    assert_eq!(post_bytes(server.address, PATH, large.as_bytes()).error().1, "too_many_bytes");
 }
 
 #[test]

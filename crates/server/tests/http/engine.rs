@@ -192,7 +192,9 @@ impl Harness {
     /// The next request that comes to the engine.
     pub fn submitted(&self) -> (u64, GenerateRequest) {
         self.sees("a request", |message| match message {
-            ToEngine::Submit { id, batch } => Some((*id, batch.clone().requests().next().expect("there is one"))),
+            ToEngine::Submit { id, batch } => {
+                Some((*id, batch.clone().requests().next().expect("there is one")))
+            }
             _ => None,
         })
     }
