@@ -1,5 +1,6 @@
 //! What all handlers share.
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -33,6 +34,8 @@ pub struct App {
     pub work: TextWork,
     /// Bytes of bodies that there may be.
     pub bodies: Arc<Semaphore>,
+    /// Requests that have no head of an answer yet.
+    pub answering: AtomicUsize,
     /// Who may ask.
     pub keys: Keys,
     /// By what name.

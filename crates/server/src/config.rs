@@ -58,8 +58,12 @@ pub struct Timeouts {
     pub body: Duration,
     /// For a client to take any byte of what is written to it.
     pub write: Duration,
-    /// For a completion, from its arrival to its end.
+    /// For a request, from its arrival to the end of its answer.
     pub request: Option<Duration>,
+    /// For the first news of a stream: until then it can be an error with a status.
+    pub first: Duration,
+    /// Between two signs of life of a stream.
+    pub quiet: Duration,
     /// For what runs when the server is told to end.
     pub shutdown: Duration,
     /// For a step, while there is work; `/ready` fails beyond it.
@@ -116,6 +120,8 @@ impl Default for Timeouts {
             body: seconds(60),
             write: seconds(60),
             request: None,
+            first: seconds(1),
+            quiet: seconds(15),
             shutdown: seconds(30),
             step: seconds(60),
         }

@@ -1,8 +1,8 @@
 //! The front of `anysplit serve`: OpenAI's API over HTTP, before an engine that is reached by a pair of channels.
 //!
 //! ```text
-//!  connection.rs   HTTP/1.1, deadlines for slow clients
-//!  guard.rs        limits of the head, Host, origin, key; request ids
+//!  connection.rs   HTTP/1.1, deadlines for slow clients (patient.rs), clients that leave
+//!  guard.rs        limits of the head, Host, origin, key; request ids; the deadline (arrival.rs)
 //!  routes/         one file per route, all in one table
 //!    body.rs       bytes ─▶ JSON, within limits
 //!    wire/         JSON ─▶ typed requests, by tables that /openapi.json reads too; and back
@@ -14,10 +14,12 @@
 //!  metrics/, rates.rs, status.rs   what is told of all that
 //! ```
 //!
-//! Nobody else knows HTTP or its JSON. Async threads only move bytes: text is worked on in `work.rs`.
+//! Nobody else knows HTTP or its JSON. The threads that serve connections only move bytes: text is worked on by others, those
+//! of `work.rs`.
 
 mod answer;
 mod app;
+mod arrival;
 mod auth;
 mod body;
 mod choice;
@@ -30,6 +32,7 @@ mod host;
 mod log;
 mod metrics;
 mod openapi;
+mod patient;
 mod prompt;
 mod rates;
 mod routes;

@@ -2,13 +2,14 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::app::{App, Shared, token_bytes_max, unix_s};
 use crate::auth::Keys;
@@ -19,11 +20,11 @@ use crate::host::Hosts;
 use crate::log::Log;
 use crate::routes;
 use crate::tools::format::Format;
-use crate::work::TextWork;
+use crate::work::TextThreads;
 
 /// How often it is seen whether the last request is over.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
-/// For answers that are complete to reach their clients.
+/// For answers that are complete to reach their clients, where the limit has passed.
 const FLUSH: Duration = Duration::from_secs(2);
 /// After an accept that failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -71,11 +72,13 @@ pub async fn serve(
     config: ServerConfig,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let app = start(&listener, link, text, config)?;
+    let threads = TextThreads::start().map_err(|e| failed("start a thread")(e.to_string()))?;
+    let app = start(&listener, link, text, config, &threads)?;
     let router = routes::router(app.clone());
     let (phase, _) = watch::channel(Phase::Serve);
     let connections = Arc::new(Semaphore::new(app.config.limits.connections as usize));
     let mut result = Ok(());
+    let deadline;
     {
         let mut accepts = pin!(accept(&listener, &app, &router, &connections, &phase));
         tokio::select! {
@@ -88,7 +91,7 @@ pub async fn serve(
             }
         }
         app.dispatch.drain();
-        let deadline = Instant::now() + app.config.timeouts.shutdown;
+        deadline = Instant::now() + app.config.timeouts.shutdown;
         tokio::select! {
             () = accepts.as_mut() => {}
             () = drained(&app, deadline) => {}
@@ -98,11 +101,15 @@ pub async fn serve(
     // Answers that are being written end; connections without one close.
     phase.send_replace(Phase::Finish);
     let all = connections.acquire_many(app.config.limits.connections);
-    if timeout(FLUSH, all).await.is_err() {
+    if timeout_at(deadline.max(Instant::now() + FLUSH), all).await.is_err() {
         phase.send_replace(Phase::Close);
     }
     app.dispatch.stop_worker();
     result
+}
+
+fn failed(action: &'static str) -> impl Fn(String) -> ServeError {
+    move |reason| ServeError::System { action, reason }
 }
 
 fn start(
@@ -110,6 +117,7 @@ fn start(
     link: Link,
     text: TextModel,
     config: ServerConfig,
+    threads: &TextThreads,
 ) -> Result<Shared, ServeError> {
     if config.served_model_names.is_empty() {
         return Err(ServeError::Config("a served model needs a name"));
@@ -123,21 +131,21 @@ fn start(
     if config.tool_call_parser.as_deref().is_some_and(|name| Format::named(name).is_none()) {
         return Err(ServeError::Config("the tool call parser must be hermes, mistral or llama3_json"));
     }
-    let failed = |action| move |reason: String| ServeError::System { action, reason };
     let address = listener.local_addr().map_err(|e| failed("see the server's address")(e.to_string()))?;
     let keys = Keys::new(&config.api_keys).map_err(|e| failed("get random bytes")(e.to_string()))?;
     let log = Log(config.log_level);
     let dispatch =
         Arc::new(Dispatch::new(link.to_engine.clone(), config.limits.queue, log, !config.ends_with_worker));
-    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(2, 8);
+    let reading = std::thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(2, 8);
     let app = Arc::new(App {
         dispatch: dispatch.clone(),
         token_bytes_max: text.tokenizer.as_ref().map_or(1, |tokenizer| token_bytes_max(tokenizer)),
         text,
         grammars: OnceLock::new(),
         dialect: OnceLock::new(),
-        work: TextWork::new(threads),
+        work: threads.work(reading),
         bodies: Arc::new(Semaphore::new((config.limits.body_bytes_total / 1024).clamp(1, u32::MAX as usize))),
+        answering: AtomicUsize::new(0),
         keys,
         hosts: Hosts::new(address.ip(), &config.allowed_hosts),
         log,
@@ -152,9 +160,10 @@ fn start(
     Ok(app)
 }
 
-/// Waits until nothing runs, or the deadline.
+/// Waits until nothing runs and no request is without an answer, or the deadline.
 async fn drained(app: &App, deadline: Instant) {
-    while app.dispatch.live() > 0 && Instant::now() < deadline {
+    let is_busy = || app.answering.load(Ordering::Relaxed) > 0 || app.dispatch.live() > 0;
+    while is_busy() && Instant::now() < deadline {
         sleep(DRAIN_POLL).await;
     }
 }

@@ -1,9 +1,10 @@
 //! The completions of one HTTP request: from prompts to engine requests, and from events to text.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::serving::{EngineInfo, Event, Queued};
+use engine::text::{StreamDecoder, Tokenizer};
 use engine::{GenerateBatch, GenerateRequest, Logprobs};
 
 use crate::app::{App, random};
@@ -46,9 +47,18 @@ pub struct Session {
     run: Run,
     choices: Vec<Choice>,
     n: usize,
-    /// By prompt.
-    has_started: Vec<bool>,
+    prompts: Vec<OfPrompt>,
     usage: Usage,
+    /// What [`Session::wait`] waited for.
+    early: Option<Option<News>>,
+}
+
+/// What is told of a prompt.
+#[derive(Clone, Copy)]
+struct OfPrompt {
+    tokens: usize,
+    /// Once it has started.
+    cached_tokens: Option<usize>,
 }
 
 /// How many tokens a prompt leaves room for.
@@ -156,19 +166,24 @@ impl Session {
         let prompts = jobs.iter().map(|job| (job.prompt.to_vec(), job.max_tokens.max(1))).collect();
         let batch = GenerateBatch { prompts, n: common.n, like };
         let run = app.dispatch.submit(id, arrived, batch, wait)?;
-        let run = run.within(arrived, app.config.timeouts.request);
-        let choice = |job: &Job| {
-            let tokenizer = app.text.tokenizer.as_ref();
-            Choice::new(tokenizer, common, &job.prompt, &eos, job.max_tokens == 0)
-                .showing(wanted.shown.clone())
+        let like = Choice::new(common, eos, wanted.shown);
+        let decoder = |tokenizer: &Arc<Tokenizer>, job: &Job| {
+            StreamDecoder::after_prompt(tokenizer.clone(), common.skip_special, &job.prompt)
         };
-        let choices = jobs.iter().flat_map(|job| (0..common.n).map(move |_| job)).map(choice).collect();
+        let mut choices = Vec::with_capacity(wait.requests);
+        for job in jobs {
+            let decoder = app.text.tokenizer.as_ref().map(|tokenizer| decoder(tokenizer, job));
+            choices.extend((0..common.n).map(|_| like.of(decoder.clone(), job.max_tokens == 0)));
+        }
+        let prompts =
+            jobs.iter().map(|job| OfPrompt { tokens: job.prompt.len(), cached_tokens: None }).collect();
         Ok(Session {
             run,
             choices,
             n: common.n,
-            has_started: vec![false; jobs.len()],
+            prompts,
             usage: Usage { prompt_tokens, ..Usage::default() },
+            early: None,
         })
     }
 
@@ -177,10 +192,30 @@ impl Session {
         self.choices.len()
     }
 
-    /// So far.
+    /// Of all choices, so far.
     pub fn usage(&self) -> Usage {
-        let completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
-        Usage { completion_tokens, ..self.usage }
+        self.usage
+    }
+
+    /// Of one choice, so far.
+    pub fn usage_of(&self, index: usize) -> Usage {
+        let OfPrompt { tokens, cached_tokens } = self.prompts[index / self.n];
+        Usage {
+            prompt_tokens: tokens,
+            cached_tokens: cached_tokens.unwrap_or(0),
+            completion_tokens: self.choices[index].tokens,
+        }
+    }
+
+    /// Waits for the first news, which [`Session::next`] then gives, but no longer than `limit`.
+    ///
+    /// # Errors
+    /// As [`Run::next`].
+    pub async fn wait(&mut self, limit: Duration) -> Result<(), ApiError> {
+        if let Ok(news) = tokio::time::timeout(limit, self.next()).await {
+            self.early = Some(news?);
+        }
+        Ok(())
     }
 
     /// What comes next; nothing once all choices are over.
@@ -188,18 +223,25 @@ impl Session {
     /// # Errors
     /// As [`Run::next`].
     pub async fn next(&mut self) -> Result<Option<News>, ApiError> {
+        if let Some(news) = self.early.take() {
+            return Ok(news);
+        }
         while let Some((index, event)) = self.run.next().await? {
             match event {
                 Event::Started { cached_tokens, .. } => {
                     // The first choice of a prompt tells of it, and of a preemption nothing is told.
-                    if index % self.n == 0 && !std::mem::replace(&mut self.has_started[index / self.n], true)
-                    {
+                    let of_prompt = &mut self.prompts[index / self.n];
+                    if index % self.n == 0 && of_prompt.cached_tokens.is_none() {
+                        of_prompt.cached_tokens = Some(cached_tokens);
                         self.usage.cached_tokens += cached_tokens;
                     }
                 }
                 Event::Prompt { logprobs, .. } => return Ok(Some(News::Prompt(index, logprobs))),
                 Event::Token { token, logprobs, end, .. } => {
-                    let delta = self.choices[index].push(token, logprobs, end);
+                    let choice = &mut self.choices[index];
+                    let before = choice.tokens;
+                    let delta = choice.push(token, logprobs, end);
+                    self.usage.completion_tokens += choice.tokens - before;
                     if let Some(finish) = &delta.finish {
                         self.run.end(index, End::of(finish.reason));
                     }

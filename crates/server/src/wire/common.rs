@@ -326,6 +326,16 @@ pub enum Prompt {
     Ids(Vec<u32>),
 }
 
+impl Prompt {
+    /// What encoding it costs.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Prompt::Text(text) => text.len(),
+            Prompt::Ids(ids) => size_of_val(ids.as_slice()),
+        }
+    }
+}
+
 /// Token ids of a list.
 pub fn ids_of(items: &[Value], at: &str) -> Result<Vec<u32>, ApiError> {
     let one = |(i, item): (usize, &Value)| {

@@ -82,7 +82,13 @@ fn choices_have_seeds_that_follow_each_other_and_indices() {
     assert_eq!(texts, [(json!(0), json!(" a")), (json!(1), json!(" a a")), (json!(2), json!(" a a a"))]);
     assert_eq!(answer["usage"]["completion_tokens"], 2 + 3 + 4);
     let streamed = post(server.address, PATH, &ask(json!({"n": 3, "seed": 41, "stream": true}))).events();
+    let options =
+        json!({"n": 3, "seed": 41, "stream": true, "stream_options": {"continuous_usage_stats": true}});
+    let running = post(server.address, PATH, &ask(options)).events();
     for index in 0..3 {
+        // What a chunk tells of usage is its own choice's.
+        let of = running.iter().rfind(|event| event["choices"][0]["index"] == index).unwrap();
+        assert_eq!(of["usage"]["completion_tokens"], index + 2);
         let of = streamed.iter().filter(|event| event["choices"][0]["index"] == index);
         let text: String = of.filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
         assert_eq!(text, " a".repeat(index + 1));
