@@ -53,7 +53,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
     let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: common.prompt_logprobs, shown };
     let jobs = std::slice::from_ref(&job);
     let session = Session::begin(&app, &info, &head.id, arrived, common, jobs, wanted)?;
-    let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids);
+    let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special);
     let writer = Writer {
         head,
         names,

@@ -60,7 +60,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
     let session = Session::begin(&app, &info, &head.id, arrived, common, &jobs, wanted)?;
     let writer = Writer {
         head,
-        names: TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids),
+        names: TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special),
         n: common.n,
         prompts: jobs.into_iter().map(|job| job.prompt).collect(),
         echoes,
@@ -120,8 +120,8 @@ struct Writer {
 struct Progress {
     of_prompt: Vec<Option<Logprobs>>,
     has_begun: bool,
-    /// In characters.
-    offset: usize,
+    /// Of the next token, in characters; below 0 before a word whose blank is not in the text.
+    offset: isize,
 }
 
 /// What of a choice is told at once.
@@ -147,8 +147,9 @@ impl Writer {
         {
             piece.text.push_str(echo);
             if let Some(top) = self.logprobs {
-                let ids = self.prompts[index / self.n].iter();
-                for (&id, logprobs) in ids.zip(&state.of_prompt) {
+                let ids = &self.prompts[index / self.n];
+                state.offset = self.names.start(echo, ids);
+                for (&id, logprobs) in ids.iter().zip(&state.of_prompt) {
                     let logprobs = cut(logprobs.as_ref(), top);
                     piece.logprobs.push(&self.names, id, logprobs.as_ref(), &mut state.offset);
                 }
