@@ -26,7 +26,8 @@ pub struct Parser {
     has_called: bool,
 }
 
-/// How long it may take a call to show that it is one: what is held is read again with each token.
+/// How long it may take a call to show that it is one, and white space what it stands before: what is held is read again
+/// with each token.
 const HELD_MAX: usize = 16 << 10;
 
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl Parser {
     /// Goes on as far as is sure; whether there may be more to do.
     fn step(&mut self, pieces: &mut Vec<Piece>) -> bool {
         match &mut self.state {
-            State::Start => match mark(&self.held, "{") {
+            State::Start => match within(0, mark(&self.held, "{"), &self.held) {
                 Found::Open if self.format.is_bare => false,
                 Found::Yes((), at) if self.format.is_bare => {
                     self.state = State::Opened(at - 1);
@@ -120,7 +121,7 @@ impl Parser {
     fn text(&mut self, pieces: &mut Vec<Piece>) -> bool {
         let opener = self.format.opener;
         if let Some(at) = self.held.find(opener) {
-            let text = self.held[..at].trim_end().len();
+            let text = without_blanks(&self.held[..at]);
             let before: String = self.held.drain(..text).collect();
             add(pieces, Piece::Content(before));
             self.state = State::Opened(at - text + opener.len());
@@ -128,7 +129,7 @@ impl Parser {
         }
         let is_begun = |length: &usize| self.held.ends_with(&opener[..*length]);
         let begun = (1..opener.len()).rev().find(is_begun).unwrap_or(0);
-        let sure = self.held[..self.held.len() - begun].trim_end().len();
+        let sure = without_blanks(&self.held[..self.held.len() - begun]);
         add(pieces, Piece::Content(self.held.drain(..sure).collect()));
         false
     }
@@ -136,13 +137,12 @@ impl Parser {
     fn opened(&mut self, opener: usize, pieces: &mut Vec<Piece>) -> bool {
         let is_first = self.held[..opener].ends_with(self.format.opener);
         let begin = if is_first { self.format.begin } else { "" };
-        let object = match mark(&self.held[opener..], begin) {
+        let object = match within(opener, mark(&self.held[opener..], begin), &self.held) {
             Found::Yes((), taken) => opener + taken,
             Found::Open => return false,
             Found::No => return self.is_text(pieces),
         };
-        match call(&self.held[object..], self.format.arguments) {
-            Found::Open if self.held.len() > HELD_MAX => self.is_text(pieces),
+        match within(object, call(&self.held[object..], self.format.arguments), &self.held) {
             Found::Open => false,
             Found::Yes(begun, taken) => {
                 let (Begun::Named(name) | Begun::Whole(name, _)) = &begun;
@@ -176,10 +176,11 @@ impl Parser {
     }
 
     fn closed(&mut self) -> bool {
-        let separator = self.format.separator.map_or(Found::No, |separator| mark(&self.held, separator));
+        let is_next = |text| within(0, mark(&self.held, text), &self.held);
+        let separator = self.format.separator.map_or(Found::No, is_next);
         let end = match self.format.end {
             "" => Found::No,
-            end => mark(&self.held, end),
+            end => is_next(end),
         };
         match (separator, end) {
             (Found::Yes((), taken), _) => self.state = State::Opened(taken),
@@ -193,6 +194,24 @@ impl Parser {
         }
         true
     }
+}
+
+/// What was found behind `before` bytes; what is not whole within [`HELD_MAX`] bytes is not there.
+fn within<T>(before: usize, found: Found<T>, held: &str) -> Found<T> {
+    match found {
+        Found::Open if held.len() > HELD_MAX => Found::No,
+        Found::Yes(_, taken) if before + taken > HELD_MAX => Found::No,
+        found => found,
+    }
+}
+
+/// How long a text is without the white space at its end, of which [`HELD_MAX`] bytes at most are left out.
+fn without_blanks(text: &str) -> usize {
+    let mut longest = text.len().saturating_sub(HELD_MAX);
+    while !text.is_char_boundary(longest) {
+        longest -= 1;
+    }
+    text.trim_end().len().max(longest)
 }
 
 /// Adds a piece that is not empty to the one before, if that is of its kind.

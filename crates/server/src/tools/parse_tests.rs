@@ -129,6 +129,38 @@ fn what_only_looks_like_a_call_is_text_and_nothing_of_it_is_lost() {
 }
 
 #[test]
+fn white_space_is_not_held_for_ever_wherever_it_stands() {
+    let blanks = "\n ".repeat(HELD_MAX);
+    for (name, before, behind) in [
+        ("llama3_json", "", "{\"name\": \"f\", \"parameters\": {}}"),
+        ("hermes", "So.", "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>"),
+        ("mistral", "[TOOL_CALLS]", "[{\"name\": \"f\", \"arguments\": {}}]"),
+        (
+            "mistral",
+            "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {}}",
+            ", {\"name\": \"f\", \"arguments\": {}}]",
+        ),
+    ] {
+        let read = |step: usize| {
+            let mut parser = Parser::new(Format::named(name).unwrap(), names());
+            let (mut parsed, mut held) = (Parsed::default(), 0);
+            let text = format!("{before}{blanks}");
+            let parts = text.as_bytes().chunks(step).chain(behind.as_bytes().chunks(step));
+            parts.for_each(|part| {
+                parser.push(str::from_utf8(part).unwrap()).into_iter().for_each(|piece| parsed.add(piece));
+                held = held.max(parser.held.len());
+            });
+            parser.finish().into_iter().for_each(|piece| parsed.add(piece));
+            (parsed, held)
+        };
+        let (streamed, held) = read(7);
+        assert!(held <= HELD_MAX + 16, "{name}: {held} bytes were held");
+        assert_eq!(streamed, read(1 << 20).0, "{name}: however it is cut");
+        assert!(streamed.content.len() >= HELD_MAX, "{name}");
+    }
+}
+
+#[test]
 fn calls_that_end_early_keep_what_came_of_their_arguments() {
     let text = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": [1, ";
     assert_eq!(parsed("hermes", text), calls("", &[("f", "{\"a\": [1, ")]));
