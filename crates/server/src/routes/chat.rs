@@ -17,7 +17,7 @@ use crate::stream::{self, Broken, Sink};
 use crate::tools::answer::{Calls, Reader, call};
 use crate::tools::parse::Parsed;
 use crate::wire::chat::{CHAT, ChatRequest};
-use crate::wire::common::{Finish, SAMPLING};
+use crate::wire::common::Finish;
 use crate::wire::errors::{ApiError, json_response};
 use crate::wire::fields::Checked;
 use crate::wire::logprobs::{TokenNames, chat_entry, prompt_entries};
@@ -30,7 +30,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
     let take = {
         let (app, info) = (app.clone(), info.clone());
         move |value: Value| {
-            let fields = Checked::new(value, &[CHAT, SAMPLING], &["messages"])?;
+            let fields = Checked::new(value, CHAT, &["messages"])?;
             let mut request = ChatRequest::read(fields, &app.text.defaults)?;
             app.model(request.common.model.as_deref())?;
             let tokenizer = app.tokenizer("messages")?;

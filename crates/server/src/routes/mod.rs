@@ -43,7 +43,7 @@ pub fn table() -> Vec<Route> {
     vec![
         post_(
             "/v1/chat/completions",
-            with("The next message of a conversation", &[CHAT, SAMPLING], &["messages"]),
+            with("The next message of a conversation", CHAT, &["messages"]),
             post(chat::create),
         ),
         post_(
@@ -81,9 +81,12 @@ pub fn table() -> Vec<Route> {
 
 /// The router, behind the guard.
 pub fn router(app: Shared) -> Router {
-    let router =
-        table().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
-    router
+    // Names of models are often paths, which many clients don't escape.
+    let matched = |path: &str| path.replace("{id}", "{*id}");
+    let add = |router: Router<Shared>, route: Route| router.route(&matched(route.path), route.handler);
+    table()
+        .into_iter()
+        .fold(Router::new(), add)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(app.clone())

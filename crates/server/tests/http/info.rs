@@ -40,7 +40,9 @@ fn models_are_the_names_that_are_served() {
         (&json!("alias/of it"), &json!(super::engine::MAX_MODEL_LEN))
     );
     assert_eq!(get(server.address, "/v1/models/demo").json()["object"], "model");
-    assert_eq!(get(server.address, "/v1/models/alias%2Fof%20it").json()["root"], "demo");
+    for path in ["alias%2Fof%20it", "alias/of%20it"] {
+        assert_eq!(get(server.address, &format!("/v1/models/{path}")).json()["root"], "demo", "{path}");
+    }
     let answer =
         post(server.address, "/v1/completions", &json!({"model": "alias/of it", "prompt": "a"})).json();
     assert_eq!(answer["model"], "alias/of it", "as it was asked for");
