@@ -8,6 +8,7 @@ use engine::{GenerateRequest, Logprobs};
 
 use crate::app::{App, random};
 use crate::choice::{Choice, Delta};
+use crate::metrics::RequestMetrics;
 use crate::run::Run;
 use crate::timeline::End;
 use crate::wire::common::{Common, Usage};
@@ -49,6 +50,7 @@ pub struct Session {
     /// By prompt.
     has_started: Vec<bool>,
     usage: Usage,
+    metrics: RequestMetrics,
 }
 
 /// How many tokens a prompt leaves room for.
@@ -154,6 +156,7 @@ impl Session {
             }
         }
         let run = app.dispatch.submit(id, arrived, requests)?;
+        jobs.iter().for_each(|job| app.dispatch.metrics.asked(common.n, job.max_tokens));
         let run = run.within(arrived, app.config.timeouts.request);
         let prompt_tokens = jobs.iter().map(|job| job.prompt.len()).sum();
         Ok(Session {
@@ -162,6 +165,7 @@ impl Session {
             n: common.n,
             has_started: vec![false; jobs.len()],
             usage: Usage { prompt_tokens, ..Usage::default() },
+            metrics: app.dispatch.metrics.clone(),
         })
     }
 
@@ -200,6 +204,9 @@ impl Session {
                 }
                 Event::Preempted { .. } | Event::Refused { .. } => {}
             }
+        }
+        for choices in self.choices.chunks(self.n) {
+            self.metrics.completed(choices.iter().map(|choice| choice.tokens).max().unwrap_or(0));
         }
         Ok(None)
     }
