@@ -394,7 +394,7 @@ impl State {
                         self.rates.first_token(now, now - timeline.arrived, timeline.prompt_tokens);
                         timeline.pace = Some(Pace::new(now));
                     }
-                    Some(pace) => self.rates.token(now, pace.token(now, reason.is_some())),
+                    Some(pace) => self.rates.token(now, pace.token(now)),
                 }
                 timeline.first_token.get_or_insert(now);
                 timeline.last_token = Some(now);
