@@ -22,8 +22,8 @@ pub struct Delta {
 /// A completion that is under way.
 pub struct Choice {
     decoder: Option<StreamDecoder>,
-    /// A special token that has text, and that text.
-    shown: Option<(u32, String)>,
+    /// Special tokens that have text, and that text.
+    shown: Vec<(u32, String)>,
     /// None if nothing stops it.
     matcher: Option<StopMatcher>,
     include_stop: bool,
@@ -52,7 +52,7 @@ impl Choice {
         };
         Choice {
             decoder: tokenizer.map(decoder),
-            shown: None,
+            shown: Vec::new(),
             matcher: (!common.stop.is_empty()).then(|| StopMatcher::new(common.stop.iter().cloned())),
             include_stop: common.include_stop,
             stop_token_ids: common.stop_token_ids.clone().into(),
@@ -63,9 +63,9 @@ impl Choice {
         }
     }
 
-    /// The same with a special token that has text.
+    /// The same with special tokens that have text.
     #[must_use]
-    pub fn showing(mut self, shown: Option<(u32, String)>) -> Self {
+    pub fn showing(mut self, shown: Vec<(u32, String)>) -> Self {
         self.shown = shown;
         self
     }
@@ -82,8 +82,8 @@ impl Choice {
         let mut delta = Delta { token: Some((token, logprobs)), ..Delta::default() };
         let mut piece = String::new();
         if let Some(decoder) = &mut self.decoder {
-            match &self.shown {
-                Some((shown, text)) if *shown == token => {
+            match self.shown.iter().find(|(shown, _)| *shown == token) {
+                Some((_, text)) => {
                     piece.extend(decoder.finish());
                     piece.push_str(text);
                 }

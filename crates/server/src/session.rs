@@ -30,8 +30,8 @@ pub struct Wanted {
     pub logprobs: Option<usize>,
     /// The same of the prompt's.
     pub prompt_logprobs: Option<usize>,
-    /// A special token that has text even where special tokens have none, and that text.
-    pub shown: Option<(u32, String)>,
+    /// Special tokens that have text even where special tokens have none, and that text.
+    pub shown: Vec<(u32, String)>,
 }
 
 /// News of a choice, by its index.

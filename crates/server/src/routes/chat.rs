@@ -49,7 +49,8 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
     let common = &request.common;
     let head = Head::new("chatcmpl", app.model(common.model.as_deref())?, common.streaming)?;
     let calls = request.tools.are_used().then(|| Calls::new(app.dialect().format, &request.tools));
-    let shown = calls.as_ref().and_then(|calls| calls.shown(app.text.tokenizer.as_deref()?));
+    let shown = calls.as_ref().zip(app.text.tokenizer.as_deref());
+    let shown = shown.map(|(calls, tokenizer)| calls.shown(tokenizer)).unwrap_or_default();
     let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: common.prompt_logprobs, shown };
     let jobs = std::slice::from_ref(&job);
     let session = Session::begin(&app, &info, &head.id, arrived, common, jobs, wanted)?;

@@ -56,7 +56,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
     let head = Head::new("cmpl", app.model(common.model.as_deref())?, common.streaming)?;
     let of_prompt =
         if request.echo { request.logprobs.max(common.prompt_logprobs) } else { common.prompt_logprobs };
-    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt, shown: None };
+    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt, shown: Vec::new() };
     let session = Session::begin(&app, &info, &head.id, arrived, common, &jobs, wanted)?;
     let writer = Writer {
         head,
