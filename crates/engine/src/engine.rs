@@ -44,6 +44,8 @@ pub struct Engine {
     pub(crate) dispatch: Dispatch,
     /// How busy other replicas are, as they last told; the first is not among them.
     pub(crate) loads: Vec<LoadReport>,
+    /// Tokens of steps that nobody has asked about yet.
+    pub(crate) stepped: Vec<usize>,
     /// What was told while something else was waited for.
     pub(crate) unheard: Vec<Event>,
     pub(crate) timing: Timing,
@@ -128,6 +130,7 @@ impl Engine {
             dispatch: Dispatch::new(dp),
             unheard: Vec::new(),
             loads: vec![LoadReport::default(); dp],
+            stepped: Vec::new(),
             timing: Timing::default(),
             bubble: None,
             requests: 0,
@@ -292,6 +295,19 @@ impl Engine {
         })
     }
 
+    /// A replica tells of itself behind each of its steps.
+    pub(crate) fn note_load(&mut self, replica: usize, load: LoadReport) {
+        if load.steps != self.loads[replica].steps {
+            self.stepped.push(load.last_step_tokens);
+        }
+        self.loads[replica] = load;
+    }
+
+    /// The tokens of each step of any replica since the last call.
+    pub fn take_steps(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.stepped)
+    }
+
     /// The next message of a replica that is what is wanted. Events that come before it are kept.
     fn answer_of<T>(
         &mut self,
@@ -305,7 +321,7 @@ impl Engine {
                 Err(other) => {
                     if let FromReplica::Events(events, load) = *other {
                         self.unheard.extend(events);
-                        self.loads[replica] = load;
+                        self.note_load(replica, load);
                     }
                 }
             }

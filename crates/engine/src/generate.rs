@@ -158,15 +158,17 @@ impl Engine {
         self.leader.leave();
         self.replica.pump(&mut *self.leader, &mut told)?;
         let mut heard = false;
+        let mut loads = vec![(0, self.replica.load())];
         for replica in 1..self.plan.mesh.dp {
             while let Some(message) = receive(&mut *self.leader, replica, false)? {
                 heard = true;
                 if let FromReplica::Events(events, load) = message {
                     events.into_iter().for_each(&mut told);
-                    self.loads[replica] = load;
+                    loads.push((replica, load));
                 }
             }
         }
+        loads.into_iter().for_each(|(replica, load)| self.note_load(replica, load));
         if was_idle && !heard {
             std::thread::sleep(POLL);
         }
@@ -183,6 +185,7 @@ impl Engine {
     /// What the call came to.
     fn finish(&mut self, started: Instant) -> Result<(), EngineError> {
         self.replica.settle(&mut *self.leader, &mut |_| {})?;
+        self.stepped.clear();
         self.timing = self.replica.timing;
         let fill = self.replica.fill;
         self.note_bubble(started, &fill);

@@ -172,6 +172,9 @@ fn requests_that_come_and_go_get_what_each_gets_alone() {
             assert_same(&what, &got, &want, &aborted);
             assert_eq!((load.running, load.waiting, load.kv_blocks_used), (0, 0, 0), "{what}");
             assert_eq!(load.prefix_hits > 0, prefix_caching, "{what}: {load:?}");
+            let steps = engine.take_steps();
+            assert_eq!(steps.len() as u64, load.steps, "{what}: each step of each replica is told of");
+            assert!(steps.iter().sum::<usize>() as u64 >= load.prompt_tokens, "{what}: {steps:?}");
         }
     }
 }

@@ -23,8 +23,8 @@ pub struct Delta {
 #[derive(Clone)]
 pub struct Choice {
     decoder: Option<StreamDecoder>,
-    /// A special token that has text, and that text.
-    shown: Option<(u32, String)>,
+    /// Special tokens that have text, and that text.
+    shown: Vec<(u32, String)>,
     /// None if nothing stops it.
     matcher: Option<StopMatcher>,
     include_stop: bool,
@@ -40,8 +40,8 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// A completion of any prompt, before its beginning. `shown` is a special token that has text.
-    pub fn new(common: &Common, eos_token_ids: Arc<[u32]>, shown: Option<(u32, String)>) -> Self {
+    /// A completion of any prompt, before its beginning. `shown` are special tokens that have text.
+    pub fn new(common: &Common, eos_token_ids: Arc<[u32]>, shown: Vec<(u32, String)>) -> Self {
         Choice {
             decoder: None,
             shown,
@@ -72,8 +72,8 @@ impl Choice {
         let mut delta = Delta { token: Some((token, logprobs)), ..Delta::default() };
         let mut piece = String::new();
         if let Some(decoder) = &mut self.decoder {
-            match &self.shown {
-                Some((shown, text)) if *shown == token => {
+            match self.shown.iter().find(|(shown, _)| *shown == token) {
+                Some((_, text)) => {
                     piece.extend(decoder.finish());
                     piece.push_str(text);
                 }

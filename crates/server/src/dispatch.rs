@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::log::Log;
 use crate::metrics::{RankState, RequestMetrics, Snapshot};
-use crate::rates::{Rates, RecentRates};
+use crate::rates::{Pace, Rates, RecentRates};
 use crate::run::{Run, Update};
 use crate::timeline::{End, Entry, Timeline};
 use crate::wire::errors::ApiError;
@@ -161,17 +161,17 @@ impl Dispatch {
                     state.event(event, now, &self.metrics, self.began);
                 }
             }
-            FromEngine::Load(load) => {
+            FromEngine::Load(load, steps) => {
                 let mut state = self.state();
-                if load.steps != state.load.steps {
-                    self.metrics.step(load.last_step_tokens);
+                if !steps.is_empty() {
                     state.progress = now;
                 }
+                steps.into_iter().for_each(|tokens| self.metrics.step(tokens));
                 state.load = load;
             }
             FromEngine::Pulses(pulses) => {
                 for (rank, pulse) in self.state().ranks.iter_mut().zip(&pulses) {
-                    rank.update(pulse);
+                    rank.update(pulse, now);
                 }
             }
             FromEngine::Failed { message, is_usage } => self.fail(message, is_usage),
@@ -411,9 +411,12 @@ impl State {
             }
             Event::Token { end: reason, .. } => {
                 metrics.token(timeline, now);
-                match timeline.last_token {
-                    None => self.rates.first_token(now, now - timeline.arrived, timeline.prompt_tokens),
-                    Some(before) => self.rates.token(now, now - before),
+                match &mut timeline.pace {
+                    None => {
+                        self.rates.first_token(now, now - timeline.arrived, timeline.prompt_tokens);
+                        timeline.pace = Some(Pace::new(now));
+                    }
+                    Some(pace) => self.rates.token(now, pace.token(now)),
                 }
                 timeline.first_token.get_or_insert(now);
                 timeline.last_token = Some(now);

@@ -129,7 +129,9 @@ fn start(
         return Err(ServeError::Config("an API key is empty; give one that is not, or none"));
     }
     if config.tool_call_parser.as_deref().is_some_and(|name| Format::named(name).is_none()) {
-        return Err(ServeError::Config("the tool call parser must be hermes, mistral or llama3_json"));
+        return Err(ServeError::Config(
+            "the tool call parser must be hermes, llama3_json, mistral, pythonic or qwen3_coder",
+        ));
     }
     let address = listener.local_addr().map_err(|e| failed("see the server's address")(e.to_string()))?;
     let keys = Keys::new(&config.api_keys).map_err(|e| failed("get random bytes")(e.to_string()))?;

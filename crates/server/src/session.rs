@@ -9,6 +9,7 @@ use engine::{GenerateBatch, GenerateRequest, Logprobs};
 
 use crate::app::{App, random};
 use crate::choice::{Choice, Delta};
+use crate::metrics::RequestMetrics;
 use crate::run::Run;
 use crate::timeline::End;
 use crate::wire::common::{Common, Usage};
@@ -30,8 +31,8 @@ pub struct Wanted {
     pub logprobs: Option<usize>,
     /// The same of the prompt's.
     pub prompt_logprobs: Option<usize>,
-    /// A special token that has text even where special tokens have none, and that text.
-    pub shown: Option<(u32, String)>,
+    /// Special tokens that have text even where special tokens have none, and that text.
+    pub shown: Vec<(u32, String)>,
 }
 
 /// News of a choice, by its index.
@@ -49,6 +50,7 @@ pub struct Session {
     n: usize,
     prompts: Vec<OfPrompt>,
     usage: Usage,
+    metrics: RequestMetrics,
     /// What [`Session::wait`] waited for.
     early: Option<Option<News>>,
 }
@@ -166,6 +168,7 @@ impl Session {
         let prompts = jobs.iter().map(|job| (job.prompt.to_vec(), job.max_tokens.max(1))).collect();
         let batch = GenerateBatch { prompts, n: common.n, like };
         let run = app.dispatch.submit(id, arrived, batch, wait)?;
+        jobs.iter().for_each(|job| app.dispatch.metrics.asked(common.n, job.max_tokens));
         let like = Choice::new(common, eos, wanted.shown);
         let decoder = |tokenizer: &Arc<Tokenizer>, job: &Job| {
             StreamDecoder::after_prompt(tokenizer.clone(), common.skip_special, &job.prompt)
@@ -183,6 +186,7 @@ impl Session {
             n: common.n,
             prompts,
             usage: Usage { prompt_tokens, ..Usage::default() },
+            metrics: app.dispatch.metrics.clone(),
             early: None,
         })
     }
@@ -249,6 +253,9 @@ impl Session {
                 }
                 Event::Preempted { .. } | Event::Refused { .. } => {}
             }
+        }
+        for choices in self.choices.chunks(self.n) {
+            self.metrics.completed(choices.iter().map(|choice| choice.tokens).max().unwrap_or(0));
         }
         Ok(None)
     }

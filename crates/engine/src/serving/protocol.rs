@@ -39,8 +39,8 @@ pub enum FromEngine {
     Ready(EngineInfo),
     /// What became of requests, in order.
     Events(Vec<Event>),
-    /// How busy it is, after each step and after each change without one.
-    Load(LoadReport),
+    /// How busy it is, after each step and after each change without one; and the tokens of each step since the last time.
+    Load(LoadReport, Vec<usize>),
     /// What each rank holds and has done since it was loaded.
     Pulses(Vec<RankPulse>),
     /// It has failed and ends. One line.

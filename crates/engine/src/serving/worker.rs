@@ -32,7 +32,7 @@ pub fn run(
         if !engine.is_idle() {
             step(engine, outbox)?;
         }
-        let _ = outbox.send(FromEngine::Load(engine.load_report()));
+        let _ = outbox.send(FromEngine::Load(engine.load_report(), engine.take_steps()));
     }
 }
 

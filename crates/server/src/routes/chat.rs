@@ -19,7 +19,7 @@ use crate::stream::{self, Broken, Sink};
 use crate::tools::answer::{Calls, Reader, call};
 use crate::tools::parse::Parsed;
 use crate::wire::chat::{CHAT, ChatRequest};
-use crate::wire::common::{Finish, SAMPLING};
+use crate::wire::common::Finish;
 use crate::wire::errors::{ApiError, json_response};
 use crate::wire::fields::Checked;
 use crate::wire::logprobs::{TokenNames, chat_entry, prompt_entries};
@@ -36,7 +36,7 @@ pub async fn create(
     let take = {
         let (app, info) = (app.clone(), info.clone());
         move |value: Value| {
-            let fields = Checked::new(value, &[CHAT, SAMPLING], &["messages"])?;
+            let fields = Checked::new(value, CHAT, &["messages"])?;
             let mut request = ChatRequest::read(fields, &app.text.defaults)?;
             app.model(request.common.model.as_deref())?;
             let tokenizer = app.tokenizer("messages")?;
@@ -65,11 +65,12 @@ async fn answer(
     let common = &request.common;
     let head = Head::new("chatcmpl", app.model(common.model.as_deref())?, common.streaming)?;
     let calls = request.tools.are_used().then(|| Calls::new(app.dialect().format, &request.tools));
-    let shown = calls.as_ref().and_then(|calls| calls.shown(app.text.tokenizer.as_deref()?));
+    let shown = calls.as_ref().zip(app.text.tokenizer.as_deref());
+    let shown = shown.map(|(calls, tokenizer)| calls.shown(tokenizer)).unwrap_or_default();
     let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: common.prompt_logprobs, shown };
     let jobs = std::slice::from_ref(&job);
     let session = Session::begin(&app, &info, &head.id, arrival.at, common, jobs, wanted)?;
-    let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids);
+    let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special);
     let writer = Writer {
         head,
         names,

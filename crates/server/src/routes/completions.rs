@@ -106,11 +106,11 @@ async fn answer(
     let head = Head::new("cmpl", app.model(common.model.as_deref())?, common.streaming)?;
     let of_prompt =
         if request.echo { request.logprobs.max(common.prompt_logprobs) } else { common.prompt_logprobs };
-    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt, shown: None };
+    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt, shown: Vec::new() };
     let session = Session::begin(&app, &info, &head.id, arrival.at, common, &jobs, wanted)?;
     let writer = Writer {
         head,
-        names: TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids),
+        names: TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special),
         n: common.n,
         prompts: jobs.into_iter().map(|job| job.prompt).collect(),
         echoes,
@@ -170,8 +170,8 @@ struct Writer {
 struct Progress {
     of_prompt: Vec<Option<Logprobs>>,
     has_begun: bool,
-    /// In characters.
-    offset: usize,
+    /// Of the next token, in characters; below 0 before a word whose blank is not in the text.
+    offset: isize,
 }
 
 /// What of a choice is told at once.
@@ -197,8 +197,9 @@ impl Writer {
         {
             piece.text.push_str(echo);
             if let Some(top) = self.logprobs {
-                let ids = self.prompts[index / self.n].iter();
-                for (&id, logprobs) in ids.zip(&state.of_prompt) {
+                let ids = &self.prompts[index / self.n];
+                state.offset = self.names.start(echo, ids);
+                for (&id, logprobs) in ids.iter().zip(&state.of_prompt) {
                     let logprobs = cut(logprobs.as_ref(), top);
                     piece.logprobs.push(&self.names, id, logprobs.as_ref(), &mut state.offset);
                 }

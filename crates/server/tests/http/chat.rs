@@ -190,9 +190,17 @@ fn templates_get_tools_and_variables_and_a_message_can_be_gone_on_with() {
     let server = Harness::new(Default::default(), says_text);
     let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);
     assert_eq!(post(server.address, PATH, &ask(json!({"tools": tools, "tool_choice": "auto"}))).status, 200);
-    let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "The harbor"}]);
-    let body = json!({"messages": messages, "continue_final_message": true});
-    assert_eq!(post(server.address, PATH, &body).status, 200);
-    server.submitted();
-    assert_eq!(server.submitted().1.prompt, ids("<|bos|><|user|>a<|end|><|assistant|>The harbor"));
+}
+
+#[test]
+fn the_final_message_is_gone_on_with_where_it_ends_whatever_stands_behind_it() {
+    let server = Harness::new(Default::default(), says_text);
+    // Some of these stand in the template's own text behind it too.
+    for text in ["The harbor", "e", "|", "", "END_OF_FINAL_MESSAGE"] {
+        let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]);
+        let body = json!({"messages": messages, "continue_final_message": true});
+        assert_eq!(post(server.address, PATH, &body).status, 200);
+        let expected = ids(&format!("<|bos|><|user|>a<|end|><|assistant|>{text}"));
+        assert_eq!(server.submitted().1.prompt, expected, "{text:?}");
+    }
 }

@@ -244,12 +244,12 @@ fn play(inbox: &Receiver<ToEngine>, out: &Sender<FromEngine>, seen: &Sender<ToEn
                     load.prompt_tokens += request.prompt.len() as u64;
                     load.last_step_tokens = request.prompt.len();
                     let _ = out.send(FromEngine::Events(events));
-                    let _ = out.send(FromEngine::Load(load));
+                    let _ = out.send(FromEngine::Load(load, vec![request.prompt.len()]));
                 }
             }
             ToEngine::Abort { .. } => {}
             ToEngine::Pulse => {
-                let pulse = |rank| RankPulse { rank, busy_s: 1.5, ..Default::default() };
+                let pulse = |rank| RankPulse { rank, busy_s: 1.5, free_bytes: Some(7), ..Default::default() };
                 let _ = out.send(FromEngine::Pulses(vec![pulse(0), pulse(1)]));
             }
             ToEngine::Stop => break,

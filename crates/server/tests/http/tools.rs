@@ -159,6 +159,29 @@ fn the_choice_of_tools_is_what_the_engine_is_held_to() {
 }
 
 #[test]
+fn a_format_of_its_own_is_read_and_what_must_be_a_call_is_held_to_json() {
+    const XML: &str = "<tool_call>\n<function=get_weather>\n<parameter=city>\nMøn\n</parameter>\n<parameter=days>\n[1, 2]\n</parameter>\n</function>\n</tool_call>";
+    let config = server::ServerConfig { tool_call_parser: Some("qwen3_coder".into()), ..Default::default() };
+    let server = Harness::new(config, |id, request| {
+        let text = if request.grammar.is_some() { &TWO[11..] } else { XML };
+        says(id, request, &[ids(text), vec![EOS[0]]].concat())
+    });
+    let call = |fields: Value| {
+        let answer = post(server.address, PATH, &ask(fields)).json();
+        let call = answer["choices"][0]["message"]["tool_calls"][0]["function"].clone();
+        (call["arguments"].clone(), server.submitted().1.grammar)
+    };
+    assert_eq!(call(json!({})), (json!("{\"city\": \"Møn\", \"days\": [1,2]}"), None));
+    let (arguments, grammar) = call(json!({"tool_choice": "required"}));
+    assert_eq!(arguments, "{\"city\": \"Møn\", \"days\": [1, 2]}");
+    assert!(matches!(grammar.as_deref(), Some(Grammar::Lark(text)) if text.contains("<tool_call>")));
+    let mut strict = tools();
+    strict[0]["function"]["strict"] = true.into();
+    let (status, _, param) = post(server.address, PATH, &ask(json!({"tools": strict}))).error();
+    assert_eq!((status, param.as_str()), (400, "tools"));
+}
+
+#[test]
 fn a_template_that_knows_no_tools_gets_them_and_their_results_as_text() {
     let server = Harness::new(Default::default(), says_two);
     let call =
