@@ -11,9 +11,9 @@ use tokio::sync::Semaphore;
 
 use crate::auth::Keys;
 use crate::config::{ServerConfig, TextModel};
-use crate::dispatch::Dispatch;
 use crate::host::Hosts;
 use crate::log::Log;
+use crate::requests::Requests;
 use crate::tools::dialect::Dialect;
 use crate::wire::errors::ApiError;
 use crate::work::TextWork;
@@ -21,7 +21,7 @@ use crate::work::TextWork;
 /// A server's state.
 pub struct App {
     /// To the engine and back.
-    pub dispatch: Arc<Dispatch>,
+    pub requests: Arc<Requests>,
     /// Tokenizer, ends, defaults.
     pub text: TextModel,
     /// No token spells more bytes.

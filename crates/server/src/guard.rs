@@ -48,7 +48,7 @@ pub async fn guard(
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
     }
-    if app.dispatch.is_draining() {
+    if app.requests.is_draining() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status();

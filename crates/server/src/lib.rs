@@ -10,7 +10,7 @@
 //!    tools/        functions that a model may call: described, held to, parsed
 //!    session.rs    engine requests of a HTTP request; events ─▶ text (choice.rs)
 //!    stream.rs     server-sent events
-//!  dispatch.rs     ToEngine / FromEngine: who waits for what, queue limits, times of requests
+//!  requests.rs     ToEngine / FromEngine: who waits for what, queue limits, times of requests
 //!  metrics/, rates.rs, status.rs   what is told of all that
 //! ```
 //!
@@ -25,7 +25,6 @@ mod body;
 mod choice;
 mod config;
 mod connection;
-mod dispatch;
 mod grammar_check;
 mod guard;
 mod host;
@@ -35,6 +34,7 @@ mod openapi;
 mod patient;
 mod prompt;
 mod rates;
+mod requests;
 mod routes;
 mod run;
 mod serve;

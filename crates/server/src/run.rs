@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::serving::Event;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::dispatch::Dispatch;
+use crate::requests::Requests;
 use crate::timeline::End;
 use crate::wire::errors::ApiError;
 
@@ -20,7 +20,7 @@ pub enum Update {
 
 /// The completions of one HTTP request. Dropped, it aborts those that are not over.
 pub struct Run {
-    dispatch: Arc<Dispatch>,
+    requests: Arc<Requests>,
     receiver: UnboundedReceiver<(usize, Update)>,
     /// By index; none once it is over.
     ids: Vec<Option<u64>>,
@@ -30,11 +30,11 @@ pub struct Run {
 
 impl Run {
     pub(crate) fn new(
-        dispatch: Arc<Dispatch>,
+        requests: Arc<Requests>,
         receiver: UnboundedReceiver<(usize, Update)>,
         ids: Vec<Option<u64>>,
     ) -> Self {
-        Run { dispatch, receiver, running: ids.len(), ids }
+        Run { requests, receiver, running: ids.len(), ids }
     }
 
     /// What comes next of any of them; nothing once all are over.
@@ -68,7 +68,7 @@ impl Run {
     /// Ends one whose text is complete before the engine knows.
     pub fn end(&mut self, index: usize, end: End) {
         if let Some(id) = self.over(index) {
-            self.dispatch.end(id, end);
+            self.requests.end(id, end);
         }
     }
 

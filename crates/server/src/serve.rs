@@ -15,9 +15,9 @@ use crate::app::{App, Shared, token_bytes_max, unix_s};
 use crate::auth::Keys;
 use crate::config::{Link, ServerConfig, TextModel};
 use crate::connection::{self, Phase};
-use crate::dispatch::Dispatch;
 use crate::host::Hosts;
 use crate::log::Log;
+use crate::requests::Requests;
 use crate::routes;
 use crate::tools::format::Format;
 use crate::work::TextThreads;
@@ -86,25 +86,25 @@ pub async fn serve(
             () = shutdown => {
                 app.log.info("shutting down: running requests are finished, new ones refused");
             }
-            (message, is_usage) = app.dispatch.failure(), if app.config.ends_with_worker => {
+            (message, is_usage) = app.requests.failure(), if app.config.ends_with_worker => {
                 result = Err(ServeError::Worker { message, is_usage });
             }
         }
-        app.dispatch.drain();
+        app.requests.drain();
         deadline = Instant::now() + app.config.timeouts.shutdown;
         tokio::select! {
             () = accepts.as_mut() => {}
             () = drained(&app, deadline) => {}
         }
     }
-    app.dispatch.abort_all();
+    app.requests.abort_all();
     // Answers that are being written end; connections without one close.
     phase.send_replace(Phase::Finish);
     let all = connections.acquire_many(app.config.limits.connections);
     if timeout_at(deadline.max(Instant::now() + FLUSH), all).await.is_err() {
         phase.send_replace(Phase::Close);
     }
-    app.dispatch.stop_worker();
+    app.requests.stop_worker();
     result
 }
 
@@ -136,11 +136,11 @@ fn start(
     let address = listener.local_addr().map_err(|e| failed("see the server's address")(e.to_string()))?;
     let keys = Keys::new(&config.api_keys).map_err(|e| failed("get random bytes")(e.to_string()))?;
     let log = Log(config.log_level);
-    let dispatch =
-        Arc::new(Dispatch::new(link.to_engine.clone(), config.limits.queue, log, !config.ends_with_worker));
+    let requests =
+        Arc::new(Requests::new(link.to_engine.clone(), config.limits.queue, log, !config.ends_with_worker));
     let reading = std::thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(2, 8);
     let app = Arc::new(App {
-        dispatch: dispatch.clone(),
+        requests: requests.clone(),
         token_bytes_max: text.tokenizer.as_ref().map_or(1, |tokenizer| token_bytes_max(tokenizer)),
         text,
         grammars: OnceLock::new(),
@@ -157,14 +157,14 @@ fn start(
     let reader = std::thread::Builder::new().name("engine-events".into());
     let Link { from_engine, ready, .. } = link;
     reader
-        .spawn(move || dispatch.read(&from_engine, &*ready))
+        .spawn(move || requests.read(&from_engine, &*ready))
         .map_err(|e| failed("start a thread")(e.to_string()))?;
     Ok(app)
 }
 
 /// Waits until nothing runs and no request is without an answer, or the deadline.
 async fn drained(app: &App, deadline: Instant) {
-    let is_busy = || app.answering.load(Ordering::Relaxed) > 0 || app.dispatch.live() > 0;
+    let is_busy = || app.answering.load(Ordering::Relaxed) > 0 || app.requests.live() > 0;
     while is_busy() && Instant::now() < deadline {
         sleep(DRAIN_POLL).await;
     }

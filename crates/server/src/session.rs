@@ -116,7 +116,7 @@ impl Session {
     /// Asks the engine.
     ///
     /// # Errors
-    /// 400 for ids that do not exist; what [`crate::dispatch::Dispatch::submit`] says.
+    /// 400 for ids that do not exist; what [`crate::requests::Requests::submit`] says.
     pub fn begin(
         app: &App,
         info: &EngineInfo,
@@ -145,7 +145,7 @@ impl Session {
             requests: jobs.len().saturating_mul(common.n),
             tokens: prompt_tokens.saturating_mul(common.n),
         };
-        app.dispatch.has_room(wait)?;
+        app.requests.has_room(wait)?;
         let mut sampling = common.sampling.clone();
         if !common.has_seed {
             sampling.seed = random()?;
@@ -167,8 +167,8 @@ impl Session {
         };
         let prompts = jobs.iter().map(|job| (job.prompt.to_vec(), job.max_tokens.max(1))).collect();
         let batch = GenerateBatch { prompts, n: common.n, like };
-        let run = app.dispatch.submit(id, arrived, batch, wait)?;
-        jobs.iter().for_each(|job| app.dispatch.metrics.asked(common.n, job.max_tokens));
+        let run = app.requests.submit(id, arrived, batch, wait)?;
+        jobs.iter().for_each(|job| app.requests.metrics.asked(common.n, job.max_tokens));
         let like = Choice::new(common, eos, wanted.shown);
         let decoder = |tokenizer: &Arc<Tokenizer>, job: &Job| {
             StreamDecoder::after_prompt(tokenizer.clone(), common.skip_special, &job.prompt)
@@ -186,7 +186,7 @@ impl Session {
             n: common.n,
             prompts,
             usage: Usage { prompt_tokens, ..Usage::default() },
-            metrics: app.dispatch.metrics.clone(),
+            metrics: app.requests.metrics.clone(),
             early: None,
         })
     }

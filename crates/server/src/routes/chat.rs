@@ -32,7 +32,7 @@ pub async fn create(
     Extension(arrival): Extension<Arrival>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let info = app.dispatch.info()?;
+    let info = app.requests.info()?;
     let take = {
         let (app, info) = (app.clone(), info.clone());
         move |value: Value| {

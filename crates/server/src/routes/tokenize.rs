@@ -34,7 +34,7 @@ pub const DETOKENIZE: &[&[Field]] = &[&[
 
 /// Ids of a text or a conversation.
 pub async fn tokenize(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
-    let max_model_len = app.dispatch.info()?.max_model_len;
+    let max_model_len = app.requests.info()?.max_model_len;
     let take = {
         let app = app.clone();
         move |value: Value| {
@@ -76,7 +76,7 @@ fn chat_ids(app: &App, max_model_len: usize, mut value: Value) -> Result<Vec<u32
 
 /// The text of ids.
 pub async fn detokenize(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
-    let info = app.dispatch.info()?;
+    let info = app.requests.info()?;
     let take = {
         let app = app.clone();
         move |value: Value| {

@@ -1,7 +1,7 @@
 //! Requests to the engine, and its events back to whoever waits for them.
 //!
 //! ```text
-//!  handler ── submit ──▶ Dispatch ── ToEngine ──▶ worker
+//!  handler ── submit ──▶ Requests ── ToEngine ──▶ worker
 //!  handler ◀── Run::next ── channel ◀── reader thread ◀── FromEngine
 //! ```
 //! A [`Run`] that is dropped, because its client is gone, aborts at once what of it runs.
@@ -33,7 +33,7 @@ const RANKS_EVERY: Duration = Duration::from_secs(1);
 const LOADING_S: f64 = 5.0;
 
 /// Who asked for what, and how the worker is.
-pub struct Dispatch {
+pub struct Requests {
     to_engine: Sender<ToEngine>,
     limits: QueueLimits,
     log: Log,
@@ -97,7 +97,7 @@ pub struct Overview {
     pub rates: RecentRates,
 }
 
-impl Dispatch {
+impl Requests {
     /// With no worker yet.
     pub fn new(to_engine: Sender<ToEngine>, limits: QueueLimits, log: Log, logs_failure: bool) -> Self {
         let began = Instant::now();
@@ -116,7 +116,7 @@ impl Dispatch {
             rates: Rates::new(began),
             usual_s: 1.0,
         };
-        Dispatch {
+        Requests {
             to_engine,
             limits,
             log,
@@ -245,7 +245,7 @@ impl Dispatch {
     /// Asks the engine for completions, which are told of by their index: `wait.requests` with prompts of `wait.tokens`.
     ///
     /// # Errors
-    /// As [`Dispatch::has_room`].
+    /// As [`Requests::has_room`].
     pub fn submit(
         self: &Arc<Self>,
         name: &str,
