@@ -41,7 +41,7 @@ pub struct GenerateBatch {
     /// Completions of each prompt; their seeds count up from `like`'s.
     pub n: usize,
     /// All else.
-    pub like: GenerateRequest,
+    pub like: Box<GenerateRequest>,
 }
 
 impl GenerateBatch {
@@ -49,7 +49,7 @@ impl GenerateBatch {
     pub fn requests(self) -> impl Iterator<Item = GenerateRequest> {
         let GenerateBatch { prompts, n, like } = self;
         prompts.into_iter().flat_map(move |(prompt, max_tokens)| {
-            let like = GenerateRequest { prompt, max_tokens, ..like.clone() };
+            let like = GenerateRequest { prompt, max_tokens, ..(*like).clone() };
             (0..n as u64).map(move |i| {
                 let mut request = like.clone();
                 request.sampling.seed = request.sampling.seed.wrapping_add(i);
@@ -62,7 +62,7 @@ impl GenerateBatch {
 impl From<GenerateRequest> for GenerateBatch {
     fn from(mut like: GenerateRequest) -> Self {
         let prompt = std::mem::take(&mut like.prompt);
-        GenerateBatch { prompts: vec![(prompt, like.max_tokens)], n: 1, like }
+        GenerateBatch { prompts: vec![(prompt, like.max_tokens)], n: 1, like: Box::new(like) }
     }
 }
 
@@ -209,7 +209,8 @@ mod tests {
         let grammar = Some(Arc::new(Grammar::Regex("a*".into())));
         let mut like = GenerateRequest { grammar, ..GenerateRequest::default() };
         like.sampling.seed = u64::MAX;
-        let batch = GenerateBatch { prompts: vec![(vec![1], 5), (vec![2, 3], 6)], n: 2, like };
+        let prompts = vec![(vec![1], 5), (vec![2, 3], 6)];
+        let batch = GenerateBatch { prompts, n: 2, like: Box::new(like) };
         let sent: GenerateBatch = postcard::from_bytes(&postcard::to_stdvec(&batch).unwrap()).unwrap();
         assert_eq!(sent, batch);
         let requests: Vec<GenerateRequest> = sent.requests().collect();

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::app::App;
+use crate::app::{App, Shared};
 use crate::wire::errors::ApiError;
 
 /// How deep JSON may nest.
@@ -19,9 +19,9 @@ const VALUES_MAX: usize = 2 << 20;
 /// # Errors
 /// 415, 413, 408, 429, 400 if it is no JSON, or what `take` says.
 pub async fn json<T: Send + 'static>(
-    app: &App,
+    app: &Shared,
     request: Request,
-    take: impl FnOnce(Value) -> Result<T, ApiError> + Send + 'static,
+    take: impl FnOnce(&App, Value) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     held(app, request, take).await.map(|(taken, _)| taken)
 }
@@ -34,9 +34,9 @@ pub type Held = Option<OwnedSemaphorePermit>;
 /// # Errors
 /// As [`json`].
 pub async fn held<T: Send + 'static>(
-    app: &App,
+    app: &Shared,
     request: Request,
-    take: impl FnOnce(Value) -> Result<T, ApiError> + Send + 'static,
+    take: impl FnOnce(&App, Value) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<(T, Held), ApiError> {
     let (parts, mut body) = request.into_parts();
     check_type(&parts.headers)?;
@@ -50,12 +50,14 @@ pub async fn held<T: Send + 'static>(
             return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message).code("body_timeout"));
         }
     };
-    app.work
-        .run(move || {
-            let taken = take(parse(&bytes)?)?;
+    let read = {
+        let app = app.clone();
+        move || {
+            let taken = take(&app, parse(&bytes)?)?;
             Ok((taken, permit))
-        })
-        .await
+        }
+    };
+    app.work.run(read).await
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {

@@ -166,7 +166,7 @@ impl Session {
             ..GenerateRequest::default()
         };
         let prompts = jobs.iter().map(|job| (job.prompt.to_vec(), job.max_tokens.max(1))).collect();
-        let batch = GenerateBatch { prompts, n: common.n, like };
+        let batch = GenerateBatch { prompts, n: common.n, like: Box::new(like) };
         let run = app.requests.submit(id, arrived, batch, wait)?;
         jobs.iter().for_each(|job| app.requests.metrics.asked(common.n, job.max_tokens));
         let like = Choice::new(common, eos, wanted.shown);

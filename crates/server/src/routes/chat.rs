@@ -34,8 +34,8 @@ pub async fn create(
 ) -> Result<Response, ApiError> {
     let info = app.requests.info()?;
     let take = {
-        let (app, info) = (app.clone(), info.clone());
-        move |value: Value| {
+        let info = info.clone();
+        move |app: &App, value: Value| {
             let fields = Checked::new(value, CHAT, &["messages"])?;
             let mut request = ChatRequest::read(fields, &app.text.defaults)?;
             app.model(request.common.model.as_deref())?;
@@ -44,7 +44,7 @@ pub async fn create(
             let text = prompt::render(tokenizer, app.dialect(), &request)?;
             let add_special = request.common.add_special.unwrap_or(false);
             let prompt: Arc<[u32]> =
-                prompt::encode(&app, info.max_model_len, &text, add_special, "messages")?.into();
+                prompt::encode(app, info.max_model_len, &text, add_special, "messages")?.into();
             let room = room(&info, &prompt, "messages")?;
             let job = Job { prompt, max_tokens: request.max_tokens.unwrap_or(room) };
             check_length(&info, &job, "max_tokens")?;

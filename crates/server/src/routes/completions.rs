@@ -37,8 +37,8 @@ pub async fn create(
 ) -> Result<Response, ApiError> {
     let info = app.requests.info()?;
     let take = {
-        let (app, info) = (app.clone(), info.clone());
-        move |value: Value| {
+        let info = info.clone();
+        move |app: &App, value: Value| {
             let fields = Checked::new(value, &[COMPLETIONS, SAMPLING], &["prompt"])?;
             let request = CompletionRequest::read(fields, &app.text.defaults)?;
             app.model(request.common.model.as_deref())?;
@@ -54,8 +54,11 @@ pub async fn create(
     let mut encoded = Encoded::default();
     // A client that leaves, and a deadline that passes, end this between two pieces.
     while encoded.jobs.len() < request.prompts.len() {
-        let (app_, info, request) = (app.clone(), info.clone(), request.clone());
-        encoded = app.work.run(move || encoded.more(&app_, &info, &request)).await?;
+        let piece = {
+            let (app, info, request) = (app.clone(), info.clone(), request.clone());
+            move || encoded.more(&app, &info, &request)
+        };
+        encoded = app.work.run(piece).await?;
     }
     drop(held);
     app.work.answer(answer(app.clone(), info, arrival, request, encoded)).await

@@ -35,30 +35,26 @@ pub const DETOKENIZE: &[&[Field]] = &[&[
 /// Ids of a text or a conversation.
 pub async fn tokenize(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
     let max_model_len = app.requests.info()?.max_model_len;
-    let take = {
-        let app = app.clone();
-        move |value: Value| {
-            let fields = Checked::new(value.clone(), TOKENIZE, &[])?;
-            app.model(fields.text("model"))?;
-            let tokenizer = app.tokenizer("prompt")?;
-            let ids = match (fields.text("prompt"), fields.get("messages")) {
-                (Some(text), None) => {
-                    let add_special = fields.flag("add_special_tokens").unwrap_or(true);
-                    prompt::encode(&app, max_model_len, text, add_special, "prompt")?
-                }
-                (None, Some(_)) => chat_ids(&app, max_model_len, value)?,
-                _ => {
-                    let message = "give either prompt or messages";
-                    return Err(ApiError::param("prompt", message).code("missing_required_parameter"));
-                }
-            };
-            let strings = fields.flag("return_token_strs").unwrap_or(false);
-            let strings =
-                strings.then(|| ids.iter().map(|&id| tokenizer.id_to_token(id)).collect::<Vec<_>>());
-            Ok(json!({
-                "count": ids.len(), "max_model_len": max_model_len, "tokens": ids, "token_strs": strings,
-            }))
-        }
+    let take = move |app: &App, value: Value| {
+        let fields = Checked::new(value.clone(), TOKENIZE, &[])?;
+        app.model(fields.text("model"))?;
+        let tokenizer = app.tokenizer("prompt")?;
+        let ids = match (fields.text("prompt"), fields.get("messages")) {
+            (Some(text), None) => {
+                let add_special = fields.flag("add_special_tokens").unwrap_or(true);
+                prompt::encode(app, max_model_len, text, add_special, "prompt")?
+            }
+            (None, Some(_)) => chat_ids(app, max_model_len, value)?,
+            _ => {
+                let message = "give either prompt or messages";
+                return Err(ApiError::param("prompt", message).code("missing_required_parameter"));
+            }
+        };
+        let strings = fields.flag("return_token_strs").unwrap_or(false);
+        let strings = strings.then(|| ids.iter().map(|&id| tokenizer.id_to_token(id)).collect::<Vec<_>>());
+        Ok(json!({
+            "count": ids.len(), "max_model_len": max_model_len, "tokens": ids, "token_strs": strings,
+        }))
     };
     Ok(json_response(StatusCode::OK, &body::json(&app, request, take).await?))
 }
@@ -77,17 +73,14 @@ fn chat_ids(app: &App, max_model_len: usize, mut value: Value) -> Result<Vec<u32
 /// The text of ids.
 pub async fn detokenize(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
     let info = app.requests.info()?;
-    let take = {
-        let app = app.clone();
-        move |value: Value| {
-            let fields = Checked::new(value, DETOKENIZE, &["tokens"])?;
-            app.model(fields.text("model"))?;
-            let ids = fields.ids("tokens").unwrap_or_default();
-            check_vocabulary(&info, &ids, "tokens")?;
-            let text = app.tokenizer("tokens")?.decode(&ids, false);
-            let text = text.map_err(|error| ApiError::param("tokens", error.to_string()))?;
-            Ok(json!({"prompt": text}))
-        }
+    let take = move |app: &App, value: Value| {
+        let fields = Checked::new(value, DETOKENIZE, &["tokens"])?;
+        app.model(fields.text("model"))?;
+        let ids = fields.ids("tokens").unwrap_or_default();
+        check_vocabulary(&info, &ids, "tokens")?;
+        let text = app.tokenizer("tokens")?.decode(&ids, false);
+        let text = text.map_err(|error| ApiError::param("tokens", error.to_string()))?;
+        Ok(json!({"prompt": text}))
     };
     Ok(json_response(StatusCode::OK, &body::json(&app, request, take).await?))
 }
