@@ -47,6 +47,10 @@ check-trace *FILES:
 compare *ARGS:
     cargo build --release && python3 tools/compare_llama_cpp.py {{ARGS}}
 
+# Measures the server beside llama-server: see tools/compare_servers.py --help
+compare-servers *ARGS:
+    cargo build --release && python3 tools/compare_servers.py {{ARGS}}
+
 # Tries the page in headless Chromium, with npm's playwright-core
 check-page *ARGS:
     tools/page/check {{ARGS}}

@@ -110,7 +110,8 @@ def main() -> int:
                 runs.append({"what": what, "engine": engine.name, "round": number, **found})
         if output:
             output.write(json.dumps(settings | {"llama_cpp_python": args.llama_cpp_python, "runs": runs}, indent=1) + "\n")
-    print(table(runs))
+    if runs:
+        print(table(runs))
     if failed:
         raise Failed(f"{failed} runs failed; lines above say why")
     return 0

@@ -1,8 +1,9 @@
 //! `bench serve` against a server whose every word is known.
 
+use std::collections::HashSet;
 use std::io;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -333,6 +334,20 @@ fn a_server_that_ends_each_connection_is_no_failure() {
     });
     let found = bench(&server, "--num-prompts 20 --max-concurrency 2 --vocab-size 500 --json").json();
     assert_eq!((&found["completed"], &found["total_output_tokens"]), (&json!(20), &json!(20)));
+}
+
+#[test]
+fn a_server_that_ends_a_connection_which_it_said_it_would_keep_is_no_failure() {
+    let answered = Mutex::new(HashSet::new());
+    let server =
+        Server::start(move |_, seen, out: &mut Out| match answered.lock().unwrap().insert(seen.connection) {
+            true => obey(0, seen, out),
+            false => Err(io::ErrorKind::ConnectionAborted.into()),
+        });
+    let found = bench(&server, "--num-prompts 6 --max-concurrency 1 --random-input-len 4 --json")
+        .args("--random-output-len 2 --vocab-size 500")
+        .json();
+    assert_eq!((&found["completed"], &found["failed"]), (&json!(6), &json!(0)));
 }
 
 #[test]

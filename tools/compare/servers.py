@@ -60,12 +60,12 @@ class Server:
             return answer.read().decode()
 
     def metric(self, name: str) -> float:
-        """One of /metrics that has no labels."""
+        """One of /metrics, of the only model that is served."""
         lines = self._get("/metrics").splitlines()
-        found = next((line for line in lines if line.startswith(f"{name} ")), None)
+        found = next((line for line in lines if line.startswith(f"{name}{{")), None)
         if found is None:
             raise Failed(f"{self.url}/metrics has no {name}")
-        return float(found.split()[1])
+        return float(found.split()[-1])
 
     def ask(self, ours: Anysplit, *flags) -> dict:
         """One run of `bench serve`, with each request's times."""

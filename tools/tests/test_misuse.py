@@ -148,6 +148,27 @@ class Compare(Scripts):
         self.assertEqual((done.returncode, done.stdout, (self.here / "b.json").exists()), (1, "", False))
 
 
+class CompareServers(Scripts):
+    def compare(self, *arguments) -> subprocess.CompletedProcess:
+        return self.run_script("compare_servers.py", "--shape", "s", "--repeats", 1, "--cache", self.cache, *arguments)
+
+    def test_options_and_files_that_cannot_work_are_refused(self):
+        for option in ["--what=nothing", "--what=", "--repeats=0", "--only=vllm", "--nope"]:
+            self.refused(self.compare(option))
+        self.refused(self.compare("--json", "nowhere/a.json"), "nowhere/a.json")
+        self.refused(self.compare("--anysplit", "/bin/true"), "/bin/true")
+
+    def test_a_server_that_does_not_start_is_left_out_and_says_why(self):
+        self.binary.with_name("fails").touch()
+        done = self.compare("--json", "a.json", "--only", "anysplit", "--what", "alone,prefix")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        said = [line for line in done.stderr.splitlines() if line.startswith("-- left out: ")]
+        self.assertEqual(len(said), 2)
+        self.assertIn("anysplit does not start: error: it broke", said[0])
+        self.assertEqual(done.stderr.splitlines()[-1], "error: 2 runs failed; lines above say why")
+        self.assertEqual(json.loads((self.here / "a.json").read_text())["runs"], [])
+
+
 class Picture(Scripts):
     def test_files_that_cannot_be_drawn_are_refused(self):
         good = self.here / "good.json"

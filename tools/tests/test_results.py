@@ -4,7 +4,9 @@ import unittest
 import xml.etree.ElementTree as ElementTree
 
 import bench_check
+import compare_servers
 import speed_picture
+from compare.loads import gaps
 from compare.results import rows, table
 from compare.shapes import SHAPES
 
@@ -48,6 +50,23 @@ class Results(unittest.TestCase):
         shape = SHAPES["1b"]
         self.assertEqual(shape.layer_weights + shape.hidden * shape.vocab, 1_235_746_816)
         self.assertAlmostEqual(shape.decode_flops(0) / 1e9, 2.47, places=2)
+
+
+class Servers(unittest.TestCase):
+    def test_gaps_are_those_before_a_long_prompt_and_those_that_overlap_it(self):
+        streams = {"start_times": [0.0, 1.0], "ttfts": [0.5, 0.5], "itls": [[0.1] * 30 + [0.3] * 5 + [0.1] * 9, [0.1] * 20 + [0.3] * 5]}
+        # It comes at 3.5 s and has its token at 4.9 s.
+        found = gaps({key: [*value, last] for (key, value), last in zip(streams.items(), [3.5, 1.4, []])})
+        self.assertAlmostEqual(found["usual_ms"], 100)
+        self.assertAlmostEqual(found["beside_ms"], 300)
+        self.assertAlmostEqual(found["p99_by_usual"], 3)
+        self.assertEqual(found["long_ttft_s"], 1.4)
+
+    def test_the_table_has_the_ratio_of_medians_where_both_ran(self):
+        ours = [{"what": "alone", "engine": "anysplit", "round": n, "rate": rate} for n, rate in enumerate([30, 10, 20])]
+        theirs = [{"what": "alone", "engine": "llama-server", "round": 0, "rate": 16}]
+        self.assertIn("| alone | rate | 20 (10–30) | 16 (16–16) | 1.25 |", compare_servers.table(ours + theirs))
+        self.assertIn("| alone | rate | 20 (10–30) | – | – |", compare_servers.table(ours))
 
 
 class Picture(unittest.TestCase):
