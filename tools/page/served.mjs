@@ -45,7 +45,7 @@ const chats = async (page) => {
   await page.waitForFunction(() => Number(document.querySelector(".tile .value").textContent) > 0);
   check((await page.locator("#ranks li").count()) === 2, "not both ranks show");
   const tiles = (await page.locator(".tile").allTextContents()).join(" | ");
-  check(/Time to first token[\d.]+m?s/.test(tiles) && /KV cache in use\d+%/.test(tiles), `a tile is empty: ${tiles}`);
+  check(/Time to first token[\d.]+m?s/.test(tiles) && /KV cache in use[\d.]+%/.test(tiles), `a tile is empty: ${tiles}`);
   check((await page.locator("#waterfall .k-decode").count()) > 0, "the waterfall is empty");
 };
 

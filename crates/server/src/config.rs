@@ -18,7 +18,8 @@ pub struct ServerConfig {
     pub allowed_hosts: Vec<String>,
     /// Origins whose pages may read answers (CORS); `*` is all of them.
     pub allowed_origins: Vec<String>,
-    /// How the model writes calls of tools: hermes, mistral or llama3_json. By default what its chat template shows.
+    /// How the model writes calls of tools: hermes, llama3_json, mistral, pythonic or
+    /// qwen3_coder. By default what its chat template shows.
     pub tool_call_parser: Option<String>,
     /// What a client may take.
     pub limits: Limits,

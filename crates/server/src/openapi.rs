@@ -56,9 +56,7 @@ fn operation(route: &Route) -> Value {
         Answer::Json(shape) => json!({"application/json": {"schema": answers::schema(&shape())}}),
         Answer::Streamed(shape, name, _) => json!({
             "application/json": {"schema": answers::schema(&shape())},
-            "text/event-stream": {"schema": {
-                "type": "string", "description": format!("Events: {name} each (in components), then [DONE]"),
-            }},
+            "text/event-stream": {"schema": event(name)},
         }),
         Answer::Text(kind) => json!({kind: {"schema": {"type": "string"}}}),
     };
@@ -98,6 +96,17 @@ fn operation(route: &Route) -> Value {
             json!({"required": true, "content": {"application/json": {"schema": schema}}});
     }
     operation
+}
+
+/// Each event of a stream: a chunk, or an error that ends it early; then the end.
+fn event(chunk: &str) -> Value {
+    let named = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let content = json!({"anyOf": [named(chunk), named("Error")]});
+    let data = json!({"anyOf": [
+        {"const": "[DONE]"},
+        {"type": "string", "contentMediaType": "application/json", "contentSchema": content},
+    ]});
+    json!({"type": "object", "required": ["data"], "properties": {"data": data}})
 }
 
 /// `null` is as nothing, which a required field must not be.

@@ -39,7 +39,7 @@ pub struct ServeArgs {
     /// What requests may call the model, several times or divided by commas; answers have the first. Default: --model
     #[arg(long, env = "ANYSPLIT_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub served_model_name: Vec<String>,
-    /// How the model writes calls of tools; default: as its chat template shows. Calls that must be made are held to JSON in each
+    /// How the model writes calls of tools; default: as its chat template shows. What must be a call (tool_choice) is JSON in each
     #[arg(long, env = "ANYSPLIT_TOOL_CALL_PARSER", value_name = "NAME", value_parser = ["hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"])]
     pub tool_call_parser: Option<String>,
     /// Names besides localhost under which requests may address this server (Host); default: with a loopback address none, else all

@@ -43,9 +43,16 @@ enum State {
     /// At `held`'s first byte behind white space, an opener or a separator, of so many bytes in all; then a call, the first
     /// of its block or not.
     Opened(usize, bool),
-    /// In a call whose arguments come one by one: the function, those that were told, and how much must be held before it
-    /// is of use to look for the next.
-    Each(Way, usize, usize, usize),
+    /// In a call whose arguments come one by one.
+    Each {
+        way: Way,
+        /// Its place among the functions.
+        function: usize,
+        /// Arguments that were told.
+        told: usize,
+        /// Before so much is held it is of no use to look for the next.
+        enough: usize,
+    },
     /// In a call's arguments.
     Arguments(Brackets, Way),
     /// Behind them, in the call.
@@ -71,8 +78,8 @@ impl Parser {
     /// The completion is over: what was held back.
     pub fn finish(&mut self) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        if let State::Each(.., at) = &mut self.state {
-            *at = 0;
+        if let State::Each { enough, .. } = &mut self.state {
+            *enough = 0;
             while self.step(&mut pieces) {}
         }
         // What began like a call and is none is text, in which one may begin.
@@ -106,9 +113,9 @@ impl Parser {
                 let (opener, is_first) = (*opener, *is_first);
                 self.opened(opener, is_first, pieces)
             }
-            State::Each(way, function, told, at) => {
-                let (way, function, told, at) = (*way, *function, *told, *at);
-                self.held.len() >= at && self.each(way, function, told, pieces)
+            State::Each { way, function, told, enough } => {
+                let (way, function, told, enough) = (*way, *function, *told, *enough);
+                self.held.len() >= enough && self.each(way, function, told, pieces)
             }
             State::Arguments(brackets, way) => {
                 let way = *way;
@@ -166,7 +173,7 @@ impl Parser {
                     self.has_called = true;
                     self.state = match begun {
                         Begun::Named(_) => State::Arguments(Brackets::default(), way),
-                        Begun::Each(_) => State::Each(way, function, 0, 0),
+                        Begun::Each(_) => State::Each { way, function, told: 0, enough: 0 },
                         Begun::Whole(_, arguments) => {
                             add(pieces, Piece::Arguments(arguments));
                             State::Closed
@@ -220,7 +227,7 @@ impl Parser {
                 let argument = format!("{before}{}: {value}", Value::from(key));
                 add(pieces, Piece::Arguments(argument));
                 self.held.drain(..taken);
-                self.state = State::Each(way, function, told + 1, 0);
+                self.state = State::Each { way, function, told: told + 1, enough: 0 };
             }
             Found::Yes(None, taken) => {
                 add(pieces, Piece::Arguments(ends.into()));
@@ -229,8 +236,8 @@ impl Parser {
             }
             // A long argument is not read again with each token.
             Found::Open => {
-                let next = self.held.len() + self.held.len() / 16 + 1;
-                self.state = State::Each(way, function, told, next);
+                let enough = self.held.len() + self.held.len() / 16 + 1;
+                self.state = State::Each { way, function, told, enough };
                 return false;
             }
             // What is no argument ends the call.
