@@ -1,11 +1,13 @@
 //! A server's life and end: nothing hangs, nothing is left behind, and who is cut off hears of it.
 
 use std::io::{Read, Write};
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::json;
 
 use crate::child::{anysplit, free_port};
+use crate::job_child::Running;
 use crate::served::{Served, greedy, post};
 
 #[test]
@@ -77,6 +79,11 @@ fn what_cannot_be_served_is_told_in_one_line() {
     anysplit("serve --port 0 --kv-cache-memory-bytes 100").refused(&["KV cache", "16 tokens", "bytes"]);
     anysplit("serve --port 0 --api-key-file /nowhere").refused(&["--api-key-file", "/nowhere"]);
     anysplit("serve --port 0 --tp 9").refused(&["9", "8"]);
+    for flag in ["--max-connections", "--max-body-bytes", "--max-num-queued-reqs", "--max-num-queued-tokens"]
+    {
+        anysplit("serve --port 0").arg(flag).arg("0").refused(&[flag, "0"]);
+    }
+    anysplit("serve --port 0 --max-connections 4294967296").refused(&["--max-connections", "4294967295"]);
     anysplit("serve --port 0 --model /nowhere").refused(&["/nowhere"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -169,4 +176,24 @@ fn a_json_schema_is_kept_to() {
         assert!((1..100).contains(&value["age"].as_i64().unwrap()), "{content}");
     }
     served.ends();
+}
+
+#[test]
+fn as_many_clients_connect_as_it_may_have_whatever_limit_of_open_files_it_began_with() {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -Sn 256; exec \"$0\" \"$@\""]);
+    let served = Served::of(anysplit("serve --port 0 --max-connections 500").by_way_of(limited));
+    let mut clients: Vec<_> = (0..500).map(|_| served.connect()).collect();
+    // Each is answered while all the others are there.
+    for client in &mut clients {
+        client.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut status = [0; 12];
+        client.read_exact(&mut status).unwrap();
+        assert_eq!(&status, b"HTTP/1.1 200");
+    }
+    // Where there can't be as many, that is told.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 256; exec \"$0\" \"$@\""]);
+    let mut running = Running::start(anysplit("serve --port 0").by_way_of(limited).command());
+    assert!(running.says("warning: --max-connections").contains("room for 192"));
 }

@@ -2,8 +2,9 @@
 
 import openai
 
-from report import Checks, equal
-from server import MODEL, Server
+from report import equal
+from server import MODEL
+from strict import run_strictly
 
 PROMPT = "A harbor is"
 
@@ -84,11 +85,4 @@ CHECKS = [
 ]  # fmt: skip
 
 if __name__ == "__main__":
-    checks = Checks("openai")
-    with Server("--tp", "2") as server:
-        client = openai.OpenAI(
-            base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60, _strict_response_validation=True
-        )
-        for check in CHECKS:
-            checks.run(check, client)
-    checks.end()
+    run_strictly(CHECKS)

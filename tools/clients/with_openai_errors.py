@@ -7,12 +7,9 @@ import openai
 
 from report import Checks, equal
 from server import MODEL, Server
+from strict import client_of
 
 HARBOR = [{"role": "user", "content": "What is a harbor?"}]
-
-
-def client_of(url: str, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60, _strict_response_validation=True)
 
 
 def raises(kind: type, ask, param: str | None = None):

@@ -14,9 +14,10 @@ export const check = (holds, sentence) => {
   if (!holds) throw new Error(sentence);
 };
 
-/** Opens a page, lets `visit` use it, and checks what must hold of any. `complaints` are those that are expected. */
-export const visit = async (browser, url, { viewport = DESKTOP, colorScheme = "light", complaints = /^$/ }, use) => {
-  const context = await browser.newContext({ viewport, colorScheme, deviceScaleFactor: viewport === PHONE ? 2 : 1 });
+/** Opens a page, lets `visit` use it, and checks what must hold of any. `complaints` are those that are expected,
+ * `httpCredentials` what a user types when the browser asks. */
+export const visit = async (browser, url, { viewport = DESKTOP, colorScheme = "light", complaints = /^$/, httpCredentials }, use) => {
+  const context = await browser.newContext({ viewport, colorScheme, httpCredentials, deviceScaleFactor: viewport === PHONE ? 2 : 1 });
   const found = [];
   context.on("request", (request) => {
     if (new URL(request.url()).host !== new URL(url).host) found.push(`it asked ${request.url()}`);

@@ -31,19 +31,28 @@ export const startMock = async (state) => {
   const chats = [];
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
-    const name = pathname === "/" ? "index.html" : pathname.match(/^\/page\/(.+)$/)?.[1];
+    // The guard comes before everything, as in the real one.
+    if (state.key && !hasKey(request.headers.authorization ?? "", state.key)) {
+      const isPage = pathname === "/" || pathname === "/docs" || pathname.startsWith("/page/");
+      if (isPage) response.setHeader("www-authenticate", "Basic realm=\"anysplit\"");
+      return refuse(response, 401, "the API key is not one of this server's");
+    }
+    const name = { "/": "index.html", "/docs": "docs.html" }[pathname] ?? pathname.match(/^\/page\/(.+)$/)?.[1];
     if (FILES.has(name)) {
       response.writeHead(200, { "content-type": FILES.get(name), "cache-control": "no-cache", "content-security-policy": POLICY });
       return response.end(readFileSync(PAGE + name));
     }
-    if (state.key && request.headers.authorization !== `Bearer ${state.key}`) return refuse(response, 401, "the API key is not one of this server's");
     if (pathname === "/status") return json(response, 200, status(state, chats, uptime_s()));
     if (pathname === "/v1/chat/completions") return talk(request, response, chats, uptime_s);
+    if (pathname === "/openapi.json" && state.openapi) return json(response, 200, state.openapi);
+    if (pathname === "/openapi.json") return refuse(response, 503, "the model is loading");
     return refuse(response, 404, `there is no "${pathname}"`);
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   return { url: `http://127.0.0.1:${server.address().port}/`, asked: chats, close: () => (server.closeAllConnections(), server.close()) };
 };
+
+const hasKey = (given, key) => given === `Bearer ${key}` || (given.startsWith("Basic ") && atob(given.slice(6)).split(/:(.*)/)[1] === key);
 
 const json = (response, status, value) => {
   response.writeHead(status, { "content-type": "application/json" });
@@ -56,6 +65,7 @@ const talk = async (request, response, chats, uptime_s) => {
   for await (const piece of request) text += piece;
   const body = JSON.parse(text);
   const question = body.messages.at(-1).content;
+  if (question.includes("mute")) return refuse(response, 400, "");
   if (question.includes("refuse")) return refuse(response, 400, "messages is longer than the model's 2048 tokens; shorten it");
   response.writeHead(200, { "content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache" });
   const now = uptime_s();
@@ -112,8 +122,8 @@ const status = ({ state = "ready", isNew = false, num_ranks = 3 }, chats, now) =
   const wave = (period, low, high) => low + (high - low) * (0.5 + 0.5 * Math.sin((2 * Math.PI * now) / period));
   const rank = (rank) => ({
     rank, place: [0, Math.floor(rank / 2), rank % 2], host: "node-a", layers: rank < 2 ? [0, 10] : [10, 16], steps: Math.round(now * 30),
-    busy_s: now * (0.61 - 0.08 * rank), communication_s: now * 0.11, waiting_s: now * 0.05 * (rank + 1), last_step_s: 0.0304,
-    memory_bytes: { weights: (1.45 - 0.2 * rank) * GB, kv_cache: 0.5 * GB, activations: 0.04 * GB, scratch: 0.02 * GB, process_peak: 6 * GB },
+    busy_s: now * (0.61 - 0.08 * rank), communication_s: now * 0.11, waiting_s: now * 0.05 * (rank + 1), last_step_s: 0.0304, utilization: 0.6,
+    memory_bytes: { weights: (1.45 - 0.2 * rank) * GB, kv_cache: 0.5 * GB, activations: 0.04 * GB, scratch: 0.02 * GB, process_peak: 6 * GB, free: 21 * GB },
     sent_bytes: now * 1e6, received_bytes: 0,
   });
   return {

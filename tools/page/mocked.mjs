@@ -1,5 +1,7 @@
 // What the page does, shown against the mock server.
 
+import { createServer, request as http } from "node:http";
+
 import { DESKTOP, PHONE, check, visit } from "./browser.mjs";
 import { MARKUP, startMock } from "./mock.mjs";
 
@@ -94,6 +96,8 @@ export const MOCKED = {
     mocked(browser, {}, { complaints: /status of 400/ }, async (page) => {
       await ask(page, "please refuse");
       await page.getByRole("alert").filter({ hasText: "Messages is longer than the model's 2048 tokens; shorten it." }).waitFor();
+      await ask(page, "please be mute");
+      await page.getByRole("alert").filter({ hasText: "The request failed, and nothing says why." }).waitFor();
       await ask(page, "please break");
       await page.getByRole("alert").filter({ hasText: "Rank 1 has ended: killed by signal 9." }).waitFor();
       check((await answered(page)).startsWith("Once upon"), "what had come is gone");
@@ -110,20 +114,61 @@ export const MOCKED = {
       check((await page.locator(".conversation img, .conversation b").count()) === 0, "the answer became elements");
     }),
 
-  "a server with keys is asked for with one, which only this tab keeps": (browser, picture) =>
-    mocked(browser, { key: "secret" }, { complaints: /status of 401/ }, async (page) => {
-      await page.getByLabel("This server needs an API key").fill("wrong");
-      await page.getByRole("button", { name: "Use key" }).click();
-      await page.getByText("Refused: the API key is not one of this server's.").waitFor();
-      await picture(page, "key");
-      await page.getByLabel("This server needs an API key").fill("secret");
-      await page.getByRole("button", { name: "Use key" }).click();
+  "a server with keys gives its page to who has one, and says so when it is another": (browser, picture) => {
+    const state = { key: "secret" };
+    return mocked(browser, state, { complaints: /status of 401/, httpCredentials: { username: "anyone", password: "secret" } }, async (page) => {
       await page.locator("#ranks li").first().waitFor();
       await ask(page, "Who are you?");
       check((await answered(page)).length > 0, "the chat has no key");
+      state.key = "other";
+      await page.getByRole("alert").filter({ hasText: "The server no longer takes this page’s API key." }).waitFor();
+      await picture(page, "locked");
+      check(await page.getByRole("button", { name: "Send" }).isDisabled(), "Send works without a key");
+      state.key = "secret";
+      await page.getByRole("button", { name: "Reload" }).click();
+      await page.locator("#ranks li").first().waitFor();
       const kept = await page.evaluate(() => [sessionStorage.length, localStorage.length, document.cookie.length]);
-      check(kept.join() === "1,0,0", `the key is kept elsewhere: ${kept}`);
-    }),
+      check(kept.join() === "0,0,0", `something is kept: ${kept}`);
+    });
+  },
+
+  "what changes every second is told to nobody who listens": async (browser) => {
+    const state = { state: "loading" };
+    await mocked(browser, state, { complaints: /ERR_CONNECTION_REFUSED|ERR_EMPTY_RESPONSE|ERR_CONNECTION_RESET/ }, async (page, mock) => {
+      const numbers = (role) => page.locator(`#notices [role=${role}]`).evaluate((notice) => {
+        const heard = notice.cloneNode(true);
+        heard.querySelectorAll("[aria-hidden=true]").forEach((part) => part.remove());
+        return [/\d/.test(heard.textContent), /\d/.test(notice.textContent)].join();
+      });
+      await page.getByText("44 % of 2.50 GB").waitFor();
+      check((await numbers("status")) === "false,true", "a number of loading is heard");
+      mock.close();
+      await page.getByText("Its last answer was").waitFor();
+      check((await numbers("alert")) === "false,true", "a number of seconds is heard");
+    });
+  },
+
+  "the page of the API works below a proxy's prefix, and says what is wrong": async (browser) => {
+    const state = {};
+    const mock = await startMock(state);
+    const { host } = new URL(mock.url);
+    const proxied = createServer((request, response) => {
+      if (!request.url.startsWith("/prefix/")) return response.writeHead(404).end();
+      const asked = { host: "127.0.0.1", port: host.split(":")[1], path: request.url.slice("/prefix".length), headers: request.headers };
+      http(asked, (answer) => answer.pipe(response.writeHead(answer.statusCode, answer.headers))).end();
+    });
+    await new Promise((resolve) => proxied.listen(0, "127.0.0.1", resolve));
+    const url = `http://127.0.0.1:${proxied.address().port}/prefix/docs`;
+    try {
+      await visit(browser, url, { complaints: /status of 503/ }, (page) => page.getByRole("alert").filter({ hasText: "the model is loading" }).waitFor());
+      state.openapi = { paths: { "/version": { get: { summary: "Which one" } } } };
+      await visit(browser, url, {}, (page) => page.getByText("GET /version").waitFor());
+    } finally {
+      proxied.closeAllConnections();
+      proxied.close();
+      mock.close();
+    }
+  },
 
   "a server that loads, is new, failed, or is gone says so": async (browser, picture) => {
     const state = { state: "loading" };

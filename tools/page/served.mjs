@@ -45,11 +45,25 @@ const chats = async (page) => {
   await page.waitForFunction(() => Number(document.querySelector(".tile .value").textContent) > 0);
   check((await page.locator("#ranks li").count()) === 2, "not both ranks show");
   const tiles = (await page.locator(".tile").allTextContents()).join(" | ");
-  check(/Time to first token[\d.]+m?s/.test(tiles) && /KV cache in use\d+%/.test(tiles), `a tile is empty: ${tiles}`);
+  check(/Time to first token[\d.]+m?s/.test(tiles) && /KV cache in use[\d.]+%/.test(tiles), `a tile is empty: ${tiles}`);
   check((await page.locator("#waterfall .k-decode").count()) > 0, "the waterfall is empty");
 };
 
+const KEY = "sesame";
+
 export const withBinary = (binary) => ({
+  "a real server with a key gives its pages to a browser that has it, and to nobody else": (browser) =>
+    served(binary, ["--api-key", KEY], async (url) => {
+      const refused = await fetch(url);
+      check(refused.status === 401 && /^Basic /.test(refused.headers.get("www-authenticate")), "the page is open");
+      const httpCredentials = { username: "anyone", password: KEY };
+      await visit(browser, url, { httpCredentials, complaints: /status of 401/ }, async (page) => {
+        await chats(page);
+        await page.getByRole("link", { name: "API" }).click();
+        await page.getByText("POST /v1/chat/completions").waitFor();
+      });
+    }),
+
   "a real server's page answers a question and shows what it did": (browser, picture) =>
     served(binary, [], async (url) => {
       await visit(browser, url, { viewport: DESKTOP }, async (page) => {

@@ -14,6 +14,7 @@ mod lists;
 mod membership;
 mod model;
 mod new_folder;
+mod open_files;
 mod progress;
 mod quantize;
 mod report;

@@ -8,7 +8,6 @@ use crate::serving::Event;
 
 /// The requests that have not ended, first come, first served.
 pub(crate) struct Dispatch {
-    replicas: usize,
     router: Router,
     /// Those that no replica has yet.
     waiting: VecDeque<(u64, GenerateRequest)>,
@@ -23,7 +22,7 @@ pub(crate) struct Assigned {
 
 impl Dispatch {
     pub fn new(replicas: usize) -> Self {
-        Dispatch { replicas, router: Router::new(replicas), waiting: VecDeque::new() }
+        Dispatch { router: Router::new(replicas), waiting: VecDeque::new() }
     }
 
     pub fn submit(&mut self, id: u64, request: GenerateRequest) {
@@ -33,12 +32,7 @@ impl Dispatch {
     /// The next request that finds a replica with fewer than `most` requests.
     pub fn assign(&mut self, most: usize) -> Option<Assigned> {
         let (id, request) = self.waiting.front()?;
-        // The router reads all of a prompt, which would be in vain where no replica is open, or only one.
-        if (0..self.replicas).all(|replica| self.router.outstanding(replica) >= most) {
-            return None;
-        }
-        let prompt = if self.replicas > 1 { &request.prompt[..] } else { &[] };
-        let replica = self.router.assign(*id, prompt, request.work(), most)?;
+        let replica = self.router.assign(*id, &request.prompt, request.work(), most)?;
         let (id, request) = self.waiting.pop_front()?;
         Some(Assigned { replica, id, request })
     }

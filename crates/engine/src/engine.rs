@@ -282,4 +282,9 @@ impl Engine {
     pub(crate) fn reports_of(&mut self, replica: usize) -> Result<(Vec<RankReport>, Timing), EngineError> {
         self.peers.report(&mut *self.leader, replica, &mut |event| self.unheard.push(event))
     }
+
+    /// The tokens of each step of any replica since the last call.
+    pub fn take_steps(&mut self) -> Vec<usize> {
+        self.peers.take_steps()
+    }
 }

@@ -156,6 +156,7 @@ impl Engine {
         self.replica.others_decode = self.peers.decode();
         self.leader.leave();
         self.replica.pump(&mut *self.leader, &mut told)?;
+        self.peers.note_own(self.replica.load());
         let heard = self.peers.hear(&mut *self.leader, &mut told)?;
         if was_idle && !heard {
             std::thread::sleep(POLL);
@@ -173,6 +174,7 @@ impl Engine {
     /// What the call came to.
     fn finish(&mut self, started: Instant) -> Result<(), EngineError> {
         self.replica.settle(&mut *self.leader, &mut |_| {})?;
+        drop(self.take_steps()); // nobody asks here
         self.timing = self.replica.timing;
         let fill = self.replica.fill;
         self.note_bubble(started, &fill);

@@ -52,7 +52,9 @@ pub use pool::PoolOptions;
 pub use prepared::{packed_as, weight_bytes};
 pub use pulse::RankPulse;
 pub use report::{PartReport, RankReport, StepReport, Work};
-pub use request::{Completion, FinishReason, GenerateRequest, Grammar, Logprobs, Opened, Timing};
+pub use request::{
+    Completion, FinishReason, GenerateBatch, GenerateRequest, Grammar, Logprobs, Opened, Timing,
+};
 pub use router::Router;
 pub use sampling::SamplingParams;
 pub use savings::Savings;

@@ -22,6 +22,10 @@ pub(crate) struct Peers {
     peers: Vec<Peer>,
     /// Of each replica, while they are gathered; else empty.
     pulses: Vec<Option<Vec<RankPulse>>>,
+    /// Steps of the first replica.
+    own_steps: u64,
+    /// Tokens of steps of any replica that nobody has asked about yet.
+    stepped: Vec<usize>,
 }
 
 #[derive(Default)]
@@ -60,7 +64,8 @@ impl Peer {
 
 impl Peers {
     pub fn new(replicas: usize) -> Self {
-        Peers { peers: (1..replicas).map(|_| Peer::default()).collect(), pulses: Vec::new() }
+        let peers = (1..replicas).map(|_| Peer::default()).collect();
+        Peers { peers, pulses: Vec::new(), own_steps: 0, stepped: Vec::new() }
     }
 
     /// Tells a replica something that it says to have read, as soon as there is room for it.
@@ -121,7 +126,13 @@ impl Peers {
 
     fn take(&mut self, replica: usize, message: FromReplica, on: &mut dyn FnMut(Event)) {
         match message {
-            FromReplica::News(news) => self.peers[replica - 1].take(news, on),
+            FromReplica::News(news) => {
+                let peer = &mut self.peers[replica - 1];
+                if news.load.steps != peer.load.steps {
+                    self.stepped.push(news.load.last_step_tokens);
+                }
+                peer.take(news, on);
+            }
             FromReplica::Pulses(pulses) => {
                 if let Some(place) = self.pulses.get_mut(replica) {
                     *place = Some(pulses);
@@ -184,6 +195,19 @@ impl Peers {
     /// Whether a replica has streams that run.
     pub fn decode(&self) -> bool {
         self.peers.iter().any(|peer| peer.decodes)
+    }
+
+    /// The first replica may have done a step.
+    pub fn note_own(&mut self, load: LoadReport) {
+        if load.steps != self.own_steps {
+            self.own_steps = load.steps;
+            self.stepped.push(load.last_step_tokens);
+        }
+    }
+
+    /// The tokens of each step since the last call.
+    pub fn take_steps(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.stepped)
     }
 
     /// How busy they are, beside the first replica.

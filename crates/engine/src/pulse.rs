@@ -38,6 +38,9 @@ pub struct RankPulse {
     pub scratch_bytes: u64,
     /// The most memory that its process has had, in bytes; 0 where the system doesn't say.
     pub peak_rss_bytes: u64,
+    /// Bytes that its device has left for it: on CPUs what is available on its host, within its container, to all of the
+    /// host's ranks together; none where the system doesn't say.
+    pub free_bytes: Option<u64>,
     /// Seconds of its last step, without waiting for the stage before.
     pub last_step_s: f64,
 }

@@ -1,5 +1,6 @@
 //! What is asked of an engine, and what comes of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,10 +26,61 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
     pub prompt_logprobs: Option<usize>,
-    /// What the completion must conform to.
-    pub grammar: Option<Grammar>,
+    /// What the completion must conform to. It can be large, and requests share it.
+    #[serde(with = "shared")]
+    pub grammar: Option<Arc<Grammar>>,
     /// Prompts share cached keys and values only with those of the same salt.
     pub cache_salt: u64,
+}
+
+/// Requests that differ in prompt, length and seed only: what they share is sent and held once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerateBatch {
+    /// Each prompt, and the most tokens to generate for it.
+    pub prompts: Vec<(Vec<u32>, usize)>,
+    /// Completions of each prompt; their seeds count up from `like`'s.
+    pub n: usize,
+    /// All else.
+    pub like: Box<GenerateRequest>,
+}
+
+impl GenerateBatch {
+    /// The requests: those of the first prompt, then those of the next.
+    pub fn requests(self) -> impl Iterator<Item = GenerateRequest> {
+        let GenerateBatch { prompts, n, like } = self;
+        prompts.into_iter().flat_map(move |(prompt, max_tokens)| {
+            let like = GenerateRequest { prompt, max_tokens, ..(*like).clone() };
+            (0..n as u64).map(move |i| {
+                let mut request = like.clone();
+                request.sampling.seed = request.sampling.seed.wrapping_add(i);
+                request
+            })
+        })
+    }
+}
+
+impl From<GenerateRequest> for GenerateBatch {
+    fn from(mut like: GenerateRequest) -> Self {
+        let prompt = std::mem::take(&mut like.prompt);
+        GenerateBatch { prompts: vec![(prompt, like.max_tokens)], n: 1, like: Box::new(like) }
+    }
+}
+
+/// A grammar that is shared travels as one that is not.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Grammar;
+
+    pub fn serialize<S: Serializer>(grammar: &Option<Arc<Grammar>>, to: S) -> Result<S::Ok, S::Error> {
+        grammar.as_deref().serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Arc<Grammar>>, D::Error> {
+        Ok(Option::<Grammar>::deserialize(from)?.map(Arc::new))
+    }
 }
 
 /// What a completion must conform to.
@@ -145,5 +197,28 @@ impl Timing {
             prefill: both(self.prefill, other.prefill),
             decode: both(self.decode, other.decode),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_of_a_batch_share_their_grammar_and_have_seeds_of_their_own() {
+        let grammar = Some(Arc::new(Grammar::Regex("a*".into())));
+        let mut like = GenerateRequest { grammar, ..GenerateRequest::default() };
+        like.sampling.seed = u64::MAX;
+        let prompts = vec![(vec![1], 5), (vec![2, 3], 6)];
+        let batch = GenerateBatch { prompts, n: 2, like: Box::new(like) };
+        let sent: GenerateBatch = postcard::from_bytes(&postcard::to_stdvec(&batch).unwrap()).unwrap();
+        assert_eq!(sent, batch);
+        let requests: Vec<GenerateRequest> = sent.requests().collect();
+        let told: Vec<_> =
+            requests.iter().map(|r| (r.prompt.as_slice(), r.max_tokens, r.sampling.seed)).collect();
+        let (first, second) = (&[1][..], &[2, 3][..]);
+        assert_eq!(told, [(first, 5, u64::MAX), (first, 5, 0), (second, 6, u64::MAX), (second, 6, 0)]);
+        let grammars = requests.iter().map(|request| request.grammar.as_ref().unwrap());
+        assert!(grammars.clone().zip(grammars.skip(1)).all(|(a, b)| Arc::ptr_eq(a, b)));
     }
 }

@@ -20,7 +20,6 @@ pub struct Router {
 struct State {
     work: usize,
     requests: usize,
-    draining: bool,
     /// Hash chains of prompts that it got, and when it last got them.
     seen: HashMap<u64, u64>,
     clock: u64,
@@ -32,12 +31,15 @@ impl Router {
         Router { replicas: (0..replicas).map(|_| State::default()).collect(), out: BTreeMap::new() }
     }
 
-    /// Gives a request of `work` tokens to a replica that has fewer than `most` requests; `None` if all are full or
-    /// draining.
+    /// Gives a request of `work` tokens to a replica that has fewer than `most` requests; `None` if all are full.
     pub fn assign(&mut self, id: u64, prompt: &[u32], work: usize, most: usize) -> Option<usize> {
-        let chain = chain(prompt);
+        if self.replicas.iter().all(|state| state.requests >= most) {
+            return None;
+        }
+        // All of a prompt is read only where there is a choice.
+        let chain = if self.replicas.len() > 1 { chain(prompt) } else { Vec::new() };
         let cost = |state: &State| state.work.saturating_sub(state.known(&chain));
-        let open = |(_, state): &(usize, &State)| !state.draining && state.requests < most;
+        let open = |(_, state): &(usize, &State)| state.requests < most;
         let open = self.replicas.iter().enumerate().filter(open);
         let (replica, _) = open.min_by_key(|(replica, state)| (cost(state), *replica))?;
         let state = &mut self.replicas[replica];
@@ -65,16 +67,6 @@ impl Router {
     /// All requests that are out.
     pub fn ids(&self) -> impl Iterator<Item = u64> {
         self.out.keys().copied()
-    }
-
-    /// Requests that a replica has.
-    pub fn outstanding(&self, replica: usize) -> usize {
-        self.replicas[replica].requests
-    }
-
-    /// Gives a replica nothing more; it ends what it has.
-    pub fn drain(&mut self, replica: usize) {
-        self.replicas[replica].draining = true;
     }
 }
 
@@ -136,14 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn a_full_or_draining_replica_gets_nothing() {
+    fn a_full_replica_gets_nothing() {
         let mut router = Router::new(2);
-        router.drain(0);
-        assert_eq!(router.assign(0, &[1], 1, 1), Some(1));
-        assert_eq!(router.assign(1, &[1], 1, 1), None);
-        router.done(0);
-        assert_eq!((router.outstanding(1), router.replica_of(0)), (0, None));
-        assert_eq!(router.assign(1, &[1], 1, 1), Some(1));
+        assert_eq!([router.assign(0, &[1], 1, 1), router.assign(1, &[1], 1, 1)], [Some(0), Some(1)]);
+        assert_eq!(router.assign(2, &[1], 1, 1), None);
+        router.done(1);
+        assert_eq!((router.replica_of(0), router.replica_of(1)), (Some(0), None));
+        assert_eq!(router.assign(2, &[1], 1, 1), Some(1));
     }
 
     #[test]

@@ -172,6 +172,9 @@ fn requests_that_come_and_go_get_what_each_gets_alone() {
             assert_same(&what, &got, &want, &aborted);
             assert_eq!((load.running, load.waiting, load.kv_blocks_used), (0, 0, 0), "{what}");
             assert_eq!(load.prefix_hits > 0, prefix_caching, "{what}: {load:?}");
+            let steps = engine.take_steps();
+            assert_eq!(steps.len() as u64, load.steps, "{what}: each step of each replica is told of");
+            assert!(steps.iter().sum::<usize>() as u64 >= load.prompt_tokens, "{what}: {steps:?}");
         }
     }
 }
@@ -279,7 +282,7 @@ fn held_to(grammar: Grammar, prompt: &[u32], temperature: f32, seed: u64) -> Gen
         max_tokens: 200,
         sampling: SamplingParams { temperature, seed, ..Default::default() },
         stop_token_ids: vec![1, 3],
-        grammar: Some(grammar),
+        grammar: Some(grammar.into()),
         ..GenerateRequest::default()
     }
 }
@@ -306,7 +309,7 @@ fn completions_conform_to_their_grammars() {
         assert_eq!(told.end, Some(FinishReason::Stop));
         let text = tokenizer.decode(&told.tokens, true).unwrap();
         let text = text.trim_start();
-        match request.grammar.as_ref().unwrap() {
+        match request.grammar.as_deref().unwrap() {
             Grammar::JsonSchema(_) => {
                 let value: serde_json::Value =
                     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
@@ -341,7 +344,7 @@ fn mixed(tokenizer: &Tokenizer) -> Vec<GenerateRequest> {
     let request = |i: usize| {
         let prompt = &prompt[..prompt.len() - i % 4];
         let mut request = held_to(Grammar::Regex("x".into()), prompt, 0.4 * (i % 3) as f32, i as u64);
-        request.grammar = grammars[i % grammars.len()].clone();
+        request.grammar = grammars[i % grammars.len()].clone().map(Arc::new);
         request.sampling.repetition_penalty = if i % 4 == 1 { 1.2 } else { 1.0 };
         request.min_tokens = i % 7;
         request.logprobs = i.is_multiple_of(6).then_some(2);

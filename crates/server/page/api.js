@@ -1,13 +1,5 @@
-// Requests to the server that this page came from. Paths are relative, so a proxy may put the page below a prefix.
-
-const KEY = "anysplit.api_key";
-
-/** The API key. It is kept as long as the tab, and nowhere else. */
-export const key = {
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (value) => sessionStorage.setItem(KEY, value),
-  forget: () => sessionStorage.removeItem(KEY),
-};
+// Requests to the server that this page came from. Paths are relative, so a proxy may put the page below a prefix. A server
+// with keys gives the page only to a browser that has asked for one, as a password; the browser then sends it by itself.
 
 /** A request that failed. `status` is HTTP's, or 0 if there was no answer. */
 export class RequestError extends Error {
@@ -41,11 +33,9 @@ export async function* chat(body, signal) {
 }
 
 const request = async (path, options) => {
-  const headers = { ...options.headers };
-  if (key.get()) headers.authorization = `Bearer ${key.get()}`;
   let response;
   try {
-    response = await fetch(path, { ...options, headers, cache: "no-store" });
+    response = await fetch(path, { ...options, cache: "no-store" });
   } catch (error) {
     throw error.name === "AbortError" ? error : new RequestError(0, "the server does not answer");
   }

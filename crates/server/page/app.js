@@ -1,10 +1,10 @@
 // The page: asks the server once a second how it is, while the tab is looked at, and hands that to each part.
 
-import { key, status } from "./api.js";
+import { status } from "./api.js";
 import { chat } from "./chat.js";
 import { byId, setText } from "./dom.js";
 import { load } from "./load.js";
-import { askForKey, gone, notice } from "./notices.js";
+import { gone, locked, notice } from "./notices.js";
 import { ranks } from "./ranks.js";
 import { waterfall } from "./waterfall.js";
 
@@ -23,16 +23,15 @@ const poll = async () => {
   if (again_ms !== null) timer = setTimeout(poll, again_ms);
 };
 
-const lock = (error) => {
+const lock = () => {
   showState("locked");
-  askForKey(error.message, poll);
-  key.forget();
+  locked();
 };
 
 const setReady = chat(lock);
 const parts = [load(), ranks(), waterfall(), notice];
 
-/** Asks once and draws; gives when to ask again, or null to wait for a key. */
+/** Asks once and draws; gives when to ask again, or null if that is of no use. */
 const look = async () => {
   let now;
   try {
@@ -40,7 +39,7 @@ const look = async () => {
   } catch (error) {
     setReady(false);
     if (error.status === 401) {
-      lock(error);
+      lock();
       return null;
     }
     showState("unreachable");
@@ -54,8 +53,6 @@ const look = async () => {
   document.title = `${now.model} · Anysplit`;
   parts.forEach((draw) => draw(now));
   setReady(now.state === "ready");
-  // A link carries no key.
-  byId("metrics").hidden = key.get() !== "";
   return EVERY_MS;
 };
 

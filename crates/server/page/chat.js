@@ -61,7 +61,7 @@ class Turn {
   }
 }
 
-/** Wires the chat up; gives what tells it whether the server takes requests. `onRefused` is called when a key is missing. */
+/** Wires the chat up; gives what tells it whether the server takes requests. `onRefused` is called when the key is no longer the server's. */
 export const chat = (onRefused) => {
   const [log, question, send, stop, clear] = ["conversation", "question", "send", "stop", "clear"].map(byId);
   const turns = [];
@@ -104,7 +104,7 @@ export const chat = (onRefused) => {
     } catch (error) {
       if (error.name === "AbortError") reason = "stopped";
       else turn.fail(sentence(error));
-      if (error instanceof RequestError && error.status === 401) onRefused(error);
+      if (error instanceof RequestError && error.status === 401) onRefused();
     }
     // A stop that comes after Clear ends a turn that is no longer shown.
     turn.end();
@@ -186,4 +186,7 @@ const facts = (began, times, usage, reason) => {
   ].filter(Boolean).join(" · ");
 };
 
-const sentence = ({ message }) => `${message[0].toUpperCase()}${message.slice(1)}${/[.!?]$/.test(message) ? "" : "."}`;
+const sentence = ({ message }) => {
+  const said = message || "the request failed, and nothing says why";
+  return `${said[0].toUpperCase()}${said.slice(1)}${/[.!?]$/.test(said) ? "" : "."}`;
+};

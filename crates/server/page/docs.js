@@ -1,4 +1,4 @@
-// Draws /openapi.json.
+// Draws openapi.json. Paths are relative, so a proxy may put the page below a prefix.
 
 const element = (name, text, ...children) => {
   const made = document.createElement(name);
@@ -26,12 +26,30 @@ const parameters = (schema) => {
   return table;
 };
 
-const api = await (await fetch("/openapi.json")).json();
-for (const [path, methods] of Object.entries(api.paths)) {
-  for (const [method, operation] of Object.entries(methods)) {
-    const details = element("details", "", element("summary", "", element("code", `${method.toUpperCase()} ${path}`), ` ${operation.summary}`));
-    const body = operation.requestBody?.content["application/json"].schema;
-    details.append(body ? parameters(body) : element("p", "Takes no body."));
-    document.getElementById("routes").append(details);
+/** The document, or why there is none. */
+const ask = async () => {
+  const response = await fetch("openapi.json").catch(() => null);
+  const answer = await response?.json().catch(() => null);
+  if (response?.ok && answer) return answer;
+  throw new Error(answer?.error?.message ?? (response ? `the server answered with status ${response.status}` : "the server does not answer"));
+};
+
+const draw = (api) => {
+  for (const [path, methods] of Object.entries(api.paths)) {
+    for (const [method, operation] of Object.entries(methods)) {
+      const details = element("details", "", element("summary", "", element("code", `${method.toUpperCase()} ${path}`), ` ${operation.summary}`));
+      const body = operation.requestBody?.content["application/json"].schema;
+      details.append(body ? parameters(body) : element("p", "Takes no body."));
+      routes.append(details);
+    }
   }
+};
+
+const routes = document.getElementById("routes");
+try {
+  draw(await ask());
+} catch (error) {
+  const failure = element("p", `The routes cannot be shown: ${error.message}. Reload the page to try again.`);
+  failure.setAttribute("role", "alert");
+  routes.replaceChildren(failure);
 }

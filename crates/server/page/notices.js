@@ -1,10 +1,9 @@
-// What stands above all else: the server loads, is gone, failed, or wants a key.
+// What stands above all else: the server loads, is gone, failed, or wants another key.
 
-import { key } from "./api.js";
 import { byId, element, setText } from "./dom.js";
 import { bytes, percent, seconds } from "./format.js";
 
-/** Shows one notice, or none. It is made anew only if its kind changes, so that a key that is being typed stays. */
+/** Shows one notice, or none. It is made anew only if its kind changes, so that it is announced once. */
 const show = (kind, make, update = () => {}) => {
   const place = byId("notices");
   if ((place.dataset.kind ?? "") !== kind) {
@@ -29,43 +28,35 @@ export const notice = ({ state, loading, failure }) => {
   }
 };
 
-/** Says since when the server has not answered. */
+/** Says since when the server has not answered. A screen reader says so once, without the time. */
 export const gone = (since_s) => {
-  const words = `The server does not answer, since ${seconds(since_s)}. Is it still running? This page asks again by itself.`;
-  show("gone", plain("bad", "alert"), (notice) => setText(notice, words));
+  show("gone", goneNotice, (notice) => setText(notice.querySelector(".since"), `Its last answer was ${seconds(since_s)} ago.`));
 };
 
-/** Asks for a key; `onKey` is called when there is one. Why the one before was refused is told with it. */
-export const askForKey = (message, onKey) => {
-  const wasRefused = key.get() !== "";
-  show("key", () => keyForm(onKey), (form) => setText(form.querySelector(".why"), wasRefused ? `Refused: ${message}.` : ""));
+/** Says that the server's key is another one now. Only opening the page anew makes a browser ask for it. */
+export const locked = () => show("locked", lockedNotice);
+
+const goneNotice = () =>
+  element(
+    "p",
+    { class: "notice bad", role: "alert" },
+    element("span", { text: "The server does not answer. Is it still running? This page asks again by itself. " }),
+    element("span", { class: "since", "aria-hidden": "true" }),
+  );
+
+const lockedNotice = () => {
+  const reload = element("button", { class: "main", type: "button", text: "Reload" });
+  reload.addEventListener("click", () => location.reload());
+  const words = "The server no longer takes this page’s API key. Reload the page, and give the new key as the password, with any name. ";
+  return element("p", { class: "notice warn", role: "alert" }, element("span", { text: words }), reload);
 };
 
 const loadingNotice = () =>
-  element("div", { class: "notice", role: "status" }, element("span", { text: "Loading the model" }), element("progress", { "aria-label": "Loaded" }), element("span", { class: "done muted" }));
+  element("div", { class: "notice", role: "status" }, element("span", { text: "Loading the model" }), element("progress", { "aria-label": "Loaded" }), element("span", { class: "done muted", "aria-hidden": "true" }));
 
 const drawLoading = (notice, { done_bytes: done, total_bytes: total }) => {
   const bar = notice.querySelector("progress");
   if (total === 0) return;
   bar.value = done / total;
   setText(notice.querySelector(".done"), `${percent(done / total)} of ${bytes(total)}`);
-};
-
-const keyForm = (onKey) => {
-  const field = element("input", { id: "key", type: "password", autocomplete: "off", required: "", spellcheck: "false" });
-  const form = element(
-    "form",
-    { class: "notice key-form" },
-    element("label", { for: "key", text: "This server needs an API key. It is kept until you close this tab." }),
-    field,
-    element("button", { class: "main", type: "submit", text: "Use key" }),
-    element("p", { class: "why", role: "alert" }),
-  );
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    key.set(field.value);
-    field.value = "";
-    onKey();
-  });
-  return form;
 };

@@ -52,7 +52,8 @@ class Rank {
     const ofMost = Object.entries(memory).map(([kind, held]) => [kind, atMost > 0 ? held / atMost : 0]);
     const sizes = Object.entries(memory).map(([kind, held]) => [kind, kind, bytes(held)]);
     this.holds.update(Object.fromEntries(ofMost), sizes.map(([, kind, size]) => `${kind} ${size}`).join(", "));
-    draw(this.memory, sizes);
+    const free = told.memory_bytes.free;
+    draw(this.memory, free === null ? sizes : [...sizes, ["", "free", bytes(free)]]);
 
     const state = stateOf(serverState, shares, at - this.stepped.at);
     this.root.dataset.state = state;

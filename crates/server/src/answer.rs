@@ -38,11 +38,11 @@ impl Head {
         answer
     }
 
-    /// A chunk of one choice.
-    pub fn chunk(&self, object: &str, choice: Value, usage: Usage) -> Value {
+    /// A chunk of one choice, whose usage so far comes with it if that is wanted.
+    pub fn chunk(&self, object: &str, choice: Value, usage: impl FnOnce() -> Usage) -> Value {
         let mut chunk = self.with(object, Value::Array(vec![choice]));
         if self.streaming.continuous_usage {
-            chunk["usage"] = usage.to_json();
+            chunk["usage"] = usage().to_json();
         } else if self.streaming.include_usage {
             chunk["usage"] = Value::Null;
         }

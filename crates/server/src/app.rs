@@ -1,5 +1,6 @@
 //! What all handlers share.
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,9 +11,9 @@ use tokio::sync::Semaphore;
 
 use crate::auth::Keys;
 use crate::config::{ServerConfig, TextModel};
-use crate::dispatch::Dispatch;
 use crate::host::Hosts;
 use crate::log::Log;
+use crate::requests::Requests;
 use crate::tools::dialect::Dialect;
 use crate::wire::errors::ApiError;
 use crate::work::TextWork;
@@ -20,7 +21,7 @@ use crate::work::TextWork;
 /// A server's state.
 pub struct App {
     /// To the engine and back.
-    pub dispatch: Arc<Dispatch>,
+    pub requests: Arc<Requests>,
     /// Tokenizer, ends, defaults.
     pub text: TextModel,
     /// No token spells more bytes.
@@ -33,6 +34,8 @@ pub struct App {
     pub work: TextWork,
     /// Bytes of bodies that there may be.
     pub bodies: Arc<Semaphore>,
+    /// Requests that have no head of an answer yet.
+    pub answering: AtomicUsize,
     /// Who may ask.
     pub keys: Keys,
     /// By what name.

@@ -1,54 +1,63 @@
 //! Bodies: read within limits of bytes and time, and parsed within limits of depth and number of values.
 
-use std::time::Duration;
-
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
-use crate::app::App;
+use crate::app::{App, Shared};
 use crate::wire::errors::ApiError;
 
 /// How deep JSON may nest.
 const DEPTH_MAX: usize = 100;
 /// How many values it may have: each takes some 80 bytes once it is parsed, and two in the text.
 const VALUES_MAX: usize = 2 << 20;
-/// For a client that sends too much to end, so that it reads why.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// What `take` makes of the JSON of a request, on a thread for such work.
 ///
 /// # Errors
 /// 415, 413, 408, 429, 400 if it is no JSON, or what `take` says.
 pub async fn json<T: Send + 'static>(
-    app: &App,
+    app: &Shared,
     request: Request,
-    take: impl FnOnce(Value) -> Result<T, ApiError> + Send + 'static,
+    take: impl FnOnce(&App, Value) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
+    held(app, request, take).await.map(|(taken, _)| taken)
+}
+
+/// Room for a body. Whoever holds what the body said may hold that, too.
+pub type Held = Option<OwnedSemaphorePermit>;
+
+/// The same, with the room that the body took.
+///
+/// # Errors
+/// As [`json`].
+pub async fn held<T: Send + 'static>(
+    app: &Shared,
+    request: Request,
+    take: impl FnOnce(&App, Value) -> Result<T, ApiError> + Send + 'static,
+) -> Result<(T, Held), ApiError> {
     let (parts, mut body) = request.into_parts();
     check_type(&parts.headers)?;
     let read = tokio::time::timeout(app.config.timeouts.body, read(app, &mut body)).await;
     let (bytes, permit) = match read {
         Ok(Ok(read)) => read,
-        Ok(Err(error)) => {
-            // What is still coming is thrown away; if it does not end, the connection does.
-            let _ = tokio::time::timeout(LINGER, async { while next(&mut body).await.is_some() {} }).await;
-            return Err(error);
-        }
+        Ok(Err(error)) => return Err(error),
         Err(_) => {
             let seconds = app.config.timeouts.body.as_secs_f64();
             let message = format!("the body did not arrive within {seconds} s");
             return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message).code("body_timeout"));
         }
     };
-    app.work
-        .run(move || {
-            let _permit = permit;
-            take(parse(&bytes)?)
-        })
-        .await
+    let read = {
+        let app = app.clone();
+        move || {
+            let taken = take(&app, parse(&bytes)?)?;
+            Ok((taken, permit))
+        }
+    };
+    app.work.run(read).await
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -72,7 +81,7 @@ async fn next(body: &mut Body) -> Option<Result<Bytes, axum::Error>> {
     }
 }
 
-async fn read(app: &App, body: &mut Body) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {
+async fn read(app: &App, body: &mut Body) -> Result<(Vec<u8>, Held), ApiError> {
     let max = app.config.limits.body_bytes;
     let too_large = || {
         let message = format!("the body has more than the {max} bytes that are taken");
@@ -87,16 +96,20 @@ async fn read(app: &App, body: &mut Body) -> Result<(Vec<u8>, Option<OwnedSemaph
         if bytes.len() + chunk.len() > max {
             return too_large();
         }
-        reserve(app, chunk.len(), &mut permit)?;
+        reserve(app, bytes.len() + chunk.len(), &mut permit)?;
         bytes.extend_from_slice(&chunk);
     }
     Ok((bytes, permit))
 }
 
-fn reserve(app: &App, bytes: usize, held: &mut Option<OwnedSemaphorePermit>) -> Result<(), ApiError> {
-    // Permits are KiB, so that small bodies take some too.
-    let kib = bytes.div_ceil(1024).min(Semaphore::MAX_PERMITS) as u32;
-    let Ok(more) = app.bodies.clone().try_acquire_many_owned(kib) else {
+/// Holds permits for so many bytes. They are KiB, so that small bodies take some too.
+fn reserve(app: &App, bytes: usize, held: &mut Held) -> Result<(), ApiError> {
+    let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+    let more = bytes.div_ceil(1024).saturating_sub(has);
+    if more == 0 {
+        return Ok(());
+    }
+    let Ok(more) = app.bodies.clone().try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX)) else {
         let message = "the server reads as many bytes of other requests as it can";
         return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
             .code("too_many_bytes")

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::text::{StopMatcher, StreamDecoder, Tokenizer};
+use engine::text::{StopMatcher, StreamDecoder};
 use engine::{FinishReason, Logprobs};
 use serde_json::Value;
 
@@ -20,10 +20,11 @@ pub struct Delta {
 }
 
 /// A completion that is under way.
+#[derive(Clone)]
 pub struct Choice {
     decoder: Option<StreamDecoder>,
-    /// A special token that has text, and that text.
-    shown: Option<(u32, String)>,
+    /// Special tokens that have text, and that text.
+    shown: Vec<(u32, String)>,
     /// None if nothing stops it.
     matcher: Option<StopMatcher>,
     include_stop: bool,
@@ -39,35 +40,24 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The beginning of a completion of a prompt.
-    pub fn new(
-        tokenizer: Option<&Arc<Tokenizer>>,
-        common: &Common,
-        prompt: &[u32],
-        eos_token_ids: &Arc<[u32]>,
-        drops_all: bool,
-    ) -> Self {
-        let decoder = |tokenizer: &Arc<Tokenizer>| {
-            StreamDecoder::after_prompt(tokenizer.clone(), common.skip_special, prompt)
-        };
+    /// A completion of any prompt, before its beginning. `shown` are special tokens that have text.
+    pub fn new(common: &Common, eos_token_ids: Arc<[u32]>, shown: Vec<(u32, String)>) -> Self {
         Choice {
-            decoder: tokenizer.map(decoder),
-            shown: None,
+            decoder: None,
+            shown,
             matcher: (!common.stop.is_empty()).then(|| StopMatcher::new(common.stop.iter().cloned())),
             include_stop: common.include_stop,
             stop_token_ids: common.stop_token_ids.clone().into(),
-            eos_token_ids: eos_token_ids.clone(),
+            eos_token_ids,
             min_tokens: common.min_tokens,
-            drops_all,
+            drops_all: false,
             tokens: 0,
         }
     }
 
-    /// The same with a special token that has text.
-    #[must_use]
-    pub fn showing(mut self, shown: Option<(u32, String)>) -> Self {
-        self.shown = shown;
-        self
+    /// The beginning of a prompt's completion. What is large is shared by all of them.
+    pub fn of(&self, decoder: Option<StreamDecoder>, drops_all: bool) -> Self {
+        Choice { decoder, drops_all, ..self.clone() }
     }
 
     /// Takes a token, and the engine's word on whether it is the last.
@@ -82,8 +72,8 @@ impl Choice {
         let mut delta = Delta { token: Some((token, logprobs)), ..Delta::default() };
         let mut piece = String::new();
         if let Some(decoder) = &mut self.decoder {
-            match &self.shown {
-                Some((shown, text)) if *shown == token => {
+            match self.shown.iter().find(|(shown, _)| *shown == token) {
+                Some((_, text)) => {
                     piece.extend(decoder.finish());
                     piece.push_str(text);
                 }

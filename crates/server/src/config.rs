@@ -18,7 +18,8 @@ pub struct ServerConfig {
     pub allowed_hosts: Vec<String>,
     /// Origins whose pages may read answers (CORS); `*` is all of them.
     pub allowed_origins: Vec<String>,
-    /// How the model writes calls of tools: hermes, mistral or llama3_json. By default what its chat template shows.
+    /// How the model writes calls of tools: hermes, llama3_json, mistral, pythonic or
+    /// qwen3_coder. By default what its chat template shows.
     pub tool_call_parser: Option<String>,
     /// What a client may take.
     pub limits: Limits,
@@ -43,8 +44,8 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Headers of a request.
     pub headers: usize,
-    /// Connections at a time; more wait to be accepted.
-    pub connections: usize,
+    /// Connections at a time; more wait to be accepted. At least one.
+    pub connections: u32,
     /// What may wait for its first step; more is refused with 429.
     pub queue: QueueLimits,
 }
@@ -58,8 +59,12 @@ pub struct Timeouts {
     pub body: Duration,
     /// For a client to take any byte of what is written to it.
     pub write: Duration,
-    /// For a completion, from its arrival to its end.
+    /// For a request, from its arrival to the end of its answer.
     pub request: Option<Duration>,
+    /// For the first news of a stream: until then it can be an error with a status.
+    pub first: Duration,
+    /// Between two signs of life of a stream.
+    pub quiet: Duration,
     /// For what runs when the server is told to end.
     pub shutdown: Duration,
     /// For a step, while there is work; `/ready` fails beyond it.
@@ -116,6 +121,8 @@ impl Default for Timeouts {
             body: seconds(60),
             write: seconds(60),
             request: None,
+            first: seconds(1),
+            quiet: seconds(15),
             shutdown: seconds(30),
             step: seconds(60),
         }

@@ -1,21 +1,29 @@
-//! One connection: HTTP/1.1 with a deadline for whatever a client does slowly.
+//! One connection: HTTP/1.1 with a deadline for whatever a client does slowly, and an end that clients can see coming.
 
-use std::future::Future;
-use std::io;
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep};
 
+use crate::arrival::Arrival;
 use crate::config::{Limits, Timeouts};
+use crate::patient::Patient;
+
+/// For a client that still sends to end, so that it reads what it was told.
+const LINGER: Duration = Duration::from_secs(2);
+/// What it sends is thrown away by so many bytes.
+const LINGER_BYTES: usize = 16 << 10;
 
 /// How a server is, to its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +46,27 @@ pub async fn serve(
 ) {
     // Events are small, and each is wanted at once. A socket that can't is slower.
     let _ = stream.set_nodelay(true);
+    let stream = Arc::new(stream);
+    tokio::select! {
+        // What can be answered at once is, before it is seen that the client closed its half.
+        biased;
+        () = answer(stream.clone(), router, limits, timeouts, phase.clone()) => {}
+        () = left(&stream) => {}
+    }
+    tokio::select! {
+        () = linger(stream) => {}
+        _ = phase.wait_for(|phase| *phase != Phase::Serve) => {}
+    }
+}
+
+/// HTTP, until nothing more is to be said.
+async fn answer(
+    stream: Arc<TcpStream>,
+    router: Router,
+    limits: &Limits,
+    timeouts: &Timeouts,
+    mut phase: watch::Receiver<Phase>,
+) {
     let mut builder = Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -45,8 +74,15 @@ pub async fn serve(
         // Beyond these hyper answers by itself, without a body; the guard's limits are half of them.
         .max_headers(2 * limits.headers)
         .max_buf_size((2 * limits.head_bytes).max(16 << 10));
-    let io = TokioIo::new(Patient::new(stream, timeouts.write));
-    let mut connection = pin!(builder.serve_connection(io, TowerToHyperService::new(router)));
+    let io = Patient::new(stream, timeouts.write);
+    let (until, limit, router) = (io.until(), timeouts.request, TowerToHyperService::new(router));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let arrival = Arrival::now(limit);
+        until.set(arrival.until);
+        request.extensions_mut().insert(arrival);
+        router.call(request)
+    });
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
     loop {
         tokio::select! {
             // What is wrong with a connection concerns its client only.
@@ -60,66 +96,37 @@ pub async fn serve(
     }
 }
 
-/// A stream whose writes fail if nothing of them is taken for some time.
-struct Patient {
-    stream: TcpStream,
-    patience: Duration,
-    /// Runs while a write waits.
-    stalled: Option<Pin<Box<Sleep>>>,
+/// Waits until the client has closed its half. Who reads the connection does not see that behind bytes that are not wanted
+/// yet, such as a next request.
+async fn left(stream: &TcpStream) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        // Of all that can be waited for, this one is not ready while there are bytes to read.
+        let closed = tokio::io::Interest::PRIORITY;
+        while stream.ready(closed).await.is_ok_and(|ready| !ready.is_read_closed()) {}
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    std::future::pending::<()>().await;
 }
 
-impl Patient {
-    fn new(stream: TcpStream, patience: Duration) -> Self {
-        Patient { stream, patience, stalled: None }
+/// Closes in a way that lets a client that still sends read what it was told: one end that closes while bytes come resets
+/// the connection.
+async fn linger(stream: Arc<TcpStream>) {
+    let Some(mut stream) = Arc::into_inner(stream) else { return };
+    if poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await.is_err() {
+        return;
     }
-
-    fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
+    let mut bytes = Vec::new();
+    let drain = async {
+        while stream.readable().await.is_ok() {
+            bytes.resize(LINGER_BYTES, 0);
+            match stream.try_read(&mut bytes) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
         }
-        let patience = self.patience;
-        let sleep = || Box::pin(tokio::time::sleep_until(Instant::now() + patience));
-        let stalled = self.stalled.get_or_insert_with(sleep);
-        ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for Patient {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Patient {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watch(cx, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.watch(cx, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+    };
+    // Who does not end is cut off.
+    let _ = tokio::time::timeout(LINGER, drain).await;
 }

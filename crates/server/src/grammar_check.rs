@@ -69,7 +69,16 @@ impl App {
         }
         let tokenizer = self.tokenizer("tools")?;
         let made = grammar::of(tools, self.dialect().format, tokenizer, schema.as_ref());
-        let Some(grammar) = made else { return Ok(()) };
+        let Some(grammar) = made else {
+            if tools.choice == ToolChoice::Auto && tools.is_strict() {
+                let message = format!(
+                    "strict: true is not supported with tool_choice auto where calls are written as {}; use required, or leave strict out",
+                    self.dialect().format.name
+                );
+                return Err(ApiError::param("tools", message).code("unsupported_value"));
+            }
+            return Ok(());
+        };
         let asked = Asked { param: "tools", grammar };
         match self.check_grammar(info, &asked) {
             Ok(()) => request.common.grammar = Some(asked),

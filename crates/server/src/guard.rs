@@ -1,8 +1,11 @@
 //! What every request passes, before it is known whether there is such a route: limits of its head, its host, its origin, its
 //! key. Whatever comes out has a request id.
 
-use std::time::Instant;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -10,6 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::{App, Shared, random};
+use crate::arrival::Arrival;
 use crate::routes::page;
 use crate::wire::errors::ApiError;
 
@@ -17,8 +21,13 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const ID_LENGTH_MAX: usize = 64;
 
 /// The outermost layer.
-pub async fn guard(State(app): State<Shared>, request: Request, next: Next) -> Response {
-    let arrived = Instant::now();
+pub async fn guard(
+    State(app): State<Shared>,
+    Extension(arrival): Extension<Arrival>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let _answering = Answering::of(&app);
     let (parts, body) = request.into_parts();
     let id = request_id(&parts.headers);
     let origin = allowed_origin(&app, &parts.headers);
@@ -29,7 +38,7 @@ pub async fn guard(State(app): State<Shared>, request: Request, next: Next) -> R
         // A preflight has no key; what it asks about needs one.
         Ok(()) => match app.keys.check(&path, &parts.headers) {
             Err(error) => ask_for_key(&path, error),
-            Ok(()) => next.run(Request::from_parts(parts, body)).await,
+            Ok(()) => in_time(&app, arrival, next.run(Request::from_parts(parts, body))).await,
         },
     };
     let headers = response.headers_mut();
@@ -39,17 +48,48 @@ pub async fn guard(State(app): State<Shared>, request: Request, next: Next) -> R
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
     }
-    if app.dispatch.is_draining() {
+    if app.requests.is_draining() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status();
     app.log.debug(|| {
-        let ms = arrived.elapsed().as_secs_f64() * 1e3;
+        let ms = arrival.at.elapsed().as_secs_f64() * 1e3;
         // Debug's quotes and escapes keep a path on one line.
         format!("{} {path:?} {} {ms:.1} ms {}", method, status.as_u16(), id.to_str().unwrap_or_default())
     });
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// Counts a request while it is there.
+struct Answering<'a>(&'a AtomicUsize);
+
+impl<'a> Answering<'a> {
+    fn of(app: &'a App) -> Self {
+        app.answering.fetch_add(1, Ordering::Relaxed);
+        Answering(&app.answering)
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What `answer` comes to, unless the request's deadline is before it. Of a stream this is its head.
+async fn in_time(app: &App, arrival: Arrival, answer: impl Future<Output = Response>) -> Response {
+    tokio::select! {
+        response = answer => response,
+        () = arrival.is_over() => too_slow(app.config.timeouts.request).into_response(),
+    }
+}
+
+/// The error of a request whose deadline has passed.
+pub fn too_slow(limit: Option<Duration>) -> ApiError {
+    let seconds = limit.unwrap_or_default().as_secs_f64();
+    let message = format!("the request took longer than the {seconds} s allowed");
+    ApiError::new(StatusCode::GATEWAY_TIMEOUT, message).code("request_timeout")
 }
 
 fn check(app: &App, parts: &Parts) -> Result<(), ApiError> {

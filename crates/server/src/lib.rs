@@ -1,8 +1,8 @@
 //! The front of `anysplit serve`: OpenAI's API over HTTP, before an engine that is reached by a pair of channels.
 //!
 //! ```text
-//!  connection.rs   HTTP/1.1, deadlines for slow clients
-//!  guard.rs        limits of the head, Host, origin, key; request ids
+//!  connection.rs   HTTP/1.1, deadlines for slow clients (patient.rs), clients that leave
+//!  guard.rs        limits of the head, Host, origin, key; request ids; the deadline (arrival.rs)
 //!  routes/         one file per route, all in one table
 //!    body.rs       bytes ─▶ JSON, within limits
 //!    wire/         JSON ─▶ typed requests, by tables that /openapi.json reads too; and back
@@ -10,28 +10,31 @@
 //!    tools/        functions that a model may call: described, held to, parsed
 //!    session.rs    engine requests of a HTTP request; events ─▶ text (choice.rs)
 //!    stream.rs     server-sent events
-//!  dispatch.rs     ToEngine / FromEngine: who waits for what, queue limits, times of requests
+//!  requests.rs     ToEngine / FromEngine: who waits for what, queue limits, times of requests
 //!  metrics/, rates.rs, status.rs   what is told of all that
 //! ```
 //!
-//! Nobody else knows HTTP or its JSON. Async threads only move bytes: text is worked on in `work.rs`.
+//! Nobody else knows HTTP or its JSON. The threads that serve connections only move bytes: text is worked on by others, those
+//! of `work.rs`.
 
 mod answer;
 mod app;
+mod arrival;
 mod auth;
 mod body;
 mod choice;
 mod config;
 mod connection;
-mod dispatch;
 mod grammar_check;
 mod guard;
 mod host;
 mod log;
 mod metrics;
 mod openapi;
+mod patient;
 mod prompt;
 mod rates;
+mod requests;
 mod routes;
 mod run;
 mod serve;

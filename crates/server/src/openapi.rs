@@ -4,22 +4,37 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::OPEN;
 use crate::routes::Route;
+use crate::wire::answers;
 use crate::wire::fields::Field;
 
 /// What the document says of a route.
 pub struct Doc {
     /// In a few words.
     pub summary: &'static str,
-    /// The type of its answer.
-    pub kind: &'static str,
+    /// What it answers with.
+    pub answer: Answer,
     /// The parameters of its body, and those that it must have.
     pub body: Option<(&'static [&'static [Field]], &'static [&'static str])>,
+}
+
+/// What a route answers with.
+pub enum Answer {
+    /// JSON of a shape of [`answers`].
+    Json(fn() -> Value),
+    /// The same, or as a stream events of another shape, of this name.
+    Streamed(fn() -> Value, &'static str, fn() -> Value),
+    /// Text of a media type.
+    Text(&'static str),
 }
 
 /// The document of these routes, on a server that asks for a key or for none.
 pub fn document(routes: &[Route], version: &str, needs_key: bool) -> Value {
     let mut paths = Map::new();
+    let mut schemas = Map::from_iter([("Error".to_owned(), error_schema())]);
     for route in routes {
+        if let Answer::Streamed(_, name, chunk) = route.doc.answer {
+            schemas.insert(name.to_owned(), answers::schema(&chunk()));
+        }
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[route.method.to_lowercase()] = operation(route);
     }
@@ -31,15 +46,19 @@ pub fn document(routes: &[Route], version: &str, needs_key: bool) -> Value {
         "security": security,
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Error": error_schema()},
+            "schemas": schemas,
         },
     })
 }
 
 fn operation(route: &Route) -> Value {
-    let answer = match (route.doc.kind, route.doc.body) {
-        ("application/json", _) => json!({"application/json": {"schema": {"type": "object"}}}),
-        (kind, _) => json!({kind: {"schema": {"type": "string"}}}),
+    let answer = match route.doc.answer {
+        Answer::Json(shape) => json!({"application/json": {"schema": answers::schema(&shape())}}),
+        Answer::Streamed(shape, name, _) => json!({
+            "application/json": {"schema": answers::schema(&shape())},
+            "text/event-stream": {"schema": event(name)},
+        }),
+        Answer::Text(kind) => json!({kind: {"schema": {"type": "string"}}}),
     };
     let mut operation = json!({
         "summary": route.doc.summary,
@@ -52,9 +71,6 @@ fn operation(route: &Route) -> Value {
             },
         },
     });
-    if route.path.ends_with("completions") {
-        operation["responses"]["200"]["content"]["text/event-stream"] = json!({"schema": {"type": "string"}});
-    }
     if OPEN.contains(&route.path) {
         operation["security"] = json!([]);
     }
@@ -80,6 +96,17 @@ fn operation(route: &Route) -> Value {
             json!({"required": true, "content": {"application/json": {"schema": schema}}});
     }
     operation
+}
+
+/// Each event of a stream: a chunk, or an error that ends it early; then the end.
+fn event(chunk: &str) -> Value {
+    let named = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let content = json!({"anyOf": [named(chunk), named("Error")]});
+    let data = json!({"anyOf": [
+        {"const": "[DONE]"},
+        {"type": "string", "contentMediaType": "application/json", "contentSchema": content},
+    ]});
+    json!({"type": "object", "required": ["data"], "properties": {"data": data}})
 }
 
 /// `null` is as nothing, which a required field must not be.

@@ -21,24 +21,40 @@ pub fn render(tokenizer: &Tokenizer, dialect: &Dialect, request: &ChatRequest) -
         let functions: Vec<&Value> = request.tools.functions().filter(|_| used).collect();
         describe::messages(&request.messages, &functions, dialect)
     });
-    let messages = described.as_ref().unwrap_or(&request.messages);
-    let rendered = template.render_json(messages, request.add_generation_prompt, &request.variables);
+    let mut messages = described.unwrap_or_else(|| request.messages.clone());
+    let tag = request.continue_final.then(|| tag_end(&mut messages)).flatten();
+    let rendered = template.render_json(&messages, request.add_generation_prompt, &request.variables);
     let mut text = rendered.map_err(|error| match &error {
         TextError::TemplateArgument { .. } => refused("chat_template_kwargs", &error),
         _ => refused("messages", &error),
     })?;
-    if request.continue_final {
+    if let Some(tag) = tag {
         // What the template writes behind the last message would end it.
-        let last =
-            request.messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
-        let last = last.trim();
-        let Some(start) = text.rfind(last) else {
+        let Some(end) = text.rfind(tag.trim_end()) else {
             let message = "continue_final_message: the chat template changes the last message, so it can't be gone on with";
             return Err(ApiError::param("continue_final_message", message));
         };
-        text.truncate(start + last.len());
+        // A template that took the tag's blank away takes those at the message's end away.
+        let keeps_blanks = text[end..].starts_with(&tag);
+        text.truncate(end);
+        if !keeps_blanks {
+            text.truncate(text.trim_end().len());
+        }
     }
     Ok(text)
+}
+
+/// Marks where the last message ends, with what no message has; none without messages. Its text may stand elsewhere in what
+/// the template writes.
+fn tag_end(messages: &mut [Value]) -> Option<String> {
+    let mut tag = "END_OF_FINAL_MESSAGE".to_owned();
+    while messages.iter().any(|message| message.to_string().contains(&tag)) {
+        tag.push('_');
+    }
+    tag.push(' ');
+    let last = messages.last_mut()?;
+    last["content"] = format!("{}{tag}", last["content"].as_str().unwrap_or_default()).into();
+    Some(tag)
 }
 
 /// Token ids of a text.

@@ -59,11 +59,13 @@ impl Rates {
         slot.ttft[bucket(ttft)] += 1;
     }
 
-    /// A further token, so long after the one before.
-    pub fn token(&mut self, now: Instant, since: Duration) {
+    /// A further token; and if so many tokens' pace is known with it, that.
+    pub fn token(&mut self, now: Instant, pace: Option<(Duration, u32)>) {
         let slot = self.slot(now);
         slot.generated += 1;
-        slot.itl[bucket(since)] += 1;
+        if let Some((between, tokens)) = pace {
+            slot.itl[bucket(between)] += tokens;
+        }
     }
 
     /// The last ten seconds' tokens, and the last minute's latencies.
@@ -107,6 +109,35 @@ impl Rates {
     }
 }
 
+/// How quickly a request's tokens come.
+///
+/// Where steps are quicker than their news travels, several tokens come at once, and what is between two of those says
+/// nothing. So tokens are taken together until there is some time between them; those that end an answer before are left out.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    since: Instant,
+    tokens: u32,
+}
+
+impl Pace {
+    /// Behind a first token.
+    pub fn new(first: Instant) -> Self {
+        Pace { since: first, tokens: 0 }
+    }
+
+    /// A further token: the mean time between those that this one completes, and how many they are.
+    pub fn token(&mut self, now: Instant) -> Option<(Duration, u32)> {
+        const TOGETHER: Duration = Duration::from_millis(5);
+        self.tokens += 1;
+        let past = now.saturating_duration_since(self.since);
+        if past < TOGETHER {
+            return None;
+        }
+        let Pace { tokens, .. } = std::mem::replace(self, Pace::new(now));
+        Some((past / tokens, tokens))
+    }
+}
+
 fn bucket(time: Duration) -> usize {
     let bucket = (time.as_secs_f64() / SHORTEST_S).max(1.0).log(GROWTH);
     (bucket as usize).min(BUCKETS - 1)
@@ -136,7 +167,7 @@ mod tests {
         let at = |s: u64| began + Duration::from_secs(s);
         rates.first_token(at(1), Duration::from_millis(200), 30);
         for i in 0..100 {
-            rates.token(at(1), Duration::from_millis(if i < 98 { 10 } else { 100 }));
+            rates.token(at(1), Some((Duration::from_millis(if i < 98 { 10 } else { 100 }), 1)));
         }
         let recent = rates.recent(at(10));
         let near = |found: Option<f64>, ms: f64| (found.unwrap() / ms - 1.0).abs() < 0.1;
@@ -144,5 +175,26 @@ mod tests {
         assert!(near(recent.itl_ms_p99, 100.0), "{recent:?}");
         assert!((recent.generation_tokens_per_s - 101.0 / 9.0).abs() < 1e-9, "{recent:?}");
         assert_eq!(rates.recent(at(62)).itl_ms_p50, None);
+    }
+
+    #[test]
+    fn tokens_that_come_in_bursts_have_the_pace_of_the_bursts() {
+        let began = Instant::now();
+        let at = |us: u64| began + Duration::from_micros(us);
+        // Four at a time, every four milliseconds.
+        let (mut pace, mut told) = (Pace::new(at(0)), 0);
+        for i in 1..=40u64 {
+            let now = at(i.div_ceil(4) * 4000 + i % 4);
+            if let Some((between, tokens)) = pace.token(now) {
+                assert!((500..2000).contains(&between.as_micros()), "{between:?}");
+                told += tokens;
+            }
+        }
+        assert!((36..=40).contains(&told), "{told}");
+        // One at a time: each is told of.
+        let mut pace = Pace::new(at(0));
+        for i in 1..10 {
+            assert_eq!(pace.token(at(i * 30_000)), Some((Duration::from_millis(30), 1)));
+        }
     }
 }

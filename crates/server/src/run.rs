@@ -1,13 +1,11 @@
 //! Completions that somebody waits for.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use axum::http::StatusCode;
 use engine::serving::Event;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::dispatch::Dispatch;
+use crate::requests::Requests;
 use crate::timeline::End;
 use crate::wire::errors::ApiError;
 
@@ -22,44 +20,30 @@ pub enum Update {
 
 /// The completions of one HTTP request. Dropped, it aborts those that are not over.
 pub struct Run {
-    dispatch: Arc<Dispatch>,
+    requests: Arc<Requests>,
     receiver: UnboundedReceiver<(usize, Update)>,
     /// By index; none once it is over.
     ids: Vec<Option<u64>>,
-    deadline: Option<(Instant, Duration)>,
+    /// How many are not over.
+    running: usize,
 }
 
 impl Run {
     pub(crate) fn new(
-        dispatch: Arc<Dispatch>,
+        requests: Arc<Requests>,
         receiver: UnboundedReceiver<(usize, Update)>,
         ids: Vec<Option<u64>>,
     ) -> Self {
-        Run { dispatch, receiver, ids, deadline: None }
-    }
-
-    /// The same with an end that is no later than `limit` after `arrived`.
-    #[must_use]
-    pub fn within(mut self, arrived: Instant, limit: Option<Duration>) -> Self {
-        self.deadline = limit.map(|limit| (arrived + limit, limit));
-        self
+        Run { requests, receiver, running: ids.len(), ids }
     }
 
     /// What comes next of any of them; nothing once all are over.
     ///
     /// # Errors
-    /// If one was refused, the worker failed or the deadline passed: then all are over.
+    /// If one was refused or the worker failed: then all are over.
     pub async fn next(&mut self) -> Result<Option<(usize, Event)>, ApiError> {
-        while self.ids.iter().any(Option::is_some) {
-            let update = match self.deadline {
-                None => self.receiver.recv().await,
-                Some((deadline, limit)) => {
-                    match tokio::time::timeout_at(deadline.into(), self.receiver.recv()).await {
-                        Ok(update) => update,
-                        Err(_) => return Err(self.fail(too_slow(limit))),
-                    }
-                }
-            };
+        while self.running > 0 {
+            let update = self.receiver.recv().await;
             match update {
                 // What was on its way when one ended.
                 Some((index, _)) if self.ids[index].is_none() => {}
@@ -68,7 +52,7 @@ impl Run {
                 }
                 Some((index, Update::Event(event))) => {
                     if matches!(event, Event::Token { end: Some(_), .. }) {
-                        self.ids[index] = None;
+                        self.over(index);
                     }
                     return Ok(Some((index, event)));
                 }
@@ -83,9 +67,16 @@ impl Run {
 
     /// Ends one whose text is complete before the engine knows.
     pub fn end(&mut self, index: usize, end: End) {
-        if let Some(id) = self.ids[index].take() {
-            self.dispatch.end(id, end);
+        if let Some(id) = self.over(index) {
+            self.requests.end(id, end);
         }
+    }
+
+    /// Its id, unless it was over before.
+    fn over(&mut self, index: usize) -> Option<u64> {
+        let id = self.ids[index].take()?;
+        self.running -= 1;
+        Some(id)
     }
 
     fn fail(&mut self, error: ApiError) -> ApiError {
@@ -98,9 +89,4 @@ impl Drop for Run {
     fn drop(&mut self) {
         (0..self.ids.len()).for_each(|index| self.end(index, End::Abort));
     }
-}
-
-fn too_slow(limit: Duration) -> ApiError {
-    let message = format!("the request took longer than the {} s allowed", limit.as_secs_f64());
-    ApiError::new(StatusCode::GATEWAY_TIMEOUT, message).code("request_timeout")
 }

@@ -2,31 +2,34 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::app::{App, Shared, token_bytes_max, unix_s};
 use crate::auth::Keys;
 use crate::config::{Link, ServerConfig, TextModel};
 use crate::connection::{self, Phase};
-use crate::dispatch::Dispatch;
 use crate::host::Hosts;
 use crate::log::Log;
+use crate::requests::Requests;
 use crate::routes;
 use crate::tools::format::Format;
-use crate::work::TextWork;
+use crate::work::TextThreads;
 
 /// How often it is seen whether the last request is over.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
-/// For answers that are complete to reach their clients.
+/// For answers that are complete to reach their clients, where the limit has passed.
 const FLUSH: Duration = Duration::from_secs(2);
 /// After an accept that failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// That is told no more often.
+const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +72,13 @@ pub async fn serve(
     config: ServerConfig,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let app = start(&listener, link, text, config)?;
+    let threads = TextThreads::start().map_err(|e| failed("start a thread")(e.to_string()))?;
+    let app = start(&listener, link, text, config, &threads)?;
     let router = routes::router(app.clone());
     let (phase, _) = watch::channel(Phase::Serve);
-    let connections = Arc::new(Semaphore::new(app.config.limits.connections));
+    let connections = Arc::new(Semaphore::new(app.config.limits.connections as usize));
     let mut result = Ok(());
+    let deadline;
     {
         let mut accepts = pin!(accept(&listener, &app, &router, &connections, &phase));
         tokio::select! {
@@ -81,26 +86,30 @@ pub async fn serve(
             () = shutdown => {
                 app.log.info("shutting down: running requests are finished, new ones refused");
             }
-            (message, is_usage) = app.dispatch.failure(), if app.config.ends_with_worker => {
+            (message, is_usage) = app.requests.failure(), if app.config.ends_with_worker => {
                 result = Err(ServeError::Worker { message, is_usage });
             }
         }
-        app.dispatch.drain();
-        let deadline = Instant::now() + app.config.timeouts.shutdown;
+        app.requests.drain();
+        deadline = Instant::now() + app.config.timeouts.shutdown;
         tokio::select! {
             () = accepts.as_mut() => {}
             () = drained(&app, deadline) => {}
         }
     }
-    app.dispatch.abort_all();
+    app.requests.abort_all();
     // Answers that are being written end; connections without one close.
     phase.send_replace(Phase::Finish);
-    let all = connections.acquire_many(app.config.limits.connections as u32);
-    if timeout(FLUSH, all).await.is_err() {
+    let all = connections.acquire_many(app.config.limits.connections);
+    if timeout_at(deadline.max(Instant::now() + FLUSH), all).await.is_err() {
         phase.send_replace(Phase::Close);
     }
-    app.dispatch.stop_worker();
+    app.requests.stop_worker();
     result
+}
+
+fn failed(action: &'static str) -> impl Fn(String) -> ServeError {
+    move |reason| ServeError::System { action, reason }
 }
 
 fn start(
@@ -108,31 +117,37 @@ fn start(
     link: Link,
     text: TextModel,
     config: ServerConfig,
+    threads: &TextThreads,
 ) -> Result<Shared, ServeError> {
     if config.served_model_names.is_empty() {
         return Err(ServeError::Config("a served model needs a name"));
+    }
+    if config.limits.connections == 0 {
+        return Err(ServeError::Config("a server that takes no connections serves nobody"));
     }
     if config.api_keys.iter().any(String::is_empty) {
         return Err(ServeError::Config("an API key is empty; give one that is not, or none"));
     }
     if config.tool_call_parser.as_deref().is_some_and(|name| Format::named(name).is_none()) {
-        return Err(ServeError::Config("the tool call parser must be hermes, mistral or llama3_json"));
+        return Err(ServeError::Config(
+            "the tool call parser must be hermes, llama3_json, mistral, pythonic or qwen3_coder",
+        ));
     }
-    let failed = |action| move |reason: String| ServeError::System { action, reason };
     let address = listener.local_addr().map_err(|e| failed("see the server's address")(e.to_string()))?;
     let keys = Keys::new(&config.api_keys).map_err(|e| failed("get random bytes")(e.to_string()))?;
     let log = Log(config.log_level);
-    let dispatch =
-        Arc::new(Dispatch::new(link.to_engine.clone(), config.limits.queue, log, !config.ends_with_worker));
-    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(2, 8);
+    let requests =
+        Arc::new(Requests::new(link.to_engine.clone(), config.limits.queue, log, !config.ends_with_worker));
+    let reading = std::thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(2, 8);
     let app = Arc::new(App {
-        dispatch: dispatch.clone(),
+        requests: requests.clone(),
         token_bytes_max: text.tokenizer.as_ref().map_or(1, |tokenizer| token_bytes_max(tokenizer)),
         text,
         grammars: OnceLock::new(),
         dialect: OnceLock::new(),
-        work: TextWork::new(threads),
+        work: threads.work(reading),
         bodies: Arc::new(Semaphore::new((config.limits.body_bytes_total / 1024).clamp(1, u32::MAX as usize))),
+        answering: AtomicUsize::new(0),
         keys,
         hosts: Hosts::new(address.ip(), &config.allowed_hosts),
         log,
@@ -142,14 +157,15 @@ fn start(
     let reader = std::thread::Builder::new().name("engine-events".into());
     let Link { from_engine, ready, .. } = link;
     reader
-        .spawn(move || dispatch.read(&from_engine, &*ready))
+        .spawn(move || requests.read(&from_engine, &*ready))
         .map_err(|e| failed("start a thread")(e.to_string()))?;
     Ok(app)
 }
 
-/// Waits until nothing runs, or the deadline.
+/// Waits until nothing runs and no request is without an answer, or the deadline.
 async fn drained(app: &App, deadline: Instant) {
-    while app.dispatch.live() > 0 && Instant::now() < deadline {
+    let is_busy = || app.answering.load(Ordering::Relaxed) > 0 || app.requests.live() > 0;
+    while is_busy() && Instant::now() < deadline {
         sleep(DRAIN_POLL).await;
     }
 }
@@ -162,12 +178,16 @@ async fn accept(
     connections: &Arc<Semaphore>,
     phase: &watch::Sender<Phase>,
 ) {
+    let mut told: Option<Instant> = None;
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                app.log.error(&format!("cannot accept a connection: {error}"));
+                if told.is_none_or(|told| told.elapsed() >= ACCEPT_TOLD_EVERY) {
+                    told = Some(Instant::now());
+                    app.log.error(&format!("cannot accept a connection: {error}"));
+                }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }

@@ -1,13 +1,15 @@
 //! The completions of one HTTP request: from prompts to engine requests, and from events to text.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use engine::serving::{EngineInfo, Event};
-use engine::{GenerateRequest, Logprobs};
+use engine::serving::{EngineInfo, Event, Queued};
+use engine::text::{StreamDecoder, Tokenizer};
+use engine::{GenerateBatch, GenerateRequest, Logprobs};
 
 use crate::app::{App, random};
 use crate::choice::{Choice, Delta};
+use crate::metrics::RequestMetrics;
 use crate::run::Run;
 use crate::timeline::End;
 use crate::wire::common::{Common, Usage};
@@ -29,8 +31,8 @@ pub struct Wanted {
     pub logprobs: Option<usize>,
     /// The same of the prompt's.
     pub prompt_logprobs: Option<usize>,
-    /// A special token that has text even where special tokens have none, and that text.
-    pub shown: Option<(u32, String)>,
+    /// Special tokens that have text even where special tokens have none, and that text.
+    pub shown: Vec<(u32, String)>,
 }
 
 /// News of a choice, by its index.
@@ -46,9 +48,19 @@ pub struct Session {
     run: Run,
     choices: Vec<Choice>,
     n: usize,
-    /// By prompt.
-    has_started: Vec<bool>,
+    prompts: Vec<OfPrompt>,
     usage: Usage,
+    metrics: RequestMetrics,
+    /// What [`Session::wait`] waited for.
+    early: Option<Option<News>>,
+}
+
+/// What is told of a prompt.
+#[derive(Clone, Copy)]
+struct OfPrompt {
+    tokens: usize,
+    /// Once it has started.
+    cached_tokens: Option<usize>,
 }
 
 /// How many tokens a prompt leaves room for.
@@ -104,7 +116,7 @@ impl Session {
     /// Asks the engine.
     ///
     /// # Errors
-    /// 400 for ids that do not exist; what [`crate::dispatch::Dispatch::submit`] says.
+    /// 400 for ids that do not exist; what [`crate::requests::Requests::submit`] says.
     pub fn begin(
         app: &App,
         info: &EngineInfo,
@@ -120,48 +132,62 @@ impl Session {
         if !common.stop.is_empty() {
             app.tokenizer("stop")?;
         }
-        let seed = if common.has_seed { common.sampling.seed } else { random()? };
-        let mut stops = common.stop_token_ids.clone();
-        let eos: Arc<[u32]> =
-            if common.ignore_eos { Arc::default() } else { app.text.eos_token_ids.clone().into() };
-        stops.extend(eos.iter());
-        let (mut requests, mut choices) = (Vec::new(), Vec::new());
         for job in jobs {
             if common.min_tokens > job.max_tokens {
                 let message =
                     format!("min_tokens is {}, more than max_tokens, {}", common.min_tokens, job.max_tokens);
                 return Err(ApiError::param("min_tokens", message).code("invalid_value"));
             }
-            for i in 0..common.n {
-                let mut sampling = common.sampling.clone();
-                sampling.seed = seed.wrapping_add(i as u64);
-                requests.push(GenerateRequest {
-                    prompt: job.prompt.to_vec(),
-                    max_tokens: job.max_tokens.max(1),
-                    sampling,
-                    stop_token_ids: stops.clone(),
-                    min_tokens: common.min_tokens,
-                    logit_bias: common.logit_bias.clone(),
-                    logprobs: wanted.logprobs,
-                    prompt_logprobs: wanted.prompt_logprobs,
-                    grammar: common.grammar.as_ref().map(|asked| asked.grammar.clone()),
-                    cache_salt: common.cache_salt,
-                });
-                let drops_all = job.max_tokens == 0;
-                let tokenizer = app.text.tokenizer.as_ref();
-                let choice = Choice::new(tokenizer, common, &job.prompt, &eos, drops_all);
-                choices.push(choice.showing(wanted.shown.clone()));
-            }
         }
-        let run = app.dispatch.submit(id, arrived, requests)?;
-        let run = run.within(arrived, app.config.timeouts.request);
-        let prompt_tokens = jobs.iter().map(|job| job.prompt.len()).sum();
+        let prompt_tokens: usize = jobs.iter().map(|job| job.prompt.len()).sum();
+        // Before anything is built for them.
+        let wait = Queued {
+            requests: jobs.len().saturating_mul(common.n),
+            tokens: prompt_tokens.saturating_mul(common.n),
+        };
+        app.requests.has_room(wait)?;
+        let mut sampling = common.sampling.clone();
+        if !common.has_seed {
+            sampling.seed = random()?;
+        }
+        let mut stops = common.stop_token_ids.clone();
+        let eos: Arc<[u32]> =
+            if common.ignore_eos { Arc::default() } else { app.text.eos_token_ids.clone().into() };
+        stops.extend(eos.iter());
+        let like = GenerateRequest {
+            sampling,
+            stop_token_ids: stops,
+            min_tokens: common.min_tokens,
+            logit_bias: common.logit_bias.clone(),
+            logprobs: wanted.logprobs,
+            prompt_logprobs: wanted.prompt_logprobs,
+            grammar: common.grammar.as_ref().map(|asked| asked.grammar.clone().into()),
+            cache_salt: common.cache_salt,
+            ..GenerateRequest::default()
+        };
+        let prompts = jobs.iter().map(|job| (job.prompt.to_vec(), job.max_tokens.max(1))).collect();
+        let batch = GenerateBatch { prompts, n: common.n, like: Box::new(like) };
+        let run = app.requests.submit(id, arrived, batch, wait)?;
+        jobs.iter().for_each(|job| app.requests.metrics.asked(common.n, job.max_tokens));
+        let like = Choice::new(common, eos, wanted.shown);
+        let decoder = |tokenizer: &Arc<Tokenizer>, job: &Job| {
+            StreamDecoder::after_prompt(tokenizer.clone(), common.skip_special, &job.prompt)
+        };
+        let mut choices = Vec::with_capacity(wait.requests);
+        for job in jobs {
+            let decoder = app.text.tokenizer.as_ref().map(|tokenizer| decoder(tokenizer, job));
+            choices.extend((0..common.n).map(|_| like.of(decoder.clone(), job.max_tokens == 0)));
+        }
+        let prompts =
+            jobs.iter().map(|job| OfPrompt { tokens: job.prompt.len(), cached_tokens: None }).collect();
         Ok(Session {
             run,
             choices,
             n: common.n,
-            has_started: vec![false; jobs.len()],
+            prompts,
             usage: Usage { prompt_tokens, ..Usage::default() },
+            metrics: app.requests.metrics.clone(),
+            early: None,
         })
     }
 
@@ -170,10 +196,30 @@ impl Session {
         self.choices.len()
     }
 
-    /// So far.
+    /// Of all choices, so far.
     pub fn usage(&self) -> Usage {
-        let completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
-        Usage { completion_tokens, ..self.usage }
+        self.usage
+    }
+
+    /// Of one choice, so far.
+    pub fn usage_of(&self, index: usize) -> Usage {
+        let OfPrompt { tokens, cached_tokens } = self.prompts[index / self.n];
+        Usage {
+            prompt_tokens: tokens,
+            cached_tokens: cached_tokens.unwrap_or(0),
+            completion_tokens: self.choices[index].tokens,
+        }
+    }
+
+    /// Waits for the first news, which [`Session::next`] then gives, but no longer than `limit`.
+    ///
+    /// # Errors
+    /// As [`Run::next`].
+    pub async fn wait(&mut self, limit: Duration) -> Result<(), ApiError> {
+        if let Ok(news) = tokio::time::timeout(limit, self.next()).await {
+            self.early = Some(news?);
+        }
+        Ok(())
     }
 
     /// What comes next; nothing once all choices are over.
@@ -181,18 +227,25 @@ impl Session {
     /// # Errors
     /// As [`Run::next`].
     pub async fn next(&mut self) -> Result<Option<News>, ApiError> {
+        if let Some(news) = self.early.take() {
+            return Ok(news);
+        }
         while let Some((index, event)) = self.run.next().await? {
             match event {
                 Event::Started { cached_tokens, .. } => {
                     // The first choice of a prompt tells of it, and of a preemption nothing is told.
-                    if index % self.n == 0 && !std::mem::replace(&mut self.has_started[index / self.n], true)
-                    {
+                    let of_prompt = &mut self.prompts[index / self.n];
+                    if index % self.n == 0 && of_prompt.cached_tokens.is_none() {
+                        of_prompt.cached_tokens = Some(cached_tokens);
                         self.usage.cached_tokens += cached_tokens;
                     }
                 }
                 Event::Prompt { logprobs, .. } => return Ok(Some(News::Prompt(index, logprobs))),
                 Event::Token { token, logprobs, end, .. } => {
-                    let delta = self.choices[index].push(token, logprobs, end);
+                    let choice = &mut self.choices[index];
+                    let before = choice.tokens;
+                    let delta = choice.push(token, logprobs, end);
+                    self.usage.completion_tokens += choice.tokens - before;
                     if let Some(finish) = &delta.finish {
                         self.run.end(index, End::of(finish.reason));
                     }
@@ -200,6 +253,9 @@ impl Session {
                 }
                 Event::Preempted { .. } | Event::Refused { .. } => {}
             }
+        }
+        for choices in self.choices.chunks(self.n) {
+            self.metrics.completed(choices.iter().map(|choice| choice.tokens).max().unwrap_or(0));
         }
         Ok(None)
     }

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::dispatch::{Overview, Worker};
+use crate::requests::{Overview, Worker};
 
 /// The state of a server.
 pub fn status(app: &App) -> Value {
-    let Overview { worker, is_draining, requests, rates } = app.dispatch.overview();
-    let snapshot = app.dispatch.snapshot();
+    let Overview { worker, is_draining, requests, rates } = app.requests.overview();
+    let snapshot = app.requests.snapshot();
     let (state, loading) = match &worker {
         _ if is_draining => ("draining", None),
         Worker::Loading(done, total) => ("loading", Some(json!({"done_bytes": done, "total_bytes": total}))),
@@ -31,7 +31,7 @@ pub fn status(app: &App) -> Value {
     json!({
         "model": app.config.served_model_names[0], "version": app.config.version,
         "state": state, "loading": loading, "failure": failure,
-        "uptime_s": app.dispatch.began.elapsed().as_secs_f64(),
+        "uptime_s": app.requests.began.elapsed().as_secs_f64(),
         "engine": engine, "load": snapshot.load, "queued": snapshot.queued,
         "rates": rates, "ranks": snapshot.ranks, "requests": requests,
     })

@@ -5,6 +5,8 @@ use std::time::Instant;
 use engine::FinishReason;
 use serde::Serialize;
 
+use crate::rates::Pace;
+
 /// Why a request is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum End {
@@ -49,6 +51,8 @@ pub struct Timeline {
     pub first_token: Option<Instant>,
     /// Its latest token.
     pub last_token: Option<Instant>,
+    /// How quickly those behind the first come.
+    pub pace: Option<Pace>,
     /// Each time that it lost its blocks.
     pub preempted: Vec<Instant>,
     /// Each time that it went on after that.
@@ -71,6 +75,7 @@ impl Timeline {
             started: None,
             first_token: None,
             last_token: None,
+            pace: None,
             preempted: Vec::new(),
             resumed: Vec::new(),
             is_preempted: false,

@@ -39,8 +39,8 @@ pub struct ServeArgs {
     /// What requests may call the model, several times or divided by commas; answers have the first. Default: --model
     #[arg(long, env = "ANYSPLIT_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub served_model_name: Vec<String>,
-    /// How the model writes calls of tools; default: as its chat template shows
-    #[arg(long, env = "ANYSPLIT_TOOL_CALL_PARSER", value_name = "NAME", value_parser = ["hermes", "mistral", "llama3_json"])]
+    /// How the model writes calls of tools; default: as its chat template shows. What must be a call (tool_choice) is JSON in each
+    #[arg(long, env = "ANYSPLIT_TOOL_CALL_PARSER", value_name = "NAME", value_parser = ["hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"])]
     pub tool_call_parser: Option<String>,
     /// Names besides localhost under which requests may address this server (Host); default: with a loopback address none, else all
     #[arg(long, env = "ANYSPLIT_ALLOWED_HOSTS", value_name = "NAME", value_delimiter = ',')]
@@ -62,16 +62,16 @@ pub struct ServeArgs {
     #[arg(long, env = "ANYSPLIT_NO_ENABLE_PREFIX_CACHING", value_parser = yes_or_no())]
     pub no_enable_prefix_caching: bool,
     /// Requests that may wait; more are refused with 429
-    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_REQS", default_value_t = 4096, value_name = "N")]
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_REQS", default_value_t = 4096, value_name = "N", value_parser = some)]
     pub max_num_queued_reqs: usize,
     /// Tokens of their prompts
-    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_TOKENS", default_value_t = 1 << 24, value_name = "N")]
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_TOKENS", default_value_t = 1 << 24, value_name = "N", value_parser = some)]
     pub max_num_queued_tokens: usize,
     /// Connections at a time; more wait
-    #[arg(long, env = "ANYSPLIT_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N")]
-    pub max_connections: usize,
+    #[arg(long, env = "ANYSPLIT_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
     /// The largest body of a request, in bytes
-    #[arg(long, env = "ANYSPLIT_MAX_BODY_BYTES", default_value_t = 16 << 20, value_name = "N")]
+    #[arg(long, env = "ANYSPLIT_MAX_BODY_BYTES", default_value_t = 16 << 20, value_name = "N", value_parser = some)]
     pub max_body_bytes: usize,
     /// Seconds after which a request is ended, answered or not; default: never
     #[arg(long, env = "ANYSPLIT_REQUEST_TIMEOUT", value_name = "S", value_parser = seconds)]
@@ -88,6 +88,14 @@ pub struct ServeArgs {
     pub split: SplitArgs,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// A limit, which lets something through.
+fn some(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|&n| n > 0)
+        .ok_or_else(|| format!("give a whole number from 1 to {}", usize::MAX))
 }
 
 /// What is told on stderr.

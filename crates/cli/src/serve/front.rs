@@ -21,6 +21,7 @@ use crate::error::CliError;
 use crate::launch::signals;
 use crate::membership::Membership;
 use crate::model::OpenModel;
+use crate::open_files;
 use crate::progress::bytes_bar;
 
 /// How long a worker may take to end when it is told to.
@@ -100,6 +101,14 @@ impl Front {
             .enable_all()
             .build()?;
         let is_quiet = args.log_level == LogLevelArg::Error;
+        let connections = open_files::for_connections(args.max_connections as usize);
+        if connections < args.max_connections as usize && !is_quiet {
+            eprintln!(
+                "warning: --max-connections is {}, and the limit of open files (ulimit -Hn) has room for {connections}; \
+                 more wait",
+                args.max_connections
+            );
+        }
         let start_up = start_up::Lines {
             model: model.name.clone(),
             address: listener.local_addr()?,

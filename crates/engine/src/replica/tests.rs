@@ -39,7 +39,12 @@ fn demo(replicas: usize) -> (Engine, Arc<Grammars>) {
 }
 
 fn request(max_tokens: usize, grammar: Option<Grammar>) -> GenerateRequest {
-    GenerateRequest { prompt: vec![5, 6, 7], max_tokens, grammar, ..GenerateRequest::default() }
+    GenerateRequest {
+        prompt: vec![5, 6, 7],
+        max_tokens,
+        grammar: grammar.map(Arc::new),
+        ..GenerateRequest::default()
+    }
 }
 
 /// Tokens of each request until `until` says so.
@@ -126,13 +131,13 @@ fn load_is_told_when_it_changes_and_not_before() {
     let (outbox, told) = channel();
     // The second one's replica works on when the first has nothing to do.
     for (id, max_tokens) in [(0, 2), (1, 60)] {
-        to_engine.send(ToEngine::Submit { id, request: request(max_tokens, None) }).unwrap();
+        to_engine.send(ToEngine::Submit { id, batch: request(max_tokens, None).into() }).unwrap();
     }
     let watch = std::thread::spawn(move || {
         let mut loads = Vec::new();
         for message in told {
             match message {
-                FromEngine::Load(load) => loads.push(load),
+                FromEngine::Load(load, _) => loads.push(load),
                 FromEngine::Events(events) if events.iter().any(|e| e.id() == 1 && e.is_last()) => {
                     to_engine.send(ToEngine::Stop).unwrap();
                 }

@@ -2,17 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FinishReason, GenerateRequest, Logprobs, RankPulse, RankReport};
+use crate::{FinishReason, GenerateBatch, Logprobs, RankPulse, RankReport};
 
 /// To the worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToEngine {
-    /// Runs a request. Its id has not been used before.
+    /// Runs requests. Their ids have not been used before.
     Submit {
-        /// Names it in events.
+        /// Names the first in events; the others have the ids behind it.
         id: u64,
         /// What is wanted.
-        request: GenerateRequest,
+        batch: GenerateBatch,
     },
     /// Ends a request before its next step; no event of it follows once the worker has read this.
     Abort {
@@ -39,8 +39,9 @@ pub enum FromEngine {
     Ready(EngineInfo),
     /// What became of requests, in order.
     Events(Vec<Event>),
-    /// How busy it is, whenever that has changed: after each step, and after what changes it without one.
-    Load(LoadReport),
+    /// How busy it is, whenever that has changed: after each step, and after what changes it without one; and the tokens of
+    /// each step since the last time.
+    Load(LoadReport, Vec<usize>),
     /// What each rank holds and has done since it was loaded.
     Pulses(Vec<RankPulse>),
     /// It has failed and ends. One line.

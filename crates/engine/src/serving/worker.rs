@@ -39,17 +39,19 @@ pub fn run(
         let load = engine.load_report();
         if load != told {
             told = load;
-            let _ = outbox.send(FromEngine::Load(load));
+            let _ = outbox.send(FromEngine::Load(load, engine.take_steps()));
         }
     }
 }
 
 fn take(engine: &mut Engine, message: ToEngine, outbox: &Sender<FromEngine>) -> Result<(), EngineError> {
     match message {
-        ToEngine::Submit { id, request } => {
-            if let Err(error) = engine.submit(id, request) {
-                let refused = Event::Refused { id, message: error.to_string() };
-                let _ = outbox.send(FromEngine::Events(vec![refused]));
+        ToEngine::Submit { id, batch } => {
+            for (id, request) in (id..).zip(batch.requests()) {
+                if let Err(error) = engine.submit(id, request) {
+                    let refused = Event::Refused { id, message: error.to_string() };
+                    let _ = outbox.send(FromEngine::Events(vec![refused]));
+                }
             }
         }
         ToEngine::Abort { id } => engine.abort(id)?,

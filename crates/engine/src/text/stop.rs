@@ -1,5 +1,7 @@
 //! Stop strings over a stream of text.
 
+use std::sync::Arc;
+
 /// The text up to a stop string, and which one it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stopped {
@@ -15,7 +17,8 @@ pub struct Stopped {
 /// begins first wins, and of those the longest. A stop string that is complete is never passed over because a longer
 /// one could follow with the next piece: generation ends as soon as any is there.
 ///
-/// One automaton of Knuth, Morris and Pratt per stop string, so that a piece costs its length times their number.
+/// One automaton of Knuth, Morris and Pratt per stop string, so that a piece costs its length times their number. Clones
+/// share them.
 #[derive(Debug, Clone)]
 pub struct StopMatcher {
     patterns: Vec<Pattern>,
@@ -24,9 +27,9 @@ pub struct StopMatcher {
 
 #[derive(Debug, Clone)]
 struct Pattern {
-    text: String,
+    text: Arc<str>,
     /// `fallback[i]`: the length of the longest proper prefix that ends `text[..=i]`.
-    fallback: Vec<usize>,
+    fallback: Arc<[usize]>,
     /// How many bytes of the pattern end the text seen so far.
     matched: usize,
 }
@@ -53,7 +56,7 @@ impl StopMatcher {
             .iter_mut()
             .filter_map(|pattern| {
                 let end = text_start + pattern.advance(piece.as_bytes())?;
-                Some((end - pattern.text.len(), pattern.text.as_str()))
+                Some((end - pattern.text.len(), &*pattern.text))
             })
             .min_by_key(|&(start, stop)| (start, std::cmp::Reverse(stop.len())));
         if let Some((start, stop)) = found {
@@ -79,34 +82,31 @@ impl StopMatcher {
 impl Pattern {
     fn new(text: String) -> Self {
         assert!(!text.is_empty(), "a stop string is empty");
-        let mut pattern = Self { fallback: vec![0; text.len()], text, matched: 0 };
-        for index in 1..pattern.text.len() {
-            pattern.step(pattern.text.as_bytes()[index]);
-            pattern.fallback[index] = pattern.matched;
+        let mut fallback = vec![0; text.len()];
+        let mut matched = 0;
+        for (index, &byte) in text.as_bytes().iter().enumerate().skip(1) {
+            matched = step(text.as_bytes(), &fallback, matched, byte);
+            fallback[index] = matched;
         }
-        pattern.matched = 0;
-        pattern
-    }
-
-    /// Takes one byte. `matched` must be less than the pattern's length.
-    fn step(&mut self, byte: u8) {
-        let text = self.text.as_bytes();
-        while self.matched > 0 && text[self.matched] != byte {
-            self.matched = self.fallback[self.matched - 1];
-        }
-        if text[self.matched] == byte {
-            self.matched += 1;
-        }
+        Self { text: text.into(), fallback: fallback.into(), matched: 0 }
     }
 
     /// Takes bytes up to the first place where the pattern is complete; returns how many those were.
     fn advance(&mut self, bytes: &[u8]) -> Option<usize> {
         for (index, &byte) in bytes.iter().enumerate() {
-            self.step(byte);
+            self.matched = step(self.text.as_bytes(), &self.fallback, self.matched, byte);
             if self.matched == self.text.len() {
                 return Some(index + 1);
             }
         }
         None
     }
+}
+
+/// How much of a pattern is there with one more byte; `matched` is what was, less than all of it.
+fn step(text: &[u8], fallback: &[usize], mut matched: usize, byte: u8) -> usize {
+    while matched > 0 && text[matched] != byte {
+        matched = fallback[matched - 1];
+    }
+    matched + usize::from(text[matched] == byte)
 }

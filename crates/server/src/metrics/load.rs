@@ -4,6 +4,7 @@ use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
@@ -36,6 +37,11 @@ impl Collector for Snapshot {
             let metric = encoder.encode_descriptor(&name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
+        // vLLM's other reason, what is not ready yet, doesn't exist here.
+        let help = "Requests that wait, by what for: capacity is KV blocks, or a place in the batch";
+        let name = "anysplit:num_requests_waiting_by_reason";
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(waiting as f64).encode(metric.encode_family(&[("reason", "capacity")])?)?;
         for (name, help, value) in [
             (
                 "prefix_cache_queries",
@@ -44,7 +50,11 @@ impl Collector for Snapshot {
             ),
             ("prefix_cache_hits", "Prompt tokens that were found there", load.prefix_hits as f64),
             ("num_preemptions", "How often a running request lost its KV blocks", load.preemptions as f64),
-            ("prompt_tokens", "Prompt tokens that were computed", load.prompt_tokens as f64),
+            (
+                "computed_prompt_tokens",
+                "Prompt tokens that were computed: not those that were cached, and again those of preempted requests",
+                load.prompt_tokens as f64,
+            ),
             ("generation_tokens", "Tokens that were chosen", load.generation_tokens as f64),
             ("steps", "Steps of the engine", load.steps as f64),
             ("between_steps_seconds", "Time of the worker between steps", load.between_steps_s),

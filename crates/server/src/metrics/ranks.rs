@@ -1,6 +1,7 @@
 //! What single ranks hold and have done. The only file that knows the engine's words for it.
 
 use std::fmt;
+use std::time::Instant;
 
 use engine::{RankPulse, RankReport};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -30,6 +31,11 @@ pub struct RankState {
     pub waiting_s: f64,
     /// Seconds of its last step.
     pub last_step_s: f64,
+    /// The share of the time between its last two reports in which it computed.
+    pub utilization: Option<f64>,
+    /// When it told of itself.
+    #[serde(skip)]
+    told: Option<Instant>,
     /// Bytes by kind.
     pub memory_bytes: Memory,
     /// Bytes that it gave to other ranks.
@@ -51,17 +57,20 @@ pub struct Memory {
     pub scratch: u64,
     /// The most that the process had.
     pub process_peak: u64,
+    /// What its device has left for it; on CPUs, to all ranks of a host.
+    pub free: Option<u64>,
 }
 
 impl Memory {
-    fn kinds(&self) -> [(&'static str, u64); 5] {
-        [
+    fn kinds(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let kinds = [
             ("weights", self.weights),
             ("kv_cache", self.kv_cache),
             ("activations", self.activations),
             ("scratch", self.scratch),
             ("process_peak", self.process_peak),
-        ]
+        ];
+        kinds.into_iter().chain(self.free.map(|free| ("free", free)))
     }
 }
 
@@ -79,13 +88,18 @@ impl RankState {
                 activations: report.activation_bytes,
                 scratch: report.scratch_bytes,
                 process_peak: report.peak_rss_bytes,
+                free: None,
             },
             ..RankState::default()
         }
     }
 
     /// What it has done meanwhile.
-    pub fn update(&mut self, pulse: &RankPulse) {
+    pub fn update(&mut self, pulse: &RankPulse, now: Instant) {
+        let past_s = self.told.replace(now).map(|told| now.saturating_duration_since(told).as_secs_f64());
+        // Reports take their time: one that came late must not make it more than all.
+        let share = |past_s: f64| ((pulse.busy_s - self.busy_s) / past_s).clamp(0.0, 1.0);
+        self.utilization = past_s.filter(|&past_s| past_s > 0.0).map(share).or(self.utilization);
         self.steps = pulse.steps;
         self.busy_s = pulse.busy_s;
         self.communication_s = pulse.communication_s;
@@ -96,6 +110,7 @@ impl RankState {
         self.memory_bytes.activations = pulse.activation_bytes;
         self.memory_bytes.scratch = pulse.scratch_bytes;
         self.memory_bytes.process_peak = pulse.peak_rss_bytes;
+        self.memory_bytes.free = pulse.free_bytes;
     }
 }
 
@@ -129,7 +144,14 @@ pub(super) fn encode(ranks: &[RankState], encoder: &mut DescriptorEncoder) -> Re
         ConstGauge::new(rank.last_step_s)
             .encode(metric.encode_family(&[("rank", rank.rank.to_string())])?)?;
     }
-    let help = "Memory by kind";
+    let help = "Share of the time between its last two reports in which it computed, 1 is all";
+    let mut metric = encoder.encode_descriptor("anysplit:rank_utilization", help, None, MetricType::Gauge)?;
+    for rank in ranks {
+        if let Some(share) = rank.utilization {
+            ConstGauge::new(share).encode(metric.encode_family(&[("rank", rank.rank.to_string())])?)?;
+        }
+    }
+    let help = "Memory by kind; free is what the device, or the host with all its ranks, has left";
     let mut metric =
         encoder.encode_descriptor("anysplit:rank_memory_bytes", help, None, MetricType::Gauge)?;
     for rank in ranks {
@@ -139,4 +161,26 @@ pub(super) fn encode(ranks: &[RankState], encoder: &mut DescriptorEncoder) -> Re
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn utilization_is_of_the_time_between_two_reports() {
+        let (mut rank, began) = (RankState::default(), Instant::now());
+        let mut told = |busy_s: f64, at_s: u64| {
+            let pulse = RankPulse { busy_s, free_bytes: Some(5), ..RankPulse::default() };
+            rank.update(&pulse, began + Duration::from_secs(at_s));
+            rank.utilization
+        };
+        assert_eq!(
+            [told(30.0, 0), told(33.0, 4), told(33.0, 6), told(99.0, 8)],
+            [None, Some(0.75), Some(0.0), Some(1.0)]
+        );
+        assert!(rank.memory_bytes.kinds().any(|kind| kind == ("free", 5)));
+    }
 }

@@ -19,6 +19,10 @@ struct Finished {
 #[derive(Clone)]
 pub struct RequestMetrics {
     success: Family<Finished, Counter>,
+    prompts: Counter,
+    params_n: Histogram,
+    params_max_tokens: Histogram,
+    longest_generation: Histogram,
     prompt_tokens: Histogram,
     generation_tokens: Histogram,
     iteration_tokens: Histogram,
@@ -47,10 +51,16 @@ const TOKENS: [f64; 18] = [
     65536.0, 131072.0, 262144.0, 1048576.0,
 ];
 
+const CHOICES: [f64; 7] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 128.0];
+
 impl Default for RequestMetrics {
     fn default() -> Self {
         RequestMetrics {
             success: Family::default(),
+            prompts: Counter::default(),
+            params_n: Histogram::new(CHOICES),
+            params_max_tokens: Histogram::new(TOKENS),
+            longest_generation: Histogram::new(TOKENS),
             prompt_tokens: Histogram::new(TOKENS),
             generation_tokens: Histogram::new(TOKENS),
             iteration_tokens: Histogram::new(TOKENS),
@@ -71,7 +81,20 @@ impl RequestMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         let name = "anysplit:request_success";
         registry.register(name, "Requests that are over, by why", self.success.clone());
+        let name = "anysplit:prompt_tokens";
+        registry.register(
+            name,
+            "Prompt tokens of requests that got a token, cached ones too",
+            self.prompts.clone(),
+        );
         for (name, help, metric) in [
+            ("request_params_n", "Completions that were asked for of a prompt", &self.params_n),
+            ("request_params_max_tokens", "The most tokens that were asked for", &self.params_max_tokens),
+            (
+                "request_max_num_generation_tokens",
+                "Tokens of the longest completion of a prompt",
+                &self.longest_generation,
+            ),
             ("request_prompt_tokens", "Prompt tokens of a request", &self.prompt_tokens),
             ("request_generation_tokens", "Tokens that a request got", &self.generation_tokens),
             ("iteration_tokens_total", "Tokens of a step", &self.iteration_tokens),
@@ -96,6 +119,17 @@ impl RequestMetrics {
         }
     }
 
+    /// So many completions of a prompt are asked for, of so many tokens each.
+    pub fn asked(&self, n: usize, max_tokens: usize) {
+        self.params_n.observe(n as f64);
+        (0..n).for_each(|_| self.params_max_tokens.observe(max_tokens as f64));
+    }
+
+    /// All completions of a prompt have come to their end; the longest has so many tokens.
+    pub fn completed(&self, longest: usize) {
+        self.longest_generation.observe(longest as f64);
+    }
+
     /// A step of so many tokens.
     pub fn step(&self, tokens: usize) {
         self.iteration_tokens.observe(tokens as f64);
@@ -105,7 +139,10 @@ impl RequestMetrics {
     pub fn token(&self, timeline: &Timeline, now: Instant) {
         let s = |from: Instant| now.saturating_duration_since(from).as_secs_f64();
         match timeline.last_token {
-            None => self.time_to_first_token.observe(s(timeline.arrived)),
+            None => {
+                self.prompts.inc_by(timeline.prompt_tokens as u64);
+                self.time_to_first_token.observe(s(timeline.arrived));
+            }
             Some(before) => self.inter_token_latency.observe(s(before)),
         }
     }

@@ -1,36 +1,42 @@
 //! `/v1/chat/completions`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use engine::serving::EngineInfo;
 use engine::{FinishReason, Logprobs};
 use serde_json::{Value, json};
 
 use crate::answer::Head;
 use crate::app::{App, Shared};
+use crate::arrival::Arrival;
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
 use crate::tools::answer::{Calls, Reader, call};
 use crate::tools::parse::Parsed;
 use crate::wire::chat::{CHAT, ChatRequest};
-use crate::wire::common::{Finish, SAMPLING};
+use crate::wire::common::Finish;
 use crate::wire::errors::{ApiError, json_response};
 use crate::wire::fields::Checked;
 use crate::wire::logprobs::{TokenNames, chat_entry, prompt_entries};
+use crate::work::at_length;
 use crate::{body, prompt};
 
 /// Answers a conversation.
-pub async fn create(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
-    let arrived = Instant::now();
-    let info = app.dispatch.info()?;
+pub async fn create(
+    State(app): State<Shared>,
+    Extension(arrival): Extension<Arrival>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let info = app.requests.info()?;
     let take = {
-        let (app, info) = (app.clone(), info.clone());
-        move |value: Value| {
-            let fields = Checked::new(value, &[CHAT, SAMPLING], &["messages"])?;
+        let info = info.clone();
+        move |app: &App, value: Value| {
+            let fields = Checked::new(value, CHAT, &["messages"])?;
             let mut request = ChatRequest::read(fields, &app.text.defaults)?;
             app.model(request.common.model.as_deref())?;
             let tokenizer = app.tokenizer("messages")?;
@@ -38,7 +44,7 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
             let text = prompt::render(tokenizer, app.dialect(), &request)?;
             let add_special = request.common.add_special.unwrap_or(false);
             let prompt: Arc<[u32]> =
-                prompt::encode(&app, info.max_model_len, &text, add_special, "messages")?.into();
+                prompt::encode(app, info.max_model_len, &text, add_special, "messages")?.into();
             let room = room(&info, &prompt, "messages")?;
             let job = Job { prompt, max_tokens: request.max_tokens.unwrap_or(room) };
             check_length(&info, &job, "max_tokens")?;
@@ -46,14 +52,25 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
         }
     };
     let (request, job) = body::json(&app, request, take).await?;
+    app.work.answer(answer(app.clone(), info, arrival, request, job)).await
+}
+
+async fn answer(
+    app: Shared,
+    info: Arc<EngineInfo>,
+    arrival: Arrival,
+    request: ChatRequest,
+    job: Job,
+) -> Result<Response, ApiError> {
     let common = &request.common;
     let head = Head::new("chatcmpl", app.model(common.model.as_deref())?, common.streaming)?;
     let calls = request.tools.are_used().then(|| Calls::new(app.dialect().format, &request.tools));
-    let shown = calls.as_ref().and_then(|calls| calls.shown(app.text.tokenizer.as_deref()?));
+    let shown = calls.as_ref().zip(app.text.tokenizer.as_deref());
+    let shown = shown.map(|(calls, tokenizer)| calls.shown(tokenizer)).unwrap_or_default();
     let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: common.prompt_logprobs, shown };
     let jobs = std::slice::from_ref(&job);
-    let session = Session::begin(&app, &info, &head.id, arrived, common, jobs, wanted)?;
-    let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids);
+    let session = Session::begin(&app, &info, &head.id, arrival.at, common, jobs, wanted)?;
+    let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special);
     let writer = Writer {
         head,
         names,
@@ -62,7 +79,11 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
         has_logprobs: request.logprobs.is_some(),
         has_ids: common.return_token_ids,
     };
-    if common.streaming.stream { writer.stream(session).await } else { writer.whole(&app, session).await }
+    if common.streaming.stream {
+        writer.stream(&app, arrival, session).await
+    } else {
+        writer.whole(session).await
+    }
 }
 
 /// Writes a session as chat completions.
@@ -86,7 +107,7 @@ struct Message {
 }
 
 impl Writer {
-    async fn whole(self, app: &App, mut session: Session) -> Result<Response, ApiError> {
+    async fn whole(self, mut session: Session) -> Result<Response, ApiError> {
         let mut messages: Vec<Message> = Vec::new();
         messages.resize_with(session.len(), Message::default);
         let mut readers = self.readers(session.len());
@@ -107,7 +128,7 @@ impl Writer {
         }
         let usage = session.usage();
         // A prompt's log-probabilities can be many names of tokens.
-        let write = move || {
+        at_length(|| {
             let choices = messages.into_iter().enumerate();
             let choices = choices.map(|(index, message)| self.whole_choice(index, message));
             let choices = choices.collect::<Result<Vec<_>, _>>()?.into();
@@ -119,8 +140,7 @@ impl Writer {
                 answer["prompt_token_ids"] = self.prompt.to_vec().into();
             }
             Ok(json_response(StatusCode::OK, &answer))
-        };
-        app.work.run(write).await
+        })
     }
 
     fn whole_choice(&self, index: usize, message: Message) -> Result<Value, ApiError> {
@@ -160,23 +180,22 @@ impl Writer {
         (reason.into(), finish.stop_reason.clone())
     }
 
-    async fn stream(self, mut session: Session) -> Result<Response, ApiError> {
-        // What is refused is an error with a status, so the first news decides on the head.
-        let first = session.next().await?;
-        Ok(stream::respond(|sink| self.write(session, first, sink)))
+    async fn stream(self, app: &App, arrival: Arrival, mut session: Session) -> Result<Response, ApiError> {
+        // What is refused at once is an error with a status.
+        session.wait(app.config.timeouts.first).await?;
+        Ok(stream::respond(&app.config.timeouts, arrival, |sink| self.write(session, sink)))
     }
 
-    async fn write(self, mut session: Session, first: Option<News>, sink: Sink) -> Result<(), Broken> {
+    async fn write(self, mut session: Session, sink: Sink) -> Result<(), Broken> {
         let mut readers = self.readers(session.len());
         for index in 0..session.len() {
             let mut role = chunk(index, json!({"role": "assistant", "content": ""}), Value::Null);
             if self.has_ids {
                 role["prompt_token_ids"] = self.prompt.to_vec().into();
             }
-            sink.send(&self.head.chunk("chat.completion.chunk", role, session.usage())).await?;
+            sink.send(&self.head.chunk("chat.completion.chunk", role, || session.usage_of(index))).await?;
         }
-        let mut news = first;
-        while let Some(next) = news {
+        while let Some(next) = session.next().await? {
             if let News::Delta(index, delta) = next {
                 let mut logprobs = self.logprobs(self.entry(&delta).into_iter().collect());
                 let mut has_ids = self.has_ids;
@@ -190,17 +209,18 @@ impl Writer {
                     if std::mem::take(&mut has_ids) {
                         choice["token_ids"] = delta.token.iter().map(|(id, _)| *id).collect();
                     }
-                    sink.send(&self.head.chunk("chat.completion.chunk", choice, session.usage())).await?;
+                    sink.send(&self.head.chunk("chat.completion.chunk", choice, || session.usage_of(index)))
+                        .await?;
                 }
                 if delta.finish.is_some() {
                     let mut last = chunk(index, json!({}), Value::Null);
                     let (reason, stop_reason) = self.reasons(&delta.finish, readers[index].has_calls());
                     last["finish_reason"] = reason;
                     last["stop_reason"] = stop_reason;
-                    sink.send(&self.head.chunk("chat.completion.chunk", last, session.usage())).await?;
+                    sink.send(&self.head.chunk("chat.completion.chunk", last, || session.usage_of(index)))
+                        .await?;
                 }
             }
-            news = session.next().await?;
         }
         match self.head.usage_chunk("chat.completion.chunk", session.usage()) {
             Some(usage) => sink.send(&usage).await,

@@ -1,16 +1,18 @@
 //! `/v1/completions`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use engine::Logprobs;
+use engine::serving::EngineInfo;
 use serde_json::{Value, json};
 
 use crate::answer::Head;
 use crate::app::{App, Shared};
+use crate::arrival::Arrival;
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
@@ -19,48 +21,99 @@ use crate::wire::completions::{COMPLETIONS, CompletionRequest};
 use crate::wire::errors::{ApiError, json_response};
 use crate::wire::fields::Checked;
 use crate::wire::logprobs::{CompletionLogprobs, TokenNames, prompt_entries};
+use crate::work::at_length;
 use crate::{body, prompt};
 
 const OBJECT: &str = "text_completion";
 
+/// So many bytes of prompts are encoded before others get their turn.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// Completes prompts.
-pub async fn create(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
-    let arrived = Instant::now();
-    let info = app.dispatch.info()?;
+pub async fn create(
+    State(app): State<Shared>,
+    Extension(arrival): Extension<Arrival>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let info = app.requests.info()?;
     let take = {
-        let (app, info) = (app.clone(), info.clone());
-        move |value: Value| {
+        let info = info.clone();
+        move |app: &App, value: Value| {
             let fields = Checked::new(value, &[COMPLETIONS, SAMPLING], &["prompt"])?;
             let request = CompletionRequest::read(fields, &app.text.defaults)?;
             app.model(request.common.model.as_deref())?;
+            // Each prompt has a token at least.
+            app.requests.could_wait(request.queued(request.prompts.len()))?;
             if let Some(asked) = &request.common.grammar {
                 app.check_grammar(&info, asked)?;
             }
-            let (mut jobs, mut echoes) = (Vec::new(), Vec::new());
-            for (i, one) in request.prompts.iter().enumerate() {
-                let at = if request.prompts.len() == 1 { "prompt".into() } else { format!("prompt[{i}]") };
-                let prompt = ids(&app, info.max_model_len, one, request.common.add_special, &at)?;
-                let room = room(&info, &prompt, &at)?;
-                let job = Job { max_tokens: request.max_tokens(room), prompt };
-                check_length(&info, &job, "max_tokens")?;
-                if request.echo {
-                    echoes.push(echo(&app, one, &job.prompt, request.common.skip_special)?);
-                }
-                jobs.push(job);
-            }
-            Ok((request, jobs, echoes))
+            Ok(Arc::new(request))
         }
     };
-    let (request, jobs, echoes) = body::json(&app, request, take).await?;
+    let (request, held) = body::held(&app, request, take).await?;
+    let mut encoded = Encoded::default();
+    // A client that leaves, and a deadline that passes, end this between two pieces.
+    while encoded.jobs.len() < request.prompts.len() {
+        let piece = {
+            let (app, info, request) = (app.clone(), info.clone(), request.clone());
+            move || encoded.more(&app, &info, &request)
+        };
+        encoded = app.work.run(piece).await?;
+    }
+    drop(held);
+    app.work.answer(answer(app.clone(), info, arrival, request, encoded)).await
+}
+
+/// Prompts as the engine takes them.
+#[derive(Default)]
+struct Encoded {
+    jobs: Vec<Job>,
+    /// If they come back.
+    echoes: Vec<String>,
+    tokens: usize,
+}
+
+impl Encoded {
+    /// The same with some more.
+    fn more(mut self, app: &App, info: &EngineInfo, request: &CompletionRequest) -> Result<Self, ApiError> {
+        let mut bytes = 0;
+        for (i, one) in request.prompts.iter().enumerate().skip(self.jobs.len()) {
+            if bytes >= PIECE_BYTES {
+                break;
+            }
+            bytes += one.bytes();
+            let at = if request.prompts.len() == 1 { "prompt".into() } else { format!("prompt[{i}]") };
+            let prompt = ids(app, info.max_model_len, one, request.common.add_special, &at)?;
+            let room = room(info, &prompt, &at)?;
+            self.tokens += prompt.len();
+            app.requests.could_wait(request.queued(self.tokens))?;
+            let job = Job { max_tokens: request.max_tokens(room), prompt };
+            check_length(info, &job, "max_tokens")?;
+            if request.echo {
+                self.echoes.push(echo(app, one, &job.prompt, request.common.skip_special)?);
+            }
+            self.jobs.push(job);
+        }
+        Ok(self)
+    }
+}
+
+async fn answer(
+    app: Shared,
+    info: Arc<EngineInfo>,
+    arrival: Arrival,
+    request: Arc<CompletionRequest>,
+    Encoded { jobs, echoes, .. }: Encoded,
+) -> Result<Response, ApiError> {
     let common = &request.common;
     let head = Head::new("cmpl", app.model(common.model.as_deref())?, common.streaming)?;
     let of_prompt =
         if request.echo { request.logprobs.max(common.prompt_logprobs) } else { common.prompt_logprobs };
-    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt, shown: None };
-    let session = Session::begin(&app, &info, &head.id, arrived, common, &jobs, wanted)?;
+    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt, shown: Vec::new() };
+    let session = Session::begin(&app, &info, &head.id, arrival.at, common, &jobs, wanted)?;
     let writer = Writer {
         head,
-        names: TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids),
+        names: TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special),
         n: common.n,
         prompts: jobs.into_iter().map(|job| job.prompt).collect(),
         echoes,
@@ -69,9 +122,9 @@ pub async fn create(State(app): State<Shared>, request: Request) -> Result<Respo
         has_ids: common.return_token_ids || app.text.tokenizer.is_none(),
     };
     if common.streaming.stream {
-        writer.stream(app, session).await
+        writer.stream(&app, arrival, session).await
     } else {
-        writer.whole(&app, session).await
+        writer.whole(session).await
     }
 }
 
@@ -120,8 +173,8 @@ struct Writer {
 struct Progress {
     of_prompt: Vec<Option<Logprobs>>,
     has_begun: bool,
-    /// In characters.
-    offset: usize,
+    /// Of the next token, in characters; below 0 before a word whose blank is not in the text.
+    offset: isize,
 }
 
 /// What of a choice is told at once.
@@ -147,8 +200,9 @@ impl Writer {
         {
             piece.text.push_str(echo);
             if let Some(top) = self.logprobs {
-                let ids = self.prompts[index / self.n].iter();
-                for (&id, logprobs) in ids.zip(&state.of_prompt) {
+                let ids = &self.prompts[index / self.n];
+                state.offset = self.names.start(echo, ids);
+                for (&id, logprobs) in ids.iter().zip(&state.of_prompt) {
                     let logprobs = cut(logprobs.as_ref(), top);
                     piece.logprobs.push(&self.names, id, logprobs.as_ref(), &mut state.offset);
                 }
@@ -180,7 +234,7 @@ impl Writer {
         choice
     }
 
-    async fn whole(self, app: &App, mut session: Session) -> Result<Response, ApiError> {
+    async fn whole(self, mut session: Session) -> Result<Response, ApiError> {
         let mut states = self.states(&session);
         let mut deltas: Vec<Vec<Delta>> = Vec::new();
         deltas.resize_with(session.len(), Vec::new);
@@ -192,13 +246,12 @@ impl Writer {
         }
         // A prompt's log-probabilities can be many names of tokens.
         let usage = session.usage();
-        let write = move || {
+        at_length(|| {
             let choices = deltas.into_iter().zip(states).enumerate();
             let choices =
                 choices.map(|(index, (deltas, state))| self.whole_choice(index, deltas, state)).collect();
             Ok(json_response(StatusCode::OK, &self.head.answer(OBJECT, choices, usage)))
-        };
-        app.work.run(write).await
+        })
     }
 
     fn whole_choice(&self, index: usize, deltas: Vec<Delta>, mut state: Progress) -> Value {
@@ -216,50 +269,30 @@ impl Writer {
         choice
     }
 
-    async fn stream(self, app: Shared, mut session: Session) -> Result<Response, ApiError> {
-        // What is refused is an error with a status, so the first news decides on the head.
-        let first = session.next().await?;
-        Ok(stream::respond(|sink| Arc::new(self).write(app, session, first, sink)))
+    async fn stream(self, app: &App, arrival: Arrival, mut session: Session) -> Result<Response, ApiError> {
+        // What is refused at once is an error with a status.
+        session.wait(app.config.timeouts.first).await?;
+        Ok(stream::respond(&app.config.timeouts, arrival, |sink| self.write(session, sink)))
     }
 
     /// What a token came to; before it the prompt, if it comes back, which can be many names of tokens.
-    async fn piece(
-        self: &Arc<Self>,
-        app: &App,
-        state: &mut Progress,
-        index: usize,
-        delta: Delta,
-    ) -> Result<Piece, ApiError> {
+    fn piece(&self, state: &mut Progress, index: usize, delta: Delta) -> Piece {
         let mut piece = Piece::default();
-        if state.has_begun || self.echoes.is_empty() {
-            self.add(&mut piece, state, index, delta);
-            return Ok(piece);
+        match state.has_begun || self.echoes.is_empty() {
+            true => self.add(&mut piece, state, index, delta),
+            false => at_length(|| self.add(&mut piece, state, index, delta)),
         }
-        let (writer, mut moved) = (self.clone(), std::mem::take(state));
-        let add = move || {
-            writer.add(&mut piece, &mut moved, index, delta);
-            Ok((piece, moved))
-        };
-        let (piece, moved) = app.work.run(add).await?;
-        *state = moved;
-        Ok(piece)
+        piece
     }
 
-    async fn write(
-        self: Arc<Self>,
-        app: Shared,
-        mut session: Session,
-        first: Option<News>,
-        sink: Sink,
-    ) -> Result<(), Broken> {
+    async fn write(self, mut session: Session, sink: Sink) -> Result<(), Broken> {
         let mut states = self.states(&session);
-        let mut news = first;
-        while let Some(next) = news {
+        while let Some(next) = session.next().await? {
             match next {
                 News::Prompt(index, logprobs) => states[index].of_prompt.extend(logprobs),
                 News::Delta(index, delta) => {
                     let is_first = !states[index].has_begun;
-                    let piece = self.piece(&app, &mut states[index], index, delta).await?;
+                    let piece = self.piece(&mut states[index], index, delta);
                     let has_news = !piece.text.is_empty()
                         || !piece.logprobs.is_empty()
                         || piece.finish.is_some()
@@ -269,11 +302,10 @@ impl Writer {
                         if self.has_ids && is_first {
                             choice["prompt_token_ids"] = self.prompts[index / self.n].to_vec().into();
                         }
-                        sink.send(&self.head.chunk(OBJECT, choice, session.usage())).await?;
+                        sink.send(&self.head.chunk(OBJECT, choice, || session.usage_of(index))).await?;
                     }
                 }
             }
-            news = session.next().await?;
         }
         match self.head.usage_chunk(OBJECT, session.usage()) {
             Some(usage) => sink.send(&usage).await,

@@ -12,7 +12,7 @@ use crate::{metrics, status};
 /// OpenMetrics text.
 pub async fn metrics(State(app): State<Shared>) -> Response {
     let model = &app.config.served_model_names[0];
-    let text = metrics::text(model, &app.dispatch.metrics, app.dispatch.snapshot());
+    let text = metrics::text(model, &app.requests.metrics, app.requests.snapshot());
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

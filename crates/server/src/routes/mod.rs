@@ -16,9 +16,9 @@ use axum::routing::{MethodRouter, get, post};
 
 use crate::app::Shared;
 use crate::guard::guard;
-use crate::openapi::Doc;
+use crate::openapi::{Answer, Doc};
 use crate::wire::errors::ApiError;
-use crate::wire::{chat::CHAT, common::SAMPLING, completions::COMPLETIONS};
+use crate::wire::{answers, chat::CHAT, common::SAMPLING, completions::COMPLETIONS};
 
 /// A route.
 pub struct Route {
@@ -35,55 +35,88 @@ pub struct Route {
 pub fn table() -> Vec<Route> {
     let get_ = |path, doc, handler| Route { method: "GET", path, doc, handler };
     let post_ = |path, doc, handler| Route { method: "POST", path, doc, handler };
-    let doc = |summary, kind| Doc { summary, kind, body: None };
-    let with =
-        |summary, tables, required| Doc { summary, kind: "application/json", body: Some((tables, required)) };
-    const JSON: &str = "application/json";
-    const HTML: &str = "text/html";
+    let doc = |summary, answer| Doc { summary, answer, body: None };
+    let with = |summary, answer, tables, required| Doc { summary, answer, body: Some((tables, required)) };
+    let html = || Answer::Text("text/html");
     vec![
         post_(
             "/v1/chat/completions",
-            with("The next message of a conversation", &[CHAT, SAMPLING], &["messages"]),
+            with(
+                "The next message of a conversation",
+                Answer::Streamed(answers::chat, "ChatCompletionChunk", answers::chat_chunk),
+                CHAT,
+                &["messages"],
+            ),
             post(chat::create),
         ),
         post_(
             "/v1/completions",
-            with("What follows a prompt", &[COMPLETIONS, SAMPLING], &["prompt"]),
+            with(
+                "What follows a prompt",
+                Answer::Streamed(answers::completion, "CompletionChunk", answers::completion_chunk),
+                &[COMPLETIONS, SAMPLING],
+                &["prompt"],
+            ),
             post(completions::create),
         ),
-        get_("/v1/models", doc("The names of the served model", JSON), get(models::list)),
-        get_("/v1/models/{id}", doc("One of them", JSON), get(models::one)),
+        get_(
+            "/v1/models",
+            doc("The names of the served model", Answer::Json(answers::models)),
+            get(models::list),
+        ),
+        get_("/v1/models/{id}", doc("One of them", Answer::Json(answers::model)), get(models::one)),
         post_(
             "/tokenize",
-            with("Token ids of a text or a conversation", tokenize::TOKENIZE, &[]),
+            with(
+                "Token ids of a text or a conversation",
+                Answer::Json(answers::tokenize),
+                tokenize::TOKENIZE,
+                &[],
+            ),
             post(tokenize::tokenize),
         ),
         post_(
             "/detokenize",
-            with("The text of token ids", tokenize::DETOKENIZE, &["tokens"]),
+            with(
+                "The text of token ids",
+                Answer::Json(answers::detokenize),
+                tokenize::DETOKENIZE,
+                &["tokens"],
+            ),
             post(tokenize::detokenize),
         ),
-        get_("/health", doc("Whether the server lives", JSON), get(probes::health)),
-        get_("/ready", doc("Whether it takes requests, and steps come", JSON), get(probes::ready)),
+        get_("/health", doc("Whether the server lives", Answer::Json(answers::health)), get(probes::health)),
+        get_(
+            "/ready",
+            doc("Whether it takes requests, and steps come", Answer::Json(answers::health)),
+            get(probes::ready),
+        ),
         get_(
             "/metrics",
-            doc("Counters and histograms, as OpenMetrics", "application/openmetrics-text"),
+            doc("Counters and histograms, as OpenMetrics", Answer::Text("application/openmetrics-text")),
             get(info::metrics),
         ),
-        get_("/status", doc("What the page shows: load, rates, ranks, requests", JSON), get(info::status)),
-        get_("/version", doc("The server's version", JSON), get(info::version)),
-        get_("/openapi.json", doc("This document", JSON), get(openapi::document)),
-        get_("/docs", doc("This document, as a page", HTML), get(page::docs)),
-        get_("/", doc("The page", HTML), get(page::index)),
-        get_("/page/{file}", doc("A file of the pages", "*/*"), get(page::file)),
+        get_(
+            "/status",
+            doc("What the page shows: load, rates, ranks, requests", Answer::Json(answers::status)),
+            get(info::status),
+        ),
+        get_("/version", doc("The server's version", Answer::Json(answers::version)), get(info::version)),
+        get_("/openapi.json", doc("This document", Answer::Json(answers::any)), get(openapi::document)),
+        get_("/docs", doc("This document, as a page", html()), get(page::docs)),
+        get_("/", doc("The page", html()), get(page::index)),
+        get_("/page/{file}", doc("A file of the pages", Answer::Text("*/*")), get(page::file)),
     ]
 }
 
 /// The router, behind the guard.
 pub fn router(app: Shared) -> Router {
-    let router =
-        table().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
-    router
+    // Names of models are often paths, which many clients don't escape.
+    let matched = |path: &str| path.replace("{id}", "{*id}");
+    let add = |router: Router<Shared>, route: Route| router.route(&matched(route.path), route.handler);
+    table()
+        .into_iter()
+        .fold(Router::new(), add)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(app.clone())

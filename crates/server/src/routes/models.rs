@@ -10,7 +10,7 @@ use crate::wire::errors::{ApiError, json_response};
 
 /// All names.
 pub async fn list(State(app): State<Shared>) -> Result<Response, ApiError> {
-    let max_model_len = app.dispatch.info()?.max_model_len;
+    let max_model_len = app.requests.info()?.max_model_len;
     let names = app.config.served_model_names.iter();
     let data: Vec<Value> = names.map(|name| card(&app, name, max_model_len)).collect();
     Ok(json_response(StatusCode::OK, &json!({"object": "list", "data": data})))
@@ -18,7 +18,7 @@ pub async fn list(State(app): State<Shared>) -> Result<Response, ApiError> {
 
 /// One of them.
 pub async fn one(State(app): State<Shared>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let max_model_len = app.dispatch.info()?.max_model_len;
+    let max_model_len = app.requests.info()?.max_model_len;
     app.model(Some(&id))?;
     Ok(json_response(StatusCode::OK, &card(&app, &id, max_model_len)))
 }

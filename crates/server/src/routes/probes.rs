@@ -6,12 +6,12 @@ use axum::response::Response;
 use serde_json::json;
 
 use crate::app::Shared;
-use crate::dispatch::Worker;
+use crate::requests::Worker;
 use crate::wire::errors::{ApiError, json_response};
 
 /// 200 unless the worker has failed.
 pub async fn health(State(app): State<Shared>) -> Result<Response, ApiError> {
-    let status = match app.dispatch.worker() {
+    let status = match app.requests.worker() {
         Worker::Loading(..) => "loading",
         Worker::Ready(_) => "ready",
         Worker::Failed(_) => {
@@ -23,8 +23,8 @@ pub async fn health(State(app): State<Shared>) -> Result<Response, ApiError> {
 
 /// 200 if requests are taken, and steps complete while there is work.
 pub async fn ready(State(app): State<Shared>) -> Result<Response, ApiError> {
-    app.dispatch.info()?;
-    let (stalled, limit) = (app.dispatch.stalled(), app.config.timeouts.step);
+    app.requests.info()?;
+    let (stalled, limit) = (app.requests.stalled(), app.config.timeouts.step);
     if stalled > limit {
         let message = format!("requests wait, and no step has completed for {:.0} s", stalled.as_secs_f64());
         return Err(ApiError::unavailable(message, "engine_stalled"));

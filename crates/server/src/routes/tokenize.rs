@@ -7,46 +7,24 @@ use serde_json::{Value, json};
 
 use crate::app::{App, Shared};
 use crate::session::check_vocabulary;
-use crate::wire::chat::{CHAT, ChatRequest};
-use crate::wire::common::SAMPLING;
+use crate::wire::chat::{CHAT, CONVERSATION, ChatRequest};
 use crate::wire::errors::{ApiError, json_response};
 use crate::wire::fields::{Checked, Field, Kind, field};
-use crate::wire::messages;
 use crate::{body, prompt};
 
 /// The most ids of a request.
 const IDS_MAX: usize = 1 << 20;
-/// Of a chat's parameters, those that make its prompt.
-const OF_PROMPT: [&str; 9] = [
-    "model",
-    "messages",
-    "add_generation_prompt",
-    "continue_final_message",
-    "add_special_tokens",
-    "chat_template_kwargs",
-    "documents",
-    "tools",
-    "tool_choice",
-];
 
 /// Parameters of `/tokenize`.
-pub const TOKENIZE: &[&[Field]] = &[&[
-    field("model", Kind::Text, "A name of the served model"),
+pub const TOKENIZE: &[&[Field]] = &[OF_TEXT, OF_BOTH, CONVERSATION];
+const OF_TEXT: &[Field] = &[
     field("prompt", Kind::Text, "The text; or messages"),
-    field("messages", Kind::Custom(messages::schema), "The conversation"),
-    field("add_special_tokens", Kind::Bool, "Whether the tokenizer adds its own; by default to a prompt"),
     field("return_token_strs", Kind::Bool, "Whether tokens come as text too"),
-    field("add_generation_prompt", Kind::Bool, "Whether the assistant's turn is begun"),
-    field("continue_final_message", Kind::Bool, "Whether the last message is gone on with"),
-    field("chat_template_kwargs", Kind::Object, "Further variables of the chat template"),
-    field(
-        "documents",
-        Kind::Custom(|| json!({"type": ["array", "null"]})),
-        "For templates that know documents",
-    ),
-    field("tools", Kind::Custom(crate::tools::Tools::schema), "Functions that the template shows"),
-    field("tool_choice", Kind::Custom(|| json!({"type": ["string", "object", "null"]})), "none or auto"),
-]];
+];
+const OF_BOTH: &[Field] = &[
+    field("model", Kind::Text, "A name of the served model"),
+    field("add_special_tokens", Kind::Bool, "Whether the tokenizer adds its own; by default to a prompt"),
+];
 
 /// Parameters of `/detokenize`.
 pub const DETOKENIZE: &[&[Field]] = &[&[
@@ -56,41 +34,37 @@ pub const DETOKENIZE: &[&[Field]] = &[&[
 
 /// Ids of a text or a conversation.
 pub async fn tokenize(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
-    let max_model_len = app.dispatch.info()?.max_model_len;
-    let take = {
-        let app = app.clone();
-        move |value: Value| {
-            let fields = Checked::new(value.clone(), TOKENIZE, &[])?;
-            app.model(fields.text("model"))?;
-            let tokenizer = app.tokenizer("prompt")?;
-            let ids = match (fields.text("prompt"), fields.get("messages")) {
-                (Some(text), None) => {
-                    let add_special = fields.flag("add_special_tokens").unwrap_or(true);
-                    prompt::encode(&app, max_model_len, text, add_special, "prompt")?
-                }
-                (None, Some(_)) => chat_ids(&app, max_model_len, value)?,
-                _ => {
-                    let message = "give either prompt or messages";
-                    return Err(ApiError::param("prompt", message).code("missing_required_parameter"));
-                }
-            };
-            let strings = fields.flag("return_token_strs").unwrap_or(false);
-            let strings =
-                strings.then(|| ids.iter().map(|&id| tokenizer.id_to_token(id)).collect::<Vec<_>>());
-            Ok(json!({
-                "count": ids.len(), "max_model_len": max_model_len, "tokens": ids, "token_strs": strings,
-            }))
-        }
+    let max_model_len = app.requests.info()?.max_model_len;
+    let take = move |app: &App, value: Value| {
+        let fields = Checked::new(value.clone(), TOKENIZE, &[])?;
+        app.model(fields.text("model"))?;
+        let tokenizer = app.tokenizer("prompt")?;
+        let ids = match (fields.text("prompt"), fields.get("messages")) {
+            (Some(text), None) => {
+                let add_special = fields.flag("add_special_tokens").unwrap_or(true);
+                prompt::encode(app, max_model_len, text, add_special, "prompt")?
+            }
+            (None, Some(_)) => chat_ids(app, max_model_len, value)?,
+            _ => {
+                let message = "give either prompt or messages";
+                return Err(ApiError::param("prompt", message).code("missing_required_parameter"));
+            }
+        };
+        let strings = fields.flag("return_token_strs").unwrap_or(false);
+        let strings = strings.then(|| ids.iter().map(|&id| tokenizer.id_to_token(id)).collect::<Vec<_>>());
+        Ok(json!({
+            "count": ids.len(), "max_model_len": max_model_len, "tokens": ids, "token_strs": strings,
+        }))
     };
     Ok(json_response(StatusCode::OK, &body::json(&app, request, take).await?))
 }
 
 fn chat_ids(app: &App, max_model_len: usize, mut value: Value) -> Result<Vec<u32>, ApiError> {
     if let Some(fields) = value.as_object_mut() {
-        fields.retain(|name, _| OF_PROMPT.contains(&name.as_str()));
+        // What a chat doesn't have.
+        fields.retain(|name, _| OF_TEXT.iter().all(|field| field.name != name));
     }
-    let request =
-        ChatRequest::read(Checked::new(value, &[CHAT, SAMPLING], &["messages"])?, &app.text.defaults)?;
+    let request = ChatRequest::read(Checked::new(value, CHAT, &["messages"])?, &app.text.defaults)?;
     let tokenizer = app.tokenizer("messages")?;
     let text = prompt::render(tokenizer, app.dialect(), &request)?;
     prompt::encode(app, max_model_len, &text, request.common.add_special.unwrap_or(false), "messages")
@@ -98,18 +72,15 @@ fn chat_ids(app: &App, max_model_len: usize, mut value: Value) -> Result<Vec<u32
 
 /// The text of ids.
 pub async fn detokenize(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
-    let info = app.dispatch.info()?;
-    let take = {
-        let app = app.clone();
-        move |value: Value| {
-            let fields = Checked::new(value, DETOKENIZE, &["tokens"])?;
-            app.model(fields.text("model"))?;
-            let ids = fields.ids("tokens").unwrap_or_default();
-            check_vocabulary(&info, &ids, "tokens")?;
-            let text = app.tokenizer("tokens")?.decode(&ids, false);
-            let text = text.map_err(|error| ApiError::param("tokens", error.to_string()))?;
-            Ok(json!({"prompt": text}))
-        }
+    let info = app.requests.info()?;
+    let take = move |app: &App, value: Value| {
+        let fields = Checked::new(value, DETOKENIZE, &["tokens"])?;
+        app.model(fields.text("model"))?;
+        let ids = fields.ids("tokens").unwrap_or_default();
+        check_vocabulary(&info, &ids, "tokens")?;
+        let text = app.tokenizer("tokens")?.decode(&ids, false);
+        let text = text.map_err(|error| ApiError::param("tokens", error.to_string()))?;
+        Ok(json!({"prompt": text}))
     };
     Ok(json_response(StatusCode::OK, &body::json(&app, request, take).await?))
 }

@@ -1,5 +1,7 @@
 //! Calls as answers have them.
 
+use std::sync::Arc;
+
 use engine::text::Tokenizer;
 use serde_json::{Value, json};
 
@@ -12,7 +14,7 @@ use crate::wire::errors::ApiError;
 /// The calls that a request's completions may make.
 pub struct Calls {
     format: &'static Format,
-    names: Vec<String>,
+    functions: Arc<[(String, Value)]>,
     /// Whether the client said which one.
     pub is_named: bool,
 }
@@ -20,19 +22,25 @@ pub struct Calls {
 impl Calls {
     /// Those of tools that are used.
     pub fn new(format: &'static Format, tools: &Tools) -> Self {
-        let names = tools.names().map(str::to_owned).collect();
-        Calls { format, names, is_named: matches!(tools.choice, ToolChoice::Named(_)) }
+        let functions = tools.names().zip(tools.functions());
+        let functions = functions.map(|(name, function)| (name.to_owned(), function["parameters"].clone()));
+        Calls {
+            format,
+            functions: functions.collect(),
+            is_named: matches!(tools.choice, ToolChoice::Named(_)),
+        }
     }
 
-    /// The special token that begins calls, if one does: its text must be seen.
-    pub fn shown(&self, tokenizer: &Tokenizer) -> Option<(u32, String)> {
-        let id = tokenizer.token_to_id(self.format.opener)?;
-        tokenizer.is_special(id).then(|| (id, self.format.opener.to_owned()))
+    /// The special tokens of calls, of which one may begin them: their text must be seen.
+    pub fn shown(&self, tokenizer: &Tokenizer) -> Vec<(u32, String)> {
+        let names = std::iter::once(&self.format.opener).chain(self.format.tokens);
+        let found = names.filter_map(|name| Some((tokenizer.token_to_id(name)?, (*name).to_owned())));
+        found.filter(|(id, _)| tokenizer.is_special(*id)).collect()
     }
 
     /// What reads one choice.
     pub fn reader(&self) -> Reader {
-        Reader { parser: Some(Parser::new(self.format, self.names.clone())), calls: 0 }
+        Reader { parser: Some(Parser::new(self.format, self.functions.clone())), calls: 0 }
     }
 }
 

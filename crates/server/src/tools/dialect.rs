@@ -27,7 +27,11 @@ impl Dialect {
         let takes =
             |template: &ChatTemplate| template.render_json(&[system, user], true, &Map::new()).is_ok();
         Dialect {
-            format: named.or(format).unwrap_or_else(|| Format::of_template("")),
+            // Of two formats of the name, the template says which.
+            format: named
+                .filter(|named| format.is_none_or(|format| format.name != named.name))
+                .or(format)
+                .unwrap_or_else(|| Format::of_template("")),
             knows_tools: own.is_some(),
             takes_system: template.is_some_and(takes),
         }

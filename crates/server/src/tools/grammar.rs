@@ -24,9 +24,11 @@ pub fn of(tools: &Tools, format: &Format, tokenizer: &Tokenizer, answer: Option<
         (ToolChoice::Auto, Some(schema)) => {
             Some(Grammar::Lark(lark.all(&functions, tools.parallel, Some(schema))))
         }
+        // Calls of its own way are read, and conform to nothing.
+        (ToolChoice::Auto, None) if !format.is_held() => None,
         (ToolChoice::Auto, None) => Some(Grammar::Opened(Box::new(Opened {
             openers: vec![format.opener.to_owned()],
-            first_openers: if format.is_bare { vec!["{\"name\"".to_owned()] } else { Vec::new() },
+            first_openers: format.bare().map(|bare| format!("{bare}\"name\"")).into_iter().collect(),
             grammar: format!("start: block\n{}", lark.block(&functions, tools.parallel)),
             repeats: tools.parallel && format.separator.is_none(),
         }))),

@@ -5,7 +5,7 @@
 //!  dialect.rs   what the served model knows of calls, and how it writes them: a row of format.rs
 //!  describe.rs  messages for templates that know nothing of calls
 //!  grammar.rs   what a completion that calls must conform to
-//!  parse.rs     a completion's text ─▶ content and calls, by scan.rs
+//!  parse.rs     a completion's text ─▶ content and calls, by scan.rs (JSON), xml.rs and python.rs
 //!  answer.rs    those as messages and deltas have them
 //! ```
 
@@ -15,7 +15,9 @@ pub mod dialect;
 pub mod format;
 pub mod grammar;
 pub mod parse;
+mod python;
 mod scan;
+mod xml;
 
 use std::collections::BTreeSet;
 

@@ -49,11 +49,24 @@ pub enum Found<T> {
     Yes(T, usize),
 }
 
+impl<T> Found<T> {
+    /// The same of what was found.
+    pub fn map<U>(self, make: impl FnOnce(T) -> U) -> Found<U> {
+        match self {
+            Found::Open => Found::Open,
+            Found::No => Found::No,
+            Found::Yes(found, taken) => Found::Yes(make(found), taken),
+        }
+    }
+}
+
 /// How a call begins.
 #[derive(Debug, PartialEq)]
 pub enum Begun {
     /// With its name; its arguments, an object, begin here.
     Named(String),
+    /// With its name; its arguments come one by one.
+    Each(String),
     /// The call is complete: keys in another order, or arguments that are no object.
     Whole(String, String),
 }
@@ -116,6 +129,22 @@ pub fn call(text: &str, arguments: &str) -> Found<Begun> {
             Found::Open => return Found::Open,
             Found::No => return whole(text, start, arguments),
         }
+    }
+}
+
+/// Reads `NAME[CALL_ID]…[ARGS]`, of which the marks may be missing, up to before the arguments' bracket.
+pub fn named(text: &str) -> Found<String> {
+    let start = blanks(text);
+    let is_part = |char: char| char.is_alphanumeric() || "_.-".contains(char);
+    let Some(length) = text[start..].find(|char| !is_part(char)) else { return Found::Open };
+    let behind = start + length;
+    let rest = &text[behind..];
+    let begun = ["{", "[ARGS]", "[CALL_ID]"].map(|begin| mark(rest, begin));
+    let is_named = length > 0 && begun.iter().any(|begun| matches!(begun, Found::Yes(..)));
+    match rest.find('{').filter(|_| is_named) {
+        Some(bracket) => Found::Yes(text[start..behind].to_owned(), behind + bracket),
+        None if is_named || (length > 0 && begun.contains(&Found::Open)) => Found::Open,
+        None => Found::No,
     }
 }
 

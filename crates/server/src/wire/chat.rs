@@ -2,20 +2,19 @@
 
 use serde_json::{Map, Value, json};
 
-use super::common::{Common, LOGPROBS_MAX};
+use super::common::{Common, LOGPROBS_MAX, SAMPLING};
 use super::errors::ApiError;
 use super::fields::{Checked, Field, Kind, field};
 use super::messages;
 use crate::config::SamplingDefaults;
 use crate::tools::Tools;
 
-/// Its own parameters.
-pub const CHAT: &[Field] = &[
+/// All of its parameters.
+pub const CHAT: &[&[Field]] = &[CONVERSATION, OWN, SAMPLING];
+
+/// Those that make its prompt.
+pub const CONVERSATION: &[Field] = &[
     field("messages", Kind::Custom(messages::schema), "The conversation"),
-    field("max_tokens", Kind::Int(1, u32::MAX as i64), "The most tokens; by default what fits"),
-    field("max_completion_tokens", Kind::Int(1, u32::MAX as i64), "The same, and wins over max_tokens"),
-    field("logprobs", Kind::Bool, "Whether tokens come with their log-probabilities"),
-    field("top_logprobs", Kind::Int(0, LOGPROBS_MAX), "With so many of the most probable tokens"),
     field("add_generation_prompt", Kind::Bool, "Whether the assistant's turn is begun"),
     field("continue_final_message", Kind::Bool, "Whether the last message is gone on with"),
     field("chat_template_kwargs", Kind::Object, "Further variables of the chat template"),
@@ -24,13 +23,29 @@ pub const CHAT: &[Field] = &[
         Kind::Custom(|| json!({"type": ["array", "null"], "items": {"type": "object"}})),
         "For templates that know documents",
     ),
-    field("tools", Kind::Custom(Tools::schema), "Functions that the model may call"),
+    field(
+        "tools",
+        Kind::Custom(Tools::schema),
+        "Functions that the model may call; arguments conform to their schemas also without strict: true, if they can",
+    ),
     field(
         "tool_choice",
         Kind::Custom(|| json!({"type": ["string", "object", "null"]})),
         "none, auto, required, or a function",
     ),
-    field("parallel_tool_calls", Kind::Bool, "Whether several calls may come at once; needs tools"),
+];
+
+/// The rest of its own.
+const OWN: &[Field] = &[
+    field("max_tokens", Kind::Int(1, u32::MAX as i64), "The most tokens; by default what fits"),
+    field("max_completion_tokens", Kind::Int(1, u32::MAX as i64), "The same, and wins over max_tokens"),
+    field("logprobs", Kind::Bool, "Whether tokens come with their log-probabilities"),
+    field("top_logprobs", Kind::Int(0, LOGPROBS_MAX), "With so many of the most probable tokens"),
+    field(
+        "parallel_tool_calls",
+        Kind::Bool,
+        "Whether several calls may come at once; without tools it has no effect",
+    ),
     field("modalities", Kind::Only(|| json!(["text"])), "Text only"),
 ];
 

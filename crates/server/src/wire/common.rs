@@ -15,6 +15,8 @@ pub const LOGPROBS_MAX: i64 = 20;
 /// The most stop strings, and their bytes together.
 const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 16 << 10;
+/// The most token ids that end a completion, and the most that have a bias.
+const IDS_MAX: usize = 1024;
 const TOKENS_MAX: i64 = u32::MAX as i64;
 
 /// The parameters that both have.
@@ -27,7 +29,7 @@ pub const SAMPLING: &[Field] = &[
     field("n", Kind::Int(1, N_MAX), "Completions of each prompt"),
     field("stop", Kind::Custom(stop_schema), "Text that ends the completion, which does not contain it"),
     field("include_stop_str_in_output", Kind::Bool, "Whether the completion contains what ended it"),
-    field("stop_token_ids", Kind::Ids(1024), "Tokens that end the completion"),
+    field("stop_token_ids", Kind::Ids(IDS_MAX), "Tokens that end the completion"),
     field("ignore_eos", Kind::Bool, "Goes on behind the model's own end"),
     field("min_tokens", Kind::Int(0, TOKENS_MAX), "So many tokens come before one may end the completion"),
     field("seed", Kind::Seed, "The same seed gives the same completion"),
@@ -86,7 +88,7 @@ fn stop_schema() -> Value {
 
 fn bias_schema() -> Value {
     json!({
-        "type": ["object", "null"], "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+        "type": ["object", "null"], "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"}, "maxProperties": IDS_MAX,
         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
     })
 }
@@ -253,10 +255,18 @@ fn biases(value: Option<&Value>) -> Result<Vec<(u32, f32)>, ApiError> {
     let Some(by_id) = value.as_object() else {
         return Err(ApiError::wrong_type("logit_bias", "an object of token ids", value));
     };
+    if by_id.len() > IDS_MAX {
+        let message = format!("logit_bias has {} token ids; {IDS_MAX} at most are supported", by_id.len());
+        return Err(ApiError::param("logit_bias", message).code("invalid_value"));
+    }
     let mut biases = Vec::with_capacity(by_id.len());
     for (key, bias) in by_id {
-        let Ok(id) = key.parse::<u32>() else {
-            let message = format!("logit_bias has the key {:?}, which is no token id", shortened(key));
+        // Written in one way only, so no id is there twice.
+        let Some(id) = key.parse::<u32>().ok().filter(|id| id.to_string() == *key) else {
+            let message = format!(
+                "logit_bias has the key {:?}, which is no token id; write it in digits, the first of them not 0",
+                shortened(key)
+            );
             return Err(ApiError::param("logit_bias", message).code("invalid_value"));
         };
         match bias.as_f64() {
@@ -314,6 +324,16 @@ pub enum Prompt {
     Text(String),
     /// Token ids.
     Ids(Vec<u32>),
+}
+
+impl Prompt {
+    /// What encoding it costs.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Prompt::Text(text) => text.len(),
+            Prompt::Ids(ids) => size_of_val(ids.as_slice()),
+        }
+    }
 }
 
 /// Token ids of a list.

@@ -1,5 +1,6 @@
 //! The request of `/v1/completions`.
 
+use engine::serving::Queued;
 use serde_json::{Value, json};
 
 use super::common::{Common, LOGPROBS_MAX, Prompt, ids_of};
@@ -66,6 +67,12 @@ impl CompletionRequest {
             return Err(super::chat::prompt_logprobs_of_stream());
         }
         Ok(CompletionRequest { logprobs: fields.count("logprobs"), common, prompts, max_tokens, echo })
+    }
+
+    /// What its completions are in the queue, with prompts of so many tokens.
+    pub fn queued(&self, tokens: usize) -> Queued {
+        let n = self.common.n;
+        Queued { requests: self.prompts.len().saturating_mul(n), tokens: tokens.saturating_mul(n) }
     }
 
     /// Tokens to generate for a prompt that leaves room for so many.

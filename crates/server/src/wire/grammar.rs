@@ -22,7 +22,7 @@ const SCHEMA: &[Field] = &[
     field("name", Kind::Text, "Its name"),
     field("description", Kind::Text, "What it is for"),
     field("schema", Kind::Custom(|| json!({})), "The JSON Schema"),
-    field("strict", Kind::Bool, "Output always conforms"),
+    field("strict", Kind::Bool, "Has no effect: output always conforms"),
 ];
 
 /// What a request asks its completions to be.

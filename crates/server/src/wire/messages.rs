@@ -15,8 +15,11 @@ const NOT_SHOWN: [&str; 2] = ["annotations", "refusal"];
 /// The JSON Schema of the list.
 pub fn schema() -> Value {
     let part = json!({
-        "type": "object", "required": ["type", "text"],
-        "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
+        "type": "object", "required": ["type", "text"], "additionalProperties": false,
+        "properties": {
+            "type": {"enum": ["text"]}, "text": {"type": "string"},
+            "cache_control": {"description": "Has no effect: all prompts share the cache"},
+        },
     });
     json!({
         "type": "array", "minItems": 1,
@@ -82,11 +85,7 @@ fn read_one(at: &str, message: Value) -> Result<Value, ApiError> {
                 return Err(ApiError::wrong_type(place, "a string", &value));
             }
             (name, _) if NOT_SHOWN.contains(&name) => {}
-            (name, _) => {
-                let message =
-                    format!("unknown field {:?} in {at}: this server does not support it", shortened(name));
-                return Err(ApiError::param(place, message).code("unknown_parameter"));
-            }
+            (name, _) => return Err(unknown(at, name)),
         }
     }
     let Some(role) = role else {
@@ -107,6 +106,20 @@ fn read_one(at: &str, message: Value) -> Result<Value, ApiError> {
     Ok(message.into())
 }
 
+fn unknown(at: &str, name: &str) -> ApiError {
+    let name = shortened(name);
+    let message = format!("unknown field {name:?} in {at}: this server does not support it");
+    ApiError::param(format!("{at}.{name}"), message).code("unknown_parameter")
+}
+
+/// # Errors
+/// 400 that names the first field that is none of these.
+fn known(at: &str, object: &Value, names: &[&str]) -> Result<(), ApiError> {
+    let mut fields = object.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    let found = fields.find(|(name, _)| !names.contains(&name.as_str()));
+    found.map_or(Ok(()), |(name, _)| Err(unknown(at, name)))
+}
+
 /// Text, or parts of text, one a line.
 fn content(at: &str, value: Value) -> Result<String, ApiError> {
     let parts = match value {
@@ -118,7 +131,10 @@ fn content(at: &str, value: Value) -> Result<String, ApiError> {
     for (i, part) in parts.iter().enumerate() {
         let place = format!("{at}[{i}]");
         match (part.get("type").and_then(Value::as_str), part.get("text")) {
-            (Some("text"), Some(Value::String(text))) => texts.push(text.as_str()),
+            (Some("text"), Some(Value::String(text))) => {
+                known(&place, part, &["type", "text", "cache_control"])?;
+                texts.push(text.as_str());
+            }
             (Some("text"), _) => {
                 let param = format!("{place}.text");
                 let message = format!("{param} must be a string");
@@ -182,7 +198,7 @@ mod tests {
     #[test]
     fn messages_come_out_as_templates_want_them() {
         let messages = read(json!([
-            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]},
             {"role": "assistant", "content": null, "annotations": [], "tool_calls": [
                 {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
             {"role": "tool", "tool_call_id": "1", "content": "2"},
@@ -210,6 +226,10 @@ mod tests {
                 "messages[0].content[0]",
             ),
             (json!([{"role": "user", "content": "a", "x": 1}]), "messages[0].x"),
+            (
+                json!([{"role": "user", "content": [{"type": "text", "text": "a", "language": "nl"}]}]),
+                "messages[0].content[0].language",
+            ),
             (json!([{"role": "assistant", "tool_calls": [{}]}]), "messages[0].tool_calls[0].function"),
         ] {
             assert_eq!(read(wrong).unwrap_err().param.as_deref(), Some(param));

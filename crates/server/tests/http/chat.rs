@@ -82,7 +82,13 @@ fn choices_have_seeds_that_follow_each_other_and_indices() {
     assert_eq!(texts, [(json!(0), json!(" a")), (json!(1), json!(" a a")), (json!(2), json!(" a a a"))]);
     assert_eq!(answer["usage"]["completion_tokens"], 2 + 3 + 4);
     let streamed = post(server.address, PATH, &ask(json!({"n": 3, "seed": 41, "stream": true}))).events();
+    let options =
+        json!({"n": 3, "seed": 41, "stream": true, "stream_options": {"continuous_usage_stats": true}});
+    let running = post(server.address, PATH, &ask(options)).events();
     for index in 0..3 {
+        // What a chunk tells of usage is its own choice's.
+        let of = running.iter().rfind(|event| event["choices"][0]["index"] == index).unwrap();
+        assert_eq!(of["usage"]["completion_tokens"], index + 2);
         let of = streamed.iter().filter(|event| event["choices"][0]["index"] == index);
         let text: String = of.filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
         assert_eq!(text, " a".repeat(index + 1));
@@ -174,7 +180,7 @@ fn every_parameter_reaches_the_engine() {
     assert_eq!(request.logit_bias, [(7, -100.0), (8, 1.5)]);
     assert_eq!((request.min_tokens, request.max_tokens), (2, 4));
     assert_ne!(request.cache_salt, 0);
-    assert_eq!(request.grammar, Some(Grammar::JsonSchema(schema.to_string())));
+    assert_eq!(request.grammar.as_deref(), Some(&Grammar::JsonSchema(schema.to_string())));
     assert_eq!(answer["prompt_logprobs"].as_array().unwrap().len(), request.prompt.len());
     assert_eq!(answer["prompt_logprobs"][0], Value::Null);
 }
@@ -184,9 +190,17 @@ fn templates_get_tools_and_variables_and_a_message_can_be_gone_on_with() {
     let server = Harness::new(Default::default(), says_text);
     let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);
     assert_eq!(post(server.address, PATH, &ask(json!({"tools": tools, "tool_choice": "auto"}))).status, 200);
-    let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "The harbor"}]);
-    let body = json!({"messages": messages, "continue_final_message": true});
-    assert_eq!(post(server.address, PATH, &body).status, 200);
-    server.submitted();
-    assert_eq!(server.submitted().1.prompt, ids("<|bos|><|user|>a<|end|><|assistant|>The harbor"));
+}
+
+#[test]
+fn the_final_message_is_gone_on_with_where_it_ends_whatever_stands_behind_it() {
+    let server = Harness::new(Default::default(), says_text);
+    // Some of these stand in the template's own text behind it too.
+    for text in ["The harbor", "e", "|", "", "END_OF_FINAL_MESSAGE"] {
+        let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]);
+        let body = json!({"messages": messages, "continue_final_message": true});
+        assert_eq!(post(server.address, PATH, &body).status, 200);
+        let expected = ids(&format!("<|bos|><|user|>a<|end|><|assistant|>{text}"));
+        assert_eq!(server.submitted().1.prompt, expected, "{text:?}");
+    }
 }

@@ -4,10 +4,11 @@ use std::io::{BufReader, Read, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
+use engine::serving::Event;
 use serde_json::json;
 use server::{Limits, ServerConfig, Timeouts};
 
-use super::client::{connect, get, head, post, read, send};
+use super::client::{connect, get, head, post, post_bytes, read, send};
 use super::engine::{Harness, never_ends, never_starts, says_text, until};
 
 const PATH: &str = "/v1/completions";
@@ -39,6 +40,37 @@ fn a_client_that_leaves_aborts_its_request_whatever_it_waits_for() {
             load().as_array().unwrap().iter().all(|request| request["state"] == "ended")
         });
         assert_eq!(load()[0]["finish_reason"], "abort");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_is_noticed_also_behind_bytes_that_are_not_wanted_yet() {
+    let more = head("GET", "/health", &[], b"");
+    for behind in [b"\r\n".as_slice(), &more, &[b' '; 100_000]] {
+        for script in [never_starts as super::engine::Script, never_ends] {
+            let server = Harness::new(Default::default(), script);
+            let mut stream = connect(server.address);
+            let request = head("POST", PATH, JSON, b"{\"prompt\": \"a\"}");
+            stream.write_all(&[&request, behind].concat()).unwrap();
+            let (id, _) = server.submitted();
+            drop(stream);
+            server.aborted(id);
+        }
+    }
+}
+
+#[test]
+fn who_is_refused_before_all_is_sent_reads_why() {
+    let keys = ServerConfig { api_keys: vec!["secret".into()], ..Default::default() };
+    let (guarded, loading) =
+        (Harness::loading(keys, says_text), Harness::loading(Default::default(), says_text));
+    let open = Harness::new(Default::default(), says_text);
+    let plain: &[(&str, &str)] = &[("Content-Type", "text/plain")];
+    let body = vec![b' '; 15 << 20];
+    for (server, headers, status) in [(&guarded, JSON, 401), (&loading, JSON, 503), (&open, plain, 415)] {
+        let mut stream = BufReader::new(connect(server.address));
+        stream.get_mut().write_all(&head("POST", PATH, headers, &body)).expect("the server takes all of it");
+        assert_eq!(read(&mut stream).expect("an answer").error().0, status);
     }
 }
 
@@ -116,13 +148,34 @@ fn who_reads_nothing_is_cut_off_and_its_request_aborted() {
         ..Default::default()
     };
     let server = Harness::new(config, |id, request| {
-        let token = |_| engine::serving::Event::Token { id, token: 300, logprobs: None, end: None };
+        let token = |_| Event::Token { id, token: 300, logprobs: None, end: None };
         never_ends(id, request).into_iter().chain((0..60_000).map(token)).collect()
     });
     let mut stream = connect(server.address);
     stream.write_all(&head("POST", PATH, JSON, b"{\"prompt\": \"a\", \"stream\": true}")).unwrap();
     let (id, _) = server.submitted();
     server.aborted(id);
+    drop(stream);
+}
+
+#[test]
+fn who_reads_slowly_has_no_more_time_than_the_request() {
+    let limits = Limits { connections: 1, ..Default::default() };
+    let timeouts = Timeouts { request: Some(Duration::from_millis(300)), ..Default::default() };
+    let server = Harness::new(ServerConfig { limits, timeouts, ..Default::default() }, |id, request| {
+        let logprobs = engine::Logprobs { logprob: -1.0, top: (300..320).map(|id| (id, -1.0)).collect() };
+        let token = |_| Event::Token { id, token: 300, logprobs: Some(logprobs.clone()), end: None };
+        never_ends(id, request).into_iter().chain((0..20_000).map(token)).collect()
+    });
+    let mut stream = connect(server.address);
+    // More than what lies between server and client has room for.
+    let body = b"{\"prompt\": \"a\", \"stream\": true, \"logprobs\": 20}";
+    let headers = [JSON, &[("Connection", "close")]].concat();
+    stream.write_all(&head("POST", PATH, &headers, body)).unwrap();
+    let (id, _) = server.submitted();
+    server.aborted(id);
+    // Its connection is the only one that there may be.
+    assert_eq!(get(server.address, "/health").status, 200);
     drop(stream);
 }
 
@@ -153,6 +206,19 @@ fn heads_and_bodies_have_limits() {
     chunked.get_mut().write_all(b"0\r\n\r\n").unwrap();
     assert_eq!(read(&mut chunked).unwrap().error().0, 413);
     assert_eq!(get(server.address, "/ready").status, 200);
+}
+
+#[test]
+fn a_body_takes_as_much_room_as_it_has_bytes_however_it_is_cut() {
+    let limits = Limits { body_bytes_total: 8 << 10, ..Default::default() };
+    let server = Harness::new(ServerConfig { limits, ..Default::default() }, says_text);
+    let mut chunked = BufReader::new(connect(server.address));
+    let text = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunks: String = "{\"prompt\": \"a\"}".chars().map(|byte| format!("1\r\n{byte}\r\n")).collect();
+    chunked.get_mut().write_all(format!("{text}{chunks}0\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(read(&mut chunked).unwrap().status, 200);
+    let large = format!("{{\"prompt\": \"{}\"}}", "a".repeat(9 << 10));
+    assert_eq!(post_bytes(server.address, PATH, large.as_bytes()).error().1, "too_many_bytes");
 }
 
 #[test]

@@ -192,7 +192,9 @@ impl Harness {
     /// The next request that comes to the engine.
     pub fn submitted(&self) -> (u64, GenerateRequest) {
         self.sees("a request", |message| match message {
-            ToEngine::Submit { id, request } => Some((*id, request.clone())),
+            ToEngine::Submit { id, batch } => {
+                Some((*id, batch.clone().requests().next().expect("there is one")))
+            }
             _ => None,
         })
     }
@@ -226,22 +228,28 @@ impl Drop for Harness {
 fn play(inbox: &Receiver<ToEngine>, out: &Sender<FromEngine>, seen: &Sender<ToEngine>, script: Script) {
     let mut load = LoadReport { kv_blocks: 256, ..LoadReport::default() };
     while let Ok(message) = inbox.recv() {
-        // A test may not look.
-        let _ = seen.send(message.clone());
+        if !matches!(message, ToEngine::Submit { .. }) {
+            // A test may not look.
+            let _ = seen.send(message.clone());
+        }
         match message {
-            ToEngine::Submit { id, request } => {
-                let events = script(id, &request);
-                let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
-                load.steps += 1;
-                load.generation_tokens += tokens as u64;
-                load.prompt_tokens += request.prompt.len() as u64;
-                load.last_step_tokens = request.prompt.len();
-                let _ = out.send(FromEngine::Events(events));
-                let _ = out.send(FromEngine::Load(load));
+            ToEngine::Submit { id, batch } => {
+                // Tests look at one request at a time.
+                for (id, request) in (id..).zip(batch.requests()) {
+                    let _ = seen.send(ToEngine::Submit { id, batch: request.clone().into() });
+                    let events = script(id, &request);
+                    let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
+                    load.steps += 1;
+                    load.generation_tokens += tokens as u64;
+                    load.prompt_tokens += request.prompt.len() as u64;
+                    load.last_step_tokens = request.prompt.len();
+                    let _ = out.send(FromEngine::Events(events));
+                    let _ = out.send(FromEngine::Load(load, vec![request.prompt.len()]));
+                }
             }
             ToEngine::Abort { .. } => {}
             ToEngine::Pulse => {
-                let pulse = |rank| RankPulse { rank, busy_s: 1.5, ..Default::default() };
+                let pulse = |rank| RankPulse { rank, busy_s: 1.5, free_bytes: Some(7), ..Default::default() };
                 let _ = out.send(FromEngine::Pulses(vec![pulse(0), pulse(1)]));
             }
             ToEngine::Stop => break,

@@ -40,7 +40,9 @@ fn models_are_the_names_that_are_served() {
         (&json!("alias/of it"), &json!(super::engine::MAX_MODEL_LEN))
     );
     assert_eq!(get(server.address, "/v1/models/demo").json()["object"], "model");
-    assert_eq!(get(server.address, "/v1/models/alias%2Fof%20it").json()["root"], "demo");
+    for path in ["alias%2Fof%20it", "alias/of%20it"] {
+        assert_eq!(get(server.address, &format!("/v1/models/{path}")).json()["root"], "demo", "{path}");
+    }
     let answer =
         post(server.address, "/v1/completions", &json!({"model": "alias/of it", "prompt": "a"})).json();
     assert_eq!(answer["model"], "alias/of it", "as it was asked for");
@@ -68,7 +70,14 @@ fn metrics_have_vllms_names_and_count() {
         "anysplit:prefix_cache_queries_total{",
         "anysplit:prefix_cache_hits_total{",
         "anysplit:num_preemptions_total{",
-        "anysplit:prompt_tokens_total{",
+        // All of it, one of whose tokens was cached.
+        "anysplit:prompt_tokens_total{model_name=\"model\"} 2",
+        "anysplit:computed_prompt_tokens_total{",
+        "anysplit:num_requests_waiting_by_reason{model_name=\"model\",reason=\"capacity\"} 0",
+        "anysplit:request_params_n_count{model_name=\"model\"} 1",
+        "anysplit:request_params_max_tokens_sum{model_name=\"model\"} 3.0",
+        "anysplit:request_max_num_generation_tokens_sum{model_name=\"model\"} 3.0",
+        "anysplit:rank_memory_bytes{model_name=\"model\",rank=\"1\",kind=\"free\"} 7",
         "anysplit:request_success_total{model_name=\"model\",finished_reason=\"length\"} 1",
         "anysplit:iteration_tokens_total_bucket{",
         "anysplit:time_to_first_token_seconds_count{model_name=\"model\"} 1",

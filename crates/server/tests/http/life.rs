@@ -25,7 +25,9 @@ fn a_server_answers_while_its_model_loads() {
     let body = json!({"prompt": "a"});
     assert_eq!(get(server.address, "/health").json()["status"], "loading");
     assert_eq!(get(server.address, "/ready").error().0, 503);
-    assert_eq!(get(server.address, "/v1/models").error().1, "model_loading");
+    let models = get(server.address, "/v1/models");
+    assert_eq!(models.error().1, "model_loading");
+    assert!(models.header("retry-after").is_some());
     assert_eq!(get(server.address, "/status").json()["state"], "loading");
     server.tell(FromEngine::Loading { done: 30, total: 60 });
     until("the share is told", || post(server.address, PATH, &body).text().contains("50 %"));
@@ -58,6 +60,22 @@ fn a_full_queue_is_429_with_a_time_and_has_room_again_when_a_client_leaves() {
 }
 
 #[test]
+fn what_never_fits_the_queue_is_refused_before_it_is_built() {
+    let limits = Limits { queue: QueueLimits { requests: 1000, tokens: 2000 }, ..Default::default() };
+    let server = Harness::new(ServerConfig { limits, ..Default::default() }, never_starts);
+    for body in [
+        json!({"prompt": vec![[1]; 500_000], "n": 128}),
+        json!({"prompt": vec!["a"; 500_000], "n": 2}),
+        json!({"prompt": vec![vec![1; 100]; 21]}),
+        json!({"prompt": vec!["a b c d e f g h"; 50], "n": 10}),
+    ] {
+        let refused = post(server.address, PATH, &body).error();
+        assert_eq!(refused, (400, "request_too_large".into(), String::new()));
+    }
+    assert!(server.seen.try_recv().is_err(), "the engine saw nothing");
+}
+
+#[test]
 fn tokens_of_the_queue_count_too() {
     let limits = Limits { queue: QueueLimits { requests: 100, tokens: 5 }, ..Default::default() };
     let server = Harness::new(ServerConfig { limits, ..Default::default() }, never_starts);
@@ -77,6 +95,45 @@ fn a_request_has_a_deadline() {
     // With an event, or with a status if it passed before the first token.
     let streamed = post(server.address, PATH, &json!({"prompt": "a", "stream": true}));
     assert!(streamed.text().contains("request_timeout"));
+}
+
+#[test]
+fn a_body_that_does_not_come_has_the_deadline_of_its_request() {
+    let config = timeouts(Timeouts { request: Some(Duration::from_millis(50)), ..Default::default() });
+    let server = Harness::new(config, says_text);
+    let mut stream = BufReader::new(connect(server.address));
+    let request = head("POST", PATH, JSON, b"{\"prompt\": \"a\"}");
+    stream.get_mut().write_all(&request[..request.len() - 1]).unwrap();
+    assert_eq!(read(&mut stream).unwrap().error(), (504, "request_timeout".into(), String::new()));
+}
+
+#[test]
+fn a_stream_that_waits_begins_and_says_that_it_lives() {
+    let short = Duration::from_millis(10);
+    let config = timeouts(Timeouts { first: short, quiet: short, ..Default::default() });
+    let server = Harness::new(config, never_starts);
+    for (path, body) in [
+        (PATH, json!({"prompt": "a", "stream": true})),
+        ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "a"}], "stream": true})),
+    ] {
+        let mut stream = BufReader::new(connect(server.address));
+        stream.get_mut().write_all(&head("POST", path, JSON, body.to_string().as_bytes())).unwrap();
+        let (id, _) = server.submitted();
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            std::io::BufRead::read_line(&mut stream, &mut line).unwrap();
+        }
+        // A chat begins with a role.
+        while chunk(&mut stream).unwrap() != b": waiting\n\n" {}
+        // What goes wrong now is an event.
+        server.tell(FromEngine::Events(vec![Event::Refused { id, message: "no".into() }]));
+        let mut text = String::new();
+        while let Some(bytes) = chunk(&mut stream) {
+            text += &String::from_utf8(bytes).unwrap();
+        }
+        assert!(text.contains("\"message\":\"no\"") && text.ends_with("data: [DONE]\n\n"), "{text}");
+    }
 }
 
 #[test]
@@ -163,6 +220,23 @@ fn a_drain_finishes_what_runs_and_refuses_what_comes() {
     assert_eq!(text, " a b");
     server.ends().unwrap();
     assert!(std::net::TcpStream::connect(server.address).is_err());
+}
+
+#[test]
+fn a_request_that_came_before_the_end_is_answered_however_long_its_body_takes() {
+    let mut server = Harness::new(Default::default(), says_text);
+    let mut early = BufReader::new(connect(server.address));
+    let headers = [JSON, &[("Expect", "100-continue")]].concat();
+    let request = head("POST", PATH, &headers, b"{\"prompt\": \"a\"}");
+    let (first, last) = request.split_at(request.len() - 10);
+    early.get_mut().write_all(first).unwrap();
+    // Whoever reads the body says so.
+    assert_eq!(read(&mut early).unwrap().status, 100);
+    server.shut_down();
+    until("it drains", || get(server.address, "/ready").status == 503);
+    early.get_mut().write_all(last).unwrap();
+    assert_eq!(read(&mut early).unwrap().status, 200);
+    server.ends().unwrap();
 }
 
 #[test]

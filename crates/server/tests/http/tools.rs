@@ -1,5 +1,7 @@
 //! Tools: what the engine is held to, and what comes of calls.
 
+use std::sync::Arc;
+
 use engine::{Grammar, Opened};
 use serde_json::{Value, json};
 
@@ -127,7 +129,8 @@ fn the_choice_of_tools_is_what_the_engine_is_held_to() {
     let server = Harness::new(Default::default(), says_two);
     let grammar = |fields: Value| {
         let answer = post(server.address, PATH, &ask(fields)).json();
-        (server.submitted().1.grammar, answer["choices"][0]["finish_reason"].clone())
+        let grammar = server.submitted().1.grammar.map(Arc::unwrap_or_clone);
+        (grammar, answer["choices"][0]["finish_reason"].clone())
     };
     let opened = |repeats: bool, found: Option<Grammar>| match found {
         Some(Grammar::Opened(opened)) => {
@@ -153,6 +156,29 @@ fn the_choice_of_tools_is_what_the_engine_is_held_to() {
     // With a schema the answer is that, or calls.
     let format = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}});
     assert!(lark(grammar(json!({"response_format": format}))).0.contains("| answer"));
+}
+
+#[test]
+fn a_format_of_its_own_is_read_and_what_must_be_a_call_is_held_to_json() {
+    const XML: &str = "<tool_call>\n<function=get_weather>\n<parameter=city>\nMøn\n</parameter>\n<parameter=days>\n[1, 2]\n</parameter>\n</function>\n</tool_call>";
+    let config = server::ServerConfig { tool_call_parser: Some("qwen3_coder".into()), ..Default::default() };
+    let server = Harness::new(config, |id, request| {
+        let text = if request.grammar.is_some() { &TWO[11..] } else { XML };
+        says(id, request, &[ids(text), vec![EOS[0]]].concat())
+    });
+    let call = |fields: Value| {
+        let answer = post(server.address, PATH, &ask(fields)).json();
+        let call = answer["choices"][0]["message"]["tool_calls"][0]["function"].clone();
+        (call["arguments"].clone(), server.submitted().1.grammar)
+    };
+    assert_eq!(call(json!({})), (json!("{\"city\": \"Møn\", \"days\": [1,2]}"), None));
+    let (arguments, grammar) = call(json!({"tool_choice": "required"}));
+    assert_eq!(arguments, "{\"city\": \"Møn\", \"days\": [1, 2]}");
+    assert!(matches!(grammar.as_deref(), Some(Grammar::Lark(text)) if text.contains("<tool_call>")));
+    let mut strict = tools();
+    strict[0]["function"]["strict"] = true.into();
+    let (status, _, param) = post(server.address, PATH, &ask(json!({"tools": strict}))).error();
+    assert_eq!((status, param.as_str()), (400, "tools"));
 }
 
 #[test]

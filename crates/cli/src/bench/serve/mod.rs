@@ -24,13 +24,12 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use clap::builder::EnumValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::args::yes_or_no;
 use crate::error::CliError;
 use crate::launch::signals;
 use crate::lists::Element;
-use crate::whole_file;
+use crate::{open_files, whole_file};
 use address::Address;
 use client::Client;
 use flags::{DatasetName, EndpointType, ExtraBody};
@@ -184,8 +183,6 @@ pub struct ServeArgs {
 const OPENAI_API_KEY: &str = "OPENAI_API_KEY";
 /// All prompts are made before the first is sent, and are in memory; no more tokens than this.
 const TOKENS_MAX: usize = 1 << 28;
-/// Files that are open besides connections.
-const OTHER_FILES: u64 = 64;
 
 pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let address = Address::parse(&args.base_url)?;
@@ -195,7 +192,8 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let api_key = args.api_key.clone().or_else(|| std::env::var(OPENAI_API_KEY).ok());
     // An empty one is none: so a variable can be overruled.
     let client = Arc::new(Client::new(address, api_key.as_deref().filter(|key| !key.is_empty()))?);
-    open_files(args.max_concurrency.unwrap_or(wanted).min(wanted));
+    // Requests for which there is no room say so.
+    open_files::for_connections(args.max_concurrency.unwrap_or(wanted).min(wanted));
     let manner = Manner {
         path,
         max_concurrency: args.max_concurrency,
@@ -365,14 +363,4 @@ fn bar(args: &ServeArgs, requests: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} request {pos} of {len}, {elapsed} gone, {eta} left");
     bar.set_style(style.expect("the template is right"));
     bar
-}
-
-/// A connection is an open file, of which a process may have 1,024 unless it asks for more.
-fn open_files(connections: usize) {
-    let (limit, wanted) = (getrlimit(Resource::Nofile), connections as u64 + OTHER_FILES);
-    if limit.current.is_some_and(|current| current < wanted) {
-        let most = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
-        // Requests for which there is no room say so.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limit });
-    }
 }

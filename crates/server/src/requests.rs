@@ -1,7 +1,7 @@
 //! Requests to the engine, and its events back to whoever waits for them.
 //!
 //! ```text
-//!  handler ── submit ──▶ Dispatch ── ToEngine ──▶ worker
+//!  handler ── submit ──▶ Requests ── ToEngine ──▶ worker
 //!  handler ◀── Run::next ── channel ◀── reader thread ◀── FromEngine
 //! ```
 //! A [`Run`] that is dropped, because its client is gone, aborts at once what of it runs.
@@ -12,14 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use engine::GenerateRequest;
+use engine::GenerateBatch;
 use engine::serving::{EngineInfo, Event, FromEngine, LoadReport, QueueFull, QueueLimits, Queued, ToEngine};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use crate::log::Log;
 use crate::metrics::{RankState, RequestMetrics, Snapshot};
-use crate::rates::{Rates, RecentRates};
+use crate::rates::{Pace, Rates, RecentRates};
 use crate::run::{Run, Update};
 use crate::timeline::{End, Entry, Timeline};
 use crate::wire::errors::ApiError;
@@ -29,8 +29,11 @@ const ENDED_SHOWN: usize = 100;
 /// Ranks are asked no more often.
 const RANKS_EVERY: Duration = Duration::from_secs(1);
 
+/// Seconds that loading may take where nothing is known of it.
+const LOADING_S: f64 = 5.0;
+
 /// Who asked for what, and how the worker is.
-pub struct Dispatch {
+pub struct Requests {
     to_engine: Sender<ToEngine>,
     limits: QueueLimits,
     log: Log,
@@ -47,6 +50,8 @@ pub struct Dispatch {
 struct State {
     worker: Worker,
     is_draining: bool,
+    /// Nothing runs any more.
+    is_over: bool,
     next_id: u64,
     live: HashMap<u64, Live>,
     ended: VecDeque<Entry>,
@@ -58,7 +63,7 @@ struct State {
     ranks: Vec<RankState>,
     ranks_asked: Option<Instant>,
     rates: Rates,
-    /// What requests took from their arrival, the latest counting most.
+    /// What requests took from their first step, the latest counting most.
     usual_s: f64,
 }
 
@@ -92,13 +97,14 @@ pub struct Overview {
     pub rates: RecentRates,
 }
 
-impl Dispatch {
+impl Requests {
     /// With no worker yet.
     pub fn new(to_engine: Sender<ToEngine>, limits: QueueLimits, log: Log, logs_failure: bool) -> Self {
         let began = Instant::now();
         let state = State {
             worker: Worker::Loading(0, 0),
             is_draining: false,
+            is_over: false,
             next_id: 0,
             live: HashMap::new(),
             ended: VecDeque::new(),
@@ -110,7 +116,7 @@ impl Dispatch {
             rates: Rates::new(began),
             usual_s: 1.0,
         };
-        Dispatch {
+        Requests {
             to_engine,
             limits,
             log,
@@ -155,17 +161,17 @@ impl Dispatch {
                     state.event(event, now, &self.metrics, self.began);
                 }
             }
-            FromEngine::Load(load) => {
+            FromEngine::Load(load, steps) => {
                 let mut state = self.state();
-                if load.steps != state.load.steps {
-                    self.metrics.step(load.last_step_tokens);
+                if !steps.is_empty() {
                     state.progress = now;
                 }
+                steps.into_iter().for_each(|tokens| self.metrics.step(tokens));
                 state.load = load;
             }
             FromEngine::Pulses(pulses) => {
                 for (rank, pulse) in self.state().ranks.iter_mut().zip(&pulses) {
-                    rank.update(pulse);
+                    rank.update(pulse, now);
                 }
             }
             FromEngine::Failed { message, is_usage } => self.fail(message, is_usage),
@@ -198,7 +204,9 @@ impl Dispatch {
     /// Ends whatever runs: there is no more time for it.
     pub fn abort_all(&self) {
         let error = ApiError::unavailable("the server has shut down before the end", "shutting_down");
-        self.end_all(&mut self.state(), End::Abort, &error);
+        let mut state = self.state();
+        state.is_over = true;
+        self.end_all(&mut state, End::Abort, &error);
     }
 
     fn end_all(&self, state: &mut State, end: End, error: &ApiError) {
@@ -218,38 +226,51 @@ impl Dispatch {
         self.state().live.len()
     }
 
-    /// Asks the engine for completions, which are told of by their index.
+    /// Whether completions could wait in an empty queue.
+    ///
+    /// # Errors
+    /// 400.
+    pub fn could_wait(&self, wait: Queued) -> Result<(), ApiError> {
+        self.limits.admits(Queued::default(), wait).map_err(|full| too_large(&full))
+    }
+
+    /// Whether completions may wait now.
     ///
     /// # Errors
     /// 503 if there is no worker to ask, 429 if the queue is full, 400 for a batch that the queue never has room for.
+    pub fn has_room(&self, wait: Queued) -> Result<(), ApiError> {
+        self.state().has_room(self.limits, wait, self.began)
+    }
+
+    /// Asks the engine for completions, which are told of by their index: `wait.requests` with prompts of `wait.tokens`.
+    ///
+    /// # Errors
+    /// As [`Requests::has_room`].
     pub fn submit(
         self: &Arc<Self>,
         name: &str,
         arrived: Instant,
-        requests: Vec<GenerateRequest>,
+        batch: GenerateBatch,
+        wait: Queued,
     ) -> Result<Run, ApiError> {
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-        let tokens = requests.iter().map(|request| request.prompt.len()).sum();
-        let more = Queued { requests: requests.len(), tokens };
         let mut state = self.state();
-        state.admits()?;
-        state.has_room(self.limits, more)?;
+        state.has_room(self.limits, wait, self.began)?;
         if state.live.is_empty() {
             state.progress = Instant::now();
         }
-        let mut ids = Vec::with_capacity(requests.len());
-        for (index, request) in requests.into_iter().enumerate() {
-            let id = state.next_id;
-            state.next_id += 1;
-            let timeline = Timeline::new(arrived, request.prompt.len());
+        let first = state.next_id;
+        state.next_id += wait.requests as u64;
+        for (index, id) in (first..state.next_id).enumerate() {
+            let timeline = Timeline::new(arrived, batch.prompts[index / batch.n].0.len());
             let name = format!("{name}-{index}");
             state.live.insert(id, Live { sender: sender.clone(), index, name, timeline });
-            ids.push(Some(id));
-            // If the worker is gone, the reader thread tells.
-            let _ = self.to_engine.send(ToEngine::Submit { id, request });
         }
-        state.queued.requests += more.requests;
-        state.queued.tokens += more.tokens;
+        state.queued.requests += wait.requests;
+        state.queued.tokens += wait.tokens;
+        // If the worker is gone, the reader thread tells.
+        let _ = self.to_engine.send(ToEngine::Submit { id: first, batch });
+        let ids = (first..state.next_id).map(Some).collect();
         drop(state);
         Ok(Run::new(self.clone(), receiver, ids))
     }
@@ -266,16 +287,15 @@ impl Dispatch {
         }
     }
 
-    /// What is loaded.
+    /// What is loaded. A request asks for it when it comes; one that has is finished, also if the server is told to end.
     ///
     /// # Errors
     /// 503 unless requests can be taken.
     pub fn info(&self) -> Result<Arc<EngineInfo>, ApiError> {
         let state = self.state();
-        state.admits()?;
-        match &state.worker {
-            Worker::Ready(info) => Ok(info.clone()),
-            _ => Err(ApiError::unavailable("the model is not loaded", "model_loading")),
+        match state.is_draining {
+            true => Err(shutting_down()),
+            false => state.ready(self.began).cloned(),
         }
     }
 
@@ -339,35 +359,37 @@ impl Dispatch {
 }
 
 impl State {
-    fn admits(&self) -> Result<(), ApiError> {
-        let refuse = |message: String, code| Err(ApiError::unavailable(message, code));
-        match &self.worker {
-            _ if self.is_draining => refuse("the server is shutting down".into(), "shutting_down"),
-            Worker::Ready(_) => Ok(()),
-            Worker::Loading(_, 0) => refuse("the model is loading".into(), "model_loading"),
-            Worker::Loading(done, total) => {
-                refuse(format!("the model is loading: {} %", done * 100 / total), "model_loading")
+    /// What is loaded, if it is.
+    fn ready(&self, began: Instant) -> Result<&Arc<EngineInfo>, ApiError> {
+        let (message, done) = match &self.worker {
+            Worker::Ready(info) => return Ok(info),
+            Worker::Failed(message) => {
+                return Err(ApiError::unavailable(format!("the engine failed: {message}"), "engine_failed"));
             }
-            Worker::Failed(message) => refuse(format!("the engine failed: {message}"), "engine_failed"),
-        }
+            Worker::Loading(_, 0) => ("the model is loading".into(), 0.0),
+            Worker::Loading(done, total) => {
+                (format!("the model is loading: {} %", done * 100 / total), *done as f64 / *total as f64)
+            }
+        };
+        // The rest takes as long as what is loaded did.
+        let left_s = if done > 0.0 { began.elapsed().as_secs_f64() * (1.0 - done) / done } else { LOADING_S };
+        Err(ApiError::unavailable(message, "model_loading").retry_after_s(retry_after_s(left_s)))
     }
 
-    fn has_room(&self, limits: QueueLimits, more: Queued) -> Result<(), ApiError> {
+    fn has_room(&self, limits: QueueLimits, more: Queued, began: Instant) -> Result<(), ApiError> {
+        if self.is_over {
+            return Err(shutting_down());
+        }
+        let at_a_time = self.ready(began)?.max_num_seqs.max(1);
         let full = match limits.admits(self.queued, more) {
             Ok(()) => return Ok(()),
-            Err(full @ QueueFull::Always { .. }) => {
-                return Err(ApiError::bad(full.to_string()).code("request_too_large"));
-            }
+            Err(full @ QueueFull::Always { .. }) => return Err(too_large(&full)),
             Err(full @ QueueFull::Now { .. }) => full,
-        };
-        let at_a_time = match &self.worker {
-            Worker::Ready(info) => info.max_num_seqs.max(1),
-            _ => 1,
         };
         let waves = (self.queued.requests as f64 / at_a_time as f64).ceil();
         Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, full.to_string())
             .code("queue_full")
-            .retry_after_s((waves * self.usual_s).clamp(1.0, 60.0) as u64))
+            .retry_after_s(retry_after_s(waves * self.usual_s)))
     }
 
     fn event(&mut self, event: Event, now: Instant, metrics: &RequestMetrics, began: Instant) {
@@ -389,9 +411,12 @@ impl State {
             }
             Event::Token { end: reason, .. } => {
                 metrics.token(timeline, now);
-                match timeline.last_token {
-                    None => self.rates.first_token(now, now - timeline.arrived, timeline.prompt_tokens),
-                    Some(before) => self.rates.token(now, now - before),
+                match &mut timeline.pace {
+                    None => {
+                        self.rates.first_token(now, now - timeline.arrived, timeline.prompt_tokens);
+                        timeline.pace = Some(Pace::new(now));
+                    }
+                    Some(pace) => self.rates.token(now, pace.token(now)),
                 }
                 timeline.first_token.get_or_insert(now);
                 timeline.last_token = Some(now);
@@ -427,7 +452,8 @@ impl State {
 
     fn remember(&mut self, live: &Live, now: Instant, end: End, began: Instant) {
         if matches!(end, End::Stop | End::Length) {
-            let took_s = now.saturating_duration_since(live.timeline.arrived).as_secs_f64();
+            let started = live.timeline.started.unwrap_or(now);
+            let took_s = now.saturating_duration_since(started).as_secs_f64();
             self.usual_s += (took_s - self.usual_s) / 8.0;
         }
         if self.ended.len() == ENDED_SHOWN {
@@ -435,4 +461,17 @@ impl State {
         }
         self.ended.push_back(live.timeline.entry(&live.name, began, Some((now, end))));
     }
+}
+
+fn shutting_down() -> ApiError {
+    ApiError::unavailable("the server is shutting down", "shutting_down")
+}
+
+fn too_large(full: &QueueFull) -> ApiError {
+    ApiError::bad(full.to_string()).code("request_too_large")
+}
+
+/// What a client is told that asks too early.
+fn retry_after_s(seconds: f64) -> u64 {
+    seconds.clamp(1.0, 60.0) as u64
 }
