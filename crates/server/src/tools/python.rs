@@ -213,7 +213,7 @@ mod tests {
                 json => Found::Yes(Some(("a".into(), json.into())), text.len() - 1),
             };
             assert_eq!(argument(&text), expected, "{literal}");
-            for end in (0..text.len()).filter(|&end| json != "" && text.is_char_boundary(end)) {
+            for end in (0..text.len()).filter(|&end| !json.is_empty() && text.is_char_boundary(end)) {
                 assert_eq!(argument(&text[..end]), Found::Open, "{}", &text[..end]);
             }
         }
