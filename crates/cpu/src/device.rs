@@ -414,6 +414,11 @@ impl Device for CpuDevice {
         Ok(at.iter().map(|&(row, col)| x.data()[row * x.cols..(row + 1) * x.cols][col]).collect())
     }
 
+    fn count_before(&self, x: &CpuTensor, places: &[(f32, usize)]) -> Result<Vec<u32>, DeviceError> {
+        assert_eq!(places.len(), x.rows, "a place for every row");
+        Ok(logits::count_before(&self.exec, x.data(), x.cols, places))
+    }
+
     fn memory(&self) -> DeviceMemory {
         let recycler = &self.exec.recycler;
         DeviceMemory {

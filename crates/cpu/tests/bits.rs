@@ -382,6 +382,10 @@ fn what_is_chosen_is_sorted_and_complete() {
         let found = &dev.top_k(&x, skip, k).unwrap()[0];
         assert_eq!(found[..], all[skip..(skip + k).min(all.len())]);
     }
+    for at in [0, 1, 777, 39_999] {
+        let (logit, col) = all[at];
+        assert_eq!(dev.count_before(&x, &[(logit, col as usize)]).unwrap(), [at as u32]);
+    }
 }
 
 #[test]

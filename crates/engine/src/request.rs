@@ -117,6 +117,8 @@ pub struct Opened {
 pub struct Logprobs {
     /// That of the token.
     pub logprob: f32,
+    /// Its place among all ids in the order of `top`, from 1.
+    pub rank: u32,
     /// The most probable ids, by log-probability descending, then id ascending.
     pub top: Vec<(u32, f32)>,
 }

@@ -74,7 +74,8 @@ pub(crate) fn score_rows<D: Device>(
     Ok(())
 }
 
-/// The log-probability of an id for each row of logits, and those of so many of the most probable ids.
+/// The log-probability and the rank of an id for each row of logits, and the log-probabilities
+/// of so many of the most probable ids.
 fn logprobs<D: Device>(
     rank: Rank<D>,
     decoder: &Decoder<D>,
@@ -93,13 +94,15 @@ fn logprobs<D: Device>(
         0 => vec![Vec::new(); of.len()],
         most => head.top_k(rank, logits, most)?,
     };
-    let rows = of.iter().zip(&sums).zip(picked.iter().zip(candidates));
+    let places: Vec<(f32, u32)> = picked.into_iter().zip(of).map(|(logit, &(id, _))| (logit, id)).collect();
+    let before = head.count_before(rank, logits, &places)?;
+    let rows = of.iter().zip(&sums).zip(places.iter().zip(before).zip(candidates));
     Ok(rows
-        .map(|((&(_, top), sum), (&logit, candidates))| {
+        .map(|((&(_, top), sum), ((&(logit, _), before), candidates))| {
             let logprob = |logit: f32| (f64::from(logit) - sum) as f32;
             let candidates = candidates.into_iter().take(top).filter(|(logit, _)| logit.is_finite());
             let top = candidates.map(|(logit, id)| (id, logprob(logit))).collect();
-            Logprobs { logprob: logprob(logit), top }
+            Logprobs { logprob: logprob(logit), rank: before + 1, top }
         })
         .collect())
 }

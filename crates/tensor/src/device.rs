@@ -299,7 +299,7 @@ pub trait Device {
     /// The largest logit of each row (`if a > b`, from −∞). Where it is a zero, its sign is unspecified.
     ///
     /// # Errors
-    /// Whatever the device met since the last call; also by the next three.
+    /// Whatever the device met since the last call; also by the next four.
     fn row_max(&self, logits: &Self::Tensor) -> Result<Vec<f32>, DeviceError>;
     /// Sums of `exp(x − max)` over the nodes of a tree whose items are panels of 16 columns (item `i` is panel `i` of
     /// these logits; the last may be short, its missing columns are +0), each panel summed by halves.
@@ -322,6 +322,12 @@ pub trait Device {
     ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError>;
     /// Single logits, by (row, column).
     fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError>;
+    /// How many of each row come before a (logit, column) in the order of [`Device::top_k`]. The column may be any,
+    /// also one beyond the last.
+    ///
+    /// # Shapes
+    /// `logits [t, n]`, `places [t]` → `[t]`
+    fn count_before(&self, logits: &Self::Tensor, places: &[(f32, usize)]) -> Result<Vec<u32>, DeviceError>;
 
     // ---- where time and memory go ----
 

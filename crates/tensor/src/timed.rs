@@ -263,6 +263,9 @@ impl<D: Device> Device for Timed<D> {
     fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
         self.op("pick", || self.inner.pick(logits, at))
     }
+    fn count_before(&self, logits: &Self::Tensor, places: &[(f32, usize)]) -> Result<Vec<u32>, DeviceError> {
+        self.op("count_before", || self.inner.count_before(logits, places))
+    }
 
     fn enter(&self, part: Part) {
         let records = self.clock.borrow_mut().enter(part);

@@ -137,6 +137,8 @@ mod tests {
         let top: usize = dev.top_k(&logits, 1, 4).unwrap().iter().map(Vec::len).sum();
         let picked = dev.pick(&logits, &[(2, 39)]).unwrap();
         shapes.push([sums.len(), top]);
+        let before = dev.count_before(&logits, &[(0.0, 39); 3]).unwrap();
+        shapes.push([before.len(), before.len()]);
         shapes.push([picked.len(), dev.download(&logits).unwrap().len()]);
         shapes
     }
@@ -185,6 +187,7 @@ mod tests {
         exp_sums [3, 40], 1 node
         top_k 4 of [3, 40], behind 1
         pick 1 of [3, 40]
+        count_before [3, 40]
         download [3, 40]
         all_reduce [3, 64]
         ");

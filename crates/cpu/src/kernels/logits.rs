@@ -84,6 +84,20 @@ pub(crate) fn row_max(exec: &Exec, logits: &[f32], rows: usize, cols: usize) -> 
     max
 }
 
+/// How many of each row come before a (logit, column), by logit descending, then column ascending.
+pub(crate) fn count_before(exec: &Exec, logits: &[f32], cols: usize, places: &[(f32, usize)]) -> Vec<u32> {
+    let mut counts = vec![0; places.len()];
+    exec.pool.split_mut(&mut counts, 1, grain(cols), |first, counts| {
+        for (row, count) in (first..).zip(counts) {
+            let (logit, col) = places[row];
+            let (before, behind) = logits[row * cols..(row + 1) * cols].split_at(col.min(cols));
+            *count = before.iter().map(|&x| u32::from(x >= logit)).sum::<u32>()
+                + behind.iter().map(|&x| u32::from(x > logit)).sum::<u32>();
+        }
+    });
+    counts
+}
+
 struct Max<'a>(&'a [f32]);
 
 impl Kernel for Max<'_> {

@@ -142,11 +142,14 @@ fn tokens_and_log_probabilities_are_those_of_score_on_any_split_and_in_any_chunk
         one.tokens.push(want.last().unwrap().token);
         let scores = engine.score(&one.tokens).unwrap();
         for (at, (found, score)) in want.iter().zip(&scores[1..]).enumerate() {
-            let Logprobs { logprob, top } = found.logprobs.as_ref().unwrap();
+            let Logprobs { logprob, rank, top } = found.logprobs.as_ref().unwrap();
             assert_eq!(Some(logprob.to_bits()), score.map(f32::to_bits), "{name}: position {}", at + 1);
             let ordered = |w: &[(u32, f32)]| w[0].1 > w[1].1 || w[0].1 == w[1].1 && w[0].0 < w[1].0;
             assert!(top.windows(2).all(ordered), "{top:?}");
             let same = top.iter().find(|(id, _)| *id == found.token).is_none_or(|of| of.1 == *logprob);
+            let place = top.iter().position(|(id, _)| *id == found.token);
+            let is_ranked = place.map_or(*rank as usize > top.len(), |at| *rank as usize == at + 1);
+            assert!(is_ranked, "{name}: {found:?}");
             assert!(same && top.first().is_none_or(|most| most.1 >= *logprob), "{name}: {found:?}");
         }
         let context = EngineOptions { decode_context_parallel_size: 2, ..options(4, 1) };

@@ -230,6 +230,20 @@ impl<D: Device> ParallelLmHead<D> {
         Ok(at.iter().map(value).collect())
     }
 
+    /// How many of each row come before one of its ids, of which this is the logit, by logit descending, then id ascending.
+    pub fn count_before(
+        &self,
+        rank: Rank<D>,
+        logits: &Logits<D>,
+        places: &[(f32, u32)],
+    ) -> Result<Vec<u32>, ModelError> {
+        let local = |&(logit, id): &(f32, u32)| (logit, (id as usize).saturating_sub(self.own.start));
+        let own = rank.dev.count_before(&logits.local, &places.iter().map(local).collect::<Vec<_>>())?;
+        // As ids do, counts of them fit in f32.
+        let all = self.exchange(rank, own.into_iter().map(|n| n as f32).collect())?;
+        Ok((0..places.len()).map(|row| all.iter().map(|of_rank| of_rank[row] as u32).sum()).collect())
+    }
+
     fn divided(&self) -> bool {
         self.vocab.len() > 1
     }

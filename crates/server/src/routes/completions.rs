@@ -317,5 +317,6 @@ impl Writer {
 /// The engine is asked once for the prompt's, for `echo` and `prompt_logprobs`; each has as many as it wanted.
 fn cut(logprobs: Option<&Logprobs>, top: usize) -> Option<Logprobs> {
     let logprobs = logprobs?;
-    Some(Logprobs { logprob: logprobs.logprob, top: logprobs.top.iter().take(top).copied().collect() })
+    let top = logprobs.top.iter().take(top).copied().collect();
+    Some(Logprobs { logprob: logprobs.logprob, rank: logprobs.rank, top })
 }

@@ -74,7 +74,7 @@ fn with(choice: Value, usage: (&str, Value), more: Value) -> Value {
 }
 
 fn prompt_logprobs() -> Value {
-    let entry = json!({"logprob": "number", "rank": "integer|null", "decoded_token": "string"});
+    let entry = json!({"logprob": "number", "rank": "integer", "decoded_token": "string"});
     json!([or_null(json!({"*": entry}))])
 }
 

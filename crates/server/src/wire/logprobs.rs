@@ -126,15 +126,14 @@ impl CompletionLogprobs {
     }
 }
 
-/// vLLM's `prompt_logprobs`: for each token an object by id, null for the first. `rank` is null outside the most probable ones.
+/// vLLM's `prompt_logprobs`: for each token an object by id, null for the first.
 pub fn prompt_entries(names: &TokenNames, prompt: &[u32], logprobs: &[Option<Logprobs>]) -> Value {
     let place = |(&id, logprobs): (&u32, &Option<Logprobs>)| {
         let Some(logprobs) = logprobs else { return Value::Null };
-        let entry = |id: u32, logprob: f32, rank: Option<usize>| json!({"logprob": number(logprob), "rank": rank, "decoded_token": names.name(id)});
-        let rank = logprobs.top.iter().position(|&(top, _)| top == id).map(|i| i + 1);
-        let mut place = Map::from_iter([(id.to_string(), entry(id, logprobs.logprob, rank))]);
-        for (i, &(top, logprob)) in logprobs.top.iter().enumerate() {
-            place.entry(top.to_string()).or_insert_with(|| entry(top, logprob, Some(i + 1)));
+        let entry = |id: u32, logprob: f32, rank: u32| json!({"logprob": number(logprob), "rank": rank, "decoded_token": names.name(id)});
+        let mut place = Map::from_iter([(id.to_string(), entry(id, logprobs.logprob, logprobs.rank))]);
+        for (rank, &(top, logprob)) in (1..).zip(&logprobs.top) {
+            place.entry(top.to_string()).or_insert_with(|| entry(top, logprob, rank));
         }
         place.into()
     };
@@ -173,7 +172,7 @@ mod tests {
     #[test]
     fn the_bytes_of_tokens_are_those_of_the_text_also_where_a_character_has_several() {
         let names = llama2();
-        let none = Logprobs { logprob: -1.0, top: Vec::new() };
+        let none = Logprobs { logprob: -1.0, rank: 5, top: Vec::new() };
         let entries: Vec<Value> = [1, 3, 4, 5, 6, 2].map(|id| chat_entry(&names, id, &none)).into();
         let bytes = entries.iter().flat_map(|entry| entry["bytes"].as_array().unwrap());
         let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().unwrap() as u8).collect();
@@ -185,14 +184,15 @@ mod tests {
     #[test]
     fn tokens_that_differ_keep_their_own_numbers() {
         let (names, mut lists, mut offset) = (llama2(), CompletionLogprobs::default(), 0);
-        let logprobs = Logprobs { logprob: -2.0, top: vec![(1, -0.25), (2, -2.0), (3, -3.0), (7, -4.0)] };
+        let logprobs =
+            Logprobs { logprob: -2.0, rank: 5, top: vec![(1, -0.25), (2, -2.0), (3, -3.0), (7, -4.0)] };
         lists.push(&names, 2, Some(&logprobs), &mut offset);
         let expected = json!([{" the": -0.25, "the": -2.0, "bytes:\\xf0": -3.0, "bytes:\\xc3": -4.0}]);
         assert_eq!(lists.into_json()["top_logprobs"], expected);
         // Two ids of one text: that which was chosen tells of itself.
         let names = TokenNames { as_ids: true, ..names };
         let mut lists = CompletionLogprobs::default();
-        lists.push(&names, 2, Some(&Logprobs { logprob: -2.0, top: vec![(2, -1.0)] }), &mut offset);
+        lists.push(&names, 2, Some(&Logprobs { logprob: -2.0, rank: 5, top: vec![(2, -1.0)] }), &mut offset);
         assert_eq!(lists.into_json()["top_logprobs"], json!([{"token_id:2": -2.0}]));
     }
 
@@ -212,7 +212,7 @@ mod tests {
         let names = TokenNames::new(None, false, true);
         let (mut lists, mut offset) = (CompletionLogprobs::default(), 0);
         lists.push(&names, 7, None, &mut offset);
-        let logprobs = Logprobs { logprob: -0.5, top: vec![(9, -0.25)] };
+        let logprobs = Logprobs { logprob: -0.5, rank: 5, top: vec![(9, -0.25)] };
         lists.push(&names, 8, Some(&logprobs), &mut offset);
         let json = lists.into_json();
         assert_eq!(

@@ -183,6 +183,9 @@ fn every_parameter_reaches_the_engine() {
     assert_eq!(request.grammar.as_deref(), Some(&Grammar::JsonSchema(schema.to_string())));
     assert_eq!(answer["prompt_logprobs"].as_array().unwrap().len(), request.prompt.len());
     assert_eq!(answer["prompt_logprobs"][0], Value::Null);
+    // Also of a token that is not among the most probable ones.
+    let second = request.prompt[1];
+    assert_eq!(answer["prompt_logprobs"][1][second.to_string()]["rank"], 1 + second % 7);
 }
 
 #[test]

@@ -163,7 +163,8 @@ fn who_reads_slowly_has_no_more_time_than_the_request() {
     let limits = Limits { connections: 1, ..Default::default() };
     let timeouts = Timeouts { request: Some(Duration::from_millis(300)), ..Default::default() };
     let server = Harness::new(ServerConfig { limits, timeouts, ..Default::default() }, |id, request| {
-        let logprobs = engine::Logprobs { logprob: -1.0, top: (300..320).map(|id| (id, -1.0)).collect() };
+        let logprobs =
+            engine::Logprobs { logprob: -1.0, rank: 321, top: (300..320).map(|id| (id, -1.0)).collect() };
         let token = |_| Event::Token { id, token: 300, logprobs: Some(logprobs.clone()), end: None };
         never_ends(id, request).into_iter().chain((0..20_000).map(token)).collect()
     });

@@ -50,7 +50,7 @@ pub fn says(id: u64, request: &GenerateRequest, tokens: &[u32]) -> Vec<Event> {
     let logprobs = |token: u32, top: Option<usize>| {
         top.map(|top| {
             let top = (token..).take(top).map(|token| (token % 2048, -(token as f32) / 1024.0));
-            Logprobs { logprob: -(token as f32) / 1024.0, top: top.collect() }
+            Logprobs { logprob: -(token as f32) / 1024.0, rank: 1 + token % 7, top: top.collect() }
         })
     };
     let mut events = vec![Event::Started { id, cached_tokens: 1 }];

@@ -110,5 +110,13 @@ fn ask<D: Device>(dev: &D, logits: &D::Tensor, &Logits { rows, cols }: &Logits) 
     let every: Vec<_> = (0..rows).flat_map(|row| (0..cols).step_by(7).map(move |col| (row, col))).collect();
     found.push(Found::host("pick", dev.pick(logits, &every).expect("pick")));
     found.push(Found::host("pick", dev.pick(logits, &[]).expect("pick")));
+    for col in [0, cols / 2, cols, cols + 9] {
+        let places: Vec<(f32, usize)> = max.iter().map(|max| (max * 0.5, col)).collect();
+        let equal: Vec<(f32, usize)> = max.iter().map(|&max| (max, col)).collect();
+        for places in [places, equal] {
+            let before = dev.count_before(logits, &places).expect("count_before");
+            found.push(Found::host("count_before", before.into_iter().map(|n| n as f32).collect()));
+        }
+    }
     found
 }

@@ -51,3 +51,8 @@ pub(super) fn top_k(logits: &[f32], skip: usize, k: usize) -> Vec<(f32, u32)> {
     all.sort_by(|(a, _), (b, _)| b.partial_cmp(a).expect("logits are numbers"));
     all.into_iter().skip(skip).take(k).collect()
 }
+
+pub(super) fn count_before(row: &[f32], (logit, col): (f32, usize)) -> u32 {
+    let is_before = |&(i, &x): &(usize, &f32)| x > logit || (x == logit && i < col);
+    row.iter().enumerate().filter(is_before).count() as u32
+}

@@ -337,6 +337,15 @@ impl Device for Reference {
     fn pick(&self, logits: &ReferenceTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
         Ok(at.iter().map(|&(row, col)| logits.at(row, col)).collect())
     }
+
+    fn count_before(
+        &self,
+        logits: &ReferenceTensor,
+        places: &[(f32, usize)],
+    ) -> Result<Vec<u32>, DeviceError> {
+        assert_eq!(logits.rows, places.len(), "count_before: one place per row");
+        Ok((0..).zip(places).map(|(t, &place)| logits::count_before(logits.row(t), place)).collect())
+    }
 }
 
 impl HostDevice for Reference {
