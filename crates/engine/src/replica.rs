@@ -135,6 +135,9 @@ impl Replica {
 
     /// Puts a request on a lane with a free place: that with the least work, less what of its prompt is in the lane's cache.
     fn add(&mut self, id: u64, request: GenerateRequest, start: Option<Start>) -> Result<(), EngineError> {
+        if self.running.is_empty() && self.flight.is_empty() {
+            self.collected = None; // until now it waited for work
+        }
         let lane = self.lane_for(&request);
         let cache = CacheUse { salt: request.cache_salt, reads: request.prompt_logprobs.is_none() };
         let (prompt, max_tokens) = (request.prompt.clone(), request.max_tokens);
@@ -344,9 +347,6 @@ impl Replica {
         self.count(&flight, leader.worked());
         self.take(flight, sampled, on)?;
         leader.leave();
-        if self.running.is_empty() && self.flight.is_empty() {
-            self.collected = None; // from here on it waits for work
-        }
         Ok(())
     }
 

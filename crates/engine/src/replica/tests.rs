@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, WeightSource, config_file};
 use model::ModelConfig;
@@ -103,6 +103,26 @@ fn after_an_abort_the_load_is_told_before_the_engine_rests() {
     run(&mut engine, &mut tokens, |engine, _| engine.is_idle());
     let load = engine.load_report();
     assert_eq!((load.running, load.waiting, load.kv_blocks_used), (0, 0, 0));
+}
+
+#[test]
+fn idle_time_is_not_time_between_steps_however_the_last_request_ended() {
+    const IDLE: Duration = Duration::from_secs(60);
+    let (mut engine, _) = demo(1);
+    let mut tokens = [0; 3];
+    for id in 0..3 {
+        engine.submit(id, request(20, None)).unwrap();
+        run(&mut engine, &mut tokens, |_, tokens| tokens[id as usize] > 2);
+        match id {
+            0 => engine.abort(0).unwrap(),
+            _ => run(&mut engine, &mut tokens, |engine, _| engine.is_idle()),
+        }
+        assert!(engine.is_idle());
+        // As if that had been a while ago.
+        engine.replica.collected = engine.replica.collected.map(|at| at - IDLE);
+    }
+    let load = engine.load_report();
+    assert!(load.between_steps_s > 0.0 && load.between_steps_s < IDLE.as_secs_f64(), "{load:?}");
 }
 
 #[test]
