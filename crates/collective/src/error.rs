@@ -16,7 +16,7 @@ pub enum CollectiveError {
         waited_s: u64,
     },
     /// A rank said that it failed.
-    #[error("rank {rank}: {message}")]
+    #[error("{}", of_rank(*.rank, .message))]
     Failed {
         /// The rank that failed.
         rank: usize,
@@ -47,4 +47,13 @@ pub enum CollectiveError {
     /// Nodes of which no group can be made.
     #[error("nodes of a group: {0}")]
     Nodes(String),
+}
+
+/// A rank's message, which may name the rank already.
+fn of_rank(rank: usize, message: &str) -> String {
+    let name = format!("rank {rank}");
+    match message.strip_prefix(&name) {
+        Some(rest) if rest.starts_with([' ', ':']) => message.into(),
+        _ => format!("{name}: {message}"),
+    }
 }

@@ -15,7 +15,7 @@ pub enum EngineError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// One rank's trouble.
-    #[error("rank {rank}: {source}")]
+    #[error("{}", of_rank(*.rank, .source))]
     Rank {
         /// The rank.
         rank: usize,
@@ -88,5 +88,32 @@ impl EngineError {
 impl From<SchedulerError> for EngineError {
     fn from(error: SchedulerError) -> Self {
         EngineError::Request(error.to_string())
+    }
+}
+
+/// A rank's error with the number of the rank that is the cause, once.
+fn of_rank(rank: usize, error: &ModelError) -> String {
+    match error {
+        ModelError::Collective(error @ CollectiveError::Failed { .. }) => error.to_string(),
+        error => format!("rank {rank}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rank_that_is_the_cause_is_named_once() {
+        let failed = |message: &str| {
+            let source = CollectiveError::Failed { rank: 1, message: message.into() };
+            EngineError::Rank { rank: 0, source: Box::new(source.into()) }.to_string()
+        };
+        let told = "rank 1 on vm (pid 7) died in broadcast number 6";
+        assert_eq!(failed(told), told);
+        assert_eq!(failed("out of memory"), "rank 1: out of memory");
+        assert_eq!(failed("rank 12 is not here"), "rank 1: rank 12 is not here");
+        let own = ModelError::Device(tensor::DeviceError { device: "cpu".into(), message: "full".into() });
+        assert!(EngineError::Rank { rank: 2, source: Box::new(own) }.to_string().starts_with("rank 2: "));
     }
 }
