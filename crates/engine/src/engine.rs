@@ -33,12 +33,14 @@ pub struct Engine {
     /// Ranks on this host.
     pub(crate) ranks_here: usize,
     pub(crate) max_model_len: usize,
+    full_model_len: usize,
     pub(crate) max_num_seqs: usize,
     pub(crate) max_num_batched_tokens: usize,
     /// In every replica's cache.
     pub(crate) blocks: usize,
     /// Of all replicas, since [`Engine::open`].
     pub(crate) kv_cache_tokens: usize,
+    pub(crate) kv_cache_warnings: Vec<String>,
     load: Duration,
     pub(crate) replica: Replica,
     pub(crate) dispatch: Dispatch,
@@ -118,10 +120,12 @@ impl Engine {
             threads_per_rank: settings.threads,
             ranks_here: settings.ranks_here,
             max_model_len: settings.max_model_len,
+            full_model_len: settings.max_model_len,
             max_num_seqs: options.max_num_seqs.max(1),
             max_num_batched_tokens: options.max_num_batched_tokens.max(1),
             blocks: 0,
             kv_cache_tokens: 0,
+            kv_cache_warnings: Vec::new(),
             load,
             replica: Replica::new(options.grammars.clone()),
             dispatch: Dispatch::new(dp),
@@ -170,6 +174,11 @@ impl Engine {
         self.max_model_len
     }
 
+    /// Longest sequence that there would be if the KV cache had room.
+    pub fn full_model_len(&self) -> usize {
+        self.full_model_len
+    }
+
     /// Sequences that run at a time on each replica.
     pub fn max_num_seqs(&self) -> usize {
         self.max_num_seqs
@@ -178,6 +187,11 @@ impl Engine {
     /// Tokens that the KV caches of all replicas hold, since [`Engine::open`].
     pub fn kv_cache_tokens(&self) -> usize {
         self.kv_cache_tokens
+    }
+
+    /// In what the KV cache is other than one may have wanted, since [`Engine::open`]. One line each.
+    pub fn kv_cache_warnings(&self) -> &[String] {
+        &self.kv_cache_warnings
     }
 
     /// How long loading took.

@@ -208,9 +208,13 @@ impl Engine {
         check_tokens(self.config(), prompt)?;
         if prompt.len() + to_come > self.max_model_len {
             return Err(EngineError::Request(format!(
-                "the prompt has {} tokens, which leaves no room in the model's {} positions",
+                "the prompt has {} tokens, which leaves no room: a sequence has at most {}, {}",
                 prompt.len(),
-                self.max_model_len
+                self.max_model_len,
+                match self.max_model_len < self.full_model_len() {
+                    true => "for which the KV cache has room",
+                    false => "the longest that the model or --max-model-len allows",
+                }
             )));
         }
         Ok(())

@@ -13,6 +13,7 @@ mod generate;
 mod grammar;
 mod groups;
 mod helper;
+mod kv_size;
 mod launch;
 mod leader;
 mod memory;

@@ -4,6 +4,7 @@ use tensor::KV_BLOCK;
 
 use crate::data_parallel::ToReplica;
 use crate::dispatch::Dispatch;
+use crate::kv_size::{KvRoom, KvSize};
 use crate::replica::{MICRO_BATCH_ROWS, Prepare};
 use crate::worker::Command;
 use crate::{Engine, EngineError, GenerateRequest, memory};
@@ -29,27 +30,24 @@ impl Engine {
     /// There is no room for a single block; a rank fails.
     pub fn open(&mut self, pool: &PoolOptions) -> Result<(), EngineError> {
         let (mesh, context) = (self.plan.mesh, self.plan.context());
-        let lanes = mesh.pp;
-        let of_sequence = context.blocks_that_fit(self.max_model_len.div_ceil(KV_BLOCK));
-        // More than all sequences can fill would never be used. Every lane begins with a block of the context group's
-        // first rank.
-        let most =
-            of_sequence.saturating_mul(self.max_num_seqs.div_ceil(lanes)).next_multiple_of(context.ranks);
-        let affordable = match pool.kv_cache_memory_bytes {
-            Some(bytes) => self.blocks_of_bytes(bytes),
-            None => self.affordable_blocks(pool.memory_share),
+        let room = KvRoom {
+            blocks: match pool.kv_cache_memory_bytes {
+                Some(bytes) => self.blocks_of_bytes(bytes),
+                None => self.affordable_blocks(pool.memory_share),
+            },
+            block_bytes: self.kv_bytes_of_rank() * KV_BLOCK as u64,
+            asked_bytes: pool.kv_cache_memory_bytes,
+            stages: mesh.pp,
+            max_num_seqs: self.max_num_seqs,
+            max_model_len: self.max_model_len,
+            context,
         };
-        let blocks_per_lane = (affordable / lanes / context.ranks * context.ranks).min(most);
-        let positions = context.longest(blocks_per_lane).saturating_mul(KV_BLOCK);
-        if positions == 0 {
-            let wanted = lanes * context.ranks;
-            let bytes = self.kv_bytes_of_rank() * (KV_BLOCK * wanted) as u64;
-            return Err(EngineError::Request(format!(
-                "the KV cache has no room for {KV_BLOCK} tokens: that needs {bytes} bytes on each rank; give \
-                 --kv-cache-memory-bytes at least so many, or use --kv-cache-dtype fp8"
-            )));
+        let KvSize { lanes, blocks_per_lane, max_model_len, warnings } = room.divide()?;
+        if let Some(asked) = pool.kv_cache_memory_bytes {
+            self.check_memory(asked, lanes * blocks_per_lane)?;
         }
-        self.max_model_len = self.max_model_len.min(positions);
+        self.max_model_len = max_model_len;
+        self.kv_cache_warnings = warnings;
         self.kv_cache_tokens = mesh.dp * lanes * blocks_per_lane * KV_BLOCK;
         let max_num_batched_tokens = pool.max_num_batched_tokens.unwrap_or(self.max_num_batched_tokens);
         self.set_up(Prepare {
@@ -62,6 +60,19 @@ impl Engine {
             stages: mesh.pp,
             context: context.ranks,
         })
+    }
+
+    /// Bytes that were asked for must be there, as far as they are used.
+    fn check_memory(&self, asked: u64, blocks: usize) -> Result<(), EngineError> {
+        let bytes = (blocks * KV_BLOCK) as u64 * self.kv_bytes();
+        match memory::available_bytes() {
+            Some(available) if bytes > available => Err(EngineError::Request(format!(
+                "--kv-cache-memory-bytes {asked}: the KV caches of this host's {} ranks would take {bytes} bytes, and \
+                 there are {available} bytes of memory left; give less, or a smaller --max-model-len or --max-num-seqs",
+                self.ranks_here
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Sets the replicas up for one call.

@@ -186,7 +186,9 @@ fn a_tiny_cache_gives_the_bits_of_a_large_one_after_preemptions() {
         let requests = requests(&golden);
         let want = alone(&golden, &requests);
         for (tp, pp, dp) in [(1, 1, 1), (2, 1, 1), (1, 2, 1)] {
-            let mut engine = golden.engine(&options(tp, pp, dp));
+            // No longer than 15 blocks, so that a pipeline has two lanes of so many.
+            let mut engine =
+                golden.engine(&EngineOptions { max_model_len: Some(16 * 15), ..options(tp, pp, dp) });
             let per_token =
                 engine.reports().unwrap().iter().map(|rank| rank.kv_bytes_per_token).max().unwrap();
             // 15 blocks for each lane: the longest request needs 12.
@@ -451,4 +453,37 @@ fn a_grammar_that_costs_much_while_it_runs_changes_nothing_for_others() {
         engine.step(on).unwrap();
     }
     assert_eq!((told, ends), (want[0].clone(), 1));
+}
+
+#[test]
+fn a_cache_that_memory_has_no_room_for_is_refused_with_both_sizes() {
+    let golden = Golden::named("llama");
+    let mut engine = golden.engine(&EngineOptions { max_num_seqs: 1_000_000_000, ..options(1, 1, 1) });
+    let asked = 1 << 50;
+    let pool = PoolOptions { kv_cache_memory_bytes: Some(asked), ..pool() };
+    let error = engine.open(&pool).unwrap_err();
+    let told = error.to_string();
+    assert!(error.is_usage() && told.contains(&format!("--kv-cache-memory-bytes {asked}")), "{told}");
+    assert!(told.contains("bytes of memory left"), "{told}");
+}
+
+#[test]
+fn a_small_cache_holds_as_long_a_prompt_for_a_pipeline_as_for_one_stage_and_says_what_it_lacks() {
+    let golden = Golden::named("llama");
+    let prompt = golden.prompt.iter().copied().cycle().take(16 * 60 - 5).collect();
+    let request = GenerateRequest { prompt, ..golden.request(5) };
+    let want = alone(&golden, std::slice::from_ref(&request));
+    for (pp, warnings) in [(1, 1), (2, 2)] {
+        let mut engine = golden.engine(&options(1, pp, 1));
+        let per_token = engine.reports().unwrap().iter().map(|rank| rank.kv_bytes_per_token).max().unwrap();
+        let bytes = Some(per_token * 16 * 60);
+        engine.open(&PoolOptions { kv_cache_memory_bytes: bytes, ..pool() }).unwrap();
+        assert_eq!((engine.max_model_len(), engine.full_model_len()), (960, 4096));
+        assert_eq!(engine.kv_cache_warnings().len(), warnings, "{:?}", engine.kv_cache_warnings());
+        let (got, _) = run(&mut engine, std::slice::from_ref(&request), 1, &[]);
+        assert_same("llama", &got, &want, &[]);
+        let long = GenerateRequest { prompt: vec![1; 960], ..request.clone() };
+        let error = engine.submit(9, long).unwrap_err().to_string();
+        assert!(error.contains("at most 960, for which the KV cache has room"), "{error}");
+    }
 }

@@ -71,7 +71,8 @@ pub fn encode(
     // Who sends megabytes for a model of a few thousand tokens would keep a thread busy for seconds.
     if text.len() / app.token_bytes_max > max_model_len {
         let message = format!(
-            "This model's maximum context length is {max_model_len} tokens. However, {at} has {} bytes. Please reduce its length.",
+            "This model's maximum context length is {}. However, {at} has {} bytes. Please reduce its length.",
+            app.requests.info()?.longest(),
             text.len()
         );
         return Err(ApiError::param(at, message).code("context_length_exceeded"));

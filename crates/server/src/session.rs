@@ -77,8 +77,8 @@ pub fn room(info: &EngineInfo, prompt: &[u32], at: &str) -> Result<usize, ApiErr
     let room = info.max_model_len.saturating_sub(prompt.len());
     if room == 0 {
         let message = format!(
-            "This model's maximum context length is {} tokens. However, {at} has {} tokens. Please reduce its length.",
-            info.max_model_len,
+            "This model's maximum context length is {}. However, {at} has {} tokens. Please reduce its length.",
+            info.longest(),
             prompt.len()
         );
         return Err(ApiError::param(at, message).code("context_length_exceeded"));
@@ -105,8 +105,8 @@ pub fn check_length(info: &EngineInfo, job: &Job, param: &str) -> Result<(), Api
         return Ok(());
     }
     let message = format!(
-        "This model's maximum context length is {} tokens. However, you requested {} tokens ({prompt} in the prompt, {max_tokens} in the completion). Please reduce the prompt or {param}.",
-        info.max_model_len,
+        "This model's maximum context length is {}. However, you requested {} tokens ({prompt} in the prompt, {max_tokens} in the completion). Please reduce the prompt or {param}.",
+        info.longest(),
         prompt + max_tokens
     );
     Err(ApiError::param(param, message).code("context_length_exceeded"))

@@ -47,7 +47,7 @@ fn lines(name: &str, info: &EngineInfo) -> Vec<String> {
     };
     let weights: u64 = info.ranks.iter().map(|rank| rank.packed_bytes).sum();
     let full = info.kv_cache_tokens as f64 / info.max_model_len as f64;
-    vec![
+    let mut lines = vec![
         format!("model {name}: {kept}, {} of weights, loaded in {:.1} s", bytes(weights), info.load_s),
         format!("{}{axes}{sp}", count(ranks, "rank")),
         format!(
@@ -56,5 +56,7 @@ fn lines(name: &str, info: &EngineInfo) -> Vec<String> {
             info.kv_cache_tokens,
             info.max_model_len
         ),
-    ]
+    ];
+    lines.extend(info.kv_cache_warnings.iter().map(|warning| format!("warning: {warning}")));
+    lines
 }

@@ -58,6 +58,8 @@ pub enum FromEngine {
 pub struct EngineInfo {
     /// Longest sequence: prompt and completion. No more than the KV cache has room for.
     pub max_model_len: usize,
+    /// What it would be if the KV cache had room.
+    pub full_model_len: usize,
     /// Ids of the vocabulary are below this.
     pub vocab_size: usize,
     /// Sequences that run at a time, over all replicas.
@@ -66,6 +68,8 @@ pub struct EngineInfo {
     pub kv_cache_tokens: usize,
     /// Bytes of all ranks' KV caches.
     pub kv_cache_bytes: u64,
+    /// In what those are other than one may have wanted. One line each.
+    pub kv_cache_warnings: Vec<String>,
     /// Sizes of the axes: tp, pp, dp, ep; and sequence parallelism.
     pub parallel: (usize, usize, usize, usize, bool),
     /// What weights are kept in, and quantised to.
@@ -76,6 +80,18 @@ pub struct EngineInfo {
     pub load_s: f64,
     /// What each rank holds.
     pub ranks: Vec<RankReport>,
+}
+
+impl EngineInfo {
+    /// The longest sequence in words, and why it is that if the model could take a longer one.
+    pub fn longest(&self) -> String {
+        match (self.max_model_len, self.full_model_len) {
+            (len, full) if len < full => {
+                format!("{len} tokens (not {full}: the server's KV cache has room for no more)")
+            }
+            (len, _) => format!("{len} tokens"),
+        }
+    }
 }
 
 /// What became of a request.

@@ -81,10 +81,12 @@ fn info(engine: &mut Engine) -> Result<EngineInfo, EngineError> {
     let (mesh, kept) = (engine.plan().mesh, engine.kept_as());
     Ok(EngineInfo {
         max_model_len: engine.max_model_len(),
+        full_model_len: engine.full_model_len(),
         vocab_size: engine.config().vocab_size,
         max_num_seqs: engine.max_num_seqs() * mesh.dp,
         kv_cache_tokens: engine.kv_cache_tokens(),
         kv_cache_bytes: ranks.iter().map(|rank| rank.kv_cache_bytes).sum(),
+        kv_cache_warnings: engine.kv_cache_warnings().to_vec(),
         parallel: (mesh.tp, mesh.pp, mesh.dp, mesh.ep, engine.plan().layout.sequence_parallel),
         dtype: engine.dtype().name().into(),
         quantization: kept.quantization.map(|quantization| quantization.name().into()),

@@ -100,10 +100,12 @@ pub fn waits_on_request(id: u64, request: &GenerateRequest) -> Vec<Event> {
 pub fn info() -> EngineInfo {
     EngineInfo {
         max_model_len: MAX_MODEL_LEN,
+        full_model_len: MAX_MODEL_LEN,
         vocab_size: 2048,
         max_num_seqs: 8,
         kv_cache_tokens: 4096,
         kv_cache_bytes: 1 << 20,
+        kv_cache_warnings: Vec::new(),
         parallel: (2, 1, 1, 1, false),
         dtype: "float32".into(),
         quantization: None,
