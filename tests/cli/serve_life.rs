@@ -1,14 +1,16 @@
 //! A server's life and end: nothing hangs, nothing is left behind, and who is cut off hears of it.
 
+use std::fs::File;
 use std::io::{Read, Write};
-use std::process::Command;
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::child::{anysplit, free_port};
 use crate::job_child::Running;
-use crate::served::{Served, greedy, post};
+use crate::served::{Api, Served, greedy, post};
 
 #[test]
 fn two_hundred_clients_that_vanish_leave_no_blocks_behind() {
@@ -37,6 +39,24 @@ fn two_hundred_clients_that_vanish_leave_no_blocks_behind() {
 }
 
 #[test]
+fn a_server_whose_stderr_is_on_a_full_disk_serves() {
+    let Ok(full) = File::options().write(true).open("/dev/full") else { return };
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let mut command = anysplit("serve --log-level debug --port").arg(address.port().to_string()).command();
+    let mut child = command.stdout(Stdio::null()).stderr(full).spawn().unwrap();
+    let api = Api { address };
+    let answer = std::panic::catch_unwind(|| {
+        api.until("it listens", |api| TcpStream::connect(api.address).is_ok());
+        api.until("it is ready", |api| api.get("/ready").status == 200);
+        api.completion(&greedy("The harbor", 5))
+    });
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(answer.unwrap()["usage"]["completion_tokens"], 5);
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
 fn a_server_that_is_asked_to_end_finishes_what_runs_and_refuses_the_rest() {
     let served = Served::start("");
     let body =
@@ -47,7 +67,7 @@ fn a_server_that_is_asked_to_end_finishes_what_runs_and_refuses_the_rest() {
     running.read_exact(&mut first).unwrap();
     let asked = served.running.signal(Signal::TERM);
     served.until("new requests are refused", |served| {
-        let late = std::net::TcpStream::connect(served.address);
+        let late = TcpStream::connect(served.address);
         late.is_err() || served.post("/v1/completions", &greedy("The", 1)).status == 503
     });
     let mut rest = String::new();

@@ -62,7 +62,7 @@ impl CliError {
 
     /// Prints the one line and gives the exit status.
     pub fn report(&self) -> ExitCode {
-        eprintln!("error: {}", one_line(&self.to_string()));
+        job::say!("error: {}", one_line(&self.to_string()));
         ExitCode::from(self.status())
     }
 
@@ -94,14 +94,14 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.to_string();
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprintln!("{text}");
+        job::say!("{text}");
         return ExitCode::from(2);
     }
     let (told, usage) = text.split_once("\n\nUsage:").unwrap_or((&text, ""));
     let told = told.split("\n\nFor more information").next().unwrap_or(told);
     let hint =
         if is_unquoted(error, usage) { "; a text of several words needs \"quotes\" around it" } else { "" };
-    eprintln!("{}{hint}", one_line(told).replace(" tip: ", "; "));
+    job::say!("{}{hint}", one_line(told).replace(" tip: ", "; "));
     ExitCode::from(2)
 }
 
@@ -119,7 +119,7 @@ fn is_unquoted(error: &clap::Error, usage: &str) -> bool {
 /// Tells what nobody expected, and gives the exit status.
 pub fn panicked(panic: &(dyn Any + Send)) -> ExitCode {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    eprintln!(
+    job::say!(
         "error: this is a defect of anysplit: {} (RUST_BACKTRACE=1 shows where)",
         one_line(text.unwrap_or("it panicked"))
     );

@@ -179,7 +179,7 @@ pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError>
         }
     }
     if args.stats {
-        eprintln!("{}", stats.table());
+        job::say!("{}", stats.table());
     }
     if let (Some(file), Some(experts)) = (&args.split.expert_counts, stats.experts()) {
         expert_counts::add(file, experts)?;

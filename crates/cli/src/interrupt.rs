@@ -98,7 +98,7 @@ fn end_without_a_trace(signal: i32, has_begun: &AtomicBool) {
     let (line, status) = signals::ending(signal);
     // A progress bar may be there.
     let clear = if io::stderr().is_terminal() { "\r\x1b[2K" } else { "" };
-    eprintln!("{clear}error: {line}; nothing was recorded yet");
+    job::say!("{clear}error: {line}; nothing was recorded yet");
     std::process::exit(status.into());
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Exit status: 0 done, 2 wrong use or unusable input, 1 failure at run time.
 
+#![warn(clippy::print_stderr)] // it panics where nothing can be written: `job::say!` does not
+
 mod args;
 mod bench;
 mod environment;

@@ -110,7 +110,7 @@ impl Membership {
             report.send(&ending);
         }
         if ending.is_printed {
-            eprintln!("error: {}", one_line(&ending.message));
+            job::say!("error: {}", one_line(&ending.message));
         }
         ExitCode::from(ending.code)
     }

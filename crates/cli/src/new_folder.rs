@@ -130,7 +130,7 @@ fn remove_left_behind(name: &Path, prefix: &OsStr) {
         }
         let Ok(lock) = File::open(&path) else { continue };
         if lock.try_lock().is_ok() && fs::remove_dir_all(&path).is_ok() {
-            eprintln!("removed {}: an `anysplit quantize` that was killed had left it", path.display());
+            job::say!("removed {}: an `anysplit quantize` that was killed had left it", path.display());
         }
     }
 }

@@ -174,7 +174,7 @@ impl SplitArgs {
         }
         if leads && is_auto && self.recorded()?.is_none() {
             let name = self.expert_counts.as_ref().map_or("FILE".into(), |file| file.display().to_string());
-            eprintln!(
+            job::say!(
                 "--expert-placement auto: no counts are recorded in --expert-counts {name} yet; whole experts are contiguous"
             );
         }

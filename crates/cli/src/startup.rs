@@ -17,7 +17,7 @@ pub fn tell(engine: &mut Engine, of_job: bool, quiet: bool) -> Result<(), Engine
     let mesh = engine.plan().mesh;
     if of_job || (!quiet && (mesh.pp > 1 || mesh.dp > 1)) {
         let reports = engine.reports()?;
-        table(engine, &reports).iter().for_each(|line| eprintln!("{line}"));
+        table(engine, &reports).iter().for_each(|line| job::say!("{line}"));
         warn_of_split_groups(engine, &reports)?;
     }
     Ok(())
@@ -35,8 +35,8 @@ pub fn warn_of_crowding(engine: &Engine, job: Option<&Job>, is_launched: bool) {
     }
     match threads {
         1 if is_launched => {}
-        1 => eprintln!("warning: {}", crowded(ranks, cores)),
-        _ => eprintln!(
+        1 => job::say!("warning: {}", crowded(ranks, cores)),
+        _ => job::say!(
             "warning: {} × {threads} threads share {} of this host: fewer --threads-per-rank would be faster",
             count(ranks, "rank"),
             count(cores, "core")
@@ -72,7 +72,7 @@ pub fn warn_of_compression(options: &EngineOptions) -> Result<(), CliError> {
         demo_perplexity(PASSAGE.trim_end(), &options)
     };
     let (exact, compressed) = (perplexity(WireDType::Float32)?, perplexity(dtype)?);
-    eprintln!(
+    job::say!(
         "warning: --all-reduce-dtype {} turns off the promise of equal bits: they depend on the ranks and on what runs beside a request; \
          the demo model's perplexity changes by {:+.3} % ({exact:.4} to {compressed:.4})",
         dtype.name(),
@@ -144,7 +144,7 @@ fn warn_of_split_groups(engine: &mut Engine, reports: &[RankReport]) -> Result<(
     let Some(split) = reports.chunks(tp).find(|group| hosts(group).len() > 1) else { return Ok(()) };
     let (hosts, layers) = (hosts(split).join(" and "), engine.config().num_layers());
     let seconds = engine.all_reduces_per_token_s()?;
-    eprintln!(
+    job::say!(
         "warning: a tensor-parallel group crosses hosts ({hosts}): its {} all-reduces cost {:.2} ms per token; --pp \
          across hosts and --tp inside them would cost less",
         2 * layers,

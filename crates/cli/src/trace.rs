@@ -135,7 +135,7 @@ impl<'a> Trace<'a> {
 
     fn warn(&self) {
         if let Some(warning) = self.warning.take() {
-            eprintln!("warning: {warning}");
+            job::say!("warning: {warning}");
         }
     }
 
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn a_run_that_is_asked_to_end_while_its_trace_is_written_has_one_and_says_so() {
         let Some(signal) = signals::to_end().next() else {
-            return eprintln!("skipped: all signals are ignored here");
+            return job::say!("skipped: all signals are ignored here");
         };
         let interrupt = Interrupt::listen().unwrap();
         interrupt.begin();

@@ -83,7 +83,7 @@ mod tests {
     fn a_file_is_there_once_it_is_whole_and_nothing_of_it_before() {
         let dir = tempfile::tempdir().unwrap();
         if nameless(dir.path()).is_err() {
-            return eprintln!("skipped: this file system has no files without names");
+            return job::say!("skipped: this file system has no files without names");
         }
         let to = dir.path().join("a");
         for (before, text) in [(vec![], "one"), (vec![file("a", "one")], "two")] {

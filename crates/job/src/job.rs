@@ -247,7 +247,7 @@ impl Job {
             let ending = Ending::of_verdict(rank, &host, &verdict, report.as_ref());
             report.inspect(|report| report.send(&ending));
             if ending.is_printed {
-                eprintln!("error: {}", ending.message);
+                crate::say!("error: {}", ending.message);
             }
             std::process::exit(ending.code.into());
         });

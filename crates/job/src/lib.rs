@@ -30,6 +30,8 @@
 //! # }
 //! ```
 
+#![warn(clippy::print_stderr)] // it panics where nothing can be written: `say!` does not
+
 mod auth;
 pub mod env;
 mod error;
@@ -42,6 +44,7 @@ mod line;
 mod process;
 mod rendezvous;
 mod report;
+mod say;
 mod watch;
 
 pub use env::{JobEnv, Launcher};

@@ -91,7 +91,7 @@ pub fn run(args: &LaunchArgs) -> Result<(), CliError> {
     for restart in 0.. {
         let processes = job.start(restart)?;
         if let (0, Some(warning)) = (restart, check::crowded(args.nproc_per_node)) {
-            eprintln!("warning: {warning}");
+            job::say!("warning: {warning}");
         }
         let patience = Patience {
             stopped: Duration::from_secs(args.comm_timeout),
@@ -109,7 +109,7 @@ pub fn run(args: &LaunchArgs) -> Result<(), CliError> {
             }
             Ended::Failed { line, .. } => {
                 let left = format!("restart {} of {}", restart + 1, args.max_restarts);
-                eprintln!("warning: {line}; all ranks start again ({left})");
+                job::say!("warning: {line}; all ranks start again ({left})");
             }
         }
     }

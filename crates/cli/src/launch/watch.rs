@@ -196,7 +196,7 @@ impl<'a> Watch<'a> {
         // Nothing failed, so what was held back is no echo.
         for (_, end, seen) in &ends {
             let prefix = if end.rank == 0 { String::new() } else { format!("rank {}: ", end.rank) };
-            seen.errors.iter().for_each(|error| eprintln!("{prefix}{error}"));
+            seen.errors.iter().for_each(|error| job::say!("{prefix}{error}"));
         }
         Ended::Well
     }

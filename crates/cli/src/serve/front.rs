@@ -103,7 +103,7 @@ impl Front {
         let is_quiet = args.log_level == LogLevelArg::Error;
         let connections = open_files::for_connections(args.max_connections as usize);
         if connections < args.max_connections as usize && !is_quiet {
-            eprintln!(
+            job::say!(
                 "warning: --max-connections is {}, and the limit of open files (ulimit -Hn) has room for {connections}; \
                  more wait",
                 args.max_connections
@@ -150,7 +150,7 @@ impl Front {
         let (is_quiet, lines) = (self.is_quiet, self.start_up.clone());
         let ready = move |info: &EngineInfo| {
             if !is_quiet {
-                lines.of(info).iter().for_each(|line| eprintln!("{line}"));
+                lines.of(info).iter().for_each(|line| job::say!("{line}"));
             }
         };
         Ok(Link { to_engine, from_engine: receiver, ready: Box::new(ready) })
@@ -183,7 +183,7 @@ fn asked_to_end() -> Result<oneshot::Receiver<i32>, CliError> {
                 Some(sender) => drop(sender.send(signal)),
                 None => {
                     let (line, status) = signals::ending(signal);
-                    eprintln!("error: {line} before running requests had ended");
+                    job::say!("error: {line} before running requests had ended");
                     std::process::exit(status.into());
                 }
             }

@@ -108,7 +108,7 @@ mod tests {
     fn can_be_set_back() -> bool {
         let can = fs::write("/proc/self/clear_refs", "5").is_ok();
         if !can {
-            eprintln!("skipped: this system cannot set a process's peak back");
+            job::say!("skipped: this system cannot set a process's peak back");
         }
         can
     }

@@ -331,7 +331,7 @@ fn told(args: &ServeArgs, model: &str, run: &Run) -> Result<(), CliError> {
     match failed {
         0 => Ok(()),
         _ if has_answers => {
-            eprintln!("warning: {failed} of {count} requests failed; the first: {why}");
+            job::say!("warning: {failed} of {count} requests failed; the first: {why}");
             Ok(())
         }
         _ => Err(CliError::failed(format!("all {count} requests failed; the first: {why}"))),
