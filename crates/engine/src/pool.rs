@@ -64,7 +64,7 @@ impl Engine {
 
     /// Bytes that were asked for must be there, as far as they are used.
     fn check_memory(&self, asked: u64, blocks: usize) -> Result<(), EngineError> {
-        let bytes = (blocks * KV_BLOCK) as u64 * self.kv_bytes();
+        let bytes = self.kv_bytes().saturating_mul((blocks * KV_BLOCK) as u64);
         match memory::available_bytes() {
             Some(available) if bytes > available => Err(EngineError::Request(format!(
                 "--kv-cache-memory-bytes {asked}: the KV caches of this host's {} ranks would take {bytes} bytes, and \
