@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 2 wrong use or unusable input, 1 failure at run time.
 
+mod amount;
 mod args;
 mod bench;
 mod environment;
