@@ -139,10 +139,12 @@ fn results_are_saved_with_vllms_keys() {
     let (server, dir) = (Server::start(obey), Copy::empty());
     let dir = dir.path().join("new");
     let arguments = "--num-prompts 3 --random-input-len 4 --random-output-len 3 --save-result --json";
-    let found = bench(&server, arguments)
+    let saving = bench(&server, arguments)
         .args("--metric-percentiles 50,99.9 --result-filename a.json --save-detailed --result-dir")
-        .arg(&dir)
-        .json();
+        .arg(&dir);
+    let (found, told) = saving.run().succeeds();
+    assert!(told.contains(dir.join("a.json").to_str().unwrap()), "{told}");
+    let found: Value = serde_json::from_str(&found).unwrap();
     let saved: Value = serde_json::from_slice(&std::fs::read(dir.join("a.json")).unwrap()).unwrap();
     assert_eq!(saved, found);
     let keys: Vec<&str> = saved.as_object().unwrap().keys().map(String::as_str).collect();
@@ -162,8 +164,8 @@ fn results_are_saved_with_vllms_keys() {
     assert_eq!((itls, &saved["request_rate"]), (vec![2; 3], &json!("inf")));
 
     // A name that nobody gave says what was measured; what was there is replaced.
-    bench(&server, arguments).args("--result-filename a.json --result-dir").arg(&dir).json();
-    bench(&server, arguments).args("--max-concurrency 2 --result-dir").arg(&dir).json();
+    bench(&server, arguments).args("--result-filename a.json --result-dir").arg(&dir).run().succeeds();
+    bench(&server, arguments).args("--max-concurrency 2 --result-dir").arg(&dir).run().succeeds();
     let names =
         std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.collect();

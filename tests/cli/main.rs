@@ -42,6 +42,7 @@ mod same_answers;
 mod same_bits;
 mod sampling;
 mod scripted_server;
+mod serve_flags;
 mod serve_life;
 mod serve_tokens;
 mod served;

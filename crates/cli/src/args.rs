@@ -9,6 +9,7 @@ use engine::EngineOptions;
 use model::{KeptAs, Quantization};
 use tensor::{DType, KvDType};
 
+use crate::amount;
 use crate::error::CliError;
 use crate::membership::{JobArgs, Membership};
 use crate::split::SplitArgs;
@@ -52,8 +53,8 @@ pub struct RunArgs {
     /// What keys and values are kept in; auto: as the weights
     #[arg(long, env = "ANYSPLIT_KV_CACHE_DTYPE", default_value = "auto", value_name = "TYPE")]
     pub kv_cache_dtype: KvDTypeArg,
-    /// Longest sequence; default: the model's
-    #[arg(long, env = "ANYSPLIT_MAX_MODEL_LEN", value_name = "N")]
+    /// Longest sequence, such as 4096, 4K or 4k (4000); default: the model's
+    #[arg(long, env = "ANYSPLIT_MAX_MODEL_LEN", value_name = "N", value_parser = amount::tokens)]
     pub max_model_len: Option<usize>,
     /// Sequences that run at a time on each replica
     #[arg(long, env = "ANYSPLIT_MAX_NUM_SEQS", default_value_t = 256, value_name = "N", value_parser = at_least_one)]
@@ -77,7 +78,7 @@ pub fn yes_or_no() -> impl TypedValueParser<Value = bool> {
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
+    match amount::tokens(text) {
         Ok(n) if n > 0 => Ok(n),
         _ => Err("it must be a whole number from 1 on".into()),
     }

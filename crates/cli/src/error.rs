@@ -99,10 +99,25 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     }
     let (told, usage) = text.split_once("\n\nUsage:").unwrap_or((&text, ""));
     let told = told.split("\n\nFor more information").next().unwrap_or(told);
-    let hint =
-        if is_unquoted(error, usage) { "; a text of several words needs \"quotes\" around it" } else { "" };
+    let hint = match error.kind() {
+        ErrorKind::UnknownArgument if is_unquoted(error, usage) => {
+            "; a text of several words needs \"quotes\" around it"
+        }
+        ErrorKind::UnknownArgument if !told.contains("tip:") => "; --help shows what there is",
+        _ => "",
+    };
+    let told = &in_words(told);
     job::say!("{}{hint}", one_line(told).replace(" tip: ", "; "));
     ExitCode::from(2)
+}
+
+/// What clap says with a range of Rust, in words.
+fn in_words(told: &str) -> String {
+    let Some((before, range)) = told.split_once(" is not in ") else { return told.to_owned() };
+    match range.split_once("..=") {
+        Some((min, max)) => format!("{before} is not from {min} to {max}"),
+        None => format!("{before} is not {} or more", range.trim_end_matches("..")),
+    }
 }
 
 /// Whether a word is one too many for a command that takes a text.
@@ -113,7 +128,7 @@ fn is_unquoted(error: &clap::Error, usage: &str) -> bool {
         Some(ContextValue::String(word)) => word,
         _ => return false,
     };
-    takes_text && error.kind() == ErrorKind::UnknownArgument && !word.starts_with('-')
+    takes_text && !word.starts_with('-')
 }
 
 /// Tells what nobody expected, and gives the exit status.

@@ -4,6 +4,7 @@
 
 #![warn(clippy::print_stderr)] // it panics where nothing can be written: `job::say!` does not
 
+mod amount;
 mod args;
 mod bench;
 mod environment;

@@ -9,6 +9,9 @@ export class RequestError extends Error {
   }
 }
 
+/** The address of a path below this page, without a name and a key that the page's own may have: no request may have them. */
+export const at = (path) => new URL(path, location.origin + location.pathname).href;
+
 /** What the server does now. */
 export const status = async () => {
   const response = await request("status", { signal: AbortSignal.timeout(5000) });
@@ -35,7 +38,7 @@ export async function* chat(body, signal) {
 const request = async (path, options) => {
   let response;
   try {
-    response = await fetch(path, { ...options, cache: "no-store" });
+    response = await fetch(at(path), { ...options, cache: "no-store" });
   } catch (error) {
     throw error.name === "AbortError" ? error : new RequestError(0, "the server does not answer");
   }

@@ -1,6 +1,6 @@
 // The page: asks the server once a second how it is, while the tab is looked at, and hands that to each part.
 
-import { status } from "./api.js";
+import { at, status } from "./api.js";
 import { chat } from "./chat.js";
 import { byId, setText } from "./dom.js";
 import { load } from "./load.js";
@@ -67,6 +67,6 @@ const planWords = ({ parallel, dtype, quantization }) => {
   return [...(axes.length > 0 ? axes : ["1 rank"]), quantization ?? dtype].join(" · ");
 };
 
-byId("endpoint").textContent = new URL("v1", document.baseURI).href;
+byId("endpoint").textContent = at("v1");
 document.addEventListener("visibilitychange", poll);
 poll();

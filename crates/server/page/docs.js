@@ -1,5 +1,7 @@
 // Draws openapi.json. Paths are relative, so a proxy may put the page below a prefix.
 
+import { at } from "./api.js";
+
 const element = (name, text, ...children) => {
   const made = document.createElement(name);
   if (text) made.textContent = text;
@@ -28,7 +30,7 @@ const parameters = (schema) => {
 
 /** The document, or why there is none. */
 const ask = async () => {
-  const response = await fetch("openapi.json").catch(() => null);
+  const response = await fetch(at("openapi.json")).catch(() => null);
   const answer = await response?.json().catch(() => null);
   if (response?.ok && answer) return answer;
   throw new Error(answer?.error?.message ?? (response ? `the server answered with status ${response.status}` : "the server does not answer"));

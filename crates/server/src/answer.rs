@@ -2,9 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::app::{random, unix_s};
+use crate::app::unix_s;
 use crate::wire::common::{Streaming, Usage};
-use crate::wire::errors::ApiError;
 
 /// The same in all chunks of an answer.
 pub struct Head {
@@ -16,13 +15,10 @@ pub struct Head {
 }
 
 impl Head {
-    /// A new answer, whose id begins with `kind`.
-    ///
-    /// # Errors
-    /// 500 if the system has no random bytes.
-    pub fn new(kind: &str, model: &str, streaming: Streaming) -> Result<Self, ApiError> {
-        let id = format!("{kind}-{:016x}{:016x}", random()?, random()?);
-        Ok(Head { id, created_unix_s: unix_s(), model: model.to_owned(), streaming })
+    /// A new answer, whose id is its request's behind `kind`.
+    pub fn new(kind: &str, request_id: &str, model: &str, streaming: Streaming) -> Self {
+        let id = format!("{kind}-{request_id}");
+        Head { id, created_unix_s: unix_s(), model: model.to_owned(), streaming }
     }
 
     fn with(&self, object: &str, choices: Value) -> Value {

@@ -1,6 +1,6 @@
 //! What all handlers share.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -36,6 +36,8 @@ pub struct App {
     pub bodies: Arc<Semaphore>,
     /// Requests that have no head of an answer yet.
     pub answering: AtomicUsize,
+    /// Requests that got a seed.
+    pub seeded: AtomicU64,
     /// Who may ask.
     pub keys: Keys,
     /// By what name.
@@ -52,6 +54,17 @@ pub struct App {
 pub type Shared = Arc<App>;
 
 impl App {
+    /// The seed of a request that gives none.
+    ///
+    /// # Errors
+    /// As [`random`].
+    pub fn seed(&self) -> Result<u64, ApiError> {
+        match self.config.seed {
+            None => random(),
+            Some(seed) => Ok(nth(seed, self.seeded.fetch_add(1, Ordering::Relaxed))),
+        }
+    }
+
     /// The name that answers have, if a request may call the model as it does.
     ///
     /// # Errors
@@ -91,6 +104,15 @@ pub fn token_bytes_max(tokenizer: &Tokenizer) -> usize {
 /// Seconds since 1970.
 pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The n-th number from a seed (SplitMix64). Choices of a request have the seeds that follow its own, so those of two requests
+/// must be far from each other.
+fn nth(seed: u64, n: u64) -> u64 {
+    let mut z = seed.wrapping_add(n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// 64 bits that nobody can guess.

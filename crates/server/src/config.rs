@@ -21,6 +21,8 @@ pub struct ServerConfig {
     /// How the model writes calls of tools: hermes, llama3_json, mistral, pythonic or
     /// qwen3_coder. By default what its chat template shows.
     pub tool_call_parser: Option<String>,
+    /// What the seeds of requests that give none come from: each from it and the request's place. By default from the system.
+    pub seed: Option<u64>,
     /// What a client may take.
     pub limits: Limits,
     /// How long things may take.
@@ -91,6 +93,7 @@ impl Default for ServerConfig {
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
             tool_call_parser: None,
+            seed: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             ends_with_worker: false,

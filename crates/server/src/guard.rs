@@ -2,6 +2,7 @@
 //! key. Whatever comes out has a request id.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use crate::app::{App, Shared, random};
 use crate::arrival::Arrival;
 use crate::routes::page;
+use crate::ticket::{Line, Ticket};
 use crate::wire::errors::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,10 +30,13 @@ pub async fn guard(
     next: Next,
 ) -> Response {
     let _answering = Answering::of(&app);
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let id = request_id(&parts.headers);
+    let ticket = Arc::new(Ticket::new(id.to_str().unwrap_or_default().to_owned(), arrival.at));
+    parts.extensions.insert(ticket.clone());
     let origin = allowed_origin(&app, &parts.headers);
-    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let path = parts.uri.path().to_owned();
+    let line = Line::new(app.log, ticket, parts.method.clone(), path.clone());
     let mut response = match check(&app, &parts) {
         Err(error) => error.into_response(),
         Ok(()) if origin.is_some() && is_preflight(&parts) => preflight(&parts),
@@ -51,14 +56,9 @@ pub async fn guard(
     if app.requests.is_draining() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    headers.insert(REQUEST_ID, id);
     let status = response.status();
-    app.log.debug(|| {
-        let ms = arrival.at.elapsed().as_secs_f64() * 1e3;
-        // Debug's quotes and escapes keep a path on one line.
-        format!("{} {path:?} {} {ms:.1} ms {}", method, status.as_u16(), id.to_str().unwrap_or_default())
-    });
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
+    response.map(|body| line.follow(status, body))
 }
 
 /// Counts a request while it is there.
@@ -124,7 +124,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         .get(REQUEST_ID)
         .filter(|id| (1..=ID_LENGTH_MAX).contains(&id.len()) && id.as_bytes().iter().all(is_plain));
     given.cloned().unwrap_or_else(|| {
-        let id = format!("req-{:016x}", random().unwrap_or_default());
+        let [high, low] = [(); 2].map(|()| random().unwrap_or_default());
+        let id = format!("{high:016x}{low:016x}");
         HeaderValue::from_str(&id).expect("hex digits are plain")
     })
 }

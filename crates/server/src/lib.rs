@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  connection.rs   HTTP/1.1, deadlines for slow clients (patient.rs), clients that leave
-//!  guard.rs        limits of the head, Host, origin, key; request ids; the deadline (arrival.rs)
+//!  guard.rs        limits of the head, Host, origin, key; request ids and lines (ticket.rs); the deadline (arrival.rs)
 //!  routes/         one file per route, all in one table
 //!    body.rs       bytes ─▶ JSON, within limits
 //!    wire/         JSON ─▶ typed requests, by tables that /openapi.json reads too; and back
@@ -41,6 +41,7 @@ mod serve;
 mod session;
 mod status;
 mod stream;
+mod ticket;
 mod timeline;
 mod tools;
 mod wire;

@@ -6,7 +6,7 @@
 //! ```
 //! A [`Run`] that is dropped, because its client is gone, aborts at once what of it runs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -201,12 +201,15 @@ impl Requests {
         self.end_all(&mut state, End::Error, &error);
     }
 
-    /// Ends whatever runs: there is no more time for it.
-    pub fn abort_all(&self) {
+    /// Ends whatever runs: there is no more time for it. Of how many HTTP requests that is.
+    pub fn abort_all(&self) -> usize {
         let error = ApiError::unavailable("the server has shut down before the end", "shutting_down");
         let mut state = self.state();
         state.is_over = true;
+        // Ids of one request's completions are one behind the other.
+        let cut_off: HashSet<u64> = state.live.iter().map(|(id, live)| id - live.index as u64).collect();
         self.end_all(&mut state, End::Abort, &error);
+        cut_off.len()
     }
 
     fn end_all(&self, state: &mut State, end: End, error: &ApiError) {

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -97,7 +97,12 @@ pub async fn serve(
             () = drained(&app, deadline) => {}
         }
     }
-    app.requests.abort_all();
+    let cut_off = app.requests.abort_all();
+    if cut_off > 0 {
+        let after = format!("after {} s (--shutdown-timeout)", app.config.timeouts.shutdown.as_secs_f64());
+        let requests = if cut_off == 1 { "1 request was" } else { &format!("{cut_off} requests were") };
+        app.log.info(&format!("{requests} cut off {after}"));
+    }
     // Answers that are being written end; connections without one close.
     phase.send_replace(Phase::Finish);
     let all = connections.acquire_many(app.config.limits.connections);
@@ -148,6 +153,7 @@ fn start(
         work: threads.work(reading),
         bodies: Arc::new(Semaphore::new((config.limits.body_bytes_total / 1024).clamp(1, u32::MAX as usize))),
         answering: AtomicUsize::new(0),
+        seeded: AtomicU64::new(0),
         keys,
         hosts: Hosts::new(address.ip(), &config.allowed_hosts),
         log,

@@ -1,16 +1,17 @@
 //! The completions of one HTTP request: from prompts to engine requests, and from events to text.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use engine::serving::{EngineInfo, Event, Queued};
 use engine::text::{StreamDecoder, Tokenizer};
-use engine::{GenerateBatch, GenerateRequest, Logprobs};
+use engine::{FinishReason, GenerateBatch, GenerateRequest, Logprobs};
 
-use crate::app::{App, random};
+use crate::app::App;
 use crate::choice::{Choice, Delta};
 use crate::metrics::RequestMetrics;
 use crate::run::Run;
+use crate::ticket::Ticket;
 use crate::timeline::End;
 use crate::wire::common::{Common, Usage};
 use crate::wire::errors::ApiError;
@@ -50,6 +51,7 @@ pub struct Session {
     n: usize,
     prompts: Vec<OfPrompt>,
     usage: Usage,
+    ticket: Arc<Ticket>,
     metrics: RequestMetrics,
     /// What [`Session::wait`] waited for.
     early: Option<Option<News>>,
@@ -121,7 +123,7 @@ impl Session {
         app: &App,
         info: &EngineInfo,
         id: &str,
-        arrived: Instant,
+        ticket: &Arc<Ticket>,
         common: &Common,
         jobs: &[Job],
         wanted: Wanted,
@@ -148,7 +150,7 @@ impl Session {
         app.requests.has_room(wait)?;
         let mut sampling = common.sampling.clone();
         if !common.has_seed {
-            sampling.seed = random()?;
+            sampling.seed = app.seed()?;
         }
         let mut stops = common.stop_token_ids.clone();
         let eos: Arc<[u32]> =
@@ -167,7 +169,9 @@ impl Session {
         };
         let prompts = jobs.iter().map(|job| (job.prompt.to_vec(), job.max_tokens.max(1))).collect();
         let batch = GenerateBatch { prompts, n: common.n, like: Box::new(like) };
-        let run = app.requests.submit(id, arrived, batch, wait)?;
+        let run = app.requests.submit(id, ticket.at, batch, wait)?;
+        let usage = Usage { prompt_tokens, ..Usage::default() };
+        ticket.begin(id, usage);
         jobs.iter().for_each(|job| app.requests.metrics.asked(common.n, job.max_tokens));
         let like = Choice::new(common, eos, wanted.shown);
         let decoder = |tokenizer: &Arc<Tokenizer>, job: &Job| {
@@ -185,7 +189,8 @@ impl Session {
             choices,
             n: common.n,
             prompts,
-            usage: Usage { prompt_tokens, ..Usage::default() },
+            usage,
+            ticket: ticket.clone(),
             metrics: app.requests.metrics.clone(),
             early: None,
         })
@@ -230,7 +235,10 @@ impl Session {
         if let Some(news) = self.early.take() {
             return Ok(news);
         }
-        while let Some((index, event)) = self.run.next().await? {
+        loop {
+            let next = self.run.next().await;
+            let next = next.inspect_err(|_| self.ticket.go_on(self.usage, Some("error")));
+            let Some((index, event)) = next? else { break };
             match event {
                 Event::Started { cached_tokens, .. } => {
                     // The first choice of a prompt tells of it, and of a preemption nothing is told.
@@ -246,6 +254,8 @@ impl Session {
                     let before = choice.tokens;
                     let delta = choice.push(token, logprobs, end);
                     self.usage.completion_tokens += choice.tokens - before;
+                    let reason = delta.finish.as_ref().map(|finish| finish.reason);
+                    self.ticket.go_on(self.usage, reason.map(FinishReason::name));
                     if let Some(finish) = &delta.finish {
                         self.run.end(index, End::of(finish.reason));
                     }

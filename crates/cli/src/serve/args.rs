@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use engine::PoolOptions;
 
+use crate::amount::amount;
 use crate::args::{ModelArgs, RunArgs, seconds, yes_or_no};
 use crate::error::CliError;
 use crate::split::SplitArgs;
@@ -21,8 +22,21 @@ const CPU_SHARE: f64 = 0.5;
     -d '{\"model\": \"anysplit-demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a harbor?\"}]}'\n  \
     anysplit bench serve --base-url http://127.0.0.1:8000 --num-prompts 32\n\n\
     TLS is left to a proxy in front of it. http://HOST:PORT/ is a page to chat and to watch, /docs describes the API, /metrics \
-    is for Prometheus.")]
+    is for Prometheus.\n\
+    Accepted, and so without it: --enable-auto-tool-choice, --enable-chunked-prefill, --trust-remote-code (no code of a model is \
+    run), --disable-log-requests and --no-enable-log-requests (no prompt is told).")]
 pub struct ServeArgs {
+    /// The model, as with --model
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub model_tag: Option<String>,
+    /// What vLLM's command lines ask for and is so here anyway.
+    #[arg(
+        long = "enable-auto-tool-choice",
+        aliases = ["enable-chunked-prefill", "trust-remote-code", "disable-log-requests", "no-enable-log-requests"],
+        action = clap::ArgAction::Count,
+        hide = true
+    )]
+    _is_so_anyway: u8,
     /// The address to listen on; 0.0.0.0 is every network that this machine is on
     #[arg(long, env = "ANYSPLIT_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
     pub host: String,
@@ -48,8 +62,8 @@ pub struct ServeArgs {
     /// Origins whose web pages may read answers (CORS), * for all; default: none
     #[arg(long, env = "ANYSPLIT_ALLOWED_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
     pub allowed_origins: Vec<String>,
-    /// Bytes of each rank's KV cache; default: as --gpu-memory-utilization says
-    #[arg(long, env = "ANYSPLIT_KV_CACHE_MEMORY_BYTES", value_name = "N")]
+    /// Bytes of each rank's KV cache, such as 10G; default: as --gpu-memory-utilization says
+    #[arg(long, env = "ANYSPLIT_KV_CACHE_MEMORY_BYTES", value_name = "N", value_parser = amount)]
     pub kv_cache_memory_bytes: Option<u64>,
     /// The share of memory that may be used; on the processor, the share for the KV cache of what the weights leave free.
     /// Default: 0.5 there
@@ -73,10 +87,11 @@ pub struct ServeArgs {
     /// The largest body of a request, in bytes
     #[arg(long, env = "ANYSPLIT_MAX_BODY_BYTES", default_value_t = 16 << 20, value_name = "N", value_parser = some)]
     pub max_body_bytes: usize,
-    /// Seconds after which a request is ended, answered or not; default: never
+    /// Seconds after which a request is ended, answered or not, more than 0; default: never
     #[arg(long, env = "ANYSPLIT_REQUEST_TIMEOUT", value_name = "S", value_parser = seconds)]
     pub request_timeout: Option<f64>,
-    /// Seconds that running requests get when the server is told to end (SIGTERM, Ctrl-C); a second signal ends it at once
+    /// Seconds that running requests get when the server is told to end (SIGTERM, Ctrl-C). Those that take longer are cut off,
+    /// and the exit status is 0 all the same; a second signal ends the server at once
     #[arg(long, env = "ANYSPLIT_SHUTDOWN_TIMEOUT", default_value = "30", value_name = "S", value_parser = seconds)]
     pub shutdown_timeout: f64,
     /// What is told on stderr; debug: a line for each request
@@ -88,6 +103,19 @@ pub struct ServeArgs {
     pub split: SplitArgs,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+const CANNOT_BE_SENT: &str = "has a control character, or a blank at its beginning or end, which no header can carry; give another key";
+
+/// Whether a header can carry a key.
+fn can_be_sent(key: &str) -> bool {
+    key.trim() == key && !key.contains(char::is_control)
+}
+
+/// Whether a browser could say that a page is from there: a scheme, a host, maybe a port.
+fn is_origin(text: &str) -> bool {
+    let is_host = |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']);
+    text == "*" || text.split_once("://").is_some_and(|(scheme, host)| !scheme.is_empty() && is_host(host))
 }
 
 /// A limit, which lets something through.
@@ -110,6 +138,12 @@ pub enum LogLevelArg {
 }
 
 impl ServeArgs {
+    /// The model, however it was named.
+    pub fn model(&self) -> ModelArgs {
+        let model = self.model_tag.clone().or(self.model.model.clone());
+        ModelArgs { model, ..self.model.clone() }
+    }
+
     /// What can be seen to be wrong without looking at the model.
     pub fn check(&self) -> Result<(), CliError> {
         let wrong = |why: String| Err(CliError::Usage(why));
@@ -126,6 +160,19 @@ impl ServeArgs {
         }
         if self.api_key.iter().any(String::is_empty) {
             return wrong("--api-key is empty; give a key, or leave it out to serve without one".into());
+        }
+        if !self.api_key.iter().all(|key| can_be_sent(key)) {
+            return wrong(format!("--api-key {CANNOT_BE_SENT}"));
+        }
+        if let Some(origin) = self.allowed_origins.iter().find(|origin| !is_origin(origin)) {
+            return wrong(format!(
+                "--allowed-origins has {origin:?}, which is no origin; give such as https://chat.example or http://localhost:3000, or *"
+            ));
+        }
+        if self.request_timeout == Some(0.0) {
+            return wrong(
+                "--request-timeout is 0, so no request could be answered; leave it out for no limit".into(),
+            );
         }
         if self.run.trace.is_some() {
             return wrong("--trace is not for serve; trace a generate of the same prompts".into());
@@ -156,6 +203,9 @@ impl ServeArgs {
             let text = std::fs::read_to_string(file)
                 .map_err(|e| CliError::Usage(format!("--api-key-file {shown}: {e}")))?;
             keys.extend(text.lines().map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned));
+            if !keys.iter().all(|key| can_be_sent(key)) {
+                return Err(CliError::Usage(format!("--api-key-file {shown}: a key {CANNOT_BE_SENT}")));
+            }
             if keys.is_empty() {
                 return Err(CliError::Usage(format!("--api-key-file {shown} has no key; put one on a line")));
             }

@@ -172,20 +172,23 @@ impl Front {
     }
 }
 
+/// One that comes so soon after the first is the same: some programs tell a process and also its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(200);
+
 /// Resolves when this process is asked to end. Asked again, it ends at once.
 fn asked_to_end() -> Result<oneshot::Receiver<i32>, CliError> {
     let (sender, receiver) = oneshot::channel();
     let signals: Receiver<i32> = signals::listen(signals::to_end())?;
     let tell = move || {
-        let mut sender = Some(sender);
+        let Ok(first) = signals.recv() else { return };
+        let asked = Instant::now();
+        // A server that has ended by itself needs no telling.
+        let _ = sender.send(first);
         for signal in signals {
-            match sender.take() {
-                Some(sender) => drop(sender.send(signal)),
-                None => {
-                    let (line, status) = signals::ending(signal);
-                    job::say!("error: {line} before running requests had ended");
-                    std::process::exit(status.into());
-                }
+            if asked.elapsed() >= SAME_SIGNAL {
+                let (line, status) = signals::ending(signal);
+                job::say!("error: {line} before running requests had ended");
+                std::process::exit(status.into());
             }
         }
     };
@@ -222,6 +225,7 @@ fn config(args: &ServeArgs, model: &str) -> Result<ServerConfig, CliError> {
         allowed_hosts: args.allowed_hosts.clone(),
         allowed_origins: args.allowed_origins.clone(),
         tool_call_parser: args.tool_call_parser.clone(),
+        seed: args.model.seed,
         limits: Limits {
             body_bytes: args.max_body_bytes,
             body_bytes_total: limits.body_bytes_total.max(args.max_body_bytes),

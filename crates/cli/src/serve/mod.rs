@@ -25,11 +25,11 @@ const FLUSH: Duration = Duration::from_secs(3);
 
 pub fn run(args: &ServeArgs, membership: &Membership) -> Result<(), CliError> {
     args.check()?;
-    let options = engine_options(&args.model, &args.split, &args.run, membership)?;
+    let options = engine_options(&args.model(), &args.split, &args.run, membership)?;
     if worker::is_this() {
         return worker::live(args, &options, membership);
     }
-    let model = OpenModel::open(&args.model, &args.split, &options, membership)?;
+    let model = OpenModel::open(&args.model(), &args.split, &options, membership)?;
     if membership.ranks().is_none() {
         return front::with_child(args, &model);
     }

@@ -23,7 +23,18 @@ impl Lines {
     /// The lines that tell what is served and how, once it is loaded.
     pub fn of(&self, info: &EngineInfo) -> Vec<String> {
         let mut lines = lines(&self.model, info);
-        let who = if self.has_keys { "holders of a key" } else { "anyone who reaches it" };
+        let is_local = self.address.ip().is_loopback();
+        let who = match (self.has_keys, is_local) {
+            (true, _) => "holders of a key",
+            (false, true) => "programs of this machine",
+            (false, false) => "anyone",
+        };
+        if !self.has_keys && !is_local {
+            lines.push(
+                "warning: anyone who reaches this address can use the server; --api-key or --api-key-file asks for a key"
+                    .into(),
+            );
+        }
         lines.push(format!(
             "listening on http://{} for {who}, as {}: the API at /v1, a page at /, what the API is like at /docs",
             self.address,

@@ -30,7 +30,7 @@ pub fn live(args: &ServeArgs, options: &EngineOptions, membership: &Membership) 
     let out: Sending<FromEngine> = frames::send(stdout())?;
     let inbox = until_the_front_ends(frames::receive(stdin())?)?;
     let told = out.sender.clone();
-    let result = OpenModel::open(&args.model, &args.split, options, membership).and_then(|model| {
+    let result = OpenModel::open(&args.model(), &args.split, options, membership).and_then(|model| {
         let progress = |done, total| drop(told.send(FromEngine::Loading { done, total }));
         let options = EngineOptions { grammars: model.grammars(), ..options.clone() };
         let loaded = model.load_with(&options, membership, &args.run, true, &progress)?;
@@ -81,6 +81,8 @@ impl Worker {
         let mut child = Command::new(program)
             .args(std::env::args_os().skip(1))
             .env(VARIABLE, "1")
+            // Only the front asks for keys.
+            .env_remove("ANYSPLIT_API_KEY")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)

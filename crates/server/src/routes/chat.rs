@@ -16,6 +16,7 @@ use crate::arrival::Arrival;
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
+use crate::ticket::Ticket;
 use crate::tools::answer::{Calls, Reader, call};
 use crate::tools::parse::Parsed;
 use crate::wire::chat::{CHAT, ChatRequest};
@@ -30,6 +31,7 @@ use crate::{body, prompt};
 pub async fn create(
     State(app): State<Shared>,
     Extension(arrival): Extension<Arrival>,
+    Extension(ticket): Extension<Arc<Ticket>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let info = app.requests.info()?;
@@ -52,24 +54,24 @@ pub async fn create(
         }
     };
     let (request, job) = body::json(&app, request, take).await?;
-    app.work.answer(answer(app.clone(), info, arrival, request, job)).await
+    app.work.answer(answer(app.clone(), info, (arrival, ticket), request, job)).await
 }
 
 async fn answer(
     app: Shared,
     info: Arc<EngineInfo>,
-    arrival: Arrival,
+    (arrival, ticket): (Arrival, Arc<Ticket>),
     request: ChatRequest,
     job: Job,
 ) -> Result<Response, ApiError> {
     let common = &request.common;
-    let head = Head::new("chatcmpl", app.model(common.model.as_deref())?, common.streaming)?;
+    let head = Head::new("chatcmpl", &ticket.id, app.model(common.model.as_deref())?, common.streaming);
     let calls = request.tools.are_used().then(|| Calls::new(app.dialect().format, &request.tools));
     let shown = calls.as_ref().zip(app.text.tokenizer.as_deref());
     let shown = shown.map(|(calls, tokenizer)| calls.shown(tokenizer)).unwrap_or_default();
     let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: common.prompt_logprobs, shown };
     let jobs = std::slice::from_ref(&job);
-    let session = Session::begin(&app, &info, &head.id, arrival.at, common, jobs, wanted)?;
+    let session = Session::begin(&app, &info, &head.id, &ticket, common, jobs, wanted)?;
     let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special);
     let writer = Writer {
         head,

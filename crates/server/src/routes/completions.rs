@@ -16,6 +16,7 @@ use crate::arrival::Arrival;
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
+use crate::ticket::Ticket;
 use crate::wire::common::{Finish, Prompt, SAMPLING};
 use crate::wire::completions::{COMPLETIONS, CompletionRequest};
 use crate::wire::errors::{ApiError, json_response};
@@ -33,6 +34,7 @@ const PIECE_BYTES: usize = 64 << 10;
 pub async fn create(
     State(app): State<Shared>,
     Extension(arrival): Extension<Arrival>,
+    Extension(ticket): Extension<Arc<Ticket>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let info = app.requests.info()?;
@@ -61,7 +63,7 @@ pub async fn create(
         encoded = app.work.run(piece).await?;
     }
     drop(held);
-    app.work.answer(answer(app.clone(), info, arrival, request, encoded)).await
+    app.work.answer(answer(app.clone(), info, (arrival, ticket), request, encoded)).await
 }
 
 /// Prompts as the engine takes them.
@@ -101,16 +103,16 @@ impl Encoded {
 async fn answer(
     app: Shared,
     info: Arc<EngineInfo>,
-    arrival: Arrival,
+    (arrival, ticket): (Arrival, Arc<Ticket>),
     request: Arc<CompletionRequest>,
     Encoded { jobs, echoes, .. }: Encoded,
 ) -> Result<Response, ApiError> {
     let common = &request.common;
-    let head = Head::new("cmpl", app.model(common.model.as_deref())?, common.streaming)?;
+    let head = Head::new("cmpl", &ticket.id, app.model(common.model.as_deref())?, common.streaming);
     let of_prompt =
         if request.echo { request.logprobs.max(common.prompt_logprobs) } else { common.prompt_logprobs };
     let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt, shown: Vec::new() };
-    let session = Session::begin(&app, &info, &head.id, arrival.at, common, &jobs, wanted)?;
+    let session = Session::begin(&app, &info, &head.id, &ticket, common, &jobs, wanted)?;
     let writer = Writer {
         head,
         names: TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special),

@@ -9,11 +9,11 @@ use crate::app::Shared;
 use crate::requests::Worker;
 use crate::wire::errors::{ApiError, json_response};
 
-/// 200 unless the worker has failed.
+/// 200 unless the worker has failed, also while the server drains.
 pub async fn health(State(app): State<Shared>) -> Result<Response, ApiError> {
     let status = match app.requests.worker() {
         Worker::Loading(..) => "loading",
-        Worker::Ready(_) => "ready",
+        Worker::Ready(_) => "live",
         Worker::Failed(_) => {
             return Err(ApiError::unavailable("the engine has failed", "engine_failed"));
         }

@@ -27,7 +27,7 @@ use crate::wire::errors::{ApiError, kind_of};
 use crate::wire::fields::{Checked, shortened};
 
 const TOOLS_MAX: usize = 512;
-const NAME_CHARS_MAX: usize = 128;
+const NAME_CHARS_MAX: usize = 64;
 
 /// The tools of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -65,7 +65,7 @@ impl Tools {
                     "function": {
                         "type": "object", "required": ["name"],
                         "properties": {
-                            "name": {"type": "string"}, "description": {"type": ["string", "null"]},
+                            "name": {"type": "string", "pattern": format!("^[a-zA-Z0-9_-]{{1,{NAME_CHARS_MAX}}}$")}, "description": {"type": ["string", "null"]},
                             "parameters": {"type": ["object", "null"]}, "strict": {"type": ["boolean", "null"]},
                         },
                     },
@@ -175,11 +175,15 @@ fn check(at: &str, tool: &Value) -> Result<(), ApiError> {
     let Some(function) = tool.get("function").filter(|function| function.is_object()) else {
         return refuse("function", "an object", tool.get("function"));
     };
-    let is_name = |name: &str| (1..=NAME_CHARS_MAX).contains(&name.chars().count());
+    let is_name = |name: &str| {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        (1..=NAME_CHARS_MAX).contains(&name.len()) && name.chars().all(is_plain)
+    };
     match (function.get("name"), function.get("parameters")) {
         (Some(Value::String(name)), _) if !is_name(name) => {
             let param = format!("{at}.function.name");
-            let message = format!("{param} must have 1 to {NAME_CHARS_MAX} characters");
+            let message =
+                format!("{param} must have 1 to {NAME_CHARS_MAX} characters of a-z, A-Z, 0-9, _ and -");
             Err(ApiError::param(param, message).code("invalid_value"))
         }
         (Some(Value::String(_)), None | Some(Value::Null | Value::Object(_))) => Ok(()),

@@ -72,6 +72,7 @@ pub const SAMPLING: &[Field] = &[
     field("service_tier", Kind::Ignored, "Has no effect"),
     field("safety_identifier", Kind::Ignored, "Has no effect"),
     field("prompt_cache_key", Kind::Ignored, "Has no effect: all prompts share the cache"),
+    field("prompt_cache_retention", Kind::Ignored, "Has no effect: the cache keeps what it has room for"),
     field("store", Kind::Only(|| json!(false)), "Nothing is stored"),
     field("use_beam_search", Kind::Only(|| json!(false)), "Not supported"),
     field("length_penalty", Kind::Only(|| json!(1.0)), "Not supported"),

@@ -61,16 +61,15 @@ impl Checked {
         let Value::Object(fields) = body else {
             return Err(ApiError::bad(format!("the body must be a JSON object, but is {}", kind_of(&body))));
         };
-        for (name, value) in &fields {
+        // Whatever null is of, it is not set.
+        for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
             let known = tables.iter().flat_map(|table| table.iter()).find(|field| field.name == name);
             let Some(field) = known else {
                 let name = shortened(name);
                 let message = format!("unknown parameter {name:?}: this server does not support it");
                 return Err(ApiError::param(name, message).code("unknown_parameter"));
             };
-            if !value.is_null() {
-                field.check(value)?;
-            }
+            field.check(value)?;
         }
         for name in required {
             if fields.get(*name).is_none_or(Value::is_null) {
@@ -267,7 +266,8 @@ mod tests {
 
     #[test]
     fn null_is_as_nothing_and_what_has_no_effect_may_be_anything() {
-        let checked = check(json!({"n": null, "user": {"a": 1}, "store": false, "t": 1})).unwrap();
+        let checked =
+            check(json!({"n": null, "user": {"a": 1}, "store": false, "t": 1, "frobnicate": null})).unwrap();
         assert_eq!((checked.count("n"), checked.number("t")), (None, Some(1.0)));
         let error = Checked::new(json!({"n": null}), &[TABLE], &["n"]).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("n"));

@@ -112,6 +112,12 @@ fn every_answer_has_a_request_id_the_clients_own_if_it_is_plain() {
         response.header("x-request-id").unwrap().to_owned()
     };
     assert_eq!(id("mine-1"), "mine-1");
-    assert!(id("has blanks").starts_with("req-") && id(&"x".repeat(65)).starts_with("req-"));
+    let is_new = |id: String| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    assert!(is_new(id("has blanks")) && is_new(id(&"x".repeat(65))));
+    let body = br#"{"prompt": "a", "max_tokens": 1}"#;
+    let headers = [("X-Request-Id", "mine-1"), ("Authorization", "Bearer Sesame-1")];
+    let headers = [&headers[..], &[("Content-Type", "application/json")]].concat();
+    let response = send(server.address, "POST", "/v1/completions", &headers, body);
+    assert_eq!(response.json()["id"], "cmpl-mine-1", "so has the answer's own id");
     assert!(send(server.address, "GET", "/nothing", &[], b"").header("x-request-id").is_some());
 }

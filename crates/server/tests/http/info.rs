@@ -118,6 +118,21 @@ fn status_tells_of_requests_and_never_what_they_say() {
 }
 
 #[test]
+fn pages_ask_at_addresses_without_the_key_that_their_own_may_have() {
+    let server = Harness::new(Default::default(), says_text);
+    for script in ["api", "app", "docs"] {
+        let text = get(server.address, &format!("/page/{script}.js")).text();
+        let asks = text.matches("fetch(").count();
+        assert_eq!(
+            text.matches("fetch(at(").count(),
+            asks,
+            "{script}: a browser refuses http://name:key@host"
+        );
+        assert!(!text.contains("baseURI") && !text.contains("location.href"), "{script}");
+    }
+}
+
+#[test]
 fn the_document_has_every_route_and_parameter_and_a_page() {
     let server = Harness::new(Default::default(), says_text);
     let document = get(server.address, "/openapi.json").json();

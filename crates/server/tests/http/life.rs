@@ -211,7 +211,8 @@ fn a_drain_finishes_what_runs_and_refuses_what_comes() {
     let refused = post(server.address, PATH, &json!({"prompt": "a"}));
     assert_eq!(refused.error(), (503, "shutting_down".into(), String::new()));
     assert_eq!(refused.header("connection"), Some("close"));
-    assert_eq!(get(server.address, "/health").status, 200);
+    let health = get(server.address, "/health");
+    assert_eq!((health.status, &health.json()["status"]), (200, &json!("live")));
     let last =
         Event::Token { id, token: ids(" b")[0], logprobs: None, end: Some(engine::FinishReason::Length) };
     server.tell(FromEngine::Events(vec![last]));

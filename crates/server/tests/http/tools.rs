@@ -229,6 +229,7 @@ fn what_cannot_be_held_to_is_refused_by_name_before_the_engine_sees_it() {
         (json!({"tool_choice": "sometimes"}), "tool_choice"),
         (json!({"tools": [tools()[0], tools()[0]]}), "tools"),
         (json!({"tools": [{"type": "function", "function": {"name": ""}}]}), "tools[0].function.name"),
+        (json!({"tools": [{"type": "function", "function": {"name": "a b"}}]}), "tools[0].function.name"),
     ] {
         let (status, _, found) = chat(fields.clone());
         assert_eq!((status, found.as_str()), (400, param), "{fields}");

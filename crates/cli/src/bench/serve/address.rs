@@ -61,6 +61,23 @@ impl Address {
         })
     }
 
+    /// That of a host and a port.
+    ///
+    /// # Errors
+    /// The host is neither a name nor an IP address.
+    pub fn of(host: &str, port: u16) -> Result<Self, CliError> {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let shown = if bare.contains(':') { format!("[{bare}]") } else { bare.to_owned() };
+        match Address::parse(&format!("http://{shown}:{port}")) {
+            Ok(address) if address.prefix.is_empty() && address.host == bare && address.port == port => {
+                Ok(address)
+            }
+            _ => Err(CliError::Usage(format!(
+                "--host {host} is neither a name nor an IP address; give one such as 127.0.0.1, or a URL as --base-url"
+            ))),
+        }
+    }
+
     /// The path of an endpoint such as `/v1/completions`. A base URL may end in the `/v1` that OpenAI's clients want there.
     pub fn path(&self, endpoint: &str) -> String {
         let prefix = match endpoint.starts_with("/v1/") {
@@ -109,6 +126,16 @@ mod tests {
                 (found.is_https, &*found.host, found.port, &*found.authority),
                 (is_https, host, port, authority)
             );
+        }
+    }
+
+    #[test]
+    fn a_host_and_a_port_are_an_address() {
+        let address = |host: &str| Address::of(host, 9).unwrap();
+        assert_eq!(address("localhost"), Address::parse("http://localhost:9").unwrap());
+        assert_eq!(address("::1"), address("[::1]"));
+        for host in ["", "http://a", "a/b", "me@a", "a b"] {
+            assert!(Address::of(host, 9).unwrap_err().to_string().contains("--base-url"), "{host}");
         }
     }
 

@@ -61,6 +61,12 @@ pub struct ServeArgs {
     /// Where the server is; a /v1 at the end may be there or not
     #[arg(long, env = "ANYSPLIT_BASE_URL", default_value = "http://127.0.0.1:8000", value_name = "URL")]
     base_url: String,
+    /// The server's host, in place of --base-url
+    #[arg(long, env = "ANYSPLIT_HOST", conflicts_with = "base_url", value_name = "HOST")]
+    host: Option<String>,
+    /// Its port, which is 8000 if only --host is given
+    #[arg(long, env = "ANYSPLIT_PORT", conflicts_with = "base_url", value_name = "PORT")]
+    port: Option<u16>,
     /// How requests are worded
     #[arg(
         long,
@@ -159,7 +165,7 @@ pub struct ServeArgs {
     /// Counts requests that took no longer than so many milliseconds: ttft:500 tpot:50 e2el:5000
     #[arg(long, env = "ANYSPLIT_GOODPUT", num_args = 1.., value_delimiter = ',', value_name = "KEY:MS", value_parser = Goal::parse)]
     goodput: Vec<Goal>,
-    /// Writes a file with the keys of vLLM's results
+    /// Writes a file with the keys of vLLM's results, and tells where
     #[arg(long, env = "ANYSPLIT_SAVE_RESULT", value_parser = yes_or_no())]
     save_result: bool,
     /// Results have each request's times, too
@@ -185,7 +191,10 @@ const OPENAI_API_KEY: &str = "OPENAI_API_KEY";
 const TOKENS_MAX: usize = 1 << 28;
 
 pub fn run(args: &ServeArgs) -> Result<(), CliError> {
-    let address = Address::parse(&args.base_url)?;
+    let address = match (&args.host, args.port) {
+        (None, None) => Address::parse(&args.base_url)?,
+        (host, port) => Address::of(host.as_deref().unwrap_or("127.0.0.1"), port.unwrap_or(8000))?,
+    };
     let wanted = args.num_prompts.saturating_add(args.num_warmups);
     let source = Source::of(args, wanted)?;
     let path = address.path(args.endpoint.as_deref().unwrap_or(args.endpoint_type.path()));
@@ -334,6 +343,7 @@ fn told(args: &ServeArgs, model: &str, run: &Run) -> Result<(), CliError> {
             job::say!("warning: {failed} of {count} requests failed; the first: {why}");
             Ok(())
         }
+        _ if count == 1 => Err(CliError::failed(format!("the request failed: {why}"))),
         _ => Err(CliError::failed(format!("all {count} requests failed; the first: {why}"))),
     }
 }
@@ -346,7 +356,9 @@ fn save(report: &Report) -> Result<(), CliError> {
     let file = report.args.result_dir.clone().unwrap_or_default().join(name);
     let saved = std::fs::create_dir_all(whole_file::directory(&file))
         .and_then(|()| whole_file::write(&file, |whole| writeln!(whole, "{}", report.json())));
-    saved.map_err(|e| CliError::failed(format!("cannot write {}: {e}", file.display())))
+    saved.map_err(|e| CliError::failed(format!("cannot write {}: {e}", file.display())))?;
+    job::say!("the result is in {}", file.display());
+    Ok(())
 }
 
 /// Of the first request that failed.
