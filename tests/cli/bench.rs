@@ -243,7 +243,7 @@ fn comm_refuses_what_it_cannot_measure() {
         ("-b 8K -e 4K", "--min-bytes 8192 is more than --max-bytes 4096"),
         ("-f 1", "--factor"),
         ("-n 0", "--iters"),
-        ("--tp 1", "2..=1024"),
+        ("--tp 1", "from 2 to 1024"),
         ("--op gather", "all_gather"),
         ("--backend pigeons", "shared"),
     ] {

@@ -99,6 +99,8 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     }
     let (told, usage) = text.split_once("\n\nUsage:").unwrap_or((&text, ""));
     let told = told.split("\n\nFor more information").next().unwrap_or(told);
+    // Nobody means a flag as a value.
+    let told = told.split("\n\n  tip: to pass").next().unwrap_or(told);
     let hint = match error.kind() {
         ErrorKind::UnknownArgument if is_unquoted(error, usage) => {
             "; a text of several words needs \"quotes\" around it"

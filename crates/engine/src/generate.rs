@@ -208,7 +208,7 @@ impl Engine {
         check_tokens(self.config(), prompt)?;
         if prompt.len() + to_come > self.max_model_len {
             return Err(EngineError::Request(format!(
-                "the prompt has {} tokens, which leaves no room: a sequence has at most {}, {}",
+                "the prompt has {} tokens, which leaves no room: a sequence has at most {} positions, {}",
                 prompt.len(),
                 self.max_model_len,
                 match self.max_model_len < self.full_model_len() {
