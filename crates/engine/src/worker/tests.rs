@@ -226,9 +226,10 @@ fn rows_that_only_sample_need_no_more_exchanges_than_ever() {
     let edits = [LogitEdit::Divide { row: 0, by: 0.9 }];
     let choice = Choice { top_k: 9, ..sampled(0.5) };
     assert_eq!(calls(&edits, &[Ask::Sample { choice, logprobs: None }; 3]), plain);
-    assert_eq!(calls(&edits, &[Ask::Sample { choice, logprobs: Some(0) }; 3]), plain + 3);
-    assert_eq!(calls(&edits, &[Ask::Sample { choice, logprobs: Some(2) }; 3]), plain + 4);
-    assert_eq!(calls(&[], &[Ask::Score { target: 7, top: 0 }; 3]), plain);
+    // Log-probabilities come with a rank, for which one exchange counts.
+    assert_eq!(calls(&edits, &[Ask::Sample { choice, logprobs: Some(0) }; 3]), plain + 4);
+    assert_eq!(calls(&edits, &[Ask::Sample { choice, logprobs: Some(2) }; 3]), plain + 5);
+    assert_eq!(calls(&[], &[Ask::Score { target: 7, top: 0 }; 3]), plain + 1);
 }
 
 #[test]
