@@ -484,6 +484,6 @@ fn a_small_cache_holds_as_long_a_prompt_for_a_pipeline_as_for_one_stage_and_says
         assert_same("llama", &got, &want, &[]);
         let long = GenerateRequest { prompt: vec![1; 960], ..request.clone() };
         let error = engine.submit(9, long).unwrap_err().to_string();
-        assert!(error.contains("at most 960, for which the KV cache has room"), "{error}");
+        assert!(error.contains("at most 960 positions, for which the KV cache has room"), "{error}");
     }
 }
