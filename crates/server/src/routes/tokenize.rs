@@ -41,6 +41,10 @@ pub async fn tokenize(State(app): State<Shared>, request: Request) -> Result<Res
         let tokenizer = app.tokenizer("prompt")?;
         let ids = match (fields.text("prompt"), fields.get("messages")) {
             (Some(text), None) => {
+                if let Some(field) = CONVERSATION.iter().find(|field| fields.get(field.name).is_some()) {
+                    let message = format!("{} belongs to messages, but prompt was given", field.name);
+                    return Err(ApiError::param(field.name, message));
+                }
                 let add_special = fields.flag("add_special_tokens").unwrap_or(true);
                 prompt::encode(app, max_model_len, text, add_special, "prompt")?
             }

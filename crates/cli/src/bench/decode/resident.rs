@@ -101,9 +101,13 @@ fn kilobytes(text: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    /// What is measured is the whole process: one test at a time, as far as they are these.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     fn can_be_set_back() -> bool {
         let can = fs::write("/proc/self/clear_refs", "5").is_ok();
@@ -118,6 +122,7 @@ mod tests {
         if !can_be_set_back() {
             return;
         }
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let page = |mib: u64| vec![1u8; (mib * MIB) as usize];
         let baseline = Rc::new(Baseline::default());
         let (mut first, mut second) = (Resident::new(baseline.clone()), Resident::new(baseline));
@@ -133,6 +138,7 @@ mod tests {
         if !can_be_set_back() {
             return;
         }
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let baseline = Rc::new(Baseline::now());
         let read = || {
             (0..PAGES.len()).step_by(4096).map(|at| u64::from(std::hint::black_box(&PAGES)[at])).sum::<u64>()
