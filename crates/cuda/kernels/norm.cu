@@ -1,0 +1,103 @@
+// Norms of rows and of heads, and the residual add before them (NUMERICS.md, rule 5).
+//
+// Limited by latency: a row's sum is 16 chains of n / 16 additions, 256 of them for 4,096 columns, about a microsecond; what
+// is read and written is a few kilobytes per row and comes from the second cache. One block per row: all its threads bring the
+// row into shared memory, one half of a warp adds it up.
+
+// A row of `cols` numbers that all threads of the block put into `row`; gives 1 / root(mean square + eps) of it to all.
+DEVICE float inverse_root(const float *row, u32 cols, float eps) {
+  SHARED float result;
+  sync_block();
+  if (thread() < 32) {
+    u32 lane = thread() % 16;
+    float sum = 0.0f;
+    for (u32 i = lane; i < cols; i += 16) sum = fused(row[i], row[i], sum);
+    sum = sum_by_halves(sum);
+    if (thread() == 0) result = 1.0f / root(sum / float(cols) + eps);
+  }
+  sync_block();
+  return result;
+}
+
+// The mean of a row, likewise.
+DEVICE float mean_of(const float *row, u32 cols) {
+  SHARED float result;
+  sync_block();
+  if (thread() < 32) {
+    u32 lane = thread() % 16;
+    float sum = 0.0f;
+    for (u32 i = lane; i < cols; i += 16) sum += row[i];
+    sum = sum_by_halves(sum);
+    if (thread() == 0) result = sum / float(cols);
+  }
+  sync_block();
+  return result;
+}
+
+// How a norm is told: of which kind (0 RMS, 1 layer), and its numbers.
+struct Norm {
+  const float *weight, *bias;
+  u32 is_layer;
+  float offset, eps;
+};
+
+// Norms `row` in place, in shared memory.
+DEVICE void norm_row(float *row, u32 cols, Norm norm) {
+  if (norm.is_layer) {
+    float mean = mean_of(row, cols);
+    for (u32 i = thread(); i < cols; i += threads()) row[i] -= mean;
+  }
+  float r = inverse_root(row, cols, norm.eps);
+  for (u32 i = thread(); i < cols; i += threads()) {
+    if (norm.is_layer)
+      row[i] = fused(row[i] * r, norm.weight[i], norm.bias ? norm.bias[i] : 0.0f);
+    else
+      row[i] = row[i] * r * (norm.weight[i] + norm.offset);
+  }
+  sync_block();
+}
+
+// y = norm(x), or with `residual` x += residual and y = norm(x), or with `post` x += post(residual).
+// x [blocks, cols], residual [blocks, cols], y [blocks, cols]
+KERNEL(norm_rows)
+(float *x, const float *residual, float *y, u32 cols, const float *weight, const float *bias, u32 is_layer, float offset,
+ float eps, const float *post_weight, const float *post_bias, u32 post_is_layer, float post_offset, float post_eps) {
+  DYNAMIC_SHARED(float, row);
+  u64 at = u64(block_x()) * cols;
+  if (residual) {
+    for (u32 i = thread(); i < cols; i += threads()) row[i] = residual[at + i];
+    if (post_weight) norm_row(row, cols, Norm{post_weight, post_bias, post_is_layer, post_offset, post_eps});
+    // Each thread goes on with what it wrote itself.
+    for (u32 i = thread(); i < cols; i += threads()) x[at + i] = row[i] = x[at + i] + row[i];
+  } else {
+    for (u32 i = thread(); i < cols; i += threads()) row[i] = x[at + i];
+  }
+  norm_row(row, cols, Norm{weight, bias, is_layer, offset, eps});
+  for (u32 i = thread(); i < cols; i += threads()) y[at + i] = row[i];
+}
+EXPORT(norm_rows)
+
+// Norms each head of each row, in place. One warp per head: x [rows, stride], heads from column `first` on.
+KERNEL(norm_heads)
+(float *x, u32 rows, u32 stride, u32 first, u32 heads, u32 head_dim, const float *weight, u32 is_layer, float offset,
+ float eps) {
+  u32 lane = thread() % 32, warp = block_x() * (threads() / 32) + thread() / 32;
+  // Whole warps, which alone meet in what follows.
+  if (warp >= rows * heads) return;
+  float *head = x + u64(warp / heads) * stride + first + (warp % heads) * head_dim;
+  if (is_layer) {
+    float sum = 0.0f;
+    for (u32 i = lane % 16; i < head_dim; i += 16) sum += head[i];
+    float mean = sum_by_halves(sum) / float(head_dim);
+    sync_warp();
+    for (u32 i = lane; i < head_dim; i += 32) head[i] -= mean;
+    sync_warp();
+  }
+  float sum = 0.0f;
+  for (u32 i = lane % 16; i < head_dim; i += 16) sum = fused(head[i], head[i], sum);
+  float r = 1.0f / root(sum_by_halves(sum) / float(head_dim) + eps);
+  sync_warp();
+  for (u32 i = lane; i < head_dim; i += 32)
+    head[i] = is_layer ? fused(head[i] * r, weight[i], 0.0f) : head[i] * r * (weight[i] + offset);
+}
+EXPORT(norm_heads)

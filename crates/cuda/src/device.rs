@@ -1,0 +1,273 @@
+//! The operations of [`tensor::Device`] on a GPU. They enqueue; what goes wrong surfaces where results are read.
+
+use std::ops::Range;
+
+use ::tensor::{
+    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, HeadSpan, KvSpec, LogitEdit, MatrixSource,
+    NormSpec, Program, RopeSpec, RouterSpec, RowNorm, SequenceSpan, StepMeta, WeightSpec,
+};
+
+use crate::driver::{Driver, Fault};
+use crate::memory::{Block, Memory};
+use crate::rows;
+use crate::tensor::{CudaTensor, Queue};
+
+/// One rank's GPU, or its part of one.
+pub struct CudaDevice {
+    queue: Queue,
+}
+
+/// A step's positions and block tables.
+pub struct CudaStep {
+    /// On the GPU, one per row.
+    positions: Block,
+    rows: usize,
+    sequences: Vec<SequenceSpan>,
+}
+
+impl CudaDevice {
+    /// A device of what a driver drives.
+    pub fn new(driver: Box<dyn Driver>) -> Self {
+        CudaDevice { queue: Queue(Memory::new(driver)) }
+    }
+
+    fn error(&self, fault: Fault) -> DeviceError {
+        DeviceError { device: self.name(), message: fault.0 }
+    }
+}
+
+impl Device for CudaDevice {
+    type Tensor = CudaTensor;
+    type Weight = ();
+    type Kv = ();
+    type Step = CudaStep;
+    type Routing = ();
+    type Assignment = ();
+
+    fn name(&self) -> String {
+        "cuda".into()
+    }
+
+    fn upload(&self, data: &[f32], rows: usize, cols: usize) -> CudaTensor {
+        assert_eq!(data.len(), rows * cols, "upload of [{rows}, {cols}]");
+        let x = self.queue.tensor(rows, cols);
+        self.queue.write(x.at(), &data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
+        x
+    }
+
+    fn alloc(&self, rows: usize, cols: usize) -> CudaTensor {
+        self.queue.tensor(rows, cols)
+    }
+
+    fn download(&self, x: &CudaTensor) -> Result<Vec<f32>, DeviceError> {
+        self.queue.read(x.at(), x.len()).map_err(|fault| self.error(fault))
+    }
+
+    fn shape(&self, x: &CudaTensor) -> [usize; 2] {
+        [x.rows, x.cols]
+    }
+
+    fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) {
+        todo!()
+    }
+
+    fn weight_shape(&self, w: &()) -> [usize; 2] {
+        todo!()
+    }
+
+    fn packed_bytes(&self, w: &()) -> usize {
+        todo!()
+    }
+
+    fn alloc_kv(&self, spec: KvSpec) {
+        todo!()
+    }
+
+    fn begin(&self, meta: &StepMeta) -> CudaStep {
+        let positions = self.queue.numbers(meta.positions());
+        CudaStep { positions, rows: meta.num_rows(), sequences: meta.sequences.clone() }
+    }
+
+    fn linear(&self, x: &CudaTensor, w: &(), bias: Option<&CudaTensor>) -> CudaTensor {
+        todo!()
+    }
+
+    fn linear_tree(&self, x: &CudaTensor, w: &(), program: &Program) -> CudaTensor {
+        todo!()
+    }
+
+    fn embed(&self, w: &(), rows: &[u32]) -> CudaTensor {
+        todo!()
+    }
+
+    fn gather_rows(&self, x: &CudaTensor, rows: &[u32]) -> CudaTensor {
+        rows::gather_rows(&self.queue, x, rows)
+    }
+
+    fn gather_cols(&self, x: &CudaTensor, cols: Range<usize>) -> CudaTensor {
+        rows::gather_cols(&self.queue, x, cols)
+    }
+
+    fn regroup(&self, x: &CudaTensor, rows: usize, columns: &[(u32, u32)]) -> Result<CudaTensor, DeviceError> {
+        Ok(rows::regroup(&self.queue, x, rows, columns))
+    }
+
+    fn norm(
+        &self,
+        x: &CudaTensor,
+        weight: &CudaTensor,
+        bias: Option<&CudaTensor>,
+        spec: NormSpec,
+    ) -> CudaTensor {
+        rows::add_norm(&self.queue, x, None, None, RowNorm { weight, bias, spec })
+    }
+
+    fn add_norm(
+        &self,
+        x: &mut CudaTensor,
+        y: &CudaTensor,
+        post: Option<RowNorm<'_, CudaTensor>>,
+        norm: RowNorm<'_, CudaTensor>,
+    ) -> CudaTensor {
+        rows::add_norm(&self.queue, x, Some(y), post, norm)
+    }
+
+    fn head_norm(&self, x: &mut CudaTensor, span: HeadSpan, weight: &CudaTensor, spec: NormSpec) {
+        rows::head_norm(&self.queue, x, span, weight, spec);
+    }
+
+    fn rope_table(&self, step: &CudaStep, rope: &RopeSpec) -> CudaTensor {
+        rows::rope_table(&self.queue, step.positions.at, step.rows, rope)
+    }
+
+    fn rope(&self, x: &mut CudaTensor, span: HeadSpan, table: &CudaTensor) {
+        rows::rope(&self.queue, x, span, table);
+    }
+
+    fn gated(&self, x: &CudaTensor, activation: Activation) -> CudaTensor {
+        rows::gated(&self.queue, x, activation)
+    }
+
+    fn activate(&self, x: &mut CudaTensor, activation: Activation) {
+        rows::activate(&self.queue, x, activation);
+    }
+
+    fn add(&self, x: &mut CudaTensor, y: &CudaTensor) {
+        rows::add(&self.queue, x, y);
+    }
+
+    fn scale(&self, x: &mut CudaTensor, by: f32) {
+        rows::scale(&self.queue, x, by);
+    }
+
+    fn softcap(&self, x: &mut CudaTensor, cap: f32) {
+        rows::softcap(&self.queue, x, cap);
+    }
+
+    fn store_kv(&self, kv: &mut (), qkv: &CudaTensor, step: &CudaStep, spec: &AttentionSpec) {
+        todo!()
+    }
+
+    fn copy_kv(&self, kv: &mut (), pairs: &[(u32, u32)]) {
+        todo!()
+    }
+
+    fn attention(&self, qkv: &CudaTensor, kv: &(), step: &CudaStep, spec: &AttentionSpec) -> CudaTensor {
+        todo!()
+    }
+
+    fn attention_segments(
+        &self,
+        q: &CudaTensor,
+        kv: &(),
+        step: &CudaStep,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+    ) -> CudaTensor {
+        todo!()
+    }
+
+    fn merge_segments(
+        &self,
+        parts: &CudaTensor,
+        owners: usize,
+        step: &CudaStep,
+        spec: &AttentionSpec,
+        rows: Range<usize>,
+        out: &mut CudaTensor,
+    ) {
+        todo!()
+    }
+
+    fn route(&self, logits: &CudaTensor, spec: RouterSpec) {
+        todo!()
+    }
+
+    fn routing_to_host(&self, routing: &()) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
+        todo!()
+    }
+
+    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) {
+        todo!()
+    }
+
+    fn assign(&self, routing: &(), experts: Range<usize>) {
+        todo!()
+    }
+
+    fn grouped_linear(&self, x: &CudaTensor, assignment: &(), weights: &[()]) -> CudaTensor {
+        todo!()
+    }
+
+    fn grouped_linear_tree(
+        &self,
+        x: &CudaTensor,
+        assignment: &(),
+        weights: &[()],
+        program: &Program,
+    ) -> CudaTensor {
+        todo!()
+    }
+
+    fn combine(&self, y: &CudaTensor, assignment: &(), program: &Program) -> CudaTensor {
+        todo!()
+    }
+
+    fn edit_logits(&self, logits: &mut CudaTensor, edits: &[LogitEdit]) {
+        todo!()
+    }
+
+    fn row_max(&self, logits: &CudaTensor) -> Result<Vec<f32>, DeviceError> {
+        todo!()
+    }
+
+    fn exp_sums(
+        &self,
+        logits: &CudaTensor,
+        max: &[f32],
+        program: &Program,
+    ) -> Result<Vec<f32>, DeviceError> {
+        todo!()
+    }
+
+    fn top_k(
+        &self,
+        logits: &CudaTensor,
+        skip: usize,
+        k: usize,
+    ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
+        todo!()
+    }
+
+    fn pick(&self, logits: &CudaTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
+        todo!()
+    }
+
+    fn count_before(&self, logits: &CudaTensor, places: &[(f32, usize)]) -> Result<Vec<u32>, DeviceError> {
+        todo!()
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        DeviceMemory { activations: self.queue.0.most() as u64, scratch: 0 }
+    }
+}

@@ -1,0 +1,116 @@
+//! A GPU's memory, kept for the next tensor of about the same size: all work is in one queue, so what is dropped can be written
+//! anew by the next kernel. After the first steps nothing is asked of the driver, and the same steps get the same addresses.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::driver::{Address, Driver, Fault};
+
+/// Sizes are rounded up to one of these per power of two.
+const SIZES_PER_DOUBLING: usize = 8;
+const LEAST: usize = 256;
+
+/// The memory of one device.
+pub(crate) struct Memory {
+    pub driver: Box<dyn Driver>,
+    /// What nobody uses, by size.
+    free: RefCell<BTreeMap<usize, Vec<Address>>>,
+    in_use: Cell<usize>,
+    most: Cell<usize>,
+    /// The first thing that went wrong since it was last asked for.
+    fault: RefCell<Option<Fault>>,
+}
+
+/// Some of it.
+pub(crate) struct Block {
+    memory: Rc<Memory>,
+    pub at: Address,
+    bytes: usize,
+}
+
+impl Memory {
+    pub fn new(driver: Box<dyn Driver>) -> Rc<Self> {
+        Rc::new(Memory {
+            driver,
+            free: RefCell::default(),
+            in_use: Cell::new(0),
+            most: Cell::new(0),
+            fault: RefCell::default(),
+        })
+    }
+
+    /// At least so many bytes of unspecified content. If there are none that are free, all that nobody uses is given back
+    /// first; if that doesn't help, the fault is kept and the block has no memory.
+    pub fn block(self: &Rc<Self>, bytes: usize) -> Block {
+        let bytes = rounded(bytes);
+        let kept = self.free.borrow_mut().get_mut(&bytes).and_then(Vec::pop);
+        let at = kept.or_else(|| match self.driver.alloc(bytes) {
+            Ok(at) => Some(at),
+            Err(_) => {
+                self.give_back();
+                self.note(self.driver.alloc(bytes))
+            }
+        });
+        self.in_use.set(self.in_use.get() + bytes);
+        self.most.set(self.most.get().max(self.in_use.get()));
+        Block { memory: self.clone(), at: at.unwrap_or(0), bytes }
+    }
+
+    /// Keeps what went wrong until it is asked for; of several faults the first.
+    pub fn note<T>(&self, result: Result<T, Fault>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(fault) => {
+                self.fault.borrow_mut().get_or_insert(fault);
+                None
+            }
+        }
+    }
+
+    /// What went wrong since the last call, if anything did.
+    pub fn take_fault(&self) -> Result<(), Fault> {
+        match self.fault.borrow_mut().take() {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether nothing has gone wrong: else nothing more is asked of the driver.
+    pub fn is_sound(&self) -> bool {
+        self.fault.borrow().is_none()
+    }
+
+    /// The most bytes that were in use at a time.
+    pub fn most(&self) -> usize {
+        self.most.get()
+    }
+
+    fn give_back(&self) {
+        for (_, blocks) in std::mem::take(&mut *self.free.borrow_mut()) {
+            blocks.into_iter().for_each(|at| self.driver.free(at));
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.memory.in_use.set(self.memory.in_use.get() - self.bytes);
+        if self.at != 0 {
+            self.memory.free.borrow_mut().entry(self.bytes).or_default().push(self.at);
+        }
+    }
+}
+
+/// The size that a request gets.
+fn rounded(bytes: usize) -> usize {
+    let bytes = bytes.max(LEAST);
+    let step = (bytes.next_power_of_two() / 2 / SIZES_PER_DOUBLING).max(LEAST);
+    bytes.next_multiple_of(step)
+}

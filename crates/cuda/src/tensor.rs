@@ -1,0 +1,116 @@
+//! What lies in a GPU's memory.
+
+use std::rc::Rc;
+
+use crate::driver::{Address, Arguments, Fault, Grid, Kernel};
+use crate::memory::{Block, Memory};
+
+/// A row-major matrix of f32.
+pub struct CudaTensor {
+    block: Block,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl CudaTensor {
+    pub(crate) fn at(&self) -> Address {
+        self.block.at
+    }
+
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Where the elements of a matrix of one row lie.
+    pub(crate) fn vector(&self) -> Address {
+        assert_eq!(self.rows, 1, "a vector is a matrix of one row");
+        self.at()
+    }
+}
+
+/// How operations reach the GPU: its memory and its queue. What goes wrong is kept until results are read; from then on nothing
+/// is launched.
+#[derive(Clone)]
+pub(crate) struct Queue(pub Rc<Memory>);
+
+/// Threads of a block where each element is worked on for itself.
+const THREADS: usize = 256;
+
+impl Queue {
+    pub fn tensor(&self, rows: usize, cols: usize) -> CudaTensor {
+        CudaTensor { block: self.0.block(4 * rows * cols), rows, cols }
+    }
+
+    /// Memory of `bytes`.
+    pub fn block(&self, bytes: usize) -> Block {
+        self.0.block(bytes)
+    }
+
+    /// Bytes of the host, in memory of the GPU.
+    pub fn uploaded(&self, bytes: &[u8]) -> Block {
+        let block = self.0.block(bytes.len());
+        self.write(block.at, bytes);
+        block
+    }
+
+    /// Numbers of the host, in memory of the GPU.
+    pub fn numbers(&self, numbers: impl IntoIterator<Item = u32>) -> Block {
+        self.uploaded(&numbers.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<_>>())
+    }
+
+    pub fn write(&self, to: Address, bytes: &[u8]) {
+        if self.0.is_sound() && !bytes.is_empty() {
+            self.0.note(self.0.driver.write(to, bytes));
+        }
+    }
+
+    /// Numbers from the GPU, behind all work.
+    ///
+    /// # Errors
+    /// Whatever went wrong since the last call.
+    pub fn read(&self, from: Address, count: usize) -> Result<Vec<f32>, Fault> {
+        let mut bytes = vec![0; 4 * count];
+        self.0.take_fault()?;
+        self.0.driver.read(from, &mut bytes)?;
+        let number = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().expect("four bytes each"));
+        Ok(bytes.chunks_exact(4).map(number).collect())
+    }
+
+    pub fn copy(&self, from: Address, to: Address, bytes: usize) {
+        if self.0.is_sound() && bytes > 0 {
+            self.0.note(self.0.driver.copy(from, to, bytes));
+        }
+    }
+
+    /// Runs a kernel, unless it has no blocks.
+    pub fn launch(&self, kernel: Kernel, grid: Grid, arguments: Arguments) {
+        if self.0.is_sound() && !grid.blocks.contains(&0) {
+            self.0.note(self.0.driver.launch(kernel, grid, &arguments));
+        }
+    }
+
+    /// A grid of about a thread per element, for kernels whose threads go on with other elements.
+    pub fn over_elements(&self, count: usize) -> Grid {
+        let most = 8 * self.0.driver.multiprocessors();
+        Grid::flat(count.div_ceil(THREADS).min(most), THREADS)
+    }
+
+    /// A grid of a thread per element, for kernels whose threads work on one.
+    pub fn over_each(&self, count: usize) -> Grid {
+        Grid::flat(count.div_ceil(THREADS), THREADS)
+    }
+}
+
+impl Grid {
+    /// Blocks along one axis, without shared memory.
+    pub fn flat(blocks: usize, threads: usize) -> Self {
+        let blocks = u32::try_from(blocks).expect("a grid has fewer than 2^32 blocks");
+        Grid { blocks: [blocks, 1, 1], threads: threads as u32, shared: 0 }
+    }
+
+    /// With bytes of shared memory.
+    pub fn with_shared(self, bytes: usize) -> Self {
+        Grid { shared: u32::try_from(bytes).expect("shared memory is some kilobytes"), ..self }
+    }
+}

@@ -1,0 +1,139 @@
+//! Kernels without a GPU: all of them compiled as C++ for this machine, and a driver that runs them at once in host memory.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use cuda::{Address, Arguments, Driver, Fault, Grid, Kernel, kernels};
+use libloading::Library;
+
+type Run = unsafe extern "C" fn(*const u32, u32, u32, *const *const c_void, u32);
+
+/// The kernels of this machine, compiled once per process. `None` where there is no C++ compiler.
+fn library() -> Option<&'static Library> {
+    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+    LIBRARY.get_or_init(compile).as_ref()
+}
+
+fn compile() -> Option<Library> {
+    let folder = tempfile::tempdir().expect("a folder for the kernels");
+    let path = |name: &str| -> PathBuf { folder.path().join(name) };
+    std::fs::write(path("kernels.cpp"), kernels::emulated()).expect("the kernels' source");
+    let compiler = std::env::var("CXX").unwrap_or("c++".into());
+    let output = Command::new(compiler)
+        .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-mfma", "-mf16c", "-U_FORTIFY_SOURCE", "-Wall"])
+        .args(["-Wno-unused-function", "-o"])
+        .args([path("kernels.so"), path("kernels.cpp")])
+        .output()
+        .ok()?;
+    assert!(output.status.success(), "the kernels don't compile:\n{}", String::from_utf8_lossy(&output.stderr));
+    // SAFETY: the library has no initialisers; it was made just now of our own sources.
+    Some(unsafe { Library::new(path("kernels.so")) }.expect("the kernels can be loaded"))
+}
+
+/// Memory of the host, and kernels that run when they are launched.
+pub struct Emulated {
+    library: &'static Library,
+    /// In which order the threads of a block take turns.
+    turn: Cell<u32>,
+    sizes: RefCell<HashMap<Address, usize>>,
+}
+
+impl Emulated {
+    /// `None`, and a word about it, where there is no C++ compiler.
+    pub fn new(turn: u32) -> Option<Self> {
+        let library = library();
+        if library.is_none() {
+            eprintln!("skipped: no C++ compiler, so no kernel can be emulated");
+        }
+        Some(Emulated { library: library?, turn: Cell::new(turn), sizes: RefCell::default() })
+    }
+
+    fn layout(bytes: usize) -> Layout {
+        Layout::from_size_align(bytes, 256).expect("a size")
+    }
+
+    /// The bytes from an address on must be of one allocation.
+    fn check(&self, at: Address, bytes: usize) {
+        let fits = |(&start, &size): (&Address, &usize)| start <= at && at + bytes as u64 <= start + size as u64;
+        assert!(self.sizes.borrow().iter().any(fits), "{bytes} bytes at {at:#x} are not the device's");
+    }
+}
+
+impl Driver for Emulated {
+    fn name(&self) -> String {
+        "emulated".into()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        2
+    }
+
+    fn shared_bytes(&self) -> usize {
+        227 << 10
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
+        // SAFETY: the size is not 0.
+        let at = unsafe { alloc(Self::layout(bytes)) };
+        assert!(!at.is_null(), "no memory");
+        // SAFETY: these bytes were allocated just now. NaN is what nobody must rely on.
+        unsafe { at.write_bytes(0xff, bytes) };
+        self.sizes.borrow_mut().insert(at as Address, bytes);
+        Ok(at as Address)
+    }
+
+    fn free(&self, at: Address) {
+        let bytes = self.sizes.borrow_mut().remove(&at).expect("what is freed was allocated");
+        // SAFETY: it was allocated with this layout and is freed once.
+        unsafe { dealloc(at as *mut u8, Self::layout(bytes)) };
+    }
+
+    fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
+        self.check(to, bytes.len());
+        // SAFETY: checked.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault> {
+        self.check(from, bytes.len());
+        // SAFETY: checked.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
+        self.check(from, bytes);
+        self.check(to, bytes);
+        // SAFETY: checked.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault> {
+        assert!(kernels::for_gpu(kernel.file).is_some(), "no file of kernels is called {}", kernel.file);
+        let symbol = format!("emulate_{}", kernel.name);
+        // SAFETY: this is the signature of what EXPORT makes.
+        let run = unsafe { self.library.get::<Run>(symbol.as_bytes()) }.expect("the kernel is exported");
+        let pointers: Vec<*const c_void> =
+            arguments.slots().iter().map(|slot| slot as *const u64 as *const c_void).collect();
+        // SAFETY: the arguments are as many as the kernel takes, and each slot has all the bytes that any type takes. What
+        // they point to is the device's.
+        unsafe { run(grid.blocks.as_ptr(), grid.threads, grid.shared, pointers.as_ptr(), self.turn.get()) };
+        Ok(())
+    }
+}
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        for (at, bytes) in std::mem::take(&mut *self.sizes.borrow_mut()) {
+            // SAFETY: it was allocated with this layout and not freed.
+            unsafe { dealloc(at as *mut u8, Self::layout(bytes)) };
+        }
+    }
+}
