@@ -18,6 +18,7 @@
 #include <vector>
 
 #define DEVICE static inline
+#define DEVICE_IN static inline
 #define KERNEL(name) static void name
 #define KERNEL_OF(threads, name) static void name
 #define EXPORT(name)                                                                                                   \
@@ -261,6 +262,23 @@ DEVICE float widen_bfloat(u16 x) { return float_of(u32(x) << 16); }
 DEVICE float widen_half(u16 x) { return half_to_float(x); }
 DEVICE void mma_bfloat(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { emulated_mma<widen_bfloat>(d, a, b); }
 DEVICE void mma_half(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { emulated_mma<widen_half>(d, a, b); }
+
+DEVICE void mma_bytes(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  Fragments own;
+  memcpy(own.a, a, sizeof own.a);
+  memcpy(own.b, b, sizeof own.b);
+  const u8(*left)[64] = emulated::meet_lanes(own);
+  u32 lane = thread() % emulated::WARP, g = lane / 4, t = lane % 4;
+  for (u32 i = 0; i < 4; i++) {
+    u32 row = g + i / 2 * 8, col = 2 * t + i % 2;
+    for (u32 k = 0; k < 32; k++) {
+      u32 of = k % 16 / 4, half = k / 16, shift = k % 4 * 8;
+      i8 x = i8(lane_value<Fragments>(left, row % 8 * 4 + of).a[row / 8 + 2 * half] >> shift);
+      i8 y = i8(lane_value<Fragments>(left, col * 4 + of).b[half] >> shift);
+      d[i] += int(x) * int(y);
+    }
+  }
+}
 
 struct Vec2 { u32 x, y; };
 struct alignas(16) Vec4 { u32 x, y, z, w; };

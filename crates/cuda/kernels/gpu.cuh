@@ -2,6 +2,8 @@
 // a processor. No header of the toolkit is included, so that NVRTC alone compiles this.
 
 #define DEVICE __device__ __forceinline__
+// Within a struct.
+#define DEVICE_IN static __device__ __forceinline__
 // A kernel: KERNEL(name)(arguments) { … }, and EXPORT(name) behind it.
 #define KERNEL(name) extern "C" __global__ void name
 // One whose blocks have at most so many threads.
@@ -85,6 +87,15 @@ DEVICE void mma_half(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                "{%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same of bytes with signs, a [16, 32], b [32, 8], four numbers per register: a is rows g, g + 8, g, g + 8 and columns 4 t
+// (twice), 4 t + 16 (twice); b is rows 4 t, 4 t + 16 of column g. Exact.
+DEVICE void mma_bytes(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 

@@ -8,6 +8,7 @@ use ::tensor::{
 };
 
 use crate::driver::{Driver, Fault};
+use crate::linear::{self, CudaWeight};
 use crate::memory::{Block, Memory};
 use crate::rows;
 use crate::tensor::{CudaTensor, Queue};
@@ -38,7 +39,7 @@ impl CudaDevice {
 
 impl Device for CudaDevice {
     type Tensor = CudaTensor;
-    type Weight = ();
+    type Weight = CudaWeight;
     type Kv = ();
     type Step = CudaStep;
     type Routing = ();
@@ -67,16 +68,16 @@ impl Device for CudaDevice {
         [x.rows, x.cols]
     }
 
-    fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) {
-        todo!()
+    fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> CudaWeight {
+        CudaWeight::pack(&self.queue, source, spec)
     }
 
-    fn weight_shape(&self, w: &()) -> [usize; 2] {
-        todo!()
+    fn weight_shape(&self, w: &CudaWeight) -> [usize; 2] {
+        [w.n, w.k]
     }
 
-    fn packed_bytes(&self, w: &()) -> usize {
-        todo!()
+    fn packed_bytes(&self, w: &CudaWeight) -> usize {
+        w.bytes()
     }
 
     fn alloc_kv(&self, spec: KvSpec) {
@@ -88,16 +89,16 @@ impl Device for CudaDevice {
         CudaStep { positions, rows: meta.num_rows(), sequences: meta.sequences.clone() }
     }
 
-    fn linear(&self, x: &CudaTensor, w: &(), bias: Option<&CudaTensor>) -> CudaTensor {
-        todo!()
+    fn linear(&self, x: &CudaTensor, w: &CudaWeight, bias: Option<&CudaTensor>) -> CudaTensor {
+        linear::linear(&self.queue, x, w, None, bias)
     }
 
-    fn linear_tree(&self, x: &CudaTensor, w: &(), program: &Program) -> CudaTensor {
-        todo!()
+    fn linear_tree(&self, x: &CudaTensor, w: &CudaWeight, program: &Program) -> CudaTensor {
+        linear::linear(&self.queue, x, w, Some(program), None)
     }
 
-    fn embed(&self, w: &(), rows: &[u32]) -> CudaTensor {
-        todo!()
+    fn embed(&self, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
+        linear::embed(&self.queue, w, rows)
     }
 
     fn gather_rows(&self, x: &CudaTensor, rows: &[u32]) -> CudaTensor {
@@ -108,7 +109,12 @@ impl Device for CudaDevice {
         rows::gather_cols(&self.queue, x, cols)
     }
 
-    fn regroup(&self, x: &CudaTensor, rows: usize, columns: &[(u32, u32)]) -> Result<CudaTensor, DeviceError> {
+    fn regroup(
+        &self,
+        x: &CudaTensor,
+        rows: usize,
+        columns: &[(u32, u32)],
+    ) -> Result<CudaTensor, DeviceError> {
         Ok(rows::regroup(&self.queue, x, rows, columns))
     }
 
@@ -215,7 +221,7 @@ impl Device for CudaDevice {
         todo!()
     }
 
-    fn grouped_linear(&self, x: &CudaTensor, assignment: &(), weights: &[()]) -> CudaTensor {
+    fn grouped_linear(&self, x: &CudaTensor, assignment: &(), weights: &[CudaWeight]) -> CudaTensor {
         todo!()
     }
 
@@ -223,7 +229,7 @@ impl Device for CudaDevice {
         &self,
         x: &CudaTensor,
         assignment: &(),
-        weights: &[()],
+        weights: &[CudaWeight],
         program: &Program,
     ) -> CudaTensor {
         todo!()
@@ -241,21 +247,11 @@ impl Device for CudaDevice {
         todo!()
     }
 
-    fn exp_sums(
-        &self,
-        logits: &CudaTensor,
-        max: &[f32],
-        program: &Program,
-    ) -> Result<Vec<f32>, DeviceError> {
+    fn exp_sums(&self, logits: &CudaTensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError> {
         todo!()
     }
 
-    fn top_k(
-        &self,
-        logits: &CudaTensor,
-        skip: usize,
-        k: usize,
-    ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
+    fn top_k(&self, logits: &CudaTensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
         todo!()
     }
 

@@ -9,6 +9,10 @@ const MATH: &str = include_str!("../kernels/math.cuh");
 /// Each file's name and text.
 pub const FILES: &[(&str, &str)] = &[
     ("elements", include_str!("../kernels/elements.cu")),
+    ("embed", include_str!("../kernels/embed.cu")),
+    ("linear", include_str!("../kernels/linear.cu")),
+    ("linear_exact", include_str!("../kernels/linear_exact.cu")),
+    ("linear_inputs", include_str!("../kernels/linear_inputs.cu")),
     ("norm", include_str!("../kernels/norm.cu")),
     ("rope", include_str!("../kernels/rope.cu")),
 ];

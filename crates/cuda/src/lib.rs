@@ -7,10 +7,12 @@
 mod device;
 mod driver;
 pub mod kernels;
+mod linear;
 mod memory;
 mod rows;
 mod tensor;
 
 pub use device::{CudaDevice, CudaStep};
 pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+pub use linear::CudaWeight;
 pub use tensor::CudaTensor;

@@ -4,7 +4,7 @@ mod emulated;
 
 use cuda::CudaDevice;
 use emulated::Emulated;
-use tensor::conformance;
+use tensor::{DType, WeightFormat, conformance};
 
 /// A device for each order of threads; none without a C++ compiler.
 fn devices() -> impl Iterator<Item = CudaDevice> {
@@ -14,4 +14,22 @@ fn devices() -> impl Iterator<Item = CudaDevice> {
 #[test]
 fn rows_are_those_of_the_reference() {
     devices().for_each(|dev| conformance::rows(&dev));
+}
+
+#[test]
+fn linear_layers_of_f32_and_of_whole_numbers_are_those_of_the_reference() {
+    let formats = [WeightFormat::Float(DType::F32), WeightFormat::Int8, WeightFormat::Int4];
+    devices().for_each(|dev| conformance::linear_of(&dev, &formats));
+}
+
+#[test]
+fn tensor_cores_sum_what_the_reference_sums() {
+    let kinds = [
+        (DType::F16.into(), DType::F16),
+        (DType::BF16.into(), DType::BF16),
+        (WeightFormat::Fp8, DType::BF16),
+    ];
+    devices().for_each(|dev| {
+        kinds.iter().for_each(|&(format, inputs)| conformance::linear_near(&dev, format, inputs))
+    });
 }

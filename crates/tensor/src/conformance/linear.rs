@@ -2,7 +2,7 @@
 
 use super::experts::experts_of;
 use super::values::Values;
-use super::{Case, Found, check};
+use super::{Case, Found, check, check_near};
 use crate::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
 
 pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -31,16 +31,57 @@ pub fn quantized(dev: &impl Device) {
     }
 }
 
-fn linear_of(dev: &impl Device, formats: &[WeightFormat]) {
+/// [`linear`] of some formats.
+///
+/// # Panics
+/// If the device differs from [`crate::Reference`].
+pub fn linear_of(dev: &impl Device, formats: &[WeightFormat]) {
+    linear_cases(formats, None, &Equal(dev));
+}
+
+/// [`linear`] of a format whose products are summed in an order of the device's own, of activations rounded to `inputs`: given
+/// such, results are as near as sums in f32 are.
+///
+/// # Panics
+/// If the device differs by more from [`crate::Reference`].
+pub fn linear_near(dev: &impl Device, format: WeightFormat, inputs: DType) {
+    linear_cases(&[format], Some(inputs), &Near(dev));
+}
+
+/// What is done with a case.
+trait Judge {
+    fn judge(&self, case: &impl Case);
+}
+
+struct Equal<'a, D>(&'a D);
+
+impl<D: Device> Judge for Equal<'_, D> {
+    fn judge(&self, case: &impl Case) {
+        check(self.0, case);
+    }
+}
+
+/// Some thousand additions that are rounded once each, of products that are exact.
+const NEAR: f32 = 1e-5;
+
+struct Near<'a, D>(&'a D);
+
+impl<D: Device> Judge for Near<'_, D> {
+    fn judge(&self, case: &impl Case) {
+        check_near(self.0, case, NEAR);
+    }
+}
+
+fn linear_cases(formats: &[WeightFormat], inputs: Option<DType>, by: &impl Judge) {
     for &format in formats {
         for n in [0, 1, 15, 16, 17, 48, 259] {
             for k in [0, 1, 8, 12, 64, 136, 300] {
-                check(dev, &Linear { rows: &ROWS, n, k, format });
+                by.judge(&Linear { rows: &ROWS, n, k, format, inputs });
             }
         }
-        check(dev, &Linear { rows: &[1, 4, 70], n: 33, k: 1030, format });
-        check(dev, &Embed { n: 259, k: 17, format });
-        check(dev, &Embed { n: 16, k: 136, format });
+        by.judge(&Linear { rows: &[1, 4, 70], n: 33, k: 1030, format, inputs });
+        by.judge(&Embed { n: 259, k: 17, format });
+        by.judge(&Embed { n: 16, k: 136, format });
     }
     let trees = [
         ("6 heads of 8", ReductionTree::over_heads(6, 8), Some(8)),
@@ -58,17 +99,31 @@ fn linear_of(dev: &impl Device, formats: &[WeightFormat]) {
             for end in start..=tree.num_leaves() {
                 let program = tree.program(start..end);
                 let spec = WeightSpec { format: next(), period: *period };
-                check(dev, &LinearTree { of, program, rows: &[1, 3, 6, 13], n: 1 + (end * 16) % 49, spec });
+                by.judge(&LinearTree {
+                    of,
+                    program,
+                    rows: &[1, 3, 6, 13],
+                    n: 1 + (end * 16) % 49,
+                    spec,
+                    inputs,
+                });
             }
         }
     }
     let deep = ReductionTree::over_granules(3000, 64);
     for leaves in [0..64, 1..63, 21..43, 0..22, 63..64] {
         let program = deep.program(leaves);
-        check(dev, &LinearTree { of: "3000 inputs", program, rows: &[1, 5], n: 35, spec: next().into() });
+        by.judge(&LinearTree {
+            of: "3000 inputs",
+            program,
+            rows: &[1, 5],
+            n: 35,
+            spec: next().into(),
+            inputs,
+        });
     }
     let program = Program::sequential(77);
-    check(dev, &LinearTree { of: "no tree", program, rows: &[1, 5], n: 35, spec: next().into() });
+    by.judge(&LinearTree { of: "no tree", program, rows: &[1, 5], n: 35, spec: next().into(), inputs });
 }
 
 #[derive(Debug)]
@@ -77,6 +132,16 @@ struct Linear {
     n: usize,
     k: usize,
     format: WeightFormat,
+    /// What activations are rounded to before they are given to the device.
+    inputs: Option<DType>,
+}
+
+/// Numbers, rounded to a type, if there is one.
+fn rounded(mut values: Vec<f32>, to: Option<DType>) -> Vec<f32> {
+    if let Some(to) = to {
+        values.iter_mut().for_each(|x| *x = to.round(*x));
+    }
+    values
 }
 
 impl Case for Linear {
@@ -90,7 +155,7 @@ impl Case for Linear {
         let bias = dev.upload(&values.vec(self.n), 1, self.n);
         let mut found = Vec::new();
         for (i, &t) in self.rows.iter().enumerate() {
-            let x = dev.upload(&values.vec(t * self.k), t, self.k);
+            let x = dev.upload(&rounded(values.vec(t * self.k), self.inputs), t, self.k);
             found.push(match (i + self.k) % 2 {
                 0 => Found::tensor(dev, "linear", &dev.linear(&x, &packed, None)),
                 _ => Found::tensor(dev, "linear with bias", &dev.linear(&x, &packed, Some(&bias))),
@@ -108,6 +173,7 @@ struct LinearTree {
     rows: &'static [usize],
     n: usize,
     spec: WeightSpec,
+    inputs: Option<DType>,
 }
 
 impl Case for LinearTree {
@@ -116,7 +182,7 @@ impl Case for LinearTree {
         let mut values = Values::new(k);
         let packed = dev.pack(&values.matrix(self.n, k), self.spec);
         let run = |&t: &usize| {
-            let x = dev.upload(&values.vec(t * k), t, k);
+            let x = dev.upload(&rounded(values.vec(t * k), self.inputs), t, k);
             Found::tensor(dev, "linear_tree", &dev.linear_tree(&x, &packed, &self.program))
         };
         self.rows.iter().map(run).collect()

@@ -17,7 +17,7 @@ pub use attention::attention;
 pub use context::context;
 pub use copies::copies;
 pub use experts::experts;
-pub use linear::{linear, quantized};
+pub use linear::{linear, linear_near, linear_of, quantized};
 pub use logits::logits;
 pub use rows::rows;
 
@@ -65,6 +65,22 @@ trait Case: Debug {
 
 fn check(dev: &impl Device, case: &impl Case) {
     compare(&dev.name(), case, &case.run(dev), &case.run(&Reference));
+}
+
+/// Like [`check`], for operations whose sums have an order of the device's own: results differ by at most `tolerance`, relative to
+/// the largest of them, or to 1, which is how large what is summed may be.
+fn check_near(dev: &impl Device, case: &impl Case, tolerance: f32) {
+    let (found, expected) = (case.run(dev), case.run(&Reference));
+    assert_eq!(found.len(), expected.len(), "{}: {case:?}: number of results", dev.name());
+    for (found, expected) in found.iter().zip(&expected) {
+        let op = found.op;
+        assert_eq!(found.shape, expected.shape, "{}: {op}: shape of the result of {case:?}", dev.name());
+        let largest = expected.data.iter().fold(1f32, |most, x| most.max(x.abs()));
+        for (at, (a, b)) in found.data.iter().zip(&expected.data).enumerate() {
+            let is_near = (a - b).abs() <= tolerance * largest || (a.is_nan() && b.is_nan());
+            assert!(is_near, "{}: {op}: element {at} is {a:e}, should be {b:e}, in {case:?}", dev.name());
+        }
+    }
 }
 
 fn compare(device: &str, case: &dyn Debug, found: &[Found], expected: &[Found]) {

@@ -1,0 +1,64 @@
+// Activations as tensor cores take them: in tiles of 8 rows, a lane's numbers together, rounded to 16 bits or quantised.
+//
+// Limited by latency: in decode some kilobytes.
+
+// Where a tile's inputs are: tiles follow each other within periods of inputs, each of which is filled up to whole tiles.
+struct Tiles {
+  u32 k, period, width;
+  // How many inputs of a tile there are, and the first.
+  DEVICE_IN u32 count(Tiles of, u32 tile, u32 &first) {
+    u32 per_period = (of.period + of.width - 1) / of.width, start = tile / per_period * of.period;
+    u32 inner = tile % per_period * of.width, end = start + of.period < of.k ? start + of.period : of.k;
+    first = start + inner;
+    return end - first < of.width ? end - first : of.width;
+  }
+};
+
+// x [rows, k] to out [groups of 8 rows][tiles of 16 inputs][lane]: inputs 2 t, 2 t + 1 and those 8 behind them. A thread per
+// lane. `width` is 32 where two such tiles are one of the weights'.
+KERNEL(linear_round)(Vec2 *out, const float *x, u32 rows, u32 k, u32 period, u32 width, u32 tiles, u32 is_half) {
+  u32 at = block_x() * threads() + thread(), tile = at / 32 % tiles, group = at / 32 / tiles, lane = at % 32;
+  if (group * 8 >= rows) return;
+  u32 per_tile = width / 16, first, count = Tiles::count(Tiles{k, period, width}, tile / per_tile, first);
+  u32 row = group * 8 + lane / 4;
+  float v[4];
+  UNROLL for (u32 i = 0; i < 4; i++) {
+    u32 inner = tile % per_tile * 16 + lane % 4 * 2 + i % 2 + i / 2 * 8;
+    v[i] = row < rows && inner < count ? x[u64(row) * k + first + inner] : 0.0f;
+  }
+  out[at] = is_half ? Vec2{two_halfs(v[0], v[1]), two_halfs(v[2], v[3])}
+                    : Vec2{two_bfloats(v[0], v[1]), two_bfloats(v[2], v[3])};
+}
+EXPORT(linear_round)
+
+// x [rows, k] to bytes [groups of 8 rows][tiles of 32 inputs][lane]: inputs 4 t .. 4 t + 3 and those 16 behind them; scales
+// and sums [groups of 8 rows][tiles][8] (tensor::ActivationGroup). A thread per row and tile.
+KERNEL(linear_quantize)
+(u32 *out, float *scales, int *sums, const float *x, u32 rows, u32 k, u32 period, u32 tiles) {
+  u32 at = block_x() * threads() + thread(), tile = at / 8 % tiles, group = at / 8 / tiles, row = group * 8 + at % 8;
+  if (group * 8 >= rows) return;
+  u32 first, count = Tiles::count(Tiles{k, period, 32}, tile, first), most = 0;
+  const float *here = x + u64(row < rows ? row : 0) * k + first;
+  if (row >= rows) count = 0;
+  for (u32 i = 0; i < count; i++) {
+    u32 bits = bits_of(here[i]) & 0x7fffffffu;
+    most = bits > most ? bits : most;
+  }
+  float largest = float_of(most), scale = 0.0f, inverse = 0.0f;
+  if (most >= 0x7f800000u) scale = float_of(0x7fc00000u);
+  else if (largest > float_of(17u << 23)) scale = largest / 127.0f, inverse = 127.0f / largest; // 2^-110
+  scales[at] = scale;
+  int sum = 0;
+  for (u32 word = 0; word < 8; word++) {
+    u32 bytes = 0;
+    for (u32 i = 0; i < 4; i++) {
+      u32 input = 4 * word + i;
+      int q = input < count && inverse != 0.0f ? int(whole(here[input] * inverse)) : 0;
+      sum += q;
+      bytes |= u32(q & 0xff) << 8 * i;
+    }
+    out[((u64(group) * tiles + tile) * 32 + at % 8 * 4 + word % 4) * 2 + word / 4] = bytes;
+  }
+  sums[at] = sum;
+}
+EXPORT(linear_quantize)

@@ -1,0 +1,166 @@
+//! How the items of a sum are dealt out to the warps of a block, as leaves of a tree are to ranks.
+
+use std::ops::Range;
+
+/// Warps of a block.
+pub(crate) const WARPS: usize = 8;
+
+/// Items, and how often the top two sums are merged after each: a [`tensor::Program`] whose inputs are tiles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Items {
+    pub tiles: Vec<Range<usize>>,
+    pub merges: Vec<u32>,
+}
+
+impl Items {
+    /// Tiles that belong to no tree, cut into parts so that warps can share them: a function of their number alone. The parts
+    /// are added from left to right.
+    pub fn cut(tiles: usize) -> Self {
+        let parts = (tiles / 4).clamp(1, WARPS);
+        let tiles = (0..parts).map(|i| i * tiles / parts..(i + 1) * tiles / parts).collect();
+        Items { tiles, merges: (0..parts).map(|i| u32::from(i > 0)).collect() }
+    }
+
+    /// The most warps that can share them.
+    pub fn sharing(&self) -> usize {
+        let items = self.tiles.len().clamp(1, WARPS);
+        1 << items.ilog2()
+    }
+}
+
+/// What a kernel is told (`kernels/linear.cu`: `Deal`, `Item`, and the merges of what is left).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Deal {
+    pub sharing: usize,
+    /// Each warp's first item and the end, and the first node that each leaves.
+    first_item: Vec<usize>,
+    first_left: Vec<usize>,
+    items: Vec<Item>,
+    /// Merges after each of the nodes that the warps leave.
+    left: Vec<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Item {
+    tiles: Range<usize>,
+    merges: u32,
+    leaves: bool,
+}
+
+impl Deal {
+    /// Deals items out to as many warps as can share them, to each about as many tiles.
+    pub fn new(items: &Items) -> Self {
+        let sharing = items.sharing();
+        let all: usize = items.tiles.iter().map(Range::len).sum();
+        let mut deal =
+            Deal { sharing, first_item: vec![0], first_left: vec![0], items: Vec::new(), left: Vec::new() };
+        let (mut next, mut before) = (0, 0);
+        for warp in 0..sharing {
+            // Sums of this warp that nobody has taken over yet.
+            let mut height = 0;
+            let is_last = warp + 1 == sharing;
+            while next < items.tiles.len() && (is_last || before < (warp + 1) * all / sharing) {
+                let (tiles, wanted) = (items.tiles[next].clone(), items.merges[next]);
+                let merges = wanted.min(height);
+                height = height - merges + 1;
+                // What it merges with is another warp's.
+                let leaves = wanted > merges;
+                if leaves {
+                    deal.left.push(wanted - merges);
+                    height = 0;
+                }
+                before += tiles.len();
+                deal.items.push(Item { tiles, merges, leaves });
+                next += 1;
+            }
+            deal.left.extend((0..height).map(|_| 0));
+            deal.first_item.push(next);
+            deal.first_left.push(deal.left.len());
+        }
+        deal
+    }
+
+    /// Nodes that the warps leave to the block.
+    pub fn num_left(&self) -> usize {
+        self.left.len()
+    }
+
+    /// As the kernel reads it: `Deal`, then each `Item`, then the merges; and where the last two begin, in bytes.
+    pub fn words(&self) -> (Vec<u32>, [usize; 2]) {
+        let padded = |list: &[usize], len: usize| {
+            let last = list.last().copied().unwrap_or(0);
+            (0..len).map(|i| *list.get(i).unwrap_or(&last) as u32).collect::<Vec<_>>()
+        };
+        let mut words = vec![self.sharing as u32, self.left.len() as u32];
+        words.extend(padded(&self.first_item, WARPS + 1));
+        words.extend(padded(&self.first_left, WARPS));
+        let items = words.len();
+        for Item { tiles, merges, leaves } in &self.items {
+            words.extend([tiles.start as u32, tiles.end as u32, *merges, u32::from(*leaves)]);
+        }
+        let left = words.len();
+        words.extend(&self.left);
+        (words, [4 * items, 4 * left])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::tensor::{Program, ReductionTree};
+    use proptest::prelude::*;
+
+    /// What a block makes of a deal, in words: each warp for itself, then what is left.
+    fn run(deal: &Deal) -> Vec<String> {
+        let mut left = Vec::new();
+        for warp in 0..deal.sharing {
+            assert_eq!(left.len(), deal.first_left[warp]);
+            let mut stack: Vec<String> = Vec::new();
+            for item in &deal.items[deal.first_item[warp]..deal.first_item[warp + 1]] {
+                merge(&mut stack, format!("{:?}", item.tiles), item.merges);
+                if item.leaves {
+                    assert_eq!(stack.len(), 1, "only what is alone is left before the end");
+                    left.append(&mut stack);
+                }
+            }
+            left.append(&mut stack);
+        }
+        let mut stack = Vec::new();
+        left.into_iter().zip(&deal.left).for_each(|(node, &merges)| merge(&mut stack, node, merges));
+        stack
+    }
+
+    fn merge(stack: &mut Vec<String>, mut top: String, merges: u32) {
+        for _ in 0..merges {
+            top = format!("({} + {top})", stack.pop().expect("what is merged is there"));
+        }
+        stack.push(top);
+    }
+
+    fn whole(items: &Items) -> Vec<String> {
+        let mut stack = Vec::new();
+        for (tiles, &merges) in items.tiles.iter().zip(&items.merges) {
+            merge(&mut stack, format!("{tiles:?}"), merges);
+        }
+        stack
+    }
+
+    proptest! {
+        #[test]
+        fn warps_add_up_what_one_would(heads in 1..70usize, start in 0..70usize, end in 0..70usize) {
+            let tree = ReductionTree::over_heads(heads, 3);
+            let (start, end) = (start.min(heads), end.min(heads));
+            let Program { inputs, merges, .. } = tree.program(start.min(end)..end);
+            let items = Items { tiles: inputs, merges };
+            prop_assert_eq!(run(&Deal::new(&items)), whole(&items));
+        }
+
+        #[test]
+        fn parts_of_no_tree_are_all_tiles_in_their_order(tiles in 0..500usize) {
+            let items = Items::cut(tiles);
+            prop_assert_eq!(items.tiles.iter().cloned().flatten().collect::<Vec<_>>(), (0..tiles).collect::<Vec<_>>());
+            prop_assert_eq!(run(&Deal::new(&items)), whole(&items));
+            prop_assert_eq!(whole(&items).len(), 1);
+        }
+    }
+}
