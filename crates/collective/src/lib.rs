@@ -19,6 +19,7 @@ mod secret;
 mod shared;
 mod sim;
 mod solo;
+mod staged;
 mod tcp;
 mod waits;
 
@@ -32,6 +33,7 @@ pub use secret::{Role, Secret, authenticate};
 pub use shared::{SharedConfig, SharedGroup, SharedRank, SharedSegment};
 pub use sim::ShapeGroup;
 pub use solo::Solo;
+pub use staged::Staged;
 pub use tcp::{TcpConfig, TcpMesh, TcpRank};
 pub use waits::{CallId, Waits};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use collective::{CollectiveError, Group, SharedConfig, SharedGroup, SharedRank, conformance};
+use collective::{CollectiveError, Group, SharedConfig, SharedGroup, SharedRank, Staged, conformance};
 use tensor::Reference;
 
 fn group(slot_bytes: usize) -> impl Fn(usize, Duration) -> Vec<SharedRank> {
@@ -29,6 +29,16 @@ fn three_ranks_conform_with_small_slots() {
 #[test]
 fn eight_ranks_conform() {
     conformance::run(8, group(1 << 18), |_| Reference);
+}
+
+#[test]
+fn three_ranks_conform_whose_matrices_are_staged() {
+    let make = group(1 << 16);
+    conformance::run(
+        3,
+        |ranks, deadline| make(ranks, deadline).into_iter().map(Staged).collect(),
+        |_| Reference,
+    );
 }
 
 /// Runs `work` on every rank and returns what they return.
