@@ -8,7 +8,30 @@ use collective::{
 };
 use job::{Job, JobError};
 use model::ModelError;
-use tensor::{Device, HostDevice};
+use cpu::CpuDevice;
+use tensor::{Device, HostDevice, Timed};
+
+/// A device of a rank: how its tensors get to the others'.
+pub(crate) trait RankDevice: Device + Sized + 'static {
+    /// Whose matrices transports see.
+    type Host: HostDevice + 'static;
+    /// A group of this device over one that transports know.
+    fn over(group: Box<dyn Collective<Self::Host> + Send>) -> Box<dyn Collective<Self> + Send>;
+}
+
+impl RankDevice for CpuDevice {
+    type Host = Self;
+    fn over(group: Box<dyn Collective<Self> + Send>) -> Box<dyn Collective<Self> + Send> {
+        group
+    }
+}
+
+impl RankDevice for Timed<CpuDevice> {
+    type Host = Self;
+    fn over(group: Box<dyn Collective<Self> + Send>) -> Box<dyn Collective<Self> + Send> {
+        group
+    }
+}
 
 /// How ranks are grouped.
 #[derive(Clone, Copy, Debug)]
@@ -36,24 +59,23 @@ pub(crate) struct RankGroups<D: Device> {
     pub leaders: Option<Members<D>>,
 }
 
-impl<D: HostDevice + 'static> RankGroups<D> {
+impl<D: RankDevice> RankGroups<D> {
     /// Has `group` make each group that the mesh's rank `at` is in, always in the same order. `rank` is its number in
     /// the job.
     pub fn new<E>(
         grouping: Grouping,
         at: usize,
         rank: usize,
-        mut group: impl FnMut(Axis, &[usize]) -> Result<Made<D>, E>,
+        mut group: impl FnMut(Axis, &[usize]) -> Result<Made<D::Host>, E>,
     ) -> Result<Self, E> {
         let Grouping { mesh, context, wire } = grouping;
         let mut group = |axis, members: &[usize]| -> Result<Members<D>, E> {
             let Made { group, ranks } = group(axis, members)?;
-            Ok(match (axis, wire) {
-                (Axis::Tensor, WireDType::Float32) | (Axis::Context | Axis::Replica | Axis::Leaders, _) => {
-                    Members::new(group, &ranks)
-                }
-                (Axis::Tensor, wire) => Members::new(Box::new(Compressed::new(group, wire)), &ranks),
-            })
+            let group = match (axis, wire) {
+                (Axis::Tensor, WireDType::Float32) | (Axis::Context | Axis::Replica | Axis::Leaders, _) => group,
+                (Axis::Tensor, wire) => Box::new(Compressed::new(group, wire)),
+            };
+            Ok(Members::new(D::over(group), &ranks))
         };
         let place = mesh.coordinates(at);
         let leads = place.pp == 0 && place.tp == 0;
@@ -138,13 +160,13 @@ pub(crate) struct Made<D: Device> {
 }
 
 /// The groups of all ranks, as threads of this process.
-pub(crate) fn of_threads<D: HostDevice + 'static>(
+pub(crate) fn of_threads<D: RankDevice>(
     grouping: Grouping,
     config: &SharedConfig,
 ) -> Vec<RankGroups<D>> {
     // Handles that wait for their ranks, by axis and members.
-    let mut made: Vec<(Axis, Vec<usize>, Handles<D>)> = Vec::new();
-    let mut take = |axis: Axis, members: &[usize], rank: usize| -> Made<D> {
+    let mut made: Vec<(Axis, Vec<usize>, Handles<D::Host>)> = Vec::new();
+    let mut take = |axis: Axis, members: &[usize], rank: usize| -> Made<D::Host> {
         let at = made.iter().position(|(a, m, _)| *a == axis && m == members).unwrap_or_else(|| {
             made.push((axis, members.to_vec(), handles(members.len(), config)));
             made.len() - 1
@@ -180,7 +202,7 @@ fn handles<D: HostDevice + 'static>(ranks: usize, config: &SharedConfig) -> Hand
 ///
 /// # Errors
 /// A rank is lost.
-pub(crate) fn of_job<D: HostDevice + 'static>(
+pub(crate) fn of_job<D: RankDevice>(
     grouping: Grouping,
     job: &Job,
     deadline: Duration,

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use checkpoint::WeightSource;
 use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
-use tensor::{Device, HostDevice, KvDType, Part};
+use tensor::{Device, KvDType, Part};
 
 use crate::data_parallel;
-use crate::groups::{self, Grouping, RankGroups};
+use crate::groups::{self, Grouping, RankDevice, RankGroups};
 use crate::leader::{Leader, Leading, guarded};
 use crate::pulse::RankPulse;
 use crate::report::RankReport;
@@ -34,7 +34,7 @@ pub(crate) struct LaunchOptions {
 
 /// Makes a rank's device, on the rank's own thread.
 pub(crate) trait MakeDevice: Send + Sync {
-    type Device: HostDevice + 'static;
+    type Device: RankDevice;
     fn make(&self, rank: usize) -> Self::Device;
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Setup<M> {
 pub(crate) type Left = Arc<Mutex<Vec<RankTrace>>>;
 
 /// Rank 0 in the caller's thread, the others in theirs.
-pub(crate) struct Ranks<D: HostDevice> {
+pub(crate) struct Ranks<D: RankDevice> {
     leading: Leading<D>,
     others: Vec<JoinHandle<Result<(), EngineError>>>,
     left: Left,
@@ -178,7 +178,7 @@ fn warm_up(grammars: Option<&Arc<Grammars>>) {
 }
 
 /// However long the slowest takes: all go on together, with deadlines from here on.
-fn all_are_ready<D: HostDevice>(groups: &RankGroups<D>) -> Result<(), ModelError> {
+fn all_are_ready<D: RankDevice>(groups: &RankGroups<D>) -> Result<(), ModelError> {
     let wait = |group: &dyn Group| -> Result<(), CollectiveError> {
         if group.rank() > 0 {
             group.send_bytes(&[], 0)?;
@@ -213,14 +213,14 @@ fn ended<T>(mut threads: Vec<JoinHandle<T>>) -> Vec<JoinHandle<T>> {
     threads
 }
 
-impl<D: HostDevice> Ranks<D> {
+impl<D: RankDevice> Ranks<D> {
     /// Replaces a consequence by its cause.
     fn explained<T>(&mut self, result: Result<T, EngineError>) -> Result<T, EngineError> {
         result.map_err(|error| root_cause(error, std::mem::take(&mut self.others)))
     }
 }
 
-impl<D: HostDevice> Leader for Ranks<D> {
+impl<D: RankDevice> Leader for Ranks<D> {
     fn issue_step(&mut self, command: &Command, late: LateEdits) -> Result<(), EngineError> {
         let result = self.leading.issue_step(command, late);
         self.explained(result)
@@ -269,7 +269,7 @@ impl<D: HostDevice> Leader for Ranks<D> {
     }
 }
 
-impl<D: HostDevice> Drop for Ranks<D> {
+impl<D: RankDevice> Drop for Ranks<D> {
     fn drop(&mut self) {
         // If these fail the others have ended, or will with the group.
         for replica in 1..self.leading.worker.groups.mesh.dp {

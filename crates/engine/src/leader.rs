@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use collective::{CollectiveError, Group};
 use model::ModelError;
-use tensor::{HostDevice, Part};
+use tensor::Part;
 
 use crate::EngineError;
+use crate::groups::RankDevice;
 use crate::pulse::RankPulse;
 use crate::report::RankReport;
 use crate::trace::RankTrace;
@@ -45,12 +46,12 @@ pub(crate) trait Leader {
 }
 
 /// The leading rank's worker, and replies of a single stage, which are there at once.
-pub(crate) struct Leading<D: HostDevice> {
+pub(crate) struct Leading<D: RankDevice> {
     pub worker: Worker<D>,
     replies: VecDeque<Reply>,
 }
 
-impl<D: HostDevice> Leading<D> {
+impl<D: RankDevice> Leading<D> {
     pub fn new(worker: Worker<D>) -> Self {
         Leading { worker, replies: VecDeque::new() }
     }
@@ -69,7 +70,7 @@ impl<D: HostDevice> Leading<D> {
     }
 }
 
-impl<D: HostDevice> Leader for Leading<D> {
+impl<D: RankDevice> Leader for Leading<D> {
     fn issue_step(&mut self, command: &Command, late: LateEdits) -> Result<(), EngineError> {
         let reply = self.as_rank(|worker| worker.lead_step(command, late))?;
         self.replies.extend(reply);
