@@ -44,7 +44,11 @@ constexpr size_t STACK = 64 << 10;
 
 struct alignas(16) Sixteen { u8 bytes[16]; };
 
+// What copy_async is told, until it is waited for.
+struct Copy { void *to; const void *from; };
+
 struct Fiber {
+  std::vector<std::vector<Copy>> copies;
   ucontext_t start;
   jmp_buf at;
   std::vector<u8> stack = std::vector<u8>(STACK);
@@ -142,7 +146,11 @@ template <class T> inline const u8 (*meet_lanes(const T &value))[64] {
 inline void run_block(u32 turn) {
   Block &b = block();
   b.meetings = b.arrived = 0;
-  for (Fiber &fiber : b.fibers) fiber.has_begun = fiber.is_done = false;
+  for (Fiber &fiber : b.fibers) {
+    fiber.has_begun = fiber.is_done = false;
+    // The group that is open.
+    fiber.copies.assign(1, {});
+  }
   for (Warp &warp : b.warps) warp.meetings = warp.arrived = 0;
   for (u32 left = b.threads; left > 0;) {
     b.moved = false;
@@ -284,9 +292,15 @@ struct Vec2 { u32 x, y; };
 struct alignas(16) Vec4 { u32 x, y, z, w; };
 DEVICE Vec4 load_stream(const Vec4 *from) { return *from; }
 
-DEVICE void copy_async(void *to_shared, const void *from) { memcpy(to_shared, from, 16); }
-DEVICE void copies_end() {}
-template <int N> DEVICE void copies_wait() {}
+// Copies are done as late as they may be: who reads before it waits reads something else.
+DEVICE std::vector<std::vector<emulated::Copy>> &own_copies() { return emulated::block().fibers[thread()].copies; }
+DEVICE void copy_async(void *to_shared, const void *from) { own_copies().back().push_back({to_shared, from}); }
+DEVICE void copies_end() { own_copies().emplace_back(); }
+template <int N> DEVICE void copies_wait() {
+  auto &groups = own_copies();
+  for (; groups.size() > N + 1; groups.erase(groups.begin()))
+    for (const emulated::Copy &copy : groups.front()) memcpy(copy.to, copy.from, 16);
+}
 
 DEVICE u32 atomic_add(u32 *to, u32 by) { return __atomic_fetch_add(to, by, __ATOMIC_SEQ_CST); }
 DEVICE void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

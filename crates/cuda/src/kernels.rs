@@ -10,6 +10,7 @@ const MATH: &str = include_str!("../kernels/math.cuh");
 pub const FILES: &[(&str, &str)] = &[
     ("elements", include_str!("../kernels/elements.cu")),
     ("embed", include_str!("../kernels/embed.cu")),
+    ("gemm", include_str!("../kernels/gemm.cu")),
     ("linear", include_str!("../kernels/linear.cu")),
     ("linear_exact", include_str!("../kernels/linear_exact.cu")),
     ("linear_inputs", include_str!("../kernels/linear_inputs.cu")),

@@ -33,12 +33,12 @@ fn bits(dev: &CudaDevice, x: &<CudaDevice as Device>::Tensor) -> Vec<u32> {
 #[test]
 fn a_row_alone_gives_what_it_gives_among_others() {
     let Some(dev) = device(7) else { return };
-    let (n, k, rows) = (40, 700, 37);
+    let (n, k, rows) = (40, 300, 137);
     for format in FORMATS {
         let weight = dev.pack(&ReferenceTensor::from_fn(n, k, value), format.into());
         let x: Vec<f32> = (0..rows).flat_map(|row| (0..k).map(move |col| value(row + 99, col))).collect();
         let all = bits(&dev, &dev.linear(&dev.upload(&x, rows, k), &weight, None));
-        for row in 0..rows {
+        for row in (0..rows).step_by(5) {
             let alone = dev.upload(&x[row * k..(row + 1) * k], 1, k);
             assert_eq!(
                 bits(&dev, &dev.linear(&alone, &weight, None)),
@@ -46,7 +46,7 @@ fn a_row_alone_gives_what_it_gives_among_others() {
                 "{format}, row {row}"
             );
         }
-        for part in [0..9, 9..26, 26..37] {
+        for part in [0..9, 9..26, 26..37, 37..137] {
             let chunk = dev.upload(&x[part.start * k..part.end * k], part.len(), k);
             let found = bits(&dev, &dev.linear(&chunk, &weight, None));
             assert_eq!(found, all[part.start * n..part.end * n], "{format}, rows {part:?}");
@@ -56,10 +56,18 @@ fn a_row_alone_gives_what_it_gives_among_others() {
 
 #[test]
 fn ranks_of_any_share_give_what_one_gives() {
-    let heads = [(ReductionTree::over_heads(6, 24), Some(24)), (ReductionTree::over_granules(300, 16), None)];
+    let heads = || ReductionTree::over_heads(6, 24);
+    let granules = || ReductionTree::over_granules(300, 16);
+    // Few rows, and many.
+    let cases = [
+        (heads(), Some(24), 33, 11),
+        (granules(), None, 33, 11),
+        (heads(), Some(24), 130, 70),
+        (granules(), None, 20, 70),
+    ];
     let Some(dev) = device(1) else { return };
-    let (n, rows) = (33, 11);
-    for (tree, period) in &heads {
+    for (tree, period, n, rows) in &cases {
+        let (n, rows) = (*n, *rows);
         let (k, leaves) = (tree.num_inputs(), tree.num_leaves());
         let x = |inputs: std::ops::Range<usize>| -> Vec<f32> {
             (0..rows).flat_map(|row| inputs.clone().map(move |col| value(row + 50, col))).collect()

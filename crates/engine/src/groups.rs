@@ -6,9 +6,9 @@ use collective::{
     Collective, CollectiveError, Compressed, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup,
     Solo, WireDType,
 };
+use cpu::CpuDevice;
 use job::{Job, JobError};
 use model::ModelError;
-use cpu::CpuDevice;
 use tensor::{Device, HostDevice, Timed};
 
 /// A device of a rank: how its tensors get to the others'.
@@ -72,7 +72,9 @@ impl<D: RankDevice> RankGroups<D> {
         let mut group = |axis, members: &[usize]| -> Result<Members<D>, E> {
             let Made { group, ranks } = group(axis, members)?;
             let group = match (axis, wire) {
-                (Axis::Tensor, WireDType::Float32) | (Axis::Context | Axis::Replica | Axis::Leaders, _) => group,
+                (Axis::Tensor, WireDType::Float32) | (Axis::Context | Axis::Replica | Axis::Leaders, _) => {
+                    group
+                }
                 (Axis::Tensor, wire) => Box::new(Compressed::new(group, wire)),
             };
             Ok(Members::new(D::over(group), &ranks))
@@ -160,10 +162,7 @@ pub(crate) struct Made<D: Device> {
 }
 
 /// The groups of all ranks, as threads of this process.
-pub(crate) fn of_threads<D: RankDevice>(
-    grouping: Grouping,
-    config: &SharedConfig,
-) -> Vec<RankGroups<D>> {
+pub(crate) fn of_threads<D: RankDevice>(grouping: Grouping, config: &SharedConfig) -> Vec<RankGroups<D>> {
     // Handles that wait for their ranks, by axis and members.
     let mut made: Vec<(Axis, Vec<usize>, Handles<D::Host>)> = Vec::new();
     let mut take = |axis: Axis, members: &[usize], rank: usize| -> Made<D::Host> {

@@ -48,9 +48,8 @@ struct Item {
 }
 
 impl Deal {
-    /// Deals items out to as many warps as can share them, to each about as many tiles.
-    pub fn new(items: &Items) -> Self {
-        let sharing = items.sharing();
+    /// Deals items out to so many warps, to each about as many tiles.
+    pub fn new(items: &Items, sharing: usize) -> Self {
         let all: usize = items.tiles.iter().map(Range::len).sum();
         let mut deal =
             Deal { sharing, first_item: vec![0], first_left: vec![0], items: Vec::new(), left: Vec::new() };
@@ -78,6 +77,10 @@ impl Deal {
             deal.first_left.push(deal.left.len());
         }
         deal
+    }
+
+    pub fn num_items(&self) -> usize {
+        self.items.len()
     }
 
     /// Nodes that the warps leave to the block.
@@ -152,14 +155,14 @@ mod tests {
             let (start, end) = (start.min(heads), end.min(heads));
             let Program { inputs, merges, .. } = tree.program(start.min(end)..end);
             let items = Items { tiles: inputs, merges };
-            prop_assert_eq!(run(&Deal::new(&items)), whole(&items));
+            prop_assert_eq!(run(&Deal::new(&items, items.sharing())), whole(&items));
         }
 
         #[test]
         fn parts_of_no_tree_are_all_tiles_in_their_order(tiles in 0..500usize) {
             let items = Items::cut(tiles);
             prop_assert_eq!(items.tiles.iter().cloned().flatten().collect::<Vec<_>>(), (0..tiles).collect::<Vec<_>>());
-            prop_assert_eq!(run(&Deal::new(&items)), whole(&items));
+            prop_assert_eq!(run(&Deal::new(&items, items.sharing())), whole(&items));
             prop_assert_eq!(whole(&items).len(), 1);
         }
     }

@@ -14,11 +14,19 @@ use crate::tensor::{CudaTensor, Queue};
 
 use deal::WARPS;
 use tiles::{Layout, PANEL};
+use weight::Dealt;
 
 /// Panels of a warp.
 const PANELS: usize = 2;
 /// Threads of a block that multiplies.
 const THREADS: usize = 32 * WARPS;
+
+/// Up to so many rows a layer is limited by its weights' bytes.
+const MANY_ROWS: usize = 64;
+/// Outputs, and rows, of a block of `gemm.cu`.
+const GEMM_SIDE: usize = 128;
+/// Shared memory of such a block: four stages of two tiles of 8 panels and 16 groups.
+const GEMM_SHARED: usize = 4 * 2 * (8 * 512 + 16 * 256);
 
 /// `x · wᵀ + bias`, or the nodes of a program.
 pub(crate) fn linear(
@@ -82,17 +90,26 @@ fn tiled(
     bias: u64,
     y: &CudaTensor,
 ) {
-    let layout = Layout::new(w.spec, w.k);
+    let inputs = Inputs::new(queue, x, Layout::new(w.spec, w.k));
     let plan = w.plan(queue, program);
-    let inputs = Inputs::new(queue, x, layout);
+    match w.spec.format {
+        WeightFormat::Float(dtype) if x.rows > MANY_ROWS => {
+            many(queue, x.rows, w, dtype, &inputs, &plan.alone, bias, y)
+        }
+        _ => few(queue, x.rows, w, &inputs, &plan.shared, bias, y),
+    }
+}
+
+/// Some rows: all warps share the inputs.
+fn few(queue: &Queue, rows: usize, w: &CudaWeight, inputs: &Inputs, plan: &Dealt, bias: u64, y: &CudaTensor) {
     let teams = WARPS / plan.deal.sharing;
     let shared = |groups: usize| 4 * teams * plan.deal.num_left() * PANEL * PANELS * 8 * groups;
     // As few as hold all rows; fewer, if what warps leave is too much for a block's memory.
     let groups = [4, 2, 1].into_iter().find(|&groups| {
-        groups == 1 || (x.rows > 8 * groups / 2 && shared(groups) <= queue.0.driver.shared_bytes())
+        groups == 1 || (rows > 8 * groups / 2 && shared(groups) <= queue.0.driver.shared_bytes())
     });
     let groups = groups.expect("one group fits");
-    let at = |offset: usize| plan.words.at + offset as u64;
+    let [deal, items, merges] = plan.addresses();
     let arguments = Arguments::new()
         .address(y.at())
         .address(w.elements.at)
@@ -101,16 +118,44 @@ fn tiled(
         .address(inputs.elements.at)
         .address(inputs.scales.at)
         .address(inputs.sums.at)
-        .count(layout.tiles())
-        .count(x.rows)
+        .count(Layout::new(w.spec, w.k).tiles())
+        .count(rows)
         .count(w.n)
-        .address(at(0))
-        .address(at(plan.offsets[0]))
-        .address(at(plan.offsets[1]))
+        .address(deal)
+        .address(items)
+        .address(merges)
         .address(bias);
-    let blocks = [w.n.div_ceil(PANEL * PANELS * teams) as u32, x.rows.div_ceil(8 * groups) as u32, 1];
+    let blocks = [w.n.div_ceil(PANEL * PANELS * teams) as u32, rows.div_ceil(8 * groups) as u32, 1];
     let grid = Grid { blocks, threads: THREADS as u32, shared: 0 }.with_shared(shared(groups));
     queue.launch(Kernel { file: "linear", name: kernel_of(w.spec.format, groups) }, grid, arguments);
+}
+
+/// Many rows of 16 bits: blocks are large enough to use each operand often.
+fn many(
+    queue: &Queue,
+    rows: usize,
+    w: &CudaWeight,
+    dtype: DType,
+    inputs: &Inputs,
+    plan: &Dealt,
+    bias: u64,
+    y: &CudaTensor,
+) {
+    let [_, items, _] = plan.addresses();
+    let arguments = Arguments::new()
+        .address(y.at())
+        .address(w.elements.at)
+        .address(inputs.elements.at)
+        .count(Layout::new(w.spec, w.k).tiles())
+        .count(rows)
+        .count(w.n)
+        .address(items)
+        .count(plan.deal.num_items())
+        .address(bias);
+    let name = if dtype == DType::F16 { "gemm_half" } else { "gemm_bfloat" };
+    let blocks = [w.n.div_ceil(GEMM_SIDE) as u32, rows.div_ceil(GEMM_SIDE) as u32, 1];
+    let grid = Grid { blocks, threads: 128, shared: 0 }.with_shared(GEMM_SHARED);
+    queue.launch(Kernel { file: "gemm", name }, grid, arguments);
 }
 
 fn kernel_of(format: WeightFormat, groups: usize) -> &'static str {

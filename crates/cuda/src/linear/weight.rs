@@ -1,6 +1,7 @@
 //! Weights as kernels take them.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use ::tensor::{
     DType, Fp8Group, GROUP, Int4Group, Int8Group, MatrixSource, Program, WeightFormat, WeightSpec,
@@ -9,6 +10,7 @@ use half::{bf16, f16};
 
 use super::deal::{Deal, Items};
 use super::tiles::{Layout, PANEL, Place};
+use crate::driver::Address;
 use crate::memory::Block;
 use crate::tensor::Queue;
 
@@ -27,14 +29,32 @@ pub struct CudaWeight {
     pub(super) zeros: Block,
     bytes: usize,
     /// Programs that ran over it, as kernels are told them.
-    plans: RefCell<Vec<(Option<Program>, std::rc::Rc<Plan>)>>,
+    plans: RefCell<Vec<(Option<Program>, Rc<Plan>)>>,
 }
 
-/// A program of one weight, on the GPU.
+/// A program of one weight: dealt out to all warps that can share it, and to one.
 pub(super) struct Plan {
+    pub shared: Dealt,
+    pub alone: Dealt,
+}
+
+/// A deal, on the GPU.
+pub(super) struct Dealt {
     pub deal: Deal,
-    pub words: Block,
-    pub offsets: [usize; 2],
+    words: Block,
+    offsets: [usize; 2],
+}
+
+impl Dealt {
+    fn new(queue: &Queue, deal: Deal) -> Self {
+        let (words, offsets) = deal.words();
+        Dealt { deal, words: queue.numbers(words), offsets }
+    }
+
+    /// Where the deal lies, its items, and the merges of what is left.
+    pub fn addresses(&self) -> [Address; 3] {
+        [0, self.offsets[0], self.offsets[1]].map(|offset| self.words.at + offset as u64)
+    }
 }
 
 impl CudaWeight {
@@ -112,7 +132,7 @@ impl CudaWeight {
     }
 
     /// What a kernel is told of a program; without one, its inputs belong to no tree.
-    pub(super) fn plan(&self, queue: &Queue, program: Option<&Program>) -> std::rc::Rc<Plan> {
+    pub(super) fn plan(&self, queue: &Queue, program: Option<&Program>) -> Rc<Plan> {
         let mut plans = self.plans.borrow_mut();
         if let Some((_, plan)) = plans.iter().find(|(of, _)| of.as_ref() == program) {
             return plan.clone();
@@ -128,9 +148,8 @@ impl CudaWeight {
             None if is_exact => Items { tiles: vec![0..layout.tiles()], merges: vec![0] },
             None => Items::cut(layout.tiles()),
         };
-        let deal = Deal::new(&items);
-        let (words, offsets) = deal.words();
-        let plan = std::rc::Rc::new(Plan { deal, words: queue.numbers(words), offsets });
+        let dealt = |sharing: usize| Dealt::new(queue, Deal::new(&items, sharing));
+        let plan = Rc::new(Plan { shared: dealt(items.sharing()), alone: dealt(1) });
         plans.push((program.cloned(), plan.clone()));
         plan
     }
