@@ -8,13 +8,16 @@ use ::tensor::{
 };
 
 use crate::driver::{Driver, Fault};
+use crate::logits::{self, PanelTrees};
 use crate::memory::{Block, Memory};
+use crate::moe::{self, CudaAssignment, CudaRouting};
 use crate::rows;
 use crate::tensor::{CudaTensor, Queue};
 
 /// One rank's GPU, or its part of one.
 pub struct CudaDevice {
     queue: Queue,
+    panel_trees: PanelTrees,
 }
 
 /// A step's positions and block tables.
@@ -28,7 +31,7 @@ pub struct CudaStep {
 impl CudaDevice {
     /// A device of what a driver drives.
     pub fn new(driver: Box<dyn Driver>) -> Self {
-        CudaDevice { queue: Queue(Memory::new(driver)) }
+        CudaDevice { queue: Queue(Memory::new(driver)), panel_trees: PanelTrees::default() }
     }
 
     fn error(&self, fault: Fault) -> DeviceError {
@@ -41,8 +44,8 @@ impl Device for CudaDevice {
     type Weight = ();
     type Kv = ();
     type Step = CudaStep;
-    type Routing = ();
-    type Assignment = ();
+    type Routing = CudaRouting;
+    type Assignment = CudaAssignment;
 
     fn name(&self) -> String {
         "cuda".into()
@@ -199,46 +202,46 @@ impl Device for CudaDevice {
         todo!()
     }
 
-    fn route(&self, logits: &CudaTensor, spec: RouterSpec) {
-        todo!()
+    fn route(&self, logits: &CudaTensor, spec: RouterSpec) -> CudaRouting {
+        moe::route(&self.queue, logits, spec)
     }
 
-    fn routing_to_host(&self, routing: &()) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
-        todo!()
+    fn routing_to_host(&self, routing: &CudaRouting) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
+        moe::routing_to_host(&self.queue, routing).map_err(|fault| self.error(fault))
     }
 
-    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) {
-        todo!()
+    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> CudaRouting {
+        moe::routing_from_host(&self.queue, choices, experts)
     }
 
-    fn assign(&self, routing: &(), experts: Range<usize>) {
-        todo!()
+    fn assign(&self, routing: &CudaRouting, experts: Range<usize>) -> CudaAssignment {
+        moe::assign(&self.queue, routing, experts)
     }
 
-    fn grouped_linear(&self, x: &CudaTensor, assignment: &(), weights: &[()]) -> CudaTensor {
+    fn grouped_linear(&self, x: &CudaTensor, assignment: &CudaAssignment, weights: &[()]) -> CudaTensor {
         todo!()
     }
 
     fn grouped_linear_tree(
         &self,
         x: &CudaTensor,
-        assignment: &(),
+        assignment: &CudaAssignment,
         weights: &[()],
         program: &Program,
     ) -> CudaTensor {
         todo!()
     }
 
-    fn combine(&self, y: &CudaTensor, assignment: &(), program: &Program) -> CudaTensor {
-        todo!()
+    fn combine(&self, y: &CudaTensor, assignment: &CudaAssignment, program: &Program) -> CudaTensor {
+        moe::combine(&self.queue, y, assignment, program)
     }
 
     fn edit_logits(&self, logits: &mut CudaTensor, edits: &[LogitEdit]) {
-        todo!()
+        logits::edit(&self.queue, logits, edits);
     }
 
     fn row_max(&self, logits: &CudaTensor) -> Result<Vec<f32>, DeviceError> {
-        todo!()
+        logits::row_max(&self.queue, logits).map_err(|fault| self.error(fault))
     }
 
     fn exp_sums(
@@ -247,7 +250,8 @@ impl Device for CudaDevice {
         max: &[f32],
         program: &Program,
     ) -> Result<Vec<f32>, DeviceError> {
-        todo!()
+        logits::exp_sums(&self.queue, &self.panel_trees, logits, max, program)
+            .map_err(|fault| self.error(fault))
     }
 
     fn top_k(
@@ -256,15 +260,15 @@ impl Device for CudaDevice {
         skip: usize,
         k: usize,
     ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
-        todo!()
+        logits::top_k(&self.queue, logits, skip, k).map_err(|fault| self.error(fault))
     }
 
     fn pick(&self, logits: &CudaTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
-        todo!()
+        logits::pick(&self.queue, logits, at).map_err(|fault| self.error(fault))
     }
 
     fn count_before(&self, logits: &CudaTensor, places: &[(f32, usize)]) -> Result<Vec<u32>, DeviceError> {
-        todo!()
+        logits::count_before(&self.queue, logits, places).map_err(|fault| self.error(fault))
     }
 
     fn memory(&self) -> DeviceMemory {

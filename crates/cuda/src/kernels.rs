@@ -9,6 +9,10 @@ const MATH: &str = include_str!("../kernels/math.cuh");
 /// Each file's name and text.
 pub const FILES: &[(&str, &str)] = &[
     ("elements", include_str!("../kernels/elements.cu")),
+    ("logits", include_str!("../kernels/logits.cu")),
+    ("logits_edit", include_str!("../kernels/logits_edit.cu")),
+    ("logits_top", include_str!("../kernels/logits_top.cu")),
+    ("moe", include_str!("../kernels/moe.cu")),
     ("norm", include_str!("../kernels/norm.cu")),
     ("rope", include_str!("../kernels/rope.cu")),
 ];

@@ -7,10 +7,13 @@
 mod device;
 mod driver;
 pub mod kernels;
+mod logits;
 mod memory;
+mod moe;
 mod rows;
 mod tensor;
 
 pub use device::{CudaDevice, CudaStep};
 pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+pub use moe::{CudaAssignment, CudaRouting};
 pub use tensor::CudaTensor;
