@@ -28,9 +28,11 @@ DEVICE Vec2 found_of(u64 key, const float *row) { return Vec2{bits_of(row[col_of
 DEVICE u64 larger_key(u64 a, u64 b) { return a > b ? a : b; }
 
 // The least of the `wanted` largest of keys that are different, or something between it and the next: exactly that many are
-// not below it. Digit by digit from the highest: the keys that have the known digits are counted by the next one.
+// not below it. Zeros are no keys. Digit by digit from the highest: the keys that have the known digits are counted by the
+// next one.
 template <class Key> DEVICE u64 least_of_largest(u32 count, u32 wanted, Key key) {
-  constexpr u32 DIGITS = 256;
+  // Loads that are on their way together.
+  constexpr u32 DIGITS = 256, AT_ONCE = 4;
   SHARED u32 counts[DIGITS];
   SHARED u32 digit, wanted_of_digit;
   SHARED bool is_enough;
@@ -38,14 +40,19 @@ template <class Key> DEVICE u64 least_of_largest(u32 count, u32 wanted, Key key)
   for (u32 shift = 56;; shift -= 8) {
     for (u32 i = thread(); i < DIGITS; i += threads()) counts[i] = 0;
     sync_block();
-    for (u32 first = 0; first < count; first += threads()) {
-      u32 i = first + thread();
-      u64 own = i < count ? key(i) : 0;
-      bool is_counted = i < count && (own & mask) == known;
-      u32 bin = is_counted ? u32(own >> shift) % DIGITS : DIGITS;
-      // Most logits have the same first digits: one lane counts for all that have.
-      u32 same = alike(bin);
-      if (is_counted && !(same & ((1u << thread() % 32) - 1))) atomic_add(&counts[bin], count_bits(same));
+    for (u32 first = 0; first < count; first += AT_ONCE * threads()) {
+      u64 own[AT_ONCE];
+      UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+        u32 at = first + i * threads() + thread();
+        own[i] = at < count ? key(at) : 0;
+      }
+      UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+        bool is_counted = own[i] && (own[i] & mask) == known;
+        u32 bin = is_counted ? u32(own[i] >> shift) % DIGITS : DIGITS;
+        // Most logits have the same first digits: one lane counts for all that have.
+        u32 same = alike(bin);
+        if (is_counted && !(same & ((1u << thread() % 32) - 1))) atomic_add(&counts[bin], count_bits(same));
+      }
     }
     sync_block();
     if (thread() < 32) {
@@ -70,7 +77,7 @@ template <class Key> DEVICE u64 least_of_largest(u32 count, u32 wanted, Key key)
     wanted = wanted_of_digit;
     known |= u64(digit) << shift;
     mask |= u64(DIGITS - 1) << shift;
-    if (is_enough || shift == 0) return known;
+    if (is_enough || shift == 0) return larger_key(known, 1);
   }
 }
 
@@ -140,7 +147,7 @@ KERNEL_OF(1024, logits_top_k)
 
   u32 choose = wanted < groups ? wanted : groups;
   if (thread() == 0) collected = 0;
-  u64 least = choose < groups ? least_of_largest(groups, wanted, [&](u32 i) { return largest[i]; }) : 0;
+  u64 least = choose < groups ? least_of_largest(groups, wanted, [&](u32 i) { return largest[i]; }) : 1;
   sync_block();
   for (u32 group = thread(); group < groups; group += threads())
     if (largest[group] >= least) chosen[atomic_add(&collected, 1)] = group;

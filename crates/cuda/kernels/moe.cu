@@ -101,7 +101,7 @@ KERNEL(moe_assign)
   for (u32 token = thread(); token < tokens; token += threads()) {
     u32 count = 0;
     for (u32 i = 0; i < places; i++) {
-      // Ids below the range become very large ones, as is NOBODY less than the first of them.
+      // Ids below the range become very large ones.
       u32 id = ids[u64(token) * places + i], in_range = id == NOBODY ? NOBODY : id - start;
       before += in_range < expert;
       own += in_range == expert;
@@ -116,7 +116,7 @@ KERNEL(moe_assign)
     if (expert == experts - 1) offsets[experts] = pair + own;
   }
 
-  // Whole blocks of tokens, so that those of lower numbers come first.
+  // As many tokens at a time as there are threads, so that lower ones come first.
   for (u32 first = 0; first < tokens; first += threads()) {
     u32 token = first + thread(), of_token = 0, place = NOBODY;
     for (u32 i = 0; token < tokens && i < places; i++) {
@@ -144,12 +144,14 @@ KERNEL(moe_assign)
 EXPORT(moe_assign)
 
 // out [nodes, tokens, n]: the program over `experts` items, of which those that a token did not choose add nothing. A block
-// per token and one of `parts` of the columns. y [pairs, n]; heights [experts] of the program's stack after each item.
+// per token and 256 columns, and those that follow at `stride`. y [pairs, n]; heights [experts] of the program's stack after
+// each item.
 KERNEL_OF(256, moe_combine)
 (float *out, const float *y, const float *pair_weight, const moe::Choice *choices, const u32 *choices_of_token,
- const u32 *heights, u32 tokens, u32 places, u32 experts, u32 nodes, u32 n, u32 parts) {
+ const u32 *heights, u32 tokens, u32 places, u32 experts, u32 nodes, u32 n, u32 stride) {
   using namespace moe;
-  constexpr u32 STACK = 34;
+  // Sums that wait to be merged (crates/cuda/src/moe.rs); loads that are on their way together.
+  constexpr u32 STACK = 34, AT_ONCE = 8;
   // Of each choice its step, and the height to which the stack falls before the next one.
   DYNAMIC_SHARED(Step, steps);
   SHARED u32 slots[STACK], left;
@@ -177,14 +179,22 @@ KERNEL_OF(256, moe_combine)
   }
   sync_block();
 
-  for (u32 col = block_y() * threads() + thread(); col < n; col += parts * threads()) {
+  for (u32 col = block_y() * threads() + thread(); col < n; col += stride) {
     float stack[STACK];
     u32 height = 0;
-    UNROLL_BY(4) for (u32 i = 0; i < count; i++) {
-      Step step = steps[i];
-      float sum = pair_weight[step.pair] * y[u64(step.pair) * n + col];
-      for (u32 m = 0; m < step.merges; m++) sum = stack[--height] + sum;
-      stack[height++] = sum;
+    for (u32 first = 0; first < count; first += AT_ONCE) {
+      float parts[AT_ONCE];
+      UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+        if (first + i >= count) continue;
+        u32 pair = steps[first + i].pair;
+        parts[i] = pair_weight[pair] * y[u64(pair) * n + col];
+      }
+      UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+        if (first + i >= count) continue;
+        float sum = parts[i];
+        for (u32 m = 0; m < steps[first + i].merges; m++) sum = stack[--height] + sum;
+        stack[height++] = sum;
+      }
     }
     u32 next = 0;
     for (u32 node = 0; node < nodes; node++) {

@@ -111,7 +111,12 @@ impl Device for CudaDevice {
         rows::gather_cols(&self.queue, x, cols)
     }
 
-    fn regroup(&self, x: &CudaTensor, rows: usize, columns: &[(u32, u32)]) -> Result<CudaTensor, DeviceError> {
+    fn regroup(
+        &self,
+        x: &CudaTensor,
+        rows: usize,
+        columns: &[(u32, u32)],
+    ) -> Result<CudaTensor, DeviceError> {
         Ok(rows::regroup(&self.queue, x, rows, columns))
     }
 
@@ -244,22 +249,12 @@ impl Device for CudaDevice {
         logits::row_max(&self.queue, logits).map_err(|fault| self.error(fault))
     }
 
-    fn exp_sums(
-        &self,
-        logits: &CudaTensor,
-        max: &[f32],
-        program: &Program,
-    ) -> Result<Vec<f32>, DeviceError> {
+    fn exp_sums(&self, logits: &CudaTensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError> {
         logits::exp_sums(&self.queue, &self.panel_trees, logits, max, program)
             .map_err(|fault| self.error(fault))
     }
 
-    fn top_k(
-        &self,
-        logits: &CudaTensor,
-        skip: usize,
-        k: usize,
-    ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
+    fn top_k(&self, logits: &CudaTensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
         logits::top_k(&self.queue, logits, skip, k).map_err(|fault| self.error(fault))
     }
 

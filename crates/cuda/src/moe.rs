@@ -10,6 +10,8 @@ use crate::tensor::{CudaTensor, Queue};
 
 /// The id in a place of a routing that its token does not use; as `kernels/moe.cu` has it.
 const NOBODY: u32 = u32::MAX;
+/// Sums that a thread keeps until they are merged; as `kernels/moe.cu` has it. A tree over 65,536 experts has no more.
+const MOST_WAITING: u32 = 34;
 /// Threads of a block that sums up.
 const THREADS: usize = 256;
 /// The most threads of a block that sorts.
@@ -42,15 +44,17 @@ enum Chosen {
 
 /// The (token, expert) pairs of a range of experts, by expert, then by token.
 pub struct CudaAssignment {
-    tokens: usize,
-    experts: usize,
+    pub(crate) tokens: usize,
+    /// Of the range.
+    pub(crate) experts: usize,
+    /// Of each token, in the routing.
     places: usize,
     /// How many there are.
-    pairs: usize,
-    /// The first pair of each expert of the range, and the number of pairs: `[experts + 1]`
-    offsets: Block,
+    pub(crate) pairs: usize,
+    /// The first pair of each expert, and the number of pairs: `[experts + 1]`
+    pub(crate) offsets: Block,
     /// `[pairs]`
-    pair_token: Block,
+    pub(crate) pair_token: Block,
     /// `[pairs]`
     pair_weight: Block,
     /// Each token's (expert of the range, pair), by expert: `[tokens, places, 2]`, and how many it has: `[tokens]`
@@ -141,7 +145,17 @@ pub(crate) fn assign(queue: &Queue, routing: &CudaRouting, experts: Range<usize>
         queue.0.note(read).map_or(0, |pairs| pairs[0] as usize)
     });
     let experts = experts.len();
-    CudaAssignment { tokens, experts, places, pairs, offsets, pair_token, pair_weight, choices, choices_of_token }
+    CudaAssignment {
+        tokens,
+        experts,
+        places,
+        pairs,
+        offsets,
+        pair_token,
+        pair_weight,
+        choices,
+        choices_of_token,
+    }
 }
 
 /// The program's nodes over `weight · output` of the experts that each token chose.
@@ -156,7 +170,9 @@ pub(crate) fn combine(
     assert_eq!(program.inputs.len(), experts, "combine: one item per expert");
     let nodes = program.num_nodes();
     let out = queue.tensor(nodes * tokens, y.cols);
-    let heights = queue.numbers(heights(program));
+    let heights: Vec<u32> = heights(program).collect();
+    assert!(heights.iter().all(|&height| height <= MOST_WAITING), "combine: sums that wait to be merged");
+    let heights = queue.numbers(heights);
     let arguments = Arguments::new().address(out.at()).address(y.at()).address(assignment.pair_weight.at);
     let arguments = arguments.address(assignment.choices.at).address(assignment.choices_of_token.at);
     let arguments = arguments.address(heights.at).count(tokens).count(places).count(experts);
@@ -164,7 +180,7 @@ pub(crate) fn combine(
     let blocks = 8 * queue.0.driver.multiprocessors();
     let parts = if nodes > 0 { blocks.div_ceil(tokens.max(1)).min(most_parts) } else { 0 };
     let grid = Grid::plane(tokens, parts, THREADS).with_shared(12 * places);
-    queue.launch(kernel("moe_combine"), grid, arguments.count(nodes).count(y.cols).count(parts));
+    queue.launch(kernel("moe_combine"), grid, arguments.count(nodes).count(y.cols).count(parts * THREADS));
     out
 }
 

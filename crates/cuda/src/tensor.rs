@@ -119,7 +119,10 @@ impl Grid {
     /// Blocks along two axes. Of the second there are at most 65,535.
     pub fn plane(blocks: usize, others: usize, threads: usize) -> Self {
         let others = u16::try_from(others).expect("a grid's second axis has fewer than 2^16 blocks");
-        Grid { blocks: [Self::flat(blocks, threads).blocks[0], u32::from(others), 1], ..Self::flat(0, threads) }
+        Grid {
+            blocks: [Self::flat(blocks, threads).blocks[0], u32::from(others), 1],
+            ..Self::flat(0, threads)
+        }
     }
 
     /// With bytes of shared memory.

@@ -4,7 +4,7 @@ mod emulated;
 
 use cuda::CudaDevice;
 use emulated::Emulated;
-use tensor::{Device, LogitEdit, Program, Reference, ReductionTree, conformance};
+use tensor::{Device, LogitEdit, Program, ReductionTree, Reference, conformance};
 
 /// A device for each order of threads; none without a C++ compiler.
 fn devices() -> impl Iterator<Item = CudaDevice> {
@@ -51,7 +51,11 @@ fn bits_of_pairs(rows: Vec<Vec<(f32, u32)>>) -> Vec<Vec<(u32, u32)>> {
 fn programs(cols: usize) -> Vec<Program> {
     let panels = cols.div_ceil(16);
     let (whole, wider) = (ReductionTree::over_ids(panels), ReductionTree::over_ids(3 * panels));
-    vec![whole.program(0..panels), wider.program(panels..2 * panels), wider.program(panels / 2..panels / 2 + panels)]
+    vec![
+        whole.program(0..panels),
+        wider.program(panels..2 * panels),
+        wider.program(panels / 2..panels / 2 + panels),
+    ]
 }
 
 #[test]
@@ -82,7 +86,9 @@ fn candidates_are_those_of_the_reference_however_many() {
         for (rows, cols) in [(0, 9_001), (1, 9_001), (33, 300), (3, 8_192), (2, 8_450), (2, 4_097)] {
             let data = Random(cols as u64).logits(rows * cols);
             let (x, reference) = (dev.upload(&data, rows, cols), Reference.upload(&data, rows, cols));
-            for (skip, k) in [(0, 1), (0, 64), (100, 200), (0, 1024), (1, 1), (0, 1500), (2100, 900), (0, usize::MAX)] {
+            for (skip, k) in
+                [(0, 1), (0, 64), (100, 200), (0, 1024), (1, 1), (0, 1500), (2100, 900), (0, usize::MAX)]
+            {
                 let found = bits_of_pairs(dev.top_k(&x, skip, k).unwrap());
                 let expected = bits_of_pairs(Reference.top_k(&reference, skip, k).unwrap());
                 assert!(found == expected, "{k} from {skip} on of [{rows}, {cols}]");
@@ -168,7 +174,11 @@ fn edits(random: &mut Random, rows: usize, cols: usize) -> Vec<LogitEdit> {
             some.dedup();
         }
         match random.below(6) {
-            0 | 1 => all.extend(some.iter().map(|&col| LogitEdit::Add { row, col: col as usize, by: i as f32 * 0.37 })),
+            0 | 1 => all.extend(some.iter().map(|&col| LogitEdit::Add {
+                row,
+                col: col as usize,
+                by: i as f32 * 0.37,
+            })),
             2 => all.push(LogitEdit::Repetition { row, cols: some, by: 1.3 }),
             3 => {
                 let words = cols.div_ceil(32) + 1 - i % 3;

@@ -101,9 +101,11 @@ fn row_of(edit: &LogitEdit) -> usize {
 /// Changes logits, in the order given.
 pub(crate) fn edit(queue: &Queue, x: &CudaTensor, edits: &[LogitEdit]) {
     let Edits { rows, edits, words, .. } = Edits::of(edits, [x.rows, x.cols]);
-    // One upload, edits first, whose words lie at multiples of 16 bytes.
-    let all = edits.iter().flatten().chain(rows.iter().flatten()).chain(&words);
-    let uploaded = queue.numbers(all.copied());
+    // One upload, edits first, whose words lie at multiples of 16 bytes. Masks make it some megabytes for many rows.
+    let mut bytes = Vec::with_capacity(16 * edits.len() + 12 * rows.len() + 4 * words.len());
+    let all = edits.as_flattened().iter().chain(rows.as_flattened()).chain(&words);
+    all.for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+    let uploaded = queue.uploaded(&bytes);
     let rows_at = uploaded.at + 16 * edits.len() as u64;
     let words_at = rows_at + 12 * rows.len() as u64;
     let arguments = Arguments::new().address(x.at()).address(rows_at).address(uploaded.at).address(words_at);

@@ -8,7 +8,7 @@ use crate::tensor::{CudaTensor, Queue};
 /// Up to so many are chosen by one block per row; for more, all columns are sorted.
 const FEW: usize = 1024;
 /// Bytes that keys may take while all columns are sorted, twice; it's done for so many rows at a time.
-const MOST_BYTES: usize = 64 << 20;
+const MOST_BYTES: usize = 16 << 20;
 /// Keys that a block sorts; as `kernels/logits_top.cu` has it.
 const SORTED: usize = 2048;
 /// Threads of a block that finds the largest of groups, and columns that each looks at.
@@ -21,7 +21,10 @@ const fn kernel(name: &'static str) -> Kernel {
 
 /// The largest logit of each row.
 pub(crate) fn row_max(queue: &Queue, x: &CudaTensor) -> Result<Vec<f32>, Fault> {
-    Ok(largest(queue, x)?.into_iter().map(|found| found.map_or(f32::NEG_INFINITY, |(logit, _)| logit)).collect())
+    Ok(largest(queue, x)?
+        .into_iter()
+        .map(|found| found.map_or(f32::NEG_INFINITY, |(logit, _)| logit))
+        .collect())
 }
 
 /// The `skip`-th to `skip + k`-th largest of each row.
@@ -53,10 +56,10 @@ fn largest(queue: &Queue, x: &CudaTensor) -> Result<Vec<Option<(f32, u32)>>, Fau
     queue.launch(kernel("logits_largest"), parts.grid(x.rows), arguments);
     let found = pairs(queue, &found, x.rows * parts.parts)?;
     // Parts ascend, so a later one is before an earlier one only if its logit is larger.
-    let larger = |a: (f32, u32), b: (f32, u32)| if b.0 > a.0 || (a.0.is_nan() && !b.0.is_nan()) { b } else { a };
-    let of_row = |row: usize| {
-        found[row * parts.parts..(row + 1) * parts.parts].iter().copied().reduce(larger)
-    };
+    let larger =
+        |a: (f32, u32), b: (f32, u32)| if b.0 > a.0 || (a.0.is_nan() && !b.0.is_nan()) { b } else { a };
+    let of_row =
+        |row: usize| found[row * parts.parts..(row + 1) * parts.parts].iter().copied().reduce(larger);
     Ok((0..x.rows).map(of_row).collect())
 }
 

@@ -82,7 +82,8 @@ impl Subtrees {
             let first_level = all.levels.len();
             for level in 0..root.level {
                 all.levels.push(all.merges.len() as u32);
-                while let Some((left, _, right)) = inner.next_if(|&(at, of, _)| at < root.end && of == level) {
+                while let Some((left, _, right)) = inner.next_if(|&(at, of, _)| at < root.end && of == level)
+                {
                     all.merges.push((left - root.first) as u32 | ((right - root.first) as u32) << 16);
                 }
             }
