@@ -8,16 +8,18 @@ use ::tensor::{
 };
 
 use crate::driver::{Driver, Fault};
-use crate::logits::{self, PanelTrees};
+use crate::logits::{self, PanelTree};
 use crate::memory::{Block, Memory};
-use crate::moe::{self, CudaAssignment, CudaRouting};
+use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
+use crate::of_program::OfProgram;
 use crate::rows;
 use crate::tensor::{CudaTensor, Queue};
 
 /// One rank's GPU, or its part of one.
 pub struct CudaDevice {
     queue: Queue,
-    panel_trees: PanelTrees,
+    panel_tree: OfProgram<PanelTree>,
+    heights: OfProgram<Heights>,
 }
 
 /// A step's positions and block tables.
@@ -31,7 +33,11 @@ pub struct CudaStep {
 impl CudaDevice {
     /// A device of what a driver drives.
     pub fn new(driver: Box<dyn Driver>) -> Self {
-        CudaDevice { queue: Queue(Memory::new(driver)), panel_trees: PanelTrees::default() }
+        CudaDevice {
+            queue: Queue(Memory::new(driver)),
+            panel_tree: OfProgram::default(),
+            heights: OfProgram::default(),
+        }
     }
 
     fn error(&self, fault: Fault) -> DeviceError {
@@ -238,7 +244,7 @@ impl Device for CudaDevice {
     }
 
     fn combine(&self, y: &CudaTensor, assignment: &CudaAssignment, program: &Program) -> CudaTensor {
-        moe::combine(&self.queue, y, assignment, program)
+        moe::combine(&self.queue, &self.heights, y, assignment, program)
     }
 
     fn edit_logits(&self, logits: &mut CudaTensor, edits: &[LogitEdit]) {
@@ -250,7 +256,7 @@ impl Device for CudaDevice {
     }
 
     fn exp_sums(&self, logits: &CudaTensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError> {
-        logits::exp_sums(&self.queue, &self.panel_trees, logits, max, program)
+        logits::exp_sums(&self.queue, &self.panel_tree, logits, max, program)
             .map_err(|fault| self.error(fault))
     }
 

@@ -10,6 +10,7 @@ pub mod kernels;
 mod logits;
 mod memory;
 mod moe;
+mod of_program;
 mod rows;
 mod tensor;
 

@@ -6,6 +6,7 @@ use tensor::{Program, RouterSpec};
 
 use crate::driver::{Arguments, Fault, Grid, Kernel};
 use crate::memory::Block;
+use crate::of_program::OfProgram;
 use crate::tensor::{CudaTensor, Queue};
 
 /// The id in a place of a routing that its token does not use; as `kernels/moe.cu` has it.
@@ -60,6 +61,21 @@ pub struct CudaAssignment {
     /// Each token's (expert of the range, pair), by expert: `[tokens, places, 2]`, and how many it has: `[tokens]`
     choices: Block,
     choices_of_token: Block,
+}
+
+/// How many items are on a program's stack after each of them.
+pub(crate) struct Heights(Block);
+
+impl Heights {
+    fn new(queue: &Queue, program: &Program) -> Self {
+        let after = |height: &mut u32, merges: &u32| {
+            *height = *height + 1 - merges;
+            Some(*height)
+        };
+        let heights: Vec<u32> = program.merges.iter().scan(0, after).collect();
+        assert!(heights.iter().all(|&height| height <= MOST_WAITING), "combine: sums that wait to be merged");
+        Heights(queue.numbers(heights))
+    }
 }
 
 impl CudaRouting {
@@ -161,6 +177,7 @@ pub(crate) fn assign(queue: &Queue, routing: &CudaRouting, experts: Range<usize>
 /// The program's nodes over `weight · output` of the experts that each token chose.
 pub(crate) fn combine(
     queue: &Queue,
+    heights: &OfProgram<Heights>,
     y: &CudaTensor,
     assignment: &CudaAssignment,
     program: &Program,
@@ -170,24 +187,14 @@ pub(crate) fn combine(
     assert_eq!(program.inputs.len(), experts, "combine: one item per expert");
     let nodes = program.num_nodes();
     let out = queue.tensor(nodes * tokens, y.cols);
-    let heights: Vec<u32> = heights(program).collect();
-    assert!(heights.iter().all(|&height| height <= MOST_WAITING), "combine: sums that wait to be merged");
-    let heights = queue.numbers(heights);
+    let heights = heights.get(queue, program, || Heights::new(queue, program));
     let arguments = Arguments::new().address(out.at()).address(y.at()).address(assignment.pair_weight.at);
     let arguments = arguments.address(assignment.choices.at).address(assignment.choices_of_token.at);
-    let arguments = arguments.address(heights.at).count(tokens).count(places).count(experts);
+    let arguments = arguments.address(heights.0.at).count(tokens).count(places).count(experts);
     let most_parts = y.cols.div_ceil(THREADS);
     let blocks = 8 * queue.0.driver.multiprocessors();
     let parts = if nodes > 0 { blocks.div_ceil(tokens.max(1)).min(most_parts) } else { 0 };
     let grid = Grid::plane(tokens, parts, THREADS).with_shared(12 * places);
     queue.launch(kernel("moe_combine"), grid, arguments.count(nodes).count(y.cols).count(parts * THREADS));
     out
-}
-
-/// How many items are on a program's stack after each.
-fn heights(program: &Program) -> impl Iterator<Item = u32> {
-    program.merges.iter().scan(0, |height, merges| {
-        *height = *height + 1 - merges;
-        Some(*height)
-    })
 }

@@ -7,7 +7,7 @@ mod tree;
 
 pub(crate) use edits::edit;
 pub(crate) use top::{row_max, top_k};
-pub(crate) use tree::{PanelTrees, exp_sums};
+pub(crate) use tree::{PanelTree, exp_sums};
 
 use crate::driver::{Arguments, Fault, Grid, Kernel};
 use crate::tensor::{CudaTensor, Queue};

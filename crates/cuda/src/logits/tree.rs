@@ -1,13 +1,11 @@
 //! Sums of exponentials by the tree over panels (NUMERICS.md, rule 6): blocks sum subtrees up, the host what is above them.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
 use tensor::Program;
 
 use super::{THREADS, kernel};
 use crate::driver::{Arguments, Fault, Grid};
 use crate::memory::Block;
+use crate::of_program::OfProgram;
 use crate::tensor::{CudaTensor, Queue};
 
 /// Columns of a panel.
@@ -96,9 +94,7 @@ impl Subtrees {
 }
 
 /// Subtrees on the GPU.
-struct PanelTree {
-    /// The merges of the program that they are of.
-    of: Vec<u32>,
+pub(crate) struct PanelTree {
     above: Program,
     subtrees: usize,
     levels: usize,
@@ -109,37 +105,23 @@ struct PanelTree {
 impl PanelTree {
     fn new(queue: &Queue, program: &Program) -> Self {
         let Subtrees { trees, levels, merges, above } = Subtrees::of(program);
-        let all = trees.iter().flatten().chain(&levels).chain(&merges);
+        let all = trees.as_flattened().iter().chain(&levels).chain(&merges);
         let uploaded = queue.numbers(all.copied());
-        PanelTree { of: program.merges.clone(), above, subtrees: trees.len(), levels: levels.len(), uploaded }
-    }
-}
-
-/// The tree of the program that was asked for last: a model has one.
-#[derive(Default)]
-pub(crate) struct PanelTrees(RefCell<Option<Rc<PanelTree>>>);
-
-impl PanelTrees {
-    fn get(&self, queue: &Queue, program: &Program) -> Rc<PanelTree> {
-        let mut kept = self.0.borrow_mut();
-        match &*kept {
-            Some(tree) if tree.of == program.merges => tree.clone(),
-            _ => kept.insert(Rc::new(PanelTree::new(queue, program))).clone(),
-        }
+        PanelTree { above, subtrees: trees.len(), levels: levels.len(), uploaded }
     }
 }
 
 /// Sums of `exp(x − max)` over the nodes of a program over panels, `[rows · nodes]`.
 pub(crate) fn exp_sums(
     queue: &Queue,
-    trees: &PanelTrees,
+    trees: &OfProgram<PanelTree>,
     x: &CudaTensor,
     max: &[f32],
     program: &Program,
 ) -> Result<Vec<f32>, Fault> {
     assert_eq!(x.rows, max.len(), "exp_sums: one maximum per row");
     assert_eq!(program.inputs.len(), x.cols.div_ceil(PANEL), "exp_sums: one item per panel of 16 columns");
-    let tree = trees.get(queue, program);
+    let tree = trees.get(queue, program, || PanelTree::new(queue, program));
     let max = queue.numbers(max.iter().map(|max| max.to_bits()));
     let sums = queue.block(4 * x.rows * tree.subtrees);
     let levels_at = tree.uploaded.at + 16 * tree.subtrees as u64;
