@@ -235,6 +235,13 @@ DEVICE u32 ballot(bool is) {
   for (u32 lane = 0; lane < emulated::WARP; lane++) bits |= u32(lane_value<bool>(left, lane)) << lane;
   return bits;
 }
+DEVICE u32 alike(u32 value) {
+  const u8(*left)[64] = emulated::meet_lanes(value);
+  u32 bits = 0;
+  for (u32 lane = 0; lane < emulated::WARP; lane++) bits |= u32(lane_value<u32>(left, lane) == value) << lane;
+  return bits;
+}
+DEVICE u32 count_bits(u32 x) { return u32(__builtin_popcount(x)); }
 
 DEVICE float half_to_float(u16 x) { return float(same_bits<_Float16>(x)); }
 DEVICE u16 float_to_half(float x) { return same_bits<u16>(_Float16(x)); }

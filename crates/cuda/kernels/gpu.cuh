@@ -51,6 +51,9 @@ template <class T> DEVICE T shuffle_xor(T value, u32 bits) { return __shfl_xor_s
 template <class T> DEVICE T shuffle(T value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
 // A bit per lane.
 DEVICE u32 ballot(bool is) { return __ballot_sync(0xffffffffu, is); }
+// A bit per lane that has the same value.
+DEVICE u32 alike(u32 value) { return __match_any_sync(0xffffffffu, value); }
+DEVICE u32 count_bits(u32 x) { return __popc(x); }
 
 DEVICE float half_to_float(u16 x) {
   float y;

@@ -9,13 +9,18 @@ use ::tensor::{
 
 use crate::driver::{Driver, Fault};
 use crate::linear::{self, CudaWeight};
+use crate::logits::{self, PanelTree};
 use crate::memory::{Block, Memory};
+use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
+use crate::of_program::OfProgram;
 use crate::rows;
 use crate::tensor::{CudaTensor, Queue};
 
 /// One rank's GPU, or its part of one.
 pub struct CudaDevice {
     queue: Queue,
+    panel_tree: OfProgram<PanelTree>,
+    heights: OfProgram<Heights>,
 }
 
 /// A step's positions and block tables.
@@ -29,7 +34,11 @@ pub struct CudaStep {
 impl CudaDevice {
     /// A device of what a driver drives.
     pub fn new(driver: Box<dyn Driver>) -> Self {
-        CudaDevice { queue: Queue(Memory::new(driver)) }
+        CudaDevice {
+            queue: Queue(Memory::new(driver)),
+            panel_tree: OfProgram::default(),
+            heights: OfProgram::default(),
+        }
     }
 
     fn error(&self, fault: Fault) -> DeviceError {
@@ -42,8 +51,8 @@ impl Device for CudaDevice {
     type Weight = CudaWeight;
     type Kv = ();
     type Step = CudaStep;
-    type Routing = ();
-    type Assignment = ();
+    type Routing = CudaRouting;
+    type Assignment = CudaAssignment;
 
     fn name(&self) -> String {
         "cuda".into()
@@ -205,62 +214,63 @@ impl Device for CudaDevice {
         todo!()
     }
 
-    fn route(&self, logits: &CudaTensor, spec: RouterSpec) {
-        todo!()
+    fn route(&self, logits: &CudaTensor, spec: RouterSpec) -> CudaRouting {
+        moe::route(&self.queue, logits, spec)
     }
 
-    fn routing_to_host(&self, routing: &()) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
-        todo!()
+    fn routing_to_host(&self, routing: &CudaRouting) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
+        moe::routing_to_host(&self.queue, routing).map_err(|fault| self.error(fault))
     }
 
-    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) {
-        todo!()
+    fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> CudaRouting {
+        moe::routing_from_host(&self.queue, choices, experts)
     }
 
-    fn assign(&self, routing: &(), experts: Range<usize>) {
-        todo!()
+    fn assign(&self, routing: &CudaRouting, experts: Range<usize>) -> CudaAssignment {
+        moe::assign(&self.queue, routing, experts)
     }
 
-    fn grouped_linear(&self, x: &CudaTensor, assignment: &(), weights: &[CudaWeight]) -> CudaTensor {
+    fn grouped_linear(&self, x: &CudaTensor, assignment: &CudaAssignment, weights: &[CudaWeight]) -> CudaTensor {
         todo!()
     }
 
     fn grouped_linear_tree(
         &self,
         x: &CudaTensor,
-        assignment: &(),
+        assignment: &CudaAssignment,
         weights: &[CudaWeight],
         program: &Program,
     ) -> CudaTensor {
         todo!()
     }
 
-    fn combine(&self, y: &CudaTensor, assignment: &(), program: &Program) -> CudaTensor {
-        todo!()
+    fn combine(&self, y: &CudaTensor, assignment: &CudaAssignment, program: &Program) -> CudaTensor {
+        moe::combine(&self.queue, &self.heights, y, assignment, program)
     }
 
     fn edit_logits(&self, logits: &mut CudaTensor, edits: &[LogitEdit]) {
-        todo!()
+        logits::edit(&self.queue, logits, edits);
     }
 
     fn row_max(&self, logits: &CudaTensor) -> Result<Vec<f32>, DeviceError> {
-        todo!()
+        logits::row_max(&self.queue, logits).map_err(|fault| self.error(fault))
     }
 
     fn exp_sums(&self, logits: &CudaTensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError> {
-        todo!()
+        logits::exp_sums(&self.queue, &self.panel_tree, logits, max, program)
+            .map_err(|fault| self.error(fault))
     }
 
     fn top_k(&self, logits: &CudaTensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
-        todo!()
+        logits::top_k(&self.queue, logits, skip, k).map_err(|fault| self.error(fault))
     }
 
     fn pick(&self, logits: &CudaTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
-        todo!()
+        logits::pick(&self.queue, logits, at).map_err(|fault| self.error(fault))
     }
 
     fn count_before(&self, logits: &CudaTensor, places: &[(f32, usize)]) -> Result<Vec<u32>, DeviceError> {
-        todo!()
+        logits::count_before(&self.queue, logits, places).map_err(|fault| self.error(fault))
     }
 
     fn memory(&self) -> DeviceMemory {

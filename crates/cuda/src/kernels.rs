@@ -14,6 +14,10 @@ pub const FILES: &[(&str, &str)] = &[
     ("linear", include_str!("../kernels/linear.cu")),
     ("linear_exact", include_str!("../kernels/linear_exact.cu")),
     ("linear_inputs", include_str!("../kernels/linear_inputs.cu")),
+    ("logits", include_str!("../kernels/logits.cu")),
+    ("logits_edit", include_str!("../kernels/logits_edit.cu")),
+    ("logits_top", include_str!("../kernels/logits_top.cu")),
+    ("moe", include_str!("../kernels/moe.cu")),
     ("norm", include_str!("../kernels/norm.cu")),
     ("rope", include_str!("../kernels/rope.cu")),
 ];

@@ -8,11 +8,15 @@ mod device;
 mod driver;
 pub mod kernels;
 mod linear;
+mod logits;
 mod memory;
+mod moe;
+mod of_program;
 mod rows;
 mod tensor;
 
 pub use device::{CudaDevice, CudaStep};
 pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
 pub use linear::CudaWeight;
+pub use moe::{CudaAssignment, CudaRouting};
 pub use tensor::CudaTensor;

@@ -70,10 +70,17 @@ impl Queue {
     /// # Errors
     /// Whatever went wrong since the last call.
     pub fn read(&self, from: Address, count: usize) -> Result<Vec<f32>, Fault> {
+        Ok(self.read_numbers(from, count)?.into_iter().map(f32::from_bits).collect())
+    }
+
+    /// The same of whole numbers.
+    pub fn read_numbers(&self, from: Address, count: usize) -> Result<Vec<u32>, Fault> {
         let mut bytes = vec![0; 4 * count];
         self.0.take_fault()?;
-        self.0.driver.read(from, &mut bytes)?;
-        let number = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().expect("four bytes each"));
+        if count > 0 {
+            self.0.driver.read(from, &mut bytes)?;
+        }
+        let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes each"));
         Ok(bytes.chunks_exact(4).map(number).collect())
     }
 
@@ -107,6 +114,15 @@ impl Grid {
     pub fn flat(blocks: usize, threads: usize) -> Self {
         let blocks = u32::try_from(blocks).expect("a grid has fewer than 2^32 blocks");
         Grid { blocks: [blocks, 1, 1], threads: threads as u32, shared: 0 }
+    }
+
+    /// Blocks along two axes. Of the second there are at most 65,535.
+    pub fn plane(blocks: usize, others: usize, threads: usize) -> Self {
+        let others = u16::try_from(others).expect("a grid's second axis has fewer than 2^16 blocks");
+        Grid {
+            blocks: [Self::flat(blocks, threads).blocks[0], u32::from(others), 1],
+            ..Self::flat(0, threads)
+        }
     }
 
     /// With bytes of shared memory.
