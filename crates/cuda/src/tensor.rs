@@ -77,9 +77,7 @@ impl Queue {
     pub fn read_numbers(&self, from: Address, count: usize) -> Result<Vec<u32>, Fault> {
         let mut bytes = vec![0; 4 * count];
         self.0.take_fault()?;
-        if count > 0 {
-            self.0.driver.read(from, &mut bytes)?;
-        }
+        self.0.driver.read(from, &mut bytes)?;
         let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes each"));
         Ok(bytes.chunks_exact(4).map(number).collect())
     }

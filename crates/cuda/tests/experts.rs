@@ -1,11 +1,13 @@
 //! Routing and the experts' weighted sum: the bits of the reference.
 
 mod emulated;
+mod random;
 
 use std::ops::Range;
 
 use cuda::CudaDevice;
 use emulated::Emulated;
+use random::Random;
 use tensor::{Device, ReductionTree, Reference, RouterSpec};
 
 /// A device for each order of threads; none without a C++ compiler.
@@ -13,25 +15,13 @@ fn devices() -> impl Iterator<Item = CudaDevice> {
     [0, 1, 7].into_iter().filter_map(|turn| Some(CudaDevice::new(Box::new(Emulated::new(turn)?))))
 }
 
-/// Pseudo-random bits (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Within ±range; every third is a whole number that others are too, zeros of both signs among them.
-    fn numbers(&mut self, count: usize, range: f32) -> Vec<f32> {
-        let number = |bits: u64| {
-            let x = ((bits >> 40) as f32 / (1 << 23) as f32 - 1.0) * range;
-            if bits.is_multiple_of(3) { x.round() } else { x }
-        };
-        (0..count).map(|_| number(self.bits())).collect()
-    }
+/// Within ±range; every third is a whole number that others are too, zeros of both signs among them.
+fn numbers(random: &mut Random, count: usize, range: f32) -> Vec<f32> {
+    let number = |_| match random.below(3) {
+        0 => random.within(range).round(),
+        _ => random.within(range),
+    };
+    (0..count).map(number).collect()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -66,7 +56,7 @@ fn check_sums<D: Device>(
         let expected = Reference.assign(&reference, range.clone());
         let tree = ReductionTree::over_ids(experts);
         for n in if choices.len() < 3 { [0, 33, 600] } else { [0, 1, 33] } {
-            let y = Random(n as u64).numbers(pairs * n, 3.0);
+            let y = numbers(&mut Random(n as u64), pairs * n, 3.0);
             let program = tree.program(range.clone());
             let sums = dev.combine(&dev.upload(&y, pairs, n), &assignment, &program);
             let expected = Reference.combine(&Reference.upload(&y, pairs, n), &expected, &program);
@@ -85,7 +75,7 @@ fn routings_and_sums_of_experts_are_those_of_the_reference() {
     for dev in devices() {
         for (experts, top_k) in [(1, 1), (4, 2), (4, 4), (33, 3), (128, 8), (70, 33)] {
             for tokens in [0, 1, 2, 33] {
-                let logits = Random((experts + tokens) as u64).numbers(tokens * experts, 6.0);
+                let logits = numbers(&mut Random((experts + tokens) as u64), tokens * experts, 6.0);
                 let spec = RouterSpec { top_k, normalize: tokens % 2 == 0 };
                 let routing = dev.route(&dev.upload(&logits, tokens, experts), spec);
                 let expected = Reference.route(&Reference.upload(&logits, tokens, experts), spec);
@@ -102,7 +92,7 @@ fn routings_and_sums_of_experts_are_those_of_the_reference() {
 #[test]
 fn logits_that_are_no_numbers_make_weights_none_and_choose_the_lowest_ids() {
     for dev in devices() {
-        let mut logits = Random(3).numbers(40, 2.0);
+        let mut logits = numbers(&mut Random(3), 40, 2.0);
         (logits[7], logits[15], logits[22]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
         logits[30..].fill(f32::NEG_INFINITY);
         let spec = RouterSpec { top_k: 3, normalize: true };
@@ -118,7 +108,7 @@ fn logits_that_are_no_numbers_make_weights_none_and_choose_the_lowest_ids() {
 fn choices(tokens: usize, experts: usize) -> Choices {
     let mut random = Random((tokens * experts) as u64);
     let of_token = |token: usize| -> Vec<(u32, f32)> {
-        let weights = random.numbers(experts, 1.0);
+        let weights = numbers(&mut random, experts, 1.0);
         let is_chosen = |id: usize, weight: f32| match token % 4 {
             0 => false,
             1 => true,
@@ -147,7 +137,7 @@ fn choices_of_other_ranks_sum_as_the_reference_does() {
 fn more_tokens_than_a_block_has_threads_are_sorted_in_order() {
     for dev in devices() {
         let (tokens, experts) = (1_500, 6);
-        let logits = Random(1).numbers(tokens * experts, 4.0);
+        let logits = numbers(&mut Random(1), tokens * experts, 4.0);
         let routing =
             dev.route(&dev.upload(&logits, tokens, experts), RouterSpec { top_k: 2, normalize: true });
         let choices = dev.routing_to_host(&routing).unwrap();

@@ -1,9 +1,11 @@
 //! What a sampler asks of logits, on rows that many blocks work on: the bits of the reference.
 
 mod emulated;
+mod random;
 
 use cuda::CudaDevice;
 use emulated::Emulated;
+use random::Random;
 use tensor::{Device, LogitEdit, Program, ReductionTree, Reference, conformance};
 
 /// A device for each order of threads; none without a C++ compiler.
@@ -11,32 +13,16 @@ fn devices() -> impl Iterator<Item = CudaDevice> {
     [0, 1, 7].into_iter().filter_map(|turn| Some(CudaDevice::new(Box::new(Emulated::new(turn)?))))
 }
 
-/// Pseudo-random bits (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.bits() % n as u64) as usize
-    }
-
-    /// Many logits that others have too, zeros of both signs among them, and some that are forbidden.
-    fn logits(&mut self, count: usize) -> Vec<f32> {
-        let logit = |bits: u64| match bits % 16 {
-            0 => f32::NEG_INFINITY,
-            1 => 0.0,
-            2 => -0.0,
-            3..6 => ((bits >> 8) % 9) as f32 - 4.0,
-            _ => ((bits >> 40) as f32 / (1 << 24) as f32 - 0.5) * 30.0,
-        };
-        (0..count).map(|_| logit(self.bits())).collect()
-    }
+/// Many that others are too, zeros of both signs among them, and some that are forbidden.
+fn logits(random: &mut Random, count: usize) -> Vec<f32> {
+    let logit = |_| match random.below(16) {
+        0 => f32::NEG_INFINITY,
+        1 => 0.0,
+        2 => -0.0,
+        3..6 => random.below(9) as f32 - 4.0,
+        _ => random.within(15.0),
+    };
+    (0..count).map(logit).collect()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -67,7 +53,7 @@ fn logits_are_those_of_the_reference() {
 fn sums_of_exponentials_are_those_of_the_reference_whatever_the_vocabulary() {
     for dev in devices() {
         for (rows, cols) in [(0, 50_257), (1, 50_257), (1, 8_192), (1, 8_209), (33, 4_099), (2, 16_383)] {
-            let mut data = Random(cols as u64).logits(rows * cols);
+            let mut data = logits(&mut Random(cols as u64), rows * cols);
             data.iter_mut().skip(cols / 2).step_by(2 * cols).for_each(|x| *x = f32::NAN);
             let max: Vec<f32> = (0..rows).map(|row| 15.0 - row as f32 * 0.3).collect();
             let (x, reference) = (dev.upload(&data, rows, cols), Reference.upload(&data, rows, cols));
@@ -84,7 +70,7 @@ fn sums_of_exponentials_are_those_of_the_reference_whatever_the_vocabulary() {
 fn candidates_are_those_of_the_reference_however_many() {
     for dev in devices() {
         for (rows, cols) in [(0, 9_001), (1, 9_001), (33, 300), (3, 8_192), (2, 8_450), (2, 4_097)] {
-            let data = Random(cols as u64).logits(rows * cols);
+            let data = logits(&mut Random(cols as u64), rows * cols);
             let (x, reference) = (dev.upload(&data, rows, cols), Reference.upload(&data, rows, cols));
             for (skip, k) in
                 [(0, 1), (0, 64), (100, 200), (0, 1024), (1, 1), (0, 1500), (2100, 900), (0, usize::MAX)]
@@ -116,7 +102,7 @@ fn rows_of_one_logit_alone_keep_the_order_of_columns() {
 fn what_is_not_a_number_is_below_all_numbers() {
     for dev in devices().take(1) {
         let cols = 2_500;
-        let mut data = Random(5).logits(cols);
+        let mut data = logits(&mut Random(5), cols);
         data.iter_mut().step_by(3).for_each(|x| *x = f32::NAN);
         let x = dev.upload(&data, 1, cols);
         let mut order: Vec<u32> = (0..cols as u32).collect();
@@ -144,7 +130,7 @@ fn counts_and_single_logits_are_those_of_the_reference() {
     for dev in devices() {
         for (rows, cols) in [(0, 700), (1, 20_011), (33, 1_031), (4, 9_000)] {
             let mut random = Random(cols as u64);
-            let data = random.logits(rows * cols);
+            let data = logits(&mut random, rows * cols);
             let (x, reference) = (dev.upload(&data, rows, cols), Reference.upload(&data, rows, cols));
             let found: Vec<f32> = dev.row_max(&x).unwrap().iter().map(|max| max + 0.0).collect();
             let expected: Vec<f32> =
@@ -197,7 +183,7 @@ fn edits_are_done_in_the_order_given() {
     for dev in devices() {
         for (rows, cols) in [(1, 9_001), (33, 1_003), (3, 4_096), (2, 33)] {
             let mut random = Random(cols as u64);
-            let data = random.logits(rows * cols);
+            let data = logits(&mut random, rows * cols);
             let (mut x, mut reference) = (dev.upload(&data, rows, cols), Reference.upload(&data, rows, cols));
             let edits = edits(&mut random, rows, cols);
             dev.edit_logits(&mut x, &edits);
