@@ -141,10 +141,12 @@ template <bool IS_FOUR> struct Whole {
 #define EACH(p, g, i)                                                                                                  \
   UNROLL for (u32 p = 0; p < PANELS; p++) UNROLL for (u32 g = 0; g < GROUPS; g++) UNROLL for (u32 i = 0; i < 4; i++)
 
-// Of 8 · GROUPS rows. Rows may lie anywhere in x: of a layer of experts, `first_group` is the first group of an expert's rows,
-// and row t of the result is row `first_row` + t.
+// Which rows: how many, the first of them in the result, how many that has per node, and their first group of activations.
+struct Rows { u32 count, first, all, first_group; };
+
+// A block's rows of one weight, at most 8 · GROUPS, and 32 outputs for each team of warps.
 template <class Format, u32 GROUPS>
-DEVICE void linear(float *y, const Operands &of, u32 rows, u32 n, const Deal *deal, const Item *items, const u32 *merges,
+DEVICE void linear(float *y, const Operands &of, Rows rows, u32 n, const Deal *deal, const Item *items, const u32 *merges,
                    const float *bias) {
   constexpr u32 OUTPUTS = 16 * PANELS, ROWS = 8 * GROUPS, PLACES = OUTPUTS * ROWS;
   DYNAMIC_SHARED(float, left_over);
@@ -171,8 +173,8 @@ DEVICE void linear(float *y, const Operands &of, u32 rows, u32 n, const Deal *de
       typename Format::Left left[PANELS];
       UNROLL for (u32 p = 0; p < PANELS; p++) left[p] = Format::left(of, panel[p], tile);
       UNROLL for (u32 g = 0; g < GROUPS; g++) {
-        if (first_row + g * 8 >= rows) break;
-        typename Format::Right right = Format::right(of, first_row / 8 + g, tile);
+        if (first_row + g * 8 >= rows.count) break;
+        typename Format::Right right = Format::right(of, rows.first_group + first_row / 8 + g, tile);
         UNROLL for (u32 p = 0; p < PANELS; p++) Format::multiply(d[p][g], left[p], right);
       }
     }
@@ -190,7 +192,7 @@ DEVICE void linear(float *y, const Operands &of, u32 rows, u32 n, const Deal *de
   for (u32 at = thread(); at < teams * PLACES; at += threads()) {
     u32 team = at / PLACES, place = at % PLACES, row = first_row + place / OUTPUTS;
     u32 output = (block_x() * teams + team) * OUTPUTS + place % OUTPUTS;
-    if (row >= rows || output >= n) continue;
+    if (row >= rows.count || output >= n) continue;
     float sums[STACK];
     u32 count = 0;
     for (u32 i = 0; i < nodes_left; i++) {
@@ -199,19 +201,35 @@ DEVICE void linear(float *y, const Operands &of, u32 rows, u32 n, const Deal *de
       sums[count++] = sum;
     }
     for (u32 node = 0; node < count; node++)
-      y[(u64(node) * rows + row) * n + output] = bias ? sums[node] + bias[output] : sums[node];
+      y[(u64(node) * rows.all + rows.first + row) * n + output] = bias ? sums[node] + bias[output] : sums[node];
   }
 }
 
+// The weights of an expert: elements, scales, zero points.
+struct Expert { const u8 *elements, *scales, *zeros; };
+
+// Of one weight, and of those of experts: rows of expert e, of which there are offsets[e + 1] - offsets[e], begin at offsets[e]
+// in the result and at group group_first[e] of the activations.
 #define LINEAR(name, format, groups)                                                                                   \
   KERNEL_OF(256, name)                                                                                                 \
   (float *y, const u8 *weights, const u8 *weight_scales, const u8 *weight_zeros, const u8 *inputs,                     \
    const float *input_scales, const int *input_sums, u32 tiles, u32 rows, u32 n, const Deal *deal, const Item *items,  \
    const u32 *merges, const float *bias) {                                                                             \
     Operands of{weights, weight_scales, weight_zeros, inputs, input_scales, input_sums, tiles};                        \
-    linear<format, groups>(y, of, rows, n, deal, items, merges, bias);                                                 \
+    linear<format, groups>(y, of, Rows{rows, 0, rows, 0}, n, deal, items, merges, bias);                               \
   }                                                                                                                    \
-  EXPORT(name)
+  EXPORT(name)                                                                                                         \
+  KERNEL_OF(256, name##_experts)                                                                                       \
+  (float *y, const Expert *experts, const u32 *offsets, const u32 *group_first, const u8 *inputs,                      \
+   const float *input_scales, const int *input_sums, u32 tiles, u32 pairs, u32 n, const Deal *deal, const Item *items, \
+   const u32 *merges) {                                                                                                \
+    u32 e = block_z();                                                                                                 \
+    Rows rows{offsets[e + 1] - offsets[e], offsets[e], pairs, group_first[e]};                                         \
+    if (block_y() * 8 * groups >= rows.count) return;                                                                  \
+    Operands of{experts[e].elements, experts[e].scales, experts[e].zeros, inputs, input_scales, input_sums, tiles};    \
+    linear<format, groups>(y, of, rows, n, deal, items, merges, nullptr);                                              \
+  }                                                                                                                    \
+  EXPORT(name##_experts)
 
 LINEAR(linear_bfloat_8, Sixteen<false>, 1)
 LINEAR(linear_bfloat_16, Sixteen<false>, 2)

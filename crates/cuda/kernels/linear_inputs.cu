@@ -14,13 +14,57 @@ struct Tiles {
   }
 };
 
+// Which rows of x groups of 8 have: one after the other, or those of experts (crates/cuda/src/linear/experts.rs).
+struct Source {
+  u32 rows, experts;
+  // The first row and the first group of each expert, and all of them; which row of x is a row of theirs, if it is another.
+  const u32 *offsets, *group_first, *tokens;
+  // The row of x; `rows` where there is none. False behind the last group.
+  DEVICE_IN bool find(const Source &of, u32 group, u32 in_group, u32 &row) {
+    if (!of.experts) {
+      row = group * 8 + in_group < of.rows ? group * 8 + in_group : of.rows;
+      return group * 8 < of.rows;
+    }
+    if (group >= of.group_first[of.experts]) return false;
+    u32 expert = 0;
+    for (u32 end = of.experts; end - expert > 1;) {
+      u32 middle = (expert + end) / 2;
+      if (of.group_first[middle] <= group) expert = middle;
+      else end = middle;
+    }
+    u32 pair = of.offsets[expert] + (group - of.group_first[expert]) * 8 + in_group;
+    if (pair >= of.offsets[expert + 1]) row = of.rows;
+    else row = of.tokens ? of.tokens[pair] : pair;
+    return true;
+  }
+};
+
+// The first group of each expert's rows, and the number of groups. One block.
+KERNEL(linear_group_first)(u32 *group_first, const u32 *offsets, u32 experts) {
+  DYNAMIC_SHARED(u32, sums);
+  // Sums of ever more neighbours, in turns between two halves.
+  for (u32 e = thread(); e < experts; e += threads()) sums[e] = (offsets[e + 1] - offsets[e] + 7) / 8;
+  u32 from = 0;
+  for (u32 step = 1; step < experts; step *= 2) {
+    sync_block();
+    for (u32 e = thread(); e < experts; e += threads())
+      sums[(1 - from) * experts + e] = sums[from * experts + e] + (e >= step ? sums[from * experts + e - step] : 0);
+    from = 1 - from;
+  }
+  sync_block();
+  for (u32 e = thread(); e < experts; e += threads()) group_first[e + 1] = sums[from * experts + e];
+  if (thread() == 0) group_first[0] = 0;
+}
+EXPORT(linear_group_first)
+
 // x [rows, k] to out [groups of 8 rows][tiles of 16 inputs][lane]: inputs 2 t, 2 t + 1 and those 8 behind them. A thread per
 // lane. `width` is 32 where two such tiles are one of the weights'.
-KERNEL(linear_round)(Vec2 *out, const float *x, u32 rows, u32 k, u32 period, u32 width, u32 tiles, u32 is_half) {
-  u32 at = block_x() * threads() + thread(), tile = at / 32 % tiles, group = at / 32 / tiles, lane = at % 32;
-  if (group * 8 >= rows) return;
+KERNEL(linear_round)
+(Vec2 *out, const float *x, u32 rows, u32 k, u32 period, u32 width, u32 tiles, u32 is_half, u32 experts,
+ const u32 *offsets, const u32 *group_first, const u32 *tokens) {
+  u32 at = block_x() * threads() + thread(), tile = at / 32 % tiles, group = at / 32 / tiles, lane = at % 32, row;
+  if (!Source::find(Source{rows, experts, offsets, group_first, tokens}, group, lane / 4, row)) return;
   u32 per_tile = width / 16, first, count = Tiles::count(Tiles{k, period, width}, tile / per_tile, first);
-  u32 row = group * 8 + lane / 4;
   float v[4];
   UNROLL for (u32 i = 0; i < 4; i++) {
     u32 inner = tile % per_tile * 16 + lane % 4 * 2 + i % 2 + i / 2 * 8;
@@ -34,9 +78,10 @@ EXPORT(linear_round)
 // x [rows, k] to bytes [groups of 8 rows][tiles of 32 inputs][lane]: inputs 4 t .. 4 t + 3 and those 16 behind them; scales
 // and sums [groups of 8 rows][tiles][8] (tensor::ActivationGroup). A thread per row and tile.
 KERNEL(linear_quantize)
-(u32 *out, float *scales, int *sums, const float *x, u32 rows, u32 k, u32 period, u32 tiles) {
-  u32 at = block_x() * threads() + thread(), tile = at / 8 % tiles, group = at / 8 / tiles, row = group * 8 + at % 8;
-  if (group * 8 >= rows) return;
+(u32 *out, float *scales, int *sums, const float *x, u32 rows, u32 k, u32 period, u32 tiles, u32 experts,
+ const u32 *offsets, const u32 *group_first, const u32 *tokens) {
+  u32 at = block_x() * threads() + thread(), tile = at / 8 % tiles, group = at / 8 / tiles, row;
+  if (!Source::find(Source{rows, experts, offsets, group_first, tokens}, group, at % 8, row)) return;
   u32 first, count = Tiles::count(Tiles{k, period, 32}, tile, first), most = 0;
   const float *here = x + u64(row < rows ? row : 0) * k + first;
   if (row >= rows) count = 0;

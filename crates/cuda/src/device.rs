@@ -230,8 +230,13 @@ impl Device for CudaDevice {
         moe::assign(&self.queue, routing, experts)
     }
 
-    fn grouped_linear(&self, x: &CudaTensor, assignment: &CudaAssignment, weights: &[CudaWeight]) -> CudaTensor {
-        todo!()
+    fn grouped_linear(
+        &self,
+        x: &CudaTensor,
+        assignment: &CudaAssignment,
+        weights: &[CudaWeight],
+    ) -> CudaTensor {
+        linear::grouped(&self.queue, x, true, assignment, weights, None)
     }
 
     fn grouped_linear_tree(
@@ -241,7 +246,7 @@ impl Device for CudaDevice {
         weights: &[CudaWeight],
         program: &Program,
     ) -> CudaTensor {
-        todo!()
+        linear::grouped(&self.queue, x, false, assignment, weights, Some(program))
     }
 
     fn combine(&self, y: &CudaTensor, assignment: &CudaAssignment, program: &Program) -> CudaTensor {

@@ -33,3 +33,12 @@ fn tensor_cores_sum_what_the_reference_sums() {
         kinds.iter().for_each(|&(format, inputs)| conformance::linear_near(&dev, format, inputs))
     });
 }
+
+#[test]
+fn experts_are_those_of_the_reference() {
+    let exact = [WeightFormat::Float(DType::F32), WeightFormat::Int8, WeightFormat::Int4];
+    devices().for_each(|dev| {
+        conformance::experts_of(&dev, &exact);
+        conformance::experts_near(&dev, DType::BF16.into(), DType::BF16);
+    });
+}

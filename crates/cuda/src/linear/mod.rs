@@ -1,20 +1,26 @@
 //! Linear layers. Weights in f32 are summed in the order of every other device; others by tensor cores.
 
 mod deal;
+mod embed;
+mod experts;
+mod inputs;
+mod plan;
 mod tiles;
 mod weight;
 
+pub(crate) use embed::embed;
+pub(crate) use experts::grouped;
 pub use weight::CudaWeight;
 
 use ::tensor::{DType, Program, WeightFormat};
 
-use crate::driver::{Arguments, Grid, Kernel};
-use crate::memory::Block;
+use crate::driver::{Address, Arguments, Grid, Kernel};
 use crate::tensor::{CudaTensor, Queue};
 
-use deal::WARPS;
+use deal::{Deal, WARPS};
+use inputs::Inputs;
+use plan::{Dealt, Plan};
 use tiles::{Layout, PANEL};
-use weight::Dealt;
 
 /// Panels of a warp.
 const PANELS: usize = 2;
@@ -40,216 +46,141 @@ pub(crate) fn linear(
     assert!(program.is_none_or(|program| program.num_inputs() == w.k), "a program of the weight's inputs");
     let nodes = program.map_or(1, Program::num_nodes);
     let y = queue.tensor(nodes * x.rows, w.n);
-    let bias = bias.map_or(0, CudaTensor::vector);
-    match w.spec.format {
-        _ if nodes == 0 => {}
-        WeightFormat::Float(DType::F32) => exact(queue, x, w, program, bias, &y),
-        _ => tiled(queue, x, w, program, bias, &y),
-    }
-    y
-}
-
-fn exact(
-    queue: &Queue,
-    x: &CudaTensor,
-    w: &CudaWeight,
-    program: Option<&Program>,
-    bias: u64,
-    y: &CudaTensor,
-) {
-    let whole = Program::sequential(w.k);
-    let program = program.unwrap_or(&whole);
-    let items = program.merges.len();
-    let ends = program.inputs.iter().map(|inputs| inputs.end as u32);
-    let words = queue.numbers(ends.chain(program.merges.iter().copied()));
-    let arguments = Arguments::new()
-        .address(y.at())
-        .address(w.elements.at)
-        .address(x.at())
-        .count(x.rows)
-        .count(w.n)
-        .count(w.k)
-        .count(items)
-        .address(words.at)
-        .address(words.at + 4 * items as u64)
-        .address(bias);
-    let (threads, rows) = (128, 8);
-    let blocks = [w.n.div_ceil(threads) as u32, x.rows.div_ceil(rows) as u32, 1];
-    queue.launch(
-        Kernel { file: "linear_exact", name: "linear_exact" },
-        Grid { blocks, threads: threads as u32, shared: 0 },
-        arguments,
-    );
-}
-
-fn tiled(
-    queue: &Queue,
-    x: &CudaTensor,
-    w: &CudaWeight,
-    program: Option<&Program>,
-    bias: u64,
-    y: &CudaTensor,
-) {
-    let inputs = Inputs::new(queue, x, Layout::new(w.spec, w.k));
-    let plan = w.plan(queue, program);
-    match w.spec.format {
-        WeightFormat::Float(dtype) if x.rows > MANY_ROWS => {
-            many(queue, x.rows, w, dtype, &inputs, &plan.alone, bias, y)
-        }
-        _ => few(queue, x.rows, w, &inputs, &plan.shared, bias, y),
-    }
-}
-
-/// Some rows: all warps share the inputs.
-fn few(queue: &Queue, rows: usize, w: &CudaWeight, inputs: &Inputs, plan: &Dealt, bias: u64, y: &CudaTensor) {
-    let teams = WARPS / plan.deal.sharing;
-    let shared = |groups: usize| 4 * teams * plan.deal.num_left() * PANEL * PANELS * 8 * groups;
-    // As few as hold all rows; fewer, if what warps leave is too much for a block's memory.
-    let groups = [4, 2, 1].into_iter().find(|&groups| {
-        groups == 1 || (rows > 8 * groups / 2 && shared(groups) <= queue.0.driver.shared_bytes())
-    });
-    let groups = groups.expect("one group fits");
-    let [deal, items, merges] = plan.addresses();
-    let arguments = Arguments::new()
-        .address(y.at())
-        .address(w.elements.at)
-        .address(w.scales.at)
-        .address(w.zeros.at)
-        .address(inputs.elements.at)
-        .address(inputs.scales.at)
-        .address(inputs.sums.at)
-        .count(Layout::new(w.spec, w.k).tiles())
-        .count(rows)
-        .count(w.n)
-        .address(deal)
-        .address(items)
-        .address(merges)
-        .address(bias);
-    let blocks = [w.n.div_ceil(PANEL * PANELS * teams) as u32, rows.div_ceil(8 * groups) as u32, 1];
-    let grid = Grid { blocks, threads: THREADS as u32, shared: 0 }.with_shared(shared(groups));
-    queue.launch(Kernel { file: "linear", name: kernel_of(w.spec.format, groups) }, grid, arguments);
-}
-
-/// Many rows of 16 bits: blocks are large enough to use each operand often.
-fn many(
-    queue: &Queue,
-    rows: usize,
-    w: &CudaWeight,
-    dtype: DType,
-    inputs: &Inputs,
-    plan: &Dealt,
-    bias: u64,
-    y: &CudaTensor,
-) {
-    let [_, items, _] = plan.addresses();
-    let arguments = Arguments::new()
-        .address(y.at())
-        .address(w.elements.at)
-        .address(inputs.elements.at)
-        .count(Layout::new(w.spec, w.k).tiles())
-        .count(rows)
-        .count(w.n)
-        .address(items)
-        .count(plan.deal.num_items())
-        .address(bias);
-    let name = if dtype == DType::F16 { "gemm_half" } else { "gemm_bfloat" };
-    let blocks = [w.n.div_ceil(GEMM_SIDE) as u32, rows.div_ceil(GEMM_SIDE) as u32, 1];
-    let grid = Grid { blocks, threads: 128, shared: 0 }.with_shared(GEMM_SHARED);
-    queue.launch(Kernel { file: "gemm", name }, grid, arguments);
-}
-
-fn kernel_of(format: WeightFormat, groups: usize) -> &'static str {
-    let names = match format {
-        WeightFormat::Float(DType::F32) => unreachable!("weights in f32 have no tiles"),
-        WeightFormat::Float(DType::BF16) => ["linear_bfloat_8", "linear_bfloat_16", "linear_bfloat_32"],
-        WeightFormat::Float(DType::F16) => ["linear_half_8", "linear_half_16", "linear_half_32"],
-        WeightFormat::Fp8 => ["linear_fp8_8", "linear_fp8_16", "linear_fp8_32"],
-        WeightFormat::Int8 => ["linear_int8_8", "linear_int8_16", "linear_int8_32"],
-        WeightFormat::Int4 => ["linear_int4_8", "linear_int4_16", "linear_int4_32"],
-    };
-    names[groups.ilog2() as usize]
-}
-
-/// Activations as a format's kernels take them.
-struct Inputs {
-    elements: Block,
-    scales: Block,
-    sums: Block,
-}
-
-impl Inputs {
-    fn new(queue: &Queue, x: &CudaTensor, layout: Layout) -> Self {
-        let (groups, tiles) = (x.rows.div_ceil(8), layout.tiles());
-        let is_whole = matches!(layout.format, WeightFormat::Int8 | WeightFormat::Int4);
-        if is_whole {
-            let threads = groups * tiles * 8;
-            let inputs = Inputs {
-                elements: queue.block(threads * layout.width),
-                scales: queue.block(threads * 4),
-                sums: queue.block(threads * 4),
-            };
-            let arguments = Arguments::new()
-                .address(inputs.elements.at)
-                .address(inputs.scales.at)
-                .address(inputs.sums.at)
-                .address(x.at())
-                .count(x.rows)
-                .count(layout.k)
-                .count(layout.period)
-                .count(tiles);
-            let kernel = Kernel { file: "linear_inputs", name: "linear_quantize" };
-            queue.launch(kernel, queue.over_each(threads), arguments);
-            return inputs;
-        }
-        // Tiles of 16 inputs, whatever those of the weights are.
-        let small = tiles * layout.width / 16;
-        let threads = groups * small * 32;
-        let inputs =
-            Inputs { elements: queue.block(threads * 8), scales: queue.block(0), sums: queue.block(0) };
-        let is_half = layout.format == WeightFormat::Float(DType::F16);
-        let arguments = Arguments::new()
-            .address(inputs.elements.at)
-            .address(x.at())
-            .count(x.rows)
-            .count(layout.k)
-            .count(layout.period)
-            .count(layout.width)
-            .count(small)
-            .count(usize::from(is_half));
-        let kernel = Kernel { file: "linear_inputs", name: "linear_round" };
-        queue.launch(kernel, queue.over_each(threads), arguments);
-        inputs
-    }
-}
-
-/// Rows of a weight, widened.
-pub(crate) fn embed(queue: &Queue, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
-    assert!(rows.iter().all(|&row| (row as usize) < w.n), "embed: a row beyond the last");
-    let y = queue.tensor(rows.len(), w.k);
-    let ids = queue.numbers(rows.iter().copied());
-    let arguments = Arguments::new().address(y.at()).address(ids.at).count(rows.len()).count(w.k);
-    let grid = queue.over_each(y.len());
-    if w.spec.format == WeightFormat::Float(DType::F32) {
-        let kernel = Kernel { file: "embed", name: "embed_exact" };
-        queue.launch(kernel, grid, arguments.address(w.elements.at).count(w.n));
+    if y.len() == 0 {
         return y;
     }
-    let layout = Layout::new(w.spec, w.k);
-    let format = match layout.format {
-        WeightFormat::Float(DType::F16) => 0,
-        WeightFormat::Float(_) => 1,
-        WeightFormat::Fp8 => 2,
-        WeightFormat::Int8 => 3,
-        WeightFormat::Int4 => 4,
-    };
-    let arguments = arguments
-        .address(w.elements.at)
-        .address(w.scales.at)
-        .address(w.zeros.at)
-        .count(layout.tiles())
-        .count(layout.period)
-        .count(layout.width)
-        .count(format);
-    queue.launch(Kernel { file: "embed", name: "embed_tiles" }, grid, arguments);
+    let layer = Layer { queue, x, w, bias: bias.map_or(0, CudaTensor::vector), y: &y };
+    match (&*w.plan(queue, program), w.spec.format) {
+        (Plan::Exact { items, words }, _) => layer.exact(*items, words.at),
+        (Plan::Tiled { alone, .. }, WeightFormat::Float(dtype)) if x.rows > MANY_ROWS => {
+            layer.many(dtype, alone)
+        }
+        (Plan::Tiled { shared, .. }, _) => layer.few(shared),
+    }
     y
+}
+
+/// A layer that is to be computed.
+struct Layer<'a> {
+    queue: &'a Queue,
+    x: &'a CudaTensor,
+    w: &'a CudaWeight,
+    bias: Address,
+    y: &'a CudaTensor,
+}
+
+impl Layer<'_> {
+    fn exact(self, items: usize, words: Address) {
+        let Layer { queue, x, w, bias, y } = self;
+        let arguments = Arguments::new()
+            .address(y.at())
+            .address(w.elements.at)
+            .address(x.at())
+            .count(x.rows)
+            .count(w.n)
+            .count(w.k)
+            .count(items)
+            .address(words)
+            .address(words + 4 * items as u64)
+            .address(bias);
+        let kernel = Kernel { file: "linear_exact", name: "linear_exact" };
+        queue.launch(kernel, exact_blocks(w.n, x.rows), arguments);
+    }
+
+    /// Some rows of any format: warps of a block share the inputs.
+    fn few(self, plan: &Dealt) {
+        let Layer { queue, x, w, bias, y } = self;
+        let layout = Layout::new(w.spec, w.k);
+        let inputs = Inputs::new(queue, x, layout, None);
+        let shape = Shape::new(queue, w.n, x.rows, &plan.deal);
+        let ([elements, scales, sums], [deal, items, merges]) = (inputs.addresses(), plan.addresses());
+        let arguments = Arguments::new()
+            .address(y.at())
+            .address(w.elements.at)
+            .address(w.scales.at)
+            .address(w.zeros.at)
+            .address(elements)
+            .address(scales)
+            .address(sums)
+            .count(layout.tiles())
+            .count(x.rows)
+            .count(w.n)
+            .address(deal)
+            .address(items)
+            .address(merges)
+            .address(bias);
+        let kernel = Kernel { file: "linear", name: kernel_of(w.spec.format, shape.groups, false) };
+        queue.launch(kernel, shape.grid, arguments);
+    }
+
+    /// Many rows of 16 bits: blocks are large enough to use each operand often.
+    fn many(self, dtype: DType, plan: &Dealt) {
+        let Layer { queue, x, w, bias, y } = self;
+        let layout = Layout::new(w.spec, w.k);
+        let inputs = Inputs::new(queue, x, layout, None);
+        let [_, items, _] = plan.addresses();
+        let arguments = Arguments::new()
+            .address(y.at())
+            .address(w.elements.at)
+            .address(inputs.elements())
+            .count(layout.tiles())
+            .count(x.rows)
+            .count(w.n)
+            .address(items)
+            .count(plan.deal.num_items())
+            .address(bias);
+        let name = if dtype == DType::F16 { "gemm_half" } else { "gemm_bfloat" };
+        let grid = Grid::plane(w.n.div_ceil(GEMM_SIDE), x.rows.div_ceil(GEMM_SIDE), 128);
+        queue.launch(Kernel { file: "gemm", name }, grid.with_shared(GEMM_SHARED), arguments);
+    }
+}
+
+/// A thread per output and eight rows.
+fn exact_blocks(n: usize, rows: usize) -> Grid {
+    let (threads, rows_of_block) = (128, 8);
+    Grid::plane(n.div_ceil(threads), rows.div_ceil(rows_of_block), threads)
+}
+
+/// How `kernels/linear.cu` is launched.
+struct Shape {
+    grid: Grid,
+    /// Groups of 8 rows of a block.
+    groups: usize,
+}
+
+impl Shape {
+    fn new(queue: &Queue, n: usize, rows: usize, deal: &Deal) -> Self {
+        let teams = WARPS / deal.sharing;
+        let shared = |groups: usize| 4 * teams * deal.num_left() * PANEL * PANELS * 8 * groups;
+        // As few as hold all rows; fewer, if what warps leave is too much for a block's memory.
+        let fits = |groups: usize| rows > 8 * groups / 2 && shared(groups) <= queue.0.driver.shared_bytes();
+        let groups = [4, 2].into_iter().find(|&groups| fits(groups)).unwrap_or(1);
+        let grid = Grid::plane(n.div_ceil(PANEL * PANELS * teams), rows.div_ceil(8 * groups), THREADS);
+        Shape { grid: grid.with_shared(shared(groups)), groups }
+    }
+}
+
+/// The kernel of a format, for blocks of so many groups of rows.
+fn kernel_of(format: WeightFormat, groups: usize, of_experts: bool) -> &'static str {
+    macro_rules! names {
+        ($format:literal) => {
+            [
+                [concat!($format, "_8"), concat!($format, "_16"), concat!($format, "_32")],
+                [
+                    concat!($format, "_8_experts"),
+                    concat!($format, "_16_experts"),
+                    concat!($format, "_32_experts"),
+                ],
+            ]
+        };
+    }
+    let names = match format {
+        WeightFormat::Float(DType::F32) => unreachable!("weights in f32 have no tiles"),
+        WeightFormat::Float(DType::BF16) => names!("linear_bfloat"),
+        WeightFormat::Float(DType::F16) => names!("linear_half"),
+        WeightFormat::Fp8 => names!("linear_fp8"),
+        WeightFormat::Int8 => names!("linear_int8"),
+        WeightFormat::Int4 => names!("linear_int4"),
+    };
+    names[usize::from(of_experts)][groups.ilog2() as usize]
 }

@@ -8,7 +8,7 @@ use ::tensor::{
 };
 use half::{bf16, f16};
 
-use super::deal::{Deal, Items};
+use super::plan::{Plan, Plans};
 use super::tiles::{Layout, PANEL, Place};
 use crate::driver::Address;
 use crate::memory::Block;
@@ -28,33 +28,9 @@ pub struct CudaWeight {
     pub(super) scales: Block,
     pub(super) zeros: Block,
     bytes: usize,
-    /// Programs that ran over it, as kernels are told them.
-    plans: RefCell<Vec<(Option<Program>, Rc<Plan>)>>,
-}
-
-/// A program of one weight: dealt out to all warps that can share it, and to one.
-pub(super) struct Plan {
-    pub shared: Dealt,
-    pub alone: Dealt,
-}
-
-/// A deal, on the GPU.
-pub(super) struct Dealt {
-    pub deal: Deal,
-    words: Block,
-    offsets: [usize; 2],
-}
-
-impl Dealt {
-    fn new(queue: &Queue, deal: Deal) -> Self {
-        let (words, offsets) = deal.words();
-        Dealt { deal, words: queue.numbers(words), offsets }
-    }
-
-    /// Where the deal lies, its items, and the merges of what is left.
-    pub fn addresses(&self) -> [Address; 3] {
-        [0, self.offsets[0], self.offsets[1]].map(|offset| self.words.at + offset as u64)
-    }
+    plans: Plans,
+    /// What [`CudaWeight::experts`] gave last, and of what.
+    experts: RefCell<Option<(Vec<Address>, Rc<Block>)>>,
 }
 
 impl CudaWeight {
@@ -68,7 +44,8 @@ impl CudaWeight {
             scales: queue.block(0),
             zeros: queue.block(0),
             bytes: 0,
-            plans: RefCell::default(),
+            plans: Plans::default(),
+            experts: RefCell::default(),
         };
         match spec.format {
             WeightFormat::Float(DType::F32) => weight.pack_columns(queue, source),
@@ -133,25 +110,23 @@ impl CudaWeight {
 
     /// What a kernel is told of a program; without one, its inputs belong to no tree.
     pub(super) fn plan(&self, queue: &Queue, program: Option<&Program>) -> Rc<Plan> {
-        let mut plans = self.plans.borrow_mut();
-        if let Some((_, plan)) = plans.iter().find(|(of, _)| of.as_ref() == program) {
-            return plan.clone();
+        self.plans.get(queue, self.spec, self.k, program)
+    }
+
+    /// Where the elements, scales and zero points of experts' weights lie, of which this is the first.
+    pub(super) fn experts(&self, queue: &Queue, weights: &[CudaWeight]) -> Rc<Block> {
+        let addresses: Vec<Address> =
+            weights.iter().flat_map(|w| [w.elements.at, w.scales.at, w.zeros.at]).collect();
+        let mut last = self.experts.borrow_mut();
+        if let Some((of, block)) = &*last
+            && *of == addresses
+        {
+            return block.clone();
         }
-        let layout = Layout::new(self.spec, self.k);
-        let is_exact = matches!(self.spec.format, WeightFormat::Int8 | WeightFormat::Int4);
-        let items = match program {
-            Some(program) => Items {
-                tiles: program.inputs.iter().map(|inputs| layout.tiles_of(inputs.clone())).collect(),
-                merges: program.merges.clone(),
-            },
-            // One group after the other, as everywhere.
-            None if is_exact => Items { tiles: vec![0..layout.tiles()], merges: vec![0] },
-            None => Items::cut(layout.tiles()),
-        };
-        let dealt = |sharing: usize| Dealt::new(queue, Deal::new(&items, sharing));
-        let plan = Rc::new(Plan { shared: dealt(items.sharing()), alone: dealt(1) });
-        plans.push((program.cloned(), plan.clone()));
-        plan
+        let bytes: Vec<u8> = addresses.iter().flat_map(|at| at.to_le_bytes()).collect();
+        let block = Rc::new(queue.uploaded(&bytes));
+        *last = queue.0.is_sound().then(|| (addresses, block.clone()));
+        block
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::linear::DTYPES;
 use super::values::Values;
-use super::{Case, Found, check};
+use super::{Case, Equal, Found, Judge, Near, check, rounded};
 use crate::{DType, Device, Program, ReductionTree, RouterSpec, WeightFormat};
 
 /// Routing, and the experts' linear layers up to their sum.
@@ -30,7 +30,22 @@ pub fn experts(dev: &impl Device) {
 }
 
 /// The layers of experts whose weights are kept in these formats in turn.
-pub(super) fn experts_of(dev: &impl Device, formats: &[WeightFormat]) {
+///
+/// # Panics
+/// If the device differs from [`crate::Reference`].
+pub fn experts_of(dev: &impl Device, formats: &[WeightFormat]) {
+    experts_cases(formats, None, &Equal(dev));
+}
+
+/// [`experts_of`] of a format as [`super::linear_near`] has it.
+///
+/// # Panics
+/// If the device differs by more from [`crate::Reference`].
+pub fn experts_near(dev: &impl Device, format: WeightFormat, inputs: DType) {
+    experts_cases(&[format], Some(inputs), &Near(dev));
+}
+
+fn experts_cases(formats: &[WeightFormat], inputs: Option<DType>, by: &impl Judge) {
     let mut formats = formats.iter().copied().cycle();
     for tokens in [0, 1, 2, 5, 13, 40] {
         for (experts, ranges) in [
@@ -40,16 +55,8 @@ pub(super) fn experts_of(dev: &impl Device, formats: &[WeightFormat]) {
         ] {
             for range in ranges {
                 let format = formats.next().expect("a cycle does not end");
-                check(
-                    dev,
-                    &Experts {
-                        tokens,
-                        experts,
-                        range,
-                        spec: RouterSpec { top_k: 2, normalize: true },
-                        format,
-                    },
-                );
+                let spec = RouterSpec { top_k: 2, normalize: true };
+                by.judge(&Experts { tokens, experts, range, spec, format, inputs });
             }
         }
     }
@@ -153,6 +160,8 @@ struct Experts {
     range: Range<usize>,
     spec: RouterSpec,
     format: WeightFormat,
+    /// What activations are rounded to before they are given to the device.
+    inputs: Option<DType>,
 }
 
 impl Case for Experts {
@@ -161,7 +170,7 @@ impl Case for Experts {
         let mut values = Values::new(self.experts);
         let logits = dev.upload(&router_logits(self.tokens, self.experts), self.tokens, self.experts);
         let assignment = dev.assign(&dev.route(&logits, self.spec), self.range.clone());
-        let x = dev.upload(&values.vec(self.tokens * hidden), self.tokens, hidden);
+        let x = dev.upload(&rounded(values.vec(self.tokens * hidden), self.inputs), self.tokens, hidden);
         let mut weights = |n, k| -> Vec<D::Weight> {
             self.range.clone().map(|_| dev.pack(&values.matrix(n, k), self.format.into())).collect()
         };
@@ -177,6 +186,10 @@ impl Case for Experts {
                 true => dev.upload(&[], 0, inputs.len()),
                 false => dev.gather_cols(&y, inputs),
             };
+            let part = match self.inputs {
+                Some(_) => rounded_matrix(dev, &part, self.inputs),
+                None => part,
+            };
             let sums = dev.grouped_linear_tree(&part, &assignment, &down, &granules.program(leaves));
             found.push(Found::tensor(dev, "grouped_linear_tree", &sums));
         }
@@ -184,4 +197,9 @@ impl Case for Experts {
         found.push(Found::tensor(dev, "combine", &dev.combine(&y, &assignment, &of_ids)));
         found
     }
+}
+
+fn rounded_matrix<D: Device>(dev: &D, x: &D::Tensor, to: Option<DType>) -> D::Tensor {
+    let ([rows, cols], data) = (dev.shape(x), dev.download(x).expect("download"));
+    dev.upload(&rounded(data, to), rows, cols)
 }

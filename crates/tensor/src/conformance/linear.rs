@@ -2,7 +2,7 @@
 
 use super::experts::experts_of;
 use super::values::Values;
-use super::{Case, Found, check, check_near};
+use super::{Case, Equal, Found, Judge, Near, check, rounded};
 use crate::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
 
 pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -46,30 +46,6 @@ pub fn linear_of(dev: &impl Device, formats: &[WeightFormat]) {
 /// If the device differs by more from [`crate::Reference`].
 pub fn linear_near(dev: &impl Device, format: WeightFormat, inputs: DType) {
     linear_cases(&[format], Some(inputs), &Near(dev));
-}
-
-/// What is done with a case.
-trait Judge {
-    fn judge(&self, case: &impl Case);
-}
-
-struct Equal<'a, D>(&'a D);
-
-impl<D: Device> Judge for Equal<'_, D> {
-    fn judge(&self, case: &impl Case) {
-        check(self.0, case);
-    }
-}
-
-/// Some thousand additions that are rounded once each, of products that are exact.
-const NEAR: f32 = 1e-5;
-
-struct Near<'a, D>(&'a D);
-
-impl<D: Device> Judge for Near<'_, D> {
-    fn judge(&self, case: &impl Case) {
-        check_near(self.0, case, NEAR);
-    }
 }
 
 fn linear_cases(formats: &[WeightFormat], inputs: Option<DType>, by: &impl Judge) {
@@ -134,14 +110,6 @@ struct Linear {
     format: WeightFormat,
     /// What activations are rounded to before they are given to the device.
     inputs: Option<DType>,
-}
-
-/// Numbers, rounded to a type, if there is one.
-fn rounded(mut values: Vec<f32>, to: Option<DType>) -> Vec<f32> {
-    if let Some(to) = to {
-        values.iter_mut().for_each(|x| *x = to.round(*x));
-    }
-    values
 }
 
 impl Case for Linear {

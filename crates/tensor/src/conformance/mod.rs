@@ -16,14 +16,14 @@ mod values;
 pub use attention::attention;
 pub use context::context;
 pub use copies::copies;
-pub use experts::experts;
+pub use experts::{experts, experts_near, experts_of};
 pub use linear::{linear, linear_near, linear_of, quantized};
 pub use logits::logits;
 pub use rows::rows;
 
 use std::fmt::Debug;
 
-use crate::{Device, Reference};
+use crate::{DType, Device, Reference};
 
 /// Everything: [`linear`], [`rows`], [`attention`], [`context`], [`copies`], [`experts`] and [`logits`].
 ///
@@ -81,6 +81,38 @@ fn check_near(dev: &impl Device, case: &impl Case, tolerance: f32) {
             assert!(is_near, "{}: {op}: element {at} is {a:e}, should be {b:e}, in {case:?}", dev.name());
         }
     }
+}
+
+/// What is done with a case.
+trait Judge {
+    fn judge(&self, case: &impl Case);
+}
+
+struct Equal<'a, D>(&'a D);
+
+impl<D: Device> Judge for Equal<'_, D> {
+    fn judge(&self, case: &impl Case) {
+        check(self.0, case);
+    }
+}
+
+/// Some thousand additions that are rounded once each, of products that are exact.
+const NEAR: f32 = 1e-5;
+
+struct Near<'a, D>(&'a D);
+
+impl<D: Device> Judge for Near<'_, D> {
+    fn judge(&self, case: &impl Case) {
+        check_near(self.0, case, NEAR);
+    }
+}
+
+/// Numbers, rounded to a type, if there is one.
+fn rounded(mut values: Vec<f32>, to: Option<DType>) -> Vec<f32> {
+    if let Some(to) = to {
+        values.iter_mut().for_each(|x| *x = to.round(*x));
+    }
+    values
 }
 
 fn compare(device: &str, case: &dyn Debug, found: &[Found], expected: &[Found]) {
