@@ -4,13 +4,19 @@
 //! words that have two meanings: `gpu.cuh` has those of a GPU, `emulated.h` those of a processor, so that every kernel also
 //! runs, slowly, where there is no GPU. Between [`CudaDevice`] and either is a [`Driver`].
 
+pub mod compile;
+mod cubin_cache;
 mod device;
 mod driver;
 pub mod kernels;
+mod libraries;
 mod memory;
+pub mod nvrtc;
+pub mod resources;
 mod rows;
 mod tensor;
 
+pub use cubin_cache::CubinCache;
 pub use device::{CudaDevice, CudaStep};
 pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
 pub use tensor::CudaTensor;
