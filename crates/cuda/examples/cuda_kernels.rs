@@ -73,14 +73,18 @@ fn outcome(nvrtc: &Nvrtc, file: &str, target: Target) -> Result<Vec<KernelResour
     let ptx = String::from_utf8_lossy(&output.code);
     match loosely_rounded(&ptx).first() {
         None => Ok(Vec::new()),
-        Some(operation) => Err(format!("{operation} is not rounded to nearest, or flushes subnormal numbers")),
+        Some(operation) => {
+            Err(format!("{operation} is not rounded to nearest, or flushes subnormal numbers"))
+        }
     }
 }
 
 fn cell(kernel: &KernelResources) -> String {
     let KernelResources { registers, stack_bytes, shared_bytes, spill_bytes, .. } = kernel;
     let mut cell = registers.to_string();
-    for (bytes, sign, what) in [(stack_bytes, "", " stack"), (shared_bytes, "", " shared"), (spill_bytes, "!", "")] {
+    for (bytes, sign, what) in
+        [(stack_bytes, "", " stack"), (shared_bytes, "", " shared"), (spill_bytes, "!", "")]
+    {
         if *bytes > 0 {
             cell += &format!("; {sign}{bytes}{what}");
         }

@@ -40,14 +40,8 @@ const FALLBACK: Target = Target { name: "compute_80", number: 80 };
 const OLDEST: (u32, u32) = (8, 0);
 
 /// How all files are compiled. Every operation is rounded as IEEE 754 says, and none is fused with another unless it is written so.
-const OPTIONS: &[&str] = &[
-    "-std=c++17",
-    "-default-device",
-    "--fmad=false",
-    "--ftz=false",
-    "--prec-div=true",
-    "--prec-sqrt=true",
-];
+const OPTIONS: &[&str] =
+    &["-std=c++17", "-default-device", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"];
 
 impl Target {
     /// For a GPU of a compute capability.
@@ -57,7 +51,9 @@ impl Target {
     pub fn of(capability: (u32, u32), nvrtc: &Nvrtc) -> Result<Self, Fault> {
         if capability < OLDEST {
             let ((major, minor), (least, _)) = (capability, OLDEST);
-            return Err(Fault(format!("its compute capability is {major}.{minor}; the kernels need {least}.0")));
+            return Err(Fault(format!(
+                "its compute capability is {major}.{minor}; the kernels need {least}.0"
+            )));
         }
         let number = 10 * capability.0 + capability.1;
         let own = TARGETS.iter().find(|target| target.number == number);
@@ -93,7 +89,8 @@ impl fmt::Display for Target {
 /// # Errors
 /// All that the compiler says, with files and lines.
 pub fn compile(nvrtc: &Nvrtc, file: &str, target: Target, more: &[&str]) -> Result<Output, Fault> {
-    let source = kernels::for_gpu(file).ok_or_else(|| Fault(format!("no file of kernels is called {file}")))?;
+    let source =
+        kernels::for_gpu(file).ok_or_else(|| Fault(format!("no file of kernels is called {file}")))?;
     let architecture = format!("--gpu-architecture={target}");
     let options = [&[architecture.as_str()], OPTIONS, more].concat();
     let compiled = nvrtc.compile(&source, &options, target.is_real());

@@ -11,12 +11,17 @@ mod driver;
 pub mod kernels;
 mod libraries;
 mod memory;
+mod nvidia;
 pub mod nvrtc;
 pub mod resources;
+mod ring;
 mod rows;
+mod step_graphs;
 mod tensor;
+mod work;
 
 pub use cubin_cache::CubinCache;
 pub use device::{CudaDevice, CudaStep};
 pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe};
 pub use tensor::CudaTensor;

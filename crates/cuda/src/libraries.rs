@@ -66,7 +66,8 @@ impl fmt::Display for NotFound {
 /// Where pip puts NVIDIA's compiler, of any version, below the prefix of a Python.
 pub(crate) fn pip_folders(prefix: &Path) -> Vec<PathBuf> {
     let pythons = folders_in(&prefix.join("lib"), |name| name.starts_with("python3"));
-    let packages = pythons.iter().flat_map(|python| ["site-packages", "dist-packages"].map(|d| python.join(d)));
+    let packages =
+        pythons.iter().flat_map(|python| ["site-packages", "dist-packages"].map(|d| python.join(d)));
     let is_nvrtc = |name: &str| name == "cuda_nvrtc" || name.starts_with("cu1");
     let parts = packages.flat_map(|packages| folders_in(&packages.join("nvidia"), is_nvrtc));
     parts.map(|part| part.join("lib")).filter(|lib| lib.is_dir()).collect()
@@ -135,10 +136,13 @@ mod tests {
     #[test]
     fn folders_of_pip_are_found_whatever_the_version() {
         let prefix = tempfile::tempdir().expect("a folder");
-        for path in ["python3.9/site-packages/nvidia/cuda_nvrtc/lib", "python3.12/site-packages/nvidia/cu13/lib"] {
+        for path in
+            ["python3.9/site-packages/nvidia/cuda_nvrtc/lib", "python3.12/site-packages/nvidia/cu13/lib"]
+        {
             std::fs::create_dir_all(prefix.path().join("lib").join(path)).expect("a folder");
         }
-        std::fs::create_dir_all(prefix.path().join("lib/python3.12/site-packages/nvidia/cublas/lib")).expect("a folder");
+        std::fs::create_dir_all(prefix.path().join("lib/python3.12/site-packages/nvidia/cublas/lib"))
+            .expect("a folder");
         let found = pip_folders(prefix.path());
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(pip_folders(Path::new("/nowhere")).is_empty());

@@ -65,7 +65,8 @@ impl Nvrtc {
         let search = Search { names, folders: folders() };
         let (library, path) = search.open().map_err(|not_found| {
             let hint = format!("`pip install 'nvidia-cuda-nvrtc<{}'` brings it", newest + 1);
-            let hint = if newest == OLDEST { "`pip install nvidia-cuda-nvrtc-cu12` brings it".into() } else { hint };
+            let hint =
+                if newest == OLDEST { "`pip install nvidia-cuda-nvrtc-cu12` brings it".into() } else { hint };
             Fault(format!("no libnvrtc, which compiles the kernels: {not_found}; {hint}"))
         })?;
         // SAFETY: these are nvrtc.h's types, the same in all these versions.

@@ -71,7 +71,8 @@ ptxas info    : Used 80 registers, used 1 barriers, 1584 bytes cumulative stack 
 ptxas info    : Compiling entry function 'add' for 'sm_80'
 ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 18 registers, used 1 barriers, 16 bytes smem, 444 bytes cmem[0], 8 bytes cmem[2]";
-        let add = KernelResources { name: "add".into(), registers: 18, shared_bytes: 16, ..Default::default() };
+        let add =
+            KernelResources { name: "add".into(), registers: 18, shared_bytes: 16, ..Default::default() };
         let linear = KernelResources {
             name: "linear_half_32".into(),
             registers: 80,
