@@ -108,12 +108,7 @@ impl Device for CudaDevice {
         rows::gather_cols(&self.queue, x, cols)
     }
 
-    fn regroup(
-        &self,
-        x: &CudaTensor,
-        rows: usize,
-        columns: &[(u32, u32)],
-    ) -> Result<CudaTensor, DeviceError> {
+    fn regroup(&self, x: &CudaTensor, rows: usize, columns: &[(u32, u32)]) -> Result<CudaTensor, DeviceError> {
         Ok(rows::regroup(&self.queue, x, rows, columns))
     }
 
@@ -246,11 +241,21 @@ impl Device for CudaDevice {
         todo!()
     }
 
-    fn exp_sums(&self, logits: &CudaTensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError> {
+    fn exp_sums(
+        &self,
+        logits: &CudaTensor,
+        max: &[f32],
+        program: &Program,
+    ) -> Result<Vec<f32>, DeviceError> {
         todo!()
     }
 
-    fn top_k(&self, logits: &CudaTensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
+    fn top_k(
+        &self,
+        logits: &CudaTensor,
+        skip: usize,
+        k: usize,
+    ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
         todo!()
     }
 
