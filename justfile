@@ -62,3 +62,7 @@ check-clients *ARGS:
 # What every change must pass
 ci:
     .ci/run
+
+# Compiles the CUDA kernels for four architectures, with NVIDIA's compiler from PyPI, and tells what each needs
+check-kernels *ARGS:
+    tools/kernels/check {{ARGS}}
