@@ -89,8 +89,6 @@ macro_rules! functions {
         #[allow(non_snake_case)]
         struct $name {
             $($function: unsafe extern "C" fn($($argument),*) -> $result,)*
-            /// Behind its functions, which are gone when it is.
-            _library: libloading::Library,
         }
 
         impl $name {
@@ -100,12 +98,14 @@ macro_rules! functions {
             /// # Safety
             /// The library's functions of these names have these types.
             unsafe fn of(library: libloading::Library) -> Result<Self, &'static str> {
-                Ok($name {
+                let functions = $name {
                     // SAFETY: the caller promises it.
                     $($function: *unsafe { library.get(stringify!($function)) }
                         .map_err(|_| stringify!($function))?,)*
-                    _library: library,
-                })
+                };
+                // It stays: libraries that started threads or have something to do at the end don't survive being unloaded.
+                std::mem::forget(library);
+                Ok(functions)
             }
         }
     };

@@ -6,8 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::c_void;
-use std::ptr::null_mut;
+use std::ptr::{self, null_mut};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
@@ -152,8 +151,7 @@ impl NvidiaDriver {
     }
 
     fn start(&self, function: Function, grid: &Grid, arguments: &Arguments) -> Result<(), Fault> {
-        let mut pointers: Vec<*mut c_void> =
-            arguments.slots().iter().map(|slot| (slot as *const u64).cast_mut().cast()).collect();
+        let mut pointers = arguments.all_slots().each_ref().map(|slot| ptr::from_ref(slot).cast_mut().cast());
         let [x, y, z] = grid.blocks;
         // SAFETY: there are as many arguments as the kernel takes, each in a slot that has all the bytes of any type, which are
         // copied before this returns. What they point to is the device's.
