@@ -161,7 +161,8 @@ fn what_is_larger_than_all_that_is_on_its_way_arrives() {
     with_libraries("what_is_larger_than_all_that_is_on_its_way_arrives", &[], || {
         for enforce_eager in [false, true] {
             let driver = driver(enforce_eager);
-            let bytes: Vec<u8> = (0..40_000_001u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+            let bytes: Vec<u8> =
+                (0..40_000_001u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
             let at = driver.alloc(bytes.len()).expect("memory");
             let copy = driver.alloc(bytes.len()).expect("memory");
             driver.write(at, &[1; 100]).expect("a small write");
@@ -220,10 +221,16 @@ fn faults_name_what_asked() {
                 launch("scale", grid(2048), at).expect_err("too many threads").0,
                 "kernel scale (3 × 1 × 1 blocks of 2048 threads, 16 bytes shared): something is wrong (CUDA_ERROR)"
             );
+            // Nobody could be told of what was freed; the next who asks is.
+            let (other, scale) =
+                (driver.alloc(256).expect("memory"), Kernel { file: "elements", name: "scale" });
+            let arguments = Arguments::new().address(at).long(1).float(2.0);
+            let launched = driver.launch(scale, grid(2048), &arguments);
+            driver.free(other);
+            assert!(launched.and_then(|()| driver.read(at, &mut [0; 4])).is_err());
             // What follows a fault at a launch is as if it had not been.
             launch("scale", grid(32), at).expect("a good launch");
             let arguments = Arguments::new().address(64).long(1).float(2.0);
-            let scale = Kernel { file: "elements", name: "scale" };
             driver.launch(scale, grid(32), &arguments).expect("nobody has looked yet");
             assert_eq!(
                 driver.read(at, &mut [0; 4]).expect_err("it wrote where nothing is").0,

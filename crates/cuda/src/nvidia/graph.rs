@@ -54,8 +54,7 @@ impl Graph {
         }
         self.launched = waits;
         // SAFETY: no launch is under way, so no GPU reads there.
-        let written = unsafe { self.written.bytes() };
-        written[..bytes.len()].copy_from_slice(bytes);
+        unsafe { self.written.write(0, bytes) };
         // SAFETY: the graph and all it refers to are there until the stream has been waited for.
         check(unsafe { sys::cuGraphLaunch(self.executable, self.stream) })
     }

@@ -1,7 +1,6 @@
 //! Host memory that a GPU reads and writes by itself.
 
 use std::ptr::null_mut;
-use std::slice;
 
 use cudarc::driver::sys;
 
@@ -34,13 +33,24 @@ impl Pinned {
         unsafe { self.at.add(byte) }
     }
 
-    /// The bytes, for the host.
+    /// Writes bytes from a place on.
     ///
     /// # Safety
-    /// No GPU reads or writes those that are read or written now.
-    pub unsafe fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: they are initialised, and borrowed with the owner.
-        unsafe { slice::from_raw_parts_mut(self.at, self.bytes) }
+    /// No GPU reads or writes them until this returns.
+    pub unsafe fn write(&self, place: usize, bytes: &[u8]) {
+        assert!(place + bytes.len() <= self.bytes, "bytes that pinned memory has room for");
+        // SAFETY: there is room, and nobody else has the memory.
+        unsafe { self.at.add(place).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Reads the first bytes.
+    ///
+    /// # Safety
+    /// No GPU writes them until this returns.
+    pub unsafe fn read(&self, bytes: &mut [u8]) {
+        assert!(bytes.len() <= self.bytes, "bytes that pinned memory has");
+        // SAFETY: they are there and initialised.
+        unsafe { self.at.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
     }
 }
 
