@@ -179,6 +179,32 @@ fn what_is_larger_than_all_that_is_on_its_way_arrives() {
 }
 
 #[test]
+fn graphs_that_follow_each_other_at_once_have_their_own_numbers() {
+    with_libraries("graphs_that_follow_each_other_at_once_have_their_own_numbers", &[], || {
+        let driver = driver(false);
+        let memory = |bytes| driver.alloc(bytes).expect("memory");
+        let (sum, number, large) = (memory(4), memory(4), memory(1 << 20));
+        driver.write(sum, &0f32.to_le_bytes()).expect("a write");
+        for step in 0..6 {
+            driver.write(number, &(step as f32).to_le_bytes()).expect("a write");
+            for _ in 0..8 {
+                let arguments = Arguments::new().address(sum).address(number).long(1).long(1);
+                let add = Kernel { file: "elements", name: "add" };
+                driver
+                    .launch(add, Grid { blocks: [1, 1, 1], threads: 32, shared: 0 }, &arguments)
+                    .expect("a launch");
+            }
+            // It hands over what was collected and waits for nothing.
+            driver.write(large, &[0; 1 << 20]).expect("a large write");
+        }
+        let mut read = [0; 4];
+        driver.read(sum, &mut read).expect("a number");
+        assert_eq!(f32::from_le_bytes(read), 8.0 * 15.0);
+        assert!(graph_launches() >= 4);
+    });
+}
+
+#[test]
 fn several_ranks_have_their_own_queues_on_one_gpu() {
     with_libraries("several_ranks_have_their_own_queues_on_one_gpu", &[], || {
         let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
