@@ -41,13 +41,13 @@ fn check(nvrtc: &Nvrtc, targets: &[Target]) -> ExitCode {
     // By file and kernel, what each target says.
     let mut table: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
     let mut errors = 0;
-    for (&(file, target), outcome) in jobs.iter().zip(outcomes) {
+    for (&(file, _), outcome) in jobs.iter().zip(outcomes) {
         match outcome {
             Ok(kernels) => kernels.into_iter().for_each(|kernel| {
                 table.entry((file, kernel.name.clone())).or_default().push(cell(&kernel));
             }),
             Err(error) => {
-                eprintln!("error: {file}.cu for {target}: {error}");
+                eprintln!("error: {error}");
                 errors += 1;
             }
         }

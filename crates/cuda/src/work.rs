@@ -6,6 +6,7 @@ use crate::driver::{Address, Arguments, Grid, Kernel};
 
 /// One piece of work. `F` is a kernel's function as the driver knows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are launches")]
 pub(crate) enum Work<F> {
     /// Runs a kernel.
     Launch { function: F, kernel: Kernel, grid: Grid, arguments: Arguments },

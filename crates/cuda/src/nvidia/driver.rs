@@ -149,8 +149,8 @@ impl NvidiaDriver {
             Work::Write { to, from, bytes } => check(unsafe {
                 sys::cuMemcpyHtoDAsync_v2(*to, written.wrapping_add(*from).cast(), *bytes, self.stream)
             }),
-            // SAFETY: see above.
             Work::Copy { from, to, bytes } => {
+                // SAFETY: see above.
                 check(unsafe { sys::cuMemcpyDtoDAsync_v2(*to, *from, *bytes, self.stream) })
             }
         }
