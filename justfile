@@ -59,6 +59,10 @@ check-page *ARGS:
 check-clients *ARGS:
     cargo build --release && tools/clients/check {{ARGS}}
 
+# Compiles the CUDA kernels for four architectures, with NVIDIA's compiler from PyPI, and tells what each needs
+check-kernels *ARGS:
+    tools/kernels/check {{ARGS}}
+
 # What every change must pass
 ci:
     .ci/run

@@ -195,6 +195,21 @@ pub enum DeviceArg {
     Auto,
     /// The processor.
     Cpu,
+    /// NVIDIA GPUs.
+    Cuda,
+}
+
+impl DeviceArg {
+    /// Whether a model can be run there.
+    fn check(self) -> Result<(), CliError> {
+        // The processor is the best there is, until the engine runs models on others.
+        let DeviceArg::Cuda = self else { return Ok(()) };
+        let why = match engine::gpus() {
+            Ok(gpus) => format!("{} is here, but models don't run on it yet; use --device cpu", gpus[0]),
+            Err(fault) => fault.to_string(),
+        };
+        Err(CliError::Usage(format!("--device cuda: {why}")))
+    }
 }
 
 /// Everything that the engine wants to know.
@@ -204,8 +219,7 @@ pub fn engine_options(
     run: &RunArgs,
     membership: &Membership,
 ) -> Result<EngineOptions, CliError> {
-    // The processor is the best there is, until there are other devices.
-    let (DeviceArg::Auto | DeviceArg::Cpu) = run.device;
+    run.device.check()?;
     let KeptAs { dtype, quantization } = model.kept_as();
     let defaults = split.options(membership.ranks())?;
     Ok(EngineOptions {

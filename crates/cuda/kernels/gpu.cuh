@@ -105,23 +105,24 @@ DEVICE void mma_bytes(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 struct Vec2 { u32 x, y; };
 struct __align__(16) Vec4 { u32 x, y, z, w; };
 
-// Sixteen bytes that are read once and need not stay in the first cache.
+// Sixteen bytes that are read once and need not stay in the first cache. No kernel that runs writes there, so the compiler
+// may load them as early as it likes.
 DEVICE Vec4 load_stream(const Vec4 *from) {
   Vec4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(from));
   return v;
 }
 
-// Sixteen bytes on their way to shared memory; a group of such is waited for by its number from the newest.
+// Sixteen bytes on their way to shared memory; a group of such is waited for by its number from the newest. What is read or
+// written there must not move across ("memory").
 DEVICE void copy_async(void *to_shared, const void *from) {
-  u32 to;
-  asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(to) : "l"(to_shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from));
+  u32 to = u32(__cvta_generic_to_shared(to_shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
 }
-DEVICE void copies_end() { asm volatile("cp.async.commit_group;"); }
-template <int N> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(N)); }
+DEVICE void copies_end() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <int N> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
 
 DEVICE u32 atomic_add(u32 *to, u32 by) { return atomicAdd(to, by); }
 // What was written before by this thread is seen by whoever sees what it writes after.

@@ -82,6 +82,11 @@ impl Arguments {
         self
     }
 
+    /// All slots, also those of no argument.
+    pub(crate) fn all_slots(&self) -> &[u64; MOST] {
+        &self.slots
+    }
+
     /// The arguments' bits.
     pub fn slots(&self) -> &[u64] {
         &self.slots[..self.len]

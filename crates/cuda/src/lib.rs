@@ -4,6 +4,8 @@
 //! words that have two meanings: `gpu.cuh` has those of a GPU, `emulated.h` those of a processor, so that every kernel also
 //! runs, slowly, where there is no GPU. Between [`CudaDevice`] and either is a [`Driver`].
 
+pub mod compile;
+mod cubin_cache;
 mod device;
 mod driver;
 pub mod kernels;
@@ -12,11 +14,20 @@ mod logits;
 mod memory;
 mod moe;
 mod of_program;
+mod libraries;
+mod nvidia;
+pub mod nvrtc;
+pub mod resources;
+mod ring;
 mod rows;
+mod step_graphs;
 mod tensor;
+mod work;
 
+pub use cubin_cache::CubinCache;
 pub use device::{CudaDevice, CudaStep};
 pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
 pub use linear::CudaWeight;
 pub use moe::{CudaAssignment, CudaRouting};
+pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe};
 pub use tensor::CudaTensor;

@@ -1,0 +1,128 @@
+//! The driver's functions: where they are found, and what their errors say.
+
+use std::ffi::{CStr, c_char};
+use std::path::PathBuf;
+use std::ptr::null;
+
+use cudarc::driver::sys::{self, CUresult};
+
+use crate::driver::Fault;
+use crate::libraries::Search;
+
+/// All that is called of it. cudarc panics at the first call of one that is missing.
+const FUNCTIONS: &[&str] = &[
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDeviceTotalMem_v2",
+    "cuDriverGetVersion",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAlloc_v2",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamBeginCapture_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
+    "cuStreamSynchronize",
+];
+
+/// Of CUDA 12: what CUDA 11 had no longer matters.
+const OLDEST: u32 = 12;
+
+/// Where containers, WSL and NixOS put it without telling the system.
+const FOLDERS: &[&str] = &["/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/run/opengl-driver/lib"];
+
+/// The driver, ready to be called. Only who has it calls the functions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Api {
+    /// CUDA's major version that the driver is of.
+    pub version: (u32, u32),
+}
+
+impl Api {
+    /// Loads the driver, once for the whole process.
+    ///
+    /// # Errors
+    /// There is none, with what was looked for; or there is no GPU.
+    pub fn load() -> Result<Self, Fault> {
+        Api::from(FOLDERS.iter().map(PathBuf::from).collect())
+    }
+
+    /// Likewise, also from these folders.
+    pub fn from(folders: Vec<PathBuf>) -> Result<Self, Fault> {
+        let search = Search { names: ["libcuda.so.1", "libcuda.so"].map(String::from).to_vec(), folders };
+        let (library, path) =
+            search.open().map_err(|not_found| Fault(format!("no NVIDIA driver: {not_found}")))?;
+        let lacks = |name: &&&str| {
+            // SAFETY: the function is only looked up.
+            unsafe { library.get::<unsafe extern "C" fn()>(**name) }.is_err()
+        };
+        if let Some(name) = FUNCTIONS.iter().find(lacks) {
+            return Err(Fault(format!(
+                "{} has no {name}: a driver of CUDA {OLDEST} is needed",
+                path.display()
+            )));
+        }
+        // It stays, so that the next line finds it by its name, wherever it came from.
+        std::mem::forget(library);
+        // SAFETY: it was loaded already.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Fault(format!("{} is not a library that calls itself libcuda", path.display())));
+        }
+        let mut version = 0;
+        // SAFETY: it writes one number.
+        check(unsafe { sys::cuDriverGetVersion(&mut version) })?;
+        let version = (version as u32 / 1000, version as u32 % 1000 / 10);
+        if version.0 < OLDEST {
+            let (major, minor) = version;
+            return Err(Fault(format!("NVIDIA's driver is of CUDA {major}.{minor}; {OLDEST}.0 is needed")));
+        }
+        // SAFETY: it may be called any number of times.
+        check(unsafe { sys::cuInit(0) }).map_err(|Fault(error)| {
+            Fault(format!("NVIDIA's driver, {}, finds no GPU: {error}", path.display()))
+        })?;
+        Ok(Api { version })
+    }
+}
+
+/// What a function says of itself, in one line.
+pub(crate) fn check(result: CUresult) -> Result<(), Fault> {
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let text = |of: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let mut text = null();
+        // SAFETY: it writes one pointer, to a text that stays, or null.
+        unsafe { of(result, &mut text) };
+        // SAFETY: see above.
+        (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+    };
+    let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("error {}", result as u32));
+    Err(Fault(text(sys::cuGetErrorString).map_or(name.clone(), |words| format!("{words} ({name})"))))
+}

@@ -1,0 +1,344 @@
+//! One rank's queue of work on a GPU.
+//!
+//! Work is collected until a result is read. A list of work that came before is then replayed as a graph: one call instead of one
+//! per kernel, and less time between kernels. Any other list goes to the stream piece by piece. Without graphs (`enforce_eager`)
+//! nothing is collected.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ptr::{self, null_mut};
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
+
+use super::api::check;
+use super::gpu::{Function, Gpu};
+use super::graph::Graph;
+use super::pinned::Pinned;
+use crate::driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+use crate::ring::{Place, Ring};
+use crate::step_graphs::{StepGraphs, Way};
+use crate::work::{Work, WorkList};
+
+/// Host memory through which bytes go to the GPU. It is pinned, because a copy from other host memory waits for all the stream's
+/// work first; it is a ring, because such a copy reads its bytes later. Large enough for a weight to be copied into one part while
+/// the GPU reads others.
+const PARTS: usize = 4;
+const PART_BYTES: usize = 4 << 20;
+/// Results up to this size are read through pinned memory too.
+const READ_BYTES: usize = 256 << 10;
+/// Larger writes are not collected, and no longer lists.
+const MOST_WRITTEN: usize = 256 << 10;
+const MOST_WORK: usize = 1 << 14;
+/// Lists that are known: a few per step and batch size.
+const MOST_GRAPHS: usize = 512;
+const LEAST_WORK: usize = 8;
+
+/// A rank's stream on a GPU. It stays on the thread that made it.
+pub struct NvidiaDriver {
+    gpu: Arc<Gpu>,
+    stream: CUstream,
+    functions: RefCell<HashMap<Kernel, Function>>,
+    /// Nothing is collected without it.
+    graphs: Option<RefCell<StepGraphs<Graph>>>,
+    list: RefCell<WorkList<Function>>,
+    staging: RefCell<Staging>,
+    results: Pinned,
+    /// How often the stream was waited for.
+    waits: Cell<u64>,
+    /// Kernels since then, and the last of them.
+    kernels: Cell<(usize, Option<Kernel>)>,
+    /// What went wrong where nobody could be told.
+    late: RefCell<Option<Fault>>,
+}
+
+/// Bytes on their way to the GPU.
+struct Staging {
+    ring: Ring,
+    memory: Pinned,
+    /// When what was in a part has arrived.
+    arrived: Vec<CUevent>,
+}
+
+impl NvidiaDriver {
+    pub(super) fn new(gpu: Arc<Gpu>, enforce_eager: bool) -> Result<Self, Fault> {
+        gpu.bind()?;
+        let mut arrived = vec![null_mut(); PARTS];
+        for event in &mut arrived {
+            let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+            // SAFETY: it writes one pointer.
+            check(unsafe { sys::cuEventCreate(event, flags) })?;
+        }
+        let staging =
+            Staging { ring: Ring::new(PARTS, PART_BYTES), memory: Pinned::new(PARTS * PART_BYTES)?, arrived };
+        let results = Pinned::new(READ_BYTES)?;
+        let mut stream = null_mut();
+        // It must not wait for the default stream, in which other libraries may work.
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: it writes one pointer.
+        check(unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+        let graphs = (!enforce_eager).then(|| RefCell::new(StepGraphs::new(MOST_GRAPHS, LEAST_WORK)));
+        Ok(NvidiaDriver {
+            gpu,
+            stream,
+            functions: RefCell::default(),
+            graphs,
+            list: RefCell::new(WorkList::new()),
+            staging: RefCell::new(staging),
+            results,
+            waits: Cell::new(0),
+            kernels: Cell::new((0, None)),
+            late: RefCell::default(),
+        })
+    }
+
+    fn function(&self, kernel: Kernel) -> Result<Function, Fault> {
+        if let Some(function) = self.functions.borrow().get(&kernel) {
+            return Ok(*function);
+        }
+        let function = self.gpu.function(kernel)?;
+        self.functions.borrow_mut().insert(kernel, function);
+        Ok(function)
+    }
+
+    /// Hands collected work to the GPU.
+    fn flush(&self) -> Result<(), Fault> {
+        if let Some(fault) = self.late.borrow_mut().take() {
+            return Err(fault);
+        }
+        let mut list = self.list.borrow_mut();
+        let Some(graphs) = self.graphs.as_ref().filter(|_| !list.work.is_empty()) else { return Ok(()) };
+        let done = self.run(&list, &mut graphs.borrow_mut());
+        list.clear();
+        done
+    }
+
+    fn run(&self, list: &WorkList<Function>, graphs: &mut StepGraphs<Graph>) -> Result<(), Fault> {
+        let number = list.number();
+        match graphs.way(number, list.work.len()) {
+            Way::Eager => {}
+            Way::Replay(graph) => return graph.launch(&list.bytes, self.waits.get()),
+            Way::Capture => {
+                let capture = |written: &Pinned| {
+                    list.work.iter().try_for_each(|work| self.enqueue(work, written.at(0)))
+                };
+                let mut graph = Graph::capture(self.stream, list.bytes.len(), capture).ok();
+                let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
+                graphs.keep(number, graph);
+                if let Some(launched) = launched {
+                    return launched;
+                }
+            }
+        }
+        for work in &list.work {
+            match *work {
+                Work::Write { to, from, bytes } => self.stage(to, &list.bytes[from..from + bytes])?,
+                _ => self.enqueue(work, null_mut())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts work into the stream. What is to be written lies from `written` on and stays there until it has been.
+    fn enqueue(&self, work: &Work<Function>, written: *mut u8) -> Result<(), Fault> {
+        match work {
+            Work::Launch { function, kernel, grid, arguments } => {
+                self.start(*function, grid, arguments).map_err(|Fault(error)| told(*kernel, *grid, &error))
+            }
+            // SAFETY: whoever asked for it says that the places are of so many bytes; the host's are pinned.
+            Work::Write { to, from, bytes } => check(unsafe {
+                sys::cuMemcpyHtoDAsync_v2(*to, written.wrapping_add(*from).cast(), *bytes, self.stream)
+            }),
+            Work::Copy { from, to, bytes } => {
+                // SAFETY: see above.
+                check(unsafe { sys::cuMemcpyDtoDAsync_v2(*to, *from, *bytes, self.stream) })
+            }
+        }
+    }
+
+    fn start(&self, function: Function, grid: &Grid, arguments: &Arguments) -> Result<(), Fault> {
+        let mut pointers = arguments.all_slots().each_ref().map(|slot| ptr::from_ref(slot).cast_mut().cast());
+        let [x, y, z] = grid.blocks;
+        // SAFETY: there are as many arguments as the kernel takes, each in a slot that has all the bytes of any type, which are
+        // copied before this returns. What they point to is the device's.
+        check(unsafe {
+            sys::cuLaunchKernel(
+                function.0,
+                x,
+                y,
+                z,
+                grid.threads,
+                1,
+                1,
+                grid.shared,
+                self.stream,
+                pointers.as_mut_ptr(),
+                null_mut(),
+            )
+        })
+    }
+
+    /// Writes bytes by way of pinned memory.
+    fn stage(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
+        let mut staging = self.staging.borrow_mut();
+        let Staging { ring, memory, arrived } = &mut *staging;
+        let mut done = 0;
+        while done < bytes.len() {
+            let Place { at, turn } = ring.place(bytes.len() - done);
+            if let Some((left, entered)) = turn {
+                // SAFETY: the events and the stream are there.
+                check(unsafe { sys::cuEventRecord(arrived[left], self.stream) })?;
+                // SAFETY: see above. One that was never recorded does not wait.
+                check(unsafe { sys::cuEventSynchronize(arrived[entered]) })?;
+            }
+            // SAFETY: what was in this part has arrived.
+            unsafe { memory.write(at.start, &bytes[done..done + at.len()]) };
+            // SAFETY: whoever asked for it says that the place is of so many bytes.
+            check(unsafe {
+                sys::cuMemcpyHtoDAsync_v2(to + done as u64, memory.at(at.start).cast(), at.len(), self.stream)
+            })?;
+            done += at.len();
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<(), Fault> {
+        let (count, last) = self.kernels.replace((0, None));
+        self.waits.set(self.waits.get() + 1);
+        // SAFETY: the stream is there.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) }).map_err(|Fault(error)| match last {
+            Some(last) if count > 1 => Fault(format!(
+                "{error}, in one of {count} kernels up to {last}; with CUDA_LAUNCH_BLOCKING=1 and --enforce-eager it is the one \
+                 that is named"
+            )),
+            Some(last) => Fault(format!("{error}, in kernel {last}")),
+            None => Fault(error),
+        })
+    }
+}
+
+/// An error at a kernel's launch.
+fn told(kernel: Kernel, grid: Grid, error: &str) -> Fault {
+    let Grid { blocks: [x, y, z], threads, shared } = grid;
+    Fault(format!(
+        "kernel {kernel} ({x} × {y} × {z} blocks of {threads} threads, {shared} bytes shared): {error}"
+    ))
+}
+
+/// A device's memory that is not there.
+fn out_of_memory(wanted: usize, free: usize, total: usize) -> Fault {
+    let gigabytes = |bytes: usize| bytes as f64 / 1e9;
+    let wanted = match wanted {
+        ..10_000_000 => format!("{:.3}", gigabytes(wanted)),
+        _ => format!("{:.1}", gigabytes(wanted)),
+    };
+    Fault(format!("wanted {wanted} GB, {:.1} of {:.0} GB free", gigabytes(free), gigabytes(total)))
+}
+
+impl Driver for NvidiaDriver {
+    fn name(&self) -> String {
+        self.gpu.info.name.clone()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.gpu.info.multiprocessors as usize
+    }
+
+    fn shared_bytes(&self) -> usize {
+        self.gpu.info.shared_bytes as usize
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
+        self.gpu.bind()?;
+        let mut at = 0;
+        // SAFETY: it writes one number.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut at, bytes) };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (free, total) = self.gpu.memory()?;
+            return Err(out_of_memory(bytes, free, total));
+        }
+        check(result).map_err(|Fault(error)| Fault(format!("{bytes} bytes of the GPU's memory: {error}")))?;
+        Ok(at)
+    }
+
+    fn free(&self, at: Address) {
+        // What was collected may still use it. The driver waits for what is in the stream.
+        if let Err(fault) = self.gpu.bind().and_then(|()| self.flush()) {
+            self.late.borrow_mut().get_or_insert(fault);
+        }
+        // SAFETY: it was allocated and is freed once.
+        unsafe { sys::cuMemFree_v2(at) };
+    }
+
+    fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
+        self.gpu.bind()?;
+        if self.graphs.is_none() || bytes.len() > MOST_WRITTEN {
+            self.flush()?;
+            return self.stage(to, bytes);
+        }
+        if self.list.borrow().bytes.len() + bytes.len() > PART_BYTES {
+            self.flush()?;
+        }
+        self.list.borrow_mut().write(to, bytes);
+        Ok(())
+    }
+
+    fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault> {
+        self.gpu.bind()?;
+        self.flush()?;
+        let is_small = bytes.len() <= READ_BYTES;
+        let to = if is_small { self.results.at(0) } else { bytes.as_mut_ptr() };
+        // SAFETY: whoever asked for it says that there are so many bytes; the host has room for them.
+        let copied = check(unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes.len(), self.stream) });
+        // An error of a kernel shows in either.
+        self.wait().and(copied)?;
+        if is_small {
+            // SAFETY: the stream was waited for.
+            unsafe { self.results.read(bytes) };
+        }
+        Ok(())
+    }
+
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
+        self.add(Work::Copy { from, to, bytes })
+    }
+
+    fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault> {
+        let (count, _) = self.kernels.get();
+        self.kernels.set((count + 1, Some(kernel)));
+        if self.functions.borrow().get(&kernel).is_none() {
+            self.gpu.bind()?;
+        }
+        let function = self.function(kernel)?;
+        self.add(Work::Launch { function, kernel, grid, arguments: *arguments })
+    }
+}
+
+impl NvidiaDriver {
+    fn add(&self, work: Work<Function>) -> Result<(), Fault> {
+        if self.graphs.is_none() {
+            self.gpu.bind()?;
+            return self.enqueue(&work, null_mut());
+        }
+        self.list.borrow_mut().work.push(work);
+        if self.list.borrow().work.len() >= MOST_WORK {
+            self.gpu.bind()?;
+            self.flush()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for NvidiaDriver {
+    fn drop(&mut self) {
+        // What can't be given back is gone with the process. All that is given back by the fields is used no more.
+        self.gpu.bind().and_then(|()| self.wait()).ok();
+        self.graphs = None;
+        for event in &self.staging.borrow().arrived {
+            // SAFETY: it was created and is destroyed once.
+            unsafe { sys::cuEventDestroy_v2(*event) };
+        }
+        // SAFETY: see above.
+        unsafe { sys::cuStreamDestroy_v2(self.stream) };
+    }
+}

@@ -1,0 +1,235 @@
+//! A GPU of this machine, with the kernels loaded. All ranks of a process that share it share this.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_int};
+use std::fmt;
+use std::ptr::null_mut;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule,
+};
+
+use super::api::{Api, check};
+use super::driver::NvidiaDriver;
+use crate::compile::{Target, compile_all};
+use crate::cubin_cache::CubinCache;
+use crate::driver::{Fault, Kernel};
+use crate::kernels;
+use crate::nvrtc::Nvrtc;
+
+/// What a GPU is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuInfo {
+    /// Its number, from 0, among those that the process may use (`CUDA_VISIBLE_DEVICES`).
+    pub ordinal: u32,
+    /// As NVIDIA calls it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// All its memory.
+    pub memory_bytes: u64,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// The most bytes of shared memory that a block can have.
+    pub shared_bytes: u32,
+}
+
+impl fmt::Display for GpuInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let GpuInfo { ordinal, name, capability: (major, minor), .. } = self;
+        let gigabytes = self.memory_bytes as f64 / 1e9;
+        write!(f, "GPU {ordinal}: {name}, {gigabytes:.0} GB, compute capability {major}.{minor}")?;
+        write!(f, ", {} multiprocessors", self.multiprocessors)
+    }
+}
+
+/// The GPUs of this machine, at least one.
+///
+/// # Errors
+/// There is no driver or no GPU, in one line, with what was looked for.
+pub fn probe() -> Result<Vec<GpuInfo>, Fault> {
+    gpus(Api::load()?)
+}
+
+fn gpus(_: Api) -> Result<Vec<GpuInfo>, Fault> {
+    let mut count = 0;
+    // SAFETY: it writes one number.
+    check(unsafe { sys::cuDeviceGetCount(&mut count) })?;
+    if count == 0 {
+        return Err(Fault("NVIDIA's driver finds no GPU".into()));
+    }
+    (0..count).map(info).collect()
+}
+
+fn info(ordinal: c_int) -> Result<GpuInfo, Fault> {
+    use CUdevice_attribute::*;
+    let device = device(ordinal)?;
+    let attribute = |which| -> Result<u32, Fault> {
+        let mut value = 0;
+        // SAFETY: it writes one number.
+        check(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) })?;
+        Ok(value as u32)
+    };
+    let (mut name, mut memory_bytes) = ([0u8; 256], 0usize);
+    // SAFETY: there is room for as many bytes as it is told.
+    check(unsafe { sys::cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as c_int, device) })?;
+    // SAFETY: it writes one number.
+    check(unsafe { sys::cuDeviceTotalMem_v2(&mut memory_bytes, device) })?;
+    let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+    Ok(GpuInfo {
+        ordinal: ordinal as u32,
+        name: String::from_utf8_lossy(name).into_owned(),
+        capability: (
+            attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        memory_bytes: memory_bytes as u64,
+        multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+    })
+}
+
+fn device(ordinal: c_int) -> Result<CUdevice, Fault> {
+    let mut device = 0;
+    // SAFETY: it writes one number.
+    check(unsafe { sys::cuDeviceGet(&mut device, ordinal) })?;
+    Ok(device)
+}
+
+/// A GPU with the kernels loaded.
+pub struct Gpu {
+    /// What it is.
+    pub info: GpuInfo,
+    device: CUdevice,
+    /// The one that all of the process share.
+    context: CUcontext,
+    /// By file.
+    modules: HashMap<&'static str, CUmodule>,
+    functions: Mutex<HashMap<Kernel, Function>>,
+}
+
+/// A kernel as the driver knows it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Function(pub CUfunction);
+
+// SAFETY: contexts, modules and functions may be used from any thread of the process.
+unsafe impl Send for Gpu {}
+// SAFETY: see above; what changes is behind a lock.
+unsafe impl Sync for Gpu {}
+// SAFETY: see above.
+unsafe impl Send for Function {}
+
+impl Gpu {
+    /// Compiles the kernels for a GPU, or takes them from the cache, and loads them.
+    ///
+    /// # Errors
+    /// There is no such GPU, no compiler, or they don't go together.
+    pub fn open(ordinal: u32, cache: &CubinCache) -> Result<Arc<Self>, Fault> {
+        let api = Api::load()?;
+        let compiled = |info: &GpuInfo| {
+            let nvrtc = Nvrtc::find(Some(api.version.0))?;
+            let target = Target::of(info.capability, &nvrtc)
+                .map_err(|Fault(error)| Fault(format!("{} cannot be used: {error}", info.name)))?;
+            let code = compile_all(&nvrtc, target, cache)?;
+            let (major, minor) = nvrtc.version;
+            Ok((code, format!("for {target} by NVRTC {major}.{minor}")))
+        };
+        Gpu::with(api, ordinal, compiled)
+    }
+
+    /// With the code of each file, and a word about it.
+    pub(crate) fn with(
+        api: Api,
+        ordinal: u32,
+        compile: impl FnOnce(&GpuInfo) -> Result<(Vec<Vec<u8>>, String), Fault>,
+    ) -> Result<Arc<Self>, Fault> {
+        let infos = gpus(api)?;
+        let info = infos.get(ordinal as usize).cloned().ok_or_else(|| {
+            Fault(format!("there is no GPU {ordinal}: this process may use {}, from 0", infos.len()))
+        })?;
+        let device = device(ordinal as c_int)?;
+        let mut context = null_mut();
+        // SAFETY: it writes one pointer.
+        check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })
+            .map_err(|Fault(error)| Fault(format!("{info}: {error}")))?;
+        let mut gpu = Gpu { info, device, context, modules: HashMap::new(), functions: Mutex::default() };
+        gpu.bind()?;
+        let (code, word) = compile(&gpu.info)?;
+        for ((file, _), code) in kernels::FILES.iter().zip(code) {
+            let mut module = null_mut();
+            // SAFETY: the code is whole; PTX ends in a zero.
+            check(unsafe { sys::cuModuleLoadData(&mut module, code.as_ptr().cast()) }).map_err(
+                |Fault(error)| {
+                    let (major, minor) = api.version;
+                    Fault(format!(
+                        "{file}.cu, compiled {word}, is nothing for a driver of CUDA {major}.{minor}: {error}"
+                    ))
+                },
+            )?;
+            gpu.modules.insert(file, module);
+        }
+        Ok(Arc::new(gpu))
+    }
+
+    /// A queue of its own, for the rank of this thread.
+    ///
+    /// # Errors
+    /// Whatever the driver says.
+    pub fn driver(self: &Arc<Self>, enforce_eager: bool) -> Result<NvidiaDriver, Fault> {
+        NvidiaDriver::new(self.clone(), enforce_eager)
+    }
+
+    /// Makes this the GPU of the calling thread. It costs nothing if it is already.
+    pub(crate) fn bind(&self) -> Result<(), Fault> {
+        // SAFETY: the context is retained until the end.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    /// A kernel, which may then have all the shared memory that there is.
+    pub(crate) fn function(&self, kernel: Kernel) -> Result<Function, Fault> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(&kernel) {
+            return Ok(*function);
+        }
+        let no = |error: &str| Fault(format!("no kernel {} in {}.cu: {error}", kernel.name, kernel.file));
+        let module = *self.modules.get(kernel.file).ok_or_else(|| no("there is no such file"))?;
+        let name = CString::new(kernel.name).map_err(|_| no("a name with a zero"))?;
+        let mut function = null_mut();
+        // SAFETY: it writes one pointer; the module is loaded and the name ends in a zero.
+        check(unsafe { sys::cuModuleGetFunction(&mut function, module, name.as_ptr()) })
+            .map_err(|f| no(&f.0))?;
+        // More than 48 KB must be asked for. It binds nothing: a launch says what it takes.
+        let mut own = 0;
+        let own_bytes = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: it writes one number.
+        check(unsafe { sys::cuFuncGetAttribute(&mut own, own_bytes, function) }).map_err(|f| no(&f.0))?;
+        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is loaded.
+        check(unsafe { sys::cuFuncSetAttribute(function, most, self.info.shared_bytes as c_int - own) })
+            .map_err(|f| no(&f.0))?;
+        functions.insert(kernel, Function(function));
+        Ok(Function(function))
+    }
+
+    /// Bytes that are free, and all.
+    pub(crate) fn memory(&self) -> Result<(usize, usize), Fault> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: it writes two numbers.
+        check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((free, total))
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // What can't be given back is gone with the process.
+        self.bind().ok();
+        for module in self.modules.values() {
+            // SAFETY: it was loaded and is unloaded once; nothing runs any more that is of it.
+            unsafe { sys::cuModuleUnload(*module) };
+        }
+        // SAFETY: it was retained once.
+        unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+    }
+}

@@ -1,0 +1,10 @@
+//! NVIDIA's GPUs.
+
+mod api;
+mod driver;
+mod gpu;
+mod graph;
+mod pinned;
+
+pub use driver::NvidiaDriver;
+pub use gpu::{Gpu, GpuInfo, probe};

@@ -1,0 +1,103 @@
+//! What a GPU is to do, in order.
+
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::driver::{Address, Arguments, Grid, Kernel};
+
+/// One piece of work. `F` is a kernel's function as the driver knows it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are launches")]
+pub(crate) enum Work<F> {
+    /// Runs a kernel.
+    Launch { function: F, kernel: Kernel, grid: Grid, arguments: Arguments },
+    /// Writes bytes that lie from `from` on in [`WorkList::bytes`].
+    Write { to: Address, from: usize, bytes: usize },
+    /// Copies within the GPU.
+    Copy { from: Address, to: Address, bytes: usize },
+}
+
+/// Work that was asked for and has not begun.
+pub(crate) struct WorkList<F> {
+    pub work: Vec<Work<F>>,
+    /// What is to be written, all one after the other.
+    pub bytes: Vec<u8>,
+}
+
+impl<F> WorkList<F> {
+    pub fn new() -> Self {
+        WorkList { work: Vec::new(), bytes: Vec::new() }
+    }
+
+    /// Bytes to be written, read now.
+    pub fn write(&mut self, to: Address, bytes: &[u8]) {
+        self.work.push(Work::Write { to, from: self.bytes.len(), bytes: bytes.len() });
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub fn clear(&mut self) {
+        self.work.clear();
+        self.bytes.clear();
+    }
+
+    /// What the list is, but for the bytes to be written: lists of the same number do the same at the same addresses.
+    pub fn number(&self) -> u128 {
+        let mut hash = Xxh3Default::new();
+        let mut words = |words: &[u64]| words.iter().for_each(|word| hash.update(&word.to_le_bytes()));
+        for work in &self.work {
+            match work {
+                Work::Launch { kernel, grid, arguments, .. } => {
+                    // Texts of sources lie where they are for as long as the process runs.
+                    let text = |text: &'static str| [text.as_ptr() as u64, text.len() as u64];
+                    words(&[0, arguments.slots().len() as u64]);
+                    words(&text(kernel.file));
+                    words(&text(kernel.name));
+                    words(&grid.blocks.map(u64::from));
+                    words(&[u64::from(grid.threads), u64::from(grid.shared)]);
+                    words(arguments.slots());
+                }
+                Work::Write { to, bytes, .. } => words(&[1, *to, *bytes as u64]),
+                Work::Copy { from, to, bytes } => words(&[2, *from, *to, *bytes as u64]),
+            }
+        }
+        hash.digest128()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn launch(name: &'static str, blocks: u32, argument: usize) -> Work<()> {
+        let kernel = Kernel { file: "elements", name };
+        let grid = Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0 };
+        Work::Launch { function: (), kernel, grid, arguments: Arguments::new().count(argument) }
+    }
+
+    fn number(work: &[Work<()>], written: &[&[u8]]) -> u128 {
+        let mut list = WorkList { work: work.to_vec(), bytes: Vec::new() };
+        written.iter().for_each(|bytes| list.write(512, bytes));
+        list.number()
+    }
+
+    #[test]
+    fn a_list_is_its_work_and_not_the_bytes_that_are_written() {
+        let add = [launch("add", 1, 5)];
+        assert_eq!(number(&add, &[&[1, 2, 3]]), number(&add, &[&[4, 5, 6]]));
+        let others = [
+            number(&add, &[&[1, 2]]),
+            number(&add, &[&[1], &[2, 3]]),
+            number(&add, &[]),
+            number(&[launch("scale", 1, 5)], &[]),
+            number(&[launch("add", 2, 5)], &[]),
+            number(&[launch("add", 1, 6)], &[]),
+            number(&[launch("add", 1, 5), launch("add", 1, 5)], &[]),
+            number(&[Work::Copy { from: 1, to: 2, bytes: 3 }], &[]),
+            number(&[Work::Copy { from: 2, to: 1, bytes: 3 }], &[]),
+        ];
+        let mut all = others.to_vec();
+        all.push(number(&add, &[&[1, 2, 3]]));
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), others.len() + 1);
+    }
+}
