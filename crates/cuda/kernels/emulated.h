@@ -208,6 +208,10 @@ DEVICE double double_of(u64 bits) { return same_bits<double>(bits); }
 DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE double fused(double a, double b, double c) { return std::fma(a, b, c); }
 DEVICE float root(float x) { return std::sqrt(x); }
+DEVICE float exp2_fast(float x) {
+  float y = std::exp2(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
+}
 DEVICE float whole(float x) { return std::rint(x); }
 DEVICE double whole(double x) { return std::rint(x); }
 
@@ -262,9 +266,10 @@ DEVICE float widen_half(u16 x) { return half_to_float(x); }
 DEVICE void mma_bfloat(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { emulated_mma<widen_bfloat>(d, a, b); }
 DEVICE void mma_half(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { emulated_mma<widen_half>(d, a, b); }
 
-struct Vec2 { u32 x, y; };
+struct alignas(8) Vec2 { u32 x, y; };
 struct alignas(16) Vec4 { u32 x, y, z, w; };
 DEVICE Vec4 load_stream(const Vec4 *from) { return *from; }
+DEVICE Vec2 load_stream(const Vec2 *from) { return *from; }
 
 DEVICE void copy_async(void *to_shared, const void *from) { memcpy(to_shared, from, 16); }
 DEVICE void copies_end() {}

@@ -73,8 +73,12 @@ pub(crate) fn rope_table(queue: &Queue, positions: u64, rows: usize, rope: &Rope
     let pairs = rope.inv_freq.len();
     let table = queue.tensor(rows, 2 * pairs);
     let frequencies = queue.numbers(rope.inv_freq.iter().map(|f| f.to_bits()));
-    let arguments =
-        Arguments::new().address(table.at()).address(positions).address(frequencies.at).count(rows).count(pairs);
+    let arguments = Arguments::new()
+        .address(table.at())
+        .address(positions)
+        .address(frequencies.at)
+        .count(rows)
+        .count(pairs);
     queue.launch(Kernel { file: "rope", name: "rope_table" }, queue.over_each(rows * pairs), arguments);
     table
 }
@@ -130,7 +134,11 @@ pub(crate) fn gather_rows(queue: &Queue, x: &CudaTensor, rows: &[u32]) -> CudaTe
     let y = queue.tensor(rows.len(), x.cols);
     let rows = queue.numbers(rows.iter().copied());
     let arguments = Arguments::new().address(y.at()).address(x.at()).address(rows.at);
-    queue.launch(elements("gather_rows"), queue.over_elements(y.len()), arguments.long(y.len()).count(x.cols));
+    queue.launch(
+        elements("gather_rows"),
+        queue.over_elements(y.len()),
+        arguments.long(y.len()).count(x.cols),
+    );
     y
 }
 

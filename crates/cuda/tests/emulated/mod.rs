@@ -25,12 +25,26 @@ fn compile() -> Option<Library> {
     std::fs::write(path("kernels.cpp"), kernels::emulated()).expect("the kernels' source");
     let compiler = std::env::var("CXX").unwrap_or("c++".into());
     let output = Command::new(compiler)
-        .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-mfma", "-mf16c", "-U_FORTIFY_SOURCE", "-Wall"])
+        .args([
+            "-std=c++17",
+            "-O2",
+            "-shared",
+            "-fPIC",
+            "-ffp-contract=off",
+            "-mfma",
+            "-mf16c",
+            "-U_FORTIFY_SOURCE",
+            "-Wall",
+        ])
         .args(["-Wno-unused-function", "-o"])
         .args([path("kernels.so"), path("kernels.cpp")])
         .output()
         .ok()?;
-    assert!(output.status.success(), "the kernels don't compile:\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "the kernels don't compile:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     // SAFETY: the library has no initialisers; it was made just now of our own sources.
     Some(unsafe { Library::new(path("kernels.so")) }.expect("the kernels can be loaded"))
 }
@@ -59,7 +73,8 @@ impl Emulated {
 
     /// The bytes from an address on must be of one allocation.
     fn check(&self, at: Address, bytes: usize) {
-        let fits = |(&start, &size): (&Address, &usize)| start <= at && at + bytes as u64 <= start + size as u64;
+        let fits =
+            |(&start, &size): (&Address, &usize)| start <= at && at + bytes as u64 <= start + size as u64;
         assert!(self.sizes.borrow().iter().any(fits), "{bytes} bytes at {at:#x} are not the device's");
     }
 }
