@@ -48,6 +48,9 @@ struct Fiber {
   jmp_buf at;
   std::vector<u8> stack = std::vector<u8>(STACK);
   bool has_begun, is_done;
+  // The meetings that it waits for, and how many there were when it came.
+  const u64 *waits_for;
+  u64 since;
 };
 
 // Lanes meet here: each leaves what others want to know, and goes on when all are there.
@@ -120,7 +123,11 @@ inline void meet(u64 &meetings, u32 &arrived, u32 count) {
     meetings++;
     return;
   }
+  Fiber &fiber = b.fibers[b.thread];
+  fiber.waits_for = &meetings;
+  fiber.since = own;
   while (meetings == own) yield();
+  fiber.waits_for = nullptr;
 }
 
 inline void sync_block() { meet(block().meetings, block().arrived, block().threads); }
@@ -141,7 +148,10 @@ template <class T> inline const u8 (*meet_lanes(const T &value))[64] {
 inline void run_block(u32 turn) {
   Block &b = block();
   b.meetings = b.arrived = 0;
-  for (Fiber &fiber : b.fibers) fiber.has_begun = fiber.is_done = false;
+  for (Fiber &fiber : b.fibers) {
+    fiber.has_begun = fiber.is_done = false;
+    fiber.waits_for = nullptr;
+  }
   for (Warp &warp : b.warps) warp.meetings = warp.arrived = 0;
   for (u32 left = b.threads; left > 0;) {
     b.moved = false;
@@ -150,7 +160,13 @@ inline void run_block(u32 turn) {
       u32 thread = turn == 0 ? i : turn == 1 ? b.threads - 1 - i : u32((u64(i) * 0x9e3779b1u + turn) % b.threads);
       // A permutation only where the factor has no common divisor with the number of threads, which a power of two has not.
       if (turn > 1 && (b.threads & (b.threads - 1))) thread = i;
-      if (b.fibers[thread].is_done) continue;
+      Fiber &fiber = b.fibers[thread];
+      if (fiber.is_done) continue;
+      // Others have not come yet: it would only find that out.
+      if (fiber.waits_for && *fiber.waits_for == fiber.since) {
+        left++;
+        continue;
+      }
       resume(thread);
       left += !b.fibers[thread].is_done;
     }
