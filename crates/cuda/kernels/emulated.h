@@ -53,6 +53,9 @@ struct Fiber {
   jmp_buf at;
   std::vector<u8> stack = std::vector<u8>(STACK);
   bool has_begun, is_done;
+  // The meetings that it waits for, and how many there were when it came.
+  const u64 *waits_for;
+  u64 since;
 };
 
 // Lanes meet here: each leaves what others want to know, and goes on when all are there.
@@ -125,7 +128,11 @@ inline void meet(u64 &meetings, u32 &arrived, u32 count) {
     meetings++;
     return;
   }
+  Fiber &fiber = b.fibers[b.thread];
+  fiber.waits_for = &meetings;
+  fiber.since = own;
   while (meetings == own) yield();
+  fiber.waits_for = nullptr;
 }
 
 inline void sync_block() { meet(block().meetings, block().arrived, block().threads); }
@@ -150,6 +157,7 @@ inline void run_block(u32 turn) {
     fiber.has_begun = fiber.is_done = false;
     // The group that is open.
     fiber.copies.assign(1, {});
+    fiber.waits_for = nullptr;
   }
   for (Warp &warp : b.warps) warp.meetings = warp.arrived = 0;
   for (u32 left = b.threads; left > 0;) {
@@ -159,7 +167,13 @@ inline void run_block(u32 turn) {
       u32 thread = turn == 0 ? i : turn == 1 ? b.threads - 1 - i : u32((u64(i) * 0x9e3779b1u + turn) % b.threads);
       // A permutation only where the factor has no common divisor with the number of threads, which a power of two has not.
       if (turn > 1 && (b.threads & (b.threads - 1))) thread = i;
-      if (b.fibers[thread].is_done) continue;
+      Fiber &fiber = b.fibers[thread];
+      if (fiber.is_done) continue;
+      // Others have not come yet: it would only find that out.
+      if (fiber.waits_for && *fiber.waits_for == fiber.since) {
+        left++;
+        continue;
+      }
       resume(thread);
       left += !b.fibers[thread].is_done;
     }
@@ -217,6 +231,10 @@ DEVICE double double_of(u64 bits) { return same_bits<double>(bits); }
 DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE double fused(double a, double b, double c) { return std::fma(a, b, c); }
 DEVICE float root(float x) { return std::sqrt(x); }
+DEVICE float exp2_fast(float x) {
+  float y = std::exp2(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
+}
 DEVICE float whole(float x) { return std::rint(x); }
 DEVICE double whole(double x) { return std::rint(x); }
 
@@ -295,9 +313,10 @@ DEVICE void mma_bytes(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   }
 }
 
-struct Vec2 { u32 x, y; };
+struct alignas(8) Vec2 { u32 x, y; };
 struct alignas(16) Vec4 { u32 x, y, z, w; };
 DEVICE Vec4 load_stream(const Vec4 *from) { return *from; }
+DEVICE Vec2 load_stream(const Vec2 *from) { return *from; }
 
 // Copies are done as late as they may be: who reads before it waits reads something else.
 DEVICE std::vector<std::vector<emulated::Copy>> &own_copies() { return emulated::block().fibers[thread()].copies; }

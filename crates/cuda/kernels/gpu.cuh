@@ -42,6 +42,12 @@ DEVICE double double_of(u64 bits) { return __longlong_as_double(bits); }
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 DEVICE float root(float x) { return __fsqrt_rn(x); }
+// 2 to the power x as GPUs approximate it, to 2 units of the last place; below the normal numbers it is 0.
+DEVICE float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // To the nearest whole number, ties to even.
 DEVICE float whole(float x) { return rintf(x); }
 DEVICE double whole(double x) { return rint(x); }
@@ -102,7 +108,7 @@ DEVICE void mma_bytes(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-struct Vec2 { u32 x, y; };
+struct __align__(8) Vec2 { u32 x, y; };
 struct __align__(16) Vec4 { u32 x, y, z, w; };
 
 // Sixteen bytes that are read once and need not stay in the first cache. No kernel that runs writes there, so the compiler
@@ -112,6 +118,13 @@ DEVICE Vec4 load_stream(const Vec4 *from) {
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
       : "l"(from));
+  return v;
+}
+
+// Eight bytes likewise.
+DEVICE Vec2 load_stream(const Vec2 *from) {
+  Vec2 v;
+  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
   return v;
 }
 

@@ -4,31 +4,25 @@ use std::ops::Range;
 
 use ::tensor::{
     Activation, AttentionSpec, Device, DeviceError, DeviceMemory, HeadSpan, KvSpec, LogitEdit, MatrixSource,
-    NormSpec, Program, RopeSpec, RouterSpec, RowNorm, SequenceSpan, StepMeta, WeightSpec,
+    NormSpec, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, WeightSpec,
 };
 
 use crate::driver::{Driver, Fault};
+use crate::kv::CudaKv;
 use crate::linear::{self, CudaWeight};
 use crate::logits::{self, PanelTree};
-use crate::memory::{Block, Memory};
+use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
 use crate::of_program::OfProgram;
-use crate::rows;
+use crate::step::CudaStep;
 use crate::tensor::{CudaTensor, Queue};
+use crate::{attention, kv, rows};
 
 /// One rank's GPU, or its part of one.
 pub struct CudaDevice {
     queue: Queue,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
-}
-
-/// A step's positions and block tables.
-pub struct CudaStep {
-    /// On the GPU, one per row.
-    positions: Block,
-    rows: usize,
-    sequences: Vec<SequenceSpan>,
 }
 
 impl CudaDevice {
@@ -49,7 +43,7 @@ impl CudaDevice {
 impl Device for CudaDevice {
     type Tensor = CudaTensor;
     type Weight = CudaWeight;
-    type Kv = ();
+    type Kv = CudaKv;
     type Step = CudaStep;
     type Routing = CudaRouting;
     type Assignment = CudaAssignment;
@@ -89,13 +83,12 @@ impl Device for CudaDevice {
         w.bytes()
     }
 
-    fn alloc_kv(&self, spec: KvSpec) {
-        todo!()
+    fn alloc_kv(&self, spec: KvSpec) -> CudaKv {
+        CudaKv::new(&self.queue, spec)
     }
 
     fn begin(&self, meta: &StepMeta) -> CudaStep {
-        let positions = self.queue.numbers(meta.positions());
-        CudaStep { positions, rows: meta.num_rows(), sequences: meta.sequences.clone() }
+        CudaStep::new(&self.queue, meta)
     }
 
     fn linear(&self, x: &CudaTensor, w: &CudaWeight, bias: Option<&CudaTensor>) -> CudaTensor {
@@ -152,7 +145,7 @@ impl Device for CudaDevice {
     }
 
     fn rope_table(&self, step: &CudaStep, rope: &RopeSpec) -> CudaTensor {
-        rows::rope_table(&self.queue, step.positions.at, step.rows, rope)
+        rows::rope_table(&self.queue, step.positions, step.rows, rope)
     }
 
     fn rope(&self, x: &mut CudaTensor, span: HeadSpan, table: &CudaTensor) {
@@ -179,27 +172,27 @@ impl Device for CudaDevice {
         rows::softcap(&self.queue, x, cap);
     }
 
-    fn store_kv(&self, kv: &mut (), qkv: &CudaTensor, step: &CudaStep, spec: &AttentionSpec) {
-        todo!()
+    fn store_kv(&self, kv: &mut CudaKv, qkv: &CudaTensor, step: &CudaStep, spec: &AttentionSpec) {
+        kv::store(&self.queue, kv, qkv, step, spec);
     }
 
-    fn copy_kv(&self, kv: &mut (), pairs: &[(u32, u32)]) {
-        todo!()
+    fn copy_kv(&self, kv: &mut CudaKv, pairs: &[(u32, u32)]) {
+        kv::copy(&self.queue, kv, pairs);
     }
 
-    fn attention(&self, qkv: &CudaTensor, kv: &(), step: &CudaStep, spec: &AttentionSpec) -> CudaTensor {
-        todo!()
+    fn attention(&self, qkv: &CudaTensor, kv: &CudaKv, step: &CudaStep, spec: &AttentionSpec) -> CudaTensor {
+        attention::attention(&self.queue, qkv, kv, step, spec)
     }
 
     fn attention_segments(
         &self,
         q: &CudaTensor,
-        kv: &(),
+        kv: &CudaKv,
         step: &CudaStep,
         spec: &AttentionSpec,
         rows: Range<usize>,
     ) -> CudaTensor {
-        todo!()
+        attention::segments(&self.queue, q, kv, step, spec, rows)
     }
 
     fn merge_segments(
@@ -211,7 +204,7 @@ impl Device for CudaDevice {
         rows: Range<usize>,
         out: &mut CudaTensor,
     ) {
-        todo!()
+        attention::merge(&self.queue, parts, owners, step, spec, rows, out);
     }
 
     fn route(&self, logits: &CudaTensor, spec: RouterSpec) -> CudaRouting {

@@ -4,30 +4,35 @@
 //! words that have two meanings: `gpu.cuh` has those of a GPU, `emulated.h` those of a processor, so that every kernel also
 //! runs, slowly, where there is no GPU. Between [`CudaDevice`] and either is a [`Driver`].
 
+mod attention;
 pub mod compile;
 mod cubin_cache;
 mod device;
 mod driver;
 pub mod kernels;
+mod kv;
+mod libraries;
 mod linear;
 mod logits;
 mod memory;
 mod moe;
-mod of_program;
-mod libraries;
 mod nvidia;
 pub mod nvrtc;
+mod of_program;
 pub mod resources;
 mod ring;
 mod rows;
+mod step;
 mod step_graphs;
 mod tensor;
 mod work;
 
 pub use cubin_cache::CubinCache;
-pub use device::{CudaDevice, CudaStep};
+pub use device::CudaDevice;
 pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+pub use kv::CudaKv;
 pub use linear::CudaWeight;
 pub use moe::{CudaAssignment, CudaRouting};
 pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe};
+pub use step::CudaStep;
 pub use tensor::CudaTensor;

@@ -1,7 +1,8 @@
 //! The KV cache and attention.
 
+use super::agreement::ALL_BITS;
 use super::values::Values;
-use super::{Case, Found, check, compare};
+use super::{Agreement, Agreements, Case, Found, compare};
 use crate::{AttentionSpec, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceSpan, StepMeta};
 
 /// [`Device::store_kv`] and [`Device::attention`]; and that the cut of a prompt into chunks changes nothing.
@@ -9,11 +10,20 @@ use crate::{AttentionSpec, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceS
 /// # Panics
 /// If the device differs from [`crate::Reference`].
 pub fn attention(dev: &impl Device) {
+    attention_agreeing(dev, ALL_BITS);
+}
+
+/// [`attention`] of a device that does not have the reference's bits over every type of cache.
+///
+/// # Panics
+/// If the device differs by more from [`crate::Reference`], or at all from itself.
+pub fn attention_agreeing(dev: &impl Device, agreements: Agreements<'_>) {
     let mut dtypes = KvDType::ALL.into_iter().cycle();
     let mut next = |spec, sequences: &[[usize; 2]]| {
         let dtype = dtypes.next().expect("a cycle does not end");
         let steps = with_context(sequences);
-        check(dev, &Attention { spec, dtype, steps });
+        let agreement = agreements(dtype);
+        agreement.check(dev, &Attention { spec, dtype, agreement, steps });
     };
     // Decode and prefill side by side; contexts below, at and above a tile.
     let mixed = [[70, 1], [0, 9], [130, 1], [60, 10], [63, 1], [64, 1], [15, 2], [0, 1], [127, 3]];
@@ -33,13 +43,17 @@ pub fn attention(dev: &impl Device) {
     next(AttentionSpec { window: Some(64), ..spec(2, 1, 12) }, &[[0, 300]]);
 
     for dtype in KvDType::ALL {
-        what_is_not_finite_shows(dev, dtype);
+        what_is_not_finite_shows(dev, dtype, agreements(dtype));
     }
     for spec in [spec(2, 1, 8), AttentionSpec { window: Some(100), softcap: Some(20.0), ..spec(3, 3, 12) }] {
         for (i, chunks) in
             [&[150, 20][..], &[64, 64, 42], &[1, 63, 2, 84, 20], &[7, 9, 33, 121]].iter().enumerate()
         {
-            a_chunked_prefill_is_a_whole_one(dev, spec, KvDType::ALL[i], chunks);
+            let dtype = KvDType::ALL[i];
+            let agreement = agreements(dtype);
+            let whole_steps = vec![vec![[0, chunks.iter().sum()], [0, 40 + chunks.len()]]];
+            let whole = Attention { spec, dtype, agreement, steps: whole_steps };
+            a_chunked_prefill_is_a_whole_one(dev, &whole, chunks);
         }
     }
 }
@@ -91,6 +105,7 @@ pub(super) fn with_context(sequences: &[[usize; 2]]) -> Steps {
 pub(super) struct Attention {
     pub(super) spec: AttentionSpec,
     pub(super) dtype: KvDType,
+    pub(super) agreement: Agreement,
     pub(super) steps: Steps,
 }
 
@@ -114,7 +129,7 @@ impl Attention {
         let mut values = Values::new(sequence * 100 + cols);
         // Sequences in which one position takes all, and sequences in which many count.
         let by = [1.0, 0.25, 0.06][sequence % 3];
-        values.scaled(self.lengths()[sequence] * cols, by)
+        self.agreement.round_queries(values.scaled(self.lengths()[sequence] * cols, by), &self.spec)
     }
 
     /// The rows of a step.
@@ -177,21 +192,15 @@ impl Case for Attention {
 }
 
 /// Two sequences, of which one is decoded while the other's prompt is cut into chunks.
-fn a_chunked_prefill_is_a_whole_one<D: Device>(
-    dev: &D,
-    spec: AttentionSpec,
-    dtype: KvDType,
-    chunks: &[usize],
-) {
+fn a_chunked_prefill_is_a_whole_one(dev: &impl Device, whole: &Attention, chunks: &[usize]) {
     let total: usize = chunks.iter().sum();
-    let whole = Attention { spec, dtype, steps: vec![vec![[0, total], [0, 40 + chunks.len()]]] };
-    let mut chunked = Attention { spec, dtype, steps: vec![vec![[0, 0], [0, 40]]] };
+    let mut chunked = Attention { steps: vec![vec![[0, 0], [0, 40]]], ..*whole };
     let mut start = 0;
     for (i, chunk) in chunks.iter().enumerate() {
         chunked.steps.push(vec![[start, start + chunk], [40 + i, 41 + i]]);
         start += chunk;
     }
-    check(dev, &chunked);
+    chunked.agreement.check(dev, &chunked);
     let at_once = whole.run(dev).remove(0);
     let cols = at_once.shape[1];
     let row = |at: usize| at_once.data[at * cols..(at + 1) * cols].to_vec();
@@ -209,6 +218,7 @@ fn a_chunked_prefill_is_a_whole_one<D: Device>(
 #[derive(Debug)]
 struct NotFinite {
     dtype: KvDType,
+    agreement: Agreement,
     position: usize,
     col: usize,
     bad: f32,
@@ -232,7 +242,7 @@ impl Case for NotFinite {
         let AttentionSpec { num_kv_heads, head_dim, .. } = NOT_FINITE;
         let (blocks, share, dtype) = (rows.div_ceil(KV_BLOCK), KvShare::WHOLE, self.dtype);
         let mut kv = dev.alloc_kv(KvSpec { blocks, share, num_kv_heads, head_dim, dtype });
-        let mut qkv = Values::new(rows).vec(rows * cols);
+        let mut qkv = self.agreement.round_queries(Values::new(rows).vec(rows * cols), &NOT_FINITE);
         qkv[self.position * cols + self.col] = self.bad;
         let qkv = dev.upload(&qkv, rows, cols);
         let block_table = (0..blocks as u32).collect();
@@ -245,15 +255,15 @@ impl Case for NotFinite {
 
 /// Rows before a position are not harmed by what it holds. Those that see it are what the reference says, which is
 /// NaN if the keys and values have scales.
-fn what_is_not_finite_shows(dev: &impl Device, dtype: KvDType) {
+fn what_is_not_finite_shows(dev: &impl Device, dtype: KvDType, agreement: Agreement) {
     for (position, col, bad) in [
         (0, NOT_FINITE.k().first_col, f32::INFINITY),
         (33, NOT_FINITE.k().first_col + 19, f32::NAN),
         (64, NOT_FINITE.v().first_col + 7, f32::NEG_INFINITY),
         (89, NOT_FINITE.v().first_col + 16, f32::NAN),
     ] {
-        let case = NotFinite { dtype, position, col, bad };
-        check(dev, &case);
+        let case = NotFinite { dtype, agreement, position, col, bad };
+        agreement.check(dev, &case);
         let found = case.run(dev).remove(0);
         let (before, after) = found.data.split_at(position * found.shape[1]);
         assert!(

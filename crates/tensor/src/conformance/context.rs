@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use super::agreement::ALL_BITS;
 use super::attention::{Attention, spec, with_context};
 use super::values::Values;
-use super::{Case, Found, check, compare};
+use super::{Agreements, Case, Found, compare};
 use crate::{AttentionSpec, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SEGMENT, StepMeta, seen_segments};
 
 const SEGMENT_BLOCKS: usize = SEGMENT / KV_BLOCK;
@@ -15,12 +16,21 @@ const SEGMENT_BLOCKS: usize = SEGMENT / KV_BLOCK;
 /// # Panics
 /// If the device differs from [`crate::Reference`], or from itself with one owner.
 pub fn context(dev: &impl Device) {
+    context_agreeing(dev, ALL_BITS);
+}
+
+/// [`context`] of a device that does not have the reference's bits over every type of cache.
+///
+/// # Panics
+/// If the device differs by more from [`crate::Reference`], or at all from itself with one owner.
+pub fn context_agreeing(dev: &impl Device, agreements: Agreements<'_>) {
     let long = [[2047, 1], [1022, 4], [0, 30], [3000, 2], [40, 1], [2048, 1]];
     let mut dtypes = KvDType::ALL.into_iter().cycle();
     let mut next = |spec: AttentionSpec, sequences: &[[usize; 2]], owners: usize, cuts: &[usize]| {
         let dtype = dtypes.next().expect("a cycle does not end");
-        let case = Shared::new(spec, dtype, sequences, owners, cuts);
-        check(dev, &case);
+        let (agreement, steps) = (agreements(dtype), with_context(sequences));
+        let case = Shared { base: Attention { spec, dtype, agreement, steps }, owners, cuts: cuts.to_vec() };
+        agreement.check(dev, &case);
         case.is_what_one_owner_computes(dev);
     };
     let group = |heads, d| AttentionSpec { group: 8, ..spec(heads, 1, d) };
@@ -48,17 +58,6 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(
-        spec: AttentionSpec,
-        dtype: KvDType,
-        sequences: &[[usize; 2]],
-        owners: usize,
-        cuts: &[usize],
-    ) -> Self {
-        let base = Attention { spec, dtype, steps: with_context(sequences) };
-        Shared { base, owners, cuts: cuts.to_vec() }
-    }
-
     /// How many blocks each owner has, and every sequence's blocks: those of a segment with one owner, which follows
     /// no rule, and mixed among each other.
     fn block_tables(&self) -> (usize, Vec<Vec<u32>>) {

@@ -1,8 +1,9 @@
 //! KV blocks that are copied.
 
+use super::agreement::ALL_BITS;
 use super::attention::spec;
 use super::values::Values;
-use super::{Case, Found, check, compare};
+use super::{Agreement, Agreements, Case, Found, compare};
 use crate::{AttentionSpec, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceSpan, StepMeta};
 
 /// [`Device::copy_kv`]: attention over copied blocks is that over the originals, which stay as they were; blocks of other
@@ -11,13 +12,22 @@ use crate::{AttentionSpec, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceS
 /// # Panics
 /// If the device differs from [`crate::Reference`], or copies from originals.
 pub fn copies(dev: &impl Device) {
+    copies_agreeing(dev, ALL_BITS);
+}
+
+/// [`copies`] of a device that does not have the reference's bits over every type of cache.
+///
+/// # Panics
+/// If the device differs by more from [`crate::Reference`], or copies at all from originals.
+pub fn copies_agreeing(dev: &impl Device, agreements: Agreements<'_>) {
     let shapes = [(1, 1, 8), (4, 2, 16), (2, 2, 80), (3, 1, 12)];
     for dtype in KvDType::ALL {
+        let agreement = agreements(dtype);
         for ((heads, kv_heads, head_dim), blocks) in shapes.into_iter().zip([1, 3, 70, 2]) {
             let spec = spec(heads, kv_heads, head_dim);
             for owners in [1, 2, 3] {
-                let case = Copies { spec, dtype, blocks, owners };
-                check(dev, &case);
+                let case = Copies { spec, dtype, agreement, blocks, owners };
+                agreement.check(dev, &case);
                 let found = case.run(dev);
                 let name = format!("{}, a copy against its original", dev.name());
                 compare(&name, &case, &found[1..2], &found[..1]);
@@ -25,7 +35,9 @@ pub fn copies(dev: &impl Device) {
         }
     }
     let nothing = AttentionSpec { num_heads: 0, num_kv_heads: 0, ..spec(1, 1, 8) };
-    check(dev, &Copies { spec: nothing, dtype: KvDType::Fp8, blocks: 2, owners: 1 });
+    let dtype = KvDType::Fp8;
+    let agreement = agreements(dtype);
+    agreement.check(dev, &Copies { spec: nothing, dtype, agreement, blocks: 2, owners: 1 });
 }
 
 /// A sequence whose blocks are copied, the last one before it is full.
@@ -33,6 +45,7 @@ pub fn copies(dev: &impl Device) {
 struct Copies {
     spec: AttentionSpec,
     dtype: KvDType,
+    agreement: Agreement,
     /// Of the sequence.
     blocks: usize,
     owners: usize,
@@ -58,7 +71,8 @@ impl Copies {
         seed: usize,
     ) -> Found {
         let cols = self.spec.qkv_cols();
-        let qkv = dev.upload(&Values::new(seed).vec(rows * cols), rows, cols);
+        let values = self.agreement.round_queries(Values::new(seed).vec(rows * cols), &self.spec);
+        let qkv = dev.upload(&values, rows, cols);
         let sequences = vec![SequenceSpan { rows: 0..rows, start, block_table: table.to_vec() }];
         let step = dev.begin(&StepMeta { tokens: vec![0; rows], sequences, logit_rows: Vec::new() });
         dev.store_kv(kv, &qkv, &step, &self.spec);

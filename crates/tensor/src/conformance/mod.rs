@@ -4,6 +4,7 @@
 //! operations that it went through; the first difference from the reference's results ends the suite with
 //! a panic that names operation, case and element.
 
+mod agreement;
 mod attention;
 mod context;
 mod copies;
@@ -13,9 +14,10 @@ mod logits;
 mod rows;
 mod values;
 
-pub use attention::attention;
-pub use context::context;
-pub use copies::copies;
+pub use agreement::{Agreement, Agreements};
+pub use attention::{attention, attention_agreeing};
+pub use context::{context, context_agreeing};
+pub use copies::{copies, copies_agreeing};
 pub use experts::{experts, experts_near, experts_of};
 pub use linear::{linear, linear_near, linear_of, quantized};
 pub use logits::logits;

@@ -1,0 +1,102 @@
+//! The KV cache: one piece of memory per layer, block after block, in each one record per KV head (kernels/attention.cuh).
+
+use tensor::{AttentionSpec, DType, KV_BLOCK, KvDType, KvSpec};
+
+use crate::driver::{Arguments, Grid, Kernel};
+use crate::memory::Block;
+use crate::step::CudaStep;
+use crate::tensor::{CudaTensor, Queue};
+
+/// One layer's keys and values.
+pub struct CudaKv {
+    pub(crate) block: Block,
+    pub(crate) spec: KvSpec,
+}
+
+/// Elements of a head are filled up to a multiple of this, where they meet tensor cores.
+pub(crate) const TILE: usize = 16;
+
+const THREADS: usize = 256;
+
+impl CudaKv {
+    pub(crate) fn new(queue: &Queue, spec: KvSpec) -> Self {
+        CudaKv { block: queue.block(spec.blocks * block_bytes(&spec)), spec }
+    }
+
+    /// That it fits what attention is told.
+    pub(crate) fn check(&self, spec: &AttentionSpec) {
+        let found = (self.spec.num_kv_heads, self.spec.head_dim);
+        assert_eq!(found, (spec.num_kv_heads, spec.head_dim), "heads of the cache");
+    }
+
+    /// A cache whose elements are f32 has the bits of every other device.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.spec.dtype == KvDType::Float(DType::F32)
+    }
+
+    /// The end of the names of kernels for its type.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.spec.dtype {
+            KvDType::Float(DType::F32) => "exact",
+            KvDType::Float(DType::BF16) => "bfloat",
+            KvDType::Float(DType::F16) => "half",
+            KvDType::Fp8 => "fp8",
+        }
+    }
+
+    pub(crate) fn share(&self, arguments: Arguments) -> Arguments {
+        arguments.count(self.spec.share.owners).count(self.spec.share.owner)
+    }
+}
+
+/// Bytes of a block: of keys and values of all heads, and in fp8 of their scales.
+fn block_bytes(spec: &KvSpec) -> usize {
+    let filled_up = spec.head_dim.next_multiple_of(TILE);
+    let of_position = match spec.dtype {
+        KvDType::Float(DType::F32) => spec.dtype.bytes(spec.head_dim),
+        dtype => dtype.bytes(filled_up),
+    };
+    spec.num_kv_heads * 2 * KV_BLOCK * of_position
+}
+
+pub(crate) fn store(queue: &Queue, kv: &CudaKv, qkv: &CudaTensor, step: &CudaStep, spec: &AttentionSpec) {
+    assert_eq!([qkv.rows, qkv.cols], [step.rows, spec.qkv_cols()], "shape of qkv");
+    kv.check(spec);
+    let highest = step.highest_block.map_or(0, |block| block as usize / kv.spec.share.owners);
+    assert!(step.rows == 0 || highest < kv.spec.blocks, "block {highest} of {}", kv.spec.blocks);
+    let arguments = Arguments::new()
+        .address(kv.block.at)
+        .address(qkv.at())
+        .count(qkv.rows)
+        .count(qkv.cols)
+        .address(step.positions)
+        .address(step.table_of_row)
+        .address(step.tables)
+        .count(spec.num_heads)
+        .count(spec.num_kv_heads)
+        .count(spec.head_dim);
+    let name = match kv.spec.dtype {
+        KvDType::Float(DType::F32) => "store_exact",
+        KvDType::Float(DType::BF16) => "store_bfloat",
+        KvDType::Float(DType::F16) => "store_half",
+        KvDType::Fp8 => "store_fp8",
+    };
+    let threads = match kv.is_exact() {
+        true => 2 * spec.num_kv_heads * spec.head_dim,
+        false => 32 * spec.num_kv_heads,
+    };
+    let grid = Grid::flat((qkv.rows * threads).div_ceil(THREADS), THREADS);
+    queue.launch(Kernel { file: "kv", name }, grid, kv.share(arguments));
+}
+
+pub(crate) fn copy(queue: &Queue, kv: &CudaKv, pairs: &[(u32, u32)]) {
+    let local: Vec<(u32, u32)> = kv.spec.share.local_pairs(pairs).collect();
+    let is_there = |block: u32| (block as usize) < kv.spec.blocks;
+    assert!(local.iter().all(|&(from, to)| is_there(from) && is_there(to)), "a block beyond the last");
+    let sixteens = block_bytes(&kv.spec) / 16;
+    let per_pair = sixteens.div_ceil(4 * THREADS);
+    let numbers = queue.numbers(local.iter().flat_map(|&(from, to)| [from, to]));
+    let arguments = Arguments::new().address(kv.block.at).address(numbers.at).long(sixteens).count(per_pair);
+    let kernel = Kernel { file: "kv", name: "copy_blocks" };
+    queue.launch(kernel, Grid::flat(local.len() * per_pair, THREADS), arguments);
+}

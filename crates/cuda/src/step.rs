@@ -1,0 +1,125 @@
+//! A step's positions and block tables, on the GPU and, where sizes of grids follow from them, on the host.
+
+use tensor::{KV_BLOCK, SEGMENT, SequenceSpan, StepMeta};
+
+use crate::driver::Address;
+use crate::memory::Block;
+use crate::tensor::Queue;
+
+/// A sequence with at most so many rows is one whose segments are worked on side by side.
+const SHORT_ROWS: usize = 8;
+/// The most rows of a step that a block works on.
+const MOST_ROWS: usize = 128;
+/// No row.
+const NONE: u32 = u32::MAX;
+
+/// A step's positions and block tables.
+pub struct CudaStep {
+    /// All that follows, one behind the other.
+    _block: Block,
+    pub(crate) rows: usize,
+    pub(crate) sequences: Vec<SequenceSpan>,
+    /// One per row.
+    pub(crate) positions: Address,
+    /// Where in `tables` that of each row's sequence begins.
+    pub(crate) table_of_row: Address,
+    /// Of each sequence its first row, rows, the position of the first, and where in `tables` its own begins.
+    pub(crate) spans: Address,
+    /// Sequences with few rows, and those with many.
+    pub(crate) short: Group,
+    pub(crate) long: Group,
+    pub(crate) tables: Address,
+    /// The highest number of a block that rows of this step are written to.
+    pub(crate) highest_block: Option<u32>,
+    /// As many segments as any of its sequences has, or some more.
+    segments: usize,
+}
+
+/// Some of a step's sequences.
+pub(crate) struct Group {
+    /// How many.
+    pub count: usize,
+    /// The most rows that one of them has.
+    pub most_rows: usize,
+    /// Which.
+    pub list: Address,
+    /// Of each as many rows as the one with most has; those that are not there are u32::MAX.
+    pub rows: Address,
+}
+
+/// Numbers that go to the GPU together; each part's place among them.
+#[derive(Default)]
+struct Numbers(Vec<u32>);
+
+impl Numbers {
+    fn put(&mut self, part: impl IntoIterator<Item = u32>) -> usize {
+        let at = self.0.len();
+        self.0.extend(part);
+        at
+    }
+}
+
+impl CudaStep {
+    pub(crate) fn new(queue: &Queue, meta: &StepMeta) -> Self {
+        let sequences: Vec<SequenceSpan> =
+            meta.sequences.iter().filter(|sequence| !sequence.rows.is_empty()).cloned().collect();
+        let number = |x: usize| u32::try_from(x).expect("rows, positions and tables have fewer than 2^32");
+        let mut numbers = Numbers::default();
+        let lengths = sequences.iter().map(|sequence| sequence.block_table.len());
+        let ends = lengths.scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        let tables: Vec<usize> = std::iter::once(0).chain(ends).collect();
+        let of_rows = sequences.iter().zip(&tables);
+        let positions = numbers.put(meta.positions());
+        let table_of_row =
+            numbers.put(of_rows.clone().flat_map(|(s, &table)| s.rows.clone().map(move |_| number(table))));
+        let spans = numbers
+            .put(of_rows.flat_map(|(s, &table)| [s.rows.start, s.rows.len(), s.start, table]).map(number));
+        let mut group = |is_short: bool| {
+            let is_in = |s: &SequenceSpan| (s.rows.len() <= SHORT_ROWS) == is_short;
+            let members = || sequences.iter().enumerate().filter(|(_, s)| is_in(s));
+            let most_rows = members().map(|(_, s)| s.rows.len()).max().unwrap_or(0);
+            let row_of = |s: &SequenceSpan, i| if i < s.rows.len() { number(s.rows.start + i) } else { NONE };
+            let list = numbers.put(members().map(|(i, _)| number(i)));
+            let rows = numbers.put(members().flat_map(|(_, s)| (0..most_rows).map(move |i| row_of(s, i))));
+            (members().count(), most_rows, list, rows)
+        };
+        let (short, long) = (group(true), group(false));
+        // Behind all else, so that the rest stays where it is when tables grow.
+        let tables = numbers.put(sequences.iter().flat_map(|s| s.block_table.iter().copied()));
+
+        let bytes: Vec<u8> = numbers.0.into_iter().flat_map(u32::to_le_bytes).collect();
+        // The next steps' tables, which are a little longer, are to have the same address.
+        let block = queue.block(bytes.len().next_power_of_two());
+        queue.write(block.at, &bytes);
+        let at = |index: usize| block.at + 4 * index as u64;
+        let group =
+            |(count, most_rows, list, rows)| Group { count, most_rows, list: at(list), rows: at(rows) };
+        let written = |s: &SequenceSpan| {
+            let end = s.start + s.rows.len();
+            s.block_table[s.start / KV_BLOCK..end.div_ceil(KV_BLOCK)].iter().copied().max()
+        };
+        let longest = sequences.iter().map(|s| s.start + s.rows.len()).max().unwrap_or(0);
+        CudaStep {
+            rows: meta.num_rows(),
+            positions: at(positions),
+            table_of_row: at(table_of_row),
+            spans: at(spans),
+            short: group(short),
+            long: group(long),
+            tables: at(tables),
+            highest_block: sequences.iter().filter_map(written).max(),
+            segments: longest.div_ceil(SEGMENT).next_power_of_two(),
+            sequences,
+            _block: block,
+        }
+    }
+
+    /// How many segments at most the rows see that a block works on. It changes rarely from step to step.
+    pub(crate) fn segments(&self, window: Option<usize>) -> usize {
+        let in_window = |window: usize| (window + MOST_ROWS) / SEGMENT + 2;
+        window.map_or(self.segments, |window| self.segments.min(in_window(window)))
+    }
+}
