@@ -80,7 +80,8 @@ fn run(dev: &CudaDevice, spec: &AttentionSpec, dtype: KvDType, steps: &[Step]) -
         for (sequence, positions) in step {
             let first = meta.tokens.len();
             meta.tokens.resize(first + positions.len(), 0);
-            let block_table = (0..positions.end.div_ceil(KV_BLOCK)).map(|i| (i * SEQUENCES + sequence) as u32);
+            let block_table =
+                (0..positions.end.div_ceil(KV_BLOCK)).map(|i| (i * SEQUENCES + sequence) as u32);
             let rows = first..meta.tokens.len();
             let span = SequenceSpan { rows, start: positions.start, block_table: block_table.collect() };
             meta.sequences.push(span);
@@ -132,9 +133,9 @@ fn bits_do_not_depend_on_the_schedule(dev: &CudaDevice, spec: &AttentionSpec, dt
 fn chunks_batches_and_decode_have_the_same_bits_over_several_segments() {
     let Some(dev) = device(0) else { return };
     for dtype in KvDType::ALL {
-        bits_do_not_depend_on_the_schedule(&dev, &spec([3, 1], 16), dtype, 1100);
-        let windowed = AttentionSpec { window: Some(900), softcap: Some(4.0), ..spec([2, 2], 20) };
-        bits_do_not_depend_on_the_schedule(&dev, &windowed, dtype, 1070);
+        bits_do_not_depend_on_the_schedule(&dev, &spec([2, 1], 16), dtype, 1040);
+        let windowed = AttentionSpec { window: Some(900), softcap: Some(4.0), ..spec([1, 1], 20) };
+        bits_do_not_depend_on_the_schedule(&dev, &windowed, dtype, 1040);
     }
 }
 
@@ -143,7 +144,7 @@ fn chunks_batches_and_decode_have_the_same_bits_for_heads_of_every_size() {
     let Some(dev) = device(1) else { return };
     for dtype in KvDType::ALL {
         for (heads, head_dim) in
-            [([2, 1], 8), ([4, 2], 64), ([5, 1], 80), ([8, 2], 128), ([2, 1], 192), ([4, 1], 256)]
+            [([2, 1], 8), ([4, 2], 64), ([5, 1], 80), ([4, 2], 128), ([2, 1], 192), ([2, 1], 256)]
         {
             bits_do_not_depend_on_the_schedule(&dev, &spec(heads, head_dim), dtype, 90);
         }
@@ -160,7 +161,8 @@ fn the_order_of_threads_changes_nothing() {
     let steps = [vec![(0, 0..150), (1, 0..5)], vec![(0, 150..151), (1, 5..6)]];
     let spec = AttentionSpec { window: Some(100), ..spec([4, 2], 80) };
     for dtype in KvDType::ALL {
-        let mut found = [0, 1, 7, 13].into_iter().filter_map(device).map(|dev| run(&dev, &spec, dtype, &steps));
+        let mut found =
+            [0, 1, 7, 13].into_iter().filter_map(device).map(|dev| run(&dev, &spec, dtype, &steps));
         let Some(first) = found.next() else { return };
         found.for_each(|other| assert_same(&other, &first, &format!("{dtype}, another order")));
     }
