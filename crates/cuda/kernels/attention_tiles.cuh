@@ -56,12 +56,13 @@ DEVICE Scales scales_in(const u8 *at) {
   return scales;
 }
 
-// Sums of a lane's rows: 2 r + half is row lane / 4 + 8 half of the warp's 16 rows number r.
+// Sums of a lane's rows: [r][half] is row lane / 4 + 8 half of the warp's sixteen number r. The lane has columns
+// 8 c + 2 (lane % 4) and the next of o[…][c], of the upper row first.
 template <u32 TILES, u32 SIXTEENS> struct Running {
   float m[SIXTEENS][2], l[SIXTEENS][2], o[SIXTEENS][2 * TILES][4];
 };
 
-// What was summed before, of a row: of its segments so far.
+// Of a row's segments so far.
 struct Before {
   float m, l;
 };
