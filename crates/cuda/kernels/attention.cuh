@@ -265,8 +265,8 @@ DEVICE void weigh(float (&d)[2][4], const u32 (&p)[TILE_BLOCKS][4], const typena
     }
     UNROLL for (u32 c = 0; c < 2; c++) multiply<KIND>(d[c], p[i], of.columns[c]);
   }
-  if (KIND == FP8 || whole || !ballot(endless)) return;
-  for (u32 row = 0; row < 16; row++) {
+  bool apart = KIND != FP8 && !whole && ballot(endless);
+  for (u32 row = 0; apart && row < 16; row++) {
     Range own = row < 8 ? low : high;
     Range seen = {shuffle(own.first, row % 8 * 4), shuffle(own.end, row % 8 * 4)};
     float alone[2][4] = {};

@@ -2,7 +2,7 @@
 //
 // Limited by the tensor cores, and by shared memory, from which every operand of keys and values is read once per warp: with 32
 // rows per warp (heads of up to 128) a load of 512 bytes feeds four products, with 16 (larger heads) two. Should reach half of
-// the tensor cores' rate. Exponentials cost about a quarter of the products' time and run beside those of other blocks.
+// the tensor cores' rate. Exponentials cost about a third of the products' time and run beside those of other blocks.
 //
 // A block has 4 warps, each with 16 or 32 rows (a row is a token with one of the heads that read the KV head), and goes through
 // the positions that they see in tiles of 64. Keys of the next tile are on their way to shared memory while values meet weights,
@@ -56,12 +56,13 @@ DEVICE Scales scales_in(const u8 *at) {
   return scales;
 }
 
-// Sums of a lane's rows: 2 r + half is row lane / 4 + 8 half of the warp's 16 rows number r.
+// Sums of a lane's rows: [r][half] is row lane / 4 + 8 half of the warp's sixteen number r. The lane has columns
+// 8 c + 2 (lane % 4) and the next of o[…][c], of the upper row first.
 template <u32 TILES, u32 SIXTEENS> struct Running {
   float m[SIXTEENS][2], l[SIXTEENS][2], o[SIXTEENS][2 * TILES][4];
 };
 
-// What was summed before, of a row: of its segments so far.
+// Of a row's segments so far.
 struct Before {
   float m, l;
 };
@@ -85,9 +86,9 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
   }
   u32 own = first + warp * SIXTEENS * 16;
   Range any = seen_by_any(packed, own, own + SIXTEENS * 16), all = seen_by_all(packed, own, own + SIXTEENS * 16);
-  PackedRow rows[SIXTEENS][2];
-  UNROLL for (u32 r = 0; r < SIXTEENS; r++) UNROLL for (u32 half = 0; half < 2; half++)
-    rows[r][half] = row_at(packed, own + r * 16 + half * 8 + lane / 4);
+  auto row_of = [&](u32 r, u32 half) { return row_at(packed, own + r * 16 + half * 8 + lane / 4); };
+  Range seen[SIXTEENS][2];
+  UNROLL for (u32 r = 0; r < SIXTEENS; r++) UNROLL for (u32 half = 0; half < 2; half++) seen[r][half] = row_of(r, half).seen;
 
   DYNAMIC_SHARED(u8, memory);
   u32 part_bytes = count * tile_bytes<KIND>(), tile_part = TILE_BLOCKS * part_bytes;
@@ -110,9 +111,11 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
   auto query_of = [&](PackedRow of) {
     return of.row == NONE ? nullptr : queries + u64(of.row) * cols + of.head * head_dim;
   };
-  UNROLL for (u32 r = 0; r < SIXTEENS; r++) for (u32 i = 0; i < count; i++)
+  UNROLL for (u32 r = 0; r < SIXTEENS; r++) {
+    const float *low = query_of(row_of(r, 0)), *high = query_of(row_of(r, 1));
     // Read by the lane that writes it.
-    query[(r * count + i) * 32] = query_operand<KIND>(query_of(rows[r][0]), query_of(rows[r][1]), i * 16, head_dim);
+    for (u32 i = 0; i < count; i++) query[(r * count + i) * 32] = query_operand<KIND>(low, high, i * 16, head_dim);
+  }
 
   Running<TILES, SIXTEENS> sums;
   Before before[SIXTEENS][2] = {};
@@ -157,7 +160,7 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
     // Scales of keys are in the memory that the next copy writes.
     if (is_active)
       UNROLL for (u32 r = 0; r < SIXTEENS; r++)
-        finish_scores<KIND>(s[r], scales_in(key_scales), rows[r][0].seen, rows[r][1].seen, tile * TILE, whole, scoring);
+        finish_scores<KIND>(s[r], scales_in(key_scales), seen[r][0], seen[r][1], tile * TILE, whole, scoring);
     sync_block();
     if (tile + 1 < end) copy_keys(next);
     else copies_end();
@@ -166,7 +169,7 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
         float m = sums.m[r][half], to = larger(largest_score(s[r], half), m);
         keep[r][half] = kept(m, to);
         float sum = weights(s[r], half, to);
-        if (overlap(in, rows[r][half].seen)) {
+        if (overlap(in, seen[r][half])) {
           sums.m[r][half] = to;
           sums.l[r][half] = fused(sums.l[r][half], keep[r][half], sum);
         }
@@ -177,7 +180,7 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
       UNROLL for (u32 r = 0; r < SIXTEENS; r++) {
         UNROLL for (u32 half = 0; half < 2; half++)
           unit[r][half] =
-              KIND == FP8 ? scaled_weights(s[r], half, scales_in(value_scales), rows[r][half].seen, tile * TILE) : 1.0f;
+              KIND == FP8 ? scaled_weights(s[r], half, scales_in(value_scales), seen[r][half], tile * TILE) : 1.0f;
         weight_operands<KIND>(p[r], s[r]);
       }
       UNROLL for (u32 i = 0; i < TILES; i++) {
@@ -187,9 +190,9 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
           v[b] = reinterpret_cast<const Numbers *>(values + b * part_bytes + i * tile_bytes<KIND>())[lane];
         UNROLL for (u32 r = 0; r < SIXTEENS; r++) {
           float d[2][4];
-          weigh<KIND>(d, p[r], v, tile * TILE, whole, any, rows[r][0].seen, rows[r][1].seen);
+          weigh<KIND>(d, p[r], v, tile * TILE, whole, any, seen[r][0], seen[r][1]);
           UNROLL for (u32 c = 0; c < 2; c++) UNROLL for (u32 half = 0; half < 2; half++) {
-            if (!whole && !overlap(in, rows[r][half].seen)) continue;
+            if (!whole && !overlap(in, seen[r][half])) continue;
             UNROLL for (u32 e = 0; e < 2; e++) {
               float &o = sums.o[r][2 * i + c][2 * half + e];
               o = fused(o, keep[r][half], d[c][2 * half + e] * unit[r][half]);
@@ -205,7 +208,7 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
     // The end of a segment.
     Range in_segment = segment_of(tile * TILE / SEGMENT);
     UNROLL for (u32 r = 0; r < SIXTEENS; r++) UNROLL for (u32 half = 0; half < 2; half++) {
-      PackedRow row = rows[r][half];
+      PackedRow row = row_of(r, half);
       if (row.row == NONE || !overlap(in_segment, row.seen)) continue;
       float m = sums.m[r][half], l = sums.l[r][half];
       bool is_first = places || row.seen.first >= in_segment.first, is_last = !places && row.seen.end <= in_segment.end;

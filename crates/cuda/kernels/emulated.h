@@ -279,15 +279,20 @@ template <float widen(u16)> DEVICE void emulated_mma(float (&d)[4], const u32 (&
   memcpy(own.b, b, sizeof own.b);
   const u8(*left)[64] = emulated::meet_lanes(own);
   u32 lane = thread() % emulated::WARP, g = lane / 4, t = lane % 4;
-  for (u32 i = 0; i < 4; i++) {
-    u32 row = g + i / 2 * 8, col = 2 * t + i % 2;
-    double sum = d[i];
-    for (u32 k = 0; k < 16; k++) {
-      u32 of = k % 8 / 2, half = k / 8, shift = k % 2 * 16;
-      u32 x = lane_value<Fragments>(left, row % 8 * 4 + of).a[row / 8 + 2 * half] >> shift & 0xffff;
-      u32 y = lane_value<Fragments>(left, col * 4 + of).b[half] >> shift & 0xffff;
-      sum += double(widen(u16(x))) * double(widen(u16(y)));
+  // Two rows of a and two columns of b.
+  double x[2][16], y[2][16];
+  for (u32 of = 0; of < 4; of++)
+    for (u32 i = 0; i < 2; i++) {
+      Fragments row = lane_value<Fragments>(left, g * 4 + of), col = lane_value<Fragments>(left, (2 * t + i) * 4 + of);
+      for (u32 half = 0; half < 2; half++)
+        for (u32 k = 0; k < 2; k++) {
+          x[i][half * 8 + of * 2 + k] = widen(u16(row.a[i + 2 * half] >> (16 * k)));
+          y[i][half * 8 + of * 2 + k] = widen(u16(col.b[half] >> (16 * k)));
+        }
     }
+  for (u32 i = 0; i < 4; i++) {
+    double sum = d[i];
+    for (u32 k = 0; k < 16; k++) sum += x[i / 2][k] * y[i % 2][k];
     d[i] = float(sum);
   }
 }

@@ -56,7 +56,6 @@ pub const FILES: &[(&str, &str)] = &[
     attention_tiles!("half", "HALF", "to_256", 16, 1, false),
     attention_tiles!("fp8", "FP8", "64", 4, 2, true),
     attention_tiles!("fp8", "FP8", "128", 8, 2, true),
-    attention_tiles!("fp8", "FP8", "256", 16, 1, true),
     attention_tiles!("fp8", "FP8", "to_128", 8, 2, false),
     attention_tiles!("fp8", "FP8", "to_256", 16, 1, false),
     ("elements", include_str!("../kernels/elements.cu")),

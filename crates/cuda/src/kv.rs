@@ -34,14 +34,10 @@ impl CudaKv {
         self.spec.dtype == KvDType::Float(DType::F32)
     }
 
-    /// The end of the names of kernels for its type.
-    pub(crate) fn kind(&self) -> &'static str {
-        match self.spec.dtype {
-            KvDType::Float(DType::F32) => "exact",
-            KvDType::Float(DType::BF16) => "bfloat",
-            KvDType::Float(DType::F16) => "half",
-            KvDType::Fp8 => "fp8",
-        }
+    /// Of one thing for each type, in the order of [`KvDType::ALL`], that of its own.
+    pub(crate) fn own<T: Copy>(&self, of_types: [T; 4]) -> T {
+        let at = KvDType::ALL.iter().position(|dtype| *dtype == self.spec.dtype);
+        of_types[at.expect("all types are there")]
     }
 
     pub(crate) fn share(&self, arguments: Arguments) -> Arguments {
@@ -75,12 +71,7 @@ pub(crate) fn store(queue: &Queue, kv: &CudaKv, qkv: &CudaTensor, step: &CudaSte
         .count(spec.num_heads)
         .count(spec.num_kv_heads)
         .count(spec.head_dim);
-    let name = match kv.spec.dtype {
-        KvDType::Float(DType::F32) => "store_exact",
-        KvDType::Float(DType::BF16) => "store_bfloat",
-        KvDType::Float(DType::F16) => "store_half",
-        KvDType::Fp8 => "store_fp8",
-    };
+    let name = kv.own(["store_exact", "store_bfloat", "store_half", "store_fp8"]);
     let threads = match kv.is_exact() {
         true => 2 * spec.num_kv_heads * spec.head_dim,
         false => 32 * spec.num_kv_heads,

@@ -133,9 +133,9 @@ fn bits_do_not_depend_on_the_schedule(dev: &CudaDevice, spec: &AttentionSpec, dt
 fn chunks_batches_and_decode_have_the_same_bits_over_several_segments() {
     let Some(dev) = device(0) else { return };
     for dtype in KvDType::ALL {
-        bits_do_not_depend_on_the_schedule(&dev, &spec([3, 1], 16), dtype, 1100);
-        let windowed = AttentionSpec { window: Some(900), softcap: Some(4.0), ..spec([2, 2], 20) };
-        bits_do_not_depend_on_the_schedule(&dev, &windowed, dtype, 1070);
+        bits_do_not_depend_on_the_schedule(&dev, &spec([2, 1], 16), dtype, 1040);
+        let windowed = AttentionSpec { window: Some(900), softcap: Some(4.0), ..spec([1, 1], 20) };
+        bits_do_not_depend_on_the_schedule(&dev, &windowed, dtype, 1040);
     }
 }
 
@@ -144,7 +144,7 @@ fn chunks_batches_and_decode_have_the_same_bits_for_heads_of_every_size() {
     let Some(dev) = device(1) else { return };
     for dtype in KvDType::ALL {
         for (heads, head_dim) in
-            [([2, 1], 8), ([4, 2], 64), ([5, 1], 80), ([8, 2], 128), ([2, 1], 192), ([4, 1], 256)]
+            [([2, 1], 8), ([4, 2], 64), ([5, 1], 80), ([4, 2], 128), ([2, 1], 192), ([2, 1], 256)]
         {
             bits_do_not_depend_on_the_schedule(&dev, &spec(heads, head_dim), dtype, 90);
         }

@@ -1,11 +1,14 @@
 //! Attention: which kernel works on which rows, and where what they leave for each other lies.
 
+mod split;
+mod tiles;
+
 use std::ops::Range;
 
 use tensor::{AttentionSpec, SeenSegment, seen_segments};
 
 use crate::driver::{Address, Arguments, Grid, Kernel};
-use crate::kv::{CudaKv, TILE};
+use crate::kv::CudaKv;
 use crate::memory::Block;
 use crate::step::{CudaStep, Group};
 use crate::tensor::{CudaTensor, Queue};
@@ -193,15 +196,11 @@ impl Call<'_> {
         let spec = self.spec;
         let packs = (group.most_rows * self.most_heads()).div_ceil(split::ROWS);
         let grid = Grid {
-            blocks: [group.count * packs, spec.num_kv_heads, self.segments].map(|n| number(n)),
-            threads: split::THREADS,
+            blocks: [group.count * packs, spec.num_kv_heads, self.segments].map(number),
+            threads: number(split::THREADS),
             shared: number(split::shared_bytes(spec.head_dim)),
         };
-        let name = match self.kv.kind() {
-            "bfloat" => "attention_split_bfloat",
-            "half" => "attention_split_half",
-            _ => "attention_split_fp8",
-        };
+        let name = self.kv.own(split::KERNELS);
         let kernel = Kernel { file: "attention_split", name };
         self.queue.launch(kernel, grid, self.over_sequences(out, group).count(group.most_rows));
     }
@@ -220,8 +219,8 @@ impl Call<'_> {
         let blocks = (group.most_rows * self.most_heads()).div_ceil(shape.rows());
         let items = group.count * self.places.map_or(1, |_| self.segments);
         let grid = Grid {
-            blocks: [blocks, self.spec.num_kv_heads, items].map(|n| number(n)),
-            threads: tiles::THREADS,
+            blocks: [blocks, self.spec.num_kv_heads, items].map(number),
+            threads: number(tiles::THREADS),
             shared: number(shape.shared_bytes(self.spec.head_dim, self.kv)),
         };
         let name = shape.kernel(self.kv);
@@ -293,96 +292,4 @@ fn window_of(spec: &AttentionSpec) -> usize {
 
 fn number(x: usize) -> u32 {
     u32::try_from(x).expect("what kernels count is below 2^32")
-}
-
-/// kernels/attention_split.cu.
-mod split {
-    use super::TILE;
-
-    pub const ROWS: usize = 16;
-    pub const THREADS: u32 = 256;
-    const WARPS: usize = 8;
-    const STRIDE: usize = 72;
-
-    /// What its struct of shared memory has, then queries and sums.
-    pub fn shared_bytes(head_dim: usize) -> usize {
-        let filled_up = head_dim.next_multiple_of(TILE);
-        let fixed = 4 * (WARPS * ROWS * (STRIDE + 3) + 2 * ROWS + 4 * ROWS);
-        fixed + ROWS * filled_up * (2 + 4)
-    }
-}
-
-/// kernels/attention_tiles.cuh.
-mod tiles {
-    use super::TILE;
-    use crate::kv::CudaKv;
-
-    pub const THREADS: u32 = 128;
-    const WARPS: usize = 4;
-    /// Positions of a tile.
-    const POSITIONS: usize = 64;
-
-    /// A size of heads that there is a kernel for, or up to which there is one.
-    #[derive(Clone, Copy)]
-    pub enum Shape {
-        Of64,
-        Of128,
-        Of256,
-        To128,
-        To256,
-    }
-
-    impl Shape {
-        pub fn of(head_dim: usize) -> Self {
-            match head_dim.next_multiple_of(TILE) {
-                64 => Shape::Of64,
-                128 => Shape::Of128,
-                256 => Shape::Of256,
-                0..=128 => Shape::To128,
-                _ => Shape::To256,
-            }
-        }
-
-        /// Rows of a block.
-        pub fn rows(self) -> usize {
-            match self {
-                Shape::Of64 | Shape::Of128 | Shape::To128 => 32 * WARPS,
-                Shape::Of256 | Shape::To256 => 16 * WARPS,
-            }
-        }
-
-        /// Keys and values of a tile, their scales, and queries.
-        pub fn shared_bytes(self, head_dim: usize, kv: &CudaKv) -> usize {
-            let filled_up = head_dim.next_multiple_of(TILE);
-            2 * POSITIONS * kv.spec.dtype.bytes(filled_up) + 2 * self.rows() * filled_up
-        }
-
-        /// The kernel, and the file that it is in.
-        pub fn kernel(self, kv: &CudaKv) -> &'static str {
-            let of_kind: [&'static str; 5] = match kv.kind() {
-                "bfloat" => [
-                    "attention_tiles_bfloat_64",
-                    "attention_tiles_bfloat_128",
-                    "attention_tiles_bfloat_256",
-                    "attention_tiles_bfloat_to_128",
-                    "attention_tiles_bfloat_to_256",
-                ],
-                "half" => [
-                    "attention_tiles_half_64",
-                    "attention_tiles_half_128",
-                    "attention_tiles_half_256",
-                    "attention_tiles_half_to_128",
-                    "attention_tiles_half_to_256",
-                ],
-                _ => [
-                    "attention_tiles_fp8_64",
-                    "attention_tiles_fp8_128",
-                    "attention_tiles_fp8_256",
-                    "attention_tiles_fp8_to_128",
-                    "attention_tiles_fp8_to_256",
-                ],
-            };
-            of_kind[self as usize]
-        }
-    }
 }

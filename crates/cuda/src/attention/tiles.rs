@@ -1,0 +1,76 @@
+//! kernels/attention_tiles.cuh.
+
+use crate::kv::{CudaKv, TILE};
+
+/// Threads of a block.
+pub(super) const THREADS: usize = 32 * WARPS;
+const WARPS: usize = 4;
+/// Positions of a tile.
+const POSITIONS: usize = 64;
+
+/// A size of heads that there is a kernel for, or up to which there is one.
+#[derive(Clone, Copy)]
+pub(super) enum Shape {
+    Of64,
+    Of128,
+    Of256,
+    To128,
+    To256,
+}
+
+/// For each type of cache and each shape; each in a file of its own. Over f32 there is another (kernels/attention_exact.cu).
+const KERNELS: [[&str; 5]; 4] = [
+    [""; 5],
+    [
+        "attention_tiles_bfloat_64",
+        "attention_tiles_bfloat_128",
+        "attention_tiles_bfloat_256",
+        "attention_tiles_bfloat_to_128",
+        "attention_tiles_bfloat_to_256",
+    ],
+    [
+        "attention_tiles_half_64",
+        "attention_tiles_half_128",
+        "attention_tiles_half_256",
+        "attention_tiles_half_to_128",
+        "attention_tiles_half_to_256",
+    ],
+    [
+        "attention_tiles_fp8_64",
+        "attention_tiles_fp8_128",
+        // One for just this size has too few registers.
+        "attention_tiles_fp8_to_256",
+        "attention_tiles_fp8_to_128",
+        "attention_tiles_fp8_to_256",
+    ],
+];
+
+impl Shape {
+    pub fn of(head_dim: usize) -> Self {
+        match head_dim.next_multiple_of(TILE) {
+            64 => Shape::Of64,
+            128 => Shape::Of128,
+            256 => Shape::Of256,
+            0..=128 => Shape::To128,
+            _ => Shape::To256,
+        }
+    }
+
+    /// Rows of a block: a row is a token with one of the heads that read a KV head.
+    pub fn rows(self) -> usize {
+        match self {
+            Shape::Of64 | Shape::Of128 | Shape::To128 => 32 * WARPS,
+            Shape::Of256 | Shape::To256 => 16 * WARPS,
+        }
+    }
+
+    /// Bytes of shared memory: keys and values of a tile, their scales, and queries.
+    pub fn shared_bytes(self, head_dim: usize, kv: &CudaKv) -> usize {
+        let filled_up = head_dim.next_multiple_of(TILE);
+        2 * POSITIONS * kv.spec.dtype.bytes(filled_up) + 2 * self.rows() * filled_up
+    }
+
+    pub fn kernel(self, kv: &CudaKv) -> &'static str {
+        kv.own(KERNELS)[self as usize]
+    }
+}
