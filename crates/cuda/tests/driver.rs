@@ -49,9 +49,11 @@ fn with_libraries(test: &str, variables: &[(&str, &str)], body: fn()) {
         return body();
     }
     let Some(folder) = libraries() else { return eprintln!("skipped: no C++ compiler") };
+    let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let all = std::env::join_paths([folder.into()].into_iter().chain(std::env::split_paths(&others)));
     let output = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture"])
-        .env("LD_LIBRARY_PATH", folder)
+        .env("LD_LIBRARY_PATH", all.expect("folders without colons"))
         .env("XDG_CACHE_HOME", folder.join(test))
         .env(BODY, "1")
         .envs(variables.iter().copied())
