@@ -1,15 +1,19 @@
 //! Compiles every kernel, which needs libnvrtc and no GPU, and tells what each needs: `cuda_kernels [ARCHITECTURE…]`.
 //!
+//! What was compiled before is taken from the cache of the user.
+//!
 //! Exit status: 1 if a kernel does not compile or is not rounded as NUMERICS.md says, 2 if there is no compiler.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
-use cuda::compile::{Target, compile, in_parallel};
+use cuda::compile::{Compiler, Target, in_parallel};
 use cuda::kernels::FILES;
 use cuda::nvrtc::Nvrtc;
-use cuda::resources::{KernelResources, VERBOSE, loosely_rounded, resources};
+use cuda::resources::{KernelResources, loosely_rounded};
+use cuda::{CubinCache, Fault};
 
 /// One of each generation with tensor cores that know bf16, and of the last a card for desks.
 const ARCHITECTURES: &[&str] = &["sm_80", "sm_90a", "sm_100a", "sm_120"];
@@ -22,7 +26,7 @@ fn main() -> ExitCode {
     let named = if named.is_empty() { defaults() } else { named };
     let targets: Result<Vec<Target>, _> = named.iter().map(|name| Target::named(name)).collect();
     match targets.and_then(|targets| Ok((targets, Nvrtc::find(None)?))) {
-        Ok((targets, nvrtc)) => check(&nvrtc, &targets),
+        Ok((targets, nvrtc)) => check(Arc::new(nvrtc), &targets),
         Err(fault) => {
             eprintln!("error: {fault}");
             ExitCode::from(2)
@@ -30,13 +34,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(nvrtc: &Nvrtc, targets: &[Target]) -> ExitCode {
+fn check(nvrtc: Arc<Nvrtc>, targets: &[Target]) -> ExitCode {
     println!("NVRTC {}.{}, {}", nvrtc.version.0, nvrtc.version.1, nvrtc.path.display());
     let start = Instant::now();
     let ptx = Target::named(PTX).expect("a known target");
     let all = targets.iter().chain([&ptx]);
     let jobs: Vec<_> = all.flat_map(|target| FILES.iter().map(move |(file, _)| (*file, *target))).collect();
-    let outcomes = in_parallel(&jobs, |&(file, target)| outcome(nvrtc, file, target));
+    let outcomes = in_parallel(&jobs, |&(file, target)| outcome(&nvrtc, file, target));
 
     // By file and kernel, what each target says.
     let mut table: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
@@ -64,18 +68,17 @@ fn check(nvrtc: &Nvrtc, targets: &[Target]) -> ExitCode {
     if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn outcome(nvrtc: &Nvrtc, file: &str, target: Target) -> Result<Vec<KernelResources>, String> {
-    let is_ptx = target.name == PTX;
-    let output = compile(nvrtc, file, target, if is_ptx { &[] } else { VERBOSE }).map_err(|fault| fault.0)?;
-    if !is_ptx {
-        return Ok(resources(&output.log));
+fn outcome(nvrtc: &Arc<Nvrtc>, file: &str, target: Target) -> Result<Vec<KernelResources>, Fault> {
+    let compiler = Compiler::new(nvrtc.clone(), target, CubinCache::of_user());
+    if target.name != PTX {
+        return compiler.resources(file);
     }
-    let ptx = String::from_utf8_lossy(&output.code);
-    match loosely_rounded(&ptx).first() {
+    let ptx = compiler.code(file)?;
+    match loosely_rounded(&String::from_utf8_lossy(&ptx)).first() {
         None => Ok(Vec::new()),
-        Some(operation) => {
-            Err(format!("{operation} is not rounded to nearest, or flushes subnormal numbers"))
-        }
+        Some(operation) => Err(Fault(format!(
+            "{file}.cu: {operation} is not rounded to nearest, or flushes subnormal numbers"
+        ))),
     }
 }
 

@@ -1,6 +1,7 @@
 //! From the kernels' sources to what a GPU runs.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -8,6 +9,7 @@ use crate::cubin_cache::{CubinCache, Key};
 use crate::driver::Fault;
 use crate::kernels;
 use crate::nvrtc::{Nvrtc, Output};
+use crate::resources::{KernelResources, VERBOSE, resources};
 
 /// What kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,25 +86,60 @@ impl fmt::Display for Target {
     }
 }
 
-/// Compiles a file of kernels, with more options than all have.
-///
-/// # Errors
-/// All that the compiler says, with files and lines.
-pub fn compile(nvrtc: &Nvrtc, file: &str, target: Target, more: &[&str]) -> Result<Output, Fault> {
-    let source =
-        kernels::for_gpu(file).ok_or_else(|| Fault(format!("no file of kernels is called {file}")))?;
-    let architecture = format!("--gpu-architecture={target}");
-    let options = [&[architecture.as_str()], OPTIONS, more].concat();
-    let compiled = nvrtc.compile(&source, &options, target.is_real());
-    compiled.map_err(|Fault(error)| Fault(format!("{file}.cu, compiled for {target}: {error}")))
+/// Compiles files of kernels for one target, and keeps what came of it.
+pub struct Compiler {
+    nvrtc: Arc<Nvrtc>,
+    target: Target,
+    cache: CubinCache,
 }
 
-/// The code of every file, in their order: what was kept from an earlier start, or else compiled now, by all processors.
-///
-/// # Errors
-/// Of the first file that can't be compiled.
-pub fn compile_all(nvrtc: &Nvrtc, target: Target, cache: &CubinCache) -> Result<Vec<Vec<u8>>, Fault> {
-    in_parallel(kernels::FILES, |(file, _)| cached(nvrtc, file, target, cache)).into_iter().collect()
+impl Compiler {
+    /// With what an earlier one kept.
+    pub fn new(nvrtc: Arc<Nvrtc>, target: Target, cache: CubinCache) -> Self {
+        Compiler { nvrtc, target, cache }
+    }
+
+    /// A file's code: a cubin, or PTX for a target that is not real.
+    ///
+    /// # Errors
+    /// All that the compiler says, with files and lines.
+    pub fn code(&self, file: &str) -> Result<Vec<u8>, Fault> {
+        self.kept(file, &[], |output| output.code)
+    }
+
+    /// What the compiler says that a file's kernels need.
+    ///
+    /// # Errors
+    /// See [`Compiler::code`].
+    pub fn resources(&self, file: &str) -> Result<Vec<KernelResources>, Fault> {
+        let log = self.kept(file, VERBOSE, |output| output.log.into_bytes())?;
+        Ok(resources(&String::from_utf8_lossy(&log)))
+    }
+
+    fn kept(&self, file: &str, more: &[&str], part: fn(Output) -> Vec<u8>) -> Result<Vec<u8>, Fault> {
+        let source =
+            kernels::for_gpu(file).ok_or_else(|| Fault(format!("no file of kernels is called {file}")))?;
+        let architecture = format!("--gpu-architecture={}", self.target);
+        let options = [&[architecture.as_str()], OPTIONS, more].concat();
+        let (major, minor) = self.nvrtc.version;
+        let key = Key::of(&[&source, &options.join(" "), &format!("{major}.{minor}")]);
+        if let Some(kept) = self.cache.get(key) {
+            return Ok(kept);
+        }
+        let output = self.nvrtc.compile(&source, &options, self.target.is_real());
+        let made = output
+            .map(part)
+            .map_err(|Fault(error)| Fault(format!("{file}.cu, compiled for {}: {error}", self.target)))?;
+        self.cache.put(key, &made);
+        Ok(made)
+    }
+}
+
+impl fmt::Display for Compiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.nvrtc.version;
+        write!(f, "for {} by NVRTC {major}.{minor}", self.target)
+    }
 }
 
 /// `work` of every item, in their order, by all processors.
@@ -123,16 +160,4 @@ pub fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync)
     });
     all.sort_by_key(|(index, _)| *index);
     all.into_iter().map(|(_, result)| result).collect()
-}
-
-fn cached(nvrtc: &Nvrtc, file: &str, target: Target, cache: &CubinCache) -> Result<Vec<u8>, Fault> {
-    let source = kernels::for_gpu(file).expect("a file of the list");
-    let version = format!("{}.{}", nvrtc.version.0, nvrtc.version.1);
-    let key = Key::of(&[&source, &OPTIONS.join(" "), target.name, &version]);
-    if let Some(code) = cache.get(key) {
-        return Ok(code);
-    }
-    let Output { code, .. } = compile(nvrtc, file, target, &[])?;
-    cache.put(key, &code);
-    Ok(code)
 }

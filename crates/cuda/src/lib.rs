@@ -3,6 +3,9 @@
 //! Kernels are CUDA C++ (`kernels/`), one file per operation, compiled when they are first needed. They are written in a few
 //! words that have two meanings: `gpu.cuh` has those of a GPU, `emulated.h` those of a processor, so that every kernel also
 //! runs, slowly, where there is no GPU. Between [`CudaDevice`] and either is a [`Driver`].
+//!
+//! Nothing of NVIDIA's is needed to build this. [`probe`] and [`Gpu::open`] look for the driver and the compiler at run time; what
+//! is missing is an error of one line. What was compiled is kept in a [`CubinCache`].
 
 mod attention;
 pub mod compile;

@@ -16,10 +16,10 @@ pub struct KernelResources {
 }
 
 /// The options that make the compiler tell it.
-pub const VERBOSE: &[&str] = &["--ptxas-options=-v"];
+pub(crate) const VERBOSE: &[&str] = &["--ptxas-options=-v"];
 
 /// Of all kernels in a log, by name.
-pub fn resources(log: &str) -> Vec<KernelResources> {
+pub(crate) fn resources(log: &str) -> Vec<KernelResources> {
     let mut kernels: Vec<KernelResources> = Vec::new();
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {

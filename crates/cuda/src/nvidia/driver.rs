@@ -288,8 +288,11 @@ impl Driver for NvidiaDriver {
         self.flush()?;
         let is_small = bytes.len() <= READ_BYTES;
         let to = if is_small { self.results.at(0) } else { bytes.as_mut_ptr() };
-        // SAFETY: whoever asked for it says that there are so many bytes; the host has room for them.
-        let copied = check(unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes.len(), self.stream) });
+        let copied = match bytes.len() {
+            0 => Ok(()),
+            // SAFETY: whoever asked for it says that there are so many bytes; the host has room for them.
+            count => check(unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, count, self.stream) }),
+        };
         // An error of a kernel shows in either.
         self.wait().and(copied)?;
         if is_small {

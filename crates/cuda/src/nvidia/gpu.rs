@@ -1,4 +1,4 @@
-//! A GPU of this machine, with the kernels loaded. All ranks of a process that share it share this.
+//! A GPU of this machine, and the kernels that are loaded on it. All ranks of a process that share it share this.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int};
@@ -12,10 +12,9 @@ use cudarc::driver::sys::{
 
 use super::api::{Api, check};
 use super::driver::NvidiaDriver;
-use crate::compile::{Target, compile_all};
+use crate::compile::{Compiler, Target, in_parallel};
 use crate::cubin_cache::CubinCache;
 use crate::driver::{Fault, Kernel};
-use crate::kernels;
 use crate::nvrtc::Nvrtc;
 
 /// What a GPU is.
@@ -97,16 +96,23 @@ fn device(ordinal: c_int) -> Result<CUdevice, Fault> {
     Ok(device)
 }
 
-/// A GPU with the kernels loaded.
+/// A GPU, and the kernels that are loaded on it.
 pub struct Gpu {
     /// What it is.
     pub info: GpuInfo,
     device: CUdevice,
     /// The one that all of the process share.
     context: CUcontext,
+    api: Api,
+    compiler: Compiler,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
     /// By file.
     modules: HashMap<&'static str, CUmodule>,
-    functions: Mutex<HashMap<Kernel, Function>>,
+    functions: HashMap<Kernel, Function>,
 }
 
 /// A kernel as the driver knows it.
@@ -121,55 +127,54 @@ unsafe impl Sync for Gpu {}
 unsafe impl Send for Function {}
 
 impl Gpu {
-    /// Compiles the kernels for a GPU, or takes them from the cache, and loads them.
+    /// A GPU by its number. Kernels are compiled, or taken from the cache, as they are needed or [loaded](Gpu::load).
     ///
     /// # Errors
     /// There is no such GPU, no compiler, or they don't go together.
     pub fn open(ordinal: u32, cache: &CubinCache) -> Result<Arc<Self>, Fault> {
         let api = Api::load()?;
-        let compiled = |info: &GpuInfo| {
-            let nvrtc = Nvrtc::find(Some(api.version.0))?;
-            let target = Target::of(info.capability, &nvrtc)
-                .map_err(|Fault(error)| Fault(format!("{} cannot be used: {error}", info.name)))?;
-            let code = compile_all(&nvrtc, target, cache)?;
-            let (major, minor) = nvrtc.version;
-            Ok((code, format!("for {target} by NVRTC {major}.{minor}")))
-        };
-        Gpu::with(api, ordinal, compiled)
-    }
-
-    /// With the code of each file, and a word about it.
-    pub(crate) fn with(
-        api: Api,
-        ordinal: u32,
-        compile: impl FnOnce(&GpuInfo) -> Result<(Vec<Vec<u8>>, String), Fault>,
-    ) -> Result<Arc<Self>, Fault> {
         let infos = gpus(api)?;
         let info = infos.get(ordinal as usize).cloned().ok_or_else(|| {
             Fault(format!("there is no GPU {ordinal}: this process may use {}, from 0", infos.len()))
         })?;
+        let nvrtc = Nvrtc::find(Some(api.version.0))?;
+        let target = Target::of(info.capability, &nvrtc)
+            .map_err(|Fault(error)| Fault(format!("{} cannot be used: {error}", info.name)))?;
+        let compiler = Compiler::new(Arc::new(nvrtc), target, cache.clone());
         let device = device(ordinal as c_int)?;
         let mut context = null_mut();
         // SAFETY: it writes one pointer.
         check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })
             .map_err(|Fault(error)| Fault(format!("{info}: {error}")))?;
-        let mut gpu = Gpu { info, device, context, modules: HashMap::new(), functions: Mutex::default() };
-        gpu.bind()?;
-        let (code, word) = compile(&gpu.info)?;
-        for ((file, _), code) in kernels::FILES.iter().zip(code) {
-            let mut module = null_mut();
+        Ok(Arc::new(Gpu { info, device, context, api, compiler, loaded: Mutex::default() }))
+    }
+
+    /// Loads files of kernels; those that have to be compiled are compiled at the same time, by all processors. What is loaded
+    /// before the first step does not hold a step up.
+    ///
+    /// # Errors
+    /// All that the compiler says of the first that does not compile, or the driver of one that it can't load.
+    pub fn load(&self, files: &[&'static str]) -> Result<(), Fault> {
+        self.bind()?;
+        self.load_to(&mut self.loaded.lock().unwrap_or_else(PoisonError::into_inner), files)
+    }
+
+    fn load_to(&self, loaded: &mut Loaded, files: &[&'static str]) -> Result<(), Fault> {
+        let new: Vec<&'static str> =
+            files.iter().copied().filter(|file| !loaded.modules.contains_key(file)).collect();
+        for (file, code) in new.iter().zip(in_parallel(&new, |file| self.compiler.code(file))) {
+            let (code, mut module) = (code?, null_mut());
             // SAFETY: the code is whole; PTX ends in a zero.
             check(unsafe { sys::cuModuleLoadData(&mut module, code.as_ptr().cast()) }).map_err(
                 |Fault(error)| {
-                    let (major, minor) = api.version;
-                    Fault(format!(
-                        "{file}.cu, compiled {word}, is nothing for a driver of CUDA {major}.{minor}: {error}"
-                    ))
+                    let (major, minor) = self.api.version;
+                    let what = format!("{file}.cu, compiled {}", self.compiler);
+                    Fault(format!("{what}, is nothing for a driver of CUDA {major}.{minor}: {error}"))
                 },
             )?;
-            gpu.modules.insert(file, module);
+            loaded.modules.insert(file, module);
         }
-        Ok(Arc::new(gpu))
+        Ok(())
     }
 
     /// A queue of its own, for the rank of this thread.
@@ -186,14 +191,15 @@ impl Gpu {
         check(unsafe { sys::cuCtxSetCurrent(self.context) })
     }
 
-    /// A kernel, which may then have all the shared memory that there is.
+    /// A kernel, which may then have all the shared memory that there is. The context is current.
     pub(crate) fn function(&self, kernel: Kernel) -> Result<Function, Fault> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(&kernel) {
+        let loaded = &mut *self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = loaded.functions.get(&kernel) {
             return Ok(*function);
         }
+        self.load_to(loaded, &[kernel.file])?;
+        let module = loaded.modules[kernel.file];
         let no = |error: &str| Fault(format!("no kernel {} in {}.cu: {error}", kernel.name, kernel.file));
-        let module = *self.modules.get(kernel.file).ok_or_else(|| no("there is no such file"))?;
         let name = CString::new(kernel.name).map_err(|_| no("a name with a zero"))?;
         let mut function = null_mut();
         // SAFETY: it writes one pointer; the module is loaded and the name ends in a zero.
@@ -208,7 +214,7 @@ impl Gpu {
         // SAFETY: the function is loaded.
         check(unsafe { sys::cuFuncSetAttribute(function, most, self.info.shared_bytes as c_int - own) })
             .map_err(|f| no(&f.0))?;
-        functions.insert(kernel, Function(function));
+        loaded.functions.insert(kernel, Function(function));
         Ok(Function(function))
     }
 
@@ -225,7 +231,7 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         // What can't be given back is gone with the process.
         self.bind().ok();
-        for module in self.modules.values() {
+        for module in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner).modules.values() {
             // SAFETY: it was loaded and is unloaded once; nothing runs any more that is of it.
             unsafe { sys::cuModuleUnload(*module) };
         }
