@@ -10,7 +10,7 @@ use tensor::{DType, KvDType};
 use crate::bubble::Bubble;
 use crate::dispatch::Dispatch;
 use crate::groups;
-use crate::launch;
+use crate::launch::{self, MakeDevice, Setup};
 use crate::leader::Leader;
 use crate::peers::Peers;
 use crate::prepared::{Prepared, Settings};
@@ -68,11 +68,21 @@ impl Engine {
         progress: &dyn Fn(u64, u64),
     ) -> Result<Engine, EngineError> {
         let started = Instant::now();
-        let prepared = Prepared::new(config, source, options, None)?;
-        let Prepared { setup, settings, total } = prepared;
+        let Prepared { setup, settings, total } = Prepared::new(config, source, options, None)?;
+        Engine::launched(setup, settings, options, started, &|bytes| progress(bytes, total))
+    }
+
+    /// Loads what was prepared, over the threads of this process.
+    pub(crate) fn launched<M: MakeDevice + 'static>(
+        setup: Setup<M>,
+        settings: Settings,
+        options: &EngineOptions,
+        started: Instant,
+        progress: &dyn Fn(u64),
+    ) -> Result<Engine, EngineError> {
         let plan =
             Plan { mesh: setup.grouping.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
-        let leader = launch::launch(setup, &|bytes| progress(bytes, total))?;
+        let leader = launch::launch(setup, progress)?;
         Ok(Engine::with(Box::new(leader), plan, settings, options, started.elapsed()))
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::WeightSource;
 use collective::{CollectiveError, Group, SharedConfig};
 use model::{Decoder, KeptAs, Layout, Loader, ModelError, Stage};
-use tensor::{Device, KvDType, Part};
+use tensor::{Device, DeviceError, KvDType, Part};
 
 use crate::data_parallel;
 use crate::groups::{self, Grouping, RankDevice, RankGroups};
@@ -35,7 +35,9 @@ pub(crate) struct LaunchOptions {
 /// Makes a rank's device, on the rank's own thread.
 pub(crate) trait MakeDevice: Send + Sync {
     type Device: RankDevice;
-    fn make(&self, rank: usize) -> Self::Device;
+    /// # Errors
+    /// There is none for this rank, or it can't be used.
+    fn make(&self, rank: usize) -> Result<Self::Device, DeviceError>;
 }
 
 /// What ranks are made of.
@@ -49,6 +51,14 @@ pub(crate) struct Setup<M> {
     pub loaded_bytes: AtomicU64,
     /// What ranks had recorded when they failed, if their leader is a thread of this process too.
     pub left: Option<Left>,
+}
+
+impl<M> Setup<M> {
+    /// The same ranks on other devices.
+    pub fn on<N>(self, make: N) -> Setup<N> {
+        let Setup { grouping, layout, stages, source, options, loaded_bytes, left, .. } = self;
+        Setup { grouping, layout, stages, source, options, make, loaded_bytes, left }
+    }
 }
 
 /// Traces that nobody could ask for any more.
@@ -140,7 +150,8 @@ fn load<M: MakeDevice>(
     if groups.leads() {
         warm_up(setup.options.grammars.as_ref());
     }
-    let dev = setup.make.make(groups.rank);
+    let dev =
+        setup.make.make(groups.rank).map_err(ModelError::from).inspect_err(|error| groups.fail(error))?;
     let (decoder, loaded) = {
         let count = |bytes: u64| {
             progress(setup.loaded_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes);

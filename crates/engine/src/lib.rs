@@ -4,6 +4,7 @@ mod bubble;
 mod clocks;
 mod cost;
 pub mod cpus;
+mod cuda_ranks;
 mod data_parallel;
 mod dispatch;
 mod engine;

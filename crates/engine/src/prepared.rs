@@ -7,7 +7,7 @@ use checkpoint::{PackedCheckpoint, WeightSource};
 use cpu::{CpuConfig, CpuDevice};
 use job::Job;
 use model::{Decoder, KeptAs, Loader, ModelConfig, Quantization, Stage};
-use tensor::{Cost, KvDType, Timed, WeightSpec};
+use tensor::{Cost, DeviceError, KvDType, Timed, WeightSpec};
 
 use crate::groups::Grouping;
 use crate::launch::{LaunchOptions, MakeDevice, Setup};
@@ -55,7 +55,7 @@ pub(crate) struct MakeCpu {
 
 impl MakeDevice for MakeCpu {
     type Device = Timed<CpuDevice>;
-    fn make(&self, rank: usize) -> Timed<CpuDevice> {
+    fn make(&self, rank: usize) -> Result<Timed<CpuDevice>, DeviceError> {
         let cores = cpus::of_rank(self.local.index(rank), self.local.sharing, self.threads, self.tp);
         let is_pinned = cores.is_some();
         let config = CpuConfig { threads: self.threads, cores, isa: self.isa, spin: self.spin };
@@ -64,7 +64,7 @@ impl MakeDevice for MakeCpu {
             false => cpus::on_all(|| CpuDevice::new(config)),
         };
         let threads = cpu.thread_log();
-        Timed::new(cpu, threads)
+        Ok(Timed::new(cpu, threads))
     }
 }
 

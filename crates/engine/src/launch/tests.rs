@@ -23,9 +23,9 @@ struct AllBut(Option<usize>);
 
 impl MakeDevice for AllBut {
     type Device = CpuDevice;
-    fn make(&self, rank: usize) -> CpuDevice {
+    fn make(&self, rank: usize) -> Result<CpuDevice, DeviceError> {
         assert!(self.0 != Some(rank), "no cores are left for it");
-        CpuDevice::new(CpuConfig { threads: 1, cores: None, isa: None, spin: false })
+        Ok(CpuDevice::new(CpuConfig { threads: 1, cores: None, isa: None, spin: false }))
     }
 }
 
@@ -34,10 +34,10 @@ struct Recording;
 
 impl MakeDevice for Recording {
     type Device = Timed<CpuDevice>;
-    fn make(&self, rank: usize) -> Self::Device {
-        let cpu = AllBut(None).make(rank);
+    fn make(&self, rank: usize) -> Result<Self::Device, DeviceError> {
+        let cpu = AllBut(None).make(rank)?;
         let threads = cpu.thread_log();
-        Timed::new(cpu, threads)
+        Ok(Timed::new(cpu, threads))
     }
 }
 
