@@ -37,6 +37,8 @@ const looks = async (browser, picture, viewport, colorScheme, name) =>
     await page.waitForFunction(() => document.querySelectorAll("#waterfall li").length > 8);
     // Shares of ranks need two polls, and lines some more.
     await page.waitForFunction(() => document.querySelector(".sparkline .line").getAttribute("d").split("L").length > 4);
+    const labels = await page.locator("#axis .scale span").evaluateAll((all) => all.map((label) => label.getBoundingClientRect()));
+    check(labels.every(({ right }, i) => i === 0 || right < labels[i - 1].left), "times below the waterfall overlap");
     await picture(page, name);
   });
 
