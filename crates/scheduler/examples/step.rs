@@ -24,7 +24,8 @@ fn main() {
         }
         let mut times: Vec<Duration> = Vec::with_capacity(STEPS);
         while let Some((batch, took)) = timed(|| scheduler.schedule(1 << 16)) {
-            let outputs: Vec<_> = batch.items.iter().filter(|i| i.samples).map(|i| (i.id, i.id as u32, false)).collect();
+            let outputs: Vec<_> =
+                batch.items.iter().filter(|i| i.samples).map(|i| (i.id, i.id as u32, false)).collect();
             let began = Instant::now();
             scheduler.complete(&batch, &outputs);
             times.push(took + began.elapsed());
