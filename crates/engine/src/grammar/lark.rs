@@ -41,8 +41,11 @@ impl<'a> Lark<'a> {
                     last = if open == 0 { used } else { last };
                 }
                 Token::Colon if open == 0 => {
-                    definition.uses.pop_if(|used| *used == (last, 0));
+                    // Attributes may stand between the name and its colon.
+                    let at = definition.uses.iter().rposition(|used| *used == (last, 0));
+                    let own = at.map_or(Vec::new(), |at| definition.uses.split_off(at));
                     name = last;
+                    lark.definitions.entry(name).or_default().uses.extend(own.into_iter().skip(1));
                 }
                 Token::Open if begins_inner => (open, begins_inner) = (0, false),
                 Token::Open => {
@@ -199,7 +202,7 @@ mod tests {
         let text = r##"
             start: "a b"i c /d \/ & e/ixF // g & h
                 | (I [_j]) <[k&l]> "\"m" @n::o # "p
-            %import common.INT -> R s[stop="~"]: T~2 &/u/
+            %import common.INT -> R s[stop="~" U]: T~2 &/u/
             V.2: %json {"w": [{"&": "x:"}]}
             y::_: z::incr(_) %if and(eq([0:3],0xffq), true) %llguidance {"r": 1} a: b
             c: (%lark {
@@ -209,10 +212,8 @@ mod tests {
         let lark = Lark::of(text);
         let uses = |name: &str| -> Vec<(&str, usize)> { lark.definitions[name].uses.clone() };
         assert_eq!(uses("start")[..5], [("c", 0), ("F", 0), ("I", 1), ("_j", 2), ("o", 0)]);
-        // What stands before a colon, but for the name itself, counts for the definition before.
-        let more = ["common", "INT", "R", "stop", "d"];
-        assert!(uses("start")[5..].iter().all(|(name, _)| more.contains(name)));
-        assert_eq!(uses("s"), [("T", 0)]);
+        assert!(uses("start")[5..].iter().all(|(name, _)| ["common", "INT", "R", "d"].contains(name)));
+        assert_eq!(uses("s"), [("stop", 1), ("U", 1), ("T", 0)]);
         assert_eq!(uses("V"), []);
         assert!(uses("y").contains(&("q", 2)) && uses("y").contains(&("z", 0)));
         assert_eq!(uses("a"), [("b", 0)]);

@@ -189,6 +189,9 @@ fn what_refers_to_itself_or_nests_as_people_nest_can_be_used() {
         names(40, |i, next| format!("r{i}: (r{next} \"op{i}\")* r{next}"))
     );
     grammars.check(&Grammar::Lark(expressions)).unwrap();
+    // One after the other, and none within another.
+    let parts = names(300, |i, _| format!("r{i}[capture]: \"x\""));
+    grammars.check(&Grammar::Lark(format!("start: r0 r1\n{parts}"))).unwrap();
 }
 
 #[test]
