@@ -64,7 +64,7 @@ fn what_never_fits_the_queue_is_refused_before_it_is_built() {
     let limits = Limits { queue: QueueLimits { requests: 1000, tokens: 2000 }, ..Default::default() };
     let server = Harness::new(ServerConfig { limits, ..Default::default() }, never_starts);
     for body in [
-        json!({"prompt": vec![[1]; 500_000], "n": 128}),
+        json!({"prompt": vec![[1]; 300_000], "n": 128}),
         json!({"prompt": vec!["a"; 500_000], "n": 2}),
         json!({"prompt": vec![vec![1; 100]; 21]}),
         json!({"prompt": vec!["a b c d e f g h"; 50], "n": 10}),
