@@ -167,6 +167,9 @@ fn what_does_not_exist_is_not_found() {
     assert_eq!(model.error(), (404, "model_not_found".into(), "model".into()));
     assert_eq!(get(address, "/v1/models/gpt-9").error().0, 404);
     assert_eq!(get(address, "/v1/nothing").error().0, 404);
+    for path in ["/v1/models/%ff", "/page/%ff"] {
+        assert_eq!(get(address, path).error(), (404, "not_found".into(), String::new()), "{path}");
+    }
     assert_eq!(get(address, "/page/..%2f..%2fCargo.toml").error().0, 404);
     assert_eq!(get(address, CHAT).error().0, 405);
     assert_eq!(get(address, CHAT).header("allow"), Some("POST"));
