@@ -209,11 +209,13 @@ impl Writer {
     async fn write(self, mut session: Session, sink: Sink) -> Result<(), Broken> {
         let mut readers = self.readers(session.len());
         for index in 0..session.len() {
-            let mut role = chunk(index, json!({"role": "assistant", "content": ""}), Value::Null);
-            if self.has_ids {
-                role["prompt_token_ids"] = self.prompt.to_vec().into();
+            let role = chunk(index, json!({"role": "assistant", "content": ""}), Value::Null);
+            let mut first = self.head.chunk("chat.completion.chunk", role, || session.usage_of(index));
+            // The prompt is that of all choices.
+            if self.has_ids && index == 0 {
+                first["prompt_token_ids"] = self.prompt.to_vec().into();
             }
-            sink.send(&self.head.chunk("chat.completion.chunk", role, || session.usage_of(index))).await?;
+            sink.send(&first).await?;
         }
         while let Some(next) = session.next().await? {
             if let News::Delta(index, delta) = next {

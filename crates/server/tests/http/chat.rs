@@ -69,6 +69,27 @@ fn a_stream_has_the_role_first_then_text_then_the_end_then_usage() {
 }
 
 #[test]
+fn the_prompts_ids_are_of_the_answer_and_a_choices_ids_its_own() {
+    let server = Harness::new(Default::default(), says_text);
+    let fields = json!({"return_token_ids": true, "n": 2, "max_tokens": 3});
+    let whole = post(server.address, PATH, &ask(fields.clone())).json();
+    assert_eq!(whole["prompt_token_ids"], json!(prompt()));
+    let mut streamed = fields;
+    streamed["stream"] = true.into();
+    let events = post(server.address, PATH, &ask(streamed)).events();
+    assert_eq!(events[0]["prompt_token_ids"], json!(prompt()));
+    assert!(events[1..].iter().all(|event| event.get("prompt_token_ids").is_none()), "once is enough");
+    for index in 0..2 {
+        let choices = events.iter().map(|event| &event["choices"][0]);
+        let own = choices.filter(|choice| choice["index"] == index);
+        let ids: Vec<Value> =
+            own.flat_map(|choice| choice["token_ids"].as_array().cloned().unwrap_or_default()).collect();
+        assert_eq!(json!(ids), whole["choices"][index]["token_ids"]);
+        assert_eq!(ids.len(), 3);
+    }
+}
+
+#[test]
 fn choices_have_seeds_that_follow_each_other_and_indices() {
     let server = Harness::new(Default::default(), |id, request| {
         // Who has the later seed says more before it ends.
