@@ -48,8 +48,9 @@ pub async fn create(
             let prompt: Arc<[u32]> =
                 prompt::encode(app, info.max_model_len, &text, add_special, "messages")?.into();
             let room = room(&info, &prompt, "messages")?;
-            let job = Job { prompt, max_tokens: request.max_tokens.unwrap_or(room) };
-            check_length(&info, &job, "max_tokens")?;
+            let (param, max_tokens) = request.max_tokens.unwrap_or(("max_tokens", room));
+            let job = Job { prompt, max_tokens };
+            check_length(&info, &job, param)?;
             let calls = request.tools.are_used().then(|| Calls::new(app.dialect().format, &request.tools));
             // The rest, which may be large, ends here.
             Ok(Asked { common: request.common, logprobs: request.logprobs, calls, job })
