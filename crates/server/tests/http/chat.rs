@@ -210,10 +210,16 @@ fn every_parameter_reaches_the_engine() {
 }
 
 #[test]
-fn templates_get_tools_and_variables_and_a_message_can_be_gone_on_with() {
-    let server = Harness::new(Default::default(), says_text);
-    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);
-    assert_eq!(post(server.address, PATH, &ask(json!({"tools": tools, "tool_choice": "auto"}))).status, 200);
+fn a_template_that_shows_tools_and_variables_gets_them() {
+    let template = "{{ bos_token }}{% for tool in tools %}{{ tool.function.name }}: {{ tool.function.description }}\n{% endfor %}\
+        {{ mood }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}\
+        {% if add_generation_prompt %}<|assistant|>{% endif %}";
+    let server = Harness::of_template(template, says_text);
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "description": "Tides."}});
+    let fields = json!({"tools": [tool("f"), tool("g")], "chat_template_kwargs": {"mood": "calm"}});
+    assert_eq!(post(server.address, PATH, &ask(fields)).status, 200);
+    let text = "<|bos|>f: Tides.\ng: Tides.\ncalm<|user|>How is the harbor?<|end|><|assistant|>";
+    assert_eq!(server.submitted().1.prompt, ids(text));
 }
 
 #[test]
