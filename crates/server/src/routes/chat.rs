@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use crate::answer::Head;
 use crate::app::{App, Shared};
-use crate::arrival::Arrival;
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
@@ -30,7 +29,6 @@ use crate::{body, prompt};
 /// Answers a conversation.
 pub async fn create(
     State(app): State<Shared>,
-    Extension(arrival): Extension<Arrival>,
     Extension(ticket): Extension<Arc<Ticket>>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -57,7 +55,7 @@ pub async fn create(
         }
     };
     let asked = body::json(&app, request, take).await?;
-    app.work.answer(answer(app.clone(), info, (arrival, ticket), asked)).await
+    app.work.answer(answer(app.clone(), info, ticket, asked)).await
 }
 
 /// What a request comes to.
@@ -73,12 +71,12 @@ struct Asked {
 async fn answer(
     app: Shared,
     info: Arc<EngineInfo>,
-    (arrival, ticket): (Arrival, Arc<Ticket>),
+    ticket: Arc<Ticket>,
     asked: Asked,
 ) -> Result<Response, ApiError> {
     let is_streamed = asked.common.streaming.stream;
     let (session, writer) = begin(&app, &info, &ticket, asked)?;
-    if is_streamed { writer.stream(&app, arrival, session).await } else { writer.whole(session).await }
+    if is_streamed { writer.stream(&app, &ticket, session).await } else { writer.whole(session).await }
 }
 
 /// Asks the engine.
@@ -201,10 +199,10 @@ impl Writer {
         (reason.into(), finish.stop_reason.clone())
     }
 
-    async fn stream(self, app: &App, arrival: Arrival, mut session: Session) -> Result<Response, ApiError> {
+    async fn stream(self, app: &App, ticket: &Ticket, mut session: Session) -> Result<Response, ApiError> {
         // What is refused at once is an error with a status.
         session.wait(app.config.timeouts.first).await?;
-        Ok(stream::respond(&app.config.timeouts, arrival, |sink| self.write(session, sink)))
+        Ok(stream::respond(&app.config.timeouts, ticket.arrival, |sink| self.write(session, sink)))
     }
 
     async fn write(self, mut session: Session, sink: Sink) -> Result<(), Broken> {

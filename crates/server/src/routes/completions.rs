@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use crate::answer::Head;
 use crate::app::{App, Shared};
-use crate::arrival::Arrival;
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
@@ -33,7 +32,6 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Completes prompts.
 pub async fn create(
     State(app): State<Shared>,
-    Extension(arrival): Extension<Arrival>,
     Extension(ticket): Extension<Arc<Ticket>>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -62,7 +60,7 @@ pub async fn create(
         encoded = app.work.run(piece).await?;
     }
     drop(held);
-    app.work.answer(answer(app.clone(), info, (arrival, ticket), encoded)).await
+    app.work.answer(answer(app.clone(), info, ticket, encoded)).await
 }
 
 /// A request whose prompts become what the engine takes.
@@ -111,12 +109,12 @@ impl Encoded {
 async fn answer(
     app: Shared,
     info: Arc<EngineInfo>,
-    (arrival, ticket): (Arrival, Arc<Ticket>),
+    ticket: Arc<Ticket>,
     encoded: Encoded,
 ) -> Result<Response, ApiError> {
     let is_streamed = encoded.request.common.streaming.stream;
     let (session, writer) = begin(&app, &info, &ticket, encoded)?;
-    if is_streamed { writer.stream(&app, arrival, session).await } else { writer.whole(session).await }
+    if is_streamed { writer.stream(&app, &ticket, session).await } else { writer.whole(session).await }
 }
 
 /// Asks the engine.
@@ -287,10 +285,10 @@ impl Writer {
         choice
     }
 
-    async fn stream(self, app: &App, arrival: Arrival, mut session: Session) -> Result<Response, ApiError> {
+    async fn stream(self, app: &App, ticket: &Ticket, mut session: Session) -> Result<Response, ApiError> {
         // What is refused at once is an error with a status.
         session.wait(app.config.timeouts.first).await?;
-        Ok(stream::respond(&app.config.timeouts, arrival, |sink| self.write(session, sink)))
+        Ok(stream::respond(&app.config.timeouts, ticket.arrival, |sink| self.write(session, sink)))
     }
 
     /// What a token came to; before it the prompt, if it comes back, which can be many names of tokens.
