@@ -5,6 +5,11 @@ use serde_json::{Value, json};
 
 use super::client::post;
 use super::engine::{EOS, Harness, MAX_MODEL_LEN, TEXT, ids, says, says_text};
+#[cfg(target_os = "linux")]
+use super::{
+    client::{connect, head},
+    engine::{never_ends, until},
+};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -233,4 +238,31 @@ fn the_final_message_is_gone_on_with_where_it_ends_whatever_stands_behind_it() {
         let expected = ids(&format!("<|bos|><|user|>a<|end|><|assistant|>{text}"));
         assert_eq!(server.submitted().1.prompt, expected, "{text:?}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_request_said_is_not_held_until_its_last_token() {
+    let resident_mib = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        kib.unwrap().parse::<usize>().unwrap() >> 10
+    };
+    let before = resident_mib();
+    let server = Harness::new(Default::default(), never_ends);
+    // This takes 70 MiB once it is parsed.
+    let list = format!("[{}1]", "1,".repeat(1_000_000));
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let body = format!("{{\"messages\": {messages}, \"chat_template_kwargs\": {{\"list\": {list}}}}}");
+    let request = head("POST", PATH, &[("Content-Type", "application/json")], body.as_bytes());
+    let ask = |_| {
+        let mut stream = connect(server.address);
+        std::io::Write::write_all(&mut stream, &request).unwrap();
+        server.submitted();
+        stream
+    };
+    let running: Vec<_> = (0..10).map(ask).collect();
+    // Other tests run beside this one, and take some too, but not for long.
+    until("half of it is free", || resident_mib() < before + 350);
+    drop(running);
 }
