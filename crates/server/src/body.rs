@@ -11,16 +11,18 @@ use crate::wire::errors::ApiError;
 
 /// How deep JSON may nest.
 const DEPTH_MAX: usize = 100;
-/// How many bytes its values may take once they are parsed, besides those of texts: a million token ids, and more.
+/// How many bytes its values may take once they are parsed, besides long texts: a million token ids, and some more.
 const VALUES_BYTES_MAX: usize = 160 << 20;
 /// One of a list. Lists grow by doubling, so there may be room for another.
 const ITEM_BYTES: usize = 2 * size_of::<Value>();
 /// A list with room for its first items.
 const LIST_BYTES: usize = 4 * size_of::<Value>();
-/// A key of an object: a text of its own, whose hash is kept. Its value is an item.
-const KEY_BYTES: usize = 2 * (size_of::<String>() + size_of::<u64>());
-/// An object with room for its first keys, and the table to find them by.
-const OBJECT_BYTES: usize = 3 * (size_of::<Value>() + KEY_BYTES / 2) + 64;
+/// What an object keeps of a key beside its value: a text and its hash.
+const ENTRY_BYTES: usize = size_of::<String>() + size_of::<u64>();
+/// A key, whose value is an item; with the least that a text takes.
+const KEY_BYTES: usize = 2 * ENTRY_BYTES + 32;
+/// An object with room for its first keys, and a table to find them by.
+const OBJECT_BYTES: usize = 3 * (size_of::<Value>() + ENTRY_BYTES) + 64;
 
 /// What `take` makes of the JSON of a request, on a thread for such work.
 ///
