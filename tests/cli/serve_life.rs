@@ -153,12 +153,16 @@ fn what_cannot_be_served_is_told_in_one_line() {
 
 #[test]
 fn a_worker_that_dies_ends_its_requests_and_the_server() {
-    let mut served = Served::start("--tp 2");
+    let mut served = Served::start("--tp 2 --shutdown-timeout 3600");
     let body =
         json!({"prompt": "The", "max_tokens": 2000, "temperature": 0, "ignore_eos": true, "stream": true});
     let mut running = served.connect();
     running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
     running.read_exact(&mut [0; 64]).unwrap();
+    // One that is still being sent is waited for no longer.
+    let mut sending = served.connect();
+    let request = post("/v1/completions", &body);
+    sending.write_all(&request.as_bytes()[..request.len() - 10]).unwrap();
     let killed = served.running.signal_child_of_first(Signal::KILL);
     let mut rest = String::new();
     running.read_to_string(&mut rest).unwrap();

@@ -169,7 +169,7 @@ impl Session {
         };
         let prompts = jobs.iter().map(|job| (job.prompt.to_vec(), job.max_tokens.max(1))).collect();
         let batch = GenerateBatch { prompts, n: common.n, like: Box::new(like) };
-        let run = app.requests.submit(id, ticket.at, batch, wait)?;
+        let run = app.requests.submit(id, ticket.arrival.at, batch, wait)?;
         let usage = Usage { prompt_tokens, ..Usage::default() };
         ticket.begin(id, usage);
         jobs.iter().for_each(|job| app.requests.metrics.asked(common.n, job.max_tokens));

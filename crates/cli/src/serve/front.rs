@@ -38,9 +38,11 @@ pub fn with_child(args: &ServeArgs, model: &OpenModel) -> Result<(), CliError> {
         move || end(&mut child.lock().unwrap_or_else(PoisonError::into_inner))
     };
     let link = front.link(to_engine, from_engine, ended.clone())?;
-    let served = front.runtime.block_on(front.serve(link));
+    let failure = front.failure.clone();
+    let (runtime, serving) = front.serve(link);
+    let served = runtime.block_on(serving);
     // Also where it was about to end: requests that still ran have got errors.
-    let served = served.and_then(|()| match front.failure.get() {
+    let served = served.and_then(|()| match failure.get() {
         Some((message, is_usage)) => Err(failed(message, *is_usage)),
         None => Ok(()),
     });
@@ -68,7 +70,8 @@ pub fn with_rank_0(
     let (to_engine, inbox) = channel();
     let (out, from_engine) = channel();
     let link = front.link(to_engine, from_engine, || None)?;
-    let served = front.runtime.spawn(front.serve(link));
+    let (runtime, serving) = front.serve(link);
+    let served = runtime.spawn(serving);
     let progress = |done, total| drop(out.send(FromEngine::Loading { done, total }));
     let ran = model.load_with(options, membership, &args.run, true, &progress).and_then(|engine| {
         let engine = engine.expect("rank 0 has the engine");
@@ -79,7 +82,7 @@ pub fn with_rank_0(
         let _ = out.send(FromEngine::Failed { message, is_usage });
     }
     drop(out);
-    let ended = front.runtime.block_on(served);
+    let ended = runtime.block_on(served);
     // The engine's error is the cause, and names a rank.
     ran.and(ended.unwrap_or_else(|e| Err(CliError::failed(format!("the server has failed: {e}")))))
 }
@@ -177,19 +180,19 @@ impl Front {
         Ok(Link { to_engine, from_engine: receiver, ready: Box::new(ready) })
     }
 
-    /// Serves until a signal, or until the worker fails.
-    fn serve(&self, link: Link) -> impl Future<Output = Result<(), CliError>> + Send + 'static {
-        let (text, config) = (self.text.clone(), self.config.clone());
-        let listener = self.listener.try_clone();
-        async move {
-            let listener = TcpListener::from_std(listener?)?;
+    /// Serves until a signal, or until the worker fails; on the runtime.
+    fn serve(self, link: Link) -> (Runtime, impl Future<Output = Result<(), CliError>> + Send + 'static) {
+        let Front { runtime, listener, text, config, .. } = self;
+        let serving = async move {
+            let listener = TcpListener::from_std(listener)?;
             let asked = asked_to_end()?;
             let served = server::serve(listener, link, text, config, async { drop(asked.await) }).await;
             served.map_err(|error| match error {
                 ServeError::Worker { message, is_usage } => failed(&message, is_usage),
                 other => CliError::failed(other.to_string()),
             })
-        }
+        };
+        (runtime, serving)
     }
 }
 
