@@ -265,7 +265,7 @@ impl Requests {
         let first = state.next_id;
         state.next_id += wait.requests as u64;
         for (index, id) in (first..state.next_id).enumerate() {
-            let timeline = Timeline::new(arrived, batch.prompts[index / batch.n].0.len());
+            let timeline = Timeline::new(arrived, batch.prompts[index / batch.n].tokens.len());
             let name = format!("{name}-{index}");
             state.live.insert(id, Live { sender: sender.clone(), index, name, timeline });
         }
