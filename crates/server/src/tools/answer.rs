@@ -17,6 +17,8 @@ pub struct Calls {
     functions: Arc<[(String, Value)]>,
     /// Whether the client said which one.
     pub is_named: bool,
+    /// Whether there must be one.
+    is_forced: bool,
 }
 
 impl Calls {
@@ -28,6 +30,7 @@ impl Calls {
             format,
             functions: functions.collect(),
             is_named: matches!(tools.choice, ToolChoice::Named(_)),
+            is_forced: matches!(tools.choice, ToolChoice::Named(_) | ToolChoice::Required),
         }
     }
 
@@ -40,7 +43,8 @@ impl Calls {
 
     /// What reads one choice.
     pub fn reader(&self) -> Reader {
-        Reader { parser: Some(Parser::new(self.format, self.functions.clone())), calls: 0 }
+        let parser = Parser::new(self.format, self.functions.clone(), self.is_forced);
+        Reader { parser: Some(parser), calls: 0 }
     }
 }
 
