@@ -98,7 +98,9 @@ const drawAxis = ([start, end], now, width) => {
   const step = STEPS_S.find((step) => (end - start) / step <= most) ?? STEPS_S.at(-1);
   const isNow = now - end < 2;
   const ticks = [];
-  for (let before = 0; before < end - start; before += step) {
+  // The last label has room for its other half.
+  const last = (end - start) * Math.max(0, 1 - LABEL_PX / 2 / width);
+  for (let before = 0; before <= last; before += step) {
     const zero = isNow ? "now" : `${seconds(now - end)} ago`;
     const tick = element("span", { text: before === 0 ? zero : `−${Number(before.toFixed(2))} s` });
     tick.style.right = `${(100 * before) / (end - start)}%`;

@@ -76,16 +76,16 @@ pub struct ServeArgs {
     #[arg(long, env = "ANYSPLIT_NO_ENABLE_PREFIX_CACHING", value_parser = yes_or_no())]
     pub no_enable_prefix_caching: bool,
     /// Requests that may wait beside those that run (--max-num-seqs); more are refused with 429. 0: none waits
-    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_REQS", default_value_t = 4096, value_name = "N")]
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_REQS", default_value_t = 4096, value_name = "N", value_parser = number::<usize>)]
     pub max_num_queued_reqs: usize,
     /// Tokens of their prompts
-    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_TOKENS", default_value_t = 1 << 24, value_name = "N", value_parser = some)]
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_TOKENS", default_value_t = 1 << 24, value_name = "N", value_parser = at_least_one::<usize>)]
     pub max_num_queued_tokens: usize,
     /// Connections at a time; more wait
-    #[arg(long, env = "ANYSPLIT_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "ANYSPLIT_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N", value_parser = at_least_one::<u32>)]
     pub max_connections: u32,
     /// The largest body of a request, in bytes
-    #[arg(long, env = "ANYSPLIT_MAX_BODY_BYTES", default_value_t = 16 << 20, value_name = "N", value_parser = some)]
+    #[arg(long, env = "ANYSPLIT_MAX_BODY_BYTES", default_value_t = 16 << 20, value_name = "N", value_parser = at_least_one::<usize>)]
     pub max_body_bytes: usize,
     /// Seconds after which a request is ended, answered or not, more than 0; default: never
     #[arg(long, env = "ANYSPLIT_REQUEST_TIMEOUT", value_name = "S", value_parser = seconds)]
@@ -118,12 +118,18 @@ fn is_origin(text: &str) -> bool {
     text == "*" || text.split_once("://").is_some_and(|(scheme, host)| !scheme.is_empty() && is_host(host))
 }
 
-/// A limit, which lets something through.
-fn some(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|&n| n > 0)
-        .ok_or_else(|| format!("give a whole number from 1 to {}", usize::MAX))
+/// A number of a type that holds it, perhaps with a unit.
+fn number<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let n = amount(text)?;
+    T::try_from(n).map_err(|_| format!("{n} is more than there can be"))
+}
+
+/// The same from 1 on.
+fn at_least_one<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    match amount(text)? {
+        0 => Err("give at least 1".into()),
+        _ => number(text),
+    }
 }
 
 /// What is told on stderr.

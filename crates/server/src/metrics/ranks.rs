@@ -135,7 +135,9 @@ pub(super) fn encode(ranks: &[RankState], encoder: &mut DescriptorEncoder) -> Re
         }),
         ("rank_waiting_seconds", "Time in which it waited for other ranks", |rank| rank.waiting_s),
         ("rank_sent_bytes", "Given to other ranks", |rank| rank.sent_bytes as f64),
-        ("rank_received_bytes", "Taken over from the stage before", |rank| rank.received_bytes as f64),
+        ("rank_stage_received_bytes", "Activations taken over from the stage before", |rank| {
+            rank.received_bytes as f64
+        }),
     ];
     for (name, help, value) in counters {
         let name = format!("anysplit:{name}");
