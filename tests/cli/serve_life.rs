@@ -139,8 +139,7 @@ fn what_cannot_be_served_is_told_in_one_line() {
     anysplit("serve --port 0 --kv-cache-memory-bytes 100").refused(&["KV cache", "16 tokens", "bytes"]);
     anysplit("serve --port 0 --api-key-file /nowhere").refused(&["--api-key-file", "/nowhere"]);
     anysplit("serve --port 0 --tp 9").refused(&["9", "8"]);
-    for flag in ["--max-connections", "--max-body-bytes", "--max-num-queued-reqs", "--max-num-queued-tokens"]
-    {
+    for flag in ["--max-connections", "--max-body-bytes", "--max-num-queued-tokens"] {
         anysplit("serve --port 0").arg(flag).arg("0").refused(&[flag, "0"]);
     }
     anysplit("serve --port 0 --max-connections 4294967296").refused(&["--max-connections", "4294967295"]);

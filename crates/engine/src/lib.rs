@@ -55,7 +55,7 @@ pub use prepared::{packed_as, weight_bytes};
 pub use pulse::RankPulse;
 pub use report::{PartReport, RankReport, StepReport, Work};
 pub use request::{
-    Completion, FinishReason, GenerateBatch, GenerateRequest, Grammar, Logprobs, Opened, Timing,
+    BatchPrompt, Completion, FinishReason, GenerateBatch, GenerateRequest, Grammar, Logprobs, Opened, Timing,
 };
 pub use router::Router;
 pub use sampling::SamplingParams;

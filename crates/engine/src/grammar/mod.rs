@@ -8,6 +8,7 @@ mod limits;
 mod opened;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -133,7 +134,7 @@ impl Grammars {
             Grammar::Regex(_) => "regular expression",
             Grammar::Lark(_) | Grammar::Opened(_) => "grammar",
         };
-        let refused = |why: String| format!("the {kind} can't be used: {}", one_line(&why));
+        let refused = |why: String| format!("the {kind} can't be used: {}", words::refusal(grammar, &why));
         let lark = |text: &str| {
             limits::check_lark(text)?;
             Ok(TopLevelGrammar::from_lark(text.to_owned()))

@@ -202,3 +202,23 @@ fn a_grammar_is_made_ready_whatever_the_stack_of_who_asks() {
     let small = std::thread::Builder::new().stack_size(256 << 10).spawn(check).unwrap();
     small.join().unwrap().unwrap();
 }
+
+#[test]
+fn a_grammar_that_cannot_be_used_is_told_of_in_words_for_whoever_wrote_it() {
+    let (grammars, _) = grammars();
+    let why = |grammar: Grammar| grammars.check(&grammar).unwrap_err().to_string();
+    assert_eq!(
+        why(Grammar::JsonSchema(r##"{"$ref": "#"}"##.into())),
+        "the JSON schema can't be used: no text conforms to it; what refers to itself needs an alternative that ends"
+    );
+    for (text, place) in
+        [("root ::= \"a\" | \"b\"", "line 1, column 7: "), ("start: \"a\"\nb = \"c\"", "line 2, column ")]
+    {
+        let why = why(Grammar::Lark(text.into()));
+        assert!(why.starts_with(&format!("the grammar can't be used: {place}")), "{why}");
+        assert!(
+            why.contains("Lark") && why.contains("not GBNF or EBNF") && !why.contains("non-verbose"),
+            "{why}"
+        );
+    }
+}

@@ -12,5 +12,5 @@ mod protocol;
 mod worker;
 
 pub use protocol::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
-pub use scheduler::{QueueFull, QueueLimits, Queued};
+pub use scheduler::{Places, QueueFull, QueueLimits, Queued};
 pub use worker::run;

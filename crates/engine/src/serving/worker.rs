@@ -30,11 +30,12 @@ pub fn run(
             }
             next = inbox.try_recv();
         }
-        if !engine.is_idle() {
-            step(engine, outbox)?;
-        }
+        // Who asks needs not wait for a step.
         if let Some(pulses) = engine.take_pulses() {
             let _ = outbox.send(FromEngine::Pulses(pulses));
+        }
+        if !engine.is_idle() {
+            step(engine, outbox)?;
         }
         let load = engine.load_report();
         if load != told {

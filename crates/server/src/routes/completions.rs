@@ -43,7 +43,7 @@ pub async fn create(
             let request = CompletionRequest::read(fields, &app.text.defaults)?;
             app.model(request.common.model.as_deref())?;
             // Each prompt has a token at least.
-            app.requests.could_wait(request.queued(request.prompts.len()))?;
+            app.requests.could_wait(&info, request.queued(request.prompts.len()))?;
             if let Some(asked) = &request.common.grammar {
                 app.check_grammar(&info, asked)?;
             }
@@ -94,7 +94,7 @@ impl Encoded {
             let prompt = ids(app, info.max_model_len, &one, request.common.add_special, &at)?;
             let room = room(info, &prompt, &at)?;
             self.tokens += prompt.len();
-            app.requests.could_wait(request.queued(self.tokens))?;
+            app.requests.could_wait(info, request.queued(self.tokens))?;
             let job = Job { max_tokens: request.max_tokens(room), prompt };
             check_length(info, &job, "max_tokens")?;
             if request.echo {

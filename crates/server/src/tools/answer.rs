@@ -19,6 +19,8 @@ pub struct Calls {
     pub is_named: bool,
     /// Whether an answer may have several; else what is behind the first is dropped.
     are_several: bool,
+    /// Whether there must be one.
+    is_forced: bool,
 }
 
 impl Calls {
@@ -31,6 +33,7 @@ impl Calls {
             functions: functions.collect(),
             is_named: matches!(tools.choice, ToolChoice::Named(_)),
             are_several: tools.parallel,
+            is_forced: matches!(tools.choice, ToolChoice::Named(_) | ToolChoice::Required),
         }
     }
 
@@ -43,7 +46,7 @@ impl Calls {
 
     /// What reads one choice.
     pub fn reader(&self) -> Reader {
-        let parser = Parser::new(self.format, self.functions.clone());
+        let parser = Parser::new(self.format, self.functions.clone(), self.is_forced);
         Reader { parser: Some(parser), calls_max: if self.are_several { usize::MAX } else { 1 }, calls: 0 }
     }
 }

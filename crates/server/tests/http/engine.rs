@@ -264,7 +264,13 @@ fn play(inbox: &Receiver<ToEngine>, out: &Sender<FromEngine>, seen: &Sender<ToEn
             }
             ToEngine::Abort { .. } => {}
             ToEngine::Pulse => {
-                let pulse = |rank| RankPulse { rank, busy_s: 1.5, free_bytes: Some(7), ..Default::default() };
+                let pulse = |rank| RankPulse {
+                    rank,
+                    steps: load.steps,
+                    busy_s: 1.5,
+                    free_bytes: Some(7),
+                    ..Default::default()
+                };
                 let _ = out.send(FromEngine::Pulses(vec![pulse(0), pulse(1)]));
             }
             ToEngine::Stop => break,

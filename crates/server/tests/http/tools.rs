@@ -125,6 +125,38 @@ fn an_answer_of_calls_only_has_no_content_and_one_of_text_no_calls() {
 }
 
 #[test]
+fn a_forced_call_that_is_cut_off_is_as_much_of_a_call_as_there_is_and_never_content() {
+    let server = Harness::new(Default::default(), |id, request| says(id, request, &ids(&TWO[11..])));
+    let all = ids(&TWO[11..]).len();
+    let choices = [json!("required"), json!({"type": "function", "function": {"name": "get_weather"}})];
+    for choice in choices {
+        let mut lengths = Vec::new();
+        for max_tokens in 1..all {
+            let fields = json!({"tool_choice": choice, "max_tokens": max_tokens});
+            let whole = post(server.address, PATH, &ask(fields.clone())).json()["choices"][0].clone();
+            assert_eq!(whole["finish_reason"], "length");
+            let content = whole["message"]["content"].as_str().unwrap_or_default();
+            assert_eq!(content, "", "{max_tokens} tokens");
+            let functions: Vec<Value> = whole["message"]["tool_calls"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|call| call["function"].clone())
+                .collect();
+            lengths.push(functions.len());
+
+            let mut streamed = fields;
+            streamed["stream"] = true.into();
+            let same = joined(&post(server.address, PATH, &ask(streamed)).events());
+            assert_eq!(same["content"], "");
+            let same = same["calls"].as_array().unwrap().iter().map(|call| call["function"].clone());
+            assert_eq!(same.collect::<Vec<_>>(), functions, "{max_tokens} tokens");
+        }
+        assert!(lengths.is_sorted() && lengths.contains(&0) && lengths.contains(&1), "{lengths:?}");
+    }
+}
+
+#[test]
 fn the_choice_of_tools_is_what_the_engine_is_held_to() {
     let server = Harness::new(Default::default(), says_two);
     let grammar = |fields: Value| {
