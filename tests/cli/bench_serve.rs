@@ -177,6 +177,13 @@ fn results_are_saved_with_vllms_keys() {
 }
 
 #[test]
+fn a_result_that_cannot_be_saved_is_not_measured() {
+    let server = Server::start(|_, _, _| panic!("nothing is asked"));
+    let error = bench(&server, "--num-prompts 3 --save-result --result-dir /proc/no").run().fails_with(2);
+    assert!(error.starts_with("--save-result: no file can be in /proc/no: "), "{error}");
+}
+
+#[test]
 fn the_table_is_for_people() {
     let server = Server::start(obey);
     let table = bench(&server, "--num-prompts 4 --random-input-len 8 --random-output-len 2")

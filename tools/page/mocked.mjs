@@ -37,6 +37,10 @@ const looks = async (browser, picture, viewport, colorScheme, name) =>
     await page.waitForFunction(() => document.querySelectorAll("#waterfall li").length > 8);
     // Shares of ranks need two polls, and lines some more.
     await page.waitForFunction(() => document.querySelector(".sparkline .line").getAttribute("d").split("L").length > 4);
+    const labels = await page.locator("#axis .scale span").evaluateAll((all) => all.map((label) => label.getBoundingClientRect()));
+    const axis = await page.locator("#axis").boundingBox();
+    check(labels.every(({ left }) => left >= axis.x), "a time below the waterfall is beyond its edge");
+    check(labels.every(({ right }, i) => i === 0 || right < labels[i - 1].left), "times below the waterfall overlap");
     await picture(page, name);
   });
 
@@ -161,7 +165,9 @@ export const MOCKED = {
     const url = `http://127.0.0.1:${proxied.address().port}/prefix/docs`;
     try {
       await visit(browser, url, { complaints: /status of 503/ }, (page) => page.getByRole("alert").filter({ hasText: "the model is loading" }).waitFor());
-      state.openapi = { paths: { "/version": { get: { summary: "Which one" } } } };
+      const schema = { type: "object", properties: { version: { type: "string" } } };
+      const responses = { 200: { content: { "application/json": { schema } } } };
+      state.openapi = { paths: { "/version": { get: { summary: "Which one", responses } } } };
       await visit(browser, url, {}, (page) => page.getByText("GET /version").waitFor());
     } finally {
       proxied.closeAllConnections();

@@ -60,7 +60,10 @@ export const withBinary = (binary) => ({
       await visit(browser, url, { httpCredentials, complaints: /status of 401/ }, async (page) => {
         await chats(page);
         await page.getByRole("link", { name: "API" }).click();
-        await page.getByText("POST /v1/chat/completions").waitFor();
+        await page.getByText("POST /v1/chat/completions").click();
+        const stop = await page.locator("details[open] tr").filter({ hasText: /^stop(string|\s)/ }).first().textContent();
+        check(/string or array of string/.test(stop) && !/or or/.test(stop), `stop is ${stop}`);
+        check(/"choices": \[\{/.test(await page.locator("details[open] pre").textContent()), "what is answered is not shown");
       });
     }),
 

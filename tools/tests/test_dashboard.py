@@ -21,7 +21,7 @@ def expressions() -> list[str]:
 
 
 def metrics(expression: str) -> list[str]:
-    return re.findall(r"anysplit:(\w+)", expression)
+    return re.findall(r"(?:anysplit:)?(\w+)\{", expression)
 
 
 def is_told(name: str) -> bool:
@@ -38,7 +38,7 @@ class Dashboard(unittest.TestCase):
         self.assertFalse(is_told("num_requests_swapped"))
 
     def test_every_label_is_one_that_the_server_or_prometheus_gives(self) -> None:
-        given = {"le", "instance"} | set(re.findall(r"finished_reason|model_name|rank|kind", SOURCES))
+        given = {"le", "instance"} | set(re.findall(r"finished_reason|model_name|rank|kind|status|handler", SOURCES))
         for expression in expressions():
             used = re.findall(r'(\w+)(?:=~|!=|=)"', expression) + re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", expression)))
             self.assertEqual(set(used) - given, set(), expression)

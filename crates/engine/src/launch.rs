@@ -232,7 +232,7 @@ impl<D: RankDevice> Ranks<D> {
 }
 
 impl<D: RankDevice> Leader for Ranks<D> {
-    fn issue_step(&mut self, command: &Command, late: LateEdits) -> Result<(), EngineError> {
+    fn issue_step(&mut self, command: &Command, late: &mut dyn LateEdits) -> Result<(), EngineError> {
         let result = self.leading.issue_step(command, late);
         self.explained(result)
     }

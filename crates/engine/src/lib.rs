@@ -15,6 +15,7 @@ mod grammar;
 mod groups;
 mod helper;
 mod kv_size;
+mod large_stack;
 mod launch;
 mod leader;
 mod memory;
@@ -56,7 +57,7 @@ pub use prepared::{packed_as, weight_bytes};
 pub use pulse::RankPulse;
 pub use report::{PartReport, RankReport, StepReport, Work};
 pub use request::{
-    Completion, FinishReason, GenerateBatch, GenerateRequest, Grammar, Logprobs, Opened, Timing,
+    BatchPrompt, Completion, FinishReason, GenerateBatch, GenerateRequest, Grammar, Logprobs, Opened, Timing,
 };
 pub use router::Router;
 pub use sampling::SamplingParams;

@@ -36,23 +36,34 @@ pub struct GenerateRequest {
 /// Requests that differ in prompt, length and seed only: what they share is sent and held once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GenerateBatch {
-    /// Each prompt, and the most tokens to generate for it.
-    pub prompts: Vec<(Vec<u32>, usize)>,
-    /// Completions of each prompt; their seeds count up from `like`'s.
+    /// What is completed.
+    pub prompts: Vec<BatchPrompt>,
+    /// Completions of each prompt; their seeds count up from the prompt's.
     pub n: usize,
     /// All else.
     pub like: Box<GenerateRequest>,
+}
+
+/// A prompt of a batch, and what is its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BatchPrompt {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// The most tokens to generate for it.
+    pub max_tokens: usize,
+    /// That of its first completion.
+    pub seed: u64,
 }
 
 impl GenerateBatch {
     /// The requests: those of the first prompt, then those of the next.
     pub fn requests(self) -> impl Iterator<Item = GenerateRequest> {
         let GenerateBatch { prompts, n, like } = self;
-        prompts.into_iter().flat_map(move |(prompt, max_tokens)| {
-            let like = GenerateRequest { prompt, max_tokens, ..(*like).clone() };
+        prompts.into_iter().flat_map(move |BatchPrompt { tokens, max_tokens, seed }| {
+            let like = GenerateRequest { prompt: tokens, max_tokens, ..(*like).clone() };
             (0..n as u64).map(move |i| {
                 let mut request = like.clone();
-                request.sampling.seed = request.sampling.seed.wrapping_add(i);
+                request.sampling.seed = seed.wrapping_add(i);
                 request
             })
         })
@@ -61,8 +72,9 @@ impl GenerateBatch {
 
 impl From<GenerateRequest> for GenerateBatch {
     fn from(mut like: GenerateRequest) -> Self {
-        let prompt = std::mem::take(&mut like.prompt);
-        GenerateBatch { prompts: vec![(prompt, like.max_tokens)], n: 1, like: Box::new(like) }
+        let tokens = std::mem::take(&mut like.prompt);
+        let prompt = BatchPrompt { tokens, max_tokens: like.max_tokens, seed: like.sampling.seed };
+        GenerateBatch { prompts: vec![prompt], n: 1, like: Box::new(like) }
     }
 }
 
@@ -209,9 +221,11 @@ mod tests {
     #[test]
     fn requests_of_a_batch_share_their_grammar_and_have_seeds_of_their_own() {
         let grammar = Some(Arc::new(Grammar::Regex("a*".into())));
-        let mut like = GenerateRequest { grammar, ..GenerateRequest::default() };
-        like.sampling.seed = u64::MAX;
-        let prompts = vec![(vec![1], 5), (vec![2, 3], 6)];
+        let like = GenerateRequest { grammar, ..GenerateRequest::default() };
+        let prompts = vec![
+            BatchPrompt { tokens: vec![1], max_tokens: 5, seed: u64::MAX },
+            BatchPrompt { tokens: vec![2, 3], max_tokens: 6, seed: 70 },
+        ];
         let batch = GenerateBatch { prompts, n: 2, like: Box::new(like) };
         let sent: GenerateBatch = postcard::from_bytes(&postcard::to_stdvec(&batch).unwrap()).unwrap();
         assert_eq!(sent, batch);
@@ -219,7 +233,7 @@ mod tests {
         let told: Vec<_> =
             requests.iter().map(|r| (r.prompt.as_slice(), r.max_tokens, r.sampling.seed)).collect();
         let (first, second) = (&[1][..], &[2, 3][..]);
-        assert_eq!(told, [(first, 5, u64::MAX), (first, 5, 0), (second, 6, u64::MAX), (second, 6, 0)]);
+        assert_eq!(told, [(first, 5, u64::MAX), (first, 5, 0), (second, 6, 70), (second, 6, 71)]);
         let grammars = requests.iter().map(|request| request.grammar.as_ref().unwrap());
         assert!(grammars.clone().zip(grammars.skip(1)).all(|(a, b)| Arc::ptr_eq(a, b)));
     }

@@ -406,6 +406,26 @@ fn a_completion_that_has_all_its_tokens_needs_no_further_mask() {
 }
 
 #[test]
+fn once_all_is_done_ranks_have_taken_the_steps_that_are_told_of() {
+    let golden = Golden::named("llama");
+    for (tp, pp, dp) in [(2, 1, 1), (1, 2, 1), (1, 1, 2)] {
+        let mut engine = golden.engine(&options(tp, pp, dp));
+        engine.open(&pool()).unwrap();
+        let (_, load) = run(&mut engine, &requests(&golden)[..6], 3, &[]);
+        engine.ask_for_pulses().unwrap();
+        let pulses = loop {
+            match engine.take_pulses() {
+                Some(pulses) => break pulses,
+                None => engine.step(&mut |_| {}).unwrap(),
+            }
+        };
+        let steps: Vec<u64> = pulses.iter().map(|pulse| pulse.steps).collect();
+        assert!(dp > 1 || steps.iter().all(|&of_rank| of_rank == load.steps), "{steps:?} of {}", load.steps);
+        assert!(dp == 1 || steps.iter().sum::<u64>() == load.steps, "{steps:?} of {}", load.steps);
+    }
+}
+
+#[test]
 fn grammars_that_cannot_be_used_are_refused_in_one_line() {
     let (mut engine, grammars, tokenizer) = demo();
     let nested = "(".repeat(20_000);

@@ -87,7 +87,7 @@ mod usage;
 pub use batch::{Batch, BatchItem};
 pub use context::ContextParallel;
 pub use error::SchedulerError;
-pub use queue_limits::{QueueFull, QueueLimits, Queued};
+pub use queue_limits::{Places, QueueFull, QueueLimits, Queued};
 pub use request::{CacheUse, Request};
 pub use scheduler::{Scheduler, SchedulerConfig};
 pub use step_budget::StepBudget;

@@ -1,10 +1,25 @@
 /// How much may wait for its first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueLimits {
-    /// Requests.
+    /// Requests, beyond those that there are free places for.
     pub requests: usize,
-    /// Tokens of their prompts.
+    /// Tokens of the prompts of all that have not begun.
     pub tokens: usize,
+}
+
+/// Where requests run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// So many run at a time, over all replicas.
+    pub all: usize,
+    /// So many do.
+    pub taken: usize,
+}
+
+impl Places {
+    fn free(self) -> usize {
+        self.all.saturating_sub(self.taken)
+    }
 }
 
 /// What waits, or wants to.
@@ -21,42 +36,49 @@ pub struct Queued {
 pub enum QueueFull {
     /// They are too many for an empty queue.
     #[error(
-        "{} requests with prompts of {} tokens are more than may wait at all: {} requests of {} tokens",
+        "{} requests with prompts of {} tokens are more than an idle server takes: {places} run at a time, and {} may wait; of tokens {} may",
         more.requests, more.tokens, limits.requests, limits.tokens
     )]
     Always {
         /// What wants to wait.
         more: Queued,
+        /// How many run at a time.
+        places: usize,
         /// What may.
         limits: QueueLimits,
     },
     /// They are too many beside those that wait.
     #[error(
-        "the queue is full: {} requests with prompts of {} tokens wait, and {} of {} may; try again later",
-        waiting.requests, waiting.tokens, limits.requests, limits.tokens
+        "the queue is full: {} requests run and {} with prompts of {} tokens wait; {} may run, {} wait, of {} tokens; try again later",
+        places.taken, waiting.requests, waiting.tokens, places.all, limits.requests, limits.tokens
     )]
     Now {
         /// What waits.
         waiting: Queued,
+        /// What runs.
+        places: Places,
         /// What may.
         limits: QueueLimits,
     },
 }
 
 impl QueueLimits {
-    /// Whether some requests, all or none of them, may join those that wait.
+    /// Whether some requests, all or none of them, may join those that wait. Of all that wait, as many as there are free places
+    /// are about to run, and count for no limit but that of tokens.
     ///
     /// # Errors
     /// They never could, or can't now.
-    pub fn admits(self, waiting: Queued, more: Queued) -> Result<(), QueueFull> {
-        let fits = |queued: Queued| queued.requests <= self.requests && queued.tokens <= self.tokens;
+    pub fn admits(self, places: Places, waiting: Queued, more: Queued) -> Result<(), QueueFull> {
+        let fits = |free: usize, queued: Queued| {
+            queued.requests <= self.requests.saturating_add(free) && queued.tokens <= self.tokens
+        };
         let both = Queued {
             requests: waiting.requests.saturating_add(more.requests),
             tokens: waiting.tokens.saturating_add(more.tokens),
         };
-        match (fits(more), fits(both)) {
-            (false, _) => Err(QueueFull::Always { more, limits: self }),
-            (true, false) => Err(QueueFull::Now { waiting, limits: self }),
+        match (fits(places.all, more), fits(places.free(), both)) {
+            (false, _) => Err(QueueFull::Always { more, places: places.all, limits: self }),
+            (true, false) => Err(QueueFull::Now { waiting, places, limits: self }),
             (true, true) => Ok(()),
         }
     }
@@ -74,19 +96,32 @@ mod tests {
 
     #[test]
     fn a_full_queue_says_its_limits() {
-        assert_eq!(LIMITS.admits(queued(2, 60), queued(1, 40)), Ok(()));
+        let places = Places { all: 2, taken: 2 };
+        assert_eq!(LIMITS.admits(places, queued(2, 60), queued(1, 40)), Ok(()));
         for (waiting, more) in [(queued(3, 60), queued(1, 1)), (queued(2, 60), queued(1, 41))] {
-            let full = LIMITS.admits(waiting, more).expect_err("it is full");
-            assert_eq!(full, QueueFull::Now { waiting, limits: LIMITS });
-            assert!(full.to_string().contains("3 of 100 may; try again later"), "{full}");
+            let full = LIMITS.admits(places, waiting, more).expect_err("it is full");
+            assert_eq!(full, QueueFull::Now { waiting, places, limits: LIMITS });
+            assert!(full.to_string().contains("2 may run, 3 wait, of 100 tokens; try again later"), "{full}");
         }
     }
 
     #[test]
-    fn what_an_empty_queue_has_no_room_for_need_not_try_again() {
-        for more in [queued(4, 1), queued(1, 101), queued(1, usize::MAX)] {
-            let full = LIMITS.admits(queued(1, 1), more).expect_err("it never fits");
-            assert_eq!(full, QueueFull::Always { more, limits: LIMITS });
+    fn who_finds_a_free_place_waits_for_nobody() {
+        let none = QueueLimits { requests: 0, ..LIMITS };
+        let places = |taken| Places { all: 2, taken };
+        assert_eq!(none.admits(places(0), queued(0, 0), queued(2, 1)), Ok(()));
+        assert_eq!(none.admits(places(1), queued(0, 0), queued(1, 1)), Ok(()));
+        assert!(none.admits(places(0), queued(1, 1), queued(2, 1)).is_err(), "one place is as good as taken");
+        assert!(none.admits(places(2), queued(0, 0), queued(1, 1)).is_err());
+        assert_eq!(LIMITS.admits(places(0), queued(0, 0), queued(5, 1)), Ok(()));
+    }
+
+    #[test]
+    fn what_an_idle_server_has_no_room_for_need_not_try_again() {
+        let places = Places { all: 2, taken: 0 };
+        for more in [queued(6, 1), queued(1, 101), queued(1, usize::MAX)] {
+            let full = LIMITS.admits(places, queued(1, 1), more).expect_err("it never fits");
+            assert_eq!(full, QueueFull::Always { more, places: 2, limits: LIMITS });
             assert!(!full.to_string().contains("later"), "{full}");
         }
     }

@@ -9,13 +9,21 @@ const element = (name, text, ...children) => {
   return made;
 };
 
+/** Bounds that a number of this language can't hold say nothing to its reader either. */
+const isShown = (bound) => bound !== undefined && Math.abs(bound) <= Number.MAX_SAFE_INTEGER;
+
+const rangeOf = ({ minimum, exclusiveMinimum, maximum }) => {
+  const least = isShown(minimum) ? `from ${minimum}` : isShown(exclusiveMinimum) ? `above ${exclusiveMinimum}` : "";
+  const most = isShown(maximum) ? `to ${maximum}` : "";
+  return [least, most].filter(Boolean).join(" ");
+};
+
 const typeOf = (schema) => {
   if (schema.enum) return schema.enum.filter((value) => value !== null).map((value) => JSON.stringify(value)).join(" or ");
-  if (schema.anyOf) return schema.anyOf.map(typeOf).filter((type) => type !== "null").join(" or ");
-  const types = [schema.type ?? "any"].flat().filter((type) => type !== "null");
-  const range = schema.minimum !== undefined ? ` ${schema.minimum} to ${schema.maximum}` : "";
-  const items = schema.items ? ` of ${typeOf(schema.items)}` : "";
-  return types.join(" or ") + range + items;
+  if (schema.anyOf) return schema.anyOf.map(typeOf).filter(Boolean).join(" or ");
+  const types = [schema.type ?? "any"].flat().filter((type) => type !== "null").join(" or ");
+  const items = schema.items ? `of ${typeOf(schema.items)}` : "";
+  return [types, items, rangeOf(schema)].filter(Boolean).join(" ");
 };
 
 const parameters = (schema) => {
@@ -26,6 +34,18 @@ const parameters = (schema) => {
     table.append(element("tr", "", element("td", "", element("code", label)), element("td", typeOf(field)), element("td", field.description)));
   }
   return table;
+};
+
+/** An answer's shape, as JSON with types for values. */
+const outline = (schema, indent = "") => {
+  const inner = `${indent}  `;
+  if (schema.properties) {
+    const fields = Object.entries(schema.properties).map(([name, field]) => `${inner}${JSON.stringify(name)}: ${outline(field, inner)}`);
+    return `{\n${fields.join(",\n")}\n${indent}}`;
+  }
+  if (schema.items?.properties) return `[${outline(schema.items, indent)}, …]`;
+  const shape = (schema.anyOf ?? []).find((one) => one.properties || one.items?.properties);
+  return shape ? `${outline(shape, indent)} or null` : typeOf(schema);
 };
 
 /** The document, or why there is none. */
@@ -42,6 +62,10 @@ const draw = (api) => {
       const details = element("details", "", element("summary", "", element("code", `${method.toUpperCase()} ${path}`), ` ${operation.summary}`));
       const body = operation.requestBody?.content["application/json"].schema;
       details.append(body ? parameters(body) : element("p", "Takes no body."));
+      const answer = operation.responses["200"].content;
+      const [kind] = Object.keys(answer);
+      details.append(element("p", `Answers with ${Object.keys(answer).join(", or as a stream with ")}:`));
+      details.append(element("pre", outline(answer[kind].schema)));
       routes.append(details);
     }
   }

@@ -39,7 +39,7 @@ export const load = () => {
   const percentile = (p99) => (p99 === null ? "none in the last minute" : `median; p99 ${milliseconds(p99)}`);
 
   return ({ rates, load, queued, engine }) => {
-    tiles.speed.update(rate(rates.generation_tokens_per_s), `prompts ${rate(rates.prompt_tokens_per_s)}/s`);
+    tiles.speed.update(rate(rates.generation_tokens_per_s), `over 10 s; prompts ${rate(rates.prompt_tokens_per_s)}/s`);
     lines.speed.push(rates.generation_tokens_per_s);
     tiles.ttft.update(milliseconds(rates.ttft_ms_p50), percentile(rates.ttft_ms_p99));
     lines.ttft.push(rates.ttft_ms_p50);

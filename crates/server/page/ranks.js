@@ -39,7 +39,7 @@ class Rank {
     while (this.history.length > 2 && this.history[1].at <= at - WINDOW_S) this.history.shift();
   }
 
-  draw(serverState, atMost) {
+  draw(serverState, isRunning, atMost) {
     const { at, told } = this.history.at(-1);
     const shares = this.#shares();
     this.did.update(shares, shareWords(shares));
@@ -55,7 +55,7 @@ class Rank {
     const free = told.memory_bytes.free;
     draw(this.memory, free === null ? sizes : [...sizes, ["", "free", bytes(free)]]);
 
-    const state = stateOf(serverState, shares, at - this.stepped.at);
+    const state = stateOf(serverState, isRunning, shares, at - this.stepped.at);
     this.root.dataset.state = state;
     setText(this.word, state);
   }
@@ -86,16 +86,18 @@ export const ranks = () => {
     }
     const held = ({ told }) => Object.values(memoryOf(told)).reduce((sum, held) => sum + held, 0);
     const atMost = Math.max(0, ...[...known.values()].map((rank) => held(rank.history.at(-1))));
-    known.forEach((rank) => rank.draw(state, atMost));
+    known.forEach((rank) => rank.draw(state, load.running > 0, atMost));
     byId("ranks").hidden = known.size === 0;
     byId("ranks-empty").hidden = known.size > 0;
   };
 };
 
-const stateOf = (serverState, shares, stillFor_s) => {
+const stateOf = (serverState, isRunning, shares, stillFor_s) => {
   if (serverState === "failed") return "dead";
   if (serverState === "loading") return "loading";
   if (stillFor_s > STALLED_S) return "stalled";
+  // Shares are of the last seconds, in which something may have run.
+  if (!isRunning) return "idle";
   return shares.busy + shares.communication + shares.waiting > 0.005 ? "working" : "idle";
 };
 

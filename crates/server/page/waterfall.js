@@ -8,6 +8,9 @@ const ROWS = 20;
 const SPAN_S = 60;
 const STEPS_S = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60];
 
+/** From one label of the axis to the next, at least. */
+const LABEL_PX = 100;
+
 /** What a request did from when to when, as `{kind, from, to}`. */
 export const segments = (request, now) => {
   const end = request.ended_s ?? now;
@@ -72,7 +75,6 @@ export const waterfall = () => {
     const start = Math.max(latest - SPAN_S, Math.min(...shown.map((request) => request.arrived_s)));
     // At least a tenth of a second, so that nothing is divided by zero.
     const window = [start, Math.max(latest, start + 0.1)];
-    drawAxis(window, uptime_s);
     const list = byId("waterfall");
     shown.forEach((request, i) => {
       if (!rows.has(request.id)) rows.set(request.id, new Row(request.id));
@@ -87,14 +89,18 @@ export const waterfall = () => {
         rows.delete(id);
       }
     }
+    drawAxis(window, uptime_s, list.querySelector(".track").clientWidth);
   };
 };
 
-const drawAxis = ([start, end], now) => {
-  const step = STEPS_S.find((step) => (end - start) / step <= 4) ?? STEPS_S.at(-1);
+const drawAxis = ([start, end], now, width) => {
+  const most = Math.min(4, Math.max(1, width / LABEL_PX));
+  const step = STEPS_S.find((step) => (end - start) / step <= most) ?? STEPS_S.at(-1);
   const isNow = now - end < 2;
   const ticks = [];
-  for (let before = 0; before < end - start; before += step) {
+  // The last label has room for its other half.
+  const last = (end - start) * Math.max(0, 1 - LABEL_PX / 2 / width);
+  for (let before = 0; before <= last; before += step) {
     const zero = isNow ? "now" : `${seconds(now - end)} ago`;
     const tick = element("span", { text: before === 0 ? zero : `−${Number(before.toFixed(2))} s` });
     tick.style.right = `${(100 * before) / (end - start)}%`;

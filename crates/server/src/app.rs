@@ -106,9 +106,9 @@ pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The n-th number from a seed (SplitMix64). Choices of a request have the seeds that follow its own, so those of two requests
+/// The n-th number from a seed (SplitMix64). Choices of a prompt have the seeds that follow its own, so those of two prompts
 /// must be far from each other.
-fn nth(seed: u64, n: u64) -> u64 {
+pub fn nth(seed: u64, n: u64) -> u64 {
     let mut z = seed.wrapping_add(n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -10,7 +10,7 @@ use engine::text::Tokenizer;
 /// How a server behaves.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// What clients may call the model; answers to those that don't say have the first. At least one.
+    /// What clients may call the model: answers have the name that they were asked for by, else the first. At least one.
     pub served_model_names: Vec<String>,
     /// Keys, of which a request must have one; with none, no request needs any.
     pub api_keys: Vec<String>,
@@ -48,7 +48,7 @@ pub struct Limits {
     pub headers: usize,
     /// Connections at a time; more wait to be accepted. At least one.
     pub connections: u32,
-    /// What may wait for its first step; more is refused with 429.
+    /// What may wait for a place to run in; more is refused with 429.
     pub queue: QueueLimits,
 }
 

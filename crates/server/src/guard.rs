@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -32,10 +32,11 @@ pub async fn guard(
     let _answering = Answering::of(&app);
     let (mut parts, body) = request.into_parts();
     let id = request_id(&parts.headers);
-    let ticket = Arc::new(Ticket::new(id.to_str().unwrap_or_default().to_owned(), arrival.at));
+    let ticket = Arc::new(Ticket::new(id.to_str().unwrap_or_default().to_owned(), arrival));
     parts.extensions.insert(ticket.clone());
     let origin = allowed_origin(&app, &parts.headers);
     let path = parts.uri.path().to_owned();
+    let (method, route) = (parts.method.clone(), parts.extensions.get::<MatchedPath>().cloned());
     let line = Line::new(app.log, ticket, parts.method.clone(), path.clone());
     let mut response = match check(&app, &parts) {
         Err(error) => error.into_response(),
@@ -58,6 +59,7 @@ pub async fn guard(
     }
     headers.insert(REQUEST_ID, id);
     let status = response.status();
+    app.requests.metrics.answered(&method, status, route.as_ref().map(MatchedPath::as_str));
     response.map(|body| line.follow(status, body))
 }
 

@@ -11,7 +11,7 @@
 //!    session.rs    engine requests of a HTTP request; events ─▶ text (choice.rs)
 //!    stream.rs     server-sent events
 //!  requests.rs     ToEngine / FromEngine: who waits for what, queue limits, times of requests
-//!  metrics/, rates.rs, status.rs   what is told of all that
+//!  metrics/, ranks.rs, rates.rs, status.rs   what is told of all that
 //! ```
 //!
 //! Nobody else knows HTTP or its JSON. The threads that serve connections only move bytes: text is worked on by others, those
@@ -33,6 +33,7 @@ mod metrics;
 mod openapi;
 mod patient;
 mod prompt;
+mod ranks;
 mod rates;
 mod requests;
 mod routes;
@@ -46,6 +47,7 @@ mod timeline;
 mod tools;
 mod wire;
 mod work;
+mod worker;
 
 pub use config::{Limits, Link, LogLevel, SamplingDefaults, ServerConfig, TextModel, Timeouts};
 pub use serve::{ServeError, serve};

@@ -13,24 +13,23 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use engine::GenerateBatch;
-use engine::serving::{EngineInfo, Event, FromEngine, LoadReport, QueueFull, QueueLimits, Queued, ToEngine};
+use engine::serving::{
+    EngineInfo, Event, FromEngine, LoadReport, Places, QueueFull, QueueLimits, Queued, ToEngine,
+};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use crate::log::Log;
-use crate::metrics::{RankState, RequestMetrics, Snapshot};
+use crate::metrics::{RequestMetrics, Snapshot};
+use crate::ranks::{PATIENCE, Ranks};
 use crate::rates::{Pace, Rates, RecentRates};
 use crate::run::{Run, Update};
 use crate::timeline::{End, Entry, Timeline};
 use crate::wire::errors::ApiError;
+use crate::worker::{Worker, retry_after_s};
 
 /// Requests that are over and still shown.
 const ENDED_SHOWN: usize = 100;
-/// Ranks are asked no more often.
-const RANKS_EVERY: Duration = Duration::from_secs(1);
-
-/// Seconds that loading may take where nothing is known of it.
-const LOADING_S: f64 = 5.0;
 
 /// Who asked for what, and how the worker is.
 pub struct Requests {
@@ -44,6 +43,8 @@ pub struct Requests {
     pub began: Instant,
     /// Why the worker is no more, and whether the user's input is the cause.
     failed: watch::Sender<Option<(String, bool)>>,
+    /// Changes when the ranks have answered.
+    answered: watch::Sender<()>,
     state: Mutex<State>,
 }
 
@@ -60,8 +61,7 @@ struct State {
     load: LoadReport,
     /// When the engine last did something, or last had nothing to do.
     progress: Instant,
-    ranks: Vec<RankState>,
-    ranks_asked: Option<Instant>,
+    ranks: Ranks,
     rates: Rates,
     /// What requests took from their first step, the latest counting most.
     usual_s: f64,
@@ -72,17 +72,6 @@ struct Live {
     index: usize,
     name: String,
     timeline: Timeline,
-}
-
-/// How the worker is.
-#[derive(Debug, Clone)]
-pub enum Worker {
-    /// Bytes of weights that are loaded, and all.
-    Loading(u64, u64),
-    /// Takes requests.
-    Ready(Arc<EngineInfo>),
-    /// Has ended. Why.
-    Failed(String),
 }
 
 /// What `/status` shows of requests.
@@ -111,8 +100,7 @@ impl Requests {
             queued: Queued::default(),
             load: LoadReport::default(),
             progress: began,
-            ranks: Vec::new(),
-            ranks_asked: None,
+            ranks: Ranks::default(),
             rates: Rates::new(began),
             usual_s: 1.0,
         };
@@ -124,6 +112,7 @@ impl Requests {
             metrics: RequestMetrics::default(),
             began,
             failed: watch::channel(None).0,
+            answered: watch::channel(()).0,
             state: Mutex::new(state),
         }
     }
@@ -151,7 +140,7 @@ impl Requests {
             FromEngine::Loading { done, total } => self.state().worker = Worker::Loading(done, total),
             FromEngine::Ready(info) => {
                 let mut state = self.state();
-                state.ranks = info.ranks.iter().map(RankState::loaded).collect();
+                state.ranks = Ranks::loaded(&info.ranks);
                 state.progress = now;
                 state.worker = Worker::Ready(Arc::new(info));
             }
@@ -170,9 +159,8 @@ impl Requests {
                 state.load = load;
             }
             FromEngine::Pulses(pulses) => {
-                for (rank, pulse) in self.state().ranks.iter_mut().zip(&pulses) {
-                    rank.update(pulse, now);
-                }
+                self.state().ranks.take(&pulses, now);
+                self.answered.send_replace(());
             }
             FromEngine::Failed { message, is_usage } => self.fail(message, is_usage),
         }
@@ -229,12 +217,13 @@ impl Requests {
         self.state().live.len()
     }
 
-    /// Whether completions could wait in an empty queue.
+    /// Whether an idle server would take completions.
     ///
     /// # Errors
     /// 400.
-    pub fn could_wait(&self, wait: Queued) -> Result<(), ApiError> {
-        self.limits.admits(Queued::default(), wait).map_err(|full| too_large(&full))
+    pub fn could_wait(&self, info: &EngineInfo, wait: Queued) -> Result<(), ApiError> {
+        let places = Places { all: info.max_num_seqs, taken: 0 };
+        self.limits.admits(places, Queued::default(), wait).map_err(|full| too_large(&full))
     }
 
     /// Whether completions may wait now.
@@ -265,7 +254,7 @@ impl Requests {
         let first = state.next_id;
         state.next_id += wait.requests as u64;
         for (index, id) in (first..state.next_id).enumerate() {
-            let timeline = Timeline::new(arrived, batch.prompts[index / batch.n].0.len());
+            let timeline = Timeline::new(arrived, batch.prompts[index / batch.n].tokens.len());
             let name = format!("{name}-{index}");
             state.live.insert(id, Live { sender: sender.clone(), index, name, timeline });
         }
@@ -298,7 +287,7 @@ impl Requests {
         let state = self.state();
         match state.is_draining {
             true => Err(shutting_down()),
-            false => state.ready(self.began).cloned(),
+            false => state.worker.ready(self.began).cloned(),
         }
     }
 
@@ -329,19 +318,37 @@ impl Requests {
         if state.live.is_empty() { Duration::ZERO } else { state.progress.elapsed() }
     }
 
-    /// What metrics tell of the worker; asks its ranks how they are, for the next time.
+    /// Asks the ranks how they are, unless it is known, and waits for their answer: for a step, but not for long.
+    pub async fn hear_ranks(&self) {
+        let mut answered = self.answered.subscribe();
+        let heard = async { while self.must_hear_ranks() && answered.changed().await.is_ok() {} };
+        // Who has no time to answer is told of as before.
+        let _ = tokio::time::timeout(PATIENCE, heard).await;
+    }
+
+    /// Whether the ranks' answer is to be waited for; then they are asked.
+    fn must_hear_ranks(&self) -> bool {
+        let (mut state, now) = (self.state(), Instant::now());
+        let (steps, is_idle) = (state.load.steps, state.live.is_empty());
+        if !matches!(state.worker, Worker::Ready(_)) || state.ranks.are_fresh(now, steps, is_idle) {
+            return false;
+        }
+        if state.ranks.ask(now, steps) {
+            // A worker that is gone has no ranks.
+            let _ = self.to_engine.send(ToEngine::Pulse);
+        }
+        true
+    }
+
+    /// What metrics tell of the worker.
     pub fn snapshot(&self) -> Snapshot {
-        let mut state = self.state();
-        let is_due = state.ranks_asked.is_none_or(|asked| asked.elapsed() >= RANKS_EVERY);
+        let state = self.state();
         let info = match &state.worker {
             Worker::Ready(info) => Some(info.clone()),
             _ => None,
         };
-        if info.is_some() && is_due {
-            state.ranks_asked = Some(Instant::now());
-            let _ = self.to_engine.send(ToEngine::Pulse);
-        }
-        Snapshot { info, load: state.load, queued: state.queued.requests, ranks: state.ranks.clone() }
+        let ranks = state.ranks.states().to_vec();
+        Snapshot { info, load: state.load, queued: state.queued.requests, ranks }
     }
 
     /// What the page shows of requests.
@@ -362,34 +369,18 @@ impl Requests {
 }
 
 impl State {
-    /// What is loaded, if it is.
-    fn ready(&self, began: Instant) -> Result<&Arc<EngineInfo>, ApiError> {
-        let (message, done) = match &self.worker {
-            Worker::Ready(info) => return Ok(info),
-            Worker::Failed(message) => {
-                return Err(ApiError::unavailable(format!("the engine failed: {message}"), "engine_failed"));
-            }
-            Worker::Loading(_, 0) => ("the model is loading".into(), 0.0),
-            Worker::Loading(done, total) => {
-                (format!("the model is loading: {} %", done * 100 / total), *done as f64 / *total as f64)
-            }
-        };
-        // The rest takes as long as what is loaded did.
-        let left_s = if done > 0.0 { began.elapsed().as_secs_f64() * (1.0 - done) / done } else { LOADING_S };
-        Err(ApiError::unavailable(message, "model_loading").retry_after_s(retry_after_s(left_s)))
-    }
-
     fn has_room(&self, limits: QueueLimits, more: Queued, began: Instant) -> Result<(), ApiError> {
         if self.is_over {
             return Err(shutting_down());
         }
-        let at_a_time = self.ready(began)?.max_num_seqs.max(1);
-        let full = match limits.admits(self.queued, more) {
+        let at_a_time = self.worker.ready(began)?.max_num_seqs.max(1);
+        let places = Places { all: at_a_time, taken: self.live.len() - self.queued.requests };
+        let full = match limits.admits(places, self.queued, more) {
             Ok(()) => return Ok(()),
             Err(full @ QueueFull::Always { .. }) => return Err(too_large(&full)),
             Err(full @ QueueFull::Now { .. }) => full,
         };
-        let waves = (self.queued.requests as f64 / at_a_time as f64).ceil();
+        let waves = (self.live.len() as f64 / at_a_time as f64).ceil();
         Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, full.to_string())
             .code("queue_full")
             .retry_after_s(retry_after_s(waves * self.usual_s)))
@@ -472,9 +463,4 @@ fn shutting_down() -> ApiError {
 
 fn too_large(full: &QueueFull) -> ApiError {
     ApiError::bad(full.to_string()).code("request_too_large")
-}
-
-/// What a client is told that asks too early.
-fn retry_after_s(seconds: f64) -> u64 {
-    seconds.clamp(1.0, 60.0) as u64
 }

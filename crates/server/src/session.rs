@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use engine::serving::{EngineInfo, Event, Queued};
 use engine::text::{StreamDecoder, Tokenizer};
-use engine::{FinishReason, GenerateBatch, GenerateRequest, Logprobs};
+use engine::{BatchPrompt, FinishReason, GenerateBatch, GenerateRequest, Logprobs};
 
-use crate::app::App;
+use crate::app::{App, nth};
 use crate::choice::{Choice, Delta};
 use crate::metrics::RequestMetrics;
 use crate::run::Run;
@@ -148,16 +148,15 @@ impl Session {
             tokens: prompt_tokens.saturating_mul(common.n),
         };
         app.requests.has_room(wait)?;
-        let mut sampling = common.sampling.clone();
-        if !common.has_seed {
-            sampling.seed = app.seed()?;
-        }
+        // Prompts that differ or not: with the client's seed each gets what it gets alone, else each has luck of its own.
+        let drawn = if common.has_seed { None } else { Some(app.seed()?) };
+        let seed = |prompt: u64| drawn.map_or(common.sampling.seed, |drawn| nth(drawn, prompt));
         let mut stops = common.stop_token_ids.clone();
         let eos: Arc<[u32]> =
             if common.ignore_eos { Arc::default() } else { app.text.eos_token_ids.clone().into() };
         stops.extend(eos.iter());
         let like = GenerateRequest {
-            sampling,
+            sampling: common.sampling.clone(),
             stop_token_ids: stops,
             min_tokens: common.min_tokens,
             logit_bias: common.logit_bias.clone(),
@@ -167,9 +166,14 @@ impl Session {
             cache_salt: common.cache_salt,
             ..GenerateRequest::default()
         };
-        let prompts = jobs.iter().map(|job| (job.prompt.to_vec(), job.max_tokens.max(1))).collect();
+        let of_job = |(job, i): (&Job, u64)| BatchPrompt {
+            tokens: job.prompt.to_vec(),
+            max_tokens: job.max_tokens.max(1),
+            seed: seed(i),
+        };
+        let prompts = jobs.iter().zip(0..).map(of_job).collect();
         let batch = GenerateBatch { prompts, n: common.n, like: Box::new(like) };
-        let run = app.requests.submit(id, ticket.at, batch, wait)?;
+        let run = app.requests.submit(id, ticket.arrival.at, batch, wait)?;
         let usage = Usage { prompt_tokens, ..Usage::default() };
         ticket.begin(id, usage);
         jobs.iter().for_each(|job| app.requests.metrics.asked(common.n, job.max_tokens));

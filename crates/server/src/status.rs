@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::requests::{Overview, Worker};
+use crate::requests::Overview;
+use crate::worker::Worker;
 
 /// The state of a server.
 pub fn status(app: &App) -> Value {

@@ -21,6 +21,9 @@ pub enum End {
 }
 
 impl End {
+    /// Each of them.
+    pub const ALL: [End; 4] = [End::Stop, End::Length, End::Abort, End::Error];
+
     /// That of a completion that ended as it should.
     pub fn of(reason: FinishReason) -> Self {
         match reason {

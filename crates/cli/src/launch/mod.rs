@@ -72,12 +72,25 @@ pub struct LaunchArgs {
     #[arg(long, env = "ANYSPLIT_COMM_TIMEOUT", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=crate::membership::COMM_TIMEOUT_MAX_S))]
     comm_timeout: u64,
     /// Seconds that ranks get to end when the job is asked to (SIGTERM, Ctrl-C), before they are killed; also the
-    /// --shutdown-timeout of a server, unless it has its own
+    /// --shutdown-timeout of a server, unless it has its own, which is waited for where it is longer
     #[arg(long, env = "ANYSPLIT_SHUTDOWN_TIMEOUT", default_value = "5", value_name = "S", value_parser = seconds)]
     shutdown_timeout: f64,
     /// What to run; a first word `anysplit` is this very program
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// The `--shutdown-timeout` that a command has itself, in seconds; 0 without.
+fn own_timeout(command: &[OsString]) -> f64 {
+    const FLAG: &str = "--shutdown-timeout";
+    let words: Vec<&str> = command.iter().filter_map(|word| word.to_str()).collect();
+    let value = |at: usize| match words[at].strip_prefix(FLAG)? {
+        "" => words.get(at + 1).copied(),
+        joined => joined.strip_prefix('='),
+    };
+    // What is no number is an error of the command.
+    let own = (0..words.len()).rev().find_map(value).and_then(|value| seconds(value).ok());
+    own.unwrap_or(0.0)
 }
 
 /// Runs the job until all its ranks on this host have ended.
@@ -95,7 +108,7 @@ pub fn run(args: &LaunchArgs) -> Result<(), CliError> {
         }
         let patience = Patience {
             stopped: Duration::from_secs(args.comm_timeout),
-            asked: Duration::from_secs_f64(args.shutdown_timeout),
+            asked: Duration::from_secs_f64(args.shutdown_timeout.max(own_timeout(&args.command))),
         };
         match Watch::new(processes, &signals, patience).until_all_ended() {
             Ended::Well => return Ok(()),
@@ -114,4 +127,19 @@ pub fn run(args: &LaunchArgs) -> Result<(), CliError> {
         }
     }
     unreachable!("the last attempt returns")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_may_take_longer_to_end() {
+        let of = |words: &[&str]| own_timeout(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(of(&["anysplit", "serve", "--shutdown-timeout", "9"]), 9.0);
+        assert_eq!(of(&["anysplit", "serve", "--shutdown-timeout=0.5", "--tp", "2"]), 0.5);
+        assert_eq!(of(&["anysplit", "serve", "--shutdown-timeouts", "9"]), 0.0);
+        assert_eq!(of(&["anysplit", "serve", "--shutdown-timeout", "soon"]), 0.0);
+        assert_eq!(of(&["anysplit", "serve", "--shutdown-timeout"]), 0.0);
+    }
 }

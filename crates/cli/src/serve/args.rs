@@ -22,7 +22,7 @@ const CPU_SHARE: f64 = 0.5;
     -d '{\"model\": \"anysplit-demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a harbor?\"}]}'\n  \
     anysplit bench serve --base-url http://127.0.0.1:8000 --num-prompts 32\n\n\
     TLS is left to a proxy in front of it. http://HOST:PORT/ is a page to chat and to watch, /docs describes the API, /metrics \
-    is for Prometheus.\n\
+    is for Prometheus. /health fails once the engine has; /ready also while a request waits and no step has come for 60 s.\n\
     Accepted, and so without it: --enable-auto-tool-choice, --enable-chunked-prefill, --trust-remote-code (no code of a model is \
     run), --disable-log-requests and --no-enable-log-requests (no prompt is told).")]
 pub struct ServeArgs {
@@ -50,7 +50,7 @@ pub struct ServeArgs {
     /// A file with one such key per line
     #[arg(long, env = "ANYSPLIT_API_KEY_FILE", value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// What requests may call the model, several times or divided by commas; answers have the first. Default: --model
+    /// What requests may call the model, several times or divided by commas; an answer has that by which it was asked for, else the first. Default: --model
     #[arg(long, env = "ANYSPLIT_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub served_model_name: Vec<String>,
     /// How the model writes calls of tools; default: as its chat template shows. What must be a call (tool_choice) is JSON in each
@@ -75,17 +75,17 @@ pub struct ServeArgs {
     /// They don't
     #[arg(long, env = "ANYSPLIT_NO_ENABLE_PREFIX_CACHING", value_parser = yes_or_no())]
     pub no_enable_prefix_caching: bool,
-    /// Requests that may wait; more are refused with 429
-    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_REQS", default_value_t = 4096, value_name = "N", value_parser = some)]
+    /// Requests that may wait beside those that run (--max-num-seqs); more are refused with 429. 0: none waits
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_REQS", default_value_t = 4096, value_name = "N", value_parser = number::<usize>)]
     pub max_num_queued_reqs: usize,
     /// Tokens of their prompts
-    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_TOKENS", default_value_t = 1 << 24, value_name = "N", value_parser = some)]
+    #[arg(long, env = "ANYSPLIT_MAX_NUM_QUEUED_TOKENS", default_value_t = 1 << 24, value_name = "N", value_parser = at_least_one::<usize>)]
     pub max_num_queued_tokens: usize,
     /// Connections at a time; more wait
-    #[arg(long, env = "ANYSPLIT_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "ANYSPLIT_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N", value_parser = at_least_one::<u32>)]
     pub max_connections: u32,
     /// The largest body of a request, in bytes
-    #[arg(long, env = "ANYSPLIT_MAX_BODY_BYTES", default_value_t = 16 << 20, value_name = "N", value_parser = some)]
+    #[arg(long, env = "ANYSPLIT_MAX_BODY_BYTES", default_value_t = 16 << 20, value_name = "N", value_parser = at_least_one::<usize>)]
     pub max_body_bytes: usize,
     /// Seconds after which a request is ended, answered or not, more than 0; default: never
     #[arg(long, env = "ANYSPLIT_REQUEST_TIMEOUT", value_name = "S", value_parser = seconds)]
@@ -118,12 +118,18 @@ fn is_origin(text: &str) -> bool {
     text == "*" || text.split_once("://").is_some_and(|(scheme, host)| !scheme.is_empty() && is_host(host))
 }
 
-/// A limit, which lets something through.
-fn some(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|&n| n > 0)
-        .ok_or_else(|| format!("give a whole number from 1 to {}", usize::MAX))
+/// A number of a type that holds it, perhaps with a unit.
+fn number<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let n = amount(text)?;
+    T::try_from(n).map_err(|_| format!("{n} is more than there can be"))
+}
+
+/// The same from 1 on.
+fn at_least_one<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    match amount(text)? {
+        0 => Err("give at least 1".into()),
+        _ => number(text),
+    }
 }
 
 /// What is told on stderr.

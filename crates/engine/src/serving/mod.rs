@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  front (HTTP, text)                                worker (ranks, schedulers)
-//!  ToEngine::Submit, Abort, Report  ──────────────▶  run(): drain the inbox, one step, events out
-//!  per-request streams              ◀──────────────  FromEngine::Events, Load, Reports
+//!  ToEngine::Submit, Abort, Pulse   ──────────────▶  run(): drain the inbox, one step, events out
+//!  per-request streams              ◀──────────────  FromEngine::Events, Load, Pulses
 //! ```
 //! Both ends are a pair of channels. `frames` carries them between pipes to a worker in a process of its own.
 
@@ -12,5 +12,5 @@ mod protocol;
 mod worker;
 
 pub use protocol::{EngineInfo, Event, FromEngine, LoadReport, ToEngine};
-pub use scheduler::{QueueFull, QueueLimits, Queued};
+pub use scheduler::{Places, QueueFull, QueueLimits, Queued};
 pub use worker::run;

@@ -10,6 +10,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use serde::Serialize;
 
+/// Utilization is of no shorter time.
+const UTILIZATION_S: f64 = 0.5;
+
 /// A rank, as metrics and the page show it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct RankState {
@@ -31,11 +34,11 @@ pub struct RankState {
     pub waiting_s: f64,
     /// Seconds of its last step.
     pub last_step_s: f64,
-    /// The share of the time between its last two reports in which it computed.
+    /// The share of the time between two of its last reports in which it computed.
     pub utilization: Option<f64>,
-    /// When it told of itself.
+    /// When the first of those was, and how long it had computed by then.
     #[serde(skip)]
-    told: Option<Instant>,
+    since: Option<(Instant, f64)>,
     /// Bytes by kind.
     pub memory_bytes: Memory,
     /// Bytes that it gave to other ranks.
@@ -96,10 +99,14 @@ impl RankState {
 
     /// What it has done meanwhile.
     pub fn update(&mut self, pulse: &RankPulse, now: Instant) {
-        let past_s = self.told.replace(now).map(|told| now.saturating_duration_since(told).as_secs_f64());
-        // Reports take their time: one that came late must not make it more than all.
-        let share = |past_s: f64| ((pulse.busy_s - self.busy_s) / past_s).clamp(0.0, 1.0);
-        self.utilization = past_s.filter(|&past_s| past_s > 0.0).map(share).or(self.utilization);
+        let (since, busy_s) = *self.since.get_or_insert((now, pulse.busy_s));
+        let past_s = now.saturating_duration_since(since).as_secs_f64();
+        // Of a short time, a single step is all or nothing.
+        if past_s >= UTILIZATION_S {
+            // Reports take their time: one that came late must not make it more than all.
+            self.utilization = Some(((pulse.busy_s - busy_s) / past_s).clamp(0.0, 1.0));
+            self.since = Some((now, pulse.busy_s));
+        }
         self.steps = pulse.steps;
         self.busy_s = pulse.busy_s;
         self.communication_s = pulse.communication_s;
@@ -128,7 +135,9 @@ pub(super) fn encode(ranks: &[RankState], encoder: &mut DescriptorEncoder) -> Re
         }),
         ("rank_waiting_seconds", "Time in which it waited for other ranks", |rank| rank.waiting_s),
         ("rank_sent_bytes", "Given to other ranks", |rank| rank.sent_bytes as f64),
-        ("rank_received_bytes", "Taken over from the stage before", |rank| rank.received_bytes as f64),
+        ("rank_stage_received_bytes", "Activations taken over from the stage before", |rank| {
+            rank.received_bytes as f64
+        }),
     ];
     for (name, help, value) in counters {
         let name = format!("anysplit:{name}");
@@ -144,7 +153,7 @@ pub(super) fn encode(ranks: &[RankState], encoder: &mut DescriptorEncoder) -> Re
         ConstGauge::new(rank.last_step_s)
             .encode(metric.encode_family(&[("rank", rank.rank.to_string())])?)?;
     }
-    let help = "Share of the time between its last two reports in which it computed, 1 is all";
+    let help = "Share of the time since it was asked before in which it computed, 1 is all";
     let mut metric = encoder.encode_descriptor("anysplit:rank_utilization", help, None, MetricType::Gauge)?;
     for rank in ranks {
         if let Some(share) = rank.utilization {
@@ -172,14 +181,14 @@ mod tests {
     #[test]
     fn utilization_is_of_the_time_between_two_reports() {
         let (mut rank, began) = (RankState::default(), Instant::now());
-        let mut told = |busy_s: f64, at_s: u64| {
+        let mut told = |busy_s: f64, at_s: f64| {
             let pulse = RankPulse { busy_s, free_bytes: Some(5), ..RankPulse::default() };
-            rank.update(&pulse, began + Duration::from_secs(at_s));
+            rank.update(&pulse, began + Duration::from_secs_f64(at_s));
             rank.utilization
         };
         assert_eq!(
-            [told(30.0, 0), told(33.0, 4), told(33.0, 6), told(99.0, 8)],
-            [None, Some(0.75), Some(0.0), Some(1.0)]
+            [told(30.0, 0.0), told(33.0, 4.0), told(33.25, 4.25), told(34.5, 6.0), told(99.0, 8.0)],
+            [None, Some(0.75), Some(0.75), Some(0.75), Some(1.0)]
         );
         assert!(rank.memory_bytes.kinds().any(|kind| kind == ("free", 5)));
     }

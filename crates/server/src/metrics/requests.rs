@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use axum::http::{Method, StatusCode};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -15,9 +16,18 @@ struct Finished {
     finished_reason: &'static str,
 }
 
+/// An answer. All of its values are of a few.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Answered {
+    method: &'static str,
+    status: u16,
+    handler: String,
+}
+
 /// Counters and histograms. Cloning shares them.
 #[derive(Clone)]
 pub struct RequestMetrics {
+    http: Family<Answered, Counter>,
     success: Family<Finished, Counter>,
     prompts: Counter,
     params_n: Histogram,
@@ -55,8 +65,14 @@ const CHOICES: [f64; 7] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 128.0];
 
 impl Default for RequestMetrics {
     fn default() -> Self {
+        let success = Family::<Finished, Counter>::default();
+        // A rate needs a counter that was there before.
+        for end in End::ALL {
+            drop(success.get_or_create(&Finished { finished_reason: end.name() }));
+        }
         RequestMetrics {
-            success: Family::default(),
+            http: Family::default(),
+            success,
             prompts: Counter::default(),
             params_n: Histogram::new(CHOICES),
             params_max_tokens: Histogram::new(TOKENS),
@@ -79,6 +95,8 @@ impl Default for RequestMetrics {
 impl RequestMetrics {
     /// Names them.
     pub(super) fn register(&self, registry: &mut Registry) {
+        let help = "Answers to HTTP requests, by route";
+        registry.register("http_requests", help, self.http.clone());
         let name = "anysplit:request_success";
         registry.register(name, "Requests that are over, by why", self.success.clone());
         let name = "anysplit:prompt_tokens";
@@ -117,6 +135,20 @@ impl RequestMetrics {
         ] {
             registry.register(format!("anysplit:{name}"), help, metric.clone());
         }
+    }
+
+    /// A HTTP request is answered. `route` is the path of a route, if there is one for it.
+    pub fn answered(&self, method: &Method, status: StatusCode, route: Option<&str>) {
+        let method = match *method {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            Method::HEAD => "HEAD",
+            Method::OPTIONS => "OPTIONS",
+            // Clients may call theirs anything.
+            _ => "other",
+        };
+        let handler = route.unwrap_or("none").replace("{*", "{");
+        self.http.get_or_create(&Answered { method, status: status.as_u16(), handler }).inc();
     }
 
     /// So many completions of a prompt are asked for, of so many tokens each.

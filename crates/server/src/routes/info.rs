@@ -11,6 +11,7 @@ use crate::{metrics, status};
 
 /// OpenMetrics text.
 pub async fn metrics(State(app): State<Shared>) -> Response {
+    app.requests.hear_ranks().await;
     let model = &app.config.served_model_names[0];
     let text = metrics::text(model, &app.requests.metrics, app.requests.snapshot());
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -19,6 +20,7 @@ pub async fn metrics(State(app): State<Shared>) -> Response {
 
 /// What the page shows.
 pub async fn status(State(app): State<Shared>) -> Response {
+    app.requests.hear_ranks().await;
     json_response(StatusCode::OK, &status::status(&app))
 }
 

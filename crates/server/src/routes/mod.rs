@@ -6,6 +6,7 @@ mod info;
 mod models;
 mod openapi;
 pub mod page;
+mod part;
 mod probes;
 mod tokenize;
 
@@ -88,7 +89,10 @@ pub fn table() -> Vec<Route> {
         get_("/health", doc("Whether the server lives", Answer::Json(answers::health)), get(probes::health)),
         get_(
             "/ready",
-            doc("Whether it takes requests, and steps come", Answer::Json(answers::health)),
+            doc(
+                "Whether it takes requests, and steps come: 503 while one waits and none has come for 60 s",
+                Answer::Json(answers::health),
+            ),
             get(probes::ready),
         ),
         get_(

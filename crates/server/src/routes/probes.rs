@@ -6,8 +6,8 @@ use axum::response::Response;
 use serde_json::json;
 
 use crate::app::Shared;
-use crate::requests::Worker;
 use crate::wire::errors::{ApiError, json_response};
+use crate::worker::Worker;
 
 /// 200 unless the worker has failed, also while the server drains.
 pub async fn health(State(app): State<Shared>) -> Result<Response, ApiError> {

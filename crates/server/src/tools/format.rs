@@ -38,6 +38,19 @@ pub enum Way {
     Python,
 }
 
+const MISTRAL: Format = Format {
+    name: "mistral",
+    ways: &[Way::Json, Way::Named],
+    opener: "[TOOL_CALLS]",
+    tokens: &["[CALL_ID]", "[ARGS]"],
+    is_bare: false,
+    begin: "[",
+    separator: Some(","),
+    end: "]",
+    arguments: "arguments",
+    marks: &["[TOOL_CALLS]"],
+};
+
 /// By how sure their marks are. The last one is for models that know none.
 pub const FORMATS: &[Format] = &[
     Format {
@@ -64,30 +77,8 @@ pub const FORMATS: &[Format] = &[
         arguments: "arguments",
         marks: &["[func_name1("],
     },
-    Format {
-        name: "mistral",
-        ways: &[Way::Named, Way::Json],
-        opener: "[TOOL_CALLS]",
-        tokens: &["[CALL_ID]", "[ARGS]"],
-        is_bare: false,
-        begin: "[",
-        separator: Some(","),
-        end: "]",
-        arguments: "arguments",
-        marks: &["[ARGS]"],
-    },
-    Format {
-        name: "mistral",
-        ways: &[Way::Json, Way::Named],
-        opener: "[TOOL_CALLS]",
-        tokens: &["[CALL_ID]", "[ARGS]"],
-        is_bare: false,
-        begin: "[",
-        separator: Some(","),
-        end: "]",
-        arguments: "arguments",
-        marks: &["[TOOL_CALLS]"],
-    },
+    Format { ways: &[Way::Named, Way::Json], marks: &["[ARGS]"], ..MISTRAL },
+    MISTRAL,
     Format {
         name: "llama3_json",
         ways: &[Way::Json],

@@ -25,6 +25,8 @@ pub struct Parser {
     format: &'static Format,
     /// Functions that there are, with their parameters; others are text.
     functions: Arc<[(String, Value)]>,
+    /// Whether the completion is nothing but calls, so that what is no part of one is none of the text either.
+    is_forced: bool,
     state: State,
     /// Text that nothing was told of.
     held: String,
@@ -62,9 +64,10 @@ enum State {
 }
 
 impl Parser {
-    /// At the beginning of a completion that may call these functions.
-    pub fn new(format: &'static Format, functions: Arc<[(String, Value)]>) -> Self {
-        Parser { format, functions, state: State::Start, held: String::new(), has_called: false }
+    /// At the beginning of a completion that may call these functions; or must, and is held to that: then it has no content,
+    /// wherever it is cut off.
+    pub fn new(format: &'static Format, functions: Arc<[(String, Value)]>, is_forced: bool) -> Self {
+        Parser { format, functions, is_forced, state: State::Start, held: String::new(), has_called: false }
     }
 
     /// Takes text.
@@ -72,12 +75,16 @@ impl Parser {
         self.held.push_str(text);
         let mut pieces = Vec::new();
         while self.step(&mut pieces) {}
-        pieces
+        self.told(pieces)
     }
 
     /// The completion is over: what was held back.
     pub fn finish(&mut self) -> Vec<Piece> {
         let mut pieces = Vec::new();
+        if self.is_forced {
+            pieces.extend(self.cut_call().map(Piece::Call));
+            return pieces;
+        }
         if let State::Each { enough, .. } = &mut self.state {
             *enough = 0;
             while self.step(&mut pieces) {}
@@ -94,6 +101,22 @@ impl Parser {
             add(&mut pieces, Piece::Content(rest));
         }
         pieces
+    }
+
+    /// Pieces without what is none of the text.
+    fn told(&self, mut pieces: Vec<Piece>) -> Vec<Piece> {
+        pieces.retain(|piece| !self.is_forced || !matches!(piece, Piece::Content(_)));
+        pieces
+    }
+
+    /// The function of a call that was cut off before its arguments, if it is known. What must be a call is JSON.
+    fn cut_call(&self) -> Option<String> {
+        let State::Opened(opener, is_first) = self.state else { return None };
+        let call = &self.held[opener..];
+        let begin = if is_first { self.format.begin } else { "" };
+        let Found::Yes((), at) = mark(call, begin) else { return None };
+        let name = scan::cut_name(&call[at..])?;
+        self.functions.iter().any(|(known, _)| *known == name).then_some(name)
     }
 
     /// Goes on as far as is sure; whether there may be more to do.

@@ -12,7 +12,7 @@ fn functions() -> Arc<[(String, Value)]> {
 fn parsed(name: &str, text: &str) -> Parsed {
     let format = Format::named(name).unwrap();
     let read = |parts: &[&str]| {
-        let mut parser = Parser::new(format, functions());
+        let mut parser = Parser::new(format, functions(), false);
         let mut parsed = Parsed::default();
         for part in parts {
             parser.push(part).into_iter().for_each(|piece| parsed.add(piece));
@@ -110,7 +110,7 @@ fn calls_that_are_no_json_come_out_as_json() {
 fn a_long_argument_is_whole_and_prose_that_looks_like_calls_is_text() {
     let long = "def g(x):\n    return '<' + x\n".repeat(2000);
     let text = format!("<tool_call><function=f><parameter=a>\n{long}\n</parameter></function></tool_call>");
-    let mut parser = Parser::new(Format::named("qwen3_coder").unwrap(), functions());
+    let mut parser = Parser::new(Format::named("qwen3_coder").unwrap(), functions(), false);
     let mut told = Parsed::default();
     text.as_bytes().chunks(5).for_each(|part| {
         parser.push(str::from_utf8(part).unwrap()).into_iter().for_each(|piece| told.add(piece));
@@ -176,7 +176,7 @@ fn what_only_looks_like_a_call_is_text_and_nothing_of_it_is_lost() {
     let text = "<tool_call> is <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
     assert_eq!(parsed("hermes", text), calls("<tool_call> is", &[("f", "{}")]));
     let long = format!("<tool_call>{{\"name\": \"{}", "x".repeat(2 * HELD_MAX));
-    let mut parser = Parser::new(Format::named("hermes").unwrap(), functions());
+    let mut parser = Parser::new(Format::named("hermes").unwrap(), functions(), false);
     let mut told = Parsed::default();
     long.as_bytes().chunks(1000).for_each(|part| {
         parser.push(str::from_utf8(part).unwrap()).into_iter().for_each(|piece| told.add(piece));
@@ -199,7 +199,7 @@ fn white_space_is_not_held_for_ever_wherever_it_stands() {
         ),
     ] {
         let read = |step: usize| {
-            let mut parser = Parser::new(Format::named(name).unwrap(), functions());
+            let mut parser = Parser::new(Format::named(name).unwrap(), functions(), false);
             let (mut parsed, mut held) = (Parsed::default(), 0);
             let text = format!("{before}{blanks}");
             let parts = text.as_bytes().chunks(step).chain(behind.as_bytes().chunks(step));
@@ -232,4 +232,35 @@ fn keys_in_another_order_and_arguments_as_text_are_read_too() {
     assert_eq!(parsed("hermes", turned), calls("", &[("f", "{\"a\":1}")]));
     let text = "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}</tool_call>";
     assert_eq!(parsed("hermes", text), calls("", &[("f", "{\"a\": 1}")]));
+}
+
+#[test]
+fn what_must_be_calls_has_no_content_wherever_it_is_cut_off() {
+    for format in FORMATS {
+        let call = format!("{{\"name\": \"f\", \"{}\": {A}}}", format.arguments);
+        let text = format!("{} {}{call} {}", format.opener, format.begin, format.end);
+        let named = text.find("\"f\"").unwrap() + 3;
+        let (begun, over) = (text.find(A).unwrap(), text.find(A).unwrap() + A.len());
+        for (cut, _) in text.char_indices().chain([(text.len(), ' ')]) {
+            let read = |parts: &mut dyn Iterator<Item = &str>| {
+                let mut parser = Parser::new(format, functions(), true);
+                let mut parsed = Parsed::default();
+                parts.for_each(|part| parser.push(part).into_iter().for_each(|piece| parsed.add(piece)));
+                parser.finish().into_iter().for_each(|piece| parsed.add(piece));
+                parsed
+            };
+            let whole = read(&mut std::iter::once(&text[..cut]));
+            assert_eq!(
+                read(&mut text[..cut].split_inclusive(|_: char| true)),
+                whole,
+                "{}: {cut}",
+                format.name
+            );
+            let expected = match cut {
+                cut if cut < named => calls("", &[]),
+                cut => calls("", &[("f", &text[begun..cut.clamp(begun, over)])]),
+            };
+            assert_eq!(whole, expected, "{}: {:?}", format.name, &text[..cut]);
+        }
+    }
 }

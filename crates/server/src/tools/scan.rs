@@ -132,6 +132,19 @@ pub fn call(text: &str, arguments: &str) -> Found<Begun> {
     }
 }
 
+/// The name of a call whose beginning is cut off, if that comes first and is whole.
+pub fn cut_name(text: &str) -> Option<String> {
+    let Found::Yes((), at) = mark(text, "{") else { return None };
+    let value = match key(&text[at..]) {
+        Found::Yes(key, taken) if key == "name" => at + taken,
+        _ => return None,
+    };
+    match string(&text[value + blanks(&text[value..])..]) {
+        Found::Yes(name, _) => Some(name),
+        Found::Open | Found::No => None,
+    }
+}
+
 /// Reads `NAME[CALL_ID]…[ARGS]`, of which the marks may be missing, up to before the arguments' bracket.
 pub fn named(text: &str) -> Found<String> {
     let start = blanks(text);

@@ -1,6 +1,9 @@
 //! `/v1/completions`.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
+use server::ServerConfig;
 
 use super::client::post;
 use super::engine::{EOS, Harness, TEXT, ids, says, says_text, tokenizer};
@@ -43,6 +46,25 @@ fn a_batch_has_its_choices_in_the_order_of_its_prompts() {
     assert_eq!(whole["usage"]["prompt_tokens_details"]["cached_tokens"], 2, "once per prompt");
     let ids = json!({"prompt": [[9, 10], [9, 11]], "max_tokens": 1});
     assert_eq!(post(server.address, PATH, &ids).json()["choices"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn prompts_of_a_batch_have_luck_of_their_own_unless_the_client_gives_a_seed() {
+    let seeds = |config: ServerConfig, seed: Value| {
+        let server = Harness::new(config, says_text);
+        let body = json!({"prompt": ["a", "a", "a"], "n": 2, "seed": seed});
+        post(server.address, PATH, &body).json();
+        [(); 6].map(|()| server.submitted().1.sampling.seed)
+    };
+    assert_eq!(seeds(Default::default(), json!(7)), [7, 8, 7, 8, 7, 8], "what each gets alone");
+    for config in [ServerConfig::default(), ServerConfig { seed: Some(1), ..Default::default() }] {
+        let drawn = seeds(config, Value::Null);
+        let different: BTreeSet<u64> = drawn.into_iter().collect();
+        assert_eq!(different.len(), drawn.len(), "{drawn:?}");
+        assert!(drawn.chunks(2).all(|of_prompt| of_prompt[1] == of_prompt[0].wrapping_add(1)));
+    }
+    let config = || ServerConfig { seed: Some(1), ..Default::default() };
+    assert_eq!(seeds(config(), Value::Null), seeds(config(), Value::Null), "a server's seed repeats itself");
 }
 
 #[test]

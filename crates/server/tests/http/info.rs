@@ -55,7 +55,7 @@ fn metrics_have_vllms_names_and_count() {
     let server = Harness::new(Default::default(), says_text);
     post(server.address, "/v1/completions", &json!({"prompt": "a", "max_tokens": 3}));
     let text = || get(server.address, "/metrics").text();
-    // The load comes behind the tokens, the ranks' report behind the first look.
+    // The load comes behind the tokens.
     until("metrics tell of the request", || {
         let text = text();
         text.contains("generation_tokens_total{model_name=\"model\"} 3")
@@ -92,6 +92,55 @@ fn metrics_have_vllms_names_and_count() {
         "anysplit:rank_memory_bytes{",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn answers_are_counted_by_route_and_status_and_no_client_can_make_up_a_label() {
+    let server = Harness::new(Default::default(), says_text);
+    post(server.address, "/v1/completions", &json!({"prompt": "a"}));
+    post(server.address, "/v1/completions", &json!({"prompt": 1.5}));
+    get(server.address, "/v1/completions");
+    get(server.address, "/v1/models/some%2Fmodel");
+    for (method, path) in [("GET", "/some/path"), ("GET", "/another"), ("BREW", "/coffee")] {
+        super::client::send(server.address, method, path, &[], b"");
+    }
+    let text = get(server.address, "/metrics").text();
+    for line in [
+        "method=\"POST\",status=\"200\",handler=\"/v1/completions\"} 1",
+        "method=\"POST\",status=\"400\",handler=\"/v1/completions\"} 1",
+        "method=\"GET\",status=\"405\",handler=\"/v1/completions\"} 1",
+        "method=\"GET\",status=\"404\",handler=\"/v1/models/{id}\"} 1",
+        "method=\"GET\",status=\"404\",handler=\"none\"} 2",
+        "method=\"other\",status=\"404\",handler=\"none\"} 1",
+    ] {
+        let line = format!("http_requests_total{{model_name=\"model\",{line}");
+        assert!(text.contains(&line), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains("BREW") && !text.contains("coffee"));
+}
+
+#[test]
+fn all_reasons_are_there_before_the_first_request() {
+    let server = Harness::new(Default::default(), says_text);
+    let text = get(server.address, "/metrics").text();
+    for reason in ["stop", "length", "abort", "error"] {
+        let line = format!("request_success_total{{model_name=\"model\",finished_reason=\"{reason}\"}} 0\n");
+        assert!(text.contains(&line), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn ranks_are_told_of_as_they_are_now() {
+    let server = Harness::new(Default::default(), says_text);
+    for n in 1..4 {
+        post(server.address, "/v1/completions", &json!({"prompt": "a", "max_tokens": 3}));
+        until("the step is told of", || get(server.address, "/status").json()["load"]["steps"] == n);
+        // The load comes behind the tokens; with it there, who asks hears what the ranks have done by then.
+        let status = get(server.address, "/status").json();
+        assert_eq!(status["ranks"][1]["steps"], n, "{status}");
+        let line = format!("rank_steps_total{{model_name=\"model\",rank=\"1\"}} {n}");
+        assert!(get(server.address, "/metrics").text().contains(&line));
     }
 }
 

@@ -4,13 +4,14 @@ use std::io::BufReader;
 use std::io::Write;
 use std::time::Duration;
 
-use engine::serving::QueueLimits;
-use engine::serving::{Event, FromEngine, ToEngine};
+use engine::serving::{EngineInfo, Event, FromEngine, QueueLimits, ToEngine};
 use serde_json::json;
 use server::{Limits, ServeError, ServerConfig, Timeouts};
 
 use super::client::{chunk, connect, get, head, post, read};
-use super::engine::{Harness, ids, info, never_ends, never_starts, says_text, until, waits_on_request};
+use super::engine::{
+    Harness, Script, ids, info, never_ends, never_starts, says_text, until, waits_on_request,
+};
 
 const PATH: &str = "/v1/completions";
 const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
@@ -36,27 +37,59 @@ fn a_server_answers_while_its_model_loads() {
     assert_eq!(post(server.address, PATH, &body).status, 200);
 }
 
+/// With so many places, all of them free, of which the queue is beside.
+fn queue(max_num_seqs: usize, queue: QueueLimits, script: Script) -> Harness {
+    let limits = Limits { queue, ..Default::default() };
+    let server = Harness::loading(ServerConfig { limits, ..Default::default() }, script);
+    server.tell(FromEngine::Ready(EngineInfo { max_num_seqs, ..info() }));
+    until("the server is ready", || get(server.address, "/ready").status == 200);
+    server
+}
+
 #[test]
 fn a_full_queue_is_429_with_a_time_and_has_room_again_when_a_client_leaves() {
-    let limits = Limits { queue: QueueLimits { requests: 2, tokens: 100 }, ..Default::default() };
-    let server = Harness::new(ServerConfig { limits, ..Default::default() }, never_starts);
-    let waits = |body: &serde_json::Value| {
-        let mut stream = connect(server.address);
-        stream.write_all(&head("POST", PATH, JSON, body.to_string().as_bytes())).unwrap();
-        (stream, server.submitted().0)
-    };
-    let body = json!({"prompt": [5, 6]});
-    let (first, id) = waits(&body);
-    let _second = waits(&body);
-    let refused = post(server.address, PATH, &body);
-    assert_eq!(refused.error(), (429, "queue_full".into(), String::new()));
-    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=60).contains(&seconds));
-    drop(first);
-    server.aborted(id);
-    let _third = waits(&body);
-    let never = post(server.address, PATH, &json!({"prompt": [5], "n": 3}));
-    assert_eq!(never.error(), (400, "request_too_large".into(), String::new()), "waiting would not help");
+    // Whether those that came first have begun yet makes no difference.
+    for script in [never_starts as Script, never_ends] {
+        let server = queue(2, QueueLimits { requests: 2, tokens: 100 }, script);
+        let waits = |body: &serde_json::Value| {
+            let mut stream = connect(server.address);
+            stream.write_all(&head("POST", PATH, JSON, body.to_string().as_bytes())).unwrap();
+            (stream, server.submitted().0)
+        };
+        let body = json!({"prompt": [5, 6], "stream": true});
+        let mut four: Vec<_> = (0..4).map(|_| waits(&body)).collect();
+        for _ in 0..3 {
+            let refused = post(server.address, PATH, &body);
+            assert_eq!(refused.error(), (429, "queue_full".into(), String::new()));
+            let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+            assert!((1..=60).contains(&seconds));
+        }
+        let (first, id) = four.remove(0);
+        drop(first);
+        server.aborted(id);
+        let _fifth = waits(&body);
+        assert_eq!(post(server.address, PATH, &body).status, 429);
+        let never = post(server.address, PATH, &json!({"prompt": [5], "n": 5}));
+        assert_eq!(never.error(), (400, "request_too_large".into(), String::new()), "waiting would not help");
+        // Whoever leaves gives back what it had, begun or not.
+        for (stream, id) in four {
+            drop(stream);
+            server.aborted(id);
+        }
+        let _three = [(); 3].map(|()| waits(&body));
+        assert_eq!(post(server.address, PATH, &body).status, 429);
+    }
+}
+
+#[test]
+fn a_server_without_a_queue_takes_what_it_has_places_for_in_one_request_or_several() {
+    let server = queue(8, QueueLimits { requests: 0, tokens: 100 }, says_text);
+    // They end, so their places are free again.
+    for _ in 0..3 {
+        assert_eq!(post(server.address, PATH, &json!({"prompt": [5], "n": 8})).status, 200);
+    }
+    let never = post(server.address, PATH, &json!({"prompt": [5], "n": 9}));
+    assert_eq!(never.error(), (400, "request_too_large".into(), String::new()));
 }
 
 #[test]
@@ -64,7 +97,7 @@ fn what_never_fits_the_queue_is_refused_before_it_is_built() {
     let limits = Limits { queue: QueueLimits { requests: 1000, tokens: 2000 }, ..Default::default() };
     let server = Harness::new(ServerConfig { limits, ..Default::default() }, never_starts);
     for body in [
-        json!({"prompt": vec![[1]; 500_000], "n": 128}),
+        json!({"prompt": vec![[1]; 300_000], "n": 128}),
         json!({"prompt": vec!["a"; 500_000], "n": 2}),
         json!({"prompt": vec![vec![1; 100]; 21]}),
         json!({"prompt": vec!["a b c d e f g h"; 50], "n": 10}),
@@ -89,7 +122,9 @@ fn tokens_of_the_queue_count_too() {
 fn a_request_has_a_deadline() {
     let config = timeouts(Timeouts { request: Some(Duration::from_millis(50)), ..Default::default() });
     let server = Harness::new(config, never_ends);
-    assert_eq!(post(server.address, PATH, &json!({"prompt": "a"})).error().1, "request_timeout");
+    let late = post(server.address, PATH, &json!({"prompt": "a"}));
+    assert_eq!(late.error(), (504, "request_timeout".into(), String::new()));
+    assert_eq!(late.header("x-should-retry"), Some("false"), "the same again would take as long");
     let (id, _) = server.submitted();
     server.aborted(id);
     // With an event, or with a status if it passed before the first token.
@@ -196,6 +231,34 @@ fn a_server_can_end_with_its_worker() {
             assert_eq!(message, "config.json is malformed")
         }
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_worker_that_dies_ends_the_server_at_once_whoever_still_sends() {
+    // The time to drain is longer than a test waits, and has nothing to do with it.
+    for is_draining in [false, true] {
+        let hour = Timeouts { shutdown: Duration::from_secs(3600), ..Default::default() };
+        let config = ServerConfig { ends_with_worker: true, ..timeouts(hour) };
+        let mut server = Harness::new(config, never_ends);
+        let mut running = BufReader::new(connect(server.address));
+        running.get_mut().write_all(&head("POST", PATH, JSON, b"{\"prompt\": \"a\"}")).unwrap();
+        server.submitted();
+        let mut sending = BufReader::new(connect(server.address));
+        let headers = [JSON, &[("Expect", "100-continue")]].concat();
+        let request = head("POST", PATH, &headers, b"{\"prompt\": \"a\"}");
+        sending.get_mut().write_all(&request[..request.len() - 10]).unwrap();
+        // Whoever reads the body says so.
+        assert_eq!(read(&mut sending).unwrap().status, 100);
+        if is_draining {
+            server.shut_down();
+            until("it drains", || get(server.address, "/ready").status == 503);
+        }
+        server.tell(FromEngine::Failed { message: "rank 1 was killed".into(), is_usage: false });
+        assert_eq!(read(&mut running).unwrap().error().1, "engine_failed");
+        assert!(matches!(server.ends(), Err(ServeError::Worker { is_usage: false, .. })));
+        assert!(std::net::TcpStream::connect(server.address).is_err(), "nobody listens");
+        assert!(read(&mut sending).is_none(), "its connection is closed");
     }
 }
 

@@ -125,6 +125,38 @@ fn an_answer_of_calls_only_has_no_content_and_one_of_text_no_calls() {
 }
 
 #[test]
+fn a_forced_call_that_is_cut_off_is_as_much_of_a_call_as_there_is_and_never_content() {
+    let server = Harness::new(Default::default(), |id, request| says(id, request, &ids(&TWO[11..])));
+    let all = ids(&TWO[11..]).len();
+    let choices = [json!("required"), json!({"type": "function", "function": {"name": "get_weather"}})];
+    for choice in choices {
+        let mut lengths = Vec::new();
+        for max_tokens in 1..all {
+            let fields = json!({"tool_choice": choice, "max_tokens": max_tokens});
+            let whole = post(server.address, PATH, &ask(fields.clone())).json()["choices"][0].clone();
+            assert_eq!(whole["finish_reason"], "length");
+            let content = whole["message"]["content"].as_str().unwrap_or_default();
+            assert_eq!(content, "", "{max_tokens} tokens");
+            let functions: Vec<Value> = whole["message"]["tool_calls"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|call| call["function"].clone())
+                .collect();
+            lengths.push(functions.len());
+
+            let mut streamed = fields;
+            streamed["stream"] = true.into();
+            let same = joined(&post(server.address, PATH, &ask(streamed)).events());
+            assert_eq!(same["content"], "");
+            let same = same["calls"].as_array().unwrap().iter().map(|call| call["function"].clone());
+            assert_eq!(same.collect::<Vec<_>>(), functions, "{max_tokens} tokens");
+        }
+        assert!(lengths.is_sorted() && lengths.contains(&0) && lengths.contains(&1), "{lengths:?}");
+    }
+}
+
+#[test]
 fn the_choice_of_tools_is_what_the_engine_is_held_to() {
     let server = Harness::new(Default::default(), says_two);
     let grammar = |fields: Value| {
@@ -179,6 +211,37 @@ fn a_format_of_its_own_is_read_and_what_must_be_a_call_is_held_to_json() {
     strict[0]["function"]["strict"] = true.into();
     let (status, _, param) = post(server.address, PATH, &ask(json!({"tools": strict}))).error();
     assert_eq!((status, param.as_str()), (400, "tools"));
+}
+
+#[test]
+fn an_answer_has_one_call_where_no_more_are_wanted_however_calls_are_written() {
+    const XML: &str = "Two:\n<tool_call>\n<function=get_weather>\n<parameter=city>\nMøn\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>";
+    let config = server::ServerConfig { tool_call_parser: Some("qwen3_coder".into()), ..Default::default() };
+    let xml = Harness::new(config, |id, request| says(id, request, &[ids(XML), vec![EOS[0]]].concat()));
+    let json = Harness::new(Default::default(), says_two);
+    // Nothing can be held to it.
+    let far = json!({"type": "object", "properties": {"city": {"$ref": "http://127.0.0.1:9/a.json"}}});
+    let mut tools = tools();
+    tools[0]["function"]["parameters"] = far;
+    for (server, several) in [(&xml, true), (&xml, false), (&json, true), (&json, false)] {
+        let fields = json!({"parallel_tool_calls": several, "tools": tools, "stream": false});
+        let answer = post(server.address, PATH, &ask(fields.clone())).json();
+        assert_eq!(server.submitted().1.grammar, None);
+        let calls = answer["choices"][0]["message"]["tool_calls"].as_array().unwrap().iter();
+        let calls: Vec<Value> = calls.map(|call| call["function"].clone()).collect();
+        let names: Vec<&Value> = calls.iter().map(|call| &call["name"]).collect();
+        assert_eq!(names, if several { vec!["get_weather", "now"] } else { vec!["get_weather"] });
+        assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+        let mut streamed = fields;
+        streamed["stream"] = true.into();
+        let events = post(server.address, PATH, &ask(streamed)).events();
+        server.submitted();
+        let same = joined(&events);
+        assert_eq!(same["content"], answer["choices"][0]["message"]["content"]);
+        let same = same["calls"].as_array().unwrap().iter().map(|call| call["function"].clone());
+        assert_eq!(same.collect::<Vec<_>>(), calls);
+        assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+    }
 }
 
 #[test]

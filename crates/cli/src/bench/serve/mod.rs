@@ -62,10 +62,11 @@ pub struct ServeArgs {
     #[arg(long, env = "ANYSPLIT_BASE_URL", default_value = "http://127.0.0.1:8000", value_name = "URL")]
     base_url: String,
     /// The server's host, in place of --base-url
-    #[arg(long, env = "ANYSPLIT_HOST", conflicts_with = "base_url", value_name = "HOST")]
+    // No twins in the environment: they are those of a server that is started there.
+    #[arg(long, conflicts_with = "base_url", value_name = "HOST")]
     host: Option<String>,
     /// Its port, which is 8000 if only --host is given
-    #[arg(long, env = "ANYSPLIT_PORT", conflicts_with = "base_url", value_name = "PORT")]
+    #[arg(long, conflicts_with = "base_url", value_name = "PORT")]
     port: Option<u16>,
     /// How requests are worded
     #[arg(
@@ -197,6 +198,13 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     };
     let wanted = args.num_prompts.saturating_add(args.num_warmups);
     let source = Source::of(args, wanted)?;
+    if let Some(folder) = result_folder(args) {
+        // Whether a result can be kept is known before it is measured.
+        let can_write = std::fs::create_dir_all(&folder).and_then(|()| tempfile::tempfile_in(&folder));
+        can_write.map_err(|e| {
+            CliError::Usage(format!("--save-result: no file can be in {}: {e}", folder.display()))
+        })?;
+    }
     let path = address.path(args.endpoint.as_deref().unwrap_or(args.endpoint_type.path()));
     let api_key = args.api_key.clone().or_else(|| std::env::var(OPENAI_API_KEY).ok());
     // An empty one is none: so a variable can be overruled.
@@ -348,14 +356,24 @@ fn told(args: &ServeArgs, model: &str, run: &Run) -> Result<(), CliError> {
     }
 }
 
+/// Where a result will be.
+fn result_folder(args: &ServeArgs) -> Option<PathBuf> {
+    let file = result_file(args, "result");
+    args.save_result.then(|| whole_file::directory(&file).to_owned())
+}
+
+/// The file of a result, which has a name of its own unless it was given one.
+fn result_file(args: &ServeArgs, own_name: &str) -> PathBuf {
+    let name = args.result_filename.clone().unwrap_or_else(|| own_name.into());
+    args.result_dir.clone().unwrap_or_default().join(name)
+}
+
 fn save(report: &Report) -> Result<(), CliError> {
     if !report.args.save_result {
         return Ok(());
     }
-    let name = report.args.result_filename.clone().unwrap_or_else(|| report.file_name().into());
-    let file = report.args.result_dir.clone().unwrap_or_default().join(name);
-    let saved = std::fs::create_dir_all(whole_file::directory(&file))
-        .and_then(|()| whole_file::write(&file, |whole| writeln!(whole, "{}", report.json())));
+    let file = result_file(report.args, &report.file_name());
+    let saved = whole_file::write(&file, |whole| writeln!(whole, "{}", report.json()));
     saved.map_err(|e| CliError::failed(format!("cannot write {}: {e}", file.display())))?;
     job::say!("the result is in {}", file.display());
     Ok(())
