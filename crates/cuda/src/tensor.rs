@@ -82,12 +82,6 @@ impl Queue {
         Ok(bytes.chunks_exact(4).map(number).collect())
     }
 
-    pub fn copy(&self, from: Address, to: Address, bytes: usize) {
-        if self.0.is_sound() && bytes > 0 {
-            self.0.note(self.0.driver.copy(from, to, bytes));
-        }
-    }
-
     /// Runs a kernel, unless it has no blocks.
     pub fn launch(&self, kernel: Kernel, grid: Grid, arguments: Arguments) {
         if self.0.is_sound() && !grid.blocks.contains(&0) {
