@@ -18,6 +18,12 @@ class Misused(Failed):
     """What could not have worked with these options and files, so that nothing was done."""
 
 
+class Unavailable(Failed):
+    """What is needed and can't be had here. Who runs all checks skips one that says so."""
+
+    STATUS = 77
+
+
 class Arguments(argparse.ArgumentParser):
     """A parser that says what is wrong in a line."""
 
@@ -29,12 +35,13 @@ class Arguments(argparse.ArgumentParser):
 
 
 def end(main: Callable[[], int], failed: int = 1) -> NoReturn:
-    """Runs a script, and exits with the status that `main` gives, with 2 if it was misused, or with `failed`."""
+    """Runs a script, and exits with the status that `main` gives, with 2 if it was misused, with that of what is unavailable, or
+    with `failed`."""
     try:
         sys.exit(main())
     except Failed as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, Misused) else failed)
+        sys.exit(2 if isinstance(error, Misused) else Unavailable.STATUS if isinstance(error, Unavailable) else failed)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(failed)

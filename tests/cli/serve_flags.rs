@@ -118,3 +118,10 @@ fn a_drain_that_cuts_requests_off_says_how_many() {
     let last = end.stderr.last().unwrap();
     assert_eq!(last, "1 request was cut off after 0 s (--shutdown-timeout)");
 }
+
+#[test]
+fn as_many_sequences_as_a_number_can_say_may_run() {
+    let served = Served::start("--max-num-seqs 9223372036854775808 --dp 2");
+    assert_eq!(served.completion(&greedy("The harbor", 3))["usage"]["completion_tokens"], 3);
+    served.ends();
+}

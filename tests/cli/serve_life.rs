@@ -78,6 +78,46 @@ fn a_server_that_is_asked_to_end_finishes_what_runs_and_refuses_the_rest() {
 }
 
 #[test]
+fn who_asks_all_of_its_processes_to_end_gets_no_other_end() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut served = Served::start("");
+        let body = json!({"prompt": "The", "max_tokens": 1200, "temperature": 0, "ignore_eos": true, "stream": true});
+        let mut running = served.connect();
+        running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+        running.read_exact(&mut [0; 64]).unwrap();
+        served.running.signal_child_of_first(signal);
+        let asked = served.running.signal(signal);
+        let mut rest = String::new();
+        running.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "{rest}");
+        let end = served.running.ends(asked);
+        assert_eq!(end.status, Some(0), "{signal:?}: {:?}", end.stderr);
+    }
+}
+
+#[test]
+fn a_worker_that_dies_while_its_server_ends_is_a_failure() {
+    let mut served = Served::start("");
+    let body =
+        json!({"prompt": "The", "max_tokens": 2000, "temperature": 0, "ignore_eos": true, "stream": true});
+    let mut running = served.connect();
+    running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+    running.read_exact(&mut [0; 64]).unwrap();
+    served.running.signal(Signal::TERM);
+    served.until("it drains", |served| {
+        let late = TcpStream::connect(served.address);
+        late.is_err() || served.post("/v1/completions", &greedy("The", 1)).status == 503
+    });
+    let killed = served.running.signal_child_of_first(Signal::KILL);
+    let mut rest = String::new();
+    running.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("engine_failed"), "{rest}");
+    let end = served.running.ends(killed);
+    assert_eq!(end.status, Some(1), "{:?}", end.stderr);
+    assert!(end.line().contains("worker") && end.line().contains("signal: 9"), "{:?}", end.stderr);
+}
+
+#[test]
 fn with_no_patience_running_requests_are_ended_with_an_error() {
     let served = Served::start("--shutdown-timeout 0");
     let body =
@@ -112,12 +152,16 @@ fn what_cannot_be_served_is_told_in_one_line() {
 
 #[test]
 fn a_worker_that_dies_ends_its_requests_and_the_server() {
-    let mut served = Served::start("--tp 2");
+    let mut served = Served::start("--tp 2 --shutdown-timeout 3600");
     let body =
         json!({"prompt": "The", "max_tokens": 2000, "temperature": 0, "ignore_eos": true, "stream": true});
     let mut running = served.connect();
     running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
     running.read_exact(&mut [0; 64]).unwrap();
+    // One that is still being sent is waited for no longer.
+    let mut sending = served.connect();
+    let request = post("/v1/completions", &body);
+    sending.write_all(&request.as_bytes()[..request.len() - 10]).unwrap();
     let killed = served.running.signal_child_of_first(Signal::KILL);
     let mut rest = String::new();
     running.read_to_string(&mut rest).unwrap();

@@ -118,7 +118,7 @@ fn processes_of_a_job_are_in_one_file_by_one_clock() {
     let clock = trace["otherData"]["clock"].as_str().unwrap();
     assert!(clock.contains("were compared") && clock.contains("µs"), "{clock}");
     // Also over a network it is known who waited.
-    let waits = threads.values().flatten().filter(|event| event["name"] == "waiting for other ranks");
+    let waits = threads.values().flatten().filter(|event| event["name"] == "waiting");
     assert!(waits.clone().count() > 0 && waits.clone().all(|event| event["cat"] == "waiting"));
     // Both are in the same all-reduces.
     let began = |rank: u64| {

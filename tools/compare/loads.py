@@ -11,12 +11,13 @@ from typing import Callable, Iterator
 
 from compare.anysplit import Anysplit
 from compare.servers import Server
+from script import Failed
 
 # Of a request, unless a case says otherwise.
 INPUT, OUTPUT = 128, 64
 LONG = 2048
-# Running streams beside which a long prompt arrives, and their tokens: they outlive it.
-STREAMS, STREAM_OUTPUT = 8, 400
+# Running streams beside which a long prompt arrives, their tokens, and the share of them that a stream has before it does.
+STREAMS, STREAM_OUTPUT, SHARE_BEFORE = 8, 400, 0.5
 # Requests that run at a time, and those that wait beside them.
 RUNNING, FEW, MANY = 32, 32, 1000
 IDS = range(100, 30000)
@@ -56,25 +57,32 @@ def beside_a_long_prompt(engine: Engine, ours: Anysplit, seed: int) -> Numbers:
     prompts = [(draw.choices(IDS, k=INPUT), STREAM_OUTPUT) for _ in range(STREAMS)]
     prompts.append((draw.choices(IDS, k=LONG), 1))
     with engine.server(STREAMS + 1, LONG + STREAM_OUTPUT + SPARE) as server, _file(prompts) as path:
+        # As fast as this server is: the streams begin one after the other, and all must outlive the long prompt.
+        itl_s = 1e-3 * server.ask(ours, *_random(STREAMS, seed + 1000))["median_itl_ms"]
+        rate = STREAMS / (SHARE_BEFORE * STREAM_OUTPUT * itl_s)
         dataset = ["--dataset-name", "file", "--dataset-path", path, "--num-prompts", len(prompts)]
-        found = server.ask(ours, *dataset, "--request-rate", 0.5, "--burstiness", "inf")
+        found = server.ask(ours, *dataset, "--request-rate", f"{rate:.4f}", "--burstiness", "inf")
     return gaps(found)
 
 
 def gaps(found: dict) -> Numbers:
     """Of streams, of which the last request is the long prompt: gaps that end before it comes, all streams running, or that
-    overlap the time from its coming to its first token."""
+    overlap the time from its coming to its first token. All streams must run throughout that time."""
     start, first = found["start_times"][-1], found["start_times"][-1] + found["ttfts"][-1]
     begun = max(sent + ttft for sent, ttft in zip(found["start_times"][:-1], found["ttfts"]))
     before, beside = [], []
     for sent, ttft, itls in zip(found["start_times"][:-1], found["ttfts"], found["itls"]):
         at = sent + ttft
+        if at + sum(itls) < first:
+            raise Failed("a stream was over before the long prompt had its first token; a longer STREAM_OUTPUT may do")
         for itl in itls:
             at += itl
             if begun < at - itl and at < start:
                 before.append(itl)
             elif at > start and at - itl < first:
                 beside.append(itl)
+    if begun >= start or min(len(before), len(beside)) < 2:
+        raise Failed("the long prompt came before all streams ran; a larger SHARE_BEFORE may do")
     usual, late = median(before), quantiles(beside, n=100, method="inclusive")[98]
     return {
         "usual_ms": 1e3 * usual,

@@ -1,6 +1,8 @@
 """What cannot work ends in one line with status 2, before anything is measured, and leaves files as they were."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -198,3 +200,29 @@ class Clients(Scripts):
     def test_a_name_that_is_none_and_a_binary_that_is_not_there_are_refused(self) -> None:
         self.refused(self.run_script("clients/check", "openai", "nobody"), "'nobody'", "openai", "lm_eval")
         self.refused(self.run_script("clients/check", "--binary", self.here / "none"), "none", "--binary")
+
+    def test_what_cannot_be_installed_is_told_and_is_no_misuse(self) -> None:
+        empty = {"PATH": str(self.here), "XDG_CACHE_HOME": str(self.here)}
+        command = [sys.executable, self.tools / "clients/check", "--binary", self.binary, "node"]
+        done = subprocess.run(list(map(str, command)), env=empty, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 77, done.stderr)
+        self.assertRegex(done.stderr, "error: there is no npm")
+
+
+class Page(Scripts):
+    def test_a_browser_that_is_not_there_is_told_and_is_no_misuse(self) -> None:
+        env = os.environ | {"CHROMIUM": str(self.here / "none")}
+        done = subprocess.run(["bash", self.tools / "page/check"], env=env, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 77, done.stderr)
+        self.assertRegex(done.stderr, "missing: .*/none")
+
+
+class Ci(unittest.TestCase):
+    def test_only_a_check_that_says_so_is_skipped(self) -> None:
+        text = (TOOLS.parent / ".ci/run").read_text()
+        function = re.search(r"^where_possible\(\) {$.*?^}$", text, re.MULTILINE | re.DOTALL)[0]
+        for status, ends, told in [(0, 0, "0 s"), (77, 0, "skipped"), (2, 1, "failed"), (1, 1, "failed"), (127, 1, "failed")]:
+            script = f"set -euo pipefail; {function}; where_possible sh -c 'exit {status}'"
+            done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+            self.assertEqual(done.returncode, ends, status)
+            self.assertIn(told, done.stdout + done.stderr)

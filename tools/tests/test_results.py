@@ -9,6 +9,7 @@ import speed_picture
 from compare.loads import gaps
 from compare.results import rows, table
 from compare.shapes import SHAPES
+from script import Failed
 
 
 def sample(engine: str, rate: float, fraction: float, split: str = "1x2") -> dict:
@@ -61,6 +62,17 @@ class Servers(unittest.TestCase):
         self.assertAlmostEqual(found["beside_ms"], 300)
         self.assertAlmostEqual(found["p99_by_usual"], 3)
         self.assertEqual(found["long_ttft_s"], 1.4)
+
+    def test_streams_that_do_not_run_beside_all_of_a_long_prompt_are_no_result(self):
+        lasting, brief = [0.1] * 60, [0.1] * 30
+        for itls, starts, said in [
+            ([lasting, brief], [0.0, 1.0, 3.5], "was over before"),
+            ([lasting, []], [0.0, 1.0, 3.5], "was over before"),
+            ([lasting, lasting], [0.0, 3.2, 3.5], "before all streams ran"),
+            ([[9.0], [9.0]], [0.0, 1.0, 3.5], "before all streams ran"),
+        ]:
+            with self.assertRaisesRegex(Failed, said):
+                gaps({"start_times": starts, "ttfts": [0.5, 0.5, 1.4], "itls": [*itls, []]})
 
     def test_the_table_has_the_ratio_of_medians_where_both_ran(self):
         ours = [{"what": "alone", "engine": "anysplit", "round": n, "rate": rate} for n, rate in enumerate([30, 10, 20])]

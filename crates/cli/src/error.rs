@@ -113,12 +113,16 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// What clap says with a range of Rust, in words.
+/// What clap says with a range of Rust, in words. What a user gave may say the same of anything.
 fn in_words(told: &str) -> String {
-    let Some((before, range)) = told.split_once(" is not in ") else { return told.to_owned() };
-    match range.split_once("..=") {
-        Some((min, max)) => format!("{before} is not from {min} to {max}"),
-        None => format!("{before} is not {} or more", range.trim_end_matches("..")),
+    let is_number = |text: &str| text.parse::<i128>().is_ok();
+    match told.rsplit_once(" is not in ").map(|(before, range)| (before, range.split_once(".."))) {
+        Some((before, Some((min, "")))) if is_number(min) => format!("{before} is not {min} or more"),
+        Some((before, Some((min, end)))) => match end.strip_prefix('=') {
+            Some(max) if is_number(min) && is_number(max) => format!("{before} is not from {min} to {max}"),
+            _ => told.to_owned(),
+        },
+        _ => told.to_owned(),
     }
 }
 
@@ -146,4 +150,21 @@ pub fn panicked(panic: &(dyn Any + Send)) -> ExitCode {
 /// A text without line breaks.
 pub fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_words;
+
+    #[test]
+    fn only_ranges_are_put_into_words() {
+        for (told, words) in [
+            ("invalid value '9': 9 is not in 1..=8", "invalid value '9': 9 is not from 1 to 8"),
+            ("'x is not in y': 0 is not in 1..", "'x is not in y': 0 is not 1 or more"),
+            ("invalid value 'a is not in b' for '--dtype'", "invalid value 'a is not in b' for '--dtype'"),
+            ("invalid value '1 is not in 2..=3' for 'x'", "invalid value '1 is not in 2..=3' for 'x'"),
+        ] {
+            assert_eq!(in_words(told), words);
+        }
+    }
 }

@@ -29,11 +29,20 @@ impl Dispatch {
         self.waiting.push_back((id, request));
     }
 
-    /// The next request that finds a replica with fewer than `most` requests.
+    /// The next request that finds a replica on which fewer than `most` run. One with a grammar leaves its place to those behind
+    /// it until that is ready; then the next place is its own. Where enough are on their way there, it is passed over.
     pub fn assign(&mut self, most: usize) -> Option<Assigned> {
-        let (id, request) = self.waiting.front()?;
-        let replica = self.router.assign(*id, &request.prompt, request.work(), most)?;
-        let (id, request) = self.waiting.pop_front()?;
+        let mut at = 0;
+        let replica = loop {
+            let (id, request) = self.waiting.get(at)?;
+            let prepares = request.grammar.is_some();
+            match self.router.assign(*id, &request.prompt, request.work(), prepares, most) {
+                Some(replica) => break replica,
+                None if prepares && self.router.has_room(most) => at += 1,
+                None => return None,
+            }
+        };
+        let (id, request) = self.waiting.remove(at)?;
         Some(Assigned { replica, id, request })
     }
 
@@ -50,6 +59,9 @@ impl Dispatch {
     /// Notes what became of a request; `false` if it was aborted, and its replica did not know yet.
     pub fn note(&mut self, event: &Event) -> bool {
         let is_known = self.router.replica_of(event.id()).is_some();
+        if let Event::Started { id, .. } = event {
+            self.router.started(*id);
+        }
         if is_known && event.is_last() {
             self.router.done(event.id());
         }
@@ -69,5 +81,35 @@ impl Dispatch {
     /// Whether there are no requests.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.router.ids().next().is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::Grammar;
+
+    #[test]
+    fn who_came_first_is_first_also_behind_grammars_that_are_not_ready() {
+        let mut dispatch = Dispatch::new(1);
+        let grammar = || Some(Arc::new(Grammar::Regex("a".into())));
+        for (id, grammar) in [(0, grammar()), (1, grammar()), (2, None), (3, None), (4, grammar())] {
+            dispatch.submit(id, GenerateRequest { prompt: vec![1], grammar, ..GenerateRequest::default() });
+        }
+        let next = |dispatch: &mut Dispatch| dispatch.assign(1).map(|assigned| assigned.id);
+        // One place, and one grammar at a time.
+        assert_eq!([(); 3].map(|()| next(&mut dispatch)), [Some(0), Some(2), None]);
+        assert!(dispatch.note(&Event::Started { id: 0, cached_tokens: 0 }));
+        dispatch.end(2);
+        assert_eq!(next(&mut dispatch), None, "the place is that of the grammar that is ready");
+        dispatch.end(0);
+        assert_eq!([(); 3].map(|()| next(&mut dispatch)), [Some(1), Some(3), None]);
+        // Who gives up leaves nothing behind.
+        assert_eq!([dispatch.end(1), dispatch.end(3)], [Some(0), Some(0)]);
+        assert_eq!(next(&mut dispatch), Some(4));
+        dispatch.end(4);
+        assert!(dispatch.is_idle() && dispatch.router.has_room(1));
     }
 }

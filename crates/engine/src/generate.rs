@@ -122,7 +122,8 @@ impl Engine {
         self.replica.settle(&mut *self.leader, &mut |_| {})
     }
 
-    /// Whether there is nothing to do, and [`Engine::load_report`] is that of now.
+    /// Whether there is nothing to do, and [`Engine::load_report`] has no request any more. A step that was on its way when all
+    /// its requests were aborted may still be counted later.
     pub fn is_idle(&self) -> bool {
         self.dispatch.is_idle() && self.replica.is_idle() && self.peers.have_read_all()
     }

@@ -221,7 +221,7 @@ impl<D: HostDevice> Ranks<D> {
 }
 
 impl<D: HostDevice> Leader for Ranks<D> {
-    fn issue_step(&mut self, command: &Command, late: LateEdits) -> Result<(), EngineError> {
+    fn issue_step(&mut self, command: &Command, late: &mut dyn LateEdits) -> Result<(), EngineError> {
         let result = self.leading.issue_step(command, late);
         self.explained(result)
     }

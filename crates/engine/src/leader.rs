@@ -12,16 +12,16 @@ use crate::EngineError;
 use crate::pulse::RankPulse;
 use crate::report::RankReport;
 use crate::trace::RankTrace;
-use crate::worker::{Command, LateEdits, Reply, Worker};
+use crate::worker::{Command, LateEdits, NoEdits, Reply, Worker};
 
 /// A replica's leader, whatever its device.
 pub(crate) trait Leader {
     /// Has all ranks of the replica do something. For a step, [`Leader::collect`] must be called once.
     fn issue(&mut self, command: &Command) -> Result<(), EngineError> {
-        self.issue_step(command, &mut Vec::new)
+        self.issue_step(command, &mut NoEdits)
     }
     /// The same. If the command doesn't have the step's edits, `late` makes them when this rank's forward pass is done.
-    fn issue_step(&mut self, command: &Command, late: LateEdits) -> Result<(), EngineError>;
+    fn issue_step(&mut self, command: &Command, late: &mut dyn LateEdits) -> Result<(), EngineError>;
     /// What the oldest step came to that was not collected yet.
     fn collect(&mut self) -> Result<Reply, EngineError>;
     /// What each rank of the replica holds and has spent.
@@ -70,7 +70,7 @@ impl<D: HostDevice> Leading<D> {
 }
 
 impl<D: HostDevice> Leader for Leading<D> {
-    fn issue_step(&mut self, command: &Command, late: LateEdits) -> Result<(), EngineError> {
+    fn issue_step(&mut self, command: &Command, late: &mut dyn LateEdits) -> Result<(), EngineError> {
         let reply = self.as_rank(|worker| worker.lead_step(command, late))?;
         self.replies.extend(reply);
         Ok(())

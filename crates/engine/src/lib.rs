@@ -14,6 +14,7 @@ mod grammar;
 mod groups;
 mod helper;
 mod kv_size;
+mod large_stack;
 mod launch;
 mod leader;
 mod memory;

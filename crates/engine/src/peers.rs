@@ -1,7 +1,8 @@
 //! What rank 0 knows of the other replicas, and what is on its way to them.
 //!
-//! A transport holds a few MB. If both ends waited until the other takes something out, they would wait for ever: so rank 0
-//! sends only what surely has room, and keeps the rest until the replica says that it has read what came before.
+//! A transport holds some MB from one rank to another; among very many ranks of a host it is less, 64 KiB at least. If both ends
+//! waited until the other takes something out, they would wait for ever: so rank 0 sends only what has room, unless there are
+//! that many, and keeps the rest until the replica says that it has read what came before.
 
 use std::collections::VecDeque;
 

@@ -65,11 +65,14 @@ impl Engine {
     /// Bytes that were asked for must be there, as far as they are used.
     fn check_memory(&self, asked: u64, blocks: usize) -> Result<(), EngineError> {
         let bytes = self.kv_bytes().saturating_mul((blocks * KV_BLOCK) as u64);
+        let caches = match self.ranks_here {
+            1 => "the KV cache of this host's rank".to_owned(),
+            ranks => format!("the KV caches of this host's {ranks} ranks"),
+        };
         match memory::available_bytes() {
             Some(available) if bytes > available => Err(EngineError::Request(format!(
-                "--kv-cache-memory-bytes {asked}: the KV caches of this host's {} ranks would take {bytes} bytes, and \
-                 there are {available} bytes of memory left; give less, or a smaller --max-model-len or --max-num-seqs",
-                self.ranks_here
+                "--kv-cache-memory-bytes {asked}: {caches} would take {bytes} bytes, and there are {available} bytes of \
+                 memory left; give less, or a smaller --max-model-len or --max-num-seqs"
             ))),
             _ => Ok(()),
         }

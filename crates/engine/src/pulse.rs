@@ -21,8 +21,8 @@ pub struct RankPulse {
     pub busy_s: f64,
     /// Seconds in which it and other ranks exchanged something, without waiting for them.
     pub communication_s: f64,
-    /// Seconds of steps in which it waited for other ranks, as far as the transport knows. Between steps it waits for work,
-    /// which is the rest of its time.
+    /// Seconds of steps in which it waited for other ranks, as far as the transport knows, or, if it leads, for what a grammar
+    /// allows. Between steps it waits for work, which is the rest of its time.
     pub waiting_s: f64,
     /// Bytes that it gave to other ranks, as far as the transport counts them.
     pub sent_bytes: u64,

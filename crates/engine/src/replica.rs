@@ -31,7 +31,7 @@ use crate::serving::{Event, LoadReport};
 use crate::worker::Reply;
 
 use flight::{AskOf, Flight};
-use masks::{Held, Masks};
+use masks::{AfterMasks, Held, Masks};
 use running::Running;
 use starting::Starting;
 
@@ -309,13 +309,10 @@ impl Replica {
         let (flight, command) = self.flight_of(lane, batch);
         let now = Instant::now();
         leader.leave();
-        let (masks, running) = (&mut self.masks, &mut self.running);
-        let mut joined = Ok(());
-        leader.issue_step(&command, &mut || {
-            joined = masks.join(running, &flight.asks);
-            flight.edits(running)
-        })?;
-        joined?;
+        let mut late =
+            AfterMasks { masks: &self.masks, running: &mut self.running, flight: &flight, joined: Ok(()) };
+        leader.issue_step(&command, &mut late)?;
+        late.joined?;
         self.fill.issued(flight.prompt_rows > 0);
         let lane_of = &mut self.lanes[lane];
         match flight.samples() {

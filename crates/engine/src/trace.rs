@@ -271,7 +271,7 @@ fn assemble(
                 traced.detail = made.map(|[rows, cols]| words.place(&format!("-> [{rows}, {cols}]")));
             }
             What::Wait => {
-                traced.name = words.place("waiting for other ranks");
+                traced.name = words.place("waiting");
                 traced.category = Category::Waiting;
             }
             What::Part { part, exchanged } => {

@@ -12,7 +12,7 @@ use model::{
     replicated_bytes_per_token,
 };
 use serde::{Deserialize, Serialize};
-use tensor::{Device, KvDType, LogitEdit, OpCost, Part, StepMeta};
+use tensor::{Device, Exchanged, KvDType, LogitEdit, OpCost, Part, StepMeta};
 
 use crate::clocks::ClockOffset;
 use crate::cost::StepCosts;
@@ -56,8 +56,24 @@ impl Command {
     }
 }
 
-/// Makes the edits of a step whose command doesn't have them.
-pub(crate) type LateEdits<'a> = &'a mut dyn FnMut() -> Vec<LogitEdit>;
+/// The edits of a step whose command doesn't have them.
+pub(crate) trait LateEdits {
+    /// Waits until they can be made.
+    fn wait(&mut self);
+    /// Makes them.
+    fn make(&mut self) -> Vec<LogitEdit>;
+}
+
+/// None, and so nothing to wait for.
+pub(crate) struct NoEdits;
+
+impl LateEdits for NoEdits {
+    fn wait(&mut self) {}
+
+    fn make(&mut self) -> Vec<LogitEdit> {
+        Vec::new()
+    }
+}
 
 /// What a rank tells its leader.
 #[derive(Debug, Serialize, Deserialize)]
@@ -132,11 +148,15 @@ impl<D: Device> Worker<D> {
     /// The leader: has all ranks of the replica do something, and does its own part. A step of a single stage ends
     /// with its reply.
     pub fn lead(&mut self, command: &Command) -> Result<Option<Reply>, ModelError> {
-        self.lead_step(command, &mut Vec::new)
+        self.lead_step(command, &mut NoEdits)
     }
 
     /// The same. `late` makes the step's edits if the command doesn't have them.
-    pub fn lead_step(&mut self, command: &Command, late: LateEdits) -> Result<Option<Reply>, ModelError> {
+    pub fn lead_step(
+        &mut self,
+        command: &Command,
+        late: &mut dyn LateEdits,
+    ) -> Result<Option<Reply>, ModelError> {
         if self.groups.mesh.replica_size() > 1 {
             self.say(command, Part::Scheduler)?;
         }
@@ -152,9 +172,16 @@ impl<D: Device> Worker<D> {
     }
 
     /// The edits of a step whose command didn't have them. Those that don't lead wait for them.
-    fn late_edits(&self, late: Option<LateEdits>) -> Result<Vec<LogitEdit>, ModelError> {
+    fn late_edits(&self, late: Option<&mut dyn LateEdits>) -> Result<Vec<LogitEdit>, ModelError> {
         if let Some(late) = late {
-            let edits = self.dev.span(Part::Sampling, late);
+            let edits = self.dev.span(Part::Sampling, || {
+                let since = Instant::now();
+                late.wait();
+                // Another thread works; this rank does nothing.
+                let waited = Some((since, since.elapsed()));
+                self.dev.exchanged(Exchanged { op: "edits", bytes: 0, waited });
+                late.make()
+            });
             if self.groups.mesh.replica_size() > 1 {
                 self.say(&edits, Part::Sampling)?;
             }
@@ -214,7 +241,11 @@ impl<D: Device> Worker<D> {
         Ok(self.in_the_replica().send_bytes(&bytes, 0)?)
     }
 
-    fn run(&mut self, command: &Command, late: Option<LateEdits>) -> Result<Option<Reply>, ModelError> {
+    fn run(
+        &mut self,
+        command: &Command,
+        late: Option<&mut dyn LateEdits>,
+    ) -> Result<Option<Reply>, ModelError> {
         match command {
             Command::AllocateKv { blocks } => {
                 self.kv = None;

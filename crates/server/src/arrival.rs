@@ -1,4 +1,4 @@
-//! When a request came. Every request has this as an extension.
+//! When a request came. The guard takes this extension of a request into its ticket.
 
 use std::time::{Duration, Instant};
 

@@ -11,8 +11,18 @@ use crate::wire::errors::ApiError;
 
 /// How deep JSON may nest.
 const DEPTH_MAX: usize = 100;
-/// How many values it may have: each takes some 80 bytes once it is parsed, and two in the text.
-const VALUES_MAX: usize = 2 << 20;
+/// How many bytes its values may take once they are parsed, besides long texts: a million token ids, and some more.
+const VALUES_BYTES_MAX: usize = 160 << 20;
+/// One of a list. Lists grow by doubling, so there may be room for another.
+const ITEM_BYTES: usize = 2 * size_of::<Value>();
+/// A list with room for its first items.
+const LIST_BYTES: usize = 4 * size_of::<Value>();
+/// What an object keeps of a key beside its value: a text and its hash.
+const ENTRY_BYTES: usize = size_of::<String>() + size_of::<u64>();
+/// A key, whose value is an item; with the least that a text takes.
+const KEY_BYTES: usize = 2 * ENTRY_BYTES + 32;
+/// An object with room for its first keys, and a table to find them by.
+const OBJECT_BYTES: usize = 3 * (size_of::<Value>() + ENTRY_BYTES) + 64;
 
 /// What `take` makes of the JSON of a request, on a thread for such work.
 ///
@@ -134,7 +144,7 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
 
 /// One pass over the text, before anything is allocated for it.
 fn check_size(bytes: &[u8]) -> Result<(), ApiError> {
-    let (mut depth, mut values, mut in_text, mut escaped) = (0usize, 1usize, false, false);
+    let (mut depth, mut weight_bytes, mut in_text, mut escaped) = (0usize, 0usize, false, false);
     for &byte in bytes {
         match byte {
             _ if escaped => escaped = false,
@@ -143,19 +153,21 @@ fn check_size(bytes: &[u8]) -> Result<(), ApiError> {
             _ if in_text => {}
             b'[' | b'{' => {
                 depth += 1;
-                values += 1;
+                weight_bytes += if byte == b'[' { LIST_BYTES } else { OBJECT_BYTES };
                 if depth > DEPTH_MAX {
                     let message = format!("the body nests more than {DEPTH_MAX} deep");
                     return Err(ApiError::bad(message).code("too_deep"));
                 }
             }
             b']' | b'}' => depth = depth.saturating_sub(1),
-            b',' => values += 1,
+            b',' => weight_bytes += ITEM_BYTES,
+            b':' => weight_bytes += KEY_BYTES,
             _ => {}
         }
     }
-    if values > VALUES_MAX {
-        let message = format!("the body has more than {VALUES_MAX} values");
+    if weight_bytes > VALUES_BYTES_MAX {
+        let max = VALUES_BYTES_MAX >> 20;
+        let message = format!("the body has so many values that they would take more than {max} MiB");
         return Err(ApiError::bad(message).code("too_many_values"));
     }
     Ok(())
@@ -183,10 +195,14 @@ mod tests {
     #[test]
     fn bombs_are_refused_before_they_are_parsed() {
         assert_eq!(parse("[".repeat(1 << 20).as_bytes()).unwrap_err().code, Some("too_deep"));
-        assert_eq!(
-            parse(format!("[{}1]", "1,".repeat(3 << 20)).as_bytes()).unwrap_err().code,
-            Some("too_many_values")
-        );
+        let nested = format!("{}1{}", "{\"\":".repeat(95), "}".repeat(95));
+        for (item, count) in [("1", 3 << 20), ("{\"\":1}", 400_000), ("[1]", 500_000), (&nested, 5000)] {
+            let list = format!("[{}1]", format!("{item},").repeat(count));
+            assert_eq!(parse(list.as_bytes()).unwrap_err().code, Some("too_many_values"), "{item}");
+        }
+        let prompt = format!("[{}1]", "100000,".repeat(128 << 10));
+        let batch = format!("[{}[1]]", format!("{prompt},").repeat(8));
+        assert!(parse(batch.as_bytes()).is_ok(), "a batch of long prompts is none");
         // Brackets in texts are text.
         assert!(parse(format!("\"{}\\\"[[[\"", "[".repeat(1000)).as_bytes()).is_ok());
     }

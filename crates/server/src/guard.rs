@@ -32,7 +32,7 @@ pub async fn guard(
     let _answering = Answering::of(&app);
     let (mut parts, body) = request.into_parts();
     let id = request_id(&parts.headers);
-    let ticket = Arc::new(Ticket::new(id.to_str().unwrap_or_default().to_owned(), arrival.at));
+    let ticket = Arc::new(Ticket::new(id.to_str().unwrap_or_default().to_owned(), arrival));
     parts.extensions.insert(ticket.clone());
     let origin = allowed_origin(&app, &parts.headers);
     let path = parts.uri.path().to_owned();

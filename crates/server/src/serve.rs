@@ -1,7 +1,6 @@
 //! A server's life: it accepts connections, and when it is told to end it drains.
 
-use std::future::Future;
-use std::pin::pin;
+use std::future::{Future, pending};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -26,6 +25,8 @@ use crate::work::TextThreads;
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// For answers that are complete to reach their clients, where the limit has passed.
 const FLUSH: Duration = Duration::from_secs(2);
+/// For errors to reach them, where the worker has failed: whoever runs the server hears of that once this is over.
+const FLUSH_FAILED: Duration = Duration::from_millis(500);
 /// After an accept that failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// That is told no more often.
@@ -59,7 +60,8 @@ pub enum ServeError {
 /// `config.timeouts.shutdown`. At the end the worker is told to stop.
 ///
 /// It serves from the start: `/health` answers while the model loads. A worker that fails ends its requests with errors and
-/// makes `/health` fail; the server goes on, and is ready again if the link says so, unless `config.ends_with_worker`.
+/// makes `/health` fail; the server goes on, and is ready again if the link says so. With `config.ends_with_worker` it ends at
+/// once instead, also while it drains.
 ///
 /// It wants a runtime of several threads, with timers and I/O.
 ///
@@ -77,26 +79,28 @@ pub async fn serve(
     let router = routes::router(app.clone());
     let (phase, _) = watch::channel(Phase::Serve);
     let connections = Arc::new(Semaphore::new(app.config.limits.connections as usize));
-    let mut result = Ok(());
-    let deadline;
-    {
-        let mut accepts = pin!(accept(&listener, &app, &router, &connections, &phase));
-        tokio::select! {
-            () = accepts.as_mut() => {}
-            () = shutdown => {
-                app.log.info("shutting down: running requests are finished, new ones refused");
-            }
-            (message, is_usage) = app.requests.failure(), if app.config.ends_with_worker => {
-                result = Err(ServeError::Worker { message, is_usage });
-            }
-        }
+    let told = async {
+        shutdown.await;
+        app.log.info("shutting down: running requests are finished, new ones refused");
         app.requests.drain();
-        deadline = Instant::now() + app.config.timeouts.shutdown;
-        tokio::select! {
-            () = accepts.as_mut() => {}
-            () = drained(&app, deadline) => {}
+        let deadline = Instant::now() + app.config.timeouts.shutdown;
+        drained(&app, deadline).await;
+        deadline.max(Instant::now() + FLUSH)
+    };
+    let failed = async {
+        match app.config.ends_with_worker {
+            true => app.requests.failure().await,
+            false => pending().await,
         }
-    }
+    };
+    // The listener closes with the first: who connects to a server that is at its end is refused.
+    let (result, deadline) = tokio::select! {
+        () = accept(listener, &app, &router, &connections, &phase) => (Ok(()), Instant::now()),
+        deadline = told => (Ok(()), deadline),
+        (message, is_usage) = failed => {
+            (Err(ServeError::Worker { message, is_usage }), Instant::now() + FLUSH_FAILED)
+        }
+    };
     let cut_off = app.requests.abort_all();
     if cut_off > 0 {
         let after = format!("after {} s (--shutdown-timeout)", app.config.timeouts.shutdown.as_secs_f64());
@@ -106,7 +110,7 @@ pub async fn serve(
     // Answers that are being written end; connections without one close.
     phase.send_replace(Phase::Finish);
     let all = connections.acquire_many(app.config.limits.connections);
-    if timeout_at(deadline.max(Instant::now() + FLUSH), all).await.is_err() {
+    if timeout_at(deadline, all).await.is_err() {
         phase.send_replace(Phase::Close);
     }
     app.requests.stop_worker();
@@ -178,7 +182,7 @@ async fn drained(app: &App, deadline: Instant) {
 
 /// Accepts for ever. Beyond the limit, connections wait in the system's queue.
 async fn accept(
-    listener: &TcpListener,
+    listener: TcpListener,
     app: &Shared,
     router: &Router,
     connections: &Arc<Semaphore>,

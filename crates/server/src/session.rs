@@ -173,7 +173,7 @@ impl Session {
         };
         let prompts = jobs.iter().zip(0..).map(of_job).collect();
         let batch = GenerateBatch { prompts, n: common.n, like: Box::new(like) };
-        let run = app.requests.submit(id, ticket.at, batch, wait)?;
+        let run = app.requests.submit(id, ticket.arrival.at, batch, wait)?;
         let usage = Usage { prompt_tokens, ..Usage::default() };
         ticket.begin(id, usage);
         jobs.iter().for_each(|job| app.requests.metrics.asked(common.n, job.max_tokens));

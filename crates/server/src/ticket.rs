@@ -3,12 +3,12 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Method, StatusCode};
 use hyper::body::{Body as _, Frame, SizeHint};
 
+use crate::arrival::Arrival;
 use crate::config::LogLevel;
 use crate::log::Log;
 use crate::wire::common::Usage;
@@ -18,8 +18,8 @@ use crate::wire::common::Usage;
 pub struct Ticket {
     /// What the header `X-Request-Id` says.
     pub id: String,
-    /// When it came.
-    pub at: Instant,
+    /// When it came, and when it must be over.
+    pub arrival: Arrival,
     completion: Mutex<Option<Completion>>,
 }
 
@@ -35,8 +35,8 @@ struct Completion {
 
 impl Ticket {
     /// That of a request which has just come.
-    pub fn new(id: String, at: Instant) -> Self {
-        Ticket { id, at, completion: Mutex::new(None) }
+    pub fn new(id: String, arrival: Arrival) -> Self {
+        Ticket { id, arrival, completion: Mutex::new(None) }
     }
 
     /// The engine has been asked for completions.
@@ -86,7 +86,7 @@ impl Line {
     fn text(&self) -> String {
         let completion = self.ticket.completion.lock().unwrap_or_else(PoisonError::into_inner);
         let status = self.status.map_or("-".into(), |status| status.as_u16().to_string());
-        let ms = self.ticket.at.elapsed().as_secs_f64() * 1e3;
+        let ms = self.ticket.arrival.at.elapsed().as_secs_f64() * 1e3;
         let id = completion.as_ref().map_or(&self.ticket.id, |completion| &completion.id);
         // Debug's quotes and escapes keep a path on one line.
         let mut text = format!("{} {:?} {status} {ms:.1} ms {id}", self.method, self.path);
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_line_tells_what_came_of_a_request() {
-        let ticket = Arc::new(Ticket::new("abc-123".into(), Instant::now()));
+        let ticket = Arc::new(Ticket::new("abc-123".into(), Arrival::now(None)));
         let mut line = line(&ticket);
         let text = line.text();
         assert!(text.starts_with("POST \"/v1/a\\nb\" - ") && text.ends_with(" ms abc-123, the client left"));

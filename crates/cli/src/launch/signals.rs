@@ -23,6 +23,12 @@ pub fn listen(signals: impl Iterator<Item = i32>) -> io::Result<Receiver<i32>> {
     Ok(receiver)
 }
 
+/// From here on this process doesn't end when it is asked to: another one says when it does. Programs that it starts are as they
+/// would be without.
+pub fn leave_the_end_to_another() -> io::Result<()> {
+    to_end().try_for_each(|signal| signal_hook::flag::register(signal, Arc::default()).map(drop))
+}
+
 /// A file that would exceed the limit of `ulimit -f` makes its write fail, and doesn't end this process. Programs that it starts
 /// are as they would be without.
 pub fn fail_at_file_limits() {

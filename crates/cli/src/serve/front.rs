@@ -2,7 +2,7 @@
 
 use std::process::Child;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::EngineOptions;
@@ -38,11 +38,25 @@ pub fn with_child(args: &ServeArgs, model: &OpenModel) -> Result<(), CliError> {
         move || end(&mut child.lock().unwrap_or_else(PoisonError::into_inner))
     };
     let link = front.link(to_engine, from_engine, ended.clone())?;
-    let served = front.runtime.block_on(front.serve(link));
+    let failure = front.failure.clone();
+    let (runtime, serving) = front.serve(link);
+    let served = runtime.block_on(serving);
+    // Also where it was about to end: requests that still ran have got errors.
+    let served = served.and_then(|()| match failure.get() {
+        Some((message, is_usage)) => Err(failed(message, *is_usage)),
+        None => Ok(()),
+    });
     // The server has told it, unless that failed.
     let _ = stop.send(ToEngine::Stop);
     drop(ended());
     served
+}
+
+fn failed(message: &str, is_usage: bool) -> CliError {
+    match is_usage {
+        true => CliError::Usage(message.into()),
+        false => CliError::failed(message.into()),
+    }
 }
 
 /// Serves with rank 0 of a job in this process, on this thread.
@@ -56,7 +70,8 @@ pub fn with_rank_0(
     let (to_engine, inbox) = channel();
     let (out, from_engine) = channel();
     let link = front.link(to_engine, from_engine, || None)?;
-    let served = front.runtime.spawn(front.serve(link));
+    let (runtime, serving) = front.serve(link);
+    let served = runtime.spawn(serving);
     let progress = |done, total| drop(out.send(FromEngine::Loading { done, total }));
     let ran = model.load_with(options, membership, &args.run, true, &progress).and_then(|engine| {
         let engine = engine.expect("rank 0 has the engine");
@@ -67,7 +82,7 @@ pub fn with_rank_0(
         let _ = out.send(FromEngine::Failed { message, is_usage });
     }
     drop(out);
-    let ended = front.runtime.block_on(served);
+    let ended = runtime.block_on(served);
     // The engine's error is the cause, and names a rank.
     ran.and(ended.unwrap_or_else(|e| Err(CliError::failed(format!("the server has failed: {e}")))))
 }
@@ -80,6 +95,8 @@ struct Front {
     text: TextModel,
     config: ServerConfig,
     is_quiet: bool,
+    /// Why the worker has failed, if it has; and whether the user's input is the cause.
+    failure: Arc<OnceLock<(String, bool)>>,
 }
 
 impl Front {
@@ -115,7 +132,8 @@ impl Front {
             names: config.served_model_names.clone(),
             has_keys: !config.api_keys.is_empty(),
         };
-        Ok(Front { runtime, listener, start_up, text, config, is_quiet })
+        let failure = Arc::default();
+        Ok(Front { runtime, listener, start_up, text, config, is_quiet, failure })
     }
 
     /// The way to a worker. How loading goes is shown on the way, and what is served once it is loaded. `ended` says why
@@ -127,6 +145,7 @@ impl Front {
         ended: impl FnOnce() -> Option<String> + Send + 'static,
     ) -> Result<Link, CliError> {
         let (sender, receiver) = channel();
+        let failure = self.failure.clone();
         let watch = move || {
             let bar = bytes_bar("loading", 0);
             for message in from_engine {
@@ -135,7 +154,11 @@ impl Front {
                         bar.set_length(*total);
                         bar.set_position(*done);
                     }
-                    FromEngine::Ready(_) | FromEngine::Failed { .. } => bar.finish_and_clear(),
+                    FromEngine::Ready(_) => bar.finish_and_clear(),
+                    FromEngine::Failed { message, is_usage } => {
+                        bar.finish_and_clear();
+                        let _ = failure.set((message.clone(), *is_usage));
+                    }
                     _ => {}
                 }
                 if sender.send(message).is_err() {
@@ -143,6 +166,7 @@ impl Front {
                 }
             }
             if let Some(message) = ended() {
+                let _ = failure.set((message.clone(), false));
                 let _ = sender.send(FromEngine::Failed { message, is_usage: false });
             }
         };
@@ -156,19 +180,19 @@ impl Front {
         Ok(Link { to_engine, from_engine: receiver, ready: Box::new(ready) })
     }
 
-    /// Serves until a signal, or until the worker fails.
-    fn serve(&self, link: Link) -> impl Future<Output = Result<(), CliError>> + Send + 'static {
-        let (text, config) = (self.text.clone(), self.config.clone());
-        let listener = self.listener.try_clone();
-        async move {
-            let listener = TcpListener::from_std(listener?)?;
+    /// Serves until a signal, or until the worker fails; on the runtime.
+    fn serve(self, link: Link) -> (Runtime, impl Future<Output = Result<(), CliError>> + Send + 'static) {
+        let Front { runtime, listener, text, config, .. } = self;
+        let serving = async move {
+            let listener = TcpListener::from_std(listener)?;
             let asked = asked_to_end()?;
             let served = server::serve(listener, link, text, config, async { drop(asked.await) }).await;
             served.map_err(|error| match error {
-                ServeError::Worker { message, is_usage: true } => CliError::Usage(message),
+                ServeError::Worker { message, is_usage } => failed(&message, is_usage),
                 other => CliError::failed(other.to_string()),
             })
-        }
+        };
+        (runtime, serving)
     }
 }
 

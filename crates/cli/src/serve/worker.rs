@@ -11,6 +11,7 @@ use engine::{Engine, EngineOptions};
 
 use super::ServeArgs;
 use crate::error::{CliError, one_line};
+use crate::launch::signals;
 use crate::membership::Membership;
 use crate::model::OpenModel;
 
@@ -25,8 +26,10 @@ pub fn is_this() -> bool {
     std::env::var_os(VARIABLE).is_some_and(|value| !value.is_empty())
 }
 
-/// The life of a worker. What goes wrong is told to the front, which prints it.
+/// The life of a worker. What goes wrong is told to the front, which prints it. Who asks all processes of a service to end means
+/// that running requests end first: so the worker ends when its front does, and not before.
 pub fn live(args: &ServeArgs, options: &EngineOptions, membership: &Membership) -> Result<(), CliError> {
+    signals::leave_the_end_to_another()?;
     let out: Sending<FromEngine> = frames::send(stdout())?;
     let inbox = until_the_front_ends(frames::receive(stdin())?)?;
     let told = out.sender.clone();

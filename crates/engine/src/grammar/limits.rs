@@ -3,6 +3,9 @@
 use llguidance::api::ParserLimits;
 use serde_json::Value;
 
+use super::depth;
+use super::lark::Lark;
+
 /// Bytes of a regular expression and of a grammar: a KiB of the worst takes a millisecond.
 const REGEX_BYTES_MAX: usize = 64 << 10;
 const LARK_BYTES_MAX: usize = 128 << 10;
@@ -40,32 +43,23 @@ pub fn check_regex(regex: &str) -> Result<(), String> {
 }
 
 /// # Errors
-/// Too long, or it has something that takes too long.
-pub fn check_lark(lark: &str) -> Result<(), String> {
-    check_bytes(lark, LARK_BYTES_MAX)?;
-    let mut joined = 0;
-    for (i, part) in lark.split("%json").enumerate() {
-        let mut rest = part;
-        if i > 0 {
-            let mut values = serde_json::Deserializer::from_str(part).into_iter();
-            if let Some(Ok(schema)) = values.next() {
-                check_schema(&schema)?;
-                rest = &part[values.byte_offset()..];
-            }
-        }
-        joined += rest.matches('&').count() + rest.matches('~').count();
+/// Too long, or it has something that takes too long or nests too deep.
+pub fn check_lark(text: &str) -> Result<(), String> {
+    check_bytes(text, LARK_BYTES_MAX)?;
+    let lark = Lark::of(text);
+    if lark.joins > JOINED_MAX {
+        return Err(format!("it has {} of & and ~, more than the {JOINED_MAX} allowed", lark.joins));
     }
-    if joined > JOINED_MAX {
-        return Err(format!("it has {joined} of & and ~, more than the {JOINED_MAX} allowed"));
-    }
-    Ok(())
+    lark.schemas.iter().try_for_each(check_schema)?;
+    depth::check_lark(&lark)
 }
 
 /// # Errors
-/// It has something that takes too long.
+/// It has something that takes too long or nests too deep.
 pub fn check_schema(schema: &Value) -> Result<(), String> {
     let mut count = Count { root: schema, values: 0, visits: 0 };
-    count.walk(schema)
+    count.walk(schema)?;
+    depth::check_schema(schema)
 }
 
 /// # Errors
@@ -115,10 +109,10 @@ impl<'a> Count<'a> {
     }
 
     /// How many patterns hold for one value, multiples among them.
-    fn joined(&mut self, schema: &'a Value, depth: usize) -> usize {
+    fn joined(&mut self, schema: &'a Value, levels: usize) -> usize {
         self.visits += 1;
         let Some(fields) = schema.as_object() else { return 0 };
-        if depth > 64 || self.visits > VISITS_MAX {
+        if levels > 64 || self.visits > VISITS_MAX {
             // References in a circle hold for nothing but themselves; the library says so.
             return if self.visits > VISITS_MAX { JOINED_MAX + 1 } else { 0 };
         }
@@ -129,18 +123,15 @@ impl<'a> Count<'a> {
                 "pattern" | "format" if value.is_string() => 1,
                 "multipleOf" => MULTIPLE,
                 "$ref" => {
-                    value.as_str().and_then(|at| self.resolve(at)).map_or(0, |at| self.joined(at, depth + 1))
+                    let at = value.as_str().and_then(|at| depth::resolve(self.root, at));
+                    at.map_or(0, |at| self.joined(at, levels + 1))
                 }
-                "allOf" => each.iter().map(|one| self.joined(one, depth + 1)).sum(),
-                "anyOf" | "oneOf" => each.iter().map(|one| self.joined(one, depth + 1)).max().unwrap_or(0),
+                "allOf" => each.iter().map(|one| self.joined(one, levels + 1)).sum(),
+                "anyOf" | "oneOf" => each.iter().map(|one| self.joined(one, levels + 1)).max().unwrap_or(0),
                 _ => 0,
             };
         }
         joined
-    }
-
-    fn resolve(&self, at: &str) -> Option<&'a Value> {
-        self.root.pointer(at.strip_prefix('#')?)
     }
 }
 

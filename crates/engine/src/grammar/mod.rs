@@ -2,6 +2,8 @@
 
 mod cache;
 mod conforming;
+mod depth;
+mod lark;
 mod limits;
 mod opened;
 #[cfg(test)]
@@ -22,7 +24,7 @@ use conforming::Held;
 use opened::Watch;
 
 use crate::text::Tokenizer;
-use crate::{EngineError, Grammar};
+use crate::{EngineError, Grammar, large_stack};
 
 /// Makes grammars ready for a model. The vocabulary is sorted while the model loads, or when the first one comes.
 pub struct Grammars {
@@ -120,7 +122,13 @@ impl Grammars {
         self.cache.with(grammar, || self.compile(grammar), with)
     }
 
+    /// The library calls itself as deep as a grammar nests.
     fn compile(&self, grammar: &Grammar) -> Compiled {
+        large_stack::run(|| self.compile_here(grammar))
+            .unwrap_or_else(|error| Err(format!("a grammar can't be made ready: {error}")))
+    }
+
+    fn compile_here(&self, grammar: &Grammar) -> Compiled {
         let kind = match grammar {
             Grammar::JsonSchema(_) => "JSON schema",
             Grammar::Regex(_) => "regular expression",

@@ -105,6 +105,104 @@ fn a_grammar_that_leaves_nothing_to_choose_is_an_error() {
     }
 }
 
+/// A schema of definitions that each refer to the next, in some place.
+fn chain(links: usize, place: impl Fn(Value) -> Value) -> Value {
+    let next = |i: usize| json!({"$ref": format!("#/$defs/a{i}")});
+    let mut defs: serde_json::Map<_, _> = (0..links).map(|i| (format!("a{i}"), place(next(i + 1)))).collect();
+    defs.insert(format!("a{links}"), json!({"type": "string"}));
+    json!({"$ref": "#/$defs/a0", "$defs": defs})
+}
+
+fn names(links: usize, rule: impl Fn(String, String) -> String) -> String {
+    (0..links).map(|i| rule(format!("{i}"), format!("{}", i + 1)) + "\n").collect()
+}
+
+#[test]
+fn what_nests_too_deep_is_refused_however_it_does() {
+    let (grammars, _) = grammars();
+    let odd =
+        chain(300, |next| json!({"items": next})).to_string().replace("\"a", "\"~1").replace("/a", "/~1");
+    let schemas = [
+        chain(250, |next| json!({"properties": {"x": next}})),
+        chain(
+            250,
+            |next| json!({"type": "object", "properties": {"x": next}, "additionalProperties": false}),
+        ),
+        chain(300, |next| json!({"items": next})),
+        chain(300, |next| json!({"additionalProperties": next})),
+        chain(300, |next| json!({"anyOf": [next, {"type": "null"}]})),
+        chain(300, |next| json!({"allOf": [next, {"minLength": 1}]})),
+        chain(450, |next| next),
+        chain(450, |next| json!({"$ref": next["$ref"], "type": "string"})),
+        // A JSON pointer would read this otherwise than the library does.
+        serde_json::from_str(&odd).unwrap(),
+    ];
+    let mut wrong: Vec<Grammar> = schemas.iter().map(|s| Grammar::JsonSchema(s.to_string())).collect();
+    wrong.extend(schemas.iter().map(|s| Grammar::Lark(format!("start: x\nx: %json {s}\n"))));
+    let larks = [
+        format!("start: r0\n{}r700: \"b\"", names(700, |i, next| format!("r{i}: r{next} \"a\""))),
+        format!("start: T0\n{}T850: \"b\"", names(850, |i, next| format!("T{i}: T{next} \"a\""))),
+        format!("start: r0\n{}r99: \"b\"", names(99, |i, next| format!("r{i}: [[[[r{next}]]]] \"a\""))),
+        format!(
+            "start: %lark {{\nstart: r0\n{}r700: \"b\"\n}}",
+            names(700, |i, next| format!("r{i}: r{next}"))
+        ),
+        format!("start: a::0\na::_: \"x\" %if {}true{}", "not(".repeat(9000), ")".repeat(9000)),
+        format!("start: {}x{}", "a{".repeat(9000), "}".repeat(9000)),
+    ];
+    wrong.extend(larks.into_iter().map(Grammar::Lark));
+    for grammar in &wrong {
+        let why = grammars.check(grammar).unwrap_err().to_string();
+        assert!(why.contains("256 levels deep"), "{why}");
+    }
+    for text in ["(".repeat(9000) + "a" + &")".repeat(9000), "[b".repeat(9000) + &"]".repeat(9000)] {
+        assert!(grammars.check(&Grammar::Regex(text.clone())).is_err());
+        let schema = json!({"type": "string", "pattern": text});
+        assert!(grammars.check(&Grammar::JsonSchema(schema.to_string())).is_err());
+    }
+}
+
+#[test]
+fn what_refers_to_itself_or_nests_as_people_nest_can_be_used() {
+    let (grammars, _) = grammars();
+    let tree = json!({"$ref": "#/$defs/tree", "$defs": {"tree": {
+        "type": "object",
+        "properties": {"left": {"$ref": "#/$defs/tree"}, "list": {"items": {"$ref": "#"}}, "n": {"type": "integer"}},
+    }}});
+    // Many kinds that each may hold each.
+    let kind = |i: usize| {
+        (format!("k{i}"), json!({"type": "object", "properties": {"in": {"$ref": "#/$defs/any"}}}))
+    };
+    let mut kinds: serde_json::Map<_, _> = (0..100).map(kind).collect();
+    let any: Vec<Value> = (0..100).map(|i| json!({"$ref": format!("#/$defs/k{i}")})).collect();
+    kinds.insert("any".into(), json!({"anyOf": any}));
+    for schema in [
+        tree,
+        json!({"$ref": "#/$defs/any", "$defs": kinds}),
+        chain(60, |next| json!({"type": "object", "properties": {"x": next}})),
+        (0..60).fold(json!({"type": "null"}), |inner, _| json!({"properties": {"x": inner}})),
+    ] {
+        grammars.check(&Grammar::JsonSchema(schema.to_string())).unwrap();
+    }
+    let expressions = format!(
+        "start: r0\n{}r40: \"(\" r0 \")\" | /[0-9]+/\n",
+        names(40, |i, next| format!("r{i}: (r{next} \"op{i}\")* r{next}"))
+    );
+    grammars.check(&Grammar::Lark(expressions)).unwrap();
+    // One after the other, and none within another.
+    let parts = names(300, |i, _| format!("r{i}[capture]: \"x\""));
+    grammars.check(&Grammar::Lark(format!("start: r0 r1\n{parts}"))).unwrap();
+}
+
+#[test]
+fn a_grammar_is_made_ready_whatever_the_stack_of_who_asks() {
+    let (grammars, _) = grammars();
+    let schema = chain(84, |next| json!({"properties": {"x": next}}));
+    let check = move || grammars.check(&Grammar::JsonSchema(schema.to_string()));
+    let small = std::thread::Builder::new().stack_size(256 << 10).spawn(check).unwrap();
+    small.join().unwrap().unwrap();
+}
+
 #[test]
 fn a_grammar_that_cannot_be_used_is_told_of_in_words_for_whoever_wrote_it() {
     let (grammars, _) = grammars();

@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use super::flight::AskOf;
+use tensor::LogitEdit;
+
+use super::flight::{AskOf, Flight};
 use super::running::Running;
 use crate::EngineError;
 use crate::grammar::{Conforming, Start};
 use crate::helper::Helper;
+use crate::worker::LateEdits;
 
 /// Which tokens may be next, `None` being all; or why there is none.
 type Mask = Result<Option<Vec<u32>>, String>;
@@ -80,6 +83,25 @@ impl Masks {
             }
         }
         Ok(())
+    }
+}
+
+/// What changes a step's logits, masks among it.
+pub struct AfterMasks<'a> {
+    pub masks: &'a Masks,
+    pub running: &'a mut BTreeMap<u64, Running>,
+    pub flight: &'a Flight,
+    /// Whether the masks could be had.
+    pub joined: Result<(), EngineError>,
+}
+
+impl LateEdits for AfterMasks<'_> {
+    fn wait(&mut self) {
+        self.joined = self.masks.join(self.running, &self.flight.asks);
+    }
+
+    fn make(&mut self) -> Vec<LogitEdit> {
+        self.flight.edits(self.running)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, WeightSource, config_file};
@@ -16,6 +17,11 @@ use crate::{Engine, EngineOptions, GenerateRequest, Grammar, Grammars, PoolOptio
 
 /// The demo model, over two replicas or one.
 fn demo(replicas: usize) -> (Engine, Arc<Grammars>) {
+    demo_of(replicas, EngineOptions::default().max_num_seqs)
+}
+
+/// The same with so many places in each.
+fn demo_of(replicas: usize, max_num_seqs: usize) -> (Engine, Arc<Grammars>) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo");
     let config = ModelConfig::parse(&config_file(&dir).unwrap(), None).unwrap();
     let tokenizer = Arc::new(Tokenizer::from_dir(&dir).unwrap());
@@ -23,6 +29,7 @@ fn demo(replicas: usize) -> (Engine, Arc<Grammars>) {
     let options = EngineOptions {
         grammars: Some(grammars.clone()),
         data_parallel_size: replicas,
+        max_num_seqs,
         threads_per_rank: Some(1),
         ..EngineOptions::default()
     };
@@ -47,6 +54,21 @@ fn request(max_tokens: usize, grammar: Option<Grammar>) -> GenerateRequest {
     }
 }
 
+/// Keeps a grammar from being ready until it is told to be.
+fn hold(grammars: Arc<Grammars>, grammar: Grammar) -> (Sender<()>, JoinHandle<()>) {
+    let (ready, is_ready) = channel::<()>();
+    let (begun, has_begun) = channel();
+    let hold = move || {
+        grammars.hold(&grammar, || {
+            begun.send(()).unwrap();
+            is_ready.recv().unwrap();
+        });
+    };
+    let holding = std::thread::spawn(hold);
+    has_begun.recv().unwrap();
+    (ready, holding)
+}
+
 /// Tokens of each request until `until` says so.
 fn run(engine: &mut Engine, tokens: &mut [usize], until: impl Fn(&Engine, &[usize]) -> bool) {
     while !until(engine, tokens) {
@@ -64,17 +86,7 @@ fn nobody_waits_for_the_grammar_of_another() {
     for replicas in [1, 2] {
         let (mut engine, grammars) = demo(replicas);
         let digits = Grammar::Regex("[0-9]{9}".into());
-        let (ready, is_ready) = channel::<()>();
-        let (begun, has_begun) = channel();
-        let held = (grammars, digits.clone());
-        let hold = move || {
-            held.0.hold(&held.1, || {
-                begun.send(()).unwrap();
-                is_ready.recv().unwrap();
-            });
-        };
-        let holding = std::thread::spawn(hold);
-        has_begun.recv().unwrap();
+        let (ready, holding) = hold(grammars, digits.clone());
         let mut tokens = [0; 5];
         for (id, grammar) in [Some(digits.clone()), None, Some(digits), None, None].into_iter().enumerate() {
             engine.submit(id as u64, request(4, grammar)).unwrap();
@@ -86,6 +98,27 @@ fn nobody_waits_for_the_grammar_of_another() {
         ready.send(()).unwrap();
         run(&mut engine, &mut tokens, |engine, _| engine.is_idle());
         assert_eq!(tokens, [4, 4, 0, 4, 4]);
+        holding.join().unwrap();
+    }
+}
+
+#[test]
+fn grammars_that_are_not_ready_take_nobodys_place() {
+    for (replicas, max_num_seqs) in [(1, 2), (2, 1)] {
+        let (mut engine, grammars) = demo_of(replicas, max_num_seqs);
+        let digits = Grammar::Regex("[0-9]{9}".into());
+        let (ready, holding) = hold(grammars, digits.clone());
+        let mut tokens = [0; 6];
+        // More than there are places, the plain ones behind them.
+        for (id, grammar) in [Some(&digits); 3].into_iter().chain([None; 3]).enumerate() {
+            engine.submit(id as u64, request(4, grammar.cloned())).unwrap();
+        }
+        run(&mut engine, &mut tokens, |_, tokens| tokens[3] + tokens[4] + tokens[5] == 12);
+        assert_eq!((&tokens[..3], engine.load_report().waiting), (&[0, 0, 0][..], 3));
+        engine.abort(1).unwrap();
+        ready.send(()).unwrap();
+        run(&mut engine, &mut tokens, |engine, _| engine.is_idle());
+        assert_eq!(tokens, [4, 0, 4, 4, 4, 4]);
         holding.join().unwrap();
     }
 }

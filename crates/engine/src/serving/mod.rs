@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  front (HTTP, text)                                worker (ranks, schedulers)
-//!  ToEngine::Submit, Abort, Report  ──────────────▶  run(): drain the inbox, one step, events out
-//!  per-request streams              ◀──────────────  FromEngine::Events, Load, Reports
+//!  ToEngine::Submit, Abort, Pulse   ──────────────▶  run(): drain the inbox, one step, events out
+//!  per-request streams              ◀──────────────  FromEngine::Events, Load, Pulses
 //! ```
 //! Both ends are a pair of channels. `frames` carries them between pipes to a worker in a process of its own.
 

@@ -84,7 +84,7 @@ fn info(engine: &mut Engine) -> Result<EngineInfo, EngineError> {
         max_model_len: engine.max_model_len(),
         full_model_len: engine.full_model_len(),
         vocab_size: engine.config().vocab_size,
-        max_num_seqs: engine.max_num_seqs() * mesh.dp,
+        max_num_seqs: engine.max_num_seqs().saturating_mul(mesh.dp),
         kv_cache_tokens: engine.kv_cache_tokens(),
         kv_cache_bytes: ranks.iter().map(|rank| rank.kv_cache_bytes).sum(),
         kv_cache_warnings: engine.kv_cache_warnings().to_vec(),

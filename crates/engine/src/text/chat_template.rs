@@ -12,6 +12,7 @@ use serde_json::Map;
 use super::error::one_line;
 use super::template_budget::{BUDGET_VARIABLE, Budget};
 use super::{SpecialTokens, TextError, template_builtins, template_guard};
+use crate::large_stack;
 
 const NAME: &str = "chat_template";
 /// Arguments that `render` gives itself; a caller's word for them would go unseen or do harm.
@@ -26,7 +27,6 @@ const BUDGET_BYTES_PER_BYTE: u64 = 32;
 const BUDGET_BYTES_PER_NODE: u64 = 16 << 10;
 const OUTPUT_BYTES: u64 = 1 << 20;
 const OUTPUT_BYTES_PER_BYTE: u64 = 2;
-const COMPILE_STACK_BYTES: usize = 64 << 20;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -74,15 +74,11 @@ impl ChatTemplate {
                 .map_err(|error| TextError::TemplateSyntax { reason: reason(&error) })?;
             Ok(env)
         };
-        // The parser calls itself as deep as the template nests, which can be deeper than a thread's usual stack.
-        let env = std::thread::scope(|scope| {
-            let thread =
-                std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES).spawn_scoped(scope, compile);
-            thread.map(|thread| thread.join())
-        });
+        // The parser calls itself as deep as the template nests.
+        let env = catch_unwind(|| large_stack::run(compile));
         let unexpected = || TextError::TemplateSyntax { reason: "the parser gave up on it".to_string() };
-        let env = env.map_err(|error| TextError::TemplateSyntax { reason: error.to_string() })?;
-        let env = env.map_err(|_| unexpected())??;
+        let env = env.map_err(|_| unexpected())?;
+        let env = env.map_err(|error| TextError::TemplateSyntax { reason: error.to_string() })??;
         Ok(Self { source: source.to_owned(), env, special_tokens, now_unix_s: None })
     }
 

@@ -300,3 +300,28 @@ fn a_pulse_counts_all_steps_even_while_some_are_on_their_way() {
         assert!(replies.chunks(2).all(|pair| pair == &replies[..2]) && replies[0] != replies[1]);
     }
 }
+
+#[test]
+fn waiting_for_edits_is_no_work() {
+    struct Slow(Duration);
+    impl LateEdits for Slow {
+        fn wait(&mut self) {
+            let since = Instant::now();
+            while since.elapsed() < Duration::from_millis(2) {}
+            self.0 = since.elapsed();
+        }
+
+        fn make(&mut self) -> Vec<LogitEdit> {
+            Vec::new()
+        }
+    }
+    let mut ranks = Running::new("llama", &options(1, 1));
+    let mut command = ranks.command(0, PROMPT, &[], &[Ask::Sample { choice: sampled(0.5), logprobs: None }]);
+    let Command::Generate { edits, .. } = &mut command else { unreachable!("it is a step") };
+    *edits = None;
+    let mut slow = Slow(Duration::ZERO);
+    ranks.leader.issue_step(&command, &mut slow).unwrap();
+    ranks.leader.collect().unwrap();
+    let pulse = ranks.leader.pulses().unwrap().remove(0);
+    assert!(pulse.waiting_s >= slow.0.as_secs_f64(), "{pulse:?}");
+}

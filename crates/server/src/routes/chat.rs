@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use crate::answer::Head;
 use crate::app::{App, Shared};
-use crate::arrival::Arrival;
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
@@ -20,7 +19,7 @@ use crate::ticket::Ticket;
 use crate::tools::answer::{Calls, Reader, call};
 use crate::tools::parse::Parsed;
 use crate::wire::chat::{CHAT, ChatRequest};
-use crate::wire::common::Finish;
+use crate::wire::common::{Common, Finish};
 use crate::wire::errors::{ApiError, json_response};
 use crate::wire::fields::Checked;
 use crate::wire::logprobs::{TokenNames, chat_entry, prompt_entries};
@@ -30,7 +29,6 @@ use crate::{body, prompt};
 /// Answers a conversation.
 pub async fn create(
     State(app): State<Shared>,
-    Extension(arrival): Extension<Arrival>,
     Extension(ticket): Extension<Arc<Ticket>>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -48,44 +46,63 @@ pub async fn create(
             let prompt: Arc<[u32]> =
                 prompt::encode(app, info.max_model_len, &text, add_special, "messages")?.into();
             let room = room(&info, &prompt, "messages")?;
-            let job = Job { prompt, max_tokens: request.max_tokens.unwrap_or(room) };
-            check_length(&info, &job, "max_tokens")?;
-            Ok((request, job))
+            let (param, max_tokens) = request.max_tokens.unwrap_or(("max_tokens", room));
+            let job = Job { prompt, max_tokens };
+            check_length(&info, &job, param)?;
+            let calls = request.tools.are_used().then(|| Calls::new(app.dialect().format, &request.tools));
+            // The rest, which may be large, ends here.
+            Ok(Asked { common: request.common, logprobs: request.logprobs, calls, job })
         }
     };
-    let (request, job) = body::json(&app, request, take).await?;
-    app.work.answer(answer(app.clone(), info, (arrival, ticket), request, job)).await
+    let asked = body::json(&app, request, take).await?;
+    app.work.answer(answer(app.clone(), info, ticket, asked)).await
+}
+
+/// What a request comes to.
+struct Asked {
+    common: Common,
+    /// Log-probabilities, with so many of the most probable tokens.
+    logprobs: Option<usize>,
+    /// If there are tools to call.
+    calls: Option<Calls>,
+    job: Job,
 }
 
 async fn answer(
     app: Shared,
     info: Arc<EngineInfo>,
-    (arrival, ticket): (Arrival, Arc<Ticket>),
-    request: ChatRequest,
-    job: Job,
+    ticket: Arc<Ticket>,
+    asked: Asked,
 ) -> Result<Response, ApiError> {
-    let common = &request.common;
+    let is_streamed = asked.common.streaming.stream;
+    let (session, writer) = begin(&app, &info, &ticket, asked)?;
+    if is_streamed { writer.stream(&app, &ticket, session).await } else { writer.whole(session).await }
+}
+
+/// Asks the engine.
+fn begin(
+    app: &App,
+    info: &EngineInfo,
+    ticket: &Arc<Ticket>,
+    asked: Asked,
+) -> Result<(Session, Writer), ApiError> {
+    let Asked { common, logprobs, calls, job } = asked;
     let head = Head::new("chatcmpl", &ticket.id, app.model(common.model.as_deref())?, common.streaming);
-    let calls = request.tools.are_used().then(|| Calls::new(app.dialect().format, &request.tools));
     let shown = calls.as_ref().zip(app.text.tokenizer.as_deref());
     let shown = shown.map(|(calls, tokenizer)| calls.shown(tokenizer)).unwrap_or_default();
-    let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: common.prompt_logprobs, shown };
+    let wanted = Wanted { logprobs, prompt_logprobs: common.prompt_logprobs, shown };
     let jobs = std::slice::from_ref(&job);
-    let session = Session::begin(&app, &info, &head.id, &ticket, common, jobs, wanted)?;
+    let session = Session::begin(app, info, &head.id, ticket, &common, jobs, wanted)?;
     let names = TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special);
     let writer = Writer {
         head,
         names,
         prompt: job.prompt,
         calls,
-        has_logprobs: request.logprobs.is_some(),
+        has_logprobs: logprobs.is_some(),
         has_ids: common.return_token_ids,
     };
-    if common.streaming.stream {
-        writer.stream(&app, arrival, session).await
-    } else {
-        writer.whole(session).await
-    }
+    Ok((session, writer))
 }
 
 /// Writes a session as chat completions.
@@ -182,20 +199,22 @@ impl Writer {
         (reason.into(), finish.stop_reason.clone())
     }
 
-    async fn stream(self, app: &App, arrival: Arrival, mut session: Session) -> Result<Response, ApiError> {
+    async fn stream(self, app: &App, ticket: &Ticket, mut session: Session) -> Result<Response, ApiError> {
         // What is refused at once is an error with a status.
         session.wait(app.config.timeouts.first).await?;
-        Ok(stream::respond(&app.config.timeouts, arrival, |sink| self.write(session, sink)))
+        Ok(stream::respond(&app.config.timeouts, ticket.arrival, |sink| self.write(session, sink)))
     }
 
     async fn write(self, mut session: Session, sink: Sink) -> Result<(), Broken> {
         let mut readers = self.readers(session.len());
         for index in 0..session.len() {
-            let mut role = chunk(index, json!({"role": "assistant", "content": ""}), Value::Null);
-            if self.has_ids {
-                role["prompt_token_ids"] = self.prompt.to_vec().into();
+            let role = chunk(index, json!({"role": "assistant", "content": ""}), Value::Null);
+            let mut first = self.head.chunk("chat.completion.chunk", role, || session.usage_of(index));
+            // The prompt is that of all choices.
+            if self.has_ids && index == 0 {
+                first["prompt_token_ids"] = self.prompt.to_vec().into();
             }
-            sink.send(&self.head.chunk("chat.completion.chunk", role, || session.usage_of(index))).await?;
+            sink.send(&first).await?;
         }
         while let Some(next) = session.next().await? {
             if let News::Delta(index, delta) = next {

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use crate::answer::Head;
 use crate::app::{App, Shared};
-use crate::arrival::Arrival;
 use crate::choice::Delta;
 use crate::session::{Job, News, Session, Wanted, check_length, room};
 use crate::stream::{self, Broken, Sink};
@@ -33,7 +32,6 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Completes prompts.
 pub async fn create(
     State(app): State<Shared>,
-    Extension(arrival): Extension<Arrival>,
     Extension(ticket): Extension<Arc<Ticket>>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -49,26 +47,26 @@ pub async fn create(
             if let Some(asked) = &request.common.grammar {
                 app.check_grammar(&info, asked)?;
             }
-            Ok(Arc::new(request))
+            Ok(Encoded::none_of(request))
         }
     };
-    let (request, held) = body::held(&app, request, take).await?;
-    let mut encoded = Encoded::default();
+    let (mut encoded, held) = body::held(&app, request, take).await?;
     // A client that leaves, and a deadline that passes, end this between two pieces.
-    while encoded.jobs.len() < request.prompts.len() {
+    while !encoded.are_all() {
         let piece = {
-            let (app, info, request) = (app.clone(), info.clone(), request.clone());
-            move || encoded.more(&app, &info, &request)
+            let (app, info) = (app.clone(), info.clone());
+            move || encoded.more(&app, &info)
         };
         encoded = app.work.run(piece).await?;
     }
     drop(held);
-    app.work.answer(answer(app.clone(), info, (arrival, ticket), request, encoded)).await
+    app.work.answer(answer(app.clone(), info, ticket, encoded)).await
 }
 
-/// Prompts as the engine takes them.
-#[derive(Default)]
+/// A request whose prompts become what the engine takes.
 struct Encoded {
+    /// Prompts that are encoded are empty here.
+    request: CompletionRequest,
     jobs: Vec<Job>,
     /// If they come back.
     echoes: Vec<String>,
@@ -76,16 +74,24 @@ struct Encoded {
 }
 
 impl Encoded {
+    fn none_of(request: CompletionRequest) -> Self {
+        Encoded { request, jobs: Vec::new(), echoes: Vec::new(), tokens: 0 }
+    }
+
+    fn are_all(&self) -> bool {
+        self.jobs.len() == self.request.prompts.len()
+    }
+
     /// The same with some more.
-    fn more(mut self, app: &App, info: &EngineInfo, request: &CompletionRequest) -> Result<Self, ApiError> {
+    fn more(mut self, app: &App, info: &EngineInfo) -> Result<Self, ApiError> {
         let mut bytes = 0;
-        for (i, one) in request.prompts.iter().enumerate().skip(self.jobs.len()) {
-            if bytes >= PIECE_BYTES {
-                break;
-            }
+        while !self.are_all() && bytes < PIECE_BYTES {
+            let i = self.jobs.len();
+            let one = std::mem::take(&mut self.request.prompts[i]);
+            let request = &self.request;
             bytes += one.bytes();
             let at = if request.prompts.len() == 1 { "prompt".into() } else { format!("prompt[{i}]") };
-            let prompt = ids(app, info.max_model_len, one, request.common.add_special, &at)?;
+            let prompt = ids(app, info.max_model_len, &one, request.common.add_special, &at)?;
             let room = room(info, &prompt, &at)?;
             self.tokens += prompt.len();
             app.requests.could_wait(info, request.queued(self.tokens))?;
@@ -103,16 +109,28 @@ impl Encoded {
 async fn answer(
     app: Shared,
     info: Arc<EngineInfo>,
-    (arrival, ticket): (Arrival, Arc<Ticket>),
-    request: Arc<CompletionRequest>,
-    Encoded { jobs, echoes, .. }: Encoded,
+    ticket: Arc<Ticket>,
+    encoded: Encoded,
 ) -> Result<Response, ApiError> {
+    let is_streamed = encoded.request.common.streaming.stream;
+    let (session, writer) = begin(&app, &info, &ticket, encoded)?;
+    if is_streamed { writer.stream(&app, &ticket, session).await } else { writer.whole(session).await }
+}
+
+/// Asks the engine.
+fn begin(
+    app: &App,
+    info: &EngineInfo,
+    ticket: &Arc<Ticket>,
+    encoded: Encoded,
+) -> Result<(Session, Writer), ApiError> {
+    let Encoded { request, jobs, echoes, .. } = encoded;
     let common = &request.common;
     let head = Head::new("cmpl", &ticket.id, app.model(common.model.as_deref())?, common.streaming);
     let of_prompt =
         if request.echo { request.logprobs.max(common.prompt_logprobs) } else { common.prompt_logprobs };
     let wanted = Wanted { logprobs: request.logprobs, prompt_logprobs: of_prompt, shown: Vec::new() };
-    let session = Session::begin(&app, &info, &head.id, &ticket, common, &jobs, wanted)?;
+    let session = Session::begin(app, info, &head.id, ticket, common, &jobs, wanted)?;
     let writer = Writer {
         head,
         names: TokenNames::new(app.text.tokenizer.clone(), common.tokens_as_ids, common.skip_special),
@@ -123,11 +141,7 @@ async fn answer(
         prompt_logprobs: common.prompt_logprobs,
         has_ids: common.return_token_ids || app.text.tokenizer.is_none(),
     };
-    if common.streaming.stream {
-        writer.stream(&app, arrival, session).await
-    } else {
-        writer.whole(session).await
-    }
+    Ok((session, writer))
 }
 
 fn ids(
@@ -146,9 +160,9 @@ fn ids(
 }
 
 /// What `echo` gives back: the text as it came, or that of the ids.
-fn echo(app: &App, prompt: &Prompt, ids: &[u32], skip_special: bool) -> Result<String, ApiError> {
+fn echo(app: &App, prompt: Prompt, ids: &[u32], skip_special: bool) -> Result<String, ApiError> {
     match (prompt, &app.text.tokenizer) {
-        (Prompt::Text(text), _) => Ok(text.clone()),
+        (Prompt::Text(text), _) => Ok(text),
         (Prompt::Ids(_), Some(tokenizer)) => {
             tokenizer.decode(ids, skip_special).map_err(|error| ApiError::param("prompt", error.to_string()))
         }
@@ -271,10 +285,10 @@ impl Writer {
         choice
     }
 
-    async fn stream(self, app: &App, arrival: Arrival, mut session: Session) -> Result<Response, ApiError> {
+    async fn stream(self, app: &App, ticket: &Ticket, mut session: Session) -> Result<Response, ApiError> {
         // What is refused at once is an error with a status.
         session.wait(app.config.timeouts.first).await?;
-        Ok(stream::respond(&app.config.timeouts, arrival, |sink| self.write(session, sink)))
+        Ok(stream::respond(&app.config.timeouts, ticket.arrival, |sink| self.write(session, sink)))
     }
 
     /// What a token came to; before it the prompt, if it comes back, which can be many names of tokens.

@@ -6,6 +6,7 @@ mod info;
 mod models;
 mod openapi;
 pub mod page;
+mod part;
 mod probes;
 mod tokenize;
 

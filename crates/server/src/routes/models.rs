@@ -1,10 +1,11 @@
 //! `/v1/models`.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use super::part::Part;
 use crate::app::{App, Shared};
 use crate::wire::errors::{ApiError, json_response};
 
@@ -17,7 +18,7 @@ pub async fn list(State(app): State<Shared>) -> Result<Response, ApiError> {
 }
 
 /// One of them.
-pub async fn one(State(app): State<Shared>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub async fn one(State(app): State<Shared>, Part(id): Part) -> Result<Response, ApiError> {
     let max_model_len = app.requests.info()?.max_model_len;
     app.model(Some(&id))?;
     Ok(json_response(StatusCode::OK, &card(&app, &id, max_model_len)))

@@ -1,9 +1,9 @@
 //! Pages, embedded in the binary. They load nothing from elsewhere.
 
-use axum::extract::Path;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use super::part::Part;
 use crate::wire::errors::ApiError;
 
 /// Name, type, content. `/` and `/docs` are the first two.
@@ -44,7 +44,7 @@ pub async fn docs() -> Response {
 }
 
 /// `/page/{file}`.
-pub async fn file(Path(name): Path<String>) -> Result<Response, ApiError> {
+pub async fn file(Part(name): Part) -> Result<Response, ApiError> {
     let file = FILES.iter().find(|(known, ..)| *known == name);
     let name = crate::wire::fields::shortened(&name);
     let missing =

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::app::{App, Shared};
 use crate::session::check_vocabulary;
-use crate::wire::chat::{CHAT, CONVERSATION, ChatRequest};
+use crate::wire::chat::{CONVERSATION, ChatRequest};
 use crate::wire::errors::{ApiError, json_response};
 use crate::wire::fields::{Checked, Field, Kind, field};
 use crate::{body, prompt};
@@ -36,9 +36,10 @@ pub const DETOKENIZE: &[&[Field]] = &[&[
 pub async fn tokenize(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
     let max_model_len = app.requests.info()?.max_model_len;
     let take = move |app: &App, value: Value| {
-        let fields = Checked::new(value.clone(), TOKENIZE, &[])?;
+        let fields = Checked::new(value, TOKENIZE, &[])?;
         app.model(fields.text("model"))?;
         let tokenizer = app.tokenizer("prompt")?;
+        let has_strings = fields.flag("return_token_strs").unwrap_or(false);
         let ids = match (fields.text("prompt"), fields.get("messages")) {
             (Some(text), None) => {
                 if let Some(field) = CONVERSATION.iter().find(|field| fields.get(field.name).is_some()) {
@@ -48,27 +49,24 @@ pub async fn tokenize(State(app): State<Shared>, request: Request) -> Result<Res
                 let add_special = fields.flag("add_special_tokens").unwrap_or(true);
                 prompt::encode(app, max_model_len, text, add_special, "prompt")?
             }
-            (None, Some(_)) => chat_ids(app, max_model_len, value)?,
+            (None, Some(_)) => chat_ids(app, max_model_len, fields)?,
             _ => {
                 let message = "give either prompt or messages";
                 return Err(ApiError::param("prompt", message).code("missing_required_parameter"));
             }
         };
-        let strings = fields.flag("return_token_strs").unwrap_or(false);
-        let strings = strings.then(|| ids.iter().map(|&id| tokenizer.id_to_token(id)).collect::<Vec<_>>());
-        Ok(json!({
+        let strings =
+            has_strings.then(|| ids.iter().map(|&id| tokenizer.id_to_token(id)).collect::<Vec<_>>());
+        let answer = json!({
             "count": ids.len(), "max_model_len": max_model_len, "tokens": ids, "token_strs": strings,
-        }))
+        });
+        Ok(json_response(StatusCode::OK, &answer))
     };
-    Ok(json_response(StatusCode::OK, &body::json(&app, request, take).await?))
+    body::json(&app, request, take).await
 }
 
-fn chat_ids(app: &App, max_model_len: usize, mut value: Value) -> Result<Vec<u32>, ApiError> {
-    if let Some(fields) = value.as_object_mut() {
-        // What a chat doesn't have.
-        fields.retain(|name, _| OF_TEXT.iter().all(|field| field.name != name));
-    }
-    let request = ChatRequest::read(Checked::new(value, CHAT, &["messages"])?, &app.text.defaults)?;
+fn chat_ids(app: &App, max_model_len: usize, fields: Checked) -> Result<Vec<u32>, ApiError> {
+    let request = ChatRequest::read(fields, &app.text.defaults)?;
     let tokenizer = app.tokenizer("messages")?;
     let text = prompt::render(tokenizer, app.dialect(), &request)?;
     prompt::encode(app, max_model_len, &text, request.common.add_special.unwrap_or(false), "messages")
@@ -84,7 +82,7 @@ pub async fn detokenize(State(app): State<Shared>, request: Request) -> Result<R
         check_vocabulary(&info, &ids, "tokens")?;
         let text = app.tokenizer("tokens")?.decode(&ids, false);
         let text = text.map_err(|error| ApiError::param("tokens", error.to_string()))?;
-        Ok(json!({"prompt": text}))
+        Ok(json_response(StatusCode::OK, &json!({"prompt": text})))
     };
-    Ok(json_response(StatusCode::OK, &body::json(&app, request, take).await?))
+    body::json(&app, request, take).await
 }

@@ -17,6 +17,8 @@ pub struct Calls {
     functions: Arc<[(String, Value)]>,
     /// Whether the client said which one.
     pub is_named: bool,
+    /// Whether an answer may have several; else what is behind the first is dropped.
+    are_several: bool,
     /// Whether there must be one.
     is_forced: bool,
 }
@@ -30,6 +32,7 @@ impl Calls {
             format,
             functions: functions.collect(),
             is_named: matches!(tools.choice, ToolChoice::Named(_)),
+            are_several: tools.parallel,
             is_forced: matches!(tools.choice, ToolChoice::Named(_) | ToolChoice::Required),
         }
     }
@@ -44,7 +47,7 @@ impl Calls {
     /// What reads one choice.
     pub fn reader(&self) -> Reader {
         let parser = Parser::new(self.format, self.functions.clone(), self.is_forced);
-        Reader { parser: Some(parser), calls: 0 }
+        Reader { parser: Some(parser), calls_max: if self.are_several { usize::MAX } else { 1 }, calls: 0 }
     }
 }
 
@@ -52,6 +55,9 @@ impl Calls {
 #[derive(Default)]
 pub struct Reader {
     parser: Option<Parser>,
+    /// More are dropped.
+    calls_max: usize,
+    /// How many there were, with those.
     calls: usize,
 }
 
@@ -73,6 +79,10 @@ impl Reader {
         if is_last {
             pieces.extend(parser.finish());
         }
+        pieces.retain(|piece| {
+            self.calls += usize::from(matches!(piece, Piece::Call(_)));
+            matches!(piece, Piece::Content(_)) || self.calls <= self.calls_max
+        });
         pieces
     }
 
@@ -82,17 +92,18 @@ impl Reader {
     /// 500 if the system has no random bytes.
     pub fn deltas(&mut self, text: &str, is_last: bool) -> Result<Vec<Value>, ApiError> {
         let mut deltas = Vec::new();
+        let mut calls = self.calls;
         for piece in self.read(text, is_last) {
             deltas.push(match piece {
                 Piece::Content(text) => json!({"content": text}),
                 Piece::Call(name) => {
-                    self.calls += 1;
+                    calls += 1;
                     let mut call = call(&name, "")?;
-                    call["index"] = (self.calls - 1).into();
+                    call["index"] = (calls - 1).into();
                     json!({"tool_calls": [call]})
                 }
                 Piece::Arguments(text) => {
-                    let index = self.calls.saturating_sub(1);
+                    let index = calls.saturating_sub(1);
                     json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
                 }
             });

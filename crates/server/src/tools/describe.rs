@@ -72,10 +72,6 @@ fn calls(format: &Format, calls: &Value) -> String {
 }
 
 fn call(format: &Format, name: &str, arguments: &Value) -> String {
-    let arguments = match arguments {
-        Value::Null => json!({}),
-        other => other.clone(),
-    };
     json!({"name": name, (format.arguments): arguments}).to_string()
 }
 

@@ -60,25 +60,36 @@ fn json(written: &str, schema: &Value) -> String {
         &"None" => Ok(Value::Null),
         other => serde_json::from_str(other),
     };
-    let is_text = |kind: &str| kind == "string";
-    let allows = |value: &Value| match &schema["type"] {
-        Value::String(kind) => !is_text(kind),
-        Value::Array(kinds) => kinds.iter().any(|kind| kind.as_str().is_some_and(|kind| is(value, kind))),
-        // Without any schema it is text; one by other words may allow anything.
-        _ => schema.is_object() && !value.is_string(),
-    };
-    parsed.ok().filter(allows).unwrap_or_else(|| text.into()).to_string()
+    let is_other = |value: &Value| !value.is_string() && allows(schema, value);
+    parsed.ok().filter(is_other).unwrap_or_else(|| text.into()).to_string()
 }
 
+/// Whether a schema allows a value that is no text. Without a schema it is text; one by other words may allow anything.
+fn allows(schema: &Value, value: &Value) -> bool {
+    let says = |(word, what): (&String, &Value)| match (word.as_str(), what) {
+        ("type", Value::String(kind)) => is(value, kind),
+        ("type", Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).any(|kind| is(value, kind)),
+        ("enum", Value::Array(values)) => values.contains(value),
+        ("const", only) => only == value,
+        ("anyOf" | "oneOf", Value::Array(schemas)) => schemas.iter().any(|schema| allows(schema, value)),
+        ("allOf", Value::Array(schemas)) => schemas.iter().all(|schema| allows(schema, value)),
+        _ => true,
+    };
+    schema.as_object().is_some_and(|schema| schema.iter().all(says))
+}
+
+/// Whether a value is of a type; it may be of any that JSON Schema doesn't know.
 fn is(value: &Value, kind: &str) -> bool {
     match kind {
+        "string" => value.is_string(),
         "null" => value.is_null(),
         "boolean" => value.is_boolean(),
-        "integer" => value.is_i64() || value.is_u64(),
+        // `2.0` too.
+        "integer" => value.as_f64().is_some_and(|number| number.fract() == 0.0),
         "number" => value.is_number(),
         "array" => value.is_array(),
         "object" => value.is_object(),
-        _ => false,
+        _ => true,
     }
 }
 
@@ -100,6 +111,18 @@ mod tests {
             ("\n[1, {\"a\": 2}]\n", json!({"type": "array"}), "[1,{\"a\":2}]"),
             ("[1, ", json!({"type": "array"}), "\"[1, \""),
             ("2", json!({"anyOf": [{"type": "integer"}]}), "2"),
+            ("2", json!({"anyOf": [{"type": "string"}, {"type": "null"}]}), "\"2\""),
+            ("2", json!({"oneOf": [{"type": "string"}, {"type": "integer"}]}), "2"),
+            ("null", json!({"anyOf": [{"type": "string"}, {"type": "null"}]}), "null"),
+            ("2", json!({"allOf": [{"type": "string"}, {"description": "a text"}]}), "\"2\""),
+            ("1", json!({"enum": ["1", "2"]}), "\"1\""),
+            ("1", json!({"enum": ["a", 1]}), "1"),
+            ("1", json!({"const": "1"}), "\"1\""),
+            ("2.0", json!({"type": "integer"}), "2.0"),
+            ("[1]", json!({"type": "integer"}), "\"[1]\""),
+            ("2.5", json!({"type": "integer"}), "\"2.5\""),
+            ("2", json!({"type": "int"}), "2"),
+            ("2", json!({"$ref": "#/$defs/a"}), "2"),
             ("\n  a\n\n b\n", json!({"type": "string"}), "\"  a\\n\\n b\""),
         ] {
             assert_eq!(super::json(written, &schema), expected, "{written:?} as {schema}");

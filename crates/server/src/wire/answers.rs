@@ -106,9 +106,9 @@ pub fn chat_chunk() -> Value {
     let choice = json!({
         "index": "integer", "delta": {"role?": "string", "content?": "string", "tool_calls?": [call]},
         "logprobs": chat_logprobs(), "finish_reason": "string|null", "stop_reason?": "string|integer|null",
-        "token_ids?": ["integer"], "prompt_token_ids?": ["integer"],
+        "token_ids?": ["integer"],
     });
-    with(choice, ("usage?", or_null(usage())), json!({}))
+    with(choice, ("usage?", or_null(usage())), json!({"prompt_token_ids?": ["integer"]}))
 }
 
 fn completion_choice() -> Value {

@@ -56,8 +56,8 @@ pub struct ChatRequest {
     pub common: Common,
     /// As the template sees them.
     pub messages: Vec<Value>,
-    /// What the client said.
-    pub max_tokens: Option<usize>,
+    /// What the client said, and by which name.
+    pub max_tokens: Option<(&'static str, usize)>,
     /// Log-probabilities, with so many of the most probable tokens.
     pub logprobs: Option<usize>,
     /// Begins the assistant's turn.
@@ -111,7 +111,9 @@ impl ChatRequest {
             return Err(prompt_logprobs_of_stream());
         }
         Ok(ChatRequest {
-            max_tokens: fields.count("max_completion_tokens").or(fields.count("max_tokens")),
+            max_tokens: ["max_completion_tokens", "max_tokens"]
+                .into_iter()
+                .find_map(|name| Some((name, fields.count(name)?))),
             logprobs,
             add_generation_prompt: add_generation_prompt.unwrap_or(!continue_final),
             continue_final,

@@ -327,6 +327,12 @@ pub enum Prompt {
     Ids(Vec<u32>),
 }
 
+impl Default for Prompt {
+    fn default() -> Self {
+        Prompt::Ids(Vec::new())
+    }
+}
+
 impl Prompt {
     /// What encoding it costs.
     pub fn bytes(&self) -> usize {

@@ -76,7 +76,11 @@ fn read_one(at: &str, message: Value) -> Result<Value, ApiError> {
                 out.insert(name, content(&place, value)?.into());
             }
             ("tool_calls", value) => {
-                out.insert(name, calls(&place, value)?);
+                let calls = calls(&place, value)?;
+                // Templates that only ask whether there is a list would take this for a call.
+                if !calls.is_empty() {
+                    out.insert(name, calls.into());
+                }
             }
             (name, Value::String(text)) if SHOWN.contains(&name) => {
                 out.insert(name.into(), text.into());
@@ -156,7 +160,7 @@ fn content(at: &str, value: Value) -> Result<String, ApiError> {
 }
 
 /// Calls that the assistant made before.
-fn calls(at: &str, value: Value) -> Result<Value, ApiError> {
+fn calls(at: &str, value: Value) -> Result<Vec<Value>, ApiError> {
     let Value::Array(mut calls) = value else {
         return Err(ApiError::wrong_type(at, "a list of calls", &value));
     };
@@ -170,17 +174,19 @@ fn calls(at: &str, value: Value) -> Result<Value, ApiError> {
             let message = format!("{param} must be a string");
             return Err(ApiError::param(param, message).code("invalid_type"));
         }
-        match function.get_mut("arguments") {
-            None => {}
-            Some(arguments @ Value::String(_)) => {
+        let arguments = function.entry("arguments").or_insert(Value::Null);
+        match arguments {
+            // A function without parameters is called with none.
+            Value::Null => *arguments = json!({}),
+            Value::String(text) if text.is_empty() => *arguments = json!({}),
+            Value::String(text) => {
                 // Templates write arguments as JSON themselves. What is no JSON the model wrote so, and sees again.
-                let parsed = serde_json::from_str::<Value>(arguments.as_str().unwrap_or_default());
-                if let Ok(object @ Value::Object(_)) = parsed {
+                if let Ok(object @ Value::Object(_)) = serde_json::from_str(text) {
                     *arguments = object;
                 }
             }
-            Some(Value::Object(_)) => {}
-            Some(other) => {
+            Value::Object(_) => {}
+            other => {
                 let found = kind_of(other);
                 let param = format!("{place}.arguments");
                 let message = format!("{param} must be a string of JSON, but is {found}");
@@ -188,7 +194,7 @@ fn calls(at: &str, value: Value) -> Result<Value, ApiError> {
             }
         }
     }
-    Ok(calls.into())
+    Ok(calls)
 }
 
 #[cfg(test)]
@@ -208,6 +214,22 @@ mod tests {
         assert_eq!(messages[1]["content"], "");
         assert_eq!(messages[1]["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));
         assert_eq!(messages[2]["tool_call_id"], "1");
+    }
+
+    #[test]
+    fn calls_of_nothing_are_none_and_no_arguments_are_an_empty_object() {
+        let messages = read(json!([{"role": "assistant", "content": "a", "tool_calls": []}])).unwrap();
+        assert_eq!(messages, [json!({"role": "assistant", "content": "a"})]);
+        for function in [
+            json!({"name": "f"}),
+            json!({"name": "f", "arguments": null}),
+            json!({"name": "f", "arguments": ""}),
+            json!({"name": "f", "arguments": "{}"}),
+        ] {
+            let messages = read(json!([{"role": "assistant", "tool_calls": [{"function": function}]}]));
+            let function = &messages.unwrap()[0]["tool_calls"][0]["function"];
+            assert_eq!(*function, json!({"name": "f", "arguments": {}}));
+        }
     }
 
     #[test]

@@ -134,6 +134,9 @@ fn parameters_that_are_wrong_are_named() {
         h(json!({"messages": audio}), "messages[0].content[0]"),
         h(json!({"messages": [{"role": "user", "content": "harbor ".repeat(MAX_MODEL_LEN)}]}), "messages"),
         h(json!({"max_completion_tokens": 0}), "max_completion_tokens"),
+        h(json!({"max_completion_tokens": MAX_MODEL_LEN}), "max_completion_tokens"),
+        h(json!({"max_completion_tokens": MAX_MODEL_LEN, "max_tokens": 1}), "max_completion_tokens"),
+        h(json!({"max_tokens": MAX_MODEL_LEN}), "max_tokens"),
         h(json!({"top_logprobs": 2}), "top_logprobs"),
         h(json!({"modalities": ["audio"]}), "modalities"),
         h(json!({"tools": [{"type": "x"}]}), "tools[0].type"),
@@ -167,6 +170,9 @@ fn what_does_not_exist_is_not_found() {
     assert_eq!(model.error(), (404, "model_not_found".into(), "model".into()));
     assert_eq!(get(address, "/v1/models/gpt-9").error().0, 404);
     assert_eq!(get(address, "/v1/nothing").error().0, 404);
+    for path in ["/v1/models/%ff", "/page/%ff"] {
+        assert_eq!(get(address, path).error(), (404, "not_found".into(), String::new()), "{path}");
+    }
     assert_eq!(get(address, "/page/..%2f..%2fCargo.toml").error().0, 404);
     assert_eq!(get(address, CHAT).error().0, 405);
     assert_eq!(get(address, CHAT).header("allow"), Some("POST"));

@@ -5,6 +5,11 @@ use serde_json::{Value, json};
 
 use super::client::post;
 use super::engine::{EOS, Harness, MAX_MODEL_LEN, TEXT, ids, says, says_text};
+#[cfg(target_os = "linux")]
+use super::{
+    client::{connect, head},
+    engine::{never_ends, until},
+};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -66,6 +71,27 @@ fn a_stream_has_the_role_first_then_text_then_the_end_then_usage() {
         json!({"stream": true, "stream_options": {"continuous_usage_stats": true}, "max_tokens": 2});
     let running = post(server.address, PATH, &ask(options)).events();
     assert_eq!(running.last().unwrap()["usage"]["completion_tokens"], 2);
+}
+
+#[test]
+fn the_prompts_ids_are_of_the_answer_and_a_choices_ids_its_own() {
+    let server = Harness::new(Default::default(), says_text);
+    let fields = json!({"return_token_ids": true, "n": 2, "max_tokens": 3});
+    let whole = post(server.address, PATH, &ask(fields.clone())).json();
+    assert_eq!(whole["prompt_token_ids"], json!(prompt()));
+    let mut streamed = fields;
+    streamed["stream"] = true.into();
+    let events = post(server.address, PATH, &ask(streamed)).events();
+    assert_eq!(events[0]["prompt_token_ids"], json!(prompt()));
+    assert!(events[1..].iter().all(|event| event.get("prompt_token_ids").is_none()), "once is enough");
+    for index in 0..2 {
+        let choices = events.iter().map(|event| &event["choices"][0]);
+        let own = choices.filter(|choice| choice["index"] == index);
+        let ids: Vec<Value> =
+            own.flat_map(|choice| choice["token_ids"].as_array().cloned().unwrap_or_default()).collect();
+        assert_eq!(json!(ids), whole["choices"][index]["token_ids"]);
+        assert_eq!(ids.len(), 3);
+    }
 }
 
 #[test]
@@ -189,10 +215,16 @@ fn every_parameter_reaches_the_engine() {
 }
 
 #[test]
-fn templates_get_tools_and_variables_and_a_message_can_be_gone_on_with() {
-    let server = Harness::new(Default::default(), says_text);
-    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);
-    assert_eq!(post(server.address, PATH, &ask(json!({"tools": tools, "tool_choice": "auto"}))).status, 200);
+fn a_template_that_shows_tools_and_variables_gets_them() {
+    let template = "{{ bos_token }}{% for tool in tools %}{{ tool.function.name }}: {{ tool.function.description }}\n{% endfor %}\
+        {{ mood }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}\
+        {% if add_generation_prompt %}<|assistant|>{% endif %}";
+    let server = Harness::of_template(template, says_text);
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "description": "Tides."}});
+    let fields = json!({"tools": [tool("f"), tool("g")], "chat_template_kwargs": {"mood": "calm"}});
+    assert_eq!(post(server.address, PATH, &ask(fields)).status, 200);
+    let text = "<|bos|>f: Tides.\ng: Tides.\ncalm<|user|>How is the harbor?<|end|><|assistant|>";
+    assert_eq!(server.submitted().1.prompt, ids(text));
 }
 
 #[test]
@@ -206,4 +238,31 @@ fn the_final_message_is_gone_on_with_where_it_ends_whatever_stands_behind_it() {
         let expected = ids(&format!("<|bos|><|user|>a<|end|><|assistant|>{text}"));
         assert_eq!(server.submitted().1.prompt, expected, "{text:?}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_request_said_is_not_held_until_its_last_token() {
+    let resident_mib = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        kib.unwrap().parse::<usize>().unwrap() >> 10
+    };
+    let before = resident_mib();
+    let server = Harness::new(Default::default(), never_ends);
+    // This takes 70 MiB once it is parsed.
+    let list = format!("[{}1]", "1,".repeat(1_000_000));
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let body = format!("{{\"messages\": {messages}, \"chat_template_kwargs\": {{\"list\": {list}}}}}");
+    let request = head("POST", PATH, &[("Content-Type", "application/json")], body.as_bytes());
+    let ask = |_| {
+        let mut stream = connect(server.address);
+        std::io::Write::write_all(&mut stream, &request).unwrap();
+        server.submitted();
+        stream
+    };
+    let running: Vec<_> = (0..10).map(ask).collect();
+    // Other tests run beside this one, and take some too, but not for long.
+    until("half of it is free", || resident_mib() < before + 350);
+    drop(running);
 }

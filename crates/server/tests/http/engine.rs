@@ -21,12 +21,14 @@ pub const MAX_MODEL_LEN: usize = 1024;
 /// The demo model's tokenizer, and its chat template.
 pub fn tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
-    let make = || {
-        let json = include_bytes!("../../../cli/demo/tokenizer.json");
-        let config = include_bytes!("../../../cli/demo/tokenizer_config.json");
-        Arc::new(Tokenizer::from_bytes(json, Some(config), None).unwrap())
-    };
-    TOKENIZER.get_or_init(make).clone()
+    TOKENIZER.get_or_init(|| tokenizer_with(None)).clone()
+}
+
+/// The same with another template.
+fn tokenizer_with(template: Option<&str>) -> Arc<Tokenizer> {
+    let json = include_bytes!("../../../cli/demo/tokenizer.json");
+    let config = include_bytes!("../../../cli/demo/tokenizer_config.json");
+    Arc::new(Tokenizer::from_bytes(json, Some(config), template).unwrap())
 }
 
 /// The tokens of a text, without any around them.
@@ -131,15 +133,26 @@ pub struct Harness {
 impl Harness {
     /// With a loaded model.
     pub fn new(config: ServerConfig, script: Script) -> Harness {
-        let harness = Harness::loading(config, script);
-        harness.tell(FromEngine::Ready(info()));
-        let ready = || super::client::get(harness.address, "/ready").status == 200;
-        until("the server is ready", ready);
-        harness
+        Harness::loading(config, script).loaded()
+    }
+
+    /// With one of another chat template.
+    pub fn of_template(template: &str, script: Script) -> Harness {
+        Harness::start(Default::default(), tokenizer_with(Some(template)), script).loaded()
     }
 
     /// With a model that is still to be loaded.
-    pub fn loading(mut config: ServerConfig, script: Script) -> Harness {
+    pub fn loading(config: ServerConfig, script: Script) -> Harness {
+        Harness::start(config, tokenizer(), script)
+    }
+
+    fn loaded(self) -> Harness {
+        self.tell(FromEngine::Ready(info()));
+        until("the server is ready", || super::client::get(self.address, "/ready").status == 200);
+        self
+    }
+
+    fn start(mut config: ServerConfig, tokenizer: Arc<Tokenizer>, script: Script) -> Harness {
         config.log_level = server::LogLevel::Debug;
         let (to_engine, inbox) = channel();
         let (outbox, from_engine) = channel();
@@ -155,7 +168,7 @@ impl Harness {
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 address.send(listener.local_addr().unwrap()).unwrap();
                 let text = TextModel {
-                    tokenizer: Some(tokenizer()),
+                    tokenizer: Some(tokenizer),
                     eos_token_ids: EOS.to_vec(),
                     defaults: Default::default(),
                 };

@@ -97,7 +97,7 @@ fn what_never_fits_the_queue_is_refused_before_it_is_built() {
     let limits = Limits { queue: QueueLimits { requests: 1000, tokens: 2000 }, ..Default::default() };
     let server = Harness::new(ServerConfig { limits, ..Default::default() }, never_starts);
     for body in [
-        json!({"prompt": vec![[1]; 500_000], "n": 128}),
+        json!({"prompt": vec![[1]; 300_000], "n": 128}),
         json!({"prompt": vec!["a"; 500_000], "n": 2}),
         json!({"prompt": vec![vec![1; 100]; 21]}),
         json!({"prompt": vec!["a b c d e f g h"; 50], "n": 10}),
@@ -231,6 +231,34 @@ fn a_server_can_end_with_its_worker() {
             assert_eq!(message, "config.json is malformed")
         }
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_worker_that_dies_ends_the_server_at_once_whoever_still_sends() {
+    // The time to drain is longer than a test waits, and has nothing to do with it.
+    for is_draining in [false, true] {
+        let hour = Timeouts { shutdown: Duration::from_secs(3600), ..Default::default() };
+        let config = ServerConfig { ends_with_worker: true, ..timeouts(hour) };
+        let mut server = Harness::new(config, never_ends);
+        let mut running = BufReader::new(connect(server.address));
+        running.get_mut().write_all(&head("POST", PATH, JSON, b"{\"prompt\": \"a\"}")).unwrap();
+        server.submitted();
+        let mut sending = BufReader::new(connect(server.address));
+        let headers = [JSON, &[("Expect", "100-continue")]].concat();
+        let request = head("POST", PATH, &headers, b"{\"prompt\": \"a\"}");
+        sending.get_mut().write_all(&request[..request.len() - 10]).unwrap();
+        // Whoever reads the body says so.
+        assert_eq!(read(&mut sending).unwrap().status, 100);
+        if is_draining {
+            server.shut_down();
+            until("it drains", || get(server.address, "/ready").status == 503);
+        }
+        server.tell(FromEngine::Failed { message: "rank 1 was killed".into(), is_usage: false });
+        assert_eq!(read(&mut running).unwrap().error().1, "engine_failed");
+        assert!(matches!(server.ends(), Err(ServeError::Worker { is_usage: false, .. })));
+        assert!(std::net::TcpStream::connect(server.address).is_err(), "nobody listens");
+        assert!(read(&mut sending).is_none(), "its connection is closed");
     }
 }
 

@@ -214,6 +214,37 @@ fn a_format_of_its_own_is_read_and_what_must_be_a_call_is_held_to_json() {
 }
 
 #[test]
+fn an_answer_has_one_call_where_no_more_are_wanted_however_calls_are_written() {
+    const XML: &str = "Two:\n<tool_call>\n<function=get_weather>\n<parameter=city>\nMøn\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>";
+    let config = server::ServerConfig { tool_call_parser: Some("qwen3_coder".into()), ..Default::default() };
+    let xml = Harness::new(config, |id, request| says(id, request, &[ids(XML), vec![EOS[0]]].concat()));
+    let json = Harness::new(Default::default(), says_two);
+    // Nothing can be held to it.
+    let far = json!({"type": "object", "properties": {"city": {"$ref": "http://127.0.0.1:9/a.json"}}});
+    let mut tools = tools();
+    tools[0]["function"]["parameters"] = far;
+    for (server, several) in [(&xml, true), (&xml, false), (&json, true), (&json, false)] {
+        let fields = json!({"parallel_tool_calls": several, "tools": tools, "stream": false});
+        let answer = post(server.address, PATH, &ask(fields.clone())).json();
+        assert_eq!(server.submitted().1.grammar, None);
+        let calls = answer["choices"][0]["message"]["tool_calls"].as_array().unwrap().iter();
+        let calls: Vec<Value> = calls.map(|call| call["function"].clone()).collect();
+        let names: Vec<&Value> = calls.iter().map(|call| &call["name"]).collect();
+        assert_eq!(names, if several { vec!["get_weather", "now"] } else { vec!["get_weather"] });
+        assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+        let mut streamed = fields;
+        streamed["stream"] = true.into();
+        let events = post(server.address, PATH, &ask(streamed)).events();
+        server.submitted();
+        let same = joined(&events);
+        assert_eq!(same["content"], answer["choices"][0]["message"]["content"]);
+        let same = same["calls"].as_array().unwrap().iter().map(|call| call["function"].clone());
+        assert_eq!(same.collect::<Vec<_>>(), calls);
+        assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+    }
+}
+
+#[test]
 fn a_template_that_knows_no_tools_gets_them_and_their_results_as_text() {
     let server = Harness::new(Default::default(), says_two);
     let call =
