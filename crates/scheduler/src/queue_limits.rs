@@ -12,14 +12,8 @@ pub struct QueueLimits {
 pub struct Places {
     /// So many run at a time, over all replicas.
     pub all: usize,
-    /// So many do.
+    /// So many do, or did and were preempted.
     pub taken: usize,
-}
-
-impl Places {
-    fn free(self) -> usize {
-        self.all.saturating_sub(self.taken)
-    }
 }
 
 /// What waits, or wants to.
@@ -69,14 +63,16 @@ impl QueueLimits {
     /// # Errors
     /// They never could, or can't now.
     pub fn admits(self, places: Places, waiting: Queued, more: Queued) -> Result<(), QueueFull> {
-        let fits = |free: usize, queued: Queued| {
-            queued.requests <= self.requests.saturating_add(free) && queued.tokens <= self.tokens
+        // Whoever was preempted waits and has a place: it counts once.
+        let room = self.requests.saturating_add(places.all);
+        let fits = |taken: usize, queued: Queued| {
+            taken.saturating_add(queued.requests) <= room && queued.tokens <= self.tokens
         };
         let both = Queued {
             requests: waiting.requests.saturating_add(more.requests),
             tokens: waiting.tokens.saturating_add(more.tokens),
         };
-        match (fits(places.all, more), fits(places.free(), both)) {
+        match (fits(0, more), fits(places.taken, both)) {
             (false, _) => Err(QueueFull::Always { more, places: places.all, limits: self }),
             (true, false) => Err(QueueFull::Now { waiting, places, limits: self }),
             (true, true) => Ok(()),
