@@ -121,7 +121,7 @@ fn is_origin(text: &str) -> bool {
 /// A number of a type that holds it, perhaps with a unit.
 fn number<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
     let n = amount(text)?;
-    T::try_from(n).map_err(|_| format!("{n} is more than there can be"))
+    T::try_from(n).map_err(|_| format!("{n} is more than {}", u128::MAX >> (128 - 8 * size_of::<T>())))
 }
 
 /// The same from 1 on.

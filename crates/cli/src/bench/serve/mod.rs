@@ -62,11 +62,10 @@ pub struct ServeArgs {
     #[arg(long, env = "ANYSPLIT_BASE_URL", default_value = "http://127.0.0.1:8000", value_name = "URL")]
     base_url: String,
     /// The server's host, in place of --base-url
-    // No twins in the environment: they are those of a server that is started there.
-    #[arg(long, conflicts_with = "base_url", value_name = "HOST")]
+    #[arg(long, env = "ANYSPLIT_HOST", conflicts_with = "base_url", value_name = "HOST")]
     host: Option<String>,
     /// Its port, which is 8000 if only --host is given
-    #[arg(long, conflicts_with = "base_url", value_name = "PORT")]
+    #[arg(long, env = "ANYSPLIT_PORT", conflicts_with = "base_url", value_name = "PORT")]
     port: Option<u16>,
     /// How requests are worded
     #[arg(
