@@ -53,14 +53,6 @@ pub(crate) struct Setup<M> {
     pub left: Option<Left>,
 }
 
-impl<M> Setup<M> {
-    /// The same ranks on other devices.
-    pub fn on<N>(self, make: N) -> Setup<N> {
-        let Setup { grouping, layout, stages, source, options, loaded_bytes, left, .. } = self;
-        Setup { grouping, layout, stages, source, options, make, loaded_bytes, left }
-    }
-}
-
 /// Traces that nobody could ask for any more.
 pub(crate) type Left = Arc<Mutex<Vec<RankTrace>>>;
 

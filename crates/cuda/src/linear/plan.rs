@@ -16,7 +16,7 @@ pub(super) enum Plan {
     /// In f32: where each item's inputs end, then the merges behind it.
     Exact { items: usize, words: Block },
     /// In tiles: dealt out to all warps that can share it, and to one.
-    Tiled { shared: Dealt, alone: Dealt },
+    Tiled { shared: Box<Dealt>, alone: Box<Dealt> },
 }
 
 /// A deal.
@@ -61,7 +61,7 @@ impl Plan {
             (None, WeightFormat::Int8 | WeightFormat::Int4) => of(&whole),
             (None, _) => Items::cut(layout.tiles()),
         };
-        let dealt = |sharing: usize| Dealt::new(queue, Deal::new(&items, sharing));
+        let dealt = |sharing: usize| Box::new(Dealt::new(queue, Deal::new(&items, sharing)));
         Plan::Tiled { shared: dealt(items.sharing()), alone: dealt(1) }
     }
 }

@@ -8,7 +8,7 @@ use cuda::CudaDevice;
 use model::ModelConfig;
 use tensor::{DType, DeviceError};
 
-use crate::launch::MakeDevice;
+use crate::launch::{MakeDevice, Setup};
 use crate::prepared::Prepared;
 use crate::{Engine, EngineError, EngineOptions, GenerateRequest, SamplingParams};
 
@@ -41,7 +41,10 @@ fn on_cpu(name: &str, options: &EngineOptions) -> Engine {
 fn on_cuda(name: &str, options: &EngineOptions) -> Result<Engine, EngineError> {
     let (config, source) = checkpoint(name);
     let Prepared { setup, settings, .. } = Prepared::new(config, source, options, None)?;
-    Engine::launched(setup.on(MakeEmulated), settings, options, Instant::now(), &|_| {})
+    let Setup { grouping, layout, stages, source, options: launch, loaded_bytes, left, .. } = setup;
+    let setup =
+        Setup { grouping, layout, stages, source, options: launch, make: MakeEmulated, loaded_bytes, left };
+    Engine::launched(setup, settings, options, Instant::now(), &|_| {})
 }
 
 fn can_emulate() -> bool {
