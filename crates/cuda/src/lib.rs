@@ -22,6 +22,7 @@ mod moe;
 mod nvidia;
 pub mod nvrtc;
 mod of_program;
+mod ranks;
 pub mod resources;
 mod ring;
 mod rows;
