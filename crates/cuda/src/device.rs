@@ -14,13 +14,15 @@ use crate::logits::{self, PanelTree};
 use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
 use crate::of_program::OfProgram;
+use crate::ranks::Trees;
 use crate::step::CudaStep;
 use crate::tensor::{CudaTensor, Queue};
 use crate::{attention, kv, rows};
 
 /// One rank's GPU, or its part of one.
 pub struct CudaDevice {
-    queue: Queue,
+    pub(crate) queue: Queue,
+    pub(crate) trees: Trees,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
 }
@@ -30,6 +32,7 @@ impl CudaDevice {
     pub fn new(driver: Box<dyn Driver>) -> Self {
         CudaDevice {
             queue: Queue(Memory::new(driver)),
+            trees: Trees::default(),
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
         }
@@ -61,6 +64,10 @@ impl Device for CudaDevice {
 
     fn alloc(&self, rows: usize, cols: usize) -> CudaTensor {
         self.queue.tensor(rows, cols)
+    }
+
+    fn flush(&self) {
+        self.queue.flush();
     }
 
     fn download(&self, x: &CudaTensor) -> Result<Vec<f32>, DeviceError> {

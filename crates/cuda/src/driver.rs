@@ -1,6 +1,7 @@
 //! What a device asks of a GPU, or of what stands for one: memory, and kernels in the order of their launches.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// A place in a GPU's memory.
 pub type Address = u64;
@@ -93,6 +94,12 @@ impl Arguments {
     }
 }
 
+/// Memory that several ranks of a process use, of a GPU or of the host. It stays as long as anyone has it.
+pub trait SharedMemory: Send + Sync {
+    /// Where it is, for all of them and for the GPUs that reach it.
+    fn at(&self) -> Address;
+}
+
 /// A GPU's memory and its one queue of work. Used from one thread.
 pub trait Driver {
     /// A GPU's name.
@@ -119,4 +126,39 @@ pub trait Driver {
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault>;
     /// Runs a kernel, behind all work so far.
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault>;
+    /// Hands all work so far to the GPU, which may have been collected, and waits for nothing.
+    ///
+    /// # Errors
+    /// As of [`Driver::write`].
+    fn flush(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+    /// The GPU's number in this process, if ranks of the process can share memory of it.
+    fn ordinal(&self) -> Option<u32> {
+        None
+    }
+    /// Memory of the GPU that other ranks of the process use too, all 0.
+    ///
+    /// # Errors
+    /// There is not as much, or no such thing.
+    fn shared(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        Err(Fault(format!("{} has no memory to share, so no {bytes} bytes", self.name())))
+    }
+    /// Memory of the host that GPUs read and write by themselves, all 0.
+    ///
+    /// # Errors
+    /// See [`Driver::shared`].
+    fn shared_of_host(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        self.shared(bytes)
+    }
+    /// Lets kernels of this GPU use shared memory of another one of the process.
+    ///
+    /// # Errors
+    /// There is no way between them.
+    fn reach(&self, ordinal: u32) -> Result<(), Fault> {
+        match self.ordinal() == Some(ordinal) {
+            true => Ok(()),
+            false => Err(Fault(format!("{} does not reach GPU {ordinal}", self.name()))),
+        }
+    }
 }

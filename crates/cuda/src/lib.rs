@@ -33,7 +33,8 @@ mod work;
 
 pub use cubin_cache::CubinCache;
 pub use device::CudaDevice;
-pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel, SharedMemory};
+pub use ranks::CudaGroup;
 pub use kv::CudaKv;
 pub use linear::CudaWeight;
 pub use moe::{CudaAssignment, CudaRouting};

@@ -101,8 +101,8 @@ impl NvidiaDriver {
         Ok(function)
     }
 
-    /// Hands collected work to the GPU.
-    fn flush(&self) -> Result<(), Fault> {
+    /// Hands collected work to the GPU. It is current.
+    fn hand_over(&self) -> Result<(), Fault> {
         if let Some(fault) = self.late.borrow_mut().take() {
             return Err(fault);
         }
@@ -240,6 +240,11 @@ impl Driver for NvidiaDriver {
         self.gpu.info.name.clone()
     }
 
+    fn flush(&self) -> Result<(), Fault> {
+        self.gpu.bind()?;
+        self.hand_over()
+    }
+
     fn multiprocessors(&self) -> usize {
         self.gpu.info.multiprocessors as usize
     }
@@ -263,7 +268,7 @@ impl Driver for NvidiaDriver {
 
     fn free(&self, at: Address) {
         // What was collected may still use it. The driver waits for what is in the stream.
-        if let Err(fault) = self.gpu.bind().and_then(|()| self.flush()) {
+        if let Err(fault) = self.gpu.bind().and_then(|()| self.hand_over()) {
             self.late.borrow_mut().get_or_insert(fault);
         }
         // SAFETY: it was allocated and is freed once.
@@ -273,11 +278,11 @@ impl Driver for NvidiaDriver {
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
         self.gpu.bind()?;
         if self.graphs.is_none() || bytes.len() > MOST_WRITTEN {
-            self.flush()?;
+            self.hand_over()?;
             return self.stage(to, bytes);
         }
         if self.list.borrow().bytes.len() + bytes.len() > PART_BYTES {
-            self.flush()?;
+            self.hand_over()?;
         }
         self.list.borrow_mut().write(to, bytes);
         Ok(())
@@ -285,7 +290,7 @@ impl Driver for NvidiaDriver {
 
     fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault> {
         self.gpu.bind()?;
-        self.flush()?;
+        self.hand_over()?;
         let is_small = bytes.len() <= READ_BYTES;
         let to = if is_small { self.results.at(0) } else { bytes.as_mut_ptr() };
         let copied = match bytes.len() {
@@ -326,7 +331,7 @@ impl NvidiaDriver {
         self.list.borrow_mut().work.push(work);
         if self.list.borrow().work.len() >= MOST_WORK {
             self.gpu.bind()?;
-            self.flush()?;
+            self.hand_over()?;
         }
         Ok(())
     }

@@ -1,4 +1,13 @@
 //! Ranks that exchange what lies in the memory of GPUs.
 
 mod finish;
+mod group;
 mod path;
+mod peers;
+mod registry;
+mod setup;
+mod standing;
+mod words;
+
+pub(crate) use finish::Trees;
+pub use group::CudaGroup;
