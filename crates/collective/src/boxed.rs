@@ -76,6 +76,10 @@ impl<D: Device, C: Collective<D> + ?Sized> Collective<D> for Box<C> {
         (**self).all_reduce(dev, partial, rows, plan)
     }
 
+    fn fuses_norm(&self) -> bool {
+        (**self).fuses_norm()
+    }
+
     fn all_reduce_add_norm(
         &self,
         dev: &D,

@@ -157,6 +157,11 @@ pub trait Collective<D: Device>: Group {
         rows: usize,
         plan: &ReducePlan,
     ) -> Result<D::Tensor, CollectiveError>;
+    /// Whether [`Collective::all_reduce_add_norm`] is more than its two steps, so that it is worth to put an all-reduce off until its
+    /// norm is known.
+    fn fuses_norm(&self) -> bool {
+        false
+    }
     /// An all-reduce whose sum is added to a residual stream, which is then normed: [`Device::add_norm`] of it, with the same bits.
     ///
     /// # Shapes

@@ -143,6 +143,10 @@ impl<D: Device> Collective<D> for Members<D> {
         self.named(self.inner.all_reduce(dev, partial, rows, plan))
     }
 
+    fn fuses_norm(&self) -> bool {
+        self.inner.fuses_norm()
+    }
+
     fn all_reduce_add_norm(
         &self,
         dev: &D,

@@ -60,6 +60,8 @@ macro_rules! ranks {
 /// Each file's name and text.
 pub const FILES: &[(&str, &str)] = &[
     ("all_reduce", ranks!("all_reduce")),
+    ("all_reduce_norm", concat!(include_str!("../kernels/norm.cuh"), ranks!("all_reduce_norm"))),
+    ("all_reduce_compressed", ranks!("all_reduce_compressed")),
     ("attention_exact", attention!("attention_exact")),
     ("attention_merge", attention!("attention_merge")),
     ("attention_split", attention!("attention_split")),
@@ -89,7 +91,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("logits_top", include_str!("../kernels/logits_top.cu")),
     ("moe", include_str!("../kernels/moe.cu")),
     ("kv", attention!("kv")),
-    ("norm", include_str!("../kernels/norm.cu")),
+    ("norm", concat!(include_str!("../kernels/norm.cuh"), include_str!("../kernels/norm.cu"))),
     ("rope", include_str!("../kernels/rope.cu")),
 ];
 

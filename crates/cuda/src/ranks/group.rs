@@ -2,18 +2,16 @@
 
 use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use collective::{
-    Collective, CollectiveError, CollectiveStats, Compressed, Group, ReducePlan, Staged, Watched,
-    WireDType,
+    Collective, CollectiveError, CollectiveStats, Compressed, Group, Staged, Watched, WireDType,
 };
 use tensor::Reference;
 
-use super::peers::{OPS, Peers};
+use super::peers::{ALL_GATHER, OPS, Peers};
 use super::setup;
 use super::standing::{Ending, Standing, WatchedStanding};
-use crate::device::CudaDevice;
 use crate::tensor::{CudaTensor, Queue};
 
 /// Bytes of one of a rank's two slots. A step of a few tokens needs kilobytes; what is more comes in pieces.
@@ -25,12 +23,12 @@ const ENDED: &str = "it has ended";
 /// A group of ranks on GPUs over one of their hosts, which has all that is not tensors. Once [prepared](Collective::prepare), tensors
 /// go the shortest way that all ranks found to work; before that, and where there is none, through the host.
 pub struct CudaGroup<C: Group> {
-    host: Staged<Compressed<C>>,
-    wire: WireDType,
+    pub(super) host: Staged<Compressed<C>>,
+    pub(super) wire: WireDType,
     deadline: Duration,
     slot_bytes: usize,
     path: OnceCell<Path>,
-    standing: Arc<Standing>,
+    pub(super) standing: Arc<Standing>,
     /// What is added to the host's counts, and what is taken off.
     own: Cell<CollectiveStats>,
     prepared: Cell<CollectiveStats>,
@@ -78,7 +76,15 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         }
     }
 
-    fn peers(&self) -> Option<&Peers> {
+    /// All-reduces of at most so many bytes of a rank are done in one shot from now on, larger ones in two: the bits are the same.
+    /// All ranks agree on it. Without peer memory it changes nothing.
+    pub fn set_one_shot_bytes(&self, bytes: usize) {
+        if let Some(peers) = self.peers() {
+            peers.one_shot_bytes.set(bytes);
+        }
+    }
+
+    pub(super) fn peers(&self) -> Option<&Peers> {
         match self.path.get() {
             Some(Path::Peers(peers)) => Some(peers),
             Some(Path::Staged) | None => None,
@@ -86,7 +92,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     }
 
     /// As [`Collective::prepare`].
-    fn find_path(&self, queue: &Queue) -> Result<(), CollectiveError> {
+    pub(super) fn find_path(&self, queue: &Queue) -> Result<(), CollectiveError> {
         if self.size() == 1 || self.path.get().is_some() {
             return Ok(());
         }
@@ -107,7 +113,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     }
 
     /// One call over peers' memory, which brings `counted` to the counts.
-    fn call(
+    pub(super) fn call(
         &self,
         op: usize,
         peers: &Peers,
@@ -116,12 +122,12 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     ) -> Result<CudaTensor, CollectiveError> {
         self.standing.enter(OPS[op], self.host.watched().progress());
         self.check()?;
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let made = run();
         self.ending.kernels.set(peers.calls.get());
         self.standing.leave(peers.calls.get());
         let mut own = self.own.get();
-        if op != super::peers::ALL_GATHER {
+        if op != ALL_GATHER {
             own.all_reduce_s += began.elapsed().as_secs_f64();
         }
         count(&mut own);
@@ -132,7 +138,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     }
 
     /// A collective of the host's group, which counts those alone.
-    fn of_host<T>(&self, call: impl FnOnce(&Staged<Compressed<C>>) -> T) -> T {
+    pub(super) fn of_host<T>(&self, call: impl FnOnce(&Staged<Compressed<C>>) -> T) -> T {
         self.standing.enter_host(1);
         call(&self.host)
     }
@@ -219,99 +225,4 @@ impl<C: Collective<Reference>> Group for CudaGroup<C> {
             waiting_since: host.waiting_since,
         }
     }
-}
-
-impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
-    fn prepare(&self, dev: &CudaDevice) -> Result<(), CollectiveError> {
-        self.find_path(&dev.queue)
-    }
-
-    fn all_reduce(
-        &self,
-        dev: &CudaDevice,
-        partial: CudaTensor,
-        rows: usize,
-        plan: &ReducePlan,
-    ) -> Result<CudaTensor, CollectiveError> {
-        let Some(peers) = self.peers().filter(|_| self.wire == WireDType::Float32) else {
-            return self.of_host(|host| host.all_reduce(dev, partial, rows, plan));
-        };
-        self.check_nodes(&partial, rows, plan);
-        let bytes = 4 * partial.len() as u64;
-        self.call(super::peers::ALL_REDUCE, peers, |own| count_reduction(own, bytes), || {
-            let tree = dev.trees.get(&dev.queue, plan);
-            peers.all_reduce(&dev.queue, &tree, &partial, rows, plan)
-        })
-    }
-
-    fn reduce_scatter(
-        &self,
-        dev: &CudaDevice,
-        partial: CudaTensor,
-        rows_of_rank: &[usize],
-        plan: &ReducePlan,
-    ) -> Result<CudaTensor, CollectiveError> {
-        let Some(peers) = self.peers().filter(|_| self.wire == WireDType::Float32) else {
-            return self.of_host(|host| host.reduce_scatter(dev, partial, rows_of_rank, plan));
-        };
-        self.check_nodes(&partial, rows_of_rank.iter().sum(), plan);
-        let bytes = 4 * partial.len() as u64;
-        self.call(super::peers::REDUCE_SCATTER, peers, |own| count_reduction(own, bytes), || {
-            let tree = dev.trees.get(&dev.queue, plan);
-            peers.reduce_scatter(&dev.queue, &tree, &partial, rows_of_rank, plan)
-        })
-    }
-
-    fn all_gather(
-        &self,
-        dev: &CudaDevice,
-        part: &CudaTensor,
-        rows_of_rank: &[usize],
-    ) -> Result<CudaTensor, CollectiveError> {
-        let Some(peers) = self.peers() else {
-            return self.of_host(|host| host.all_gather(dev, part, rows_of_rank));
-        };
-        assert_eq!(part.rows, rows_of_rank[self.rank()], "rank {} brings its rows", self.rank());
-        self.call(super::peers::ALL_GATHER, peers, |own| own.other_calls += 1, || {
-            peers.all_gather(&dev.queue, part, rows_of_rank)
-        })
-    }
-
-    fn all_to_all(
-        &self,
-        dev: &CudaDevice,
-        x: &CudaTensor,
-        rows_to: &[usize],
-        rows_from: &[usize],
-    ) -> Result<CudaTensor, CollectiveError> {
-        self.of_host(|host| host.all_to_all(dev, x, rows_to, rows_from))
-    }
-
-    fn send(&self, dev: &CudaDevice, x: &CudaTensor, to: usize) -> Result<(), CollectiveError> {
-        self.host.send(dev, x, to)
-    }
-
-    fn recv(
-        &self,
-        dev: &CudaDevice,
-        from: usize,
-        rows: usize,
-        cols: usize,
-        deadline: Option<Duration>,
-    ) -> Result<CudaTensor, CollectiveError> {
-        self.host.recv(dev, from, rows, cols, deadline)
-    }
-}
-
-impl<C: Collective<Reference>> CudaGroup<C> {
-    fn check_nodes(&self, partial: &CudaTensor, rows: usize, plan: &ReducePlan) {
-        assert_eq!(plan.nodes_of_rank.len(), self.size(), "a plan for the group's ranks");
-        let rank = self.rank();
-        assert_eq!(partial.rows, plan.nodes_of_rank[rank] * rows, "rank {rank} brings the nodes that it owns");
-    }
-}
-
-fn count_reduction(own: &mut CollectiveStats, bytes: u64) {
-    own.all_reduce_calls += 1;
-    own.all_reduce_bytes += bytes;
 }

@@ -1,6 +1,9 @@
 //! Ranks that exchange what lies in the memory of GPUs.
 
+mod collective;
+mod compressed;
 mod finish;
+mod fused;
 mod group;
 mod path;
 mod peers;

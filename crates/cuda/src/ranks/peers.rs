@@ -1,6 +1,7 @@
 //! Collectives of ranks that use each other's memory (`kernels/ranks.cuh`, `all_reduce.cu`).
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    fn ranks(&self) -> usize {
+    pub(super) fn ranks(&self) -> usize {
         self.regions.len()
     }
 
@@ -69,7 +70,7 @@ impl Peers {
     }
 
     /// Where that is.
-    fn group(&self) -> Address {
+    pub(super) fn group(&self) -> Address {
         self.regions[self.rank].at() + GROUP_AT
     }
 
@@ -87,8 +88,13 @@ impl Peers {
         // As many threads as there is work for, in warps; all ranks have the same.
         let threads = elements.div_ceil(self.blocks).next_multiple_of(32).clamp(32, MOST_THREADS);
         let blocks = elements.div_ceil(threads).clamp(1, self.blocks);
+        self.launch_in(queue, Kernel { file: "all_reduce", name }, Grid::flat(blocks, threads), arguments);
+    }
+
+    /// A kernel that waits for others. Its grid is the same on all ranks.
+    pub(super) fn launch_in(&self, queue: &Queue, kernel: Kernel, grid: Grid, arguments: Arguments) {
         self.calls.set(self.calls.get().wrapping_add(1));
-        queue.launch(Kernel { file: "all_reduce", name }, Grid::flat(blocks, threads), arguments);
+        queue.launch(kernel, grid, arguments);
     }
 
     /// The sum of the nodes of all ranks, on every rank.
@@ -119,7 +125,7 @@ impl Peers {
         let elements = out.len();
         let nodes = Nodes { of: partial, elements, plan, tree };
         match shots {
-            Shots::One => self.one_shot(queue, ALL_REDUCE, &out, &nodes, 0, elements),
+            Shots::One => self.one_shot(queue, ALL_REDUCE, &out, &nodes, 0..elements, elements.is_multiple_of(4)),
             Shots::Two => self.two_shot(queue, &out, &nodes),
         }
         out
@@ -142,21 +148,17 @@ impl Peers {
         let nodes = Nodes { of: partial, elements, plan, tree };
         let (from, end) = (first * cols, (first + rows_of_rank[self.rank]) * cols);
         let are_fours = rows_of_rank.iter().all(|rows| (rows * cols).is_multiple_of(4));
-        self.one_shot_of(queue, REDUCE_SCATTER, &out, &nodes, from..end, are_fours);
+        self.one_shot(queue, REDUCE_SCATTER, &out, &nodes, from..end, are_fours);
         out
     }
 
-    fn one_shot(&self, queue: &Queue, op: usize, out: &CudaTensor, nodes: &Nodes<'_>, from: usize, end: usize) {
-        self.one_shot_of(queue, op, out, nodes, from..end, nodes.elements.is_multiple_of(4));
-    }
-
-    fn one_shot_of(
+    fn one_shot(
         &self,
         queue: &Queue,
         op: usize,
         out: &CudaTensor,
         nodes: &Nodes<'_>,
-        wanted: std::ops::Range<usize>,
+        wanted: Range<usize>,
         are_fours: bool,
     ) {
         let most = self.slot / most_nodes(nodes.plan) / 4 * 4;
@@ -237,6 +239,6 @@ struct Nodes<'a> {
 }
 
 /// Of any rank.
-fn most_nodes(plan: &ReducePlan) -> usize {
+pub(super) fn most_nodes(plan: &ReducePlan) -> usize {
     plan.nodes_of_rank.iter().copied().max().unwrap_or(0).max(1)
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use collective::{Collective, CollectiveError, CollectiveStats, ReducePlan};
-use tensor::{Device, Exchanged, Part};
+use tensor::{Device, Exchanged, Part, RowNorm};
 
 use super::Rank;
 
 impl<'a, D: Device> Rank<'a, D> {
     /// Calls of the tensor-parallel group.
-    pub(super) fn calls(&self, part: Part) -> Calls<'a, D> {
+    pub(crate) fn calls(&self, part: Part) -> Calls<'a, D> {
         Calls { dev: self.dev, group: self.group, part }
     }
 }
@@ -35,6 +35,18 @@ impl<D: Device> Calls<'_, D> {
         plan: &ReducePlan,
     ) -> Result<D::Tensor, CollectiveError> {
         self.call("all_reduce", 0, || self.group.all_reduce(self.dev, partial, rows, plan))
+    }
+
+    pub fn all_reduce_add_norm(
+        &self,
+        partial: D::Tensor,
+        plan: &ReducePlan,
+        x: &mut D::Tensor,
+        post: Option<RowNorm<'_, D::Tensor>>,
+        norm: RowNorm<'_, D::Tensor>,
+    ) -> Result<D::Tensor, CollectiveError> {
+        let run = || self.group.all_reduce_add_norm(self.dev, partial, plan, x, post, norm);
+        self.call("all_reduce", 0, run)
     }
 
     pub fn reduce_scatter(
