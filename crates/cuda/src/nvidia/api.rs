@@ -11,7 +11,9 @@ use crate::libraries::Search;
 
 /// All that is called of it. cudarc panics at the first call of one that is missing.
 const FUNCTIONS: &[&str] = &[
+    "cuCtxEnablePeerAccess",
     "cuCtxSetCurrent",
+    "cuDeviceCanAccessPeer",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
     "cuDeviceGetCount",
@@ -42,6 +44,7 @@ const FUNCTIONS: &[&str] = &[
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8_v2",
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",

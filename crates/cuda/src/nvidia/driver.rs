@@ -15,7 +15,8 @@ use super::api::check;
 use super::gpu::{Function, Gpu};
 use super::graph::Graph;
 use super::pinned::Pinned;
-use crate::driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+use super::shared;
+use crate::driver::{Address, Arguments, Driver, Fault, Grid, Kernel, SharedMemory};
 use crate::ring::{Place, Ring};
 use crate::step_graphs::{StepGraphs, Way};
 use crate::work::{Work, WorkList};
@@ -264,6 +265,24 @@ impl Driver for NvidiaDriver {
         }
         check(result).map_err(|Fault(error)| Fault(format!("{bytes} bytes of the GPU's memory: {error}")))?;
         Ok(at)
+    }
+
+    fn ordinal(&self) -> Option<u32> {
+        Some(self.gpu.info.ordinal)
+    }
+
+    fn shared(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        shared::of_gpu(&self.gpu, self.alloc(bytes)?, bytes)
+    }
+
+    fn shared_of_host(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        self.gpu.bind()?;
+        shared::of_host(bytes)
+    }
+
+    fn reach(&self, ordinal: u32) -> Result<(), Fault> {
+        self.gpu.bind()?;
+        shared::reach(&self.gpu, ordinal)
     }
 
     fn free(&self, at: Address) {

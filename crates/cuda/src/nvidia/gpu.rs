@@ -201,6 +201,11 @@ impl Gpu {
         NvidiaDriver::new(self.clone(), enforce_eager)
     }
 
+    /// As the driver calls it.
+    pub(super) fn device(&self) -> CUdevice {
+        self.device
+    }
+
     /// Makes this the GPU of the calling thread. It costs nothing if it is already.
     pub(crate) fn bind(&self) -> Result<(), Fault> {
         // SAFETY: the context is retained until the end.

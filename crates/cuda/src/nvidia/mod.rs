@@ -5,6 +5,7 @@ mod driver;
 mod gpu;
 mod graph;
 mod pinned;
+mod shared;
 
 pub use driver::NvidiaDriver;
 pub use gpu::{Gpu, GpuInfo, probe, usable};

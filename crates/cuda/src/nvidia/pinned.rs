@@ -7,6 +7,9 @@ use cudarc::driver::sys;
 use super::api::check;
 use crate::driver::Fault;
 
+/// For all GPUs, which find it where the host does.
+const FLAGS: u32 = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
+
 /// Some of it, of fixed place.
 pub(crate) struct Pinned {
     at: *mut u8,
@@ -18,7 +21,7 @@ impl Pinned {
     pub fn new(bytes: usize) -> Result<Self, Fault> {
         let mut at = null_mut();
         // SAFETY: it writes one pointer.
-        check(unsafe { sys::cuMemHostAlloc(&mut at, bytes.max(1), sys::CU_MEMHOSTALLOC_PORTABLE) })
+        check(unsafe { sys::cuMemHostAlloc(&mut at, bytes.max(1), FLAGS) })
             .map_err(|Fault(error)| Fault(format!("{bytes} bytes of pinned host memory: {error}")))?;
         let at: *mut u8 = at.cast();
         // SAFETY: there are as many bytes.

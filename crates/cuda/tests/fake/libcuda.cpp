@@ -8,12 +8,13 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 
 namespace fake {
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, FAILED = 719 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, ALREADY_ENABLED = 704, FAILED = 719 };
 constexpr u32 ARGUMENTS = 24;
 
 u64 number(const char *variable, u64 otherwise) {
@@ -94,6 +95,7 @@ struct Function {
 };
 struct Device {
   u64 used = 0;
+  std::set<Device *> peers;
 };
 struct Allocation {
   size_t bytes;
@@ -145,6 +147,12 @@ int cuDeviceGetAttribute(int *value, int which, int) {
   return SUCCESS;
 }
 int cuDevicePrimaryCtxRetain(Device **context, int device) { return *context = &devices[device], SUCCESS; }
+// Variables say whether GPUs reach each other.
+int cuDeviceCanAccessPeer(int *can, int, int) { return *can = number("FAKE_PEERS", 1), SUCCESS; }
+int cuCtxEnablePeerAccess(Device *context, u32) {
+  if (!bound || context == bound) return INVALID_VALUE;
+  return bound->peers.insert(context).second ? SUCCESS : ALREADY_ENABLED;
+}
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxSetCurrent(Device *context) { return bound = context, SUCCESS; }
 int cuGetErrorName(int error, const char **name) {
@@ -180,6 +188,10 @@ int cuMemFree_v2(u64 at) {
   memory.erase(at);
   free((void *)at);
   return SUCCESS;
+}
+int cuMemsetD8_v2(u64 at, u8 value, size_t bytes) {
+  if (!is_ours(at, bytes)) return INVALID_VALUE;
+  return memset((void *)at, value, bytes), SUCCESS;
 }
 int cuMemGetInfo_v2(size_t *free, size_t *of) {
   if (!bound) return INVALID_VALUE;
