@@ -239,3 +239,68 @@ fn faults_name_what_asked() {
         }
     });
 }
+
+/// Ranks as threads, each with its GPU; what they do is replayed as graphs from the third time on. Only the last rank reads.
+fn ranks_sum(gpus: &[u32], expected_path: &str) {
+    let ranks = gpus.len();
+    let tree = ReductionTree::over_ids(ranks);
+    let leaves: Vec<_> = (0..ranks).map(|rank| rank..rank + 1).collect();
+    let plan = ReducePlan { nodes_of_rank: vec![1; ranks], finish: tree.finish(&leaves) };
+    let deadline = Duration::from_secs(60);
+    let config = SharedConfig { deadline, spin: Duration::ZERO, ..SharedConfig::default() };
+    let opened: HashMap<u32, Arc<Gpu>> = gpus
+        .iter()
+        .map(|&ordinal| (ordinal, Gpu::open(ordinal, &CubinCache::none()).expect("a GPU")))
+        .collect();
+    let before = graph_launches();
+    std::thread::scope(|scope| {
+        for (rank, group) in SharedGroup::new(ranks, config).into_iter().enumerate() {
+            let (gpu, plan) = (opened[&gpus[rank]].clone(), &plan);
+            scope.spawn(move || {
+                let group = CudaGroup::new(group, WireDType::Float32, deadline);
+                let dev = CudaDevice::new(Box::new(gpu.driver(false).expect("a stream")));
+                group.prepare(&dev).expect("prepare");
+                assert_eq!(group.path(), expected_path);
+                for step in 0..6 {
+                    let own = |i: usize| (step * 100 + rank * 10 + i) as f32;
+                    let mut x = dev.upload(&(0..8).map(own).collect::<Vec<_>>(), 1, 8);
+                    // Enough of them to be worth a graph.
+                    for _ in 0..8 {
+                        x = group.all_reduce(&dev, x, 1, plan).expect("all_reduce");
+                        dev.scale(&mut x, 1.0 / ranks as f32);
+                    }
+                    match rank + 1 == ranks {
+                        true => {
+                            let mean = |i: usize| (0..ranks).map(|r| (step * 100 + r * 10 + i) as f32).sum::<f32>() / ranks as f32;
+                            let found = dev.download(&x).expect("numbers");
+                            assert_eq!(found, (0..8).map(mean).collect::<Vec<_>>(), "step {step}");
+                        }
+                        false => dev.flush(),
+                    }
+                    // As the next step is told.
+                    group.barrier().expect("barrier");
+                }
+            });
+        }
+    });
+    assert!(graph_launches() > before || expected_path != "peer memory");
+}
+
+#[test]
+fn ranks_of_one_gpu_and_of_several_use_each_others_memory() {
+    let test = "ranks_of_one_gpu_and_of_several_use_each_others_memory";
+    with_libraries(test, &[("FAKE_GPUS", "2")], || {
+        ranks_sum(&[0, 0], "peer memory");
+        ranks_sum(&[0, 1], "peer memory");
+        ranks_sum(&[1, 0, 1, 0], "peer memory");
+    });
+}
+
+#[test]
+fn gpus_that_do_not_reach_each_other_go_through_the_host() {
+    let test = "gpus_that_do_not_reach_each_other_go_through_the_host";
+    with_libraries(test, &[("FAKE_GPUS", "2"), ("FAKE_PEERS", "0")], || {
+        ranks_sum(&[0, 1], "through the host");
+        ranks_sum(&[1, 1], "peer memory");
+    });
+}
