@@ -1,0 +1,4 @@
+//! Ranks that exchange what lies in the memory of GPUs.
+
+mod finish;
+mod path;
