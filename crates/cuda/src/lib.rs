@@ -35,7 +35,7 @@ mod work;
 
 pub use cubin_cache::CubinCache;
 pub use device::CudaDevice;
-pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+pub use driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel};
 pub use kv::CudaKv;
 pub use linear::CudaWeight;
 pub use moe::{CudaAssignment, CudaRouting};

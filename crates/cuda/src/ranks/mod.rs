@@ -2,3 +2,5 @@
 
 mod finish;
 mod path;
+
+pub(crate) use path::DataPath;
