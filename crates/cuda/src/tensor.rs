@@ -42,6 +42,11 @@ impl Queue {
         CudaTensor { block: self.0.block(4 * rows * cols), rows, cols }
     }
 
+    /// The same with room for so many elements.
+    pub fn tensor_with_room(&self, rows: usize, cols: usize, room: usize) -> CudaTensor {
+        CudaTensor { block: self.0.block(4 * room.max(rows * cols)), rows, cols }
+    }
+
     /// Memory of `bytes`.
     pub fn block(&self, bytes: usize) -> Block {
         self.0.block(bytes)

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use collective::{CollectiveError, Group, Watched};
+use collective::Watched;
 
 use super::api::{Handle, ID_BYTES, Nccl, Progress, Transfer};
 use crate::driver::Fault;
@@ -27,8 +27,6 @@ pub(super) struct Communicator {
     pub serial: u64,
     /// This rank.
     pub rank: usize,
-    /// Ranks.
-    pub ranks: usize,
     deadline: Duration,
     /// The group by which the ranks found each other: it knows when one of them has failed, and tells the others.
     watched: Arc<dyn Watched>,
@@ -45,35 +43,25 @@ struct State {
 unsafe impl Send for State {}
 
 impl Communicator {
-    /// A communicator of a group's ranks, on the GPU of the calling thread. All ranks call it.
+    /// A rank's end of the communicator with an id, on the GPU of the calling thread. All ranks call it.
     ///
     /// # Errors
-    /// A rank is missing at the deadline or has failed; or what the library says. The group has failed then.
-    pub fn new(nccl: Arc<Nccl>, group: &dyn Group, deadline: Duration) -> Result<Self, Fault> {
-        let made = Communicator::join(nccl, group, deadline);
-        made.inspect_err(|Fault(why)| group.fail(why))
-    }
-
-    fn join(nccl: Arc<Nccl>, group: &dyn Group, deadline: Duration) -> Result<Self, Fault> {
-        let (rank, ranks) = (group.rank(), group.size());
-        let mut id = if rank == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };
-        group.broadcast(&mut id, Some(deadline)).map_err(|error| Fault(error.to_string()))?;
-        let id: [u8; ID_BYTES] = id.try_into().map_err(|id: Vec<u8>| {
-            Fault(format!("an id of {} bytes came, of {ID_BYTES}: rank 0 is of another version", id.len()))
-        })?;
+    /// What the library says, or that it took longer than `patience`.
+    pub fn new(
+        nccl: Arc<Nccl>,
+        id: [u8; ID_BYTES],
+        (rank, ranks): (usize, usize),
+        watched: Arc<dyn Watched>,
+        deadline: Duration,
+        patience: Duration,
+    ) -> Result<Self, Fault> {
         let handle = nccl.begin(id, rank, ranks)?;
-        let communicator = Communicator {
-            nccl,
-            serial: MADE.fetch_add(1, Relaxed),
-            rank,
-            ranks,
-            deadline,
-            watched: group.watched(),
-            state: Mutex::new(State { handle, lost: None }),
-        };
+        let serial = MADE.fetch_add(1, Relaxed);
+        let state = Mutex::new(State { handle, lost: None });
+        let communicator = Communicator { nccl, serial, rank, deadline, watched, state };
         let mut state = communicator.state();
-        if let Err(Fault(why)) = communicator.settle(&state, deadline) {
-            let fault = Fault(format!("NCCL's communicator on rank {rank} of {ranks}: {why}"));
+        if let Err(Fault(why)) = communicator.settle(&state, patience) {
+            let fault = Fault(format!("no communicator of NCCL: {why}"));
             communicator.give_up(&mut state, fault.clone());
             return Err(fault);
         }
@@ -133,16 +121,6 @@ impl Communicator {
         // SAFETY: it is there.
         unsafe { self.nccl.progress(state.handle) }?;
         self.watch_group(waited, self.deadline)
-    }
-
-    /// Whether the group can go on and nothing was aborted.
-    ///
-    /// # Errors
-    /// A rank has failed.
-    pub fn check(&self) -> Result<(), CollectiveError> {
-        self.watched.check()?;
-        let lost = self.state().lost.clone();
-        lost.map_or(Ok(()), |Fault(message)| Err(CollectiveError::Failed { rank: self.rank, message }))
     }
 
     /// Tells all ranks that this one can't go on, unless they know of a failure already.

@@ -1,6 +1,7 @@
 //! Collectives of ranks with a GPU each by NVIDIA's library, which is found at run time.
 //!
 //! ```text
+//! setup.rs         whether all ranks can, and a communicator if they do
 //! path.rs          moves of words ─▶ transfers
 //! call.rs          transfers as work of a GPU's queue; a graph replays them
 //! communicator.rs  made of a group's ranks; watched while somebody waits; aborted when it takes too long
@@ -13,6 +14,7 @@ mod api;
 mod call;
 mod communicator;
 mod path;
+mod setup;
 
 pub use api::Nccl;
 pub(crate) use path::NcclPath;

@@ -1,4 +1,4 @@
-//! What ranks with a GPU each exchange, by the library.
+//! Moves between ranks with a GPU each, by the library.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,36 +7,35 @@ use std::time::Duration;
 
 use collective::{CollectiveError, Group};
 
-use super::api::{Nccl, Transfer};
+use super::api::Transfer;
 use super::call::Call;
 use super::communicator::Communicator;
+use super::setup;
 use crate::driver::{Address, Fault};
-use crate::ranks::DataPath;
+use crate::ranks::{DataPath, Move};
 use crate::tensor::Queue;
 
 const WORD: usize = 4;
 
-/// The ranks of a group, each of which has a GPU of its own.
+/// The way to the other ranks of a group, each of which has a GPU of its own.
 pub(crate) struct NcclPath {
     communicator: Arc<Communicator>,
     calls: AtomicU64,
 }
 
 impl NcclPath {
-    /// Makes a communicator of a group's ranks and their GPUs. All ranks call it, on their own threads.
+    /// Makes a communicator of a group's ranks and their GPUs. All ranks call it, on their own threads, and get one or the same error.
     ///
     /// # Errors
-    /// A rank is missing at the deadline or has failed; or what the library says, of two ranks on one GPU, say. The group has failed
-    /// then.
+    /// A rank is missing or has failed, or the group is lost for other reasons. The inner error, which is no failure of the group:
+    /// a rank has no library, or another one than the others, or the library finds no way between the GPUs.
     pub fn new(
-        nccl: Arc<Nccl>,
         queue: &Queue,
         group: &dyn Group,
         deadline: Duration,
-    ) -> Result<Self, Fault> {
-        queue.0.driver.bind().inspect_err(|Fault(why)| group.fail(why))?;
-        let communicator = Arc::new(Communicator::new(nccl, group, deadline)?);
-        Ok(NcclPath { communicator, calls: AtomicU64::new(0) })
+    ) -> Result<Result<Self, Fault>, CollectiveError> {
+        let made = setup::communicator(queue, group, deadline)?;
+        Ok(made.map(|made| NcclPath { communicator: Arc::new(made), calls: AtomicU64::new(0) }))
     }
 
     fn call(&self, queue: &Queue, op: &'static str, transfers: Vec<Transfer>) -> Result<(), Fault> {
@@ -47,90 +46,35 @@ impl NcclPath {
         let communicator = self.communicator.clone();
         queue.call(Rc::new(Call { communicator, op, number, transfers }))
     }
-
-    /// Words of this rank to where others' are, if they are not there already.
-    fn copy(&self, queue: &Queue, from: Address, to: Address, words: usize) -> Result<(), Fault> {
-        if from == to || words == 0 { Ok(()) } else { queue.copy(from, to, WORD * words) }
-    }
-}
-
-/// For each rank where its words begin, and how many they are.
-fn places(at: Address, words_of_rank: &[usize]) -> impl Iterator<Item = (usize, Address, usize)> {
-    let ends = words_of_rank.iter().scan(0, |end, words| {
-        *end += words;
-        Some(*end)
-    });
-    let places = words_of_rank.iter().zip(ends).enumerate();
-    places.map(move |(rank, (&words, end))| (rank, at + (WORD * (end - words)) as u64, words))
 }
 
 impl DataPath for NcclPath {
-    fn name(&self) -> &'static str {
-        "nccl"
+    fn exchange(
+        &self,
+        queue: &Queue,
+        op: &'static str,
+        sends: &[Move],
+        receives: &[Move],
+    ) -> Result<(), Fault> {
+        let send = |m: &Move| Transfer::Send { from: m.at, bytes: WORD * m.words, peer: m.rank };
+        let receive = |m: &Move| Transfer::Recv { to: m.at, bytes: WORD * m.words, peer: m.rank };
+        self.call(queue, op, sends.iter().map(send).chain(receives.iter().map(receive)).collect())
     }
 
     fn all_gather(
         &self,
         queue: &Queue,
+        op: &'static str,
         from: Address,
-        words_of_rank: &[usize],
+        words: usize,
         to: Address,
     ) -> Result<(), Fault> {
-        let own = words_of_rank[self.communicator.rank];
-        if words_of_rank.iter().all(|&words| words == own) {
-            let all = Transfer::AllGather { from, to, count: own };
-            return self.call(queue, "all_gather", if own == 0 { vec![] } else { vec![all] });
-        }
-        let mut transfers = Vec::new();
-        for (peer, to, words) in places(to, words_of_rank) {
-            if peer == self.communicator.rank {
-                self.copy(queue, from, to, words)?;
-                continue;
-            }
-            if own > 0 {
-                transfers.push(Transfer::Send { from, bytes: WORD * own, peer });
-            }
-            if words > 0 {
-                transfers.push(Transfer::Recv { to, bytes: WORD * words, peer });
-            }
-        }
-        self.call(queue, "all_gather", transfers)
+        let all = (words > 0).then_some(Transfer::AllGather { from, to, count: words });
+        self.call(queue, op, all.into_iter().collect())
     }
 
-    fn all_to_all(
-        &self,
-        queue: &Queue,
-        from: Address,
-        words_to: &[usize],
-        to: Address,
-        words_from: &[usize],
-    ) -> Result<(), Fault> {
-        let mut transfers = Vec::new();
-        for ((peer, from, sent), (_, to, received)) in places(from, words_to).zip(places(to, words_from)) {
-            if peer == self.communicator.rank {
-                assert_eq!(sent, received, "what a rank sends itself it receives");
-                self.copy(queue, from, to, sent)?;
-                continue;
-            }
-            if sent > 0 {
-                transfers.push(Transfer::Send { from, bytes: WORD * sent, peer });
-            }
-            if received > 0 {
-                transfers.push(Transfer::Recv { to, bytes: WORD * received, peer });
-            }
-        }
-        self.call(queue, "all_to_all", transfers)
-    }
-
-    fn send(&self, queue: &Queue, from: Address, words: usize, rank: usize) -> Result<(), Fault> {
-        self.call(queue, "send", vec![Transfer::Send { from, bytes: WORD * words, peer: rank }])
-    }
-
-    fn recv(&self, queue: &Queue, to: Address, words: usize, rank: usize) -> Result<(), Fault> {
-        self.call(queue, "recv", vec![Transfer::Recv { to, bytes: WORD * words, peer: rank }])
-    }
-
-    fn check(&self) -> Result<(), CollectiveError> {
-        self.communicator.check()
+    fn sum(&self, queue: &Queue, op: &'static str, at: Address, count: usize) -> Result<(), Fault> {
+        let all = (count > 0).then_some(Transfer::AllReduce { from: at, to: at, count });
+        self.call(queue, op, all.into_iter().collect())
     }
 }

@@ -1,0 +1,99 @@
+//! How ranks find out whether the library connects their GPUs: whatever one of them can't do, all hear of it, and none is held up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use collective::{CollectiveError, Group};
+
+use super::api::{ID_BYTES, Nccl};
+use super::communicator::Communicator;
+use crate::driver::Fault;
+use crate::tensor::Queue;
+
+/// A communicator of all ranks, or why there is none, the same on all of them.
+///
+/// # Errors
+/// A rank is missing or has failed.
+pub(super) fn communicator(
+    queue: &Queue,
+    group: &dyn Group,
+    deadline: Duration,
+) -> Result<Result<Communicator, Fault>, CollectiveError> {
+    let found = Nccl::find().and_then(|nccl| queue.0.driver.bind().map(|()| nccl));
+    let own = found.as_ref().map_err(Clone::clone).and_then(|nccl| {
+        // Whose id it is, all ranks get.
+        let id = if group.rank() == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };
+        let (major, minor, patch) = nccl.version;
+        Ok([major, minor, patch].into_iter().flat_map(u32::to_le_bytes).chain(id).collect())
+    });
+    let joined = match agreed(group, own)?.and_then(|all| Ok((id_of(&all)?, found?))) {
+        Ok((id, nccl)) => join(nccl, group, id, deadline),
+        Err(fault) => return Ok(Err(fault)),
+    };
+    let own = joined.as_ref().map(|_| Vec::new()).map_err(Clone::clone);
+    Ok(agreed(group, own)?.and_then(|_| joined))
+}
+
+/// What all ranks say, or the first error.
+fn agreed(
+    group: &dyn Group,
+    own: Result<Vec<u8>, Fault>,
+) -> Result<Result<Vec<Vec<u8>>, Fault>, CollectiveError> {
+    let said = match own {
+        Ok(said) => [&[1], &said[..]].concat(),
+        Err(Fault(why)) => [&[0], why.as_bytes()].concat(),
+    };
+    let all = group.all_to_all_host(&vec![said; group.size()])?;
+    let said = |(rank, said): (usize, Vec<u8>)| match said.split_first() {
+        Some((1, said)) => Ok(said.to_vec()),
+        Some((_, why)) => Err(Fault(format!("rank {rank}: {}", String::from_utf8_lossy(why)))),
+        None => Err(Fault(format!("rank {rank} says nothing: it is of another version"))),
+    };
+    Ok(all.into_iter().enumerate().map(said).collect())
+}
+
+/// The id, if all ranks have the same version of the library.
+fn id_of(all: &[Vec<u8>]) -> Result<[u8; ID_BYTES], Fault> {
+    let version = |said: &Vec<u8>| -> Vec<u32> {
+        let words = said.chunks_exact(4).take(3);
+        words.map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))).collect()
+    };
+    let text = |said: &Vec<u8>| version(said).iter().map(u32::to_string).collect::<Vec<_>>().join(".");
+    if let Some(other) = all.iter().position(|said| version(said) != version(&all[0])) {
+        let (first, other_text) = (text(&all[0]), text(&all[other]));
+        return Err(Fault(format!("rank 0 has NCCL {first} and rank {other} {other_text}: they must have the same")));
+    }
+    let id = all[0].get(12..).and_then(|id| id.try_into().ok());
+    id.ok_or_else(|| Fault("rank 0 says something else than an id: it is of another version".into()))
+}
+
+fn join(
+    nccl: Arc<Nccl>,
+    group: &dyn Group,
+    id: [u8; ID_BYTES],
+    deadline: Duration,
+) -> Result<Communicator, Fault> {
+    // Some of the group's patience is left to tell the others of a failure.
+    let patience = deadline * 3 / 4;
+    Communicator::new(nccl, id, (group.rank(), group.size()), group.watched(), deadline, patience)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(version: [u32; 3], id: &[u8]) -> Vec<u8> {
+        version.into_iter().flat_map(u32::to_le_bytes).chain(id.iter().copied()).collect()
+    }
+
+    #[test]
+    fn all_ranks_need_the_same_library() {
+        let id = [7; ID_BYTES];
+        let all = [said([2, 27, 3], &id), said([2, 27, 3], &[])];
+        assert_eq!(id_of(&all), Ok(id));
+        let all = [said([2, 27, 3], &id), said([2, 27, 3], &[]), said([2, 21, 5], &[])];
+        let wanted = "rank 0 has NCCL 2.27.3 and rank 2 2.21.5: they must have the same";
+        assert_eq!(id_of(&all).expect_err("two versions").0, wanted);
+        assert!(id_of(&[said([2, 27, 3], &[1, 2])]).is_err());
+    }
+}
