@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tensor::Device;
+use tensor::{Device, RowNorm};
 
 use crate::{Collective, CollectiveError, CollectiveStats, Group, Progress, ReducePlan, Watched};
 
@@ -136,6 +136,10 @@ impl<D: Device> Group for Members<D> {
 }
 
 impl<D: Device> Collective<D> for Members<D> {
+    fn prepare(&self, dev: &D) -> Result<(), CollectiveError> {
+        self.named(self.inner.prepare(dev))
+    }
+
     fn all_reduce(
         &self,
         dev: &D,
@@ -144,6 +148,18 @@ impl<D: Device> Collective<D> for Members<D> {
         plan: &ReducePlan,
     ) -> Result<D::Tensor, CollectiveError> {
         self.named(self.inner.all_reduce(dev, partial, rows, plan))
+    }
+
+    fn all_reduce_add_norm(
+        &self,
+        dev: &D,
+        partial: D::Tensor,
+        plan: &ReducePlan,
+        x: &mut D::Tensor,
+        post: Option<RowNorm<'_, D::Tensor>>,
+        norm: RowNorm<'_, D::Tensor>,
+    ) -> Result<D::Tensor, CollectiveError> {
+        self.named(self.inner.all_reduce_add_norm(dev, partial, plan, x, post, norm))
     }
 
     fn reduce_scatter(

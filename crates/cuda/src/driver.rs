@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A place in a GPU's memory.
@@ -115,6 +116,12 @@ pub trait Foreign: fmt::Display {
     fn abort(&self);
 }
 
+/// Memory that several ranks of a process use, of a GPU or of the host. It stays as long as anyone has it.
+pub trait SharedMemory: Send + Sync {
+    /// Where it is, for all of them and for the GPUs that reach it.
+    fn at(&self) -> Address;
+}
+
 /// A GPU's memory and its one queue of work. Used from one thread.
 pub trait Driver {
     /// A GPU's name.
@@ -142,15 +149,52 @@ pub trait Driver {
     /// Runs a kernel, behind all work so far.
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault>;
     /// Has another library work, behind all work so far.
+    ///
+    /// # Errors
+    /// See [`Driver::bind`]; or whatever the library says.
     fn call(&self, _: Rc<dyn Foreign>) -> Result<(), Fault> {
         Err(Fault(format!("{} has no queue that other libraries know", self.name())))
     }
-    /// Makes the GPU that of the calling thread, for other libraries that ask which it is.
+    /// Makes the GPU that of the calling thread, for other libraries, which ask which it is.
+    ///
+    /// # Errors
+    /// There is none that they know.
     fn bind(&self) -> Result<(), Fault> {
-        Ok(())
+        Err(Fault(format!("{} is no GPU that other libraries know", self.name())))
     }
-    /// Hands all work so far to the GPU and waits for none of it.
+    /// Hands all work so far to the GPU, which may have been collected, and waits for nothing.
+    ///
+    /// # Errors
+    /// As of [`Driver::write`].
     fn flush(&self) -> Result<(), Fault> {
         Ok(())
+    }
+    /// The GPU's number in this process, if ranks of the process can share memory of it.
+    fn ordinal(&self) -> Option<u32> {
+        None
+    }
+    /// Memory of the GPU that other ranks of the process use too, all 0.
+    ///
+    /// # Errors
+    /// There is not as much, or no such thing.
+    fn shared(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        Err(Fault(format!("{} has no memory to share, so no {bytes} bytes", self.name())))
+    }
+    /// Memory of the host that GPUs read and write by themselves, all 0.
+    ///
+    /// # Errors
+    /// See [`Driver::shared`].
+    fn shared_of_host(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        self.shared(bytes)
+    }
+    /// Lets kernels of this GPU use shared memory of another one of the process.
+    ///
+    /// # Errors
+    /// There is no way between them.
+    fn reach(&self, ordinal: u32) -> Result<(), Fault> {
+        match self.ordinal() == Some(ordinal) {
+            true => Ok(()),
+            false => Err(Fault(format!("{} does not reach GPU {ordinal}", self.name()))),
+        }
     }
 }

@@ -46,8 +46,20 @@ macro_rules! attention_tiles {
     };
 }
 
+/// A file of kernels of several ranks that meet.
+macro_rules! ranks {
+    ($file:literal) => {
+        concat!(
+            include_str!("../kernels/tree.cuh"),
+            include_str!("../kernels/ranks.cuh"),
+            include_str!(concat!("../kernels/", $file, ".cu"))
+        )
+    };
+}
+
 /// Each file's name and text.
 pub const FILES: &[(&str, &str)] = &[
+    ("all_reduce", ranks!("all_reduce")),
     ("attention_exact", attention!("attention_exact")),
     ("attention_merge", attention!("attention_merge")),
     ("attention_split", attention!("attention_split")),

@@ -35,11 +35,12 @@ mod work;
 
 pub use cubin_cache::CubinCache;
 pub use device::CudaDevice;
-pub use driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel};
+pub use driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, SharedMemory};
 pub use kv::CudaKv;
 pub use linear::CudaWeight;
 pub use moe::{CudaAssignment, CudaRouting};
 pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe};
+pub use ranks::{CudaGroup, Way};
 pub use reduction::Reduction;
 pub use step::CudaStep;
 pub use tensor::CudaTensor;

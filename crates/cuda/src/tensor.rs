@@ -83,8 +83,16 @@ impl Queue {
         let mut bytes = vec![0; 4 * count];
         self.0.take_fault()?;
         self.0.driver.read(from, &mut bytes)?;
+        self.0.ask_watches()?;
         let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes each"));
         Ok(bytes.chunks_exact(4).map(number).collect())
+    }
+
+    /// Hands all work to the GPU, without waiting.
+    pub fn flush(&self) {
+        if self.0.is_sound() {
+            self.0.note(self.0.driver.flush());
+        }
     }
 
     /// Runs a kernel, unless it has no blocks.

@@ -1,7 +1,9 @@
 //! Ranks on NVIDIA GPUs.
 
-use collective::{Collective, Solo, Staged};
-use cuda::CudaDevice;
+use std::time::Duration;
+
+use collective::{Collective, Solo, WireDType};
+use cuda::{CudaDevice, CudaGroup};
 use tensor::Reference;
 
 use crate::groups::RankDevice;
@@ -9,11 +11,15 @@ use crate::groups::RankDevice;
 impl RankDevice for CudaDevice {
     type Host = Reference;
 
-    /// What ranks exchange goes through the host; what is alone exchanges nothing.
-    fn over(group: Box<dyn Collective<Reference> + Send>) -> Box<dyn Collective<Self> + Send> {
+    /// What is alone exchanges nothing.
+    fn over(
+        group: Box<dyn Collective<Reference> + Send>,
+        wire: WireDType,
+        deadline: Duration,
+    ) -> Box<dyn Collective<Self> + Send> {
         match group.size() {
             1 => Box::new(Solo::default()),
-            _ => Box::new(Staged(group)),
+            _ => Box::new(CudaGroup::new(group, wire, deadline)),
         }
     }
 }

@@ -63,7 +63,6 @@ functions! {
         ncclAllReduce: fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, Stream) -> c_int,
         ncclReduceScatter: fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, Stream) -> c_int,
         ncclAllGather: fn(*const c_void, *mut c_void, usize, c_int, Handle, Stream) -> c_int,
-        ncclBroadcast: fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, Stream) -> c_int,
         ncclSend: fn(*const c_void, usize, c_int, c_int, Handle, Stream) -> c_int,
         ncclRecv: fn(*mut c_void, usize, c_int, c_int, Handle, Stream) -> c_int,
     }
@@ -81,10 +80,10 @@ pub struct Nccl {
 /// The oldest version that is known to end what is aborted.
 const OLDEST: (u32, u32) = (2, 18);
 
-/// What a rank asks of the others, on memory of its GPU. Counts are of elements; `Send`, `Recv` and `Broadcast` have bytes.
+/// What a rank asks of the others, on memory of its GPU. Sums are added in whatever order the library likes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
-    /// Everybody gets the sum of all, `count` floats, in whatever order the library adds them.
+    /// Everybody gets the sum of all, `count` floats.
     AllReduce {
         /// Where this rank's are.
         from: Address,
@@ -110,15 +109,6 @@ pub enum Transfer {
         to: Address,
         /// Floats of a rank.
         count: usize,
-    },
-    /// Everybody gets the bytes of one rank.
-    Broadcast {
-        /// Where they are, and where they come to.
-        at: Address,
-        /// Bytes.
-        bytes: usize,
-        /// Whose they are.
-        root: usize,
     },
     /// Bytes for another rank.
     Send {
@@ -259,9 +249,6 @@ impl Nccl {
                     }
                     Transfer::AllGather { from: x, to: y, count } => {
                         (f.ncclAllGather)(from(x), to(y), count, FLOAT, handle, stream)
-                    }
-                    Transfer::Broadcast { at, bytes, root } => {
-                        (f.ncclBroadcast)(from(at), to(at), bytes, BYTE, number(root), handle, stream)
                     }
                     Transfer::Send { from: x, bytes, peer } => {
                         (f.ncclSend)(from(x), bytes, BYTE, number(peer), handle, stream)

@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use collective::CallId;
+
 use super::api::Transfer;
 use super::communicator::Communicator;
 use crate::driver::{Fault, Foreign};
@@ -12,15 +14,15 @@ use crate::driver::{Fault, Foreign};
 /// Transfers that are done together.
 pub(super) struct Call {
     pub communicator: Arc<Communicator>,
-    /// What they are for, and its number since the communicator was made: what errors call them.
-    pub op: &'static str,
-    pub number: u64,
+    /// What they are a part of: what errors call them.
+    pub call: CallId,
     pub transfers: Vec<Transfer>,
 }
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} number {} over NCCL on rank {}", self.op, self.number, self.communicator.rank)
+        let CallId { op, number, .. } = self.call;
+        write!(f, "{op} number {number} over NCCL on rank {}", self.communicator.rank)
     }
 }
 
@@ -37,9 +39,8 @@ impl Foreign for Call {
             Transfer::AllReduce { from, to, count } => [0, from, to, count as u64],
             Transfer::ReduceScatter { from, to, count } => [1, from, to, count as u64],
             Transfer::AllGather { from, to, count } => [2, from, to, count as u64],
-            Transfer::Broadcast { at, bytes, root } => [3, at, bytes as u64, root as u64],
-            Transfer::Send { from, bytes, peer } => [4, from, bytes as u64, peer as u64],
-            Transfer::Recv { to, bytes, peer } => [5, to, bytes as u64, peer as u64],
+            Transfer::Send { from, bytes, peer } => [3, from, bytes as u64, peer as u64],
+            Transfer::Recv { to, bytes, peer } => [4, to, bytes as u64, peer as u64],
         };
         [self.communicator.serial].into_iter().chain(self.transfers.iter().flat_map(words)).collect()
     }

@@ -2,10 +2,9 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use collective::{CollectiveError, Group};
+use collective::{CallId, CollectiveError, Group};
 
 use super::api::Transfer;
 use super::call::Call;
@@ -20,7 +19,6 @@ const WORD: usize = 4;
 /// The way to the other ranks of a group, each of which has a GPU of its own.
 pub(crate) struct NcclPath {
     communicator: Arc<Communicator>,
-    calls: AtomicU64,
 }
 
 impl NcclPath {
@@ -35,16 +33,14 @@ impl NcclPath {
         deadline: Duration,
     ) -> Result<Result<Self, Fault>, CollectiveError> {
         let made = setup::communicator(queue, group, deadline)?;
-        Ok(made.map(|made| NcclPath { communicator: Arc::new(made), calls: AtomicU64::new(0) }))
+        Ok(made.map(|made| NcclPath { communicator: Arc::new(made) }))
     }
 
-    fn call(&self, queue: &Queue, op: &'static str, transfers: Vec<Transfer>) -> Result<(), Fault> {
-        let number = self.calls.fetch_add(1, Relaxed) + 1;
+    fn call(&self, queue: &Queue, call: CallId, transfers: Vec<Transfer>) -> Result<(), Fault> {
         if transfers.is_empty() {
             return Ok(());
         }
-        let communicator = self.communicator.clone();
-        queue.call(Rc::new(Call { communicator, op, number, transfers }))
+        queue.call(Rc::new(Call { communicator: self.communicator.clone(), call, transfers }))
     }
 }
 
@@ -52,29 +48,41 @@ impl DataPath for NcclPath {
     fn exchange(
         &self,
         queue: &Queue,
-        op: &'static str,
+        call: CallId,
         sends: &[Move],
         receives: &[Move],
     ) -> Result<(), Fault> {
         let send = |m: &Move| Transfer::Send { from: m.at, bytes: WORD * m.words, peer: m.rank };
         let receive = |m: &Move| Transfer::Recv { to: m.at, bytes: WORD * m.words, peer: m.rank };
-        self.call(queue, op, sends.iter().map(send).chain(receives.iter().map(receive)).collect())
+        self.call(queue, call, sends.iter().map(send).chain(receives.iter().map(receive)).collect())
     }
 
     fn all_gather(
         &self,
         queue: &Queue,
-        op: &'static str,
+        call: CallId,
         from: Address,
         words: usize,
         to: Address,
     ) -> Result<(), Fault> {
         let all = (words > 0).then_some(Transfer::AllGather { from, to, count: words });
-        self.call(queue, op, all.into_iter().collect())
+        self.call(queue, call, all.into_iter().collect())
     }
 
-    fn sum(&self, queue: &Queue, op: &'static str, at: Address, count: usize) -> Result<(), Fault> {
+    fn sum(&self, queue: &Queue, call: CallId, at: Address, count: usize) -> Result<(), Fault> {
         let all = (count > 0).then_some(Transfer::AllReduce { from: at, to: at, count });
-        self.call(queue, op, all.into_iter().collect())
+        self.call(queue, call, all.into_iter().collect())
+    }
+
+    fn sum_scatter(
+        &self,
+        queue: &Queue,
+        call: CallId,
+        from: Address,
+        count: usize,
+        to: Address,
+    ) -> Result<(), Fault> {
+        let all = (count > 0).then_some(Transfer::ReduceScatter { from, to, count });
+        self.call(queue, call, all.into_iter().collect())
     }
 }

@@ -106,7 +106,7 @@ impl NvidiaDriver {
         Ok(function)
     }
 
-    /// Hands collected work to the GPU.
+    /// Hands collected work to the GPU. It is current.
     fn hand_over(&self) -> Result<(), Fault> {
         self.pending.check()?;
         if let Some(fault) = self.late.borrow_mut().take() {
@@ -260,6 +260,11 @@ impl Driver for NvidiaDriver {
         self.gpu.info.name.clone()
     }
 
+    fn flush(&self) -> Result<(), Fault> {
+        self.gpu.bind()?;
+        self.hand_over()
+    }
+
     fn multiprocessors(&self) -> usize {
         self.gpu.info.multiprocessors as usize
     }
@@ -353,11 +358,6 @@ impl Driver for NvidiaDriver {
 
     fn bind(&self) -> Result<(), Fault> {
         self.gpu.bind()
-    }
-
-    fn flush(&self) -> Result<(), Fault> {
-        self.gpu.bind()?;
-        self.hand_over()
     }
 }
 

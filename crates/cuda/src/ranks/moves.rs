@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use collective::ReducePlan;
+use collective::{CallId, ReducePlan};
 use tensor::ReductionTree;
 
 use super::finish::{Tree, Trees, finish};
@@ -50,27 +50,27 @@ impl<P: DataPath> Moves<P> {
     pub fn all_reduce(
         &self,
         queue: &Queue,
+        call: CallId,
         trees: &Trees,
         partial: &CudaTensor,
         rows: usize,
         plan: &ReducePlan,
     ) -> Result<CudaTensor, Fault> {
-        const OP: &str = "all_reduce";
         let cols = partial.cols;
         let words = rows * cols;
         let tree = trees.get(queue, plan);
         if WORD * words * tree.num_items <= DIRECT_BYTES {
             let out = queue.tensor(rows, cols);
             let slices = vec![0..words; self.ranks];
-            self.reduce(queue, OP, &tree, partial.at(), words, &slices, plan, out.at())?;
+            self.reduce(queue, call, &tree, partial.at(), words, &slices, plan, out.at())?;
             return Ok(out);
         }
         let (each, slices) = even_slices(words, self.ranks);
         // With room for as much of the last rank as of all others, so that all send the same.
         let out = queue.tensor_with_room(rows, cols, each * self.ranks);
         let own = at(out.at(), each * self.rank);
-        self.reduce(queue, OP, &tree, partial.at(), words, &slices, plan, own)?;
-        self.path.all_gather(queue, OP, own, each, out.at())?;
+        self.reduce(queue, call, &tree, partial.at(), words, &slices, plan, own)?;
+        self.path.all_gather(queue, call, own, each, out.at())?;
         Ok(out)
     }
 
@@ -78,6 +78,7 @@ impl<P: DataPath> Moves<P> {
     pub fn reduce_scatter(
         &self,
         queue: &Queue,
+        call: CallId,
         trees: &Trees,
         partial: &CudaTensor,
         rows_of_rank: &[usize],
@@ -87,7 +88,7 @@ impl<P: DataPath> Moves<P> {
         let words = slices.last().map_or(0, |slice| slice.end);
         let out = queue.tensor(rows_of_rank[self.rank], partial.cols);
         let tree = trees.get(queue, plan);
-        self.reduce(queue, "reduce_scatter", &tree, partial.at(), words, &slices, plan, out.at())?;
+        self.reduce(queue, call, &tree, partial.at(), words, &slices, plan, out.at())?;
         Ok(out)
     }
 
@@ -96,7 +97,7 @@ impl<P: DataPath> Moves<P> {
     fn reduce(
         &self,
         queue: &Queue,
-        op: &'static str,
+        call: CallId,
         tree: &Tree,
         partial: Address,
         words: usize,
@@ -131,7 +132,7 @@ impl<P: DataPath> Moves<P> {
             parts.push(block.at);
             room.push(block);
         }
-        self.path.exchange(queue, op, &sends, &receives)?;
+        self.path.exchange(queue, call, &sends, &receives)?;
         if !own.is_empty() {
             finish(queue, tree, &parts, out, own.len());
         }
@@ -142,40 +143,73 @@ impl<P: DataPath> Moves<P> {
     pub fn fast_all_reduce(
         &self,
         queue: &Queue,
+        call: CallId,
         trees: &Trees,
         partial: &CudaTensor,
         rows: usize,
         plan: &ReducePlan,
     ) -> Result<CudaTensor, Fault> {
+        let out = self.own_sum(queue, trees, partial, rows, plan);
+        self.path.sum(queue, call, out.at(), out.len())?;
+        Ok(out)
+    }
+
+    /// A reduce-scatter likewise, if all ranks get as many rows.
+    pub fn fast_reduce_scatter(
+        &self,
+        queue: &Queue,
+        call: CallId,
+        trees: &Trees,
+        partial: &CudaTensor,
+        rows_of_rank: &[usize],
+        plan: &ReducePlan,
+    ) -> Result<CudaTensor, Fault> {
+        let own = rows_of_rank[self.rank];
+        if rows_of_rank.iter().any(|&rows| rows != own) {
+            return self.reduce_scatter(queue, call, trees, partial, rows_of_rank, plan);
+        }
+        let sum = self.own_sum(queue, trees, partial, own * self.ranks, plan);
+        let out = queue.tensor(own, partial.cols);
+        self.path.sum_scatter(queue, call, sum.at(), out.len(), out.at())?;
+        Ok(out)
+    }
+
+    /// The sum of this rank's nodes.
+    fn own_sum(
+        &self,
+        queue: &Queue,
+        trees: &Trees,
+        partial: &CudaTensor,
+        rows: usize,
+        plan: &ReducePlan,
+    ) -> CudaTensor {
         let (out, nodes) = (queue.tensor(rows, partial.cols), plan.nodes_of_rank[self.rank]);
-        let words = out.len();
         match nodes {
-            0 => queue.write(out.at(), &vec![0; WORD * words]),
+            0 => queue.write(out.at(), &vec![0; WORD * out.len()]),
             _ => {
                 let finish_own = ReductionTree::over_ids(nodes).program(0..nodes);
                 let own = ReducePlan { nodes_of_rank: vec![nodes], finish: finish_own };
-                finish(queue, &trees.get(queue, &own), &[partial.at()], out.at(), words);
+                finish(queue, &trees.get(queue, &own), &[partial.at()], out.at(), out.len());
             }
         }
-        self.path.sum(queue, "all_reduce", out.at(), words)?;
-        Ok(out)
+        out
     }
 
     /// As [`collective::Collective::all_gather`].
     pub fn all_gather(
         &self,
         queue: &Queue,
+        call: CallId,
         part: &CudaTensor,
         rows_of_rank: &[usize],
     ) -> Result<CudaTensor, Fault> {
-        const OP: &str = "all_gather";
         let out = queue.tensor(rows_of_rank.iter().sum(), part.cols);
         if rows_of_rank.iter().all(|&rows| rows == part.rows) {
-            self.path.all_gather(queue, OP, part.at(), part.len(), out.at())?;
+            self.path.all_gather(queue, call, part.at(), part.len(), out.at())?;
             return Ok(out);
         }
         let own = vec![0..part.len(); self.ranks];
-        self.swap(queue, OP, (part.at(), &own), (out.at(), &row_slices(rows_of_rank, part.cols)))?;
+        self.swap(queue, call, (part.at(), &own), (out.at(), &row_slices(rows_of_rank, part.cols)))?;
         Ok(out)
     }
 
@@ -183,13 +217,14 @@ impl<P: DataPath> Moves<P> {
     pub fn all_to_all(
         &self,
         queue: &Queue,
+        call: CallId,
         x: &CudaTensor,
         rows_to: &[usize],
         rows_from: &[usize],
     ) -> Result<CudaTensor, Fault> {
         let out = queue.tensor(rows_from.iter().sum(), x.cols);
         let (to, from) = (row_slices(rows_to, x.cols), row_slices(rows_from, x.cols));
-        self.swap(queue, "all_to_all", (x.at(), &to), (out.at(), &from))?;
+        self.swap(queue, call, (x.at(), &to), (out.at(), &from))?;
         Ok(out)
     }
 
@@ -197,7 +232,7 @@ impl<P: DataPath> Moves<P> {
     fn swap(
         &self,
         queue: &Queue,
-        op: &'static str,
+        call: CallId,
         (from, sent): (Address, &[Range<usize>]),
         (to, received): (Address, &[Range<usize>]),
     ) -> Result<(), Fault> {
@@ -210,7 +245,7 @@ impl<P: DataPath> Moves<P> {
             let others = slices.iter().enumerate().filter(|(rank, s)| *rank != self.rank && !s.is_empty());
             others.map(|(rank, s)| Move { at: at(place, s.start), words: s.len(), rank }).collect()
         };
-        self.path.exchange(queue, op, &moves(from, sent), &moves(to, received))
+        self.path.exchange(queue, call, &moves(from, sent), &moves(to, received))
     }
 }
 

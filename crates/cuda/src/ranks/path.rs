@@ -1,5 +1,7 @@
 //! The ways in which what lies in the memory of GPUs gets to those of other ranks.
 
+use collective::CallId;
+
 use crate::driver::{Address, Fault};
 use crate::tensor::Queue;
 
@@ -20,14 +22,14 @@ pub(crate) struct Move {
 /// Collectives over it are made of these moves and of [`super::finish`] (`moves.rs`). Ranks that read each other's memory need none of
 /// it: they have kernels of their own.
 pub(crate) trait DataPath {
-    /// Words to other ranks and from other ranks, all at once: between two ranks in the order of the lists. `op` is what errors call it.
+    /// Words to other ranks and from other ranks, all at once: between two ranks in the order of the lists. `call` is what errors call it.
     ///
     /// # Errors
     /// It can't be enqueued.
     fn exchange(
         &self,
         queue: &Queue,
-        op: &'static str,
+        call: CallId,
         sends: &[Move],
         receives: &[Move],
     ) -> Result<(), Fault>;
@@ -38,7 +40,7 @@ pub(crate) trait DataPath {
     fn all_gather(
         &self,
         queue: &Queue,
-        op: &'static str,
+        call: CallId,
         from: Address,
         words: usize,
         to: Address,
@@ -47,5 +49,17 @@ pub(crate) trait DataPath {
     ///
     /// # Errors
     /// It can't be enqueued.
-    fn sum(&self, queue: &Queue, op: &'static str, at: Address, count: usize) -> Result<(), Fault>;
+    fn sum(&self, queue: &Queue, call: CallId, at: Address, count: usize) -> Result<(), Fault>;
+    /// The sums of all ranks' floats, of which each rank gets a part of `count`, added likewise.
+    ///
+    /// # Errors
+    /// It can't be enqueued.
+    fn sum_scatter(
+        &self,
+        queue: &Queue,
+        call: CallId,
+        from: Address,
+        count: usize,
+        to: Address,
+    ) -> Result<(), Fault>;
 }

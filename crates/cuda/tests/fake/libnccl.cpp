@@ -78,7 +78,7 @@ struct Part {
 };
 // What was asked for. Counts of bytes are those of a rank's part, where ranks have parts.
 struct Op {
-  enum { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, BROADCAST, SEND, RECV } kind;
+  enum { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, SEND, RECV } kind;
   u8 *from, *to;
   u64 bytes;
   u32 peer;
@@ -136,11 +136,6 @@ void add_parts(Comm &comm, const Op &op, std::vector<u8> &all, std::vector<Part>
   switch (op.kind) {
   case Op::SEND: return send(op.peer, op.from);
   case Op::RECV: return receive(op.peer, op.to);
-  case Op::BROADCAST:
-    if (comm.rank != op.peer) return receive(op.peer, op.to);
-    for (u32 peer = 0; peer < comm.ranks; peer++)
-      if (peer != comm.rank) send(peer, op.from);
-    return;
   default: break;
   }
   bool is_scattered = op.kind == Op::REDUCE_SCATTER;
@@ -297,9 +292,6 @@ int ncclReduceScatter(u8 *from, u8 *to, size_t count, int type, int, Handle *com
 }
 int ncclAllGather(u8 *from, u8 *to, size_t count, int type, Handle *comm, void *stream) {
   return begin(comm, stream, {Op::ALL_GATHER, from, to, count * size(type), 0});
-}
-int ncclBroadcast(u8 *from, u8 *to, size_t count, int type, int root, Handle *comm, void *stream) {
-  return begin(comm, stream, {Op::BROADCAST, from, to, count * size(type), u32(root)});
 }
 int ncclSend(u8 *from, size_t count, int type, int peer, Handle *comm, void *stream) {
   return begin(comm, stream, {Op::SEND, from, nullptr, count * size(type), u32(peer)});
