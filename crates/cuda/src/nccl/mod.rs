@@ -18,3 +18,4 @@ mod setup;
 
 pub use api::Nccl;
 pub(crate) use path::NcclPath;
+pub(crate) use setup::Refusal;

@@ -9,7 +9,7 @@ use collective::{CallId, CollectiveError, Group};
 use super::api::Transfer;
 use super::call::Call;
 use super::communicator::Communicator;
-use super::setup;
+use super::setup::{self, Refusal};
 use crate::driver::{Address, Fault};
 use crate::ranks::{DataPath, Move};
 use crate::tensor::Queue;
@@ -31,7 +31,7 @@ impl NcclPath {
         queue: &Queue,
         group: &dyn Group,
         deadline: Duration,
-    ) -> Result<Result<Self, Fault>, CollectiveError> {
+    ) -> Result<Result<Self, Refusal>, CollectiveError> {
         let made = setup::communicator(queue, group, deadline)?;
         Ok(made.map(|made| NcclPath { communicator: Arc::new(made) }))
     }

@@ -10,6 +10,13 @@ use super::communicator::Communicator;
 use crate::driver::Fault;
 use crate::tensor::Queue;
 
+/// Why there is no communicator, and which rank says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub rank: usize,
+    pub why: String,
+}
+
 /// A communicator of all ranks, or why there is none, the same on all of them.
 ///
 /// # Errors
@@ -18,7 +25,7 @@ pub(super) fn communicator(
     queue: &Queue,
     group: &dyn Group,
     deadline: Duration,
-) -> Result<Result<Communicator, Fault>, CollectiveError> {
+) -> Result<Result<Communicator, Refusal>, CollectiveError> {
     let found = Nccl::find().and_then(|nccl| queue.0.driver.bind().map(|()| nccl));
     let own = found.as_ref().map_err(Clone::clone).and_then(|nccl| {
         // Whose id it is, all ranks get.
@@ -26,19 +33,21 @@ pub(super) fn communicator(
         let (major, minor, patch) = nccl.version;
         Ok([major, minor, patch].into_iter().flat_map(u32::to_le_bytes).chain(id).collect())
     });
-    let joined = match agreed(group, own)?.and_then(|all| Ok((id_of(&all)?, found?))) {
-        Ok((id, nccl)) => join(nccl, group, id, deadline),
-        Err(fault) => return Ok(Err(fault)),
+    let joined = match (agreed(group, own)?.and_then(|all| id_of(&all)), found) {
+        (Ok(id), Ok(nccl)) => join(nccl, group, id, deadline),
+        (Err(refusal), _) => return Ok(Err(refusal)),
+        (Ok(_), Err(_)) => unreachable!("all ranks said that they have it"),
     };
     let own = joined.as_ref().map(|_| Vec::new()).map_err(Clone::clone);
-    Ok(agreed(group, own)?.and_then(|_| joined))
+    let refused = |Fault(why)| Refusal { rank: group.rank(), why };
+    Ok(agreed(group, own)?.and_then(|_| joined.map_err(refused)))
 }
 
 /// What all ranks say, or the first error.
 fn agreed(
     group: &dyn Group,
     own: Result<Vec<u8>, Fault>,
-) -> Result<Result<Vec<Vec<u8>>, Fault>, CollectiveError> {
+) -> Result<Result<Vec<Vec<u8>>, Refusal>, CollectiveError> {
     let said = match own {
         Ok(said) => [&[1], &said[..]].concat(),
         Err(Fault(why)) => [&[0], why.as_bytes()].concat(),
@@ -46,25 +55,26 @@ fn agreed(
     let all = group.all_to_all_host(&vec![said; group.size()])?;
     let said = |(rank, said): (usize, Vec<u8>)| match said.split_first() {
         Some((1, said)) => Ok(said.to_vec()),
-        Some((_, why)) => Err(Fault(format!("rank {rank}: {}", String::from_utf8_lossy(why)))),
-        None => Err(Fault(format!("rank {rank} says nothing: it is of another version"))),
+        Some((_, why)) => Err(Refusal { rank, why: String::from_utf8_lossy(why).into_owned() }),
+        None => Err(Refusal { rank, why: "it says nothing: it is of another version".into() }),
     };
     Ok(all.into_iter().enumerate().map(said).collect())
 }
 
 /// The id, if all ranks have the same version of the library.
-fn id_of(all: &[Vec<u8>]) -> Result<[u8; ID_BYTES], Fault> {
+fn id_of(all: &[Vec<u8>]) -> Result<[u8; ID_BYTES], Refusal> {
     let version = |said: &Vec<u8>| -> Vec<u32> {
         let words = said.chunks_exact(4).take(3);
         words.map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))).collect()
     };
     let text = |said: &Vec<u8>| version(said).iter().map(u32::to_string).collect::<Vec<_>>().join(".");
     if let Some(other) = all.iter().position(|said| version(said) != version(&all[0])) {
-        let (first, other_text) = (text(&all[0]), text(&all[other]));
-        return Err(Fault(format!("rank 0 has NCCL {first} and rank {other} {other_text}: they must have the same")));
+        let why = format!("it has NCCL {}, and rank 0 {}: they must have the same", text(&all[other]), text(&all[0]));
+        return Err(Refusal { rank: other, why });
     }
     let id = all[0].get(12..).and_then(|id| id.try_into().ok());
-    id.ok_or_else(|| Fault("rank 0 says something else than an id: it is of another version".into()))
+    let why = "it says something else than an id: it is of another version";
+    id.ok_or_else(|| Refusal { rank: 0, why: why.into() })
 }
 
 fn join(
@@ -92,8 +102,8 @@ mod tests {
         let all = [said([2, 27, 3], &id), said([2, 27, 3], &[])];
         assert_eq!(id_of(&all), Ok(id));
         let all = [said([2, 27, 3], &id), said([2, 27, 3], &[]), said([2, 21, 5], &[])];
-        let wanted = "rank 0 has NCCL 2.27.3 and rank 2 2.21.5: they must have the same";
-        assert_eq!(id_of(&all).expect_err("two versions").0, wanted);
+        let why = "it has NCCL 2.21.5, and rank 0 2.27.3: they must have the same";
+        assert_eq!(id_of(&all), Err(Refusal { rank: 2, why: why.into() }));
         assert!(id_of(&[said([2, 27, 3], &[1, 2])]).is_err());
     }
 }

@@ -73,9 +73,8 @@ impl Pending {
             if now - asked >= ASKED_EVERY {
                 asked = now;
                 let ask = |call: &Rc<dyn Foreign>| call.watch(now - began);
-                if let Err(why) = self.calls.borrow().iter().try_for_each(ask) {
-                    return Err(self.give_up(&why));
-                }
+                let asked = self.calls.borrow().iter().try_for_each(ask);
+                asked.map_err(|why| self.give_up(&why))?;
             }
             match now - began < SPINS_FOR {
                 true => std::hint::spin_loop(),

@@ -16,7 +16,7 @@ use super::setup;
 use super::standing::{Ending, Standing, WatchedStanding};
 use crate::device::CudaDevice;
 use crate::driver::Fault;
-use crate::nccl::NcclPath;
+use crate::nccl::{NcclPath, Refusal};
 use crate::reduction::Reduction;
 use crate::tensor::{CudaTensor, Queue};
 
@@ -133,11 +133,11 @@ impl<C: Collective<Reference>> CudaGroup<C> {
                     None if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
                     None => {
                         let why = "the ranks' GPUs can't use each other's memory, or they are of several processes";
-                        return Err(self.refused(why));
+                        return Err(self.refused(self.rank(), why));
                     }
                 }
             }
-            Way::Nccl => self.by_nccl(queue)?.map_err(|Fault(why)| self.refused(&why))?,
+            Way::Nccl => self.by_nccl(queue)?.map_err(|Refusal { rank, why }| self.refused(rank, &why))?,
         };
         if let Path::Peers(peers) = &path {
             self.standing.set_words(peers.words.clone());
@@ -154,16 +154,16 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         Ok(())
     }
 
-    fn by_nccl(&self, queue: &Queue) -> Result<Result<Path, Fault>, CollectiveError> {
+    fn by_nccl(&self, queue: &Queue) -> Result<Result<Path, Refusal>, CollectiveError> {
         let (rank, ranks) = (self.rank(), self.size());
         let path = NcclPath::new(queue, &self.host, self.deadline)?;
         Ok(path.map(|path| Path::Nccl(Moves { path, rank, ranks })))
     }
 
-    /// What all ranks were told: none of them goes on.
-    fn refused(&self, why: &str) -> CollectiveError {
-        self.fail(why);
-        CollectiveError::Failed { rank: self.rank(), message: why.into() }
+    /// What a rank can't do: none of them goes on.
+    fn refused(&self, rank: usize, why: &str) -> CollectiveError {
+        self.watched().abort(rank, why);
+        CollectiveError::Failed { rank, message: why.into() }
     }
 
     /// One call over NVIDIA's library. How it ended is known where results are read.
@@ -175,7 +175,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     ) -> Result<CudaTensor, CollectiveError> {
         let call = self.standing.enter(op, self.host.watched().progress());
         self.check()?;
-        let made = run(call).map_err(|Fault(why)| self.refused(&why))?;
+        let made = run(call).map_err(|Fault(why)| self.refused(self.rank(), &why))?;
         let mut own = self.own.get();
         count(&mut own);
         self.own.set(own);
