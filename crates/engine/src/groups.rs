@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use collective::{
-    Collective, CollectiveError, Compressed, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup,
+    Collective, CollectiveError, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup,
     Solo, WireDType,
 };
-use cpu::CpuDevice;
 use job::{Job, JobError};
 use model::ModelError;
-use tensor::{Device, HostDevice, Timed};
+use tensor::{Device, HostDevice};
 
 /// A device of a rank: how its tensors get to the others'.
 pub(crate) trait RankDevice: Device + Sized + 'static {
@@ -22,39 +21,6 @@ pub(crate) trait RankDevice: Device + Sized + 'static {
         wire: WireDType,
         deadline: Duration,
     ) -> Box<dyn Collective<Self> + Send>;
-}
-
-/// A group of a device whose tensors transports know.
-fn of_host<D: HostDevice + 'static>(
-    group: Box<dyn Collective<D> + Send>,
-    wire: WireDType,
-) -> Box<dyn Collective<D> + Send> {
-    match wire {
-        WireDType::Float32 => group,
-        wire => Box::new(Compressed::new(group, wire)),
-    }
-}
-
-impl RankDevice for CpuDevice {
-    type Host = Self;
-    fn over(
-        group: Box<dyn Collective<Self> + Send>,
-        wire: WireDType,
-        _: Duration,
-    ) -> Box<dyn Collective<Self> + Send> {
-        of_host(group, wire)
-    }
-}
-
-impl RankDevice for Timed<CpuDevice> {
-    type Host = Self;
-    fn over(
-        group: Box<dyn Collective<Self> + Send>,
-        wire: WireDType,
-        _: Duration,
-    ) -> Box<dyn Collective<Self> + Send> {
-        of_host(group, wire)
-    }
 }
 
 /// How ranks are grouped.
