@@ -15,6 +15,7 @@ use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
 use crate::of_program::OfProgram;
 use crate::ranks::Trees;
+use crate::reduction::Reduction;
 use crate::step::CudaStep;
 use crate::tensor::{CudaTensor, Queue};
 use crate::{attention, kv, rows};
@@ -23,19 +24,31 @@ use crate::{attention, kv, rows};
 pub struct CudaDevice {
     pub(crate) queue: Queue,
     pub(crate) trees: Trees,
+    reduction: Reduction,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
 }
 
 impl CudaDevice {
-    /// A device of what a driver drives.
+    /// A device of what a driver drives, whose sums are [canonical](Reduction::Canonical).
     pub fn new(driver: Box<dyn Driver>) -> Self {
+        CudaDevice::with(driver, Reduction::default())
+    }
+
+    /// A device of what a driver drives.
+    pub fn with(driver: Box<dyn Driver>, reduction: Reduction) -> Self {
         CudaDevice {
             queue: Queue(Memory::new(driver)),
+            reduction,
             trees: Trees::default(),
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
         }
+    }
+
+    /// What it promises about the order of its sums.
+    pub fn reduction(&self) -> Reduction {
+        self.reduction
     }
 
     fn error(&self, fault: Fault) -> DeviceError {

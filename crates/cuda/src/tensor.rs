@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::driver::{Address, Arguments, Fault, Grid, Kernel};
+use crate::driver::{Address, Arguments, Fault, Foreign, Grid, Kernel};
 use crate::memory::{Block, Memory};
 
 /// A row-major matrix of f32.
@@ -40,6 +40,11 @@ const THREADS: usize = 256;
 impl Queue {
     pub fn tensor(&self, rows: usize, cols: usize) -> CudaTensor {
         CudaTensor { block: self.0.block(4 * rows * cols), rows, cols }
+    }
+
+    /// The same with room for so many elements.
+    pub fn tensor_with_room(&self, rows: usize, cols: usize, room: usize) -> CudaTensor {
+        CudaTensor { block: self.0.block(4 * room.max(rows * cols)), rows, cols }
     }
 
     /// Memory of `bytes`.
@@ -95,6 +100,22 @@ impl Queue {
         if self.0.is_sound() && !grid.blocks.contains(&0) {
             self.0.note(self.0.driver.launch(kernel, grid, &arguments));
         }
+    }
+
+    /// Has another library work, behind all work so far.
+    ///
+    /// # Errors
+    /// It can't. What went wrong before surfaces where results are read.
+    pub fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
+        if self.0.is_sound() { self.0.driver.call(call) } else { Ok(()) }
+    }
+
+    /// Copies within the GPU.
+    ///
+    /// # Errors
+    /// As for [`Queue::call`].
+    pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
+        if self.0.is_sound() { self.0.driver.copy(from, to, bytes) } else { Ok(()) }
     }
 
     /// A grid of about a thread per element, for kernels whose threads go on with other elements.

@@ -28,7 +28,7 @@ fn kernel(wire: WireDType) -> Kernel {
 }
 
 /// What is reduced.
-pub(super) struct Reduction<'a> {
+pub(super) struct CompressedSum<'a> {
     pub wire: WireDType,
     pub plan: &'a ReducePlan,
     pub tree: &'a Tree,
@@ -38,7 +38,7 @@ pub(super) struct Reduction<'a> {
     pub slices: Vec<Range<usize>>,
 }
 
-impl Reduction<'_> {
+impl CompressedSum<'_> {
     /// Bytes that a rank sends, counted as the host's [`collective::Compressed`] does.
     pub fn bytes(&self, rank: usize, shares: bool) -> u64 {
         let words = |of: usize| self.wire.words(self.slices[of].len());
@@ -60,8 +60,8 @@ impl Peers {
     }
 
     /// Writes all sums to `out` on every rank, if they are shared; else each rank's own slice of them.
-    pub fn reduce_compressed(&self, queue: &Queue, of: &Reduction<'_>, shares: bool, out: CudaTensor) -> CudaTensor {
-        let Reduction { wire, plan, tree, partial, rows, ref slices } = *of;
+    pub fn reduce_compressed(&self, queue: &Queue, of: &CompressedSum<'_>, shares: bool, out: CudaTensor) -> CudaTensor {
+        let CompressedSum { wire, plan, tree, partial, rows, ref slices } = *of;
         let from = if shares { 0 } else { slices[self.rank].start };
         let ends = slices.iter().flat_map(|slice| [slice.start as u64, slice.end as u64]);
         let table = queue.uploaded(&ends.flat_map(u64::to_le_bytes).collect::<Vec<_>>());

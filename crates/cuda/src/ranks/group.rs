@@ -5,13 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use collective::{
-    Collective, CollectiveError, CollectiveStats, Compressed, Group, Staged, Watched, WireDType,
+    CallId, Collective, CollectiveError, CollectiveStats, Compressed, Group, Staged, Watched,
+    WireDType,
 };
 use tensor::Reference;
 
+use super::moves::Moves;
 use super::peers::{ALL_GATHER, OPS, Peers};
 use super::setup;
 use super::standing::{Ending, Standing, WatchedStanding};
+use crate::driver::Fault;
+use crate::nccl::{NcclPath, Refusal};
 use crate::tensor::{CudaTensor, Queue};
 
 /// Bytes of one of a rank's two slots. A step of a few tokens needs kilobytes; what is more comes in pieces.
@@ -20,6 +24,20 @@ const SLOT_BYTES: usize = 8 << 20;
 /// Of a rank that others wait for in vain.
 const ENDED: &str = "it has ended";
 
+/// How the GPUs of a group's ranks are to reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    /// The first of those below that all ranks find to work.
+    #[default]
+    Shortest,
+    /// They use each other's memory.
+    Peers,
+    /// NVIDIA's library.
+    Nccl,
+    /// Through the host.
+    Host,
+}
+
 /// A group of ranks on GPUs over one of their hosts, which has all that is not tensors. Once [prepared](Collective::prepare), tensors
 /// go the shortest way that all ranks found to work; before that, and where there is none, through the host.
 pub struct CudaGroup<C: Group> {
@@ -27,6 +45,7 @@ pub struct CudaGroup<C: Group> {
     pub(super) wire: WireDType,
     deadline: Duration,
     slot_bytes: usize,
+    way: Way,
     path: OnceCell<Path>,
     pub(super) standing: Arc<Standing>,
     /// What is added to the host's counts, and what is taken off.
@@ -41,6 +60,8 @@ pub(super) enum Path {
     Staged,
     /// Ranks use each other's memory.
     Peers(Peers),
+    /// NVIDIA's library moves what is exchanged.
+    Nccl(Moves<NcclPath>),
 }
 
 impl<C: Collective<Reference>> CudaGroup<C> {
@@ -54,6 +75,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
             wire,
             deadline,
             slot_bytes: SLOT_BYTES,
+            way: Way::default(),
             path: OnceCell::new(),
             standing,
             own: Cell::default(),
@@ -68,10 +90,16 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         CudaGroup { slot_bytes, ..self }
     }
 
+    /// The same by one way and no other, for which [`Collective::prepare`] then is an error. All ranks agree on it.
+    pub fn by(self, way: Way) -> Self {
+        CudaGroup { way, ..self }
+    }
+
     /// How tensors get to other ranks, in a word or two.
     pub fn path(&self) -> &'static str {
         match self.path.get() {
             Some(Path::Peers(_)) => "peer memory",
+            Some(Path::Nccl(_)) => "nccl",
             Some(Path::Staged) | None => "through the host",
         }
     }
@@ -87,7 +115,14 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     pub(super) fn peers(&self) -> Option<&Peers> {
         match self.path.get() {
             Some(Path::Peers(peers)) => Some(peers),
-            Some(Path::Staged) | None => None,
+            _ => None,
+        }
+    }
+
+    pub(super) fn nccl(&self) -> Option<&Moves<NcclPath>> {
+        match self.path.get() {
+            Some(Path::Nccl(moves)) => Some(moves),
+            _ => None,
         }
     }
 
@@ -96,8 +131,21 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         if self.size() == 1 || self.path.get().is_some() {
             return Ok(());
         }
-        let found = setup::peers(&self.host, queue, self.slot_bytes, self.deadline)?;
-        if let Some(peers) = &found {
+        let path = match self.way {
+            Way::Host => Path::Staged,
+            Way::Shortest | Way::Peers => {
+                match setup::peers(&self.host, queue, self.slot_bytes, self.deadline)? {
+                    Some(peers) => Path::Peers(peers),
+                    None if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
+                    None => {
+                        let why = "the ranks' GPUs can't use each other's memory, or they are of several processes";
+                        return Err(self.refused(self.rank(), why));
+                    }
+                }
+            }
+            Way::Nccl => self.by_nccl(queue)?.map_err(|Refusal { rank, why }| self.refused(rank, &why))?,
+        };
+        if let Path::Peers(peers) = &path {
             self.standing.set_words(peers.words.clone());
             let words = peers.words[peers.rank].clone();
             // What was read behind a kernel that gave up is nothing.
@@ -106,10 +154,38 @@ impl<C: Collective<Reference>> CudaGroup<C> {
                 None => Ok(()),
             }));
         }
-        self.path.set(found.map_or(Path::Staged, Path::Peers)).ok();
+        self.path.set(path).ok();
         self.standing.enter_host(self.host.watched().progress().sequence);
         self.prepared.set(self.host.stats());
         Ok(())
+    }
+
+    fn by_nccl(&self, queue: &Queue) -> Result<Result<Path, Refusal>, CollectiveError> {
+        let (rank, ranks) = (self.rank(), self.size());
+        let path = NcclPath::new(queue, &self.host, self.deadline)?;
+        Ok(path.map(|path| Path::Nccl(Moves { path, rank, ranks })))
+    }
+
+    /// What a rank can't do: none of them goes on.
+    fn refused(&self, rank: usize, why: &str) -> CollectiveError {
+        self.watched().abort(rank, why);
+        CollectiveError::Failed { rank, message: why.into() }
+    }
+
+    /// One call over NVIDIA's library. How it ended is known where results are read.
+    pub(super) fn call_nccl(
+        &self,
+        op: &'static str,
+        count: impl FnOnce(&mut CollectiveStats),
+        run: impl FnOnce(CallId) -> Result<CudaTensor, Fault>,
+    ) -> Result<CudaTensor, CollectiveError> {
+        let call = self.standing.enter(op, self.host.watched().progress());
+        self.check()?;
+        let made = run(call).map_err(|Fault(why)| self.refused(self.rank(), &why))?;
+        let mut own = self.own.get();
+        count(&mut own);
+        self.own.set(own);
+        Ok(made)
     }
 
     /// One call over peers' memory, which brings `counted` to the counts.
@@ -219,7 +295,7 @@ impl<C: Collective<Reference>> Group for CudaGroup<C> {
             all_reduce_bytes: host.all_reduce_bytes + own.all_reduce_bytes,
             all_reduce_s: host.all_reduce_s + own.all_reduce_s,
             other_calls: host.other_calls + own.other_calls - before.other_calls,
-            sent_bytes: host.sent_bytes - before.sent_bytes,
+            sent_bytes: host.sent_bytes + own.sent_bytes - before.sent_bytes,
             waits: host.waits - before.waits,
             waited: host.waited - before.waited,
             waiting_since: host.waiting_since,

@@ -5,6 +5,7 @@ mod compressed;
 mod finish;
 mod fused;
 mod group;
+mod moves;
 mod path;
 mod peers;
 mod registry;
@@ -13,4 +14,5 @@ mod standing;
 mod words;
 
 pub(crate) use finish::Trees;
-pub use group::CudaGroup;
+pub use group::{CudaGroup, Way};
+pub(crate) use path::{DataPath, Move};

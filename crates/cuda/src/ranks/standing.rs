@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use collective::{Progress, Watched};
+use collective::{CallId, CollectiveError, Progress, Watched};
 
 use super::words::Words;
 
@@ -46,10 +46,11 @@ impl Standing {
     }
 
     /// Another one begins.
-    pub fn enter(&self, op: &'static str, host: Progress) {
+    pub fn enter(&self, op: &'static str, host: Progress) -> CallId {
         let mut calls = self.calls();
         calls.all += 1;
         calls.last = Some((Progress { op, sequence: calls.all }, host));
+        CallId { op, number: calls.all, peer: None }
     }
 
     /// It has launched all its kernels; there were so many so far.
@@ -101,6 +102,10 @@ impl Watched for WatchedStanding {
 
     fn progress(&self) -> Progress {
         self.standing.progress(self.host.progress())
+    }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        self.host.check()
     }
 }
 

@@ -1,5 +1,6 @@
 //! `anysplit bench comm`: what ranks do together, alone, over sizes and backends.
 
+mod gpus;
 mod measure;
 mod ops;
 mod processes;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use clap::builder::EnumValueParser;
 use clap::{Args, ValueEnum};
 use cpu::limits;
+use cuda::Way;
 use engine::cpus;
 
 use crate::args::{DTypeArg, LoadFormat, ModelArgs, yes_or_no};
@@ -28,22 +30,25 @@ use report::{Context, Report};
     anysplit bench comm --op all_reduce -b 8K -e 8M -f 2 -n 500 --backend shared\n  \
     anysplit bench comm --model ./Llama-3.2-1B --tp 2 --json\n  \
     anysplit launch --nproc-per-node 2 -- anysplit bench comm --comm-backend tcp\n  \
-    mpirun -n 2 anysplit bench comm --comm-backend mpi\n\n\
+    mpirun -n 2 anysplit bench comm --comm-backend mpi\n  \
+    anysplit bench comm --backend nccl,peer --tp 4\n\n\
     Sizes, algbw and busbw are defined as in nccl-tests; rates are those of the median time. #wrong counts elements \
     whose bits aren't those of the canonical result. With --model, the sizes of one token's all-reduce (decode) and \
-    of 512 tokens' (prefill) are measured too, and marked.")]
+    of 512 tokens' (prefill) are measured too, and marked.\n\n\
+    On GPUs a time is of one call among 32 that are handed over together, as those of a model's step are: a graph \
+    from the third such batch on, host's time divided by 32. all_to_all and send_recv go through the host where a \
+    backend has no way of its own.")]
 pub struct CommArgs {
-    /// Operations
+    /// Operations; default: all; on GPUs all but broadcast
     #[arg(
         long,
         env = "ANYSPLIT_OP",
         value_delimiter = ',',
         value_name = "LIST",
-        value_parser = Element(EnumValueParser::<Op>::new()),
-        default_value = "all_reduce,all_gather,reduce_scatter,all_to_all,broadcast,send_recv"
+        value_parser = Element(EnumValueParser::<Op>::new())
     )]
     op: Vec<Op>,
-    /// What carries the data between threads; default: shared,tcp
+    /// What carries the data between threads; default: shared,tcp; nccl and peer are between GPUs
     #[arg(long, env = "ANYSPLIT_BACKEND", value_delimiter = ',', value_name = "LIST", value_parser = Element(EnumValueParser::<Backend>::new()))]
     backend: Vec<Backend>,
     /// Smallest size; K, M and G are powers of 1024
@@ -96,6 +101,10 @@ enum Backend {
     Shared,
     /// Threads over loopback connections
     Tcp,
+    /// Threads with a GPU each, over NVIDIA's library
+    Nccl,
+    /// Threads whose GPUs, or one of them, use each other's memory
+    Peer,
 }
 
 impl Backend {
@@ -106,6 +115,17 @@ impl Backend {
         match self {
             Backend::Shared => "shared",
             Backend::Tcp => "tcp",
+            Backend::Nccl => "nccl",
+            Backend::Peer => "peer",
+        }
+    }
+
+    /// How GPUs reach each other; nothing if it is not of GPUs.
+    fn way(self) -> Option<Way> {
+        match self {
+            Backend::Shared | Backend::Tcp => None,
+            Backend::Nccl => Some(Way::Nccl),
+            Backend::Peer => Some(Way::Peers),
         }
     }
 }
@@ -154,14 +174,26 @@ fn on_threads(
     report: &mut Report,
 ) -> Result<(), CliError> {
     let ranks = args.tensor_parallel_size.map_or(RANKS, |n| n as usize);
+    if args.op.contains(&Op::Broadcast) && backends.iter().any(|backend| backend.way().is_some()) {
+        let told = "--op broadcast is of host memory, which --backend nccl and peer don't carry; leave it out";
+        return Err(CliError::Usage(told.into()));
+    }
     for &backend in backends {
-        let (group, pair) = match backend {
-            Backend::Tcp => (threads::tcp(ranks, settings)?, None),
-            Backend::Shared => (threads::shared(ranks, settings), pair(ranks)),
-        };
+        let pair = if backend == Backend::Shared { pair(ranks) } else { None };
         let context = Context { backend: backend.name(), ranks, pair, uses: uses.to_vec() };
         report.begin(&context);
-        threads::run(group, settings, &mut |sample| report.sample(&context, &sample))?;
+        let mut on_sample = |sample| report.sample(&context, &sample);
+        match (backend, backend.way()) {
+            (_, Some(way)) => {
+                let ops = settings.ops.iter().copied().filter(|op| op.is_of_tensors()).collect();
+                let settings = Settings { ops, ..settings.clone() };
+                gpus::run(backend.name(), way, ranks, &settings, &mut on_sample)?;
+            }
+            (Backend::Tcp, _) => {
+                threads::run(threads::tcp(ranks, settings)?, settings, &mut on_sample)?;
+            }
+            _ => threads::run(threads::shared(ranks, settings), settings, &mut on_sample)?,
+        }
     }
     Ok(())
 }
@@ -199,7 +231,7 @@ impl CommArgs {
         sizes.sort();
         sizes.dedup();
         Settings {
-            ops: self.op.clone(),
+            ops: if self.op.is_empty() { Op::ALL.to_vec() } else { self.op.clone() },
             sizes,
             iters: self.iters as usize,
             warmup: self.warmup as usize,

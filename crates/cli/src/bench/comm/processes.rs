@@ -5,7 +5,7 @@ use cpu::{CpuConfig, CpuDevice};
 use engine::{EngineError, cpus};
 use model::ModelError;
 
-use super::measure::{Settings, sweep};
+use super::measure::{Settings, Timing, sweep};
 use super::report::{Context, Report};
 use super::{CommArgs, pair};
 use crate::error::CliError;
@@ -43,7 +43,7 @@ pub fn of_job(
         report.stay_silent();
     }
     report.begin(&context);
-    let swept = sweep(&group, &dev, settings, &mut |sample| report.sample(&context, &sample));
+    let swept = sweep(&group, &dev, settings, Timing::Each, &mut |sample| report.sample(&context, &sample));
     swept.map_err(|error| {
         let source = Box::new(ModelError::from(error));
         EngineError::Rank { rank: job.rank(), source }.into()
