@@ -198,26 +198,29 @@ fn a_rank_that_never_comes_is_named_within_the_deadline() {
     });
 }
 
-/// A rank that can't share memory: all of them go through the host.
+/// A rank that can't share memory, or whose writes others don't see: all of them go through the host.
 #[test]
-fn ranks_whose_memory_cannot_be_shared_go_through_the_host() {
+fn ranks_whose_memory_is_not_what_it_should_be_go_through_the_host() {
     if !can_emulate() {
         return;
     }
     let split = &Split::of(3)[1];
-    std::thread::scope(|scope| {
-        for (rank, group) in groups(3, LONG, WireDType::Float32, 1 << 16).into_iter().enumerate() {
-            scope.spawn(move || {
-                let mut driver = Emulated::new(0).expect("there is a compiler");
-                driver.ordinal = (rank != 1).then_some(0);
-                let dev = CudaDevice::new(Box::new(driver));
-                group.prepare(&dev).expect("prepare");
-                assert_eq!(group.path(), "through the host");
-                let sum = group.all_reduce(&dev, split.partial(&dev, rank, [3, 5], 7), 3, &split.plan);
-                assert_eq!(bits(&dev, &sum.expect("all_reduce")), split.sums(15, 7));
-            });
-        }
-    });
+    for lost in [None, Some("copy_words")] {
+        std::thread::scope(|scope| {
+            for (rank, group) in groups(3, LONG, WireDType::Float32, 1 << 16).into_iter().enumerate() {
+                scope.spawn(move || {
+                    let mut driver = Emulated::new(0).expect("there is a compiler");
+                    driver.ordinal = (rank != 1 || lost.is_some()).then_some(0);
+                    driver.lost = lost.filter(|_| rank == 1);
+                    let dev = CudaDevice::new(Box::new(driver));
+                    group.prepare(&dev).expect("prepare");
+                    assert_eq!(group.path(), "through the host");
+                    let sum = group.all_reduce(&dev, split.partial(&dev, rank, [3, 5], 7), 3, &split.plan);
+                    assert_eq!(bits(&dev, &sum.expect("all_reduce")), split.sums(15, 7));
+                });
+            }
+        });
+    }
 }
 
 #[test]
