@@ -169,6 +169,10 @@ pub trait Driver {
     fn flush(&self) -> Result<(), Fault> {
         Ok(())
     }
+    /// Whether it is worth to measure what is faster.
+    fn has_speed(&self) -> bool {
+        false
+    }
     /// The GPU's number in this process, if ranks of the process can share memory of it.
     fn ordinal(&self) -> Option<u32> {
         None

@@ -303,7 +303,7 @@ fn ranks_of_one_gpu_and_of_several_use_each_others_memory() {
 #[test]
 fn gpus_that_do_not_reach_each_other_use_the_library() {
     let test = "gpus_that_do_not_reach_each_other_use_the_library";
-    with_libraries(test, &[("FAKE_GPUS", "2"), ("FAKE_PEERS", "0")], || {
+    with_libraries(test, &[("FAKE_GPUS", "2"), ("FAKE_PEERS", "0"), ("FAKE_POOL", "0")], || {
         ranks_sum(&[0, 1], "nccl");
         ranks_sum(&[1, 1], "peer memory");
     });

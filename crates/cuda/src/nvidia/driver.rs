@@ -43,6 +43,8 @@ pub struct NvidiaDriver {
     gpu: Arc<Gpu>,
     stream: CUstream,
     pending: Rc<Pending>,
+    /// Whether memory can be had in the stream's order.
+    has_pool: bool,
     functions: RefCell<HashMap<Kernel, Function>>,
     /// Nothing is collected without it.
     graphs: Option<RefCell<StepGraphs<Graph>>>,
@@ -82,11 +84,13 @@ impl NvidiaDriver {
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: it writes one pointer.
         check(unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+        let has_pool = gpu.has_pool()?;
         let graphs = (!enforce_eager).then(|| RefCell::new(StepGraphs::new(MOST_GRAPHS, LEAST_WORK)));
         Ok(NvidiaDriver {
             gpu,
             stream,
             pending: Rc::new(Pending::new(stream)),
+            has_pool,
             functions: RefCell::default(),
             graphs,
             list: RefCell::new(WorkList::new()),
@@ -275,16 +279,11 @@ impl Driver for NvidiaDriver {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
-        self.gpu.bind()?;
-        let mut at = 0;
-        // SAFETY: it writes one number.
-        let result = unsafe { sys::cuMemAlloc_v2(&mut at, bytes) };
-        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let (free, total) = self.gpu.memory()?;
-            return Err(out_of_memory(bytes, free, total));
-        }
-        check(result).map_err(|Fault(error)| Fault(format!("{bytes} bytes of the GPU's memory: {error}")))?;
-        Ok(at)
+        self.allocated(bytes, self.has_pool)
+    }
+
+    fn has_speed(&self) -> bool {
+        true
     }
 
     fn ordinal(&self) -> Option<u32> {
@@ -292,7 +291,7 @@ impl Driver for NvidiaDriver {
     }
 
     fn shared(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
-        shared::of_gpu(&self.gpu, self.alloc(bytes)?, bytes)
+        shared::of_gpu(&self.gpu, self.allocated(bytes, false)?, bytes)
     }
 
     fn shared_of_host(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
@@ -314,8 +313,13 @@ impl Driver for NvidiaDriver {
         if self.pending.is_stuck() {
             return;
         }
-        // SAFETY: it was allocated and is freed once.
-        unsafe { sys::cuMemFree_v2(at) };
+        // SAFETY: it was allocated in this way and is freed once.
+        unsafe {
+            match self.has_pool {
+                true => sys::cuMemFreeAsync(at, self.stream),
+                false => sys::cuMemFree_v2(at),
+            }
+        };
     }
 
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
@@ -381,6 +385,26 @@ impl Driver for NvidiaDriver {
 }
 
 impl NvidiaDriver {
+    /// Memory, of the stream's pool or of the GPU. Taking it of the GPU, and giving it back, may wait for all that runs there: for
+    /// ranks, too, that wait for this one.
+    fn allocated(&self, bytes: usize, of_pool: bool) -> Result<Address, Fault> {
+        self.gpu.bind()?;
+        let mut at = 0;
+        // SAFETY: it writes one number.
+        let result = unsafe {
+            match of_pool {
+                true => sys::cuMemAllocAsync(&mut at, bytes, self.stream),
+                false => sys::cuMemAlloc_v2(&mut at, bytes),
+            }
+        };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (free, total) = self.gpu.memory()?;
+            return Err(out_of_memory(bytes, free, total));
+        }
+        check(result).map_err(|Fault(error)| Fault(format!("{bytes} bytes of the GPU's memory: {error}")))?;
+        Ok(at)
+    }
+
     fn add(&self, work: Work<Function>) -> Result<(), Fault> {
         if self.graphs.is_none() {
             self.pending.check()?;

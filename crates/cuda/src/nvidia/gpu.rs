@@ -201,6 +201,14 @@ impl Gpu {
         NvidiaDriver::new(self.clone(), enforce_eager)
     }
 
+    /// Whether memory can be had in the order of a stream.
+    pub(super) fn has_pool(&self) -> Result<bool, Fault> {
+        let (mut has, which) = (0, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED);
+        // SAFETY: it writes one number.
+        check(unsafe { sys::cuDeviceGetAttribute(&mut has, which, self.device) })?;
+        Ok(has != 0)
+    }
+
     /// As the driver calls it.
     pub(super) fn device(&self) -> CUdevice {
         self.device

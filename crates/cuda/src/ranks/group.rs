@@ -146,6 +146,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
             Way::Nccl => self.by_nccl(queue)?.map_err(|Refusal { rank, why }| self.refused(rank, &why))?,
         };
         if let Path::Peers(peers) = &path {
+            self.ending.kernels.set(peers.calls.get());
             self.standing.set_words(peers.words.clone());
             let words = peers.words[peers.rank].clone();
             // What was read behind a kernel that gave up is nothing.

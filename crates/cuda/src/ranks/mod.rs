@@ -2,6 +2,7 @@
 
 mod collective;
 mod compressed;
+mod crossover;
 mod finish;
 mod fused;
 mod group;

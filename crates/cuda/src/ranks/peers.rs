@@ -13,11 +13,10 @@ use crate::driver::{Address, Arguments, Fault, Grid, Kernel, SharedMemory};
 use crate::tensor::{CudaTensor, Queue};
 
 /// Operations by their numbers in kernels.
-pub(super) const OPS: [&str; 4] = ["prepare", "all_reduce", "reduce_scatter", "all_gather"];
-pub(super) const PREPARE: usize = 0;
-pub(super) const ALL_REDUCE: usize = 1;
-pub(super) const REDUCE_SCATTER: usize = 2;
-pub(super) const ALL_GATHER: usize = 3;
+pub(super) const OPS: [&str; 3] = ["all_reduce", "reduce_scatter", "all_gather"];
+pub(super) const ALL_REDUCE: usize = 0;
+pub(super) const REDUCE_SCATTER: usize = 1;
+pub(super) const ALL_GATHER: usize = 2;
 
 /// The most blocks of a kernel that waits for others, as in the kernels.
 pub(super) const MOST_BLOCKS: usize = 64;

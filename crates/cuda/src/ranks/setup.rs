@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use collective::{CollectiveError, Group};
 
+use super::crossover;
 use super::peers::{FIRST_SLOT, MOST_BLOCKS, Peers};
 use super::registry::{Listed, find, process};
 use super::words::{MOST_RANKS, WORDS_BYTES, Words};
@@ -101,7 +102,13 @@ pub(super) fn peers(
     drop(listed);
     peers.tell_kernels(queue);
     let is_good = try_memory(group, queue, &peers)?;
-    Ok(all_agree(group, is_good)?.then_some(peers))
+    if !all_agree(group, is_good)? {
+        return Ok(None);
+    }
+    if queue.0.driver.has_speed() {
+        peers.one_shot_bytes.set(crossover::measured(group, queue, &peers)?);
+    }
+    Ok(Some(peers))
 }
 
 /// Each rank's bytes, of every rank.
@@ -139,19 +146,9 @@ fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Resul
         blocks: ranks.iter().map(share).min().unwrap_or(1),
         slot: ranks[rank].slot as usize,
         timeout,
-        one_shot_bytes: Cell::new(one_shot_bytes(ranks.len())),
+        one_shot_bytes: Cell::new(crossover::by_rule(ranks.len())),
         calls: Cell::new(0),
     })
-}
-
-/// Where two shots become faster, as NVLink's figures say (one shot moves p − 1 times the bytes, two shots wait twice).
-fn one_shot_bytes(ranks: usize) -> usize {
-    match ranks {
-        0..=2 => usize::MAX,
-        3..=4 => 1 << 20,
-        5..=8 => 256 << 10,
-        _ => 128 << 10,
-    }
 }
 
 /// Whether this rank's GPU reads what the others have, and they have what it writes. Memory of other GPUs that can be reached but

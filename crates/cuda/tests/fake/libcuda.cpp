@@ -156,6 +156,7 @@ int cuDeviceGetAttribute(int *value, int which, int) {
   case 75: *value = 9; break;
   case 76: *value = 0; break;
   case 97: *value = 227 << 10; break;
+  case 115: *value = number("FAKE_POOL", 1); break;
   default: return INVALID_VALUE;
   }
   return SUCCESS;
@@ -202,6 +203,22 @@ int cuMemFree_v2(u64 at) {
   own.device->used -= own.bytes;
   memory.erase(at);
   free((void *)at);
+  return SUCCESS;
+}
+// In the stream's order: what is given back can be had again at once by who works in that stream.
+int cuMemAllocAsync(u64 *at, size_t bytes, Stream *) { return cuMemAlloc_v2(at, bytes); }
+int cuMemFreeAsync(u64 at, Stream *stream) {
+  std::lock_guard held(all);
+  auto own = memory.find(at);
+  if (own == memory.end()) return INVALID_VALUE;
+  own->second.device->used -= own->second.bytes;
+  stream->add([=] {
+    std::lock_guard held(all);
+    memset((void *)at, 0xee, memory[at].bytes);
+    memory.erase(at);
+    free((void *)at);
+    return int(SUCCESS);
+  });
   return SUCCESS;
 }
 int cuMemsetD8_v2(u64 at, u8 value, size_t bytes) {
