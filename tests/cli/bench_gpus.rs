@@ -36,7 +36,10 @@ fn assert_right(found: &Value, backend: &str, ranks: usize, ops: &[&str]) {
     assert_eq!(rows.iter().map(|row| row["op"].as_str().unwrap()).collect::<Vec<_>>(), expected);
     for row in rows {
         assert_eq!((&row["ranks"], &row["wrong"]), (&json!(ranks), &json!(0)), "{row}");
-        assert!(row["time_us_p50"].as_f64().unwrap() > 0.0 && row["bytes"].as_u64().unwrap() >= 1000, "{row}");
+        assert!(
+            row["time_us_p50"].as_f64().unwrap() > 0.0 && row["bytes"].as_u64().unwrap() >= 1000,
+            "{row}"
+        );
     }
 }
 
@@ -58,17 +61,21 @@ fn several_ranks_of_one_gpu_use_its_memory() {
 #[test]
 fn processes_of_a_job_exchange_over_nccl() {
     let Some(folder) = stand_ins::libraries() else { return };
-    let command = "launch --nproc-per-node 2 -- anysplit bench comm --backend nccl --json --op all_reduce,all_to_all";
+    let command =
+        "launch --nproc-per-node 2 -- anysplit bench comm --backend nccl --json --op all_reduce,all_to_all";
     let found = with(folder, 2, command).args("-b 1K -e 40K -f 40 -n 64 -w 32").json();
     assert_right(&found, "nccl", 2, &["all_reduce", "all_to_all"]);
 }
 
 #[test]
 fn sums_that_give_up_their_bits_are_not_compared() {
-    let Some(found) = measured(2, "--backend nccl --op all_reduce,all_gather --reduction fast") else { return };
+    let Some(found) = measured(2, "--backend nccl --op all_reduce,all_gather --reduction fast") else {
+        return;
+    };
     let wrong: Vec<&Value> = found["rows"].as_array().unwrap().iter().map(|row| &row["wrong"]).collect();
     assert_eq!(wrong, [&Value::Null, &Value::Null, &json!(0), &json!(0)]);
-    let small = "bench comm --json -b 1K -e 1K -n 4 -w 1 --backend shared --op all_reduce --all-reduce-dtype int8";
+    let small =
+        "bench comm --json -b 1K -e 1K -n 4 -w 1 --backend shared --op all_reduce --all-reduce-dtype int8";
     let found = anysplit(small).json();
     assert_eq!(found["rows"][0]["wrong"], Value::Null);
 }

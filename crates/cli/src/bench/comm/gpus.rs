@@ -65,11 +65,7 @@ pub fn of_ranks(
     })
 }
 
-fn found(
-    way: Way,
-    ranks: impl Iterator<Item = usize>,
-    ranks_here: usize,
-) -> Result<Vec<Arc<Gpu>>, Fault> {
+fn found(way: Way, ranks: impl Iterator<Item = usize>, ranks_here: usize) -> Result<Vec<Arc<Gpu>>, Fault> {
     let here = cuda::probe()?;
     if way == Way::Nccl {
         Nccl::find()?;

@@ -159,7 +159,8 @@ pub fn run(args: &CommArgs, membership: &Membership) -> Result<(), CliError> {
         return Err(CliError::Usage(told));
     }
     if args.op.contains(&Op::Broadcast) && args.backend.iter().any(|backend| backend.way().is_some()) {
-        let told = "--op broadcast is of host memory, which --backend nccl and peer don't carry; leave it out";
+        let told =
+            "--op broadcast is of host memory, which --backend nccl and peer don't carry; leave it out";
         return Err(CliError::Usage(told.into()));
     }
     let uses = uses(args)?;

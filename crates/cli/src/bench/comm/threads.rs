@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use collective::{Collective, CollectiveError, Compressed, Secret, SharedConfig, SharedGroup, TcpConfig, TcpMesh};
+use collective::{
+    Collective, CollectiveError, Compressed, Secret, SharedConfig, SharedGroup, TcpConfig, TcpMesh,
+};
 use cpu::{CpuConfig, CpuDevice};
 use engine::cpus;
 
