@@ -85,7 +85,9 @@ fn processes_of_a_job_share_gpus() {
 
 #[test]
 fn a_server_on_gpus_gives_the_answers_of_generate() {
-    let Some(gpu) = on_gpu("serve --port 0 --tp 2 --max-num-seqs 8 --max-num-batched-tokens 64") else { return };
+    let Some(gpu) = on_gpu("serve --port 0 --tp 2 --max-num-seqs 8 --max-num-batched-tokens 64") else {
+        return;
+    };
     let served = Served::of(gpu);
     for prompt in ["Once upon a time", "The harbor"] {
         let printed = there("generate --max-tokens 12").arg(prompt).prints();
@@ -115,7 +117,8 @@ fn what_is_missing_is_said() {
     let Some(folder) = stand_ins::libraries() else { return };
     let only_driver = Copy::empty();
     symlink(folder.join("libcuda.so.1"), only_driver.path().join("libcuda.so.1")).expect("a link");
-    let error = with(only_driver.path(), "generate --device cuda x").refused(&["--device cuda: ", "libnvrtc"]);
+    let error =
+        with(only_driver.path(), "generate --device cuda x").refused(&["--device cuda: ", "libnvrtc"]);
     assert!(error.contains("looked for"), "{error}");
     // Who leaves it open gets an answer all the same, and hears what the GPU would need.
     let (printed, told) = with(only_driver.path(), "generate --max-tokens 5 x").run().succeeds();
