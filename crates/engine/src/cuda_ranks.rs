@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use checkpoint::PackedCheckpoint;
 use collective::{Collective, Solo, WireDType};
-use cuda::{CubinCache, CudaDevice, CudaGroup, Fault, Gpu};
+use cuda::{CubinCache, CudaDevice, CudaGroup, Fault, Gpu, Reduction};
 use tensor::{DeviceError, Reference};
 
 use crate::groups::RankDevice;
@@ -35,6 +35,7 @@ impl RankDevice for CudaDevice {
 pub(crate) struct MakeCuda {
     local: Local,
     enforce_eager: bool,
+    reduction: Reduction,
     /// Those that ranks of this process use.
     gpus: Vec<Arc<Gpu>>,
     /// How many there are for the ranks of this host.
@@ -64,7 +65,7 @@ impl MakeDevice for MakeCuda {
         let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim));
         let made = made.and_then(|()| gpu.driver(self.enforce_eager));
         match made {
-            Ok(driver) => Ok(CudaDevice::new(Box::new(driver))),
+            Ok(driver) => Ok(CudaDevice::with(Box::new(driver), self.reduction)),
             Err(Fault(message)) => Err(DeviceError { device: gpu.info.name.clone(), message }),
         }
     }
@@ -80,7 +81,8 @@ impl Machine for MakeCuda {
         let cache = CubinCache::of_user();
         let open = |ordinal: usize| Gpu::open(ordinal as u32, &cache).map_err(refused);
         let gpus = ordinals.into_iter().map(open).collect::<Result<_, _>>()?;
-        Ok(MakeCuda { local, enforce_eager: options.enforce_eager, gpus, count })
+        let EngineOptions { enforce_eager, reduction, .. } = *options;
+        Ok(MakeCuda { local, enforce_eager, reduction, gpus, count })
     }
 
     fn places(&self) -> Vec<Place> {
