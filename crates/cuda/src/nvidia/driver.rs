@@ -17,7 +17,7 @@ use super::api::check;
 use super::gpu::{Function, Gpu};
 use super::graph::Graph;
 use super::pending::Pending;
-use super::pinned::Pinned;
+use super::pinned::{Pinned, PinnedPool};
 use super::shared;
 use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, SharedMemory};
 use crate::ring::{Place, Ring};
@@ -37,6 +37,8 @@ const MOST_WORK: usize = 1 << 14;
 /// Lists that are known: a few per step and batch size.
 const MOST_GRAPHS: usize = 512;
 const LEAST_WORK: usize = 8;
+/// Room for all that graphs write; a list for which there is none left is no graph.
+const GRAPH_BYTES: usize = 16 << 20;
 
 /// A rank's stream on a GPU. It stays on the thread that made it.
 pub struct NvidiaDriver {
@@ -51,6 +53,8 @@ pub struct NvidiaDriver {
     list: RefCell<WorkList<Function>>,
     staging: RefCell<Staging>,
     results: Pinned,
+    /// For what graphs write.
+    written: Rc<PinnedPool>,
     /// How often the stream was waited for.
     waits: Cell<u64>,
     /// Kernels since then, and the last of them.
@@ -96,6 +100,7 @@ impl NvidiaDriver {
             list: RefCell::new(WorkList::new()),
             staging: RefCell::new(staging),
             results,
+            written: PinnedPool::new(GRAPH_BYTES)?,
             waits: Cell::new(0),
             kernels: Cell::new((0, None)),
             late: RefCell::default(),
@@ -131,12 +136,12 @@ impl NvidiaDriver {
             Way::Eager => {}
             Way::Replay(graph) => return graph.launch(&list.bytes, self.waits.get()),
             Way::Capture => {
-                let capture = |written: &Pinned| {
-                    list.work.iter().try_for_each(|work| self.enqueue(work, list, written.at(0)))
-                };
-                let bytes = list.bytes.len();
-                let mut graph =
-                    Graph::capture(self.stream, &self.pending, bytes, &list.foreign, capture).ok();
+                let capture =
+                    |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
+                let (stream, bytes) = (self.stream, list.bytes.len());
+                let captured =
+                    Graph::capture(stream, &self.pending, &self.written, bytes, &list.foreign, capture);
+                let mut graph = captured.ok();
                 let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
                 graphs.keep(number, graph);
                 if let Some(launched) = launched {
@@ -432,6 +437,7 @@ impl Drop for NvidiaDriver {
         if self.pending.is_stuck() {
             // All that the stream's work may use stays where it is.
             self.results.leave();
+            self.written.leave();
             self.staging.get_mut().memory.leave();
             mem::forget((self.graphs.take(), self.gpu.clone()));
             return;

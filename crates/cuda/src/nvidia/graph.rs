@@ -7,14 +7,14 @@ use cudarc::driver::sys::{self, CUgraphExec, CUstream, CUstreamCaptureMode};
 
 use super::api::check;
 use super::pending::Pending;
-use super::pinned::Pinned;
+use super::pinned::{PinnedPart, PinnedPool};
 use crate::driver::{Fault, Foreign};
 
 /// A captured list, with host memory of its own for what it writes each time.
 pub(crate) struct Graph {
     stream: CUstream,
     executable: CUgraphExec,
-    written: Pinned,
+    written: PinnedPart,
     /// Which of the waits for the stream came before the last launch.
     launched: u64,
     pending: Rc<Pending>,
@@ -23,20 +23,21 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// Captures what `enqueue` puts into a stream, which does not run by that. It gets host memory of as many bytes as there are
-    /// to be written. Among it are these calls of other libraries.
+    /// Captures what `enqueue` puts into a stream, which does not run by that. It gets a place in the host's memory for as many
+    /// bytes as there are to be written. Among it are these calls of other libraries.
     pub fn capture(
         stream: CUstream,
         pending: &Rc<Pending>,
+        pinned: &Rc<PinnedPool>,
         bytes: usize,
         foreign: &[Rc<dyn Foreign>],
-        enqueue: impl FnOnce(&Pinned) -> Result<(), Fault>,
+        enqueue: impl FnOnce(*mut u8) -> Result<(), Fault>,
     ) -> Result<Self, Fault> {
-        let written = Pinned::new(bytes)?;
+        let written = pinned.part(bytes)?;
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is of this thread alone.
         check(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) })?;
-        let enqueued = enqueue(&written);
+        let enqueued = enqueue(written.start());
         let mut graph = null_mut();
         // SAFETY: it writes one pointer. What was begun is ended, whatever came between.
         let ended = check(unsafe { sys::cuStreamEndCapture(stream, &mut graph) });
@@ -61,7 +62,7 @@ impl Graph {
         }
         self.launched = waits;
         // SAFETY: no launch is under way, so no GPU reads there.
-        unsafe { self.written.write(0, bytes) };
+        unsafe { self.written.write(bytes) };
         // SAFETY: the graph and all it refers to are there until the stream has been waited for.
         check(unsafe { sys::cuGraphLaunch(self.executable, self.stream) })
     }
