@@ -197,7 +197,7 @@ fn on_threads(
     for &backend in backends {
         let pair = if backend == Backend::Shared { pair(ranks) } else { None };
         let context = Context { backend: backend.name(), ranks, pair, uses: uses.to_vec() };
-        report.begin(&context);
+        report.begin();
         let mut on_sample = |sample| report.sample(&context, &sample);
         match (backend, backend.way()) {
             (_, Some(way)) => {

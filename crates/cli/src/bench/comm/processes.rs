@@ -49,7 +49,7 @@ pub fn of_job(
     if job.rank() != 0 {
         report.stay_silent();
     }
-    report.begin(&context);
+    report.begin();
     let mut on_sample = |sample| report.sample(&context, &sample);
     let swept = match gpu {
         Some(gpu) => gpus::measure(group, &gpu, Way::Nccl, &members, settings, &mut on_sample),
