@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use collective::{Collective, Group, ReducePlan, SharedConfig, SharedGroup, WireDType};
 use cuda::{
-    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, kernels, probe,
+    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, kernels,
+    probe,
 };
 use libloading::Library;
 use tensor::{Device, ReductionTree};
@@ -275,7 +276,10 @@ fn ranks_sum(gpus: &[u32], expected_path: &str) {
                     }
                     match rank + 1 == ranks {
                         true => {
-                            let mean = |i: usize| (0..ranks).map(|r| (step * 100 + r * 10 + i) as f32).sum::<f32>() / ranks as f32;
+                            let mean = |i: usize| {
+                                (0..ranks).map(|r| (step * 100 + r * 10 + i) as f32).sum::<f32>()
+                                    / ranks as f32
+                            };
                             let found = dev.download(&x).expect("numbers");
                             assert_eq!(found, (0..8).map(mean).collect::<Vec<_>>(), "step {step}");
                         }

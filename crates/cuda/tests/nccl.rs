@@ -4,7 +4,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use collective::{Collective, CollectiveError, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank, WireDType};
+use collective::{
+    Collective, CollectiveError, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank, WireDType,
+};
 use cuda::nccl::Nccl;
 use cuda::{CubinCache, CudaDevice, CudaGroup, Gpu, Reduction, Way};
 use libloading::Library;
@@ -83,7 +85,8 @@ fn hash(a: usize, b: usize) -> u32 {
 
 /// Numbers of very different sizes, so that their sum depends on the order.
 fn values(seed: usize, count: usize) -> Vec<f32> {
-    let value = |i| (hash(seed, i) as f32 / u32::MAX as f32 - 0.5) * 10f32.powi((hash(i, seed) % 9) as i32 - 4);
+    let value =
+        |i| (hash(seed, i) as f32 / u32::MAX as f32 - 0.5) * 10f32.powi((hash(i, seed) % 9) as i32 - 4);
     (0..count).map(value).collect()
 }
 
@@ -95,13 +98,16 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn plans(ranks: usize) -> Vec<ReducePlan> {
     let tree = ReductionTree::over_heads(12, 4);
     let even: Vec<usize> = (0..=ranks).map(|rank| 12 * rank / ranks).collect();
-    let uneven = (0..=ranks).map(|rank| if rank == ranks { 12 } else { 7 * rank.min(1) + rank.saturating_sub(1) });
+    let uneven =
+        (0..=ranks).map(|rank| if rank == ranks { 12 } else { 7 * rank.min(1) + rank.saturating_sub(1) });
     let without = (0..=ranks).map(|rank| if rank == 0 { 0 } else { 12 });
-    [even, uneven.collect(), without.collect()].map(|cuts: Vec<usize>| {
-        let leaves: Vec<_> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
-        let nodes_of_rank = leaves.iter().map(|own| tree.cover(own.clone()).len()).collect();
-        ReducePlan { nodes_of_rank, finish: tree.finish(&leaves) }
-    }).into()
+    [even, uneven.collect(), without.collect()]
+        .map(|cuts: Vec<usize>| {
+            let leaves: Vec<_> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
+            let nodes_of_rank = leaves.iter().map(|own| tree.cover(own.clone()).len()).collect();
+            ReducePlan { nodes_of_rank, finish: tree.finish(&leaves) }
+        })
+        .into()
 }
 
 /// What a rank has after each of a number of collectives, as bits.
@@ -112,7 +118,8 @@ fn collectives<D: Device>(rank: usize, group: &impl Collective<D>, dev: &D) -> V
     for (number, plan) in plans(ranks).iter().enumerate() {
         // Small ones are summed directly, large ones in slices.
         for [rows, cols] in [[1, 1], [3, 17], [5, 4096], [64, 1023], [0, 8]] {
-            let rows_of_rank: Vec<usize> = (0..ranks).map(|r| rows / ranks + usize::from(r < rows % ranks)).collect();
+            let rows_of_rank: Vec<usize> =
+                (0..ranks).map(|r| rows / ranks + usize::from(r < rows % ranks)).collect();
             let nodes = plan.nodes_of_rank[rank] * rows;
             let partial = || dev.upload(&values(100 * number + rank, nodes * cols), nodes, cols);
             keep(group.all_reduce(dev, partial(), rows, plan).expect("all_reduce"));
@@ -124,7 +131,9 @@ fn collectives<D: Device>(rank: usize, group: &impl Collective<D>, dev: &D) -> V
         keep(group.all_gather(dev, &part, &rows_of_rank).expect("all_gather"));
     }
     for uneven in [0, 1, 2] {
-        let rows = |from: usize, to: usize| 2 + uneven * (from * from + to) % 5 - 2 * usize::from(uneven == 2 && from != to);
+        let rows = |from: usize, to: usize| {
+            2 + uneven * (from * from + to) % 5 - 2 * usize::from(uneven == 2 && from != to)
+        };
         let to: Vec<usize> = (0..ranks).map(|to| rows(rank, to)).collect();
         let from: Vec<usize> = (0..ranks).map(|from| rows(from, rank)).collect();
         let x = dev.upload(&values(rank, 5 * to.iter().sum::<usize>()), to.iter().sum(), 5);
@@ -279,7 +288,13 @@ fn a_rank_that_never_comes_is_not_waited_for_longer() {
         let ended = on_all(2, deadline, Reduction::Canonical, |rank, group, dev| {
             group.prepare(dev).expect("prepare");
             match rank {
-                0 => Some(dev.download(&group.all_reduce(dev, dev.upload(&[1.0; 8], 1, 8), 1, &plans(2)[0]).expect("it is enqueued"))),
+                0 => Some(
+                    dev.download(
+                        &group
+                            .all_reduce(dev, dev.upload(&[1.0; 8], 1, 8), 1, &plans(2)[0])
+                            .expect("it is enqueued"),
+                    ),
+                ),
                 _ => {
                     while group.check().is_ok() {
                         std::thread::yield_now();
@@ -300,7 +315,9 @@ fn a_communicator_that_never_comes_about_is_given_up() {
         let deadline = Duration::from_secs(1);
         let ended = on_all(2, deadline, Reduction::Canonical, |_, group, dev| group.prepare(dev));
         for error in ended {
-            let CollectiveError::Failed { message, .. } = error.expect_err("no communicator") else { panic!() };
+            let CollectiveError::Failed { message, .. } = error.expect_err("no communicator") else {
+                panic!()
+            };
             assert!(message.contains("no communicator of NCCL: not done within 0.75 s"), "{message}");
         }
     });
@@ -338,7 +355,10 @@ fn two_ranks_on_one_gpu_are_refused() {
 #[test]
 fn a_machine_without_the_library_says_what_was_looked_for() {
     if let Err(cuda::Fault(told)) = Nccl::find() {
-        assert!(told.starts_with("no libnccl, by which GPUs exchange: looked for libnccl.so.2 and libnccl.so"), "{told}");
+        assert!(
+            told.starts_with("no libnccl, by which GPUs exchange: looked for libnccl.so.2 and libnccl.so"),
+            "{told}"
+        );
         assert_eq!(told.lines().count(), 1);
     }
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use collective::{
-    Collective, CollectiveError, CollectiveStats, Compressed, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank,
-    WireDType, conformance,
+    Collective, CollectiveError, CollectiveStats, Compressed, Group, ReducePlan, SharedConfig, SharedGroup,
+    SharedRank, WireDType, conformance,
 };
 use cuda::{CudaDevice, CudaGroup};
 use tensor::{Device, NormKind, NormSpec, ReductionTree, Reference, RowNorm};
@@ -25,7 +25,12 @@ fn device(rank: usize) -> CudaDevice {
     CudaDevice::new(Box::new(driver))
 }
 
-fn groups(ranks: usize, deadline: Duration, wire: WireDType, slot_bytes: usize) -> Vec<CudaGroup<SharedRank>> {
+fn groups(
+    ranks: usize,
+    deadline: Duration,
+    wire: WireDType,
+    slot_bytes: usize,
+) -> Vec<CudaGroup<SharedRank>> {
     // No spinning: tests have more ranks than cores.
     let config = SharedConfig { deadline, spin: Duration::ZERO, ..SharedConfig::default() };
     let group = |rank| CudaGroup::new(rank, wire, deadline).with_slots(slot_bytes);
@@ -44,7 +49,10 @@ fn groups_of_gpus_are_groups() {
 }
 
 /// Runs `work` on all ranks of a group that knows its ways.
-fn on_all(groups: Vec<CudaGroup<SharedRank>>, work: impl Fn(usize, &CudaGroup<SharedRank>, &CudaDevice) + Sync) {
+fn on_all(
+    groups: Vec<CudaGroup<SharedRank>>,
+    work: impl Fn(usize, &CudaGroup<SharedRank>, &CudaDevice) + Sync,
+) {
     std::thread::scope(|scope| {
         for (rank, group) in groups.into_iter().enumerate() {
             let work = &work;
@@ -98,7 +106,8 @@ impl Split {
 
     fn sums(&self, elements: usize, seed: u32) -> Vec<u32> {
         let sum = |e: usize| {
-            let sums = self.tree.program(0..self.tree.num_leaves()).run(|i| value(i as u32, e as u32 ^ seed << 20));
+            let sums =
+                self.tree.program(0..self.tree.num_leaves()).run(|i| value(i as u32, e as u32 ^ seed << 20));
             sums[0].to_bits()
         };
         (0..elements).map(sum).collect()
@@ -124,7 +133,9 @@ fn one_shot_and_two_shots_have_the_bits_of_the_tree() {
     }
     for ranks in [2, 3, 4, 8] {
         let splits = Split::of(ranks);
-        for (slot_bytes, one_shot_bytes) in [(1 << 20, usize::MAX), (1 << 20, 0), (2048, 0), (2048, usize::MAX)] {
+        for (slot_bytes, one_shot_bytes) in
+            [(1 << 20, usize::MAX), (1 << 20, 0), (2048, 0), (2048, usize::MAX)]
+        {
             on_all(groups(ranks, LONG, WireDType::Float32, slot_bytes), |rank, group, dev| {
                 assert_eq!(group.path(), "peer memory");
                 group.set_one_shot_bytes(one_shot_bytes);
@@ -188,7 +199,10 @@ fn a_rank_that_never_comes_is_named_within_the_deadline() {
         let error = reduce().err().expect("a rank is missing");
         assert!(began.elapsed() < 4 * deadline, "{:?}", began.elapsed());
         let text = error.to_string();
-        assert!(text.contains("all_reduce number") && text.contains("rank [2] did not arrive within 2 s"), "{text}");
+        assert!(
+            text.contains("all_reduce number") && text.contains("rank [2] did not arrive within 2 s"),
+            "{text}"
+        );
         // What is read says so too, and nothing waits again.
         let began = Instant::now();
         let lost = dev.download(&dev.alloc(1, 1)).expect_err("it was never computed").to_string();
@@ -235,7 +249,9 @@ fn a_fused_norm_has_the_bits_of_the_two_steps() {
             let cases = [[1, 64], [1, 33], [2, 512], [5, 100]];
             for (seed, (split, shape)) in (0..).zip(splits.iter().flat_map(|s| cases.map(|c| (s, c)))) {
                 let [rows, cols] = shape;
-                let vector = |seed: u32| dev.upload(&(0..cols as u32).map(|i| value(seed, i)).collect::<Vec<_>>(), 1, cols);
+                let vector = |seed: u32| {
+                    dev.upload(&(0..cols as u32).map(|i| value(seed, i)).collect::<Vec<_>>(), 1, cols)
+                };
                 let (weight, bias) = (vector(1000 + seed), vector(2000 + seed));
                 for (kind, post) in norms.iter().flat_map(|kind| [(*kind, false), (*kind, true)]) {
                     let spec = NormSpec { kind, eps: 1e-5 };
@@ -248,13 +264,23 @@ fn a_fused_norm_has_the_bits_of_the_two_steps() {
                     let (mut x, mut expected) = (stream(), stream());
                     let partial = || split.partial(dev, rank, shape, seed);
                     let before = group.stats().all_reduce_calls;
-                    let fused = group.all_reduce_add_norm(dev, partial(), &split.plan, &mut x, post.then(norm), norm());
+                    let fused = group.all_reduce_add_norm(
+                        dev,
+                        partial(),
+                        &split.plan,
+                        &mut x,
+                        post.then(norm),
+                        norm(),
+                    );
                     let fused = fused.expect("all_reduce_add_norm");
                     assert_eq!(group.stats().all_reduce_calls, before + 1);
                     let sum = group.all_reduce(dev, partial(), rows, &split.plan).expect("all_reduce");
                     let normed = dev.add_norm(&mut expected, &sum, post.then(norm), norm());
                     assert!(bits(dev, &x) == bits(dev, &expected), "the stream, {ranks} ranks, {shape:?}");
-                    assert!(bits(dev, &fused) == bits(dev, &normed), "{kind:?} {post}, {ranks} ranks, {shape:?}");
+                    assert!(
+                        bits(dev, &fused) == bits(dev, &normed),
+                        "{kind:?} {post}, {ranks} ranks, {shape:?}"
+                    );
                 }
             }
         });
@@ -262,7 +288,12 @@ fn a_fused_norm_has_the_bits_of_the_two_steps() {
 }
 
 /// What the processor's compressed group makes of the same nodes.
-fn on_host(wire: WireDType, split: &Split, shape: [usize; 2], rows: Option<&[usize]>) -> Vec<(Vec<u32>, CollectiveStats)> {
+fn on_host(
+    wire: WireDType,
+    split: &Split,
+    shape: [usize; 2],
+    rows: Option<&[usize]>,
+) -> Vec<(Vec<u32>, CollectiveStats)> {
     let group = |rank| Compressed::new(rank, wire);
     let groups = SharedGroup::new(split.cuts.len() - 1, SharedConfig::default()).into_iter().map(group);
     std::thread::scope(|scope| {
@@ -298,13 +329,18 @@ fn compressed_sums_have_the_bits_of_the_processors() {
                     let parts = on_host(wire, split, shape, Some(&rows_of_rank));
                     on_all(groups(ranks, LONG, wire, slot_bytes), |rank, group, dev| {
                         let what = format!("{wire:?}, {ranks} ranks, {shape:?}");
-                        let sum = group.all_reduce(dev, split.partial(dev, rank, shape, 3), shape[0], &split.plan);
+                        let sum =
+                            group.all_reduce(dev, split.partial(dev, rank, shape, 3), shape[0], &split.plan);
                         assert!(bits(dev, &sum.expect("all_reduce")) == sums[rank].0, "{what}");
-                        let counted = |stats: CollectiveStats| (stats.all_reduce_calls, stats.all_reduce_bytes);
+                        let counted =
+                            |stats: CollectiveStats| (stats.all_reduce_calls, stats.all_reduce_bytes);
                         assert_eq!(counted(group.stats()), counted(sums[rank].1), "{what}");
                         let partial = split.partial(dev, rank, shape, 3);
                         let part = group.reduce_scatter(dev, partial, &rows_of_rank, &split.plan);
-                        assert!(bits(dev, &part.expect("reduce_scatter")) == parts[rank].0, "{what}, scattered");
+                        assert!(
+                            bits(dev, &part.expect("reduce_scatter")) == parts[rank].0,
+                            "{what}, scattered"
+                        );
                     });
                 }
             }

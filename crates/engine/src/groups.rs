@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use collective::{
-    Collective, CollectiveError, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup,
-    Solo, WireDType,
+    Collective, CollectiveError, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup, Solo,
+    WireDType,
 };
 use job::{Job, JobError};
 use model::ModelError;

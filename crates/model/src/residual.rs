@@ -38,10 +38,16 @@ impl<'a, D: Device> Residual<'a, D> {
         let Some(Pending { y, post }) = self.pending.take() else { return Ok(norm.forward(dev, &self.x)) };
         let post = post.map(Norm::of_rows);
         match y {
-            Addend::Sum(y) => Ok(dev.span(Part::Norm, || dev.add_norm(&mut self.x, &y, post, norm.of_rows()))),
-            Addend::Nodes(nodes, plan) => {
-                Ok(rank.calls(Part::AllReduce).all_reduce_add_norm(nodes, plan, &mut self.x, post, norm.of_rows())?)
+            Addend::Sum(y) => {
+                Ok(dev.span(Part::Norm, || dev.add_norm(&mut self.x, &y, post, norm.of_rows())))
             }
+            Addend::Nodes(nodes, plan) => Ok(rank.calls(Part::AllReduce).all_reduce_add_norm(
+                nodes,
+                plan,
+                &mut self.x,
+                post,
+                norm.of_rows(),
+            )?),
         }
     }
 

@@ -158,11 +158,7 @@ impl Nccl {
             format!("NCCL {least}.{than} or newer is needed")
         };
         if major != OLDEST.0 || (major, minor) < OLDEST {
-            return Err(Fault(format!(
-                "{} is NCCL {major}.{minor}.{patch}; {}",
-                path.display(),
-                needed()
-            )));
+            return Err(Fault(format!("{} is NCCL {major}.{minor}.{patch}; {}", path.display(), needed())));
         }
         // SAFETY: these are nccl.h's types, the same in all versions of this number from that one on.
         let functions = unsafe { Functions::of(library) }.map_err(|lacks| {
@@ -197,9 +193,8 @@ impl Nccl {
         let mut handle = null_mut();
         let (rank, ranks) = (number(rank), number(ranks));
         // SAFETY: it writes one pointer; id and configuration are read before it returns.
-        let begun = unsafe {
-            (self.functions.ncclCommInitRankConfig)(&mut handle, ranks, Id(id), rank, &mut config)
-        };
+        let begun =
+            unsafe { (self.functions.ncclCommInitRankConfig)(&mut handle, ranks, Id(id), rank, &mut config) };
         match begun {
             SUCCESS | IN_PROGRESS if !handle.is_null() => Ok(handle),
             _ => Err(self.error(begun, handle)),
@@ -323,7 +318,8 @@ fn version(library: &Library) -> Option<(u32, u32, u32)> {
     let mut code = 0;
     // SAFETY: in every version of NCCL it writes one number.
     let status = unsafe {
-        let get = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(c"ncclGetVersion".to_bytes_with_nul());
+        let get =
+            library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(c"ncclGetVersion".to_bytes_with_nul());
         get.ok()?(&mut code)
     };
     (status == SUCCESS).then(|| parts(code as u32))

@@ -45,13 +45,7 @@ impl NcclPath {
 }
 
 impl DataPath for NcclPath {
-    fn exchange(
-        &self,
-        queue: &Queue,
-        call: CallId,
-        sends: &[Move],
-        receives: &[Move],
-    ) -> Result<(), Fault> {
+    fn exchange(&self, queue: &Queue, call: CallId, sends: &[Move], receives: &[Move]) -> Result<(), Fault> {
         let send = |m: &Move| Transfer::Send { from: m.at, bytes: WORD * m.words, peer: m.rank };
         let receive = |m: &Move| Transfer::Recv { to: m.at, bytes: WORD * m.words, peer: m.rank };
         self.call(queue, call, sends.iter().map(send).chain(receives.iter().map(receive)).collect())

@@ -69,7 +69,11 @@ fn id_of(all: &[Vec<u8>]) -> Result<[u8; ID_BYTES], Refusal> {
     };
     let text = |said: &Vec<u8>| version(said).iter().map(u32::to_string).collect::<Vec<_>>().join(".");
     if let Some(other) = all.iter().position(|said| version(said) != version(&all[0])) {
-        let why = format!("it has NCCL {}, and rank 0 {}: they must have the same", text(&all[other]), text(&all[0]));
+        let why = format!(
+            "it has NCCL {}, and rank 0 {}: they must have the same",
+            text(&all[other]),
+            text(&all[0])
+        );
         return Err(Refusal { rank: other, why });
     }
     let id = all[0].get(12..).and_then(|id| id.try_into().ok());

@@ -189,7 +189,11 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     fn check_nodes(&self, partial: &CudaTensor, rows: usize, plan: &ReducePlan) {
         assert_eq!(plan.nodes_of_rank.len(), self.size(), "a plan for the group's ranks");
         let rank = self.rank();
-        assert_eq!(partial.rows, plan.nodes_of_rank[rank] * rows, "rank {rank} brings the nodes that it owns");
+        assert_eq!(
+            partial.rows,
+            plan.nodes_of_rank[rank] * rows,
+            "rank {rank} brings the nodes that it owns"
+        );
     }
 }
 

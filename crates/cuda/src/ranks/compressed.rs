@@ -60,7 +60,13 @@ impl Peers {
     }
 
     /// Writes all sums to `out` on every rank, if they are shared; else each rank's own slice of them.
-    pub fn reduce_compressed(&self, queue: &Queue, of: &CompressedSum<'_>, shares: bool, out: CudaTensor) -> CudaTensor {
+    pub fn reduce_compressed(
+        &self,
+        queue: &Queue,
+        of: &CompressedSum<'_>,
+        shares: bool,
+        out: CudaTensor,
+    ) -> CudaTensor {
         let CompressedSum { wire, plan, tree, partial, rows, ref slices } = *of;
         let from = if shares { 0 } else { slices[self.rank].start };
         let ends = slices.iter().flat_map(|slice| [slice.start as u64, slice.end as u64]);

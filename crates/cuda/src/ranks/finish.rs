@@ -23,7 +23,11 @@ impl Tree {
         let owners = plan.nodes_of_rank.iter().enumerate();
         let nodes = owners.flat_map(|(rank, &nodes)| (0..nodes).map(move |node| (rank as u32, node as u32)));
         let merges = &plan.finish.merges;
-        assert_eq!(plan.nodes_of_rank.iter().sum::<usize>(), merges.len(), "a plan's items are its ranks' nodes");
+        assert_eq!(
+            plan.nodes_of_rank.iter().sum::<usize>(),
+            merges.len(),
+            "a plan's items are its ranks' nodes"
+        );
         let (mut height, mut most) = (0, 0);
         for &merges in merges {
             height += 1;

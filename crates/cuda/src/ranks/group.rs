@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use collective::{
-    CallId, Collective, CollectiveError, CollectiveStats, Compressed, Group, Staged, Watched,
-    WireDType,
+    CallId, Collective, CollectiveError, CollectiveStats, Compressed, Group, Staged, Watched, WireDType,
 };
 use tensor::Reference;
 
@@ -138,7 +137,8 @@ impl<C: Collective<Reference>> CudaGroup<C> {
                     Some(peers) => Path::Peers(peers),
                     None if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
                     None => {
-                        let why = "the ranks' GPUs can't use each other's memory, or they are of several processes";
+                        let why =
+                            "the ranks' GPUs can't use each other's memory, or they are of several processes";
                         return Err(self.refused(self.rank(), why));
                     }
                 }

@@ -26,13 +26,7 @@ pub(crate) trait DataPath {
     ///
     /// # Errors
     /// It can't be enqueued.
-    fn exchange(
-        &self,
-        queue: &Queue,
-        call: CallId,
-        sends: &[Move],
-        receives: &[Move],
-    ) -> Result<(), Fault>;
+    fn exchange(&self, queue: &Queue, call: CallId, sends: &[Move], receives: &[Move]) -> Result<(), Fault>;
     /// All ranks' words, as many of each, one rank's behind the other's at `to`, where this rank's own may be already.
     ///
     /// # Errors

@@ -124,7 +124,9 @@ impl Peers {
         let elements = out.len();
         let nodes = Nodes { of: partial, elements, plan, tree };
         match shots {
-            Shots::One => self.one_shot(queue, ALL_REDUCE, &out, &nodes, 0..elements, elements.is_multiple_of(4)),
+            Shots::One => {
+                self.one_shot(queue, ALL_REDUCE, &out, &nodes, 0..elements, elements.is_multiple_of(4))
+            }
             Shots::Two => self.two_shot(queue, &out, &nodes),
         }
         out
@@ -214,7 +216,11 @@ impl Peers {
         let copy = queue.block(4 * words);
         let from = self.regions[rank].at() + FIRST_SLOT as u64;
         let arguments = Arguments::new().address(copy.at).address(from).long(words);
-        queue.launch(Kernel { file: "all_reduce", name: "copy_words" }, queue.over_elements(words), arguments);
+        queue.launch(
+            Kernel { file: "all_reduce", name: "copy_words" },
+            queue.over_elements(words),
+            arguments,
+        );
         queue.read_numbers(copy.at, words)
     }
 

@@ -36,7 +36,10 @@ struct Rank {
 impl Rank {
     fn to_bytes(self) -> Vec<u8> {
         let Rank { process, ordinal, multiprocessors, region, words, slot } = self;
-        [process, ordinal, multiprocessors, region, words, slot].into_iter().flat_map(u64::to_le_bytes).collect()
+        [process, ordinal, multiprocessors, region, words, slot]
+            .into_iter()
+            .flat_map(u64::to_le_bytes)
+            .collect()
     }
 
     /// Of a rank that says something else there is no way.
@@ -167,6 +170,7 @@ fn try_memory(group: &impl Group, queue: &Queue, peers: &Peers) -> Result<bool, 
         return Ok(false);
     }
     let expected = |of: usize| (0..ranks).flat_map(|from| pattern(from, of)).collect::<Vec<_>>();
-    let is_good = |of: usize| peers.read_of(queue, of, ranks * tried).is_ok_and(|words| words == expected(of));
+    let is_good =
+        |of: usize| peers.read_of(queue, of, ranks * tried).is_ok_and(|words| words == expected(of));
     Ok((0..ranks).all(is_good))
 }

@@ -82,7 +82,9 @@ impl Report {
         let (missing, epoch) = (self.missing_ranks(), self.epoch);
         Fault(match self.is_late {
             true => format!("{op} (exchange {epoch} of its group): rank {missing:?} did not arrive in time"),
-            false => format!("{op} (exchange {epoch} of its group) was given up: rank {missing:?} had not arrived"),
+            false => {
+                format!("{op} (exchange {epoch} of its group) was given up: rank {missing:?} had not arrived")
+            }
         })
     }
 }

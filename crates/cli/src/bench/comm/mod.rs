@@ -175,7 +175,8 @@ fn on_threads(
 ) -> Result<(), CliError> {
     let ranks = args.tensor_parallel_size.map_or(RANKS, |n| n as usize);
     if args.op.contains(&Op::Broadcast) && backends.iter().any(|backend| backend.way().is_some()) {
-        let told = "--op broadcast is of host memory, which --backend nccl and peer don't carry; leave it out";
+        let told =
+            "--op broadcast is of host memory, which --backend nccl and peer don't carry; leave it out";
         return Err(CliError::Usage(told.into()));
     }
     for &backend in backends {
