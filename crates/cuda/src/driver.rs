@@ -116,10 +116,14 @@ pub trait Foreign: fmt::Display {
     fn abort(&self);
 }
 
-/// Memory that several ranks of a process use, of a GPU or of the host. It stays as long as anyone has it.
+/// Memory that several ranks use, of a GPU or of the host. It stays as long as anyone has it.
 pub trait SharedMemory: Send + Sync {
-    /// Where it is, for all of them and for the GPUs that reach it.
+    /// Where it is, for all of this process and for the GPUs that reach it.
     fn at(&self) -> Address;
+    /// By what another process of this host opens it, if one can.
+    fn handle(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// A GPU's memory and its one queue of work. Used from one thread.
@@ -177,7 +181,11 @@ pub trait Driver {
     fn ordinal(&self) -> Option<u32> {
         None
     }
-    /// Memory of the GPU that other ranks of the process use too, all 0.
+    /// A number that is this GPU's in all processes of this host.
+    fn gpu_number(&self) -> u64 {
+        self.ordinal().map_or(0, u64::from)
+    }
+    /// Memory of the GPU that other ranks use too, all 0.
     ///
     /// # Errors
     /// There is not as much, or no such thing.
@@ -190,6 +198,13 @@ pub trait Driver {
     /// See [`Driver::shared`].
     fn shared_of_host(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
         self.shared(bytes)
+    }
+    /// Memory that another process of this host shares, by its [handle](SharedMemory::handle).
+    ///
+    /// # Errors
+    /// There is no way to it.
+    fn open_shared(&self, _handle: &[u8]) -> Result<Arc<dyn SharedMemory>, Fault> {
+        Err(Fault(format!("{} does not open memory of other processes", self.name())))
     }
     /// Lets kernels of this GPU use shared memory of another one of the process.
     ///

@@ -111,9 +111,10 @@ impl<D: Device> RankGroups<D> {
         std::iter::once(&self.tensor).chain(&self.context).chain(&self.pipeline).chain(&self.leaders)
     }
 
-    /// Has all groups find out how their ranks' devices reach each other. All ranks call it when all are ready.
+    /// Has the groups whose ranks exchange tensors find out how their devices reach each other. All ranks call it when all are
+    /// ready.
     pub fn prepare(&self, dev: &D) -> Result<(), CollectiveError> {
-        self.all().try_for_each(|group| group.prepare(dev))
+        std::iter::once(&self.tensor).chain(&self.context).try_for_each(|group| group.prepare(dev))
     }
 
     /// Whether all groups can go on.

@@ -295,6 +295,15 @@ impl Driver for NvidiaDriver {
         Some(self.gpu.info.ordinal)
     }
 
+    fn gpu_number(&self) -> u64 {
+        self.gpu.number()
+    }
+
+    fn open_shared(&self, handle: &[u8]) -> Result<Arc<dyn SharedMemory>, Fault> {
+        self.gpu.bind()?;
+        shared::opened(&self.gpu, handle)
+    }
+
     fn shared(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
         shared::of_gpu(&self.gpu, self.allocated(bytes, false)?, bytes)
     }

@@ -112,7 +112,9 @@ impl PinnedPool {
         let came_back = self.free.borrow_mut().get_mut(&bytes).and_then(Vec::pop);
         let at = match came_back {
             Some(at) => at,
-            None if self.next.get() + bytes <= self.memory.bytes => self.next.replace(self.next.get() + bytes),
+            None if self.next.get() + bytes <= self.memory.bytes => {
+                self.next.replace(self.next.get() + bytes)
+            }
             None => return Err(Fault(format!("no {bytes} bytes of pinned host memory are left"))),
         };
         Ok(PinnedPart { pool: self.clone(), at, bytes })

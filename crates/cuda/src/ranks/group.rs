@@ -148,7 +148,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         if let Path::Peers(peers) = &path {
             self.ending.kernels.set(peers.calls.get());
             self.standing.set_words(peers.words.clone());
-            let words = peers.words[peers.rank].clone();
+            let words = peers.own_words().clone();
             // What was read behind a kernel that gave up is nothing.
             queue.0.watch(Box::new(move || match words.report() {
                 Some(report) => Err(report.fault()),

@@ -38,7 +38,8 @@ pub(super) struct Peers {
     pub rank: usize,
     /// Of each rank.
     pub regions: Vec<Arc<dyn SharedMemory>>,
-    pub words: Vec<Words>,
+    /// Of those in this process.
+    pub words: Vec<Option<Words>>,
     /// Blocks of kernels that wait: those of all ranks have room at the same time.
     pub blocks: usize,
     /// f32 numbers that a slot has room for.
@@ -62,7 +63,7 @@ impl Peers {
         bytes.extend((self.ranks() as u32).to_le_bytes());
         let slot_bytes = 4 * self.slot as u64;
         let timeout_ns = u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX);
-        let numbers = [timeout_ns, slot_bytes, FIRST_SLOT as u64, self.words[self.rank].at()];
+        let numbers = [timeout_ns, slot_bytes, FIRST_SLOT as u64, self.own_words().at()];
         let regions = self.regions.iter().map(|region| region.at());
         numbers.into_iter().chain(regions).for_each(|number| bytes.extend(number.to_le_bytes()));
         queue.write(self.group(), &bytes);
@@ -80,7 +81,12 @@ impl Peers {
 
     /// What this rank's kernels have found out.
     pub fn report(&self) -> Option<Report> {
-        self.words[self.rank].report()
+        self.own_words().report()
+    }
+
+    /// This rank's.
+    pub fn own_words(&self) -> &Words {
+        self.words[self.rank].as_ref().expect("a rank is in its own process")
     }
 
     fn launch(&self, queue: &Queue, name: &'static str, elements: usize, arguments: Arguments) {

@@ -20,38 +20,50 @@ use crate::tensor::Queue;
 const TRIED: usize = 1024;
 
 /// What ranks need to know of each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Rank {
     /// Which process it is in; 0 if it can't share memory.
     process: u64,
+    /// Which host that is on, as long as it runs; 0 if it can't be told.
+    host: u64,
+    /// Its GPU, in its process and on its host.
     ordinal: u64,
+    gpu: u64,
     multiprocessors: u64,
-    /// Under which numbers its memory is found.
+    /// Under which numbers its memory is found in its process.
     region: u64,
     words: u64,
     /// How much there is for each slot, as f32 numbers.
     slot: u64,
+    /// By what other processes open its region.
+    handle: Vec<u8>,
 }
 
 impl Rank {
-    fn to_bytes(self) -> Vec<u8> {
-        let Rank { process, ordinal, multiprocessors, region, words, slot } = self;
-        [process, ordinal, multiprocessors, region, words, slot]
-            .into_iter()
-            .flat_map(u64::to_le_bytes)
-            .collect()
+    /// All but the handle, which is told by itself.
+    fn to_bytes(&self) -> Vec<u8> {
+        let Rank { process, host, ordinal, gpu, multiprocessors, region, words, slot, .. } = *self;
+        let numbers = [process, host, ordinal, gpu, multiprocessors, region, words, slot];
+        numbers.into_iter().flat_map(u64::to_le_bytes).collect()
     }
 
     /// Of a rank that says something else there is no way.
     fn from_bytes(bytes: &[u8]) -> Self {
         let (numbers, rest) = bytes.as_chunks::<8>();
         match numbers.iter().map(|n| u64::from_le_bytes(*n)).collect::<Vec<_>>()[..] {
-            [process, ordinal, multiprocessors, region, words, slot] if rest.is_empty() => {
-                Rank { process, ordinal, multiprocessors, region, words, slot }
+            [process, host, ordinal, gpu, multiprocessors, region, words, slot] if rest.is_empty() => {
+                let handle = Vec::new();
+                Rank { process, host, ordinal, gpu, multiprocessors, region, words, slot, handle }
             }
             _ => Rank::default(),
         }
     }
+}
+
+/// A number that processes of a running host have in common.
+fn host() -> u64 {
+    let id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if id.is_empty() { 0 } else { xxhash_rust::xxh3::xxh3_64(&id) }
 }
 
 /// What a rank shares.
@@ -86,16 +98,25 @@ pub(super) fn peers(
     let told = match (&own, &listed) {
         (Some(own), Some([region, words])) => Rank {
             process: process(),
+            host: host(),
             ordinal: u64::from(own.ordinal),
+            gpu: queue.0.driver.gpu_number(),
             multiprocessors: queue.0.driver.multiprocessors() as u64,
             region: region.0,
             words: words.0,
             slot: slot_bytes as u64 / 4,
+            handle: Vec::new(),
         },
         _ => Rank::default(),
     };
-    let ranks: Vec<Rank> =
+    let mut ranks: Vec<Rank> =
         all_tell(group, &told.to_bytes())?.iter().map(|bytes| Rank::from_bytes(bytes)).collect();
+    if ranks.iter().any(|of| of.process != ranks[0].process) {
+        // What other processes were told of is never given back, so nobody is told in vain.
+        let handle = own.as_ref().and_then(|own| own.region.handle()).unwrap_or_default();
+        let handles = all_tell(group, &handle)?;
+        ranks.iter_mut().zip(handles).for_each(|(of, handle)| of.handle = handle);
+    }
     let found = found(queue, group.rank(), &ranks, timeout);
     // Until all have found it, it stays in the list.
     if !all_agree(group, found.is_ok())? {
@@ -127,27 +148,33 @@ fn all_agree(group: &impl Group, yes: bool) -> Result<bool, CollectiveError> {
 /// All that the ranks share, mapped.
 fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Result<Peers, Fault> {
     let no = |why: &str| Fault(format!("rank {rank}: {why}"));
-    if ranks.iter().any(|of| of.process != ranks[rank].process || of.process == 0) {
-        return Err(no("ranks are not all of one process, on GPUs whose memory can be shared"));
+    let own = &ranks[rank];
+    if ranks.iter().any(|of| of.process == 0 || of.slot != own.slot) {
+        return Err(no("not all ranks have memory to share, and as much"));
     }
-    if ranks.iter().any(|of| of.slot != ranks[rank].slot) {
-        return Err(no("ranks have regions of different sizes"));
-    }
-    for of in ranks.iter().filter(|of| of.ordinal != ranks[rank].ordinal) {
-        queue.0.driver.reach(of.ordinal as u32)?;
-    }
-    let memory = |number: u64| find(number).ok_or_else(|| no("a rank's memory is not there any more"));
+    let listed = |number: u64| find(number).ok_or_else(|| no("a rank's memory is not there any more"));
+    let region = |of: &Rank| match of.process == own.process {
+        true if of.ordinal == own.ordinal => listed(of.region),
+        true => queue.0.driver.reach(of.ordinal as u32).and_then(|()| listed(of.region)),
+        false if of.host != own.host || own.host == 0 => Err(no("a rank is on another host")),
+        false => queue.0.driver.open_shared(&of.handle),
+    };
+    // What hosts of other processes have to say comes by their groups.
+    let words = |of: &Rank| match of.process == own.process {
+        true => listed(of.words).map(|words| Some(Words::new(words))),
+        false => Ok(None),
+    };
     // Kernels that wait for each other must all have room at the same time, on the GPU that has the least for each.
     let share = |of: &Rank| {
-        let beside = ranks.iter().filter(|other| other.ordinal == of.ordinal).count();
+        let beside = ranks.iter().filter(|other| other.gpu == of.gpu).count();
         (of.multiprocessors as usize / beside).clamp(1, MOST_BLOCKS)
     };
     Ok(Peers {
         rank,
-        regions: ranks.iter().map(|of| memory(of.region)).collect::<Result<_, _>>()?,
-        words: ranks.iter().map(|of| memory(of.words).map(Words::new)).collect::<Result<_, _>>()?,
+        regions: ranks.iter().map(region).collect::<Result<_, _>>()?,
+        words: ranks.iter().map(words).collect::<Result<_, Fault>>()?,
         blocks: ranks.iter().map(share).min().unwrap_or(1),
-        slot: ranks[rank].slot as usize,
+        slot: own.slot as usize,
         timeout,
         one_shot_bytes: Cell::new(crossover::by_rule(ranks.len())),
         calls: Cell::new(0),

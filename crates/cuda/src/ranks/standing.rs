@@ -13,8 +13,8 @@ const MOST_CALLS: usize = 1 << 12;
 /// What a group and its watchers share.
 #[derive(Default)]
 pub(super) struct Standing {
-    /// Of all ranks, once they know each other's.
-    words: OnceLock<Vec<Words>>,
+    /// Of the ranks of this process, once they know each other's.
+    words: OnceLock<Vec<Option<Words>>>,
     calls: Mutex<Calls>,
 }
 
@@ -35,7 +35,7 @@ impl Standing {
     }
 
     /// From now on waits can be ended.
-    pub fn set_words(&self, words: Vec<Words>) {
+    pub fn set_words(&self, words: Vec<Option<Words>>) {
         // It is called once.
         self.words.set(words).ok();
     }
@@ -72,12 +72,12 @@ impl Standing {
 
     /// Nobody's kernels wait any more.
     pub fn stop_all(&self) {
-        self.words.get().into_iter().flatten().for_each(Words::stop);
+        self.words.get().into_iter().flatten().flatten().for_each(Words::stop);
     }
 
     /// A rank has ended after so many kernels.
     pub fn end(&self, rank: usize, kernels: u32) {
-        self.words.get().into_iter().flatten().for_each(|words| words.set_ended(rank, kernels));
+        self.words.get().into_iter().flatten().flatten().for_each(|words| words.set_ended(rank, kernels));
     }
 
     fn progress(&self, host: Progress) -> Progress {

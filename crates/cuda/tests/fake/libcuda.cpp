@@ -10,7 +10,10 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <sys/mman.h>
+#include <fcntl.h>
 #include <thread>
+#include <unistd.h>
 
 namespace fake {
 
@@ -111,7 +114,18 @@ struct Function {
 struct Allocation {
   size_t bytes;
   Device *device;
+  // The file that other processes map, if this is memory that they can.
+  int file = -1;
+  bool is_of_other = false;
 };
+struct Handle {
+  char bytes[64];
+};
+void unmap(u64 at, const Allocation &own) {
+  if (own.file < 0 && !own.is_of_other) return free((void *)at);
+  munmap((void *)at, own.bytes);
+  if (own.file >= 0) close(own.file);
+}
 
 // Never destroyed: threads may still be at work when the process ends.
 std::mutex &all = *new std::mutex;
@@ -149,6 +163,7 @@ int cuDeviceGet(int *device, int ordinal) {
   return *device = ordinal, ordinal < int(devices.size()) ? SUCCESS : INVALID_DEVICE;
 }
 int cuDeviceGetName(char *name, int, int) { return strcpy(name, "Fake GPU"), SUCCESS; }
+int cuDeviceGetUuid_v2(char *uuid, int device) { return memset(uuid, device + 1, 16), SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), SUCCESS; }
 int cuDeviceGetAttribute(int *value, int which, int) {
   switch (which) {
@@ -178,15 +193,45 @@ int cuGetErrorString(int error, const char **text) {
   return *text = error == FAILED ? "unspecified launch failure" : "something is wrong", SUCCESS;
 }
 
-int cuMemAlloc_v2(u64 *at, size_t bytes) {
+int allocate(u64 *at, size_t bytes, int file) {
   if (!bound || bytes == 0) return INVALID_VALUE;
   std::lock_guard held(all);
   if (bytes > of_process() - std::min(bound->used, of_process())) return OUT_OF_MEMORY;
-  *at = u64(aligned_alloc(256, (bytes + 255) / 256 * 256));
+  if (file < 0) *at = u64(aligned_alloc(256, (bytes + 255) / 256 * 256));
+  else if (ftruncate(file, bytes) == 0) *at = u64(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
   memset((void *)*at, 0xff, bytes);
-  memory[*at] = {bytes, bound};
+  memory[*at] = {bytes, bound, file};
   bound->used += bytes;
   return SUCCESS;
+}
+int cuMemAlloc_v2(u64 *at, size_t bytes) { return allocate(at, bytes, memfd_create("fake", 0)); }
+int cuIpcGetMemHandle(Handle *handle, u64 at) {
+  std::lock_guard held(all);
+  if (!memory.count(at) || memory[at].file < 0) return INVALID_VALUE;
+  snprintf(handle->bytes, sizeof handle->bytes, "/proc/%d/fd/%d %zu", getpid(), memory[at].file, memory[at].bytes);
+  return SUCCESS;
+}
+int cuIpcOpenMemHandle_v2(u64 *at, Handle handle, u32 flags) {
+  char path[64];
+  int process;
+  size_t bytes;
+  if (!bound || flags != 1 || sscanf(handle.bytes, "%63s %zu", path, &bytes) != 2) return INVALID_VALUE;
+  // Nobody opens his own memory.
+  if (sscanf(path, "/proc/%d/", &process) != 1 || process == getpid()) return INVALID_VALUE;
+  int file = open(path, O_RDWR);
+  if (file < 0) return INVALID_VALUE;
+  std::lock_guard held(all);
+  *at = u64(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+  close(file);
+  memory[*at] = {bytes, bound, -1, true};
+  return SUCCESS;
+}
+int cuIpcCloseMemHandle(u64 at) {
+  std::lock_guard held(all);
+  auto own = memory.find(at);
+  if (own == memory.end() || !own->second.is_of_other) return INVALID_VALUE;
+  unmap(at, own->second);
+  return memory.erase(own), SUCCESS;
 }
 int cuMemFree_v2(u64 at) {
   std::vector<Stream *> there;
@@ -202,11 +247,11 @@ int cuMemFree_v2(u64 at) {
   memset((void *)at, 0xee, own.bytes);
   own.device->used -= own.bytes;
   memory.erase(at);
-  free((void *)at);
+  unmap(at, own);
   return SUCCESS;
 }
 // In the stream's order: what is given back can be had again at once by who works in that stream.
-int cuMemAllocAsync(u64 *at, size_t bytes, Stream *) { return cuMemAlloc_v2(at, bytes); }
+int cuMemAllocAsync(u64 *at, size_t bytes, Stream *) { return allocate(at, bytes, -1); }
 int cuMemFreeAsync(u64 at, Stream *stream) {
   std::lock_guard held(all);
   auto own = memory.find(at);
