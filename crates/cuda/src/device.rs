@@ -9,7 +9,7 @@ use ::tensor::{
 
 use crate::driver::{Driver, Fault};
 use crate::kv::CudaKv;
-use crate::linear::{self, CudaWeight};
+use crate::linear::{self, CudaWeight, Grouped};
 use crate::logits::{self, PanelTree};
 use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
@@ -110,6 +110,16 @@ impl Device for CudaDevice {
 
     fn linear_tree(&self, x: &CudaTensor, w: &CudaWeight, program: &Program) -> CudaTensor {
         linear::linear(&self.queue, x, w, Some(program), None)
+    }
+
+    fn linear_gated(
+        &self,
+        x: &CudaTensor,
+        w: &CudaWeight,
+        bias: Option<&CudaTensor>,
+        activation: Activation,
+    ) -> CudaTensor {
+        linear::gated(&self.queue, x, w, bias, activation)
     }
 
     fn embed(&self, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
@@ -242,7 +252,8 @@ impl Device for CudaDevice {
         assignment: &CudaAssignment,
         weights: &[CudaWeight],
     ) -> CudaTensor {
-        linear::grouped(&self.queue, x, true, assignment, weights, None)
+        let layers = Grouped { x, of_tokens: true, assignment, weights, program: None, gate: None };
+        linear::grouped(&self.queue, layers)
     }
 
     fn grouped_linear_tree(
@@ -252,7 +263,21 @@ impl Device for CudaDevice {
         weights: &[CudaWeight],
         program: &Program,
     ) -> CudaTensor {
-        linear::grouped(&self.queue, x, false, assignment, weights, Some(program))
+        let program = Some(program);
+        let layers = Grouped { x, of_tokens: false, assignment, weights, program, gate: None };
+        linear::grouped(&self.queue, layers)
+    }
+
+    fn grouped_linear_gated(
+        &self,
+        x: &CudaTensor,
+        assignment: &CudaAssignment,
+        weights: &[CudaWeight],
+        activation: Activation,
+    ) -> CudaTensor {
+        let gate = Some(activation);
+        let layers = Grouped { x, of_tokens: true, assignment, weights, program: None, gate };
+        linear::grouped(&self.queue, layers)
     }
 
     fn combine(&self, y: &CudaTensor, assignment: &CudaAssignment, program: &Program) -> CudaTensor {

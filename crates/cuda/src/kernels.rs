@@ -39,6 +39,28 @@ macro_rules! attention_tiles {
     };
 }
 
+/// linear.cuh or gemm.cuh for a format of weights: a model needs few of them.
+macro_rules! of_format {
+    ($file:literal, $macro:literal, $format:literal, $type:literal) => {
+        (
+            concat!($file, "_", $format),
+            concat!(
+                include_str!("../kernels/linear_formats.cuh"),
+                include_str!(concat!("../kernels/", $file, ".cuh")),
+                "\n",
+                $macro,
+                "(",
+                $file,
+                "_",
+                $format,
+                ", ",
+                $type,
+                ")\n"
+            ),
+        )
+    };
+}
+
 /// Each file's name and text.
 pub const FILES: &[(&str, &str)] = &[
     ("attention_exact", attention!("attention_exact")),
@@ -60,8 +82,16 @@ pub const FILES: &[(&str, &str)] = &[
     attention_tiles!("fp8", "FP8", "to_256", 16, 1, false),
     ("elements", include_str!("../kernels/elements.cu")),
     ("embed", include_str!("../kernels/embed.cu")),
-    ("gemm", include_str!("../kernels/gemm.cu")),
-    ("linear", include_str!("../kernels/linear.cu")),
+    of_format!("gemm", "GEMM", "bfloat", "Sixteen<false>"),
+    of_format!("gemm", "GEMM", "half", "Sixteen<true>"),
+    of_format!("gemm", "GEMM", "fp8", "Eight"),
+    of_format!("gemm", "GEMM", "int8", "Whole<false>"),
+    of_format!("gemm", "GEMM", "int4", "Whole<true>"),
+    of_format!("linear", "LINEAR", "bfloat", "Sixteen<false>"),
+    of_format!("linear", "LINEAR", "half", "Sixteen<true>"),
+    of_format!("linear", "LINEAR", "fp8", "Eight"),
+    of_format!("linear", "LINEAR", "int8", "Whole<false>"),
+    of_format!("linear", "LINEAR", "int4", "Whole<true>"),
     ("linear_exact", include_str!("../kernels/linear_exact.cu")),
     ("linear_inputs", include_str!("../kernels/linear_inputs.cu")),
     ("logits", include_str!("../kernels/logits.cu")),

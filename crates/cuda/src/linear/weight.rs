@@ -131,7 +131,7 @@ impl CudaWeight {
 }
 
 /// Bytes of a group's scale and zero point.
-fn group_bytes(format: WeightFormat) -> [usize; 2] {
+pub(super) fn group_bytes(format: WeightFormat) -> [usize; 2] {
     match format {
         WeightFormat::Float(_) => [0, 0],
         WeightFormat::Fp8 => [1, 0],

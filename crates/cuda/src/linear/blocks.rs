@@ -1,0 +1,112 @@
+//! Which kernel computes a layer whose weights lie in tiles, and in how many blocks.
+
+use ::tensor::{DType, GROUP, WeightFormat};
+
+use super::deal::{Deal, WARPS};
+use super::tiles::{Layout, PANEL};
+use super::weight::group_bytes;
+use crate::driver::{Grid, Kernel};
+use crate::tensor::Queue;
+
+/// Panels of a warp of `linear.cuh`.
+const PANELS: usize = 2;
+/// Threads of such a block.
+const THREADS: usize = 32 * WARPS;
+
+/// Up to so many rows a layer is limited by its weights' bytes.
+pub(super) const MANY_ROWS: usize = 64;
+/// Outputs, and rows, of a block of `gemm.cuh`.
+pub(super) const GEMM_SIDE: usize = 128;
+/// Threads of such a block, and stages in its shared memory.
+const GEMM_THREADS: usize = 128;
+const STAGES: usize = 4;
+
+/// A kernel and its blocks.
+pub(super) struct Blocks {
+    pub kernel: Kernel,
+    pub grid: Grid,
+}
+
+/// A format's kernels.
+struct Kernels {
+    /// Of `linear.cuh`, for 8, 16 and 32 rows of a block.
+    few: [Kernel; 3],
+    /// Of `gemm.cuh`.
+    many: Kernel,
+}
+
+impl Blocks {
+    /// Some rows: warps of a block share the inputs. Of experts there is a layer of blocks for each.
+    pub fn few(
+        queue: &Queue,
+        layout: Layout,
+        n: usize,
+        rows: usize,
+        deal: &Deal,
+        experts: Option<usize>,
+    ) -> Self {
+        let teams = WARPS / deal.sharing;
+        let shared = |groups: usize| 4 * teams * deal.num_left() * PANEL * PANELS * 8 * groups;
+        // As few as hold all rows; fewer, if what warps leave is too much for a block's memory.
+        let fits = |groups: usize| rows > 8 * groups / 2 && shared(groups) <= queue.0.driver.shared_bytes();
+        let groups = [4, 2].into_iter().find(|&groups| fits(groups)).unwrap_or(1);
+        let grid = Grid::plane(n.div_ceil(PANEL * PANELS * teams), rows.div_ceil(8 * groups), THREADS);
+        let grid = in_layers(grid.with_shared(shared(groups)), experts.unwrap_or(1));
+        Blocks { kernel: kernels_of(layout.format, experts.is_some()).few[groups.ilog2() as usize], grid }
+    }
+
+    /// Many rows, in so many blocks: these are large enough to use each operand often.
+    pub fn many(layout: Layout, n: usize, row_blocks: usize, of_experts: bool) -> Self {
+        let grid = Grid::plane(n.div_ceil(GEMM_SIDE), row_blocks, GEMM_THREADS);
+        let kernel = kernels_of(layout.format, of_experts).many;
+        Blocks { kernel, grid: grid.with_shared(STAGES * stage_bytes(layout)) }
+    }
+}
+
+/// One layer of a grid for each expert.
+pub(super) fn in_layers(grid: Grid, experts: usize) -> Grid {
+    let [x, y, _] = grid.blocks;
+    Grid { blocks: [x, y, experts as u32], ..grid }
+}
+
+/// Shared memory of a stage of `gemm.cuh`: some tiles of 8 panels and of 16 groups of rows.
+fn stage_bytes(layout: Layout) -> usize {
+    // Elements, and scales and zero points or sums, of 8 rows of activations.
+    let (tiles, right) = match layout.format {
+        WeightFormat::Float(_) => (2, 8 * 2 * layout.width),
+        WeightFormat::Fp8 => (1, 8 * 2 * layout.width),
+        WeightFormat::Int8 => (2, 8 * (GROUP + 4)),
+        WeightFormat::Int4 => (2, 8 * (GROUP + 4 + 4)),
+    };
+    let left = layout.tile_bytes() + PANEL * group_bytes(layout.format).iter().sum::<usize>();
+    tiles * (GEMM_SIDE / PANEL * left + GEMM_SIDE / 8 * right)
+}
+
+fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
+    macro_rules! kernels {
+        ($format:literal, $of:literal) => {{
+            const fn few(name: &'static str) -> Kernel {
+                Kernel { file: concat!("linear_", $format), name }
+            }
+            Kernels {
+                few: [
+                    few(concat!("linear_", $format, "_8", $of)),
+                    few(concat!("linear_", $format, "_16", $of)),
+                    few(concat!("linear_", $format, "_32", $of)),
+                ],
+                many: Kernel { file: concat!("gemm_", $format), name: concat!("gemm_", $format, $of) },
+            }
+        }};
+        ($format:literal) => {
+            if of_experts { kernels!($format, "_experts") } else { kernels!($format, "") }
+        };
+    }
+    match format {
+        WeightFormat::Float(DType::F32) => unreachable!("weights in f32 have no tiles"),
+        WeightFormat::Float(DType::BF16) => kernels!("bfloat"),
+        WeightFormat::Float(DType::F16) => kernels!("half"),
+        WeightFormat::Fp8 => kernels!("fp8"),
+        WeightFormat::Int8 => kernels!("int8"),
+        WeightFormat::Int4 => kernels!("int4"),
+    }
+}
