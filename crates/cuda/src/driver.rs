@@ -1,6 +1,9 @@
 //! What a device asks of a GPU, or of what stands for one: memory, and kernels in the order of their launches.
 
+use std::ffi::c_void;
 use std::fmt;
+use std::rc::Rc;
+use std::time::Duration;
 
 /// A place in a GPU's memory.
 pub type Address = u64;
@@ -93,6 +96,25 @@ impl Arguments {
     }
 }
 
+/// A call of another library, which puts work into a GPU's queue by itself. Its name and number are what errors say of it.
+pub trait Foreign: fmt::Display {
+    /// What it is: calls of the same words put the same work there, at the same addresses. So a graph that was made of one does for
+    /// the others.
+    fn words(&self) -> Vec<u64>;
+    /// Puts its work into a stream, which may be one that is being captured. The GPU is that of the calling thread.
+    ///
+    /// # Errors
+    /// Whatever the library says.
+    fn enqueue(&self, stream: *mut c_void) -> Result<(), Fault>;
+    /// Asked again and again while somebody waits for the stream, with how long that has been.
+    ///
+    /// # Errors
+    /// It will not end by itself any more, or takes too long.
+    fn watch(&self, waited: Duration) -> Result<(), Fault>;
+    /// Makes it end, without what it was to do. Nobody waits for it longer than for a moment from then on.
+    fn abort(&self);
+}
+
 /// A GPU's memory and its one queue of work. Used from one thread.
 pub trait Driver {
     /// A GPU's name.
@@ -119,4 +141,16 @@ pub trait Driver {
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault>;
     /// Runs a kernel, behind all work so far.
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault>;
+    /// Has another library work, behind all work so far.
+    fn call(&self, _: Rc<dyn Foreign>) -> Result<(), Fault> {
+        Err(Fault(format!("{} has no queue that other libraries know", self.name())))
+    }
+    /// Makes the GPU that of the calling thread, for other libraries that ask which it is.
+    fn bind(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+    /// Hands all work so far to the GPU and waits for none of it.
+    fn flush(&self) -> Result<(), Fault> {
+        Ok(())
+    }
 }

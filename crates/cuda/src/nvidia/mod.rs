@@ -4,6 +4,7 @@ mod api;
 mod driver;
 mod gpu;
 mod graph;
+mod pending;
 mod pinned;
 
 pub use driver::NvidiaDriver;

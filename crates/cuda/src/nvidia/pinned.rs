@@ -54,8 +54,18 @@ impl Pinned {
     }
 }
 
+impl Pinned {
+    /// Leaves the memory to a GPU that may use it until the process ends.
+    pub fn leave(&mut self) {
+        self.at = null_mut();
+    }
+}
+
 impl Drop for Pinned {
     fn drop(&mut self) {
+        if self.at.is_null() {
+            return;
+        }
         // SAFETY: it was allocated and is freed once.
         unsafe { sys::cuMemFreeHost(self.at.cast()) };
     }
