@@ -318,6 +318,11 @@ DEVICE void mma_bytes(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   }
 }
 
+DEVICE int dot_bytes(u32 a, u32 b, int sum) {
+  for (u32 i = 0; i < 4; i++) sum += int(i8(a >> 8 * i)) * int(i8(b >> 8 * i));
+  return sum;
+}
+
 struct alignas(8) Vec2 { u32 x, y; };
 struct alignas(16) Vec4 { u32 x, y, z, w; };
 DEVICE Vec4 load_stream(const Vec4 *from) { return *from; }

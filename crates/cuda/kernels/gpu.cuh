@@ -108,6 +108,13 @@ DEVICE void mma_bytes(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Four bytes with signs times four of b, added to a sum.
+DEVICE int dot_bytes(u32 a, u32 b, int sum) {
+  int d;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+  return d;
+}
+
 struct __align__(8) Vec2 { u32 x, y; };
 struct __align__(16) Vec4 { u32 x, y, z, w; };
 

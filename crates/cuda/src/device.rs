@@ -9,7 +9,7 @@ use ::tensor::{
 
 use crate::driver::{Driver, Fault};
 use crate::kv::CudaKv;
-use crate::linear::{self, CudaWeight, Grouped};
+use crate::linear::{self, CudaWeight, Fast, Grouped};
 use crate::logits::{self, PanelTree};
 use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
@@ -23,6 +23,7 @@ use crate::{attention, kv, rows};
 pub struct CudaDevice {
     queue: Queue,
     reduction: Reduction,
+    fast: Option<Fast>,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
 }
@@ -35,8 +36,10 @@ impl CudaDevice {
 
     /// A device of what a driver drives.
     pub fn with(driver: Box<dyn Driver>, reduction: Reduction) -> Self {
+        let queue = Queue(Memory::new(driver));
         CudaDevice {
-            queue: Queue(Memory::new(driver)),
+            fast: (reduction == Reduction::Fast).then(|| Fast::new(&queue)),
+            queue,
             reduction,
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
@@ -105,11 +108,11 @@ impl Device for CudaDevice {
     }
 
     fn linear(&self, x: &CudaTensor, w: &CudaWeight, bias: Option<&CudaTensor>) -> CudaTensor {
-        linear::linear(&self.queue, x, w, None, bias)
+        linear::linear(&self.queue, self.fast.as_ref(), x, w, None, bias)
     }
 
     fn linear_tree(&self, x: &CudaTensor, w: &CudaWeight, program: &Program) -> CudaTensor {
-        linear::linear(&self.queue, x, w, Some(program), None)
+        linear::linear(&self.queue, self.fast.as_ref(), x, w, Some(program), None)
     }
 
     fn linear_gated(
@@ -119,7 +122,7 @@ impl Device for CudaDevice {
         bias: Option<&CudaTensor>,
         activation: Activation,
     ) -> CudaTensor {
-        linear::gated(&self.queue, x, w, bias, activation)
+        linear::gated(&self.queue, self.fast.as_ref(), x, w, bias, activation)
     }
 
     fn embed(&self, w: &CudaWeight, rows: &[u32]) -> CudaTensor {

@@ -141,6 +141,10 @@ pub trait Driver {
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault>;
     /// Runs a kernel, behind all work so far.
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault>;
+    /// Whether other libraries know the queue ([`Driver::call`]).
+    fn takes_calls(&self) -> bool {
+        false
+    }
     /// Has another library work, behind all work so far.
     fn call(&self, _: Rc<dyn Foreign>) -> Result<(), Fault> {
         Err(Fault(format!("{} has no queue that other libraries know", self.name())))

@@ -39,7 +39,7 @@ macro_rules! attention_tiles {
     };
 }
 
-/// linear.cuh or gemm.cuh for a format of weights: a model needs few of them.
+/// linear.cuh, gemm.cuh or gemv.cuh for a format of weights: a model needs few of them.
 macro_rules! of_format {
     ($file:literal, $macro:literal, $format:literal, $type:literal) => {
         (
@@ -87,6 +87,11 @@ pub const FILES: &[(&str, &str)] = &[
     of_format!("gemm", "GEMM", "fp8", "Eight"),
     of_format!("gemm", "GEMM", "int8", "Whole<false>"),
     of_format!("gemm", "GEMM", "int4", "Whole<true>"),
+    of_format!("gemv", "GEMV", "bfloat", "Sixteen<false>"),
+    of_format!("gemv", "GEMV", "half", "Sixteen<true>"),
+    of_format!("gemv", "GEMV", "fp8", "Eight"),
+    of_format!("gemv", "GEMV", "int8", "Whole<false>"),
+    of_format!("gemv", "GEMV", "int4", "Whole<true>"),
     of_format!("linear", "LINEAR", "bfloat", "Sixteen<false>"),
     of_format!("linear", "LINEAR", "half", "Sixteen<true>"),
     of_format!("linear", "LINEAR", "fp8", "Eight"),
@@ -100,6 +105,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("moe", include_str!("../kernels/moe.cu")),
     ("kv", attention!("kv")),
     ("norm", include_str!("../kernels/norm.cu")),
+    ("unpack", include_str!("../kernels/unpack.cu")),
     ("rope", include_str!("../kernels/rope.cu")),
 ];
 

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::driver::{Address, Arguments, Fault, Grid, Kernel};
+use crate::driver::{Address, Arguments, Fault, Foreign, Grid, Kernel};
 use crate::memory::{Block, Memory};
 
 /// A row-major matrix of f32.
@@ -86,6 +86,13 @@ impl Queue {
     pub fn launch(&self, kernel: Kernel, grid: Grid, arguments: Arguments) {
         if self.0.is_sound() && !grid.blocks.contains(&0) {
             self.0.note(self.0.driver.launch(kernel, grid, &arguments));
+        }
+    }
+
+    /// Has another library work.
+    pub fn call(&self, call: Rc<dyn Foreign>) {
+        if self.0.is_sound() {
+            self.0.note(self.0.driver.call(call));
         }
     }
 

@@ -126,7 +126,10 @@ mod tests {
             calls.iter().for_each(|(words, name)| list.call(Rc::new(Call(words.to_vec(), name))));
             list.number()
         };
-        assert_eq!(number(&[(&[1, 2], "number 3"), (&[4], "5")]), number(&[(&[1, 2], "number 9"), (&[4], "10")]));
+        assert_eq!(
+            number(&[(&[1, 2], "number 3"), (&[4], "5")]),
+            number(&[(&[1, 2], "number 9"), (&[4], "10")])
+        );
         assert_ne!(number(&[(&[1, 2], "")]), number(&[(&[1, 3], "")]));
         assert_ne!(number(&[(&[1, 2], "")]), number(&[(&[1], ""), (&[2], "")]));
         assert_ne!(number(&[(&[1], "")]), number(&[(&[1], ""), (&[1], "")]));

@@ -109,7 +109,7 @@ pub(crate) fn grouped(queue: &Queue, layers: Grouped<'_>) -> CudaTensor {
             let kernel = Kernel { file: "linear_exact", name: "linear_exact_experts" };
             queue.launch(kernel, in_layers(exact_blocks(first.n, pairs), weights.len()), arguments);
         }
-        Plan::Tiled { shared, alone } => {
+        Plan::Tiled { shared, alone, .. } => {
             let places = Places::new(queue, assignment, tokens);
             let to = to.address(places.group_first.at);
             if pairs > MANY_ROWS * weights.len() {

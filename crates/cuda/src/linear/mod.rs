@@ -4,6 +4,7 @@ mod blocks;
 mod deal;
 mod embed;
 mod experts;
+mod fast;
 mod inputs;
 mod plan;
 mod tiles;
@@ -11,6 +12,7 @@ mod weight;
 
 pub(crate) use embed::embed;
 pub(crate) use experts::{Grouped, grouped};
+pub(crate) use fast::Fast;
 pub use weight::CudaWeight;
 
 use ::tensor::{Activation, DType, Program, WeightFormat};
@@ -27,6 +29,7 @@ use tiles::{Layout, PANEL};
 /// `x · wᵀ + bias`, or the nodes of a program.
 pub(crate) fn linear(
     queue: &Queue,
+    fast: Option<&Fast>,
     x: &CudaTensor,
     w: &CudaWeight,
     program: Option<&Program>,
@@ -34,24 +37,25 @@ pub(crate) fn linear(
 ) -> CudaTensor {
     assert!(program.is_none_or(|program| program.num_inputs() == w.k), "a program of the weight's inputs");
     let y = queue.tensor(program.map_or(1, Program::num_nodes) * x.rows, w.n);
-    Layer { queue, x, w, bias: bias.map_or(0, CudaTensor::vector), y: &y, gate: None }.compute(program);
+    Layer { queue, x, w, bias, y: &y, gate: None }.compute(fast, program);
     y
 }
 
 /// `activation(gate) · up` of the two halves of `x · wᵀ + bias`.
 pub(crate) fn gated(
     queue: &Queue,
+    fast: Option<&Fast>,
     x: &CudaTensor,
     w: &CudaWeight,
     bias: Option<&CudaTensor>,
     activation: Activation,
 ) -> CudaTensor {
-    if !w.gates_lie_in_panels() {
-        return rows::gated(queue, &linear(queue, x, w, None, bias), activation);
+    if !w.gates_lie_in_panels() || fast.is_some_and(|fast| fast.takes_library(w, x.rows)) {
+        return rows::gated(queue, &linear(queue, fast, x, w, None, bias), activation);
     }
     let y = queue.tensor(x.rows, w.n / 2);
     let gate = Some(activation);
-    Layer { queue, x, w, bias: bias.map_or(0, CudaTensor::vector), y: &y, gate }.compute(None);
+    Layer { queue, x, w, bias, y: &y, gate }.compute(fast, None);
     y
 }
 
@@ -72,26 +76,27 @@ struct Layer<'a> {
     queue: &'a Queue,
     x: &'a CudaTensor,
     w: &'a CudaWeight,
-    bias: Address,
+    bias: Option<&'a CudaTensor>,
     y: &'a CudaTensor,
     gate: Option<Activation>,
 }
 
 impl Layer<'_> {
-    fn compute(self, program: Option<&Program>) {
+    fn compute(self, fast: Option<&Fast>, program: Option<&Program>) {
         assert_eq!(self.x.cols, self.w.k, "a linear layer of {} inputs", self.w.k);
         if self.y.len() == 0 {
             return;
         }
         match &*self.w.plan(self.queue, program) {
             Plan::Exact { items, words } => self.exact(*items, words.at),
+            Plan::Tiled { nodes, .. } if fast.is_some_and(|fast| fast.compute(&self, nodes)) => {}
             Plan::Tiled { alone, .. } if self.x.rows > MANY_ROWS => self.many(alone),
             Plan::Tiled { shared, .. } => self.few(shared),
         }
     }
 
     fn exact(self, items: usize, words: Address) {
-        let Layer { queue, x, w, bias, y, .. } = self;
+        let Layer { queue, x, w, y, .. } = self;
         let arguments = Arguments::new()
             .address(y.at())
             .address(w.elements.at)
@@ -102,7 +107,7 @@ impl Layer<'_> {
             .count(items)
             .address(words)
             .address(words + 4 * items as u64)
-            .address(bias);
+            .address(self.bias());
         let kernel = Kernel { file: "linear_exact", name: "linear_exact" };
         queue.launch(kernel, exact_blocks(w.n, x.rows), arguments);
     }
@@ -114,7 +119,7 @@ impl Layer<'_> {
             Blocks::few(self.queue, layout, self.w.n, self.x.rows, &plan.deal, None);
         let [deal, items, merges] = plan.addresses();
         let arguments = self.operands(layout, &inputs).address(deal).address(items).address(merges);
-        self.queue.launch(kernel, grid, arguments.address(self.bias).count(gate_of(self.gate)));
+        self.queue.launch(kernel, grid, arguments.address(self.bias()).count(gate_of(self.gate)));
     }
 
     fn many(self, plan: &Dealt) {
@@ -123,7 +128,11 @@ impl Layer<'_> {
         let Blocks { kernel, grid } = Blocks::many(layout, self.w.n, self.x.rows.div_ceil(GEMM_SIDE), false);
         let [_, items, _] = plan.addresses();
         let arguments = self.operands(layout, &inputs).address(items).count(plan.deal.num_items());
-        self.queue.launch(kernel, grid, arguments.address(self.bias).count(gate_of(self.gate)));
+        self.queue.launch(kernel, grid, arguments.address(self.bias()).count(gate_of(self.gate)));
+    }
+
+    fn bias(&self) -> Address {
+        self.bias.map_or(0, CudaTensor::vector)
     }
 
     /// What all kernels are told first.

@@ -340,6 +340,10 @@ impl Driver for NvidiaDriver {
         self.add(Work::Launch { function, kernel, grid, arguments: *arguments })
     }
 
+    fn takes_calls(&self) -> bool {
+        true
+    }
+
     fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
         if self.graphs.is_none() {
             self.pending.check()?;
