@@ -88,6 +88,11 @@ pub trait Watched: Send + Sync {
     fn abort(&self, rank: usize, message: &str);
     /// Where this rank is.
     fn progress(&self) -> Progress;
+    /// Whether the group can go on, as far as this rank's end has heard: like [`Group::check`], but whoever asks moves nothing.
+    ///
+    /// # Errors
+    /// A rank has failed.
+    fn check(&self) -> Result<(), CollectiveError>;
 }
 
 /// One rank's handle on its group: what does not need a device.

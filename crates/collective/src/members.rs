@@ -61,16 +61,23 @@ fn name(error: CollectiveError, ranks: &[usize]) -> CollectiveError {
 }
 
 /// Whoever watches speaks of the job's ranks.
-struct WatchedMembers(Arc<dyn Watched>);
+struct WatchedMembers {
+    inner: Arc<dyn Watched>,
+    ranks: Arc<[usize]>,
+}
 
 impl Watched for WatchedMembers {
     fn abort(&self, rank: usize, message: &str) {
         // The culprit need not be in this group.
-        self.0.abort(0, &encode(rank, message));
+        self.inner.abort(0, &encode(rank, message));
     }
 
     fn progress(&self) -> Progress {
-        self.0.progress()
+        self.inner.progress()
+    }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        self.inner.check().map_err(|error| name(error, &self.ranks))
     }
 }
 
@@ -120,7 +127,7 @@ impl<D: Device> Group for Members<D> {
     }
 
     fn watched(&self) -> Arc<dyn Watched> {
-        Arc::new(WatchedMembers(self.inner.watched()))
+        Arc::new(WatchedMembers { inner: self.inner.watched(), ranks: self.ranks.clone() })
     }
 
     fn stats(&self) -> CollectiveStats {

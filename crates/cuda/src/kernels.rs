@@ -13,6 +13,13 @@ macro_rules! attention {
     };
 }
 
+/// A file of kernels that finish reduction trees.
+macro_rules! tree {
+    ($file:literal) => {
+        concat!(include_str!("../kernels/tree.cuh"), include_str!(concat!("../kernels/", $file, ".cu")))
+    };
+}
+
 /// attention_tiles.cuh for a type of cache and a size of heads: the kernel takes long to compile, and a model needs one.
 macro_rules! attention_tiles {
     ($type:literal, $kind:literal, $size:literal, $tiles:literal, $sixteens:literal, $is_exact:literal) => {
@@ -82,6 +89,7 @@ pub const FILES: &[(&str, &str)] = &[
     attention_tiles!("fp8", "FP8", "to_256", 16, 1, false),
     ("elements", include_str!("../kernels/elements.cu")),
     ("embed", include_str!("../kernels/embed.cu")),
+    ("finish", tree!("finish")),
     of_format!("gemm", "GEMM", "bfloat", "Sixteen<false>"),
     of_format!("gemm", "GEMM", "half", "Sixteen<true>"),
     of_format!("gemm", "GEMM", "fp8", "Eight"),

@@ -89,11 +89,20 @@ impl Queue {
         }
     }
 
-    /// Has another library work.
-    pub fn call(&self, call: Rc<dyn Foreign>) {
-        if self.0.is_sound() {
-            self.0.note(self.0.driver.call(call));
-        }
+    /// Has another library work, behind all work so far.
+    ///
+    /// # Errors
+    /// It can't. What went wrong before surfaces where results are read.
+    pub fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
+        if self.0.is_sound() { self.0.driver.call(call) } else { Ok(()) }
+    }
+
+    /// Copies within the GPU.
+    ///
+    /// # Errors
+    /// As for [`Queue::call`].
+    pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
+        if self.0.is_sound() { self.0.driver.copy(from, to, bytes) } else { Ok(()) }
     }
 
     /// A grid of about a thread per element, for kernels whose threads go on with other elements.

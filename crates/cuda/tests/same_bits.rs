@@ -2,7 +2,7 @@
 
 mod emulated;
 
-use cuda::CudaDevice;
+use cuda::{CudaDevice, Reduction};
 use emulated::Emulated;
 use tensor::{Activation, DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
 
@@ -56,8 +56,14 @@ fn a_row_alone_gives_what_it_gives_among_others() {
 
 #[test]
 fn gates_that_are_put_together_at_once_give_what_two_steps_give() {
-    let Some(dev) = device(7) else { return };
-    let k = 100;
+    let fast = || Some(CudaDevice::with(Box::new(Emulated::new(7)?), Reduction::Fast));
+    for dev in [device(7), fast()].into_iter().flatten() {
+        gates_give_what_two_steps_give(&dev);
+    }
+}
+
+fn gates_give_what_two_steps_give(dev: &CudaDevice) {
+    let k = 96;
     for (format, half) in FORMATS.into_iter().flat_map(|format| [(format, 80), (format, 20)]) {
         let pack = |of: usize| {
             dev.pack(&ReferenceTensor::from_fn(2 * half, k, |row, col| value(row + of, col)), format.into())
@@ -73,14 +79,14 @@ fn gates_that_are_put_together_at_once_give_what_two_steps_give() {
                 let two = dev.gated(&dev.linear(&x, &weights[0], bias), activation);
                 let one = dev.linear_gated(&x, &weights[0], bias, activation);
                 assert_eq!(dev.shape(&one), [rows, half]);
-                assert_eq!(bits(&dev, &one), bits(&dev, &two), "{format}, {rows} rows of {half}");
+                assert_eq!(bits(dev, &one), bits(dev, &two), "{format}, {rows} rows of {half}");
             }
             // Each token chose the first expert and one of the others.
             let choices: Vec<_> = (0..rows).map(|t| vec![(0, 0.5), (1 + t as u32 % 2, 0.5)]).collect();
             let assignment = dev.assign(&dev.routing_from_host(&choices, 3), 0..3);
             let two = dev.gated(&dev.grouped_linear(&x, &assignment, &weights), activation);
             let one = dev.grouped_linear_gated(&x, &assignment, &weights, activation);
-            assert_eq!(bits(&dev, &one), bits(&dev, &two), "{format}, experts, {rows} rows of {half}");
+            assert_eq!(bits(dev, &one), bits(dev, &two), "{format}, experts, {rows} rows of {half}");
         }
     }
 }

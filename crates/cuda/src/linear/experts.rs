@@ -126,7 +126,7 @@ pub(crate) fn grouped(queue: &Queue, layers: Grouped<'_>) -> CudaTensor {
 fn few(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, plan: &Dealt) {
     let Grouped { x, weights, gate, .. } = *layers;
     let (n, layout) = (weights[0].n, Layout::new(weights[0].spec, weights[0].k));
-    let inputs = Inputs::new(queue, x, layout, Some(places));
+    let inputs = Inputs::new(queue, x, x.rows, layout, Some(places));
     let Blocks { kernel, grid } =
         Blocks::few(queue, layout, n, places.pairs, &plan.deal, Some(weights.len()));
     let arguments = inputs.addresses().into_iter().fold(to, Arguments::address);
@@ -139,7 +139,7 @@ fn few(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, plan
 fn many(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, plan: &Dealt) {
     let Grouped { x, assignment, weights, gate, .. } = *layers;
     let (n, layout) = (weights[0].n, Layout::new(weights[0].spec, weights[0].k));
-    let inputs = Inputs::new(queue, x, layout, Some(places));
+    let inputs = Inputs::new(queue, x, x.rows, layout, Some(places));
     let block_first = first_of(queue, assignment, GEMM_SIDE);
     let Blocks { kernel, grid } =
         Blocks::many(layout, n, most_of(places.pairs, weights.len(), GEMM_SIDE), true);

@@ -37,7 +37,7 @@ pub(crate) fn linear(
 ) -> CudaTensor {
     assert!(program.is_none_or(|program| program.num_inputs() == w.k), "a program of the weight's inputs");
     let y = queue.tensor(program.map_or(1, Program::num_nodes) * x.rows, w.n);
-    Layer { queue, x, w, bias, y: &y, gate: None }.compute(fast, program);
+    Layer { queue, x, rows: x.rows, w, bias, y: &y, gate: None }.compute(fast, program);
     y
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn gated(
     }
     let y = queue.tensor(x.rows, w.n / 2);
     let gate = Some(activation);
-    Layer { queue, x, w, bias, y: &y, gate }.compute(fast, None);
+    Layer { queue, x, rows: x.rows, w, bias, y: &y, gate }.compute(fast, None);
     y
 }
 
@@ -75,6 +75,7 @@ impl CudaWeight {
 struct Layer<'a> {
     queue: &'a Queue,
     x: &'a CudaTensor,
+    rows: usize,
     w: &'a CudaWeight,
     bias: Option<&'a CudaTensor>,
     y: &'a CudaTensor,
@@ -90,18 +91,18 @@ impl Layer<'_> {
         match &*self.w.plan(self.queue, program) {
             Plan::Exact { items, words } => self.exact(*items, words.at),
             Plan::Tiled { nodes, .. } if fast.is_some_and(|fast| fast.compute(&self, nodes)) => {}
-            Plan::Tiled { alone, .. } if self.x.rows > MANY_ROWS => self.many(alone),
+            Plan::Tiled { alone, .. } if self.rows > MANY_ROWS => self.many(alone),
             Plan::Tiled { shared, .. } => self.few(shared),
         }
     }
 
     fn exact(self, items: usize, words: Address) {
-        let Layer { queue, x, w, y, .. } = self;
+        let Layer { queue, x, rows, w, y, .. } = self;
         let arguments = Arguments::new()
             .address(y.at())
             .address(w.elements.at)
             .address(x.at())
-            .count(x.rows)
+            .count(rows)
             .count(w.n)
             .count(w.k)
             .count(items)
@@ -109,14 +110,13 @@ impl Layer<'_> {
             .address(words + 4 * items as u64)
             .address(self.bias());
         let kernel = Kernel { file: "linear_exact", name: "linear_exact" };
-        queue.launch(kernel, exact_blocks(w.n, x.rows), arguments);
+        queue.launch(kernel, exact_blocks(w.n, rows), arguments);
     }
 
     fn few(self, plan: &Dealt) {
         let layout = Layout::new(self.w.spec, self.w.k);
-        let inputs = Inputs::new(self.queue, self.x, layout, None);
-        let Blocks { kernel, grid } =
-            Blocks::few(self.queue, layout, self.w.n, self.x.rows, &plan.deal, None);
+        let inputs = Inputs::new(self.queue, self.x, self.rows, layout, None);
+        let Blocks { kernel, grid } = Blocks::few(self.queue, layout, self.w.n, self.rows, &plan.deal, None);
         let [deal, items, merges] = plan.addresses();
         let arguments = self.operands(layout, &inputs).address(deal).address(items).address(merges);
         self.queue.launch(kernel, grid, arguments.address(self.bias()).count(gate_of(self.gate)));
@@ -124,8 +124,8 @@ impl Layer<'_> {
 
     fn many(self, plan: &Dealt) {
         let layout = Layout::new(self.w.spec, self.w.k);
-        let inputs = Inputs::new(self.queue, self.x, layout, None);
-        let Blocks { kernel, grid } = Blocks::many(layout, self.w.n, self.x.rows.div_ceil(GEMM_SIDE), false);
+        let inputs = Inputs::new(self.queue, self.x, self.rows, layout, None);
+        let Blocks { kernel, grid } = Blocks::many(layout, self.w.n, self.rows.div_ceil(GEMM_SIDE), false);
         let [_, items, _] = plan.addresses();
         let arguments = self.operands(layout, &inputs).address(items).count(plan.deal.num_items());
         self.queue.launch(kernel, grid, arguments.address(self.bias()).count(gate_of(self.gate)));
@@ -137,11 +137,11 @@ impl Layer<'_> {
 
     /// What all kernels are told first.
     fn operands(&self, layout: Layout, inputs: &Inputs) -> Arguments {
-        let Layer { x, w, y, .. } = self;
+        let Layer { rows, w, y, .. } = self;
         let weights = [w.elements.at, w.scales.at, w.zeros.at];
         let addresses = [y.at()].into_iter().chain(weights).chain(inputs.addresses());
         let arguments = addresses.fold(Arguments::new(), Arguments::address);
-        arguments.count(layout.tiles()).count(x.rows).count(w.n)
+        arguments.count(layout.tiles()).count(*rows).count(w.n)
     }
 }
 

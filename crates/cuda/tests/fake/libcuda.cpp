@@ -13,7 +13,7 @@
 
 namespace fake {
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, FAILED = 719 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600, FAILED = 719 };
 constexpr u32 ARGUMENTS = 24;
 
 u64 number(const char *variable, u64 otherwise) {
@@ -25,19 +25,24 @@ u64 of_process() { return number("FAKE_FREE_BYTES", 300 << 20); }
 u64 total() { return number("FAKE_TOTAL_BYTES", 80ull << 30); }
 
 typedef std::function<int()> Work;
+struct Device {
+  u64 used = 0;
+};
 
 // A queue of work with a thread of its own. That begins when somebody waits for it, or when nobody has for a while: so what is on
 // its way is so for as long as it may be, and ranks whose kernels wait for each other still meet.
 struct Stream {
+  Device *device;
   std::mutex lock;
   std::condition_variable wake, progress;
   std::deque<Work> work;
   u64 done = 0;
   u32 waiting = 0;
-  bool is_ended = false, is_captured = false;
+  bool is_ended = false, is_captured = false, is_asked = false;
   std::vector<Work> captured;
   int failed = SUCCESS;
   std::thread thread{[this] { live(); }};
+  explicit Stream(Device *device) : device(device) {}
 
   void add(Work next) {
     if (is_captured) return captured.push_back(next);
@@ -58,10 +63,16 @@ struct Stream {
     waiting--;
     return failed;
   }
+  // Whether all are done; who asks wants them to be.
+  int query() {
+    std::lock_guard held(lock);
+    if (work.empty()) return is_asked = false, failed;
+    return is_asked = true, wake.notify_all(), NOT_READY;
+  }
   void live() {
     std::unique_lock held(lock);
     while (!is_ended) {
-      wake.wait_for(held, std::chrono::milliseconds(20), [&] { return is_ended || (waiting > 0 && !work.empty()); });
+      wake.wait_for(held, std::chrono::milliseconds(20), [&] { return is_ended || ((waiting > 0 || is_asked) && !work.empty()); });
       for (u64 until = done + work.size(); done < until; done++, progress.notify_all()) {
         Work next = std::move(work.front());
         held.unlock();
@@ -91,9 +102,6 @@ typedef void (*Run)(const u32 *, u32, u32, void **, u32);
 struct Function {
   std::string name;
   Run run;
-};
-struct Device {
-  u64 used = 0;
 };
 struct Allocation {
   size_t bytes;
@@ -125,6 +133,9 @@ using namespace fake;
 extern "C" {
 
 u32 fake_graph_launches() { return graph_launches; }
+// For libraries that put work into streams: which GPU the thread has, and such work.
+int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
+void fake_add(Stream *stream, Work work) { stream->add(work); }
 
 int cuInit(u32) { return SUCCESS; }
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
@@ -172,7 +183,8 @@ int cuMemFree_v2(u64 at) {
     if (!memory.count(at)) return INVALID_VALUE;
     there = streams;
   }
-  for (Stream *stream : there) stream->wait(stream->all());
+  for (Stream *stream : there)
+    if (stream->device == bound) stream->wait(stream->all());
   std::lock_guard held(all);
   Allocation own = memory[at];
   memset((void *)at, 0xee, own.bytes);
@@ -195,7 +207,7 @@ int cuMemFreeHost(void *at) {
 int cuStreamCreate(Stream **stream, u32) {
   if (!bound) return INVALID_VALUE;
   std::lock_guard held(all);
-  return *stream = new Stream, streams.push_back(*stream), SUCCESS;
+  return *stream = new Stream(bound), streams.push_back(*stream), SUCCESS;
 }
 int cuStreamDestroy_v2(Stream *stream) {
   {
@@ -205,6 +217,7 @@ int cuStreamDestroy_v2(Stream *stream) {
   return delete stream, SUCCESS;
 }
 int cuStreamSynchronize(Stream *stream) { return stream->is_captured ? INVALID_VALUE : stream->wait(stream->all()); }
+int cuStreamQuery(Stream *stream) { return stream->is_captured ? INVALID_VALUE : stream->query(); }
 int cuEventCreate(Event **event, u32) { return *event = new Event, SUCCESS; }
 int cuEventDestroy_v2(Event *event) { return delete event, SUCCESS; }
 int cuEventRecord(Event *event, Stream *stream) { return *event = {stream, stream->all()}, SUCCESS; }

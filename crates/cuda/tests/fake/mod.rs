@@ -27,9 +27,12 @@ pub fn search_path(folder: &Path) -> OsString {
 fn compiled() -> Option<TempDir> {
     let folder = tempfile::tempdir().expect("a folder");
     let driver = cuda::kernels::emulated() + "#line 1 \"libcuda.cpp\"\n" + include_str!("libcuda.cpp");
-    for (name, source) in
-        [("libcuda.so.1", driver.as_str()), ("libnvrtc.so.13", include_str!("libnvrtc.cpp"))]
-    {
+    for (name, source) in [
+        ("libcuda.so.1", driver.as_str()),
+        ("libnvrtc.so.13", include_str!("libnvrtc.cpp")),
+        ("libnccl.so.2", include_str!("libnccl.cpp")),
+        ("libcublasLt.so.13", include_str!("libcublaslt.cpp")),
+    ] {
         let (from, to) = (folder.path().join(format!("{name}.cpp")), folder.path().join(name));
         std::fs::write(&from, source).expect("a source");
         let output = Command::new(std::env::var("CXX").unwrap_or("c++".into()))

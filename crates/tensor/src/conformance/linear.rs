@@ -56,6 +56,7 @@ fn linear_cases(formats: &[WeightFormat], inputs: Option<DType>, by: &impl Judge
             }
         }
         by.judge(&Linear { rows: &[1, 4, 70], n: 33, k: 1030, format, inputs });
+        by.judge(&Linear { rows: &[1, 2, 3, 8], n: 36, k: 2080, format, inputs });
         by.judge(&Linear { rows: &[8, 63, 64, 65, 200], n: 145, k: 140, format, inputs });
         by.judge(&Embed { n: 259, k: 17, format });
         by.judge(&Embed { n: 16, k: 136, format });
@@ -98,6 +99,12 @@ fn linear_cases(formats: &[WeightFormat], inputs: Option<DType>, by: &impl Judge
             spec: next().into(),
             inputs,
         });
+    }
+    let wide = ReductionTree::over_granules(2048, 8);
+    for leaves in [0..8, 1..7, 3..8] {
+        let program = wide.program(leaves);
+        let spec = next().into();
+        by.judge(&LinearTree { of: "2048 inputs", program, rows: &[1, 5], n: 35, spec, inputs });
     }
     let program = Program::sequential(77);
     by.judge(&LinearTree { of: "no tree", program, rows: &[1, 5], n: 35, spec: next().into(), inputs });

@@ -22,17 +22,17 @@ fn most_rows(format: WeightFormat) -> usize {
 
 /// Whether a layer is computed here: lanes read whole tiles of activations.
 pub(super) fn takes(layer: &Layer<'_>) -> bool {
-    let Layer { x, w, .. } = layer;
+    let Layer { rows, w, .. } = *layer;
     let format = w.spec.format;
     let is_whole = || lies_straight(w) && w.k.is_multiple_of(Layout::new(w.spec, w.k).width);
-    format != WeightFormat::Float(DType::F32) && x.rows <= most_rows(format) && is_whole()
+    format != WeightFormat::Float(DType::F32) && rows <= most_rows(format) && is_whole()
 }
 
 pub(super) fn compute(layer: &Layer<'_>, nodes: &Nodes) {
-    let Layer { queue, x, w, y, gate, .. } = *layer;
+    let Layer { queue, x, rows, w, y, gate, .. } = *layer;
     let layout = Layout::new(w.spec, w.k);
     let quantised = match layout.format {
-        WeightFormat::Int8 | WeightFormat::Int4 => Some(Inputs::new(queue, x, layout, None)),
+        WeightFormat::Int8 | WeightFormat::Int4 => Some(Inputs::new(queue, x, rows, layout, None)),
         WeightFormat::Float(_) | WeightFormat::Fp8 => None,
     };
     let [inputs, scales, _] = quantised.as_ref().map_or([x.at(), 0, 0], Inputs::addresses);
@@ -44,14 +44,14 @@ pub(super) fn compute(layer: &Layer<'_>, nodes: &Nodes) {
         .address(inputs)
         .address(scales)
         .count(layout.tiles())
-        .count(x.rows)
+        .count(rows)
         .count(w.k)
         .count(w.n)
         .address(nodes.at())
         .address(layer.bias())
         .count(gate_of(gate));
     let grid = Grid::plane(w.n.div_ceil(PANEL * PANELS), nodes.tiles.len() - 1, 256);
-    queue.launch(kernel_of(layout.format, x.rows), grid, arguments);
+    queue.launch(kernel_of(layout.format, rows), grid, arguments);
 }
 
 fn kernel_of(format: WeightFormat, rows: usize) -> Kernel {

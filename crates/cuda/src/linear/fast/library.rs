@@ -58,7 +58,7 @@ impl Library {
 
     /// Computes a layer; false if the library has no way to do so.
     pub fn compute(&self, layer: &Layer<'_>, nodes: &Nodes) -> bool {
-        let Layer { queue, x, w, y, .. } = *layer;
+        let Layer { queue, x, rows, w, y, .. } = *layer;
         let layout = Layout::new(w.spec, w.k);
         let is_half = layout.format == WeightFormat::Float(DType::F16);
         let input_stride = w.k.next_multiple_of(STRIDE);
@@ -71,14 +71,8 @@ impl Library {
                 let n = outputs.min(w.n - first);
                 nodes.tiles.windows(2).enumerate().map(move |(node, tiles)| {
                     let (start, end) = (ends(tiles[0]), ends(tiles[1]));
-                    let product = Product {
-                        is_half,
-                        rows: x.rows,
-                        n,
-                        k: end - start,
-                        input_stride,
-                        output_stride: w.n,
-                    };
+                    let product =
+                        Product { is_half, rows, n, k: end - start, input_stride, output_stride: w.n };
                     Part { product, first, node, start }
                 })
             })
@@ -86,10 +80,10 @@ impl Library {
         let Some(ways) = parts.iter().map(|part| self.way(part.product)).collect::<Option<Vec<_>>>() else {
             return false;
         };
-        let inputs = queue.block(2 * x.rows * input_stride);
-        let arguments = Arguments::new().address(inputs.at).address(x.at()).count(x.rows).count(w.k);
+        let inputs = queue.block(2 * rows * input_stride);
+        let arguments = Arguments::new().address(inputs.at).address(x.at()).count(rows).count(w.k);
         let arguments = arguments.count(input_stride).count(usize::from(is_half));
-        let grid = queue.over_each(x.rows * input_stride / 2);
+        let grid = queue.over_each(rows * input_stride / 2);
         queue.launch(Kernel { file: "unpack", name: "round_rows" }, grid, arguments);
         let weights = queue.block(2 * outputs * input_stride);
         let mut unpacked = None;
@@ -100,10 +94,11 @@ impl Library {
             let operands = [
                 weights.at + 2 * start as u64,
                 inputs.at + 2 * start as u64,
-                y.at() + 4 * (node * x.rows * w.n + first) as u64,
+                y.at() + 4 * (node * rows * w.n + first) as u64,
             ];
             let workspace = (self.workspace.at, WORKSPACE);
-            queue.call(Rc::new(Call { described, algorithm, product, operands, workspace }));
+            let called = queue.call(Rc::new(Call { described, algorithm, product, operands, workspace }));
+            queue.0.note(called);
         }
         if let Some(bias) = layer.bias {
             rows::add(queue, y, bias);

@@ -46,7 +46,7 @@ impl Fast {
             return true;
         }
         match &self.library {
-            Some(library) if self.takes_library(layer.w, layer.x.rows) => library.compute(layer, nodes),
+            Some(library) if self.takes_library(layer.w, layer.rows) => library.compute(layer, nodes),
             _ => false,
         }
     }

@@ -1,0 +1,18 @@
+//! Collectives of ranks with a GPU each by NVIDIA's library, which is found at run time.
+//!
+//! ```text
+//! path.rs          moves of words ─▶ transfers
+//! call.rs          transfers as work of a GPU's queue; a graph replays them
+//! communicator.rs  made of a group's ranks; watched while somebody waits; aborted when it takes too long
+//! api.rs           the library's functions
+//! ```
+//!
+//! Its own sums have an order of their own, so canonical reductions are made of moves and of kernels of ours.
+
+mod api;
+mod call;
+mod communicator;
+mod path;
+
+pub use api::Nccl;
+pub(crate) use path::NcclPath;

@@ -1,0 +1,6 @@
+//! Ranks that exchange what lies in the memory of GPUs.
+
+mod finish;
+mod path;
+
+pub(crate) use path::DataPath;
