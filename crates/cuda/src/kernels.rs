@@ -113,6 +113,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("moe", include_str!("../kernels/moe.cu")),
     ("kv", attention!("kv")),
     ("norm", include_str!("../kernels/norm.cu")),
+    ("pack", include_str!("../kernels/pack.cu")),
     ("unpack", include_str!("../kernels/unpack.cu")),
     ("rope", include_str!("../kernels/rope.cu")),
 ];

@@ -47,6 +47,11 @@ impl Queue {
         self.0.block(bytes)
     }
 
+    /// Memory of `bytes` that stays long.
+    pub fn exact_block(&self, bytes: usize) -> Block {
+        self.0.exact_block(bytes)
+    }
+
     /// Bytes of the host, in memory of the GPU.
     pub fn uploaded(&self, bytes: &[u8]) -> Block {
         let block = self.0.block(bytes.len());

@@ -4,7 +4,6 @@ use ::tensor::{DType, GROUP, WeightFormat};
 
 use super::deal::{Deal, WARPS};
 use super::tiles::{Layout, PANEL};
-use super::weight::group_bytes;
 use crate::driver::{Grid, Kernel};
 use crate::tensor::Queue;
 
@@ -78,7 +77,7 @@ fn stage_bytes(layout: Layout) -> usize {
         WeightFormat::Int8 => (2, 8 * (GROUP + 4)),
         WeightFormat::Int4 => (2, 8 * (GROUP + 4 + 4)),
     };
-    let left = layout.tile_bytes() + PANEL * group_bytes(layout.format).iter().sum::<usize>();
+    let left = layout.tile_bytes() + layout.group_bytes().iter().sum::<usize>();
     tiles * (GEMM_SIDE / PANEL * left + GEMM_SIDE / 8 * right)
 }
 

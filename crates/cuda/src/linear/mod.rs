@@ -6,6 +6,7 @@ mod embed;
 mod experts;
 mod fast;
 mod inputs;
+mod pack;
 mod plan;
 mod tiles;
 mod weight;
