@@ -28,7 +28,7 @@ DEVICE void linear(float *y, const Operands &of, Rows rows, u32 n, const Deal *d
   constexpr u32 OUTPUTS = 16 * PANELS, ROWS = 8 * GROUPS, PLACES = OUTPUTS * ROWS;
   DYNAMIC_SHARED(float, left_over);
   u32 lane = thread() % 32, warp = thread() / 32, sharing = deal->sharing, part = warp % sharing, team = warp / sharing;
-  u32 teams = WARPS / sharing, nodes_left = deal->left, panels = (n + 15) / 16;
+  u32 teams = threads() / 32 / sharing, nodes_left = deal->left, panels = (n + 15) / 16;
   u32 first_row = block_y() * ROWS;
   // A team beyond the last panel does what the last one does, and tells nobody.
   u32 panel[PANELS];

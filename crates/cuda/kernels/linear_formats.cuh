@@ -133,14 +133,16 @@ template <bool IS_FOUR> struct Whole {
     }
     return right;
   }
-  DEVICE_IN void multiply(float (&d)[4], const Left &left, const Right &right) {
-    int sums[4] = {};
+  // A group's sums, without scales.
+  DEVICE_IN void products(int (&sums)[4], const Left &left, const Right &right) {
+    UNROLL for (u32 i = 0; i < 4; i++) sums[i] = 0;
     mma_bytes(sums, left.a, right.b);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      u32 row = i / 2, col = i % 2;
-      int sum = IS_FOUR ? 16 * sums[i] - left.zeros[row] * right.sums[col] : sums[i];
-      d[i] = fused(float(sum), left.scales[row] * right.scales[col], d[i]);
-    }
+    if (IS_FOUR) UNROLL for (u32 i = 0; i < 4; i++) sums[i] = 16 * sums[i] - left.zeros[i / 2] * right.sums[i % 2];
+  }
+  DEVICE_IN void multiply(float (&d)[4], const Left &left, const Right &right) {
+    int sums[4];
+    products(sums, left, right);
+    UNROLL for (u32 i = 0; i < 4; i++) d[i] = fused(float(sums[i]), left.scales[i / 2] * right.scales[i % 2], d[i]);
   }
 };
 

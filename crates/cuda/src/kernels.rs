@@ -46,7 +46,7 @@ macro_rules! attention_tiles {
     };
 }
 
-/// linear.cuh, gemm.cuh or gemv.cuh for a format of weights: a model needs few of them.
+/// linear.cuh, gemm.cuh, gemv.cuh or ordered.cuh for a format of weights: a model needs few of them.
 macro_rules! of_format {
     ($file:literal, $macro:literal, $format:literal, $type:literal) => {
         (
@@ -113,6 +113,8 @@ pub const FILES: &[(&str, &str)] = &[
     ("moe", include_str!("../kernels/moe.cu")),
     ("kv", attention!("kv")),
     ("norm", include_str!("../kernels/norm.cu")),
+    of_format!("ordered", "ORDERED", "int8", "Whole<false>"),
+    of_format!("ordered", "ORDERED", "int4", "Whole<true>"),
     ("pack", include_str!("../kernels/pack.cu")),
     ("unpack", include_str!("../kernels/unpack.cu")),
     ("rope", include_str!("../kernels/rope.cu")),

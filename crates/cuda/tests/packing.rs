@@ -142,10 +142,10 @@ fn parts_of_several_matrices_are_put_together() {
 fn a_weight_comes_piece_by_piece() {
     let Some(dev) = device() else { return };
     // More than is brought at a time.
-    let matrix = Matrix::new(35, 300_000, DType::BF16);
+    let matrix = Matrix::new(17, 270_000, DType::BF16);
     let spec = WeightFormat::Float(DType::BF16).into();
     let packed = dev.pack(&matrix, spec);
-    for row in [0, 15, 16, 31, 34] {
+    for row in [0, 15, 16] {
         let found = dev.download(&dev.embed(&packed, &[row])).expect("numbers");
         let mut expected = vec![0.0; matrix.cols];
         matrix.read(row as usize, 0..matrix.cols, &mut expected);

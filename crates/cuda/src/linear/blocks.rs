@@ -9,9 +9,9 @@ use crate::tensor::Queue;
 
 /// Panels of a warp of `linear.cuh`.
 const PANELS: usize = 2;
-/// Threads of such a block.
-const THREADS: usize = 32 * WARPS;
 
+/// Up to so many rows whole numbers without a tree are summed by `ordered.cuh`, which reads weights for each 8 rows.
+const ORDERED_ROWS: usize = 16;
 /// Up to so many rows a layer is limited by its weights' bytes.
 pub(super) const MANY_ROWS: usize = 64;
 /// Outputs, and rows, of a block of `gemm.cuh`.
@@ -32,6 +32,8 @@ struct Kernels {
     few: [Kernel; 3],
     /// Of `gemm.cuh`.
     many: Kernel,
+    /// Of `ordered.cuh`, of whole numbers.
+    ordered: Option<Kernel>,
 }
 
 impl Blocks {
@@ -44,14 +46,28 @@ impl Blocks {
         deal: &Deal,
         experts: Option<usize>,
     ) -> Self {
-        let teams = WARPS / deal.sharing;
+        // As many warps as a block can have, as long as all multiprocessors have blocks.
+        let pairs = n.div_ceil(PANEL * PANELS) * experts.unwrap_or(1);
+        let wanted = 2 * queue.0.driver.multiprocessors();
+        let mut teams = WARPS / deal.sharing;
+        while teams > 1 && pairs / teams < wanted {
+            teams /= 2;
+        }
         let shared = |groups: usize| 4 * teams * deal.num_left() * PANEL * PANELS * 8 * groups;
         // As few as hold all rows; fewer, if what warps leave is too much for a block's memory.
         let fits = |groups: usize| rows > 8 * groups / 2 && shared(groups) <= queue.0.driver.shared_bytes();
         let groups = [4, 2].into_iter().find(|&groups| fits(groups)).unwrap_or(1);
-        let grid = Grid::plane(n.div_ceil(PANEL * PANELS * teams), rows.div_ceil(8 * groups), THREADS);
+        let threads = 32 * teams * deal.sharing;
+        let grid = Grid::plane(n.div_ceil(PANEL * PANELS * teams), rows.div_ceil(8 * groups), threads);
         let grid = in_layers(grid.with_shared(shared(groups)), experts.unwrap_or(1));
         Blocks { kernel: kernels_of(layout.format, experts.is_some()).few[groups.ilog2() as usize], grid }
+    }
+
+    /// Few rows of whole numbers without a tree. None for others.
+    pub fn ordered(layout: Layout, n: usize, rows: usize, experts: Option<usize>) -> Option<Self> {
+        let kernel = kernels_of(layout.format, experts.is_some()).ordered.filter(|_| rows <= ORDERED_ROWS)?;
+        let grid = Grid::plane(n.div_ceil(PANEL * PANELS), rows.div_ceil(8), 256);
+        Some(Blocks { kernel, grid: in_layers(grid, experts.unwrap_or(1)) })
     }
 
     /// Many rows, in so many blocks: these are large enough to use each operand often.
@@ -94,6 +110,10 @@ fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
                     few(concat!("linear_", $format, "_32", $of)),
                 ],
                 many: Kernel { file: concat!("gemm_", $format), name: concat!("gemm_", $format, $of) },
+                ordered: matches!(format, WeightFormat::Int8 | WeightFormat::Int4).then_some(Kernel {
+                    file: concat!("ordered_", $format),
+                    name: concat!("ordered_", $format, $of),
+                }),
             }
         }};
         ($format:literal) => {

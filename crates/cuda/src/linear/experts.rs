@@ -127,11 +127,17 @@ fn few(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, plan
     let Grouped { x, weights, gate, .. } = *layers;
     let (n, layout) = (weights[0].n, Layout::new(weights[0].spec, weights[0].k));
     let inputs = Inputs::new(queue, x, x.rows, layout, Some(places));
-    let Blocks { kernel, grid } =
-        Blocks::few(queue, layout, n, places.pairs, &plan.deal, Some(weights.len()));
     let arguments = inputs.addresses().into_iter().fold(to, Arguments::address);
     let arguments = arguments.count(layout.tiles()).count(places.pairs).count(n);
-    let arguments = plan.addresses().into_iter().fold(arguments, Arguments::address);
+    let experts = Some(weights.len());
+    let ordered = || Blocks::ordered(layout, n, places.pairs, experts);
+    let (Blocks { kernel, grid }, arguments) = match ordered().filter(|_| layers.program.is_none()) {
+        Some(blocks) => (blocks, arguments),
+        None => {
+            let blocks = Blocks::few(queue, layout, n, places.pairs, &plan.deal, experts);
+            (blocks, plan.addresses().into_iter().fold(arguments, Arguments::address))
+        }
+    };
     queue.launch(kernel, grid, arguments.count(gate_of(gate)));
 }
 

@@ -93,7 +93,7 @@ impl Layer<'_> {
             Plan::Exact { items, words } => self.exact(*items, words.at),
             Plan::Tiled { nodes, .. } if fast.is_some_and(|fast| fast.compute(&self, nodes)) => {}
             Plan::Tiled { alone, .. } if self.rows > MANY_ROWS => self.many(alone),
-            Plan::Tiled { shared, .. } => self.few(shared),
+            Plan::Tiled { shared, .. } => self.few(shared, program.is_some()),
         }
     }
 
@@ -114,12 +114,18 @@ impl Layer<'_> {
         queue.launch(kernel, exact_blocks(w.n, rows), arguments);
     }
 
-    fn few(self, plan: &Dealt) {
+    fn few(self, plan: &Dealt, has_tree: bool) {
         let layout = Layout::new(self.w.spec, self.w.k);
         let inputs = Inputs::new(self.queue, self.x, self.rows, layout, None);
-        let Blocks { kernel, grid } = Blocks::few(self.queue, layout, self.w.n, self.rows, &plan.deal, None);
-        let [deal, items, merges] = plan.addresses();
-        let arguments = self.operands(layout, &inputs).address(deal).address(items).address(merges);
+        let operands = self.operands(layout, &inputs);
+        let ordered = || Blocks::ordered(layout, self.w.n, self.rows, None);
+        let (Blocks { kernel, grid }, arguments) = match ordered().filter(|_| !has_tree) {
+            Some(blocks) => (blocks, operands),
+            None => {
+                let blocks = Blocks::few(self.queue, layout, self.w.n, self.rows, &plan.deal, None);
+                (blocks, plan.addresses().into_iter().fold(operands, Arguments::address))
+            }
+        };
         self.queue.launch(kernel, grid, arguments.address(self.bias()).count(gate_of(self.gate)));
     }
 
