@@ -327,6 +327,8 @@ struct alignas(8) Vec2 { u32 x, y; };
 struct alignas(16) Vec4 { u32 x, y, z, w; };
 DEVICE Vec4 load_stream(const Vec4 *from) { return *from; }
 DEVICE Vec2 load_stream(const Vec2 *from) { return *from; }
+DEVICE Vec4 load_ahead(const Vec4 *from) { return *from; }
+DEVICE Vec2 load_ahead(const Vec2 *from) { return *from; }
 
 // Copies are done as late as they may be: who reads before it waits reads something else.
 DEVICE std::vector<std::vector<emulated::Copy>> &own_copies() { return emulated::block().fibers[thread()].copies; }

@@ -131,16 +131,13 @@ DEVICE void multiply(float *y, const Operands &of, u32 rows, u32 k, u32 n, const
     }
   };
   float sums[PANELS][2][ROWS] = {};
-  u32 tile = first;
-  for (; tile + AT_ONCE <= end; tile += AT_ONCE) {
+  for (u32 tile = first; tile < end; tile += AT_ONCE) {
     typename Format::Left left[AT_ONCE][PANELS];
-    UNROLL for (u32 i = 0; i < AT_ONCE; i++) load(left[i], tile + i);
-    UNROLL for (u32 i = 0; i < AT_ONCE; i++) Format::template multiply<ROWS>(sums, left[i], inputs, tile + i);
-  }
-  for (; tile < end; tile++) {
-    typename Format::Left left[PANELS];
-    load(left, tile);
-    Format::template multiply<ROWS>(sums, left, inputs, tile);
+    UNROLL for (u32 i = 0; i < AT_ONCE; i++)
+      if (tile + i < end) load(left[i], tile + i);
+    sync_warp();
+    UNROLL for (u32 i = 0; i < AT_ONCE; i++)
+      if (tile + i < end) Format::template multiply<ROWS>(sums, left[i], inputs, tile + i);
   }
 
   UNROLL for (u32 p = 0; p < PANELS; p++) UNROLL for (u32 i = 0; i < 2; i++) UNROLL for (u32 t = 0; t < ROWS; t++) {

@@ -135,6 +135,21 @@ DEVICE Vec2 load_stream(const Vec2 *from) {
   return v;
 }
 
+// The same where several are to be under way at once. The compiler puts loads that it may move right before their use, so that one
+// waits for the other; these it leaves before the sync_warp that follows them.
+DEVICE Vec4 load_ahead(const Vec4 *from) {
+  Vec4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
+DEVICE Vec2 load_ahead(const Vec2 *from) {
+  Vec2 v;
+  asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+  return v;
+}
+
 // Sixteen bytes on their way to shared memory; a group of such is waited for by its number from the newest. What is read or
 // written there must not move across ("memory").
 DEVICE void copy_async(void *to_shared, const void *from) {

@@ -1,7 +1,7 @@
 // Linear layers on tensor cores: y[node, t, n] = the program's nodes over Σ x[t, k] · w[n, k].
 //
 // Limited by the bytes of the weights for up to some 32 rows: each is read once, sixteen bytes per lane, in the order in which
-// they lie. 85 % of what a copy reaches is to be had. Above that by the tensor cores.
+// they lie, in loads of which a lane has eight under way. 85 % of what a copy reaches is to be had. Above that by the tensor cores.
 //
 // A warp has two panels of outputs and some of the items; items are dealt out to warps as a tree's leaves are to ranks: each
 // merges what it has, what is left over is merged in shared memory. Of gate and up (`gate`: 1 + the activation) the two panels
@@ -10,7 +10,7 @@
 #define LINEAR_CUH
 
 // How a program is dealt out to the warps of a block (crates/cuda/src/linear/deal.rs).
-constexpr u32 WARPS = 8, PANELS = 2, STACK = 12;
+constexpr u32 WARPS = 8, PANELS = 2, STACK = 12, AT_ONCE = 4;
 struct Deal {
   // Warps that share items; nodes that they leave together.
   u32 sharing, left;
@@ -46,24 +46,36 @@ DEVICE void linear(float *y, const Operands &of, Rows rows, u32 n, const Deal *d
     }
     slot++;
   };
+  auto left_of = [&](u32 panel, u32 tile) {
+    u64 place = u64(panel) * of.tiles + tile;
+    return Format::template left<Streamed>(Tile{of.weights + place * Format::LEFT.elements,
+                                                of.weight_scales + place * Format::LEFT.scales,
+                                                of.weight_zeros + place * Format::LEFT.more});
+  };
+  auto right_of = [&](u32 group, u32 tile) {
+    u64 place = u64(rows.first_group + first_row / 8 + group) * of.tiles + tile;
+    return Format::right(Tile{of.inputs + place * Format::RIGHT.elements, of.input_scales + place * Format::RIGHT.scales,
+                              of.input_sums + place * Format::RIGHT.more});
+  };
   for (u32 at = deal->first_item[part]; at < deal->first_item[part + 1]; at++) {
     Item item = items[at];
     float d[PANELS][GROUPS][4] = {};
-    UNROLL_BY(4) for (u32 tile = item.first; tile < item.end; tile++) {
-      typename Format::Left left[PANELS];
-      UNROLL for (u32 p = 0; p < PANELS; p++) {
-        u64 place = u64(panel[p]) * of.tiles + tile;
-        left[p] = Format::template left<Streamed>(Tile{of.weights + place * Format::LEFT.elements,
-                                                       of.weight_scales + place * Format::LEFT.scales,
-                                                       of.weight_zeros + place * Format::LEFT.more});
+    for (u32 tile = item.first; tile < item.end; tile += AT_ONCE) {
+      typename Format::Left left[AT_ONCE][PANELS];
+      typename Format::Right right[AT_ONCE];
+      UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+        if (tile + i >= item.end) break;
+        UNROLL for (u32 p = 0; p < PANELS; p++) left[i][p] = left_of(panel[p], tile + i);
+        if (GROUPS == 1) right[i] = right_of(0, tile + i);
       }
-      UNROLL for (u32 g = 0; g < GROUPS; g++) {
-        if (first_row + g * 8 >= rows.count) break;
-        u64 place = u64(rows.first_group + first_row / 8 + g) * of.tiles + tile;
-        typename Format::Right right = Format::right(Tile{of.inputs + place * Format::RIGHT.elements,
-                                                          of.input_scales + place * Format::RIGHT.scales,
-                                                          of.input_sums + place * Format::RIGHT.more});
-        UNROLL for (u32 p = 0; p < PANELS; p++) Format::multiply(d[p][g], left[p], right);
+      sync_warp();
+      UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+        if (tile + i >= item.end) break;
+        UNROLL for (u32 g = 0; g < GROUPS; g++) {
+          if (first_row + g * 8 >= rows.count) break;
+          if (GROUPS > 1) right[i] = right_of(g, tile + i);
+          UNROLL for (u32 p = 0; p < PANELS; p++) Format::multiply(d[p][g], left[i][p], right[i]);
+        }
       }
     }
     for (u32 m = 0; m < item.merges; m++) {

@@ -35,9 +35,9 @@ struct Rows { u32 count, first, all, first_group; };
 // Parts of a tile of weights or of activations.
 struct Tile { const u8 *elements, *scales, *more; };
 
-// Where a tile is read from: memory that is read once, or memory of the block.
+// Where a tile is read from: memory that is read once, several tiles before they are needed, or memory of the block.
 struct Streamed {
-  template <class T> DEVICE_IN T load(const u8 *from, u32 at) { return load_stream(reinterpret_cast<const T *>(from) + at); }
+  template <class T> DEVICE_IN T load(const u8 *from, u32 at) { return load_ahead(reinterpret_cast<const T *>(from) + at); }
 };
 struct Near {
   template <class T> DEVICE_IN T load(const u8 *from, u32 at) { return reinterpret_cast<const T *>(from)[at]; }
