@@ -65,7 +65,7 @@ impl Device for CudaDevice {
     type Assignment = CudaAssignment;
 
     fn name(&self) -> String {
-        "cuda".into()
+        self.queue.0.driver.name()
     }
 
     fn upload(&self, data: &[f32], rows: usize, cols: usize) -> CudaTensor {

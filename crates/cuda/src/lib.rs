@@ -33,13 +33,14 @@ mod step_graphs;
 mod tensor;
 mod work;
 
+pub use attention::kernels_for;
 pub use cubin_cache::CubinCache;
 pub use device::CudaDevice;
 pub use driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel};
 pub use kv::CudaKv;
 pub use linear::CudaWeight;
 pub use moe::{CudaAssignment, CudaRouting};
-pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe};
+pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe, usable};
 pub use reduction::Reduction;
 pub use step::CudaStep;
 pub use tensor::CudaTensor;

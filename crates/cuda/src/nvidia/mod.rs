@@ -8,4 +8,4 @@ mod pending;
 mod pinned;
 
 pub use driver::NvidiaDriver;
-pub use gpu::{Gpu, GpuInfo, probe};
+pub use gpu::{Gpu, GpuInfo, probe, usable};
