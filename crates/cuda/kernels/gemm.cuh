@@ -112,11 +112,14 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u
   }
 
   u32 outputs = gate ? n / 2 : n, first = block_x() * BLOCK_PANELS + own_panel;
-  for (u32 node = 0; node < height; node++)
-    EACH(p, g, i) {
+  u32 kept = gate ? PANELS / 2 : PANELS;
+  for (u32 node = 0; node < height; node++) {
+    // Sums lie in local memory anyway, and this is too much code to have it for each of them.
+    UNROLL_BY(1) for (u32 at = 0; at < kept * GROUPS * 4; at++) {
+      u32 p = at / (GROUPS * 4), g = at / 4 % GROUPS, i = at % 4;
       u32 panel = gate ? first / 2 + p : first + p, output = panel * 16 + lane / 4 + i / 2 * 8;
       u32 row = (block_group + own_group + g) * 8 + lane_pair() + i % 2;
-      if (output >= outputs || row >= rows.count || (gate && p >= PANELS / 2)) continue;
+      if (output >= outputs || row >= rows.count) continue;
       float sum = stack[node][p][g][i];
       if (bias) sum = sum + bias[output];
       if (gate) {
@@ -125,6 +128,7 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u
       }
       y[(u64(node) * rows.all + rows.first + row) * outputs + output] = sum;
     }
+  }
 }
 
 // The expert whose rows a block has, of those whose blocks begin at block_first[e]; `experts` where there is none.

@@ -88,7 +88,7 @@ impl Device for CudaDevice {
     }
 
     fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> CudaWeight {
-        CudaWeight::pack(&self.queue, source, spec)
+        linear::pack(&self.queue, self.fast.as_ref(), source, spec)
     }
 
     fn weight_shape(&self, w: &CudaWeight) -> [usize; 2] {

@@ -87,6 +87,13 @@ impl Queue {
         Ok(bytes.chunks_exact(4).map(number).collect())
     }
 
+    /// Has files of kernels loaded before they are needed.
+    pub fn prepare(&self, files: &[&'static str]) {
+        if self.0.is_sound() {
+            self.0.note(self.0.driver.prepare(files));
+        }
+    }
+
     /// Runs a kernel, unless it has no blocks.
     pub fn launch(&self, kernel: Kernel, grid: Grid, arguments: Arguments) {
         if self.0.is_sound() && !grid.blocks.contains(&0) {

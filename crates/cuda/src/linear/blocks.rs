@@ -78,6 +78,24 @@ impl Blocks {
     }
 }
 
+/// The files of a format's kernels; none of f32, which has one for all.
+pub(super) fn files_of(format: WeightFormat) -> Vec<&'static str> {
+    if format == WeightFormat::Float(DType::F32) {
+        return Vec::new();
+    }
+    let Kernels { few: [few, ..], many, ordered } = kernels_of(format, false);
+    [few, many].into_iter().chain(ordered).map(|kernel| kernel.file).collect()
+}
+
+/// Whether a file has kernels of one format of weights only. Those are loaded when such a weight is packed.
+pub(crate) fn is_of_a_format(file: &str) -> bool {
+    let formats = ["bfloat", "half", "fp8", "int8", "int4"];
+    let is_ours = |(kind, format): (&str, &str)| {
+        ["linear", "gemm", "gemv", "ordered"].contains(&kind) && formats.contains(&format)
+    };
+    file.split_once('_').is_some_and(is_ours)
+}
+
 /// One layer of a grid for each expert.
 pub(super) fn in_layers(grid: Grid, experts: usize) -> Grid {
     let [x, y, _] = grid.blocks;

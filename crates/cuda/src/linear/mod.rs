@@ -11,12 +11,13 @@ mod plan;
 mod tiles;
 mod weight;
 
+pub(crate) use blocks::is_of_a_format;
 pub(crate) use embed::embed;
 pub(crate) use experts::{Grouped, grouped};
 pub(crate) use fast::Fast;
 pub use weight::CudaWeight;
 
-use ::tensor::{Activation, DType, Program, WeightFormat};
+use ::tensor::{Activation, DType, MatrixSource, Program, WeightFormat, WeightSpec};
 
 use crate::driver::{Address, Arguments, Grid, Kernel};
 use crate::rows;
@@ -26,6 +27,19 @@ use blocks::{Blocks, GEMM_SIDE, MANY_ROWS};
 use inputs::Inputs;
 use plan::{Dealt, Plan};
 use tiles::{Layout, PANEL};
+
+/// Packs a weight, and has the kernels at hand that its layers will need.
+pub(crate) fn pack(
+    queue: &Queue,
+    fast: Option<&Fast>,
+    source: &dyn MatrixSource,
+    spec: WeightSpec,
+) -> CudaWeight {
+    let mut files = blocks::files_of(spec.format);
+    files.extend(fast.and_then(|fast| fast.files_of(spec.format)));
+    queue.prepare(&files);
+    CudaWeight::pack(queue, source, spec)
+}
 
 /// `x · wᵀ + bias`, or the nodes of a program.
 pub(crate) fn linear(

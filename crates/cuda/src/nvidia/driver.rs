@@ -340,6 +340,10 @@ impl Driver for NvidiaDriver {
         self.add(Work::Launch { function, kernel, grid, arguments: *arguments })
     }
 
+    fn prepare(&self, files: &[&'static str]) -> Result<(), Fault> {
+        self.gpu.load(files)
+    }
+
     fn takes_calls(&self) -> bool {
         true
     }

@@ -54,6 +54,11 @@ pub(super) fn compute(layer: &Layer<'_>, nodes: &Nodes) {
     queue.launch(kernel_of(layout.format, rows), grid, arguments);
 }
 
+/// The file of a format's kernels, if it has any.
+pub(super) fn file_of(format: WeightFormat) -> Option<&'static str> {
+    (format != WeightFormat::Float(DType::F32)).then(|| kernel_of(format, 1).file)
+}
+
 fn kernel_of(format: WeightFormat, rows: usize) -> Kernel {
     macro_rules! kernels {
         ($format:literal) => {

@@ -28,6 +28,11 @@ impl Fast {
         Fast { library: Library::load(queue).ok() }
     }
 
+    /// Files of kernels that it needs besides the canonical ones.
+    pub fn files_of(&self, format: WeightFormat) -> Option<&'static str> {
+        gemv::file_of(format)
+    }
+
     /// Whether a layer of so many rows is the library's.
     pub fn takes_library(&self, w: &CudaWeight, rows: usize) -> bool {
         // Groups of whole numbers are exact on tensor cores as they are. fp8 is unpacked to bf16: a power of two per 32 inputs is a
