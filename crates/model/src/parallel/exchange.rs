@@ -110,7 +110,9 @@ impl<D: Device> Calls<'_, D> {
         uncounted: usize,
         run: impl FnOnce() -> Result<T, CollectiveError>,
     ) -> Result<T, CollectiveError> {
-        self.dev.flush();
+        if self.group.size() > 1 {
+            self.dev.flush();
+        }
         self.call(op, uncounted, run)
     }
 
