@@ -66,9 +66,7 @@ impl<'a, D: Device> Residual<'a, D> {
         if let Some(Pending { y, post }) = self.pending {
             let y = match y {
                 Addend::Sum(y) => y,
-                Addend::Nodes(nodes, plan) => {
-                    rank.calls(Part::AllReduce).all_reduce(nodes, dev.shape(&self.x)[0], plan)?
-                }
+                Addend::Nodes(nodes, plan) => rank.reduce(nodes, dev.shape(&self.x)[0], plan)?,
             };
             dev.span(Part::Norm, || match post {
                 Some(post) => dev.add(&mut self.x, &post.forward(dev, &y)),

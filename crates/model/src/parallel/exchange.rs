@@ -9,7 +9,7 @@ use super::Rank;
 
 impl<'a, D: Device> Rank<'a, D> {
     /// Calls of the tensor-parallel group.
-    pub(crate) fn calls(&self, part: Part) -> Calls<'a, D> {
+    pub(super) fn calls(&self, part: Part) -> Calls<'a, D> {
         Calls { dev: self.dev, group: self.group, part }
     }
 }
