@@ -41,13 +41,9 @@ impl<'a, D: Device> Residual<'a, D> {
             Addend::Sum(y) => {
                 Ok(dev.span(Part::Norm, || dev.add_norm(&mut self.x, &y, post, norm.of_rows())))
             }
-            Addend::Nodes(nodes, plan) => Ok(rank.calls(Part::AllReduce).all_reduce_add_norm(
-                nodes,
-                plan,
-                &mut self.x,
-                post,
-                norm.of_rows(),
-            )?),
+            Addend::Nodes(nodes, plan) => {
+                rank.reduce_add_norm(nodes, plan, &mut self.x, post, norm.of_rows())
+            }
         }
     }
 
