@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use collective::{Collective, CollectiveError, Secret, SharedConfig, SharedGroup, TcpConfig, TcpMesh};
+use collective::{
+    Collective, CollectiveError, Compressed, Secret, SharedConfig, SharedGroup, TcpConfig, TcpMesh,
+};
 use cpu::{CpuConfig, CpuDevice};
 use engine::cpus;
 
@@ -71,7 +73,8 @@ pub fn run(
 ) -> Result<(), CollectiveError> {
     let ranks = group.len();
     on_threads(group, on_sample, |rank, group: Rank, on_sample| {
-        sweep(&*group, &device(rank, ranks), settings, Timing::Each, on_sample)
+        let group = Compressed::new(group, settings.wire);
+        sweep(&group, &device(rank, ranks), settings, Timing::Each, on_sample)
     })
 }
 
