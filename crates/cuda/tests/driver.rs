@@ -11,11 +11,11 @@ use collective::{
     Collective, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank, SharedSegment, WireDType,
 };
 use cuda::{
-    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, kernels,
-    probe,
+    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, Reduction,
+    kernels, probe,
 };
 use libloading::Library;
-use tensor::{Device, ReductionTree};
+use tensor::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat};
 
 mod fake;
 
@@ -184,6 +184,73 @@ fn graphs_that_follow_each_other_at_once_have_their_own_numbers() {
         driver.read(sum, &mut read).expect("a number");
         assert_eq!(f32::from_le_bytes(read), 8.0 * 15.0);
         assert!(graph_launches() >= 4);
+    });
+}
+
+#[test]
+fn very_many_rows_are_multiplied_by_the_library() {
+    with_libraries("very_many_rows_are_multiplied_by_the_library", &[], || {
+        let dev = CudaDevice::with(Box::new(driver(false)), Reduction::Fast);
+        let other = CudaDevice::new(Box::new(driver(false)));
+        let value = |row: usize, col: usize| ((row * 31 + col * 17) % 41) as f32 / 16.0 - 1.25;
+        let (rows, n, k) = (513, 36, 96);
+        let tree = ReductionTree::over_granules(k, 3);
+        // One node, and two that are not merged here.
+        let programs = [None, Some(tree.program(0..3)), Some(tree.program(1..3))];
+        let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 7, at % k)).collect();
+        for format in [DType::BF16.into(), DType::F16.into(), WeightFormat::Fp8] {
+            let mut times = Vec::new();
+            for program in &programs {
+                let k = program.as_ref().map_or(k, Program::num_inputs);
+                let bias: Vec<f32> = (0..n).map(|col| value(3, col)).collect();
+                let run = |dev: &CudaDevice| {
+                    let w = dev.pack(&ReferenceTensor::from_fn(n, k, value), format.into());
+                    let x = dev.upload(&x[..rows * k], rows, k);
+                    let y = match program {
+                        None => dev.linear(&x, &w, Some(&dev.upload(&bias, 1, n))),
+                        Some(program) => dev.linear_tree(&x, &w, program),
+                    };
+                    dev.download(&y).expect("numbers")
+                };
+                let before = counted("libcublasLt.so.13", "fake_multiplied");
+                let (found, expected) = (run(&dev), run(&other));
+                times.push(counted("libcublasLt.so.13", "fake_multiplied") - before);
+                assert_eq!(found.len(), expected.len());
+                let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4;
+                assert!(found.iter().zip(&expected).all(is_near), "{format}, {program:?}");
+            }
+            let nodes = programs[2].as_ref().map_or(1, Program::num_nodes) as u32;
+            assert_eq!(times, [1, 1, nodes], "{format}");
+        }
+    });
+}
+
+#[test]
+fn products_of_the_library_are_replayed_with_the_rest() {
+    with_libraries("products_of_the_library_are_replayed_with_the_rest", &[], || {
+        let dev = CudaDevice::with(Box::new(driver(false)), Reduction::Fast);
+        let (rows, n, k) = (512, 16, 32);
+        let w = dev
+            .pack(&ReferenceTensor::from_fn(n, k, |row, col| ((row + col) % 5) as f32), DType::BF16.into());
+        let mut asked = Vec::new();
+        for step in 0..5 {
+            let x: Vec<f32> = (0..rows * k).map(|at| ((at + step) % 7) as f32).collect();
+            let mut x = dev.upload(&x, rows, k);
+            // A list that is long enough to be replayed.
+            (0..8).for_each(|_| dev.scale(&mut x, 1.0));
+            let y = dev.download(&dev.linear(&x, &w, None)).expect("numbers");
+            let exact = |row: usize, output: usize| -> f32 {
+                (0..k).map(|i| ((row * k + i + step) % 7) as f32 * ((output + i) % 5) as f32).sum()
+            };
+            for at in 0..rows * n {
+                assert_eq!(y[at], exact(at / n, at % n), "step {step}, element {at}");
+            }
+            asked.push(counted("libcublasLt.so.13", "fake_asked"));
+        }
+        assert_eq!(asked, [1; 5], "an algorithm is looked for once");
+        // Piece by piece, captured, and from then on replayed.
+        assert!(graph_launches() >= 3);
+        assert!(counted("libcublasLt.so.13", "fake_multiplied") <= 3);
     });
 }
 
