@@ -4,7 +4,6 @@ use tensor::KvDType;
 
 use crate::kernels;
 use crate::kv::{CudaKv, TILE, of_type};
-use crate::linear;
 
 /// Threads of a block.
 pub(super) const THREADS: usize = 32 * WARPS;

@@ -11,7 +11,6 @@ mod plan;
 mod tiles;
 mod weight;
 
-pub(crate) use blocks::is_of_a_format;
 pub(crate) use embed::embed;
 pub(crate) use experts::{Grouped, grouped};
 pub(crate) use fast::Fast;
