@@ -1,6 +1,7 @@
 //! What a device asks of a GPU, or of what stands for one: memory, and kernels in the order of their launches.
 
 use std::fmt;
+use std::time::Instant;
 
 /// A place in a GPU's memory.
 pub type Address = u64;
@@ -93,6 +94,15 @@ impl Arguments {
     }
 }
 
+/// A place in the queue of work: when all before it was done, and what follows could begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// That was then.
+    Passed(Instant),
+    /// It will be told by [`Driver::moments`], at this place.
+    Pending(usize),
+}
+
 /// A GPU's memory and its one queue of work. Used from one thread.
 pub trait Driver {
     /// A GPU's name.
@@ -119,4 +129,15 @@ pub trait Driver {
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault>;
     /// Runs a kernel, behind all work so far.
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault>;
+    /// Marks a place in the queue, behind all work so far. The same work with the same marks is still the same work.
+    ///
+    /// # Errors
+    /// Whatever the GPU met since the last call. This default is for drivers that have done what they were asked for when they return.
+    fn mark(&self) -> Result<Mark, Fault> {
+        Ok(Mark::Passed(Instant::now()))
+    }
+    /// The moments of all pending marks since the last call, for which it waits. Their numbers begin anew.
+    fn moments(&self) -> Result<Vec<Instant>, Fault> {
+        Ok(Vec::new())
+    }
 }

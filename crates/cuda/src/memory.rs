@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::driver::{Address, Driver, Fault};
+use crate::watch::Watch;
 
 /// Sizes are rounded up to one of these per power of two.
 const SIZES_PER_DOUBLING: usize = 8;
@@ -14,6 +15,7 @@ const LEAST: usize = 256;
 /// The memory of one device.
 pub(crate) struct Memory {
     pub driver: Box<dyn Driver>,
+    pub watch: Watch,
     /// What nobody uses, by size.
     free: RefCell<BTreeMap<usize, Vec<Address>>>,
     in_use: Cell<usize>,
@@ -30,9 +32,10 @@ pub(crate) struct Block {
 }
 
 impl Memory {
-    pub fn new(driver: Box<dyn Driver>) -> Rc<Self> {
+    pub fn new(driver: Box<dyn Driver>, watch: Watch) -> Rc<Self> {
         Rc::new(Memory {
             driver,
+            watch,
             free: RefCell::default(),
             in_use: Cell::new(0),
             most: Cell::new(0),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::driver::{Address, Arguments, Fault, Grid, Kernel};
+use crate::driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
 use crate::memory::{Block, Memory};
 
 /// A row-major matrix of f32.
@@ -60,8 +60,8 @@ impl Queue {
     }
 
     pub fn write(&self, to: Address, bytes: &[u8]) {
-        if self.0.is_sound() && !bytes.is_empty() {
-            self.0.note(self.0.driver.write(to, bytes));
+        if !bytes.is_empty() {
+            self.work(|driver| driver.write(to, bytes));
         }
     }
 
@@ -76,16 +76,27 @@ impl Queue {
     /// The same of whole numbers.
     pub fn read_numbers(&self, from: Address, count: usize) -> Result<Vec<u32>, Fault> {
         let mut bytes = vec![0; 4 * count];
+        let Memory { driver, watch, .. } = &*self.0;
         self.0.take_fault()?;
-        self.0.driver.read(from, &mut bytes)?;
+        watch.waits(&**driver)?;
+        driver.read(from, &mut bytes)?;
+        watch.waited();
         let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes each"));
         Ok(bytes.chunks_exact(4).map(number).collect())
     }
 
     /// Runs a kernel, unless it has no blocks.
     pub fn launch(&self, kernel: Kernel, grid: Grid, arguments: Arguments) {
-        if self.0.is_sound() && !grid.blocks.contains(&0) {
-            self.0.note(self.0.driver.launch(kernel, grid, &arguments));
+        if !grid.blocks.contains(&0) {
+            self.work(|driver| driver.launch(kernel, grid, &arguments));
+        }
+    }
+
+    /// Asks the driver for work, unless something has gone wrong before.
+    pub fn work(&self, ask: impl FnOnce(&dyn Driver) -> Result<(), Fault>) {
+        let Memory { driver, watch, .. } = &*self.0;
+        if self.0.is_sound() {
+            self.0.note(watch.work(&**driver).and_then(|()| ask(&**driver)));
         }
     }
 

@@ -14,6 +14,8 @@ pub(crate) enum Work<F> {
     Write { to: Address, from: usize, bytes: usize },
     /// Copies within the GPU.
     Copy { from: Address, to: Address, bytes: usize },
+    /// A mark of this number.
+    Mark(usize),
 }
 
 /// Work that was asked for and has not begun.
@@ -57,6 +59,7 @@ impl<F> WorkList<F> {
                 }
                 Work::Write { to, bytes, .. } => words(&[1, *to, *bytes as u64]),
                 Work::Copy { from, to, bytes } => words(&[2, *from, *to, *bytes as u64]),
+                Work::Mark(number) => words(&[3, *number as u64]),
             }
         }
         hash.digest128()
@@ -93,6 +96,8 @@ mod tests {
             number(&[launch("add", 1, 5), launch("add", 1, 5)], &[]),
             number(&[Work::Copy { from: 1, to: 2, bytes: 3 }], &[]),
             number(&[Work::Copy { from: 2, to: 1, bytes: 3 }], &[]),
+            number(&[Work::Mark(1)], &[]),
+            number(&[Work::Mark(2)], &[]),
         ];
         let mut all = others.to_vec();
         all.push(number(&add, &[&[1, 2, 3]]));

@@ -8,14 +8,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ptr::{self, null_mut};
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
 
 use super::api::check;
+use super::events::Events;
 use super::gpu::{Function, Gpu};
 use super::graph::Graph;
 use super::pinned::Pinned;
-use crate::driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+use crate::driver::{Address, Arguments, Driver, Fault, Grid, Kernel, Mark};
+use crate::nvtx::Ranges;
 use crate::ring::{Place, Ring};
 use crate::step_graphs::{StepGraphs, Way};
 use crate::work::{Work, WorkList};
@@ -36,7 +39,6 @@ const LEAST_WORK: usize = 8;
 
 /// A rank's stream on a GPU. It stays on the thread that made it.
 pub struct NvidiaDriver {
-    gpu: Arc<Gpu>,
     stream: CUstream,
     functions: RefCell<HashMap<Kernel, Function>>,
     /// Nothing is collected without it.
@@ -44,12 +46,16 @@ pub struct NvidiaDriver {
     list: RefCell<WorkList<Function>>,
     staging: RefCell<Staging>,
     results: Pinned,
+    events: RefCell<Events>,
+    ranges: Option<Ranges>,
     /// How often the stream was waited for.
     waits: Cell<u64>,
     /// Kernels since then, and the last of them.
     kernels: Cell<(usize, Option<Kernel>)>,
     /// What went wrong where nobody could be told.
     late: RefCell<Option<Fault>>,
+    /// Behind all else, which needs its context until it has been given back.
+    gpu: Arc<Gpu>,
 }
 
 /// Bytes on their way to the GPU.
@@ -78,6 +84,7 @@ impl NvidiaDriver {
         // SAFETY: it writes one pointer.
         check(unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         let graphs = (!enforce_eager).then(|| RefCell::new(StepGraphs::new(MOST_GRAPHS, LEAST_WORK)));
+        let events = RefCell::new(Events::new(gpu.api));
         Ok(NvidiaDriver {
             gpu,
             stream,
@@ -86,6 +93,8 @@ impl NvidiaDriver {
             list: RefCell::new(WorkList::new()),
             staging: RefCell::new(staging),
             results,
+            events,
+            ranges: Ranges::of_process(),
             waits: Cell::new(0),
             kernels: Cell::new((0, None)),
             late: RefCell::default(),
@@ -108,7 +117,13 @@ impl NvidiaDriver {
         }
         let mut list = self.list.borrow_mut();
         let Some(graphs) = self.graphs.as_ref().filter(|_| !list.work.is_empty()) else { return Ok(()) };
+        if let Some(ranges) = self.ranges {
+            ranges.push(&format!("launch {}", list.work.len()));
+        }
         let done = self.run(&list, &mut graphs.borrow_mut());
+        if let Some(ranges) = self.ranges {
+            ranges.pop();
+        }
         list.clear();
         done
     }
@@ -120,7 +135,7 @@ impl NvidiaDriver {
             Way::Replay(graph) => return graph.launch(&list.bytes, self.waits.get()),
             Way::Capture => {
                 let capture = |written: &Pinned| {
-                    list.work.iter().try_for_each(|work| self.enqueue(work, written.at(0)))
+                    list.work.iter().try_for_each(|work| self.enqueue(work, Some(written)))
                 };
                 let mut graph = Graph::capture(self.stream, list.bytes.len(), capture).ok();
                 let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
@@ -133,26 +148,30 @@ impl NvidiaDriver {
         for work in &list.work {
             match *work {
                 Work::Write { to, from, bytes } => self.stage(to, &list.bytes[from..from + bytes])?,
-                _ => self.enqueue(work, null_mut())?,
+                _ => self.enqueue(work, None)?,
             }
         }
         Ok(())
     }
 
-    /// Puts work into the stream. What is to be written lies from `written` on and stays there until it has been.
-    fn enqueue(&self, work: &Work<Function>, written: *mut u8) -> Result<(), Fault> {
+    /// Puts work into the stream. Of one that is captured, what is to be written lies in `captured` and stays there.
+    fn enqueue(&self, work: &Work<Function>, captured: Option<&Pinned>) -> Result<(), Fault> {
         match work {
             Work::Launch { function, kernel, grid, arguments } => {
                 self.start(*function, grid, arguments).map_err(|Fault(error)| told(*kernel, *grid, &error))
             }
-            // SAFETY: whoever asked for it says that the places are of so many bytes; the host's are pinned.
-            Work::Write { to, from, bytes } => check(unsafe {
-                sys::cuMemcpyHtoDAsync_v2(*to, written.wrapping_add(*from).cast(), *bytes, self.stream)
-            }),
+            Work::Write { to, from, bytes } => {
+                let written = captured.expect("what is written at once is staged");
+                // SAFETY: whoever asked for it says that the places are of so many bytes; the host's are pinned.
+                check(unsafe {
+                    sys::cuMemcpyHtoDAsync_v2(*to, written.at(*from).cast(), *bytes, self.stream)
+                })
+            }
             Work::Copy { from, to, bytes } => {
                 // SAFETY: see above.
                 check(unsafe { sys::cuMemcpyDtoDAsync_v2(*to, *from, *bytes, self.stream) })
             }
+            Work::Mark(number) => self.events.borrow().record(*number, self.stream, captured.is_some()),
         }
     }
 
@@ -315,13 +334,32 @@ impl Driver for NvidiaDriver {
         let function = self.function(kernel)?;
         self.add(Work::Launch { function, kernel, grid, arguments: *arguments })
     }
+
+    fn mark(&self) -> Result<Mark, Fault> {
+        if self.events.borrow().is_stale() {
+            self.gpu.bind()?;
+            self.flush()?;
+            self.wait()?;
+            self.events.borrow_mut().compare(self.stream)?;
+        }
+        let number = self.events.borrow_mut().next()?;
+        self.add(Work::Mark(number))?;
+        Ok(Mark::Pending(number))
+    }
+
+    fn moments(&self) -> Result<Vec<Instant>, Fault> {
+        self.gpu.bind()?;
+        self.flush()?;
+        self.wait()?;
+        self.events.borrow_mut().moments()
+    }
 }
 
 impl NvidiaDriver {
     fn add(&self, work: Work<Function>) -> Result<(), Fault> {
         if self.graphs.is_none() {
             self.gpu.bind()?;
-            return self.enqueue(&work, null_mut());
+            return self.enqueue(&work, None);
         }
         self.list.borrow_mut().work.push(work);
         if self.list.borrow().work.len() >= MOST_WORK {

@@ -103,7 +103,7 @@ pub struct Gpu {
     device: CUdevice,
     /// The one that all of the process share.
     context: CUcontext,
-    api: Api,
+    pub(super) api: Api,
     compiler: Compiler,
     loaded: Mutex<Loaded>,
 }

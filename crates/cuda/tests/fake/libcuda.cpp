@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <time.h>
 
 namespace fake {
 
@@ -39,13 +40,21 @@ struct Stream {
 struct Event {
   Stream *stream = nullptr;
   u64 after = 0;
+  // 0: not yet.
+  double ms = 0;
 };
+
+double now_ms() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+}
 typedef std::vector<Work> Graph;
 typedef void (*Run)(const u32 *, u32, u32, void **, u32);
 
 std::map<u64, size_t> memory;
 std::vector<Stream *> streams;
-u32 graph_launches = 0;
+u32 graph_launches = 0, marks = 0;
 thread_local bool is_bound = false;
 
 // Whether these bytes are of one allocation.
@@ -63,6 +72,7 @@ using namespace fake;
 extern "C" {
 
 u32 fake_graph_launches() { return graph_launches; }
+u32 fake_marks() { return marks; }
 
 int cuInit(u32) { return SUCCESS; }
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
@@ -131,7 +141,19 @@ int cuStreamSynchronize(Stream *stream) {
 }
 int cuEventCreate(Event **event, u32) { return *event = new Event, SUCCESS; }
 int cuEventDestroy_v2(Event *event) { return delete event, SUCCESS; }
-int cuEventRecord(Event *event, Stream *stream) { return *event = {stream, stream->all()}, SUCCESS; }
+int cuEventRecordWithFlags(Event *event, Stream *stream, u32 flags) {
+  // Within a capture one that is outside of it is meant, elsewhere there is none.
+  if (flags != u32(stream->is_captured)) return INVALID_VALUE;
+  stream->add([=] { return event->ms = now_ms(), int(SUCCESS); });
+  if (!stream->is_captured) *event = {stream, stream->all(), 0};
+  marks++;
+  return SUCCESS;
+}
+int cuEventRecord(Event *event, Stream *stream) { return cuEventRecordWithFlags(event, stream, 0); }
+int cuEventElapsedTime(float *ms, Event *from, Event *to) {
+  if (from->ms == 0 || to->ms == 0) return INVALID_VALUE;
+  return *ms = to->ms - from->ms, SUCCESS;
+}
 int cuEventSynchronize(Event *event) {
   if (event->stream) event->stream->run(event->after);
   return SUCCESS;
