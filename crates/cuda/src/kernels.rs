@@ -61,6 +61,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("elements", include_str!("../kernels/elements.cu")),
     ("embed", include_str!("../kernels/embed.cu")),
     ("gemm", include_str!("../kernels/gemm.cu")),
+    ("limits", include_str!("../kernels/limits.cu")),
     ("linear", include_str!("../kernels/linear.cu")),
     ("linear_exact", include_str!("../kernels/linear_exact.cu")),
     ("linear_inputs", include_str!("../kernels/linear_inputs.cu")),

@@ -243,6 +243,23 @@ fn faults_name_what_asked() {
     });
 }
 
+#[test]
+fn limits_are_measured_once() {
+    with_libraries("limits_are_measured_once", &[], || {
+        let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
+        let limits = gpu.limits().expect("limits");
+        let rates = [limits.copy_bytes_per_s, limits.read_bytes_per_s, limits.bf16_flops_per_s];
+        // What stands for a GPU is a slow one.
+        assert!(rates.iter().all(|rate| (1e4..1e12).contains(rate)), "{limits:?}");
+        let launches = [limits.launch, limits.graph_launch].map(|time| time.as_secs_f64());
+        assert!(launches.iter().all(|launch| (1e-8..1e-2).contains(launch)), "{limits:?}");
+        assert!(graph_launches() > 2, "kernels in graphs are in graphs");
+        let before = counted("libcuda.so.1", "fake_marks");
+        assert_eq!(gpu.limits(), Ok(limits));
+        assert_eq!(counted("libcuda.so.1", "fake_marks"), before);
+    });
+}
+
 /// A step of a norm's worth of work and a feed-forward network's, which is many times that. What it reads is right.
 fn step(dev: &CudaDevice, x: &CudaTensor) {
     dev.span(Part::Step, || {

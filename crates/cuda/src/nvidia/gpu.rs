@@ -15,6 +15,7 @@ use super::driver::NvidiaDriver;
 use crate::compile::{Compiler, Target, in_parallel};
 use crate::cubin_cache::CubinCache;
 use crate::driver::{Fault, Kernel};
+use crate::limits::{self, GpuLimits};
 use crate::nvrtc::Nvrtc;
 
 /// What a GPU is.
@@ -106,6 +107,8 @@ pub struct Gpu {
     pub(super) api: Api,
     compiler: Compiler,
     loaded: Mutex<Loaded>,
+    /// Once somebody asked for them.
+    limits: Mutex<Option<GpuLimits>>,
 }
 
 #[derive(Default)]
@@ -146,7 +149,15 @@ impl Gpu {
         // SAFETY: it writes one pointer.
         check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })
             .map_err(|Fault(error)| Fault(format!("{info}: {error}")))?;
-        Ok(Arc::new(Gpu { info, device, context, api, compiler, loaded: Mutex::default() }))
+        Ok(Arc::new(Gpu {
+            info,
+            device,
+            context,
+            api,
+            compiler,
+            loaded: Mutex::default(),
+            limits: Mutex::default(),
+        }))
     }
 
     /// Loads files of kernels; those that have to be compiled are compiled at the same time, by all processors. What is loaded
@@ -183,6 +194,18 @@ impl Gpu {
     /// Whatever the driver says.
     pub fn driver(self: &Arc<Self>, enforce_eager: bool) -> Result<NvidiaDriver, Fault> {
         NvidiaDriver::new(self.clone(), enforce_eager)
+    }
+
+    /// What it does at best: measured the first time, in less than a second. Whatever else runs on it then makes that less.
+    ///
+    /// # Errors
+    /// Whatever the driver says.
+    pub fn limits(self: &Arc<Self>) -> Result<GpuLimits, Fault> {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if limits.is_none() {
+            *limits = Some(limits::measure(&self.driver(true)?, &self.driver(false)?)?);
+        }
+        Ok(limits.expect("they were measured"))
     }
 
     /// Makes this the GPU of the calling thread. It costs nothing if it is already.
