@@ -33,6 +33,7 @@ mod tensor;
 mod watch;
 mod work;
 
+pub use attention::kernels_for;
 pub use cubin_cache::CubinCache;
 pub use device::CudaDevice;
 pub use driver::{Address, Arguments, Driver, Fault, Grid, Kernel, Mark};
@@ -40,6 +41,6 @@ pub use kv::CudaKv;
 pub use limits::GpuLimits;
 pub use linear::CudaWeight;
 pub use moe::{CudaAssignment, CudaRouting};
-pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe};
+pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe, usable};
 pub use step::CudaStep;
 pub use tensor::CudaTensor;

@@ -8,6 +8,16 @@ use tensor::{DType, KvDType};
 
 use crate::Grammars;
 
+/// What ranks are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Parts of the processor.
+    #[default]
+    Cpu,
+    /// NVIDIA GPUs, or parts of one.
+    Cuda,
+}
+
 /// How a model is run.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -29,6 +39,16 @@ pub struct EngineOptions {
     pub decode_context_parallel_size: usize,
     /// What the sums of all-reduces travel as. All but float32 give up the promise of equal bits.
     pub all_reduce_dtype: WireDType,
+    /// What ranks are.
+    pub device: DeviceKind,
+    /// Whether GPUs get each kernel by itself, without graphs.
+    pub enforce_eager: bool,
+    /// Whether GPUs tell how long they were at each part of a step, which takes them some microseconds per part. Processors always
+    /// do; what is recorded always has it.
+    pub times_parts: bool,
+    /// The share of memory that may be used, above 0 and at most 1. On the processor: for keys and values, of what is left, by
+    /// default half. On GPUs: for all that ranks have there, of all memory, by default 0.9.
+    pub memory_share: Option<f64>,
     /// Threads of each rank; `None`: the cores, shared out.
     pub threads_per_rank: Option<usize>,
     /// What weights are kept in; `None`: as stored.
@@ -63,6 +83,10 @@ impl Default for EngineOptions {
             experts: ExpertOptions::default(),
             decode_context_parallel_size: 1,
             all_reduce_dtype: WireDType::Float32,
+            device: DeviceKind::Cpu,
+            enforce_eager: false,
+            times_parts: false,
+            memory_share: None,
             threads_per_rank: None,
             dtype: None,
             quantization: None,

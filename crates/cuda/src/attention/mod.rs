@@ -3,6 +3,8 @@
 mod split;
 mod tiles;
 
+pub use tiles::kernels_for;
+
 use std::ops::Range;
 
 use tensor::{AttentionSpec, SeenSegment, seen_segments};

@@ -8,4 +8,4 @@ mod graph;
 mod pinned;
 
 pub use driver::NvidiaDriver;
-pub use gpu::{Gpu, GpuInfo, probe};
+pub use gpu::{Gpu, GpuInfo, probe, usable};

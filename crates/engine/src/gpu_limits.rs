@@ -1,0 +1,45 @@
+//! What the GPUs of this host's ranks do at best.
+
+use cuda::{CubinCache, Fault, Gpu, GpuLimits};
+
+use crate::places::Place;
+use crate::{Engine, EngineError};
+
+/// GPUs that are alike, of which the first was measured.
+#[derive(Clone, Copy, Debug)]
+pub struct HostGpus {
+    /// How many ranks of this host have theirs among.
+    pub count: usize,
+    /// What one does.
+    pub each: GpuLimits,
+}
+
+/// What a GPU does at best, by its number, measured in less than a second beside whatever else runs on it.
+///
+/// # Errors
+/// There is no such GPU, nothing to compile kernels with, or no memory to read.
+pub fn gpu_limits(ordinal: u32) -> Result<GpuLimits, Fault> {
+    Gpu::open(ordinal, &CubinCache::of_user())?.limits()
+}
+
+impl Engine {
+    /// Whether ranks are GPUs.
+    pub fn is_on_gpus(&self) -> bool {
+        self.places.iter().any(Place::is_gpu)
+    }
+
+    /// Measures the GPUs of this host's ranks; `None` if ranks are the processor's.
+    ///
+    /// # Errors
+    /// There is no memory left to measure with.
+    pub fn host_gpus(&self) -> Result<Option<HostGpus>, EngineError> {
+        if !self.is_on_gpus() {
+            return Ok(None);
+        }
+        let told = |Fault(message)| {
+            EngineError::Request(format!("what the GPU does at best can't be measured: {message}"))
+        };
+        let each = gpu_limits(0).map_err(told)?;
+        Ok(Some(HostGpus { count: self.places.len(), each }))
+    }
+}
