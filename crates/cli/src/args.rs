@@ -208,7 +208,7 @@ pub enum DeviceArg {
 
 impl DeviceArg {
     /// The same for the engine.
-    fn get(self) -> Result<DeviceKind, CliError> {
+    pub fn get(self) -> Result<DeviceKind, CliError> {
         match self {
             DeviceArg::Cpu => Ok(DeviceKind::Cpu),
             DeviceArg::Cuda => match engine::usable_gpus() {

@@ -1,10 +1,11 @@
-//! Kernels on this machine's GPU, where there is one: the bits are those of every other device, launched one by one and as graphs.
+//! Kernels on this machine's GPU, where there is one: what all devices owe the reference, launched one by one and as graphs.
 
 use cuda::{CubinCache, CudaDevice, Fault, Gpu};
-use tensor::conformance;
+
+mod suite;
 
 #[test]
-fn this_machines_gpu_has_the_bits_of_the_reference() {
+fn this_machines_gpu_agrees_with_the_reference() {
     let gpu = match Gpu::open(0, &CubinCache::of_user()) {
         Ok(gpu) => gpu,
         Err(Fault(why)) => return eprintln!("skipped: {why}"),
@@ -13,6 +14,8 @@ fn this_machines_gpu_has_the_bits_of_the_reference() {
         let driver = gpu.driver(enforce_eager).expect("a stream");
         let dev = CudaDevice::new(Box::new(driver));
         // Of the same work the second time is captured, the third replayed.
-        (0..3).for_each(|_| conformance::rows(&dev));
+        for _ in 0..if enforce_eager { 1 } else { 3 } {
+            suite::ALL.iter().for_each(|(_, part)| part(&dev));
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! What the GPUs of this host's ranks do at best.
 
 use cuda::{CubinCache, Fault, Gpu, GpuLimits};
+use model::ModelError;
+use tensor::DeviceError;
 
 use crate::places::Place;
 use crate::{Engine, EngineError};
@@ -18,8 +20,10 @@ pub struct HostGpus {
 ///
 /// # Errors
 /// There is no such GPU, nothing to compile kernels with, or no memory to read.
-pub fn gpu_limits(ordinal: u32) -> Result<GpuLimits, Fault> {
-    Gpu::open(ordinal, &CubinCache::of_user())?.limits()
+pub fn gpu_limits(ordinal: u32) -> Result<GpuLimits, EngineError> {
+    let limits = Gpu::open(ordinal, &CubinCache::of_user()).and_then(|gpu| gpu.limits());
+    let failed = |Fault(message)| DeviceError { device: format!("GPU {ordinal}"), message };
+    Ok(limits.map_err(failed).map_err(ModelError::from)?)
 }
 
 impl Engine {
@@ -36,10 +40,6 @@ impl Engine {
         if !self.is_on_gpus() {
             return Ok(None);
         }
-        let told = |Fault(message)| {
-            EngineError::Request(format!("what the GPU does at best can't be measured: {message}"))
-        };
-        let each = gpu_limits(0).map_err(told)?;
-        Ok(Some(HostGpus { count: self.places.len(), each }))
+        Ok(Some(HostGpus { count: self.places.len(), each: gpu_limits(0)? }))
     }
 }
