@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use engine::{DeviceKind, EngineOptions};
+use engine::{DeviceKind, EngineOptions, Reduction};
 use model::{KeptAs, Quantization};
 use tensor::{DType, KvDType};
 
@@ -51,6 +51,9 @@ pub struct RunArgs {
     /// processor of what the weights leave free, for the KV cache. Default: 0.9 on GPUs, 0.5 on the processor
     #[arg(long, env = "ANYSPLIT_GPU_MEMORY_UTILIZATION", value_name = "F")]
     pub gpu_memory_utilization: Option<f64>,
+    /// In which order GPUs add up; canonical: the same bits on any split and in any batch
+    #[arg(long, env = "ANYSPLIT_REDUCTION", default_value = "canonical", value_name = "ORDER")]
+    pub reduction: ReductionArg,
     /// GPUs get each kernel by itself, without CUDA graphs: slower, for finding faults
     #[arg(long, env = "ANYSPLIT_ENFORCE_EAGER", value_parser = yes_or_no())]
     pub enforce_eager: bool,
@@ -184,6 +187,25 @@ impl KvDTypeArg {
     }
 }
 
+/// In which order sums are made.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReductionArg {
+    /// One order, whatever the batch, the chunks and the split are.
+    Canonical,
+    /// Whatever is fastest: bits change with the batch and the split. On the processor the canonical order is.
+    Fast,
+}
+
+impl ReductionArg {
+    /// The same for the engine.
+    fn get(self) -> Reduction {
+        match self {
+            ReductionArg::Canonical => Reduction::Canonical,
+            ReductionArg::Fast => Reduction::Fast,
+        }
+    }
+}
+
 /// How weights are read.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LoadFormat {
@@ -243,6 +265,7 @@ pub fn engine_options(
     let defaults = split.options(membership.ranks())?;
     Ok(EngineOptions {
         device: run.device.get()?,
+        reduction: run.reduction.get(),
         enforce_eager: run.enforce_eager,
         memory_share: run.gpu_memory_utilization,
         threads_per_rank: run.threads_per_rank,

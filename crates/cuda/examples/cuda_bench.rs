@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let measured = gpu.limits().and_then(|limits| Ok((limits, gpu.driver(false)?)));
     let rows = measured.map_err(|Fault(why)| why).and_then(|(limits, driver)| {
         let bench = Bench {
-            dev: CudaDevice::watched(Box::new(driver)),
+            dev: CudaDevice::new(Box::new(driver)).watched(),
             limits,
             divisor: if has("--small") { 32 } else { 1 },
         };

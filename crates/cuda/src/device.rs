@@ -15,6 +15,7 @@ use crate::logits::{self, PanelTree};
 use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
 use crate::of_program::OfProgram;
+use crate::reduction::Reduction;
 use crate::step::CudaStep;
 use crate::tensor::{CudaTensor, Queue};
 use crate::watch::Watch;
@@ -23,28 +24,37 @@ use crate::{attention, kv, rows};
 /// One rank's GPU, or its part of one.
 pub struct CudaDevice {
     queue: Queue,
+    reduction: Reduction,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
 }
 
 impl CudaDevice {
-    /// A device of what a driver drives. What it says of the time of parts is the host's: when they were asked for and waited for.
+    /// A device of what a driver drives, whose sums are [canonical](Reduction::Canonical).
     pub fn new(driver: Box<dyn Driver>) -> Self {
-        Self::watching(driver, false)
+        CudaDevice::with(driver, Reduction::default())
     }
 
-    /// A device that says how long the GPU was at each part of a step. That costs some microseconds per part, and a step waits for the
-    /// GPU at its end.
-    pub fn watched(driver: Box<dyn Driver>) -> Self {
-        Self::watching(driver, true)
-    }
-
-    fn watching(driver: Box<dyn Driver>, always: bool) -> Self {
+    /// A device of what a driver drives. What it says of the time of parts is the host's: when they were asked for and waited for.
+    pub fn with(driver: Box<dyn Driver>, reduction: Reduction) -> Self {
         CudaDevice {
-            queue: Queue(Memory::new(driver, Watch::new(always))),
+            queue: Queue(Memory::new(driver)),
+            reduction,
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
         }
+    }
+
+    /// The same, which says how long the GPU was at each part of a step. That costs some microseconds per part, and a step waits for the
+    /// GPU at its end.
+    pub fn watched(self) -> Self {
+        self.queue.0.watch.always();
+        self
+    }
+
+    /// What it promises about the order of its sums.
+    pub fn reduction(&self) -> Reduction {
+        self.reduction
     }
 
     /// An operation of this name in [`Device`].
@@ -78,7 +88,7 @@ impl Device for CudaDevice {
     type Assignment = CudaAssignment;
 
     fn name(&self) -> String {
-        "cuda".into()
+        self.queue.0.driver.name()
     }
 
     fn upload(&self, data: &[f32], rows: usize, cols: usize) -> CudaTensor {

@@ -32,10 +32,10 @@ pub(crate) struct Block {
 }
 
 impl Memory {
-    pub fn new(driver: Box<dyn Driver>, watch: Watch) -> Rc<Self> {
+    pub fn new(driver: Box<dyn Driver>) -> Rc<Self> {
         Rc::new(Memory {
             driver,
-            watch,
+            watch: Watch::new(),
             free: RefCell::default(),
             in_use: Cell::new(0),
             most: Cell::new(0),

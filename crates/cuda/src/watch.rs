@@ -20,7 +20,7 @@ const MOST_CALLS: usize = 1 << 16;
 pub(crate) struct Watch {
     clock: RefCell<Clock>,
     /// Whether the times of parts are wanted as the GPU spends them. Else they are those of asking and waiting.
-    always: bool,
+    always: Cell<bool>,
     /// Whether the part that is open is recorded.
     records: Cell<bool>,
     /// Whether somebody records.
@@ -58,11 +58,10 @@ enum What {
 }
 
 impl Watch {
-    /// `always`: also when nobody records.
-    pub fn new(always: bool) -> Self {
+    pub fn new() -> Self {
         Watch {
             clock: RefCell::default(),
-            always,
+            always: Cell::new(false),
             records: Cell::new(false),
             recording: Cell::new(false),
             log: RefCell::default(),
@@ -70,8 +69,13 @@ impl Watch {
         }
     }
 
+    /// From now on, also when nobody records.
+    pub fn always(&self) {
+        self.always.set(true);
+    }
+
     fn marks(&self) -> bool {
-        self.always || self.recording.get()
+        self.always.get() || self.recording.get()
     }
 
     /// Opens a part.

@@ -281,7 +281,7 @@ fn parts_of_a_step_take_what_the_gpu_takes_eagerly_and_as_graphs() {
     with_libraries("parts_of_a_step_take_what_the_gpu_takes_eagerly_and_as_graphs", &[], || {
         for enforce_eager in [false, true] {
             let before = graph_launches();
-            let dev = CudaDevice::watched(Box::new(driver(enforce_eager)));
+            let dev = CudaDevice::new(Box::new(driver(enforce_eager))).watched();
             let x = dev.upload(&[1.0, 2.0, 3.0, 4.0], 2, 2);
             // The first kernel of all takes longer.
             step(&dev, &x);

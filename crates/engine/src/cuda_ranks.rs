@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use checkpoint::PackedCheckpoint;
 use collective::{Collective, Solo, Staged};
-use cuda::{CubinCache, CudaDevice, Fault, Gpu};
+use cuda::{CubinCache, CudaDevice, Fault, Gpu, Reduction};
 use tensor::{DeviceError, Reference};
 
 use crate::groups::RankDevice;
@@ -31,6 +31,7 @@ pub(crate) struct MakeCuda {
     local: Local,
     enforce_eager: bool,
     times_parts: bool,
+    reduction: Reduction,
     /// Those that ranks of this process use.
     gpus: Vec<Arc<Gpu>>,
     /// How many there are for the ranks of this host.
@@ -60,8 +61,10 @@ impl MakeDevice for MakeCuda {
         let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim));
         let made = made.and_then(|()| gpu.driver(self.enforce_eager));
         match made {
-            Ok(driver) if self.times_parts => Ok(CudaDevice::watched(Box::new(driver))),
-            Ok(driver) => Ok(CudaDevice::new(Box::new(driver))),
+            Ok(driver) => {
+                let dev = CudaDevice::with(Box::new(driver), self.reduction);
+                Ok(if self.times_parts { dev.watched() } else { dev })
+            }
             Err(Fault(message)) => Err(DeviceError { device: gpu.info.name.clone(), message }),
         }
     }
@@ -77,8 +80,8 @@ impl Machine for MakeCuda {
         let cache = CubinCache::of_user();
         let open = |ordinal: usize| Gpu::open(ordinal as u32, &cache).map_err(refused);
         let gpus = ordinals.into_iter().map(open).collect::<Result<_, _>>()?;
-        let EngineOptions { enforce_eager, times_parts, .. } = *options;
-        Ok(MakeCuda { local, enforce_eager, times_parts, gpus, count })
+        let EngineOptions { enforce_eager, times_parts, reduction, .. } = *options;
+        Ok(MakeCuda { local, enforce_eager, times_parts, reduction, gpus, count })
     }
 
     fn places(&self) -> Vec<Place> {

@@ -196,6 +196,11 @@ impl Engine {
         self.kept
     }
 
+    /// Whether ranks are GPUs.
+    pub fn is_on_gpus(&self) -> bool {
+        self.places.iter().any(Place::is_gpu)
+    }
+
     /// What keys and values are kept in.
     pub fn kv_cache_dtype(&self) -> KvDType {
         self.kv_dtype

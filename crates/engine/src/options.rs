@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective::WireDType;
+use cuda::Reduction;
 use model::parallel::ExpertOptions;
 use model::{KeptAs, Quantization, TpPlan};
 use tensor::{DType, KvDType};
@@ -41,6 +42,8 @@ pub struct EngineOptions {
     pub all_reduce_dtype: WireDType,
     /// What ranks are.
     pub device: DeviceKind,
+    /// In which order sums are made. The processor has one order only, the canonical.
+    pub reduction: Reduction,
     /// Whether GPUs get each kernel by itself, without graphs.
     pub enforce_eager: bool,
     /// Whether GPUs tell how long they were at each part of a step, which takes them some microseconds per part. Processors always
@@ -84,6 +87,7 @@ impl Default for EngineOptions {
             decode_context_parallel_size: 1,
             all_reduce_dtype: WireDType::Float32,
             device: DeviceKind::Cpu,
+            reduction: Reduction::Canonical,
             enforce_eager: false,
             times_parts: false,
             memory_share: None,

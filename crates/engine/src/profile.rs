@@ -2,7 +2,6 @@
 
 use tensor::{KV_BLOCK, SequenceSpan, StepMeta};
 
-use crate::places::Place;
 use crate::worker::Command;
 use crate::{Engine, EngineError};
 
@@ -13,7 +12,7 @@ impl Engine {
     /// # Errors
     /// There is no room for it; a rank fails.
     pub(crate) fn profile(&mut self) -> Result<(), EngineError> {
-        if self.is_profiled || !self.places.iter().any(Place::is_gpu) {
+        if self.is_profiled || !self.is_on_gpus() {
             return Ok(());
         }
         let rows = self.max_num_batched_tokens.min(self.max_model_len);

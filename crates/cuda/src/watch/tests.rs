@@ -64,6 +64,12 @@ impl Driver for Script {
     }
 }
 
+fn always() -> Watch {
+    let watch = Watch::new();
+    watch.always();
+    watch
+}
+
 /// A step of two parts with work, whose result is read in a third.
 fn step(watch: &Watch, gpu: &Script) {
     watch.enter(gpu, Part::Step).unwrap();
@@ -92,7 +98,7 @@ fn is_about(found: f64, wanted: f64) -> bool {
 
 #[test]
 fn parts_take_what_the_gpu_took_and_the_step_what_it_waited_for_work() {
-    let (watch, gpu) = (Watch::new(true), Script::new(&[200, 230, 270]));
+    let (watch, gpu) = (always(), Script::new(&[200, 230, 270]));
     step(&watch, &gpu);
     let times = watch.take_times(&gpu).unwrap();
     let found = [Part::Step, Part::Norm, Part::Ffn].map(|part| ms(&times, part));
@@ -103,7 +109,7 @@ fn parts_take_what_the_gpu_took_and_the_step_what_it_waited_for_work() {
 
 #[test]
 fn nobody_marks_anything_whose_time_nobody_wants() {
-    let (watch, gpu) = (Watch::new(false), Script::new(&[]));
+    let (watch, gpu) = (Watch::new(), Script::new(&[]));
     step(&watch, &gpu);
     let times = watch.take_times(&gpu).unwrap();
     assert!(gpu.marks.get() == 0 && gpu.waits.get() == 0);
@@ -113,7 +119,7 @@ fn nobody_marks_anything_whose_time_nobody_wants() {
 
 #[test]
 fn a_gpu_that_was_waited_for_does_nothing_until_it_is_asked_again() {
-    let (watch, gpu) = (Watch::new(true), Script::new(&[100, 110, 400, 450]));
+    let (watch, gpu) = (always(), Script::new(&[100, 110, 400, 450]));
     watch.enter(&gpu, Part::Step).unwrap();
     for part in [Part::Qkv, Part::Ffn] {
         watch.enter(&gpu, part).unwrap();
@@ -131,7 +137,7 @@ fn a_gpu_that_was_waited_for_does_nothing_until_it_is_asked_again() {
 
 #[test]
 fn what_is_recorded_nests_and_has_the_gpus_moments() {
-    let (watch, gpu) = (Watch::new(false), Script::new(&[200, 230, 240, 270]));
+    let (watch, gpu) = (Watch::new(), Script::new(&[200, 230, 240, 270]));
     watch.record();
     step(&watch, &gpu);
     assert!(watch.is_recording());
@@ -156,7 +162,7 @@ fn what_is_recorded_nests_and_has_the_gpus_moments() {
 
 #[test]
 fn steps_without_results_are_known_at_their_end() {
-    let (watch, gpu) = (Watch::new(true), Script::new(&[200, 260]));
+    let (watch, gpu) = (always(), Script::new(&[200, 260]));
     watch.enter(&gpu, Part::Step).unwrap();
     watch.enter(&gpu, Part::Ffn).unwrap();
     watch.work(&gpu).unwrap();
@@ -167,7 +173,7 @@ fn steps_without_results_are_known_at_their_end() {
 
 #[test]
 fn a_gpu_that_fails_leaves_no_part_open() {
-    let (watch, gpu) = (Watch::new(true), Script::new(&[200, 230, 270, 500, 510, 530]));
+    let (watch, gpu) = (always(), Script::new(&[200, 230, 270, 500, 510, 530]));
     gpu.fails.set(true);
     step(&watch, &gpu);
     assert_eq!(watch.take_times(&gpu).map(drop), Err(Fault("it fell off the bus".into())));
@@ -180,7 +186,7 @@ fn a_gpu_that_fails_leaves_no_part_open() {
 #[test]
 fn moments_never_run_backwards() {
     // The second mark lies before the first, as two clocks may have it.
-    let (watch, gpu) = (Watch::new(true), Script::new(&[200, 199, 230]));
+    let (watch, gpu) = (always(), Script::new(&[200, 199, 230]));
     step(&watch, &gpu);
     let times = watch.take_times(&gpu).unwrap();
     assert_eq!([ms(&times, Part::Norm), ms(&times, Part::Ffn)], [0.0, 30.0]);
