@@ -229,6 +229,11 @@ pub enum DeviceArg {
 }
 
 impl DeviceArg {
+    /// This, or another if it is open.
+    pub fn or(self, other: DeviceArg) -> DeviceArg {
+        if self == DeviceArg::Auto { other } else { self }
+    }
+
     /// The same for the engine.
     pub fn get(self) -> Result<DeviceKind, CliError> {
         match self {

@@ -63,8 +63,8 @@ impl Place {
                     }
                     child.wait().ok();
                     return Err(format!(
-                        "{name} took longer than the {} s of this part",
-                        self.limit.as_secs()
+                        "{name} took longer than the {:.0} s of this part",
+                        self.limit.as_secs_f64()
                     ));
                 }
                 Err(error) => return Err(format!("{name}: {error}")),

@@ -70,7 +70,7 @@ fn run(parts: &[Part], folder: &Path, only: Option<&[&str]>, budget: Duration) -
             continue;
         }
         let limit = Duration::from_secs(part.limit).min(left);
-        eprintln!("gpu: {} ({} s at most)", part.name, limit.as_secs());
+        eprintln!("gpu: {} ({:.0} s at most)", part.name, limit.as_secs_f64());
         let place = Place { folder: folder.clone(), deadline: Instant::now() + limit, limit };
         match (part.run)(&place) {
             Ok(of_part) => rows.extend(of_part),

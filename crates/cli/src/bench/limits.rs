@@ -35,7 +35,9 @@ pub const BUFFER_BYTES: usize = 1 << 30;
 const REPEATS: usize = 7;
 
 pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
-    if args.device.get()? == DeviceKind::Cuda {
+    // Only the processor has threads.
+    let device = if args.threads.is_empty() { args.device } else { args.device.or(DeviceArg::Cpu) };
+    if device.get()? == DeviceKind::Cuda {
         // They were there a moment ago.
         let gpus = engine::usable_gpus().map_err(|fault| CliError::Usage(fault.to_string()))?;
         return gpu_limits::run(&gpus, args.json);
