@@ -9,7 +9,7 @@ use super::command::Place;
 use super::table::Row;
 
 /// How far log-probabilities in f32 may be from those that transformers computes, which sums in another order.
-const NEAR: f64 = 2e-3;
+const NEAR: f64 = 1e-4;
 
 /// Tokens of the prompts by which splits are compared: of several blocks and chunks.
 const PROMPT: usize = 150;
