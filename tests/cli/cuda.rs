@@ -138,12 +138,15 @@ fn a_checkpoint_that_was_packed_for_processors_is_refused() {
 
 #[test]
 fn stats_and_traces_of_a_gpu_have_the_processors_parts() {
-    let Some(_) = on_gpu("") else { return };
+    if on_gpu("generate").is_none() {
+        return;
+    }
     let folder = tempfile::tempdir().expect("a folder");
     let run = |command: Anysplit, name: &str| {
         let file = folder.path().join(name);
-        let command = command.env("ANYSPLIT_DEVICE", name).env("ANYSPLIT_TRACE", &file);
-        let stats = completion(command.env("ANYSPLIT_STATS", "1").env("ANYSPLIT_TENSOR_PARALLEL_SIZE", "2"));
+        let command = command.args("--json --max-tokens 9 --dtype float32 --tp 2 --stats --device").arg(name);
+        let command = command.arg("--trace").arg(&file).arg("--prompt-ids").arg(golden_prompt("llama"));
+        let stats = command.model(golden("llama")).json();
         let parts = |kind: &str| -> Vec<(String, Value, Value)> {
             let parts = stats["stats"][kind].as_array().expect("parts").iter();
             assert!(
@@ -161,7 +164,7 @@ fn stats_and_traces_of_a_gpu_have_the_processors_parts() {
         let told: Vec<String> = told.map(|event| event["name"].to_string()).collect();
         (parts("breakdown"), parts("prefill_breakdown"), told)
     };
-    let (cpu, gpu) = (run(anysplit(""), "cpu"), run(there(""), "cuda"));
+    let (cpu, gpu) = (run(anysplit("generate"), "cpu"), run(there("generate"), "cuda"));
     assert!(cpu.0.len() > 5 && cpu.2.len() > 100, "{cpu:?}");
     assert_eq!(gpu.0, cpu.0);
     assert_eq!(gpu.1, cpu.1);

@@ -4,7 +4,6 @@ use cuda::{CubinCache, Fault, Gpu, GpuLimits};
 use model::ModelError;
 use tensor::DeviceError;
 
-use crate::places::Place;
 use crate::{Engine, EngineError};
 
 /// GPUs that are alike, of which the first was measured.
@@ -27,11 +26,6 @@ pub fn gpu_limits(ordinal: u32) -> Result<GpuLimits, EngineError> {
 }
 
 impl Engine {
-    /// Whether ranks are GPUs.
-    pub fn is_on_gpus(&self) -> bool {
-        self.places.iter().any(Place::is_gpu)
-    }
-
     /// Measures the GPUs of this host's ranks; `None` if ranks are the processor's.
     ///
     /// # Errors

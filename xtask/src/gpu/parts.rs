@@ -154,6 +154,7 @@ fn sanitizer(place: &Place, tool: &str) -> Result<Vec<Row>, String> {
     for test in tests(place)? {
         let mut command = place.command("compute-sanitizer");
         command.args(["--tool", tool, "--error-exitcode", "9"]).arg(place.folder.join(&test));
+        command.env("RUST_TEST_THREADS", "1");
         let name = format!("{tool} {test}");
         rows.push(place.run(&mut command).map_or_else(|why| Row::failed(&name, why), |_| Row::ok(&name)));
     }

@@ -336,8 +336,8 @@ impl Driver for NvidiaDriver {
     }
 
     fn mark(&self) -> Result<Mark, Fault> {
+        self.gpu.bind()?;
         if self.events.borrow().is_stale() {
-            self.gpu.bind()?;
             self.flush()?;
             self.wait()?;
             self.events.borrow_mut().compare(self.stream)?;
