@@ -146,7 +146,8 @@ fn stats_and_traces_of_a_gpu_have_the_processors_parts() {
         let file = folder.path().join(name);
         let command = command.args("--json --max-tokens 9 --dtype float32 --tp 2 --stats --device").arg(name);
         let command = command.arg("--trace").arg(&file).arg("--prompt-ids").arg(golden_prompt("llama"));
-        let stats = command.model(golden("llama")).json();
+        let (stats, _) = command.model(golden("llama")).run().succeeds();
+        let stats: Value = serde_json::from_str(&stats).expect("JSON");
         let parts = |kind: &str| -> Vec<(String, Value, Value)> {
             let parts = stats["stats"][kind].as_array().expect("parts").iter();
             assert!(

@@ -10,7 +10,7 @@ use cuda::CudaDevice;
 use emulated::Emulated;
 use suite::agreement;
 use tensor::conformance;
-use tensor::{AttentionSpec, DType, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceSpan, StepMeta};
+use tensor::{AttentionSpec, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceSpan, StepMeta};
 
 /// A device whose threads take turns in an order; none without a C++ compiler.
 fn device(turn: u32) -> Option<CudaDevice> {

@@ -23,10 +23,12 @@ fn with_libraries(test: &str, variables: &[(&str, &str)], body: fn()) {
         return body();
     }
     let Some(folder) = fake::libraries() else { return };
+    // The folder may be there from an earlier run; what that compiled is not to count.
+    let cache = tempfile::tempdir().expect("a folder");
     let output = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture"])
         .env("LD_LIBRARY_PATH", fake::search_path(folder))
-        .env("XDG_CACHE_HOME", folder.join(test))
+        .env("XDG_CACHE_HOME", cache.path())
         .env(BODY, "1")
         .envs(variables.iter().copied())
         .output()
