@@ -161,13 +161,16 @@ fn stats_and_traces_of_a_gpu_have_the_processors_parts() {
         let trace: Value = serde_json::from_slice(&std::fs::read(file).expect("a trace")).expect("JSON");
         let told = trace["traceEvents"].as_array().expect("events").iter();
         let told =
-            told.filter(|e| e["pid"] == 1 && e["tid"] == 0 && e["ph"] == "X" && e["name"] != "waiting");
+            told.filter(|e| e["pid"] == 1 && e["tid"] == 1 && e["ph"] == "X" && e["name"] != "waiting");
         let told: Vec<String> = told.map(|event| event["name"].to_string()).collect();
         (parts("breakdown"), parts("prefill_breakdown"), told)
     };
     let (cpu, gpu) = (run(anysplit("generate"), "cpu"), run(there("generate"), "cuda"));
     assert!(cpu.0.len() > 5 && cpu.2.len() > 100, "{cpu:?}");
-    assert_eq!(gpu.0, cpu.0);
+    // Which decode step is the median is up to the machine.
+    let names =
+        |parts: &[(String, Value, Value)]| parts.iter().map(|part| part.0.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&gpu.0), names(&cpu.0));
     assert_eq!(gpu.1, cpu.1);
     assert_eq!(gpu.2, cpu.2);
 }

@@ -24,7 +24,15 @@ pub fn goldens(place: &Place) -> Result<Vec<Row>, String> {
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     let (mut right, mut farthest, mut wrong) = (0, 0.0f64, Vec::new());
-    for name in &names {
+    for (at, name) in names.iter().enumerate() {
+        if place.is_over() {
+            let left = names.len() - at;
+            wrong.push(Row::failed(
+                "goldens that were left",
+                format!("no time for {left} of {}", names.len()),
+            ));
+            break;
+        }
         match golden(place, name) {
             Ok(far) => (right, farthest) = (right + 1, farthest.max(far)),
             Err(why) => wrong.push(Row::failed(format!("golden {name}"), why)),
@@ -106,6 +114,9 @@ pub fn equality(place: &Place) -> Result<Vec<Row>, String> {
     let one = told("")?;
     let way = |(name, way): &(&str, &str)| {
         let name = format!("bits: {name}");
+        if place.is_over() {
+            return Row::failed(name, "no time was left");
+        }
         match told(way) {
             Ok(other) => same(&name, &one, &other),
             Err(why) => Row::failed(name, why),

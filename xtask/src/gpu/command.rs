@@ -23,6 +23,11 @@ pub struct Place {
 const LOOK: Duration = Duration::from_millis(20);
 
 impl Place {
+    /// Whether the part's time is over.
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
     /// A program of the folder, or of the system.
     pub fn command(&self, program: &str) -> Command {
         let own = self.folder.join(program);

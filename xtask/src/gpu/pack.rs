@@ -162,7 +162,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), String> {
     fs::create_dir_all(to).map_err(|error| told(to, &error))?;
     // Only folders and what is in them: a README beside golden checkpoints is none.
     for entry in fs::read_dir(from).map_err(|error| told(from, &error))?.flatten() {
-        if !entry.path().extension().is_some_and(|kind| kind == "md") {
+        if entry.path().extension().is_none_or(|kind| kind != "md") {
             copy(&entry.path(), &to.join(entry.file_name()))?;
         }
     }

@@ -58,7 +58,7 @@ fn bench(place: &Place, words: &str) -> Result<Vec<Value>, String> {
     }
 }
 
-fn row_of<'a>(rows: &'a [Value], batch: u64, prompt: u64) -> Result<&'a Value, String> {
+fn row_of(rows: &[Value], batch: u64, prompt: u64) -> Result<&Value, String> {
     let is_it = |row: &&Value| row["batch"] == batch && row["prompt"] == prompt;
     rows.iter()
         .find(is_it)

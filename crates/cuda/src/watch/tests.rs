@@ -136,6 +136,28 @@ fn a_gpu_that_was_waited_for_does_nothing_until_it_is_asked_again() {
 }
 
 #[test]
+fn what_the_host_does_while_the_gpu_does_nothing_counts() {
+    let (watch, gpu) = (always(), Script::new(&[0, 0, 400, 410]));
+    let work = |part| {
+        watch.enter(&gpu, part).unwrap();
+        watch.work(&gpu).unwrap();
+        watch.leave(&gpu).unwrap();
+        watch.waits(&gpu).unwrap();
+        watch.waited();
+    };
+    watch.enter(&gpu, Part::Step).unwrap();
+    work(Part::Qkv);
+    watch.enter(&gpu, Part::Exchange).unwrap();
+    let began = Instant::now();
+    while began.elapsed() < 3 * MS {}
+    watch.leave(&gpu).unwrap();
+    work(Part::Ffn);
+    watch.leave(&gpu).unwrap();
+    let times = watch.take_times(&gpu).unwrap();
+    assert!(ms(&times, Part::Exchange) >= 3.0 && ms(&times, Part::Ffn) == 10.0, "{times:?}");
+}
+
+#[test]
 fn what_is_recorded_nests_and_has_the_gpus_moments() {
     let (watch, gpu) = (Watch::new(), Script::new(&[200, 230, 240, 270]));
     watch.record();
