@@ -10,11 +10,12 @@ use ::tensor::{
 
 use crate::driver::{Driver, Fault};
 use crate::kv::CudaKv;
-use crate::linear::{self, CudaWeight};
+use crate::linear::{self, CudaWeight, Fast, Grouped};
 use crate::logits::{self, PanelTree};
 use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
 use crate::of_program::OfProgram;
+use crate::ranks::Trees;
 use crate::reduction::Reduction;
 use crate::step::CudaStep;
 use crate::tensor::{CudaTensor, Queue};
@@ -23,8 +24,10 @@ use crate::{attention, kv, rows};
 
 /// One rank's GPU, or its part of one.
 pub struct CudaDevice {
-    queue: Queue,
+    pub(crate) queue: Queue,
+    pub(crate) trees: Trees,
     reduction: Reduction,
+    fast: Option<Fast>,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
 }
@@ -37,9 +40,12 @@ impl CudaDevice {
 
     /// A device of what a driver drives. What it says of the time of parts is the host's: when they were asked for and waited for.
     pub fn with(driver: Box<dyn Driver>, reduction: Reduction) -> Self {
+        let queue = Queue(Memory::new(driver));
         CudaDevice {
-            queue: Queue(Memory::new(driver)),
+            fast: (reduction == Reduction::Fast).then(|| Fast::new(&queue)),
+            queue,
             reduction,
+            trees: Trees::default(),
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
         }
@@ -102,6 +108,10 @@ impl Device for CudaDevice {
         self.queue.tensor(rows, cols)
     }
 
+    fn flush(&self) {
+        self.queue.flush();
+    }
+
     fn download(&self, x: &CudaTensor) -> Result<Vec<f32>, DeviceError> {
         self.queue.read(x.at(), x.len()).map_err(|fault| self.error(fault))
     }
@@ -111,7 +121,7 @@ impl Device for CudaDevice {
     }
 
     fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> CudaWeight {
-        CudaWeight::pack(&self.queue, source, spec)
+        linear::pack(&self.queue, self.fast.as_ref(), source, spec)
     }
 
     fn weight_shape(&self, w: &CudaWeight) -> [usize; 2] {
@@ -131,11 +141,23 @@ impl Device for CudaDevice {
     }
 
     fn linear(&self, x: &CudaTensor, w: &CudaWeight, bias: Option<&CudaTensor>) -> CudaTensor {
-        self.makes("linear", |queue| linear::linear(queue, x, w, None, bias))
+        self.makes("linear", |queue| linear::linear(queue, self.fast.as_ref(), x, w, None, bias))
     }
 
     fn linear_tree(&self, x: &CudaTensor, w: &CudaWeight, program: &Program) -> CudaTensor {
-        self.makes("linear_tree", |queue| linear::linear(queue, x, w, Some(program), None))
+        self.makes("linear_tree", |queue| {
+            linear::linear(queue, self.fast.as_ref(), x, w, Some(program), None)
+        })
+    }
+
+    fn linear_gated(
+        &self,
+        x: &CudaTensor,
+        w: &CudaWeight,
+        bias: Option<&CudaTensor>,
+        activation: Activation,
+    ) -> CudaTensor {
+        self.makes("linear_gated", |queue| linear::gated(queue, self.fast.as_ref(), x, w, bias, activation))
     }
 
     fn embed(&self, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
@@ -269,7 +291,8 @@ impl Device for CudaDevice {
         assignment: &CudaAssignment,
         weights: &[CudaWeight],
     ) -> CudaTensor {
-        self.makes("grouped_linear", |queue| linear::grouped(queue, x, true, assignment, weights, None))
+        let layers = Grouped { x, of_tokens: true, assignment, weights, program: None, gate: None };
+        self.makes("grouped_linear", |queue| linear::grouped(queue, layers))
     }
 
     fn grouped_linear_tree(
@@ -279,9 +302,21 @@ impl Device for CudaDevice {
         weights: &[CudaWeight],
         program: &Program,
     ) -> CudaTensor {
-        self.makes("grouped_linear_tree", |queue| {
-            linear::grouped(queue, x, false, assignment, weights, Some(program))
-        })
+        let program = Some(program);
+        let layers = Grouped { x, of_tokens: false, assignment, weights, program, gate: None };
+        self.makes("grouped_linear_tree", |queue| linear::grouped(queue, layers))
+    }
+
+    fn grouped_linear_gated(
+        &self,
+        x: &CudaTensor,
+        assignment: &CudaAssignment,
+        weights: &[CudaWeight],
+        activation: Activation,
+    ) -> CudaTensor {
+        let gate = Some(activation);
+        let layers = Grouped { x, of_tokens: true, assignment, weights, program: None, gate };
+        self.makes("grouped_linear_gated", |queue| linear::grouped(queue, layers))
     }
 
     fn combine(&self, y: &CudaTensor, assignment: &CudaAssignment, program: &Program) -> CudaTensor {

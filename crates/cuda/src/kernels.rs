@@ -13,6 +13,13 @@ macro_rules! attention {
     };
 }
 
+/// A file of kernels that finish reduction trees.
+macro_rules! tree {
+    ($file:literal) => {
+        concat!(include_str!("../kernels/tree.cuh"), include_str!(concat!("../kernels/", $file, ".cu")))
+    };
+}
+
 /// attention_tiles.cuh for a type of cache and a size of heads: the kernel takes long to compile, and a model needs one.
 macro_rules! attention_tiles {
     ($type:literal, $kind:literal, $size:literal, $tiles:literal, $sixteens:literal, $is_exact:literal) => {
@@ -39,8 +46,44 @@ macro_rules! attention_tiles {
     };
 }
 
+/// A file of kernels of several ranks that meet.
+macro_rules! ranks {
+    ($file:literal) => {
+        concat!(
+            include_str!("../kernels/tree.cuh"),
+            include_str!("../kernels/ranks.cuh"),
+            include_str!(concat!("../kernels/", $file, ".cu"))
+        )
+    };
+}
+
+/// linear.cuh, gemm.cuh, gemv.cuh or ordered.cuh for a format of weights: a model needs few of them.
+macro_rules! of_format {
+    ($file:literal, $macro:literal, $format:literal, $type:literal) => {
+        (
+            concat!($file, "_", $format),
+            concat!(
+                include_str!("../kernels/linear_formats.cuh"),
+                include_str!(concat!("../kernels/", $file, ".cuh")),
+                "\n",
+                $macro,
+                "(",
+                $file,
+                "_",
+                $format,
+                ", ",
+                $type,
+                ")\n"
+            ),
+        )
+    };
+}
+
 /// Each file's name and text.
 pub const FILES: &[(&str, &str)] = &[
+    ("all_reduce", ranks!("all_reduce")),
+    ("all_reduce_norm", concat!(include_str!("../kernels/norm.cuh"), ranks!("all_reduce_norm"))),
+    ("all_reduce_compressed", ranks!("all_reduce_compressed")),
     ("attention_exact", attention!("attention_exact")),
     ("attention_merge", attention!("attention_merge")),
     ("attention_split", attention!("attention_split")),
@@ -60,9 +103,23 @@ pub const FILES: &[(&str, &str)] = &[
     attention_tiles!("fp8", "FP8", "to_256", 16, 1, false),
     ("elements", include_str!("../kernels/elements.cu")),
     ("embed", include_str!("../kernels/embed.cu")),
-    ("gemm", include_str!("../kernels/gemm.cu")),
+    ("finish", tree!("finish")),
+    of_format!("gemm", "GEMM", "bfloat", "Sixteen<false>"),
+    of_format!("gemm", "GEMM", "half", "Sixteen<true>"),
+    of_format!("gemm", "GEMM", "fp8", "Eight"),
+    of_format!("gemm", "GEMM", "int8", "Whole<false>"),
+    of_format!("gemm", "GEMM", "int4", "Whole<true>"),
+    of_format!("gemv", "GEMV", "bfloat", "Sixteen<false>"),
+    of_format!("gemv", "GEMV", "half", "Sixteen<true>"),
+    of_format!("gemv", "GEMV", "fp8", "Eight"),
+    of_format!("gemv", "GEMV", "int8", "Whole<false>"),
+    of_format!("gemv", "GEMV", "int4", "Whole<true>"),
     ("limits", include_str!("../kernels/limits.cu")),
-    ("linear", include_str!("../kernels/linear.cu")),
+    of_format!("linear", "LINEAR", "bfloat", "Sixteen<false>"),
+    of_format!("linear", "LINEAR", "half", "Sixteen<true>"),
+    of_format!("linear", "LINEAR", "fp8", "Eight"),
+    of_format!("linear", "LINEAR", "int8", "Whole<false>"),
+    of_format!("linear", "LINEAR", "int4", "Whole<true>"),
     ("linear_exact", include_str!("../kernels/linear_exact.cu")),
     ("linear_inputs", include_str!("../kernels/linear_inputs.cu")),
     ("logits", include_str!("../kernels/logits.cu")),
@@ -70,7 +127,11 @@ pub const FILES: &[(&str, &str)] = &[
     ("logits_top", include_str!("../kernels/logits_top.cu")),
     ("moe", include_str!("../kernels/moe.cu")),
     ("kv", attention!("kv")),
-    ("norm", include_str!("../kernels/norm.cu")),
+    ("norm", concat!(include_str!("../kernels/norm.cuh"), include_str!("../kernels/norm.cu"))),
+    of_format!("ordered", "ORDERED", "int8", "Whole<false>"),
+    of_format!("ordered", "ORDERED", "int4", "Whole<true>"),
+    ("pack", include_str!("../kernels/pack.cu")),
+    ("unpack", include_str!("../kernels/unpack.cu")),
     ("rope", include_str!("../kernels/rope.cu")),
 ];
 

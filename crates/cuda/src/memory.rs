@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::driver::{Address, Driver, Fault};
-use crate::watch::Watch;
+use crate::watch;
 
 /// Sizes are rounded up to one of these per power of two.
 const SIZES_PER_DOUBLING: usize = 8;
@@ -15,31 +15,39 @@ const LEAST: usize = 256;
 /// The memory of one device.
 pub(crate) struct Memory {
     pub driver: Box<dyn Driver>,
-    pub watch: Watch,
+    pub watch: watch::Watch,
     /// What nobody uses, by size.
     free: RefCell<BTreeMap<usize, Vec<Address>>>,
     in_use: Cell<usize>,
     most: Cell<usize>,
     /// The first thing that went wrong since it was last asked for.
     fault: RefCell<Option<Fault>>,
+    /// Who may know that what was read is nothing, though the driver saw no fault.
+    watches: RefCell<Vec<Watch>>,
 }
+
+/// Asked behind each read.
+type Watch = Box<dyn Fn() -> Result<(), Fault>>;
 
 /// Some of it.
 pub(crate) struct Block {
     memory: Rc<Memory>,
     pub at: Address,
     bytes: usize,
+    /// Whether it is kept for others when it is dropped.
+    is_kept: bool,
 }
 
 impl Memory {
     pub fn new(driver: Box<dyn Driver>) -> Rc<Self> {
         Rc::new(Memory {
             driver,
-            watch: Watch::new(),
+            watch: watch::Watch::new(),
             free: RefCell::default(),
             in_use: Cell::new(0),
             most: Cell::new(0),
             fault: RefCell::default(),
+            watches: RefCell::default(),
         })
     }
 
@@ -57,7 +65,18 @@ impl Memory {
         });
         self.in_use.set(self.in_use.get() + bytes);
         self.most.set(self.most.get().max(self.in_use.get()));
-        Block { memory: self.clone(), at: at.unwrap_or(0), bytes }
+        Block { memory: self.clone(), at: at.unwrap_or(0), bytes, is_kept: true }
+    }
+
+    /// Memory of this size for what stays long: weights, caches. It is given back when it is dropped, and does not count as what
+    /// steps need.
+    pub fn exact_block(self: &Rc<Self>, bytes: usize) -> Block {
+        let bytes = bytes.next_multiple_of(LEAST).max(LEAST);
+        let at = self.driver.alloc(bytes).ok().or_else(|| {
+            self.give_back();
+            self.note(self.driver.alloc(bytes))
+        });
+        Block { memory: self.clone(), at: at.unwrap_or(0), bytes, is_kept: false }
     }
 
     /// Keeps what went wrong until it is asked for; of several faults the first.
@@ -77,6 +96,16 @@ impl Memory {
             Some(fault) => Err(fault),
             None => Ok(()),
         }
+    }
+
+    /// Has `watch` asked behind each read.
+    pub fn watch(&self, watch: Watch) {
+        self.watches.borrow_mut().push(watch);
+    }
+
+    /// Whether what was read is what it should be.
+    pub fn ask_watches(&self) -> Result<(), Fault> {
+        self.watches.borrow().iter().try_for_each(|watch| watch())
     }
 
     /// Whether nothing has gone wrong: else nothing more is asked of the driver.
@@ -104,6 +133,12 @@ impl Drop for Memory {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if !self.is_kept {
+            if self.at != 0 {
+                self.memory.driver.free(self.at);
+            }
+            return;
+        }
         self.memory.in_use.set(self.memory.in_use.get() - self.bytes);
         if self.at != 0 {
             self.memory.free.borrow_mut().entry(self.bytes).or_default().push(self.at);

@@ -55,6 +55,15 @@ impl Ranges {
         unsafe { (self.push)(name.as_ptr()) };
     }
 
+    /// Has a range around some work, if a tool is attached.
+    pub fn around<T>(ranges: Option<Self>, name: impl FnOnce() -> String, work: impl FnOnce() -> T) -> T {
+        let Some(ranges) = ranges else { return work() };
+        ranges.push(&name());
+        let done = work();
+        ranges.pop();
+        done
+    }
+
     /// Closes the one that was opened last.
     pub fn pop(self) {
         // SAFETY: see above.

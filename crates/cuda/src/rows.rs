@@ -15,7 +15,7 @@ const fn elements(name: &'static str) -> Kernel {
 const NORM_THREADS: usize = 256;
 
 /// A norm's arguments of a kernel. Without one, its weights are nowhere.
-fn norm_of(arguments: Arguments, norm: Option<RowNorm<'_, CudaTensor>>, cols: usize) -> Arguments {
+pub(crate) fn norm_of(arguments: Arguments, norm: Option<RowNorm<'_, CudaTensor>>, cols: usize) -> Arguments {
     let Some(RowNorm { weight, bias, spec }) = norm else {
         return arguments.address(0).address(0).count(0).float(0.0).float(0.0);
     };
@@ -91,7 +91,8 @@ pub(crate) fn rope(queue: &Queue, x: &CudaTensor, span: HeadSpan, table: &CudaTe
     queue.launch(Kernel { file: "rope", name: "rope_rotate" }, grid, arguments);
 }
 
-fn number_of(activation: Activation) -> usize {
+/// As `kernels/math.cuh` counts them.
+pub(crate) fn number_of(activation: Activation) -> usize {
     match activation {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel};
 use crate::memory::{Block, Memory};
 
 /// A row-major matrix of f32.
@@ -42,9 +42,19 @@ impl Queue {
         CudaTensor { block: self.0.block(4 * rows * cols), rows, cols }
     }
 
+    /// The same with room for so many elements.
+    pub fn tensor_with_room(&self, rows: usize, cols: usize, room: usize) -> CudaTensor {
+        CudaTensor { block: self.0.block(4 * room.max(rows * cols)), rows, cols }
+    }
+
     /// Memory of `bytes`.
     pub fn block(&self, bytes: usize) -> Block {
         self.0.block(bytes)
+    }
+
+    /// Memory of `bytes` that stays long.
+    pub fn exact_block(&self, bytes: usize) -> Block {
+        self.0.exact_block(bytes)
     }
 
     /// Bytes of the host, in memory of the GPU.
@@ -81,8 +91,23 @@ impl Queue {
         watch.waits(&**driver)?;
         driver.read(from, &mut bytes)?;
         watch.waited();
+        self.0.ask_watches()?;
         let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes each"));
         Ok(bytes.chunks_exact(4).map(number).collect())
+    }
+
+    /// Hands all work to the GPU, without waiting.
+    pub fn flush(&self) {
+        if self.0.is_sound() {
+            self.0.note(self.0.driver.flush());
+        }
+    }
+
+    /// Has files of kernels loaded before they are needed.
+    pub fn prepare(&self, files: &[&'static str]) {
+        if self.0.is_sound() {
+            self.0.note(self.0.driver.prepare(files));
+        }
     }
 
     /// Runs a kernel, unless it has no blocks.
@@ -94,10 +119,29 @@ impl Queue {
 
     /// Asks the driver for work, unless something has gone wrong before.
     pub fn work(&self, ask: impl FnOnce(&dyn Driver) -> Result<(), Fault>) {
+        self.0.note(self.asked(ask));
+    }
+
+    /// The same, of which whoever asks is told.
+    fn asked(&self, ask: impl FnOnce(&dyn Driver) -> Result<(), Fault>) -> Result<(), Fault> {
         let Memory { driver, watch, .. } = &*self.0;
-        if self.0.is_sound() {
-            self.0.note(watch.work(&**driver).and_then(|()| ask(&**driver)));
-        }
+        if self.0.is_sound() { watch.work(&**driver).and_then(|()| ask(&**driver)) } else { Ok(()) }
+    }
+
+    /// Has another library work, behind all work so far.
+    ///
+    /// # Errors
+    /// It can't. What went wrong before surfaces where results are read.
+    pub fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
+        self.asked(|driver| driver.call(call))
+    }
+
+    /// Copies within the GPU.
+    ///
+    /// # Errors
+    /// As for [`Queue::call`].
+    pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
+        self.asked(|driver| driver.copy(from, to, bytes))
     }
 
     /// A grid of about a thread per element, for kernels whose threads go on with other elements.

@@ -1,60 +1,24 @@
 //! What stands between a device and NVIDIA's libraries, tried with libraries that stand for them. A process loads a library once,
 //! so each test runs in a process of its own.
 
-use std::ffi::{CStr, c_char};
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
 use std::process::Command;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
 
+use collective::{
+    Collective, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank, SharedSegment, WireDType,
+};
 use cuda::{
-    Arguments, CubinCache, CudaDevice, CudaTensor, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, kernels,
-    probe,
+    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, Reduction,
+    kernels, probe,
 };
 use libloading::Library;
-use tensor::{Device, Part, PartTimes, What};
+use tensor::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat};
 
-mod fake;
-
-/// Set in the process where a test's body runs.
-const BODY: &str = "ANYSPLIT_TEST_BODY";
-
-/// Runs the body of the test of this name where those libraries are found, and these variables are set.
-fn with_libraries(test: &str, variables: &[(&str, &str)], body: fn()) {
-    if std::env::var_os(BODY).is_some() {
-        return body();
-    }
-    let Some(folder) = fake::libraries() else { return };
-    // The folder may be there from an earlier run; what that compiled is not to count.
-    let cache = tempfile::tempdir().expect("a folder");
-    let output = Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", test, "--nocapture"])
-        .env("LD_LIBRARY_PATH", fake::search_path(folder))
-        .env("XDG_CACHE_HOME", cache.path())
-        .env(BODY, "1")
-        .envs(variables.iter().copied())
-        .output()
-        .expect("it can be started");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}{told}", String::from_utf8_lossy(&output.stdout));
-}
-
-/// A number that a library counts.
-fn counted(library: &str, function: &str) -> u32 {
-    // SAFETY: it is loaded already.
-    let library = unsafe { Library::new(library) }.expect("the library");
-    // SAFETY: the function takes nothing and gives a number.
-    let count = unsafe { library.get::<unsafe extern "C" fn() -> u32>(function) }.expect("the function");
-    // SAFETY: see above.
-    unsafe { count() }
-}
-
-fn graph_launches() -> u32 {
-    counted("libcuda.so.1", "fake_graph_launches")
-}
-
-fn driver(enforce_eager: bool) -> NvidiaDriver {
-    let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
-    gpu.driver(enforce_eager).expect("a stream")
-}
+mod process;
+use process::{counted, driver, graph_launches, with_libraries};
 
 #[test]
 fn a_machine_without_a_driver_says_what_was_looked_for() {
@@ -185,6 +149,73 @@ fn graphs_that_follow_each_other_at_once_have_their_own_numbers() {
 }
 
 #[test]
+fn very_many_rows_are_multiplied_by_the_library() {
+    with_libraries("very_many_rows_are_multiplied_by_the_library", &[], || {
+        let dev = CudaDevice::with(Box::new(driver(false)), Reduction::Fast);
+        let other = CudaDevice::new(Box::new(driver(false)));
+        let value = |row: usize, col: usize| ((row * 31 + col * 17) % 41) as f32 / 16.0 - 1.25;
+        let (rows, n, k) = (513, 36, 96);
+        let tree = ReductionTree::over_granules(k, 3);
+        // One node, and two that are not merged here.
+        let programs = [None, Some(tree.program(0..3)), Some(tree.program(1..3))];
+        let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 7, at % k)).collect();
+        for format in [DType::BF16.into(), DType::F16.into(), WeightFormat::Fp8] {
+            let mut times = Vec::new();
+            for program in &programs {
+                let k = program.as_ref().map_or(k, Program::num_inputs);
+                let bias: Vec<f32> = (0..n).map(|col| value(3, col)).collect();
+                let run = |dev: &CudaDevice| {
+                    let w = dev.pack(&ReferenceTensor::from_fn(n, k, value), format.into());
+                    let x = dev.upload(&x[..rows * k], rows, k);
+                    let y = match program {
+                        None => dev.linear(&x, &w, Some(&dev.upload(&bias, 1, n))),
+                        Some(program) => dev.linear_tree(&x, &w, program),
+                    };
+                    dev.download(&y).expect("numbers")
+                };
+                let before = counted("libcublasLt.so.13", "fake_multiplied");
+                let (found, expected) = (run(&dev), run(&other));
+                times.push(counted("libcublasLt.so.13", "fake_multiplied") - before);
+                assert_eq!(found.len(), expected.len());
+                let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4;
+                assert!(found.iter().zip(&expected).all(is_near), "{format}, {program:?}");
+            }
+            let nodes = programs[2].as_ref().map_or(1, Program::num_nodes) as u32;
+            assert_eq!(times, [1, 1, nodes], "{format}");
+        }
+    });
+}
+
+#[test]
+fn products_of_the_library_are_replayed_with_the_rest() {
+    with_libraries("products_of_the_library_are_replayed_with_the_rest", &[], || {
+        let dev = CudaDevice::with(Box::new(driver(false)), Reduction::Fast);
+        let (rows, n, k) = (512, 16, 32);
+        let w = dev
+            .pack(&ReferenceTensor::from_fn(n, k, |row, col| ((row + col) % 5) as f32), DType::BF16.into());
+        let mut asked = Vec::new();
+        for step in 0..5 {
+            let x: Vec<f32> = (0..rows * k).map(|at| ((at + step) % 7) as f32).collect();
+            let mut x = dev.upload(&x, rows, k);
+            // A list that is long enough to be replayed.
+            (0..8).for_each(|_| dev.scale(&mut x, 1.0));
+            let y = dev.download(&dev.linear(&x, &w, None)).expect("numbers");
+            let exact = |row: usize, output: usize| -> f32 {
+                (0..k).map(|i| ((row * k + i + step) % 7) as f32 * ((output + i) % 5) as f32).sum()
+            };
+            for at in 0..rows * n {
+                assert_eq!(y[at], exact(at / n, at % n), "step {step}, element {at}");
+            }
+            asked.push(counted("libcublasLt.so.13", "fake_asked"));
+        }
+        assert_eq!(asked, [1; 5], "an algorithm is looked for once");
+        // Piece by piece, captured, and from then on replayed.
+        assert!(graph_launches() >= 3);
+        assert!(counted("libcublasLt.so.13", "fake_multiplied") <= 3);
+    });
+}
+
+#[test]
 fn several_ranks_have_their_own_queues_on_one_gpu() {
     with_libraries("several_ranks_have_their_own_queues_on_one_gpu", &[], || {
         let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
@@ -245,138 +276,108 @@ fn faults_name_what_asked() {
     });
 }
 
-#[test]
-fn limits_are_measured_once() {
-    with_libraries("limits_are_measured_once", &[], || {
-        let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
-        let limits = gpu.limits().expect("limits");
-        let rates = [limits.copy_bytes_per_s, limits.read_bytes_per_s, limits.bf16_flops_per_s];
-        // What stands for a GPU is a slow one.
-        assert!(rates.iter().all(|rate| (1e4..1e12).contains(rate)), "{limits:?}");
-        let launches = [limits.launch, limits.graph_launch].map(|time| time.as_secs_f64());
-        assert!(launches.iter().all(|launch| (1e-8..1e-2).contains(launch)), "{limits:?}");
-        assert!(graph_launches() > 2, "kernels in graphs are in graphs");
-        let before = counted("libcuda.so.1", "fake_marks");
-        assert_eq!(gpu.limits(), Ok(limits));
-        assert_eq!(counted("libcuda.so.1", "fake_marks"), before);
-    });
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn shared_config() -> SharedConfig {
+    SharedConfig { deadline: DEADLINE, spin: Duration::ZERO, ..SharedConfig::default() }
 }
 
-/// A step of a norm's worth of work and a feed-forward network's, which is many times that. What it reads is right.
-fn step(dev: &CudaDevice, x: &CudaTensor) {
-    dev.span(Part::Step, || {
-        let few = dev.span(Part::Norm, || dev.gather_rows(x, &[1, 0]));
-        let mut many = dev.span(Part::Ffn, || {
-            let mut y = dev.gather_rows(x, &[0; 60_000]);
-            (0..8).for_each(|_| dev.scale(&mut y, 1.0));
-            dev.gather_rows(&y, &[59_999])
-        });
-        // Nothing is to be done in it but to wait.
-        dev.span(Part::Exchange, || assert_eq!(dev.download(&many).expect("numbers"), [1.0, 2.0]));
-        dev.span(Part::Sampling, || {
-            dev.add(&mut many, &dev.gather_rows(&few, &[0]));
-            assert_eq!(dev.download(&many).expect("numbers"), [4.0, 6.0]);
-        });
-    });
-}
-
-#[test]
-fn parts_of_a_step_take_what_the_gpu_takes_eagerly_and_as_graphs() {
-    with_libraries("parts_of_a_step_take_what_the_gpu_takes_eagerly_and_as_graphs", &[], || {
-        for enforce_eager in [false, true] {
-            let before = graph_launches();
-            let dev = CudaDevice::new(Box::new(driver(enforce_eager))).watched();
-            let x = dev.upload(&[1.0, 2.0, 3.0, 4.0], 2, 2);
-            // The first kernel of all takes longer.
-            step(&dev, &x);
-            dev.take_part_times();
-            let mut good = 0;
-            for _ in 0..4 {
-                let began = Instant::now();
-                step(&dev, &x);
-                let times = dev.take_part_times();
-                assert!(times.total() <= began.elapsed(), "no moment is counted twice");
-                let [norm, ffn, exchange] =
-                    [Part::Norm, Part::Ffn, Part::Exchange].map(|part| times.of(part).time);
-                good += usize::from(ffn > 5 * norm && ffn > 5 * exchange);
-            }
-            // A loaded machine may hold one up anywhere.
-            assert!(good > 0);
-            assert_eq!(graph_launches() - before, if enforce_eager { 0 } else { 4 });
-            assert_eq!(dev.take_part_times().total(), PartTimes::default().total());
+/// Ranks as threads, each with its GPU.
+fn ranks_sum(gpus: &[u32], expected_path: &str) {
+    let opened: HashMap<u32, Arc<Gpu>> = gpus
+        .iter()
+        .map(|&ordinal| (ordinal, Gpu::open(ordinal, &CubinCache::none()).expect("a GPU")))
+        .collect();
+    let before = graph_launches();
+    std::thread::scope(|scope| {
+        for (rank, group) in SharedGroup::new(gpus.len(), shared_config()).into_iter().enumerate() {
+            let gpu = opened[&gpus[rank]].clone();
+            scope.spawn(move || rank_sums(group, &gpu, expected_path));
         }
     });
+    assert!(graph_launches() > before, "what came again was replayed");
 }
 
-#[test]
-fn a_step_is_recorded_with_its_operations() {
-    with_libraries("a_step_is_recorded_with_its_operations", &[], || {
-        for enforce_eager in [false, true] {
-            let dev = CudaDevice::new(Box::new(driver(enforce_eager)));
-            let x = dev.upload(&[1.0, 2.0, 3.0, 4.0], 2, 2);
-            step(&dev, &x);
-            let before = counted("libcuda.so.1", "fake_marks");
-            step(&dev, &x);
-            assert_eq!(counted("libcuda.so.1", "fake_marks"), before, "nobody wanted to know");
-            dev.record();
-            (0..3).for_each(|_| step(&dev, &x));
-            assert!(dev.is_recording());
-            let timeline = dev.take_timeline();
-            let told = |what: &What| match what {
-                What::Part { part, .. } => part.name().to_owned(),
-                What::Op { name, made } => format!("{name} {made:?}"),
-                What::Wait => "wait".into(),
-            };
-            let all: Vec<String> = timeline.events.iter().map(|event| told(&event.what)).collect();
-            let scales = ["scale None"; 8];
-            let ffn = ["ffn", "gather_rows Some([60000, 2])"].into_iter().chain(scales);
-            let end =
-                ["gather_rows Some([1, 2])", "exchange", "sampling", "gather_rows Some([1, 2])", "add None"];
-            let one: Vec<&str> =
-                ["step", "norm", "gather_rows Some([2, 2])"].into_iter().chain(ffn).chain(end).collect();
-            assert_eq!(all, one.repeat(3));
-            let mut open: Vec<tensor::Event> = Vec::new();
-            for event in timeline.events {
-                open.retain(|outer| outer.ended > event.began);
-                assert!(open.iter().all(|outer| outer.ended >= event.ended), "{}", told(&event.what));
-                open.push(event);
-            }
+/// One rank's part: what it does is replayed as graphs from the third time on. Only the last rank reads.
+fn rank_sums(group: SharedRank, gpu: &Arc<Gpu>, expected_path: &str) {
+    let (rank, ranks) = (group.rank(), group.size());
+    let leaves: Vec<_> = (0..ranks).map(|rank| rank..rank + 1).collect();
+    let finish = ReductionTree::over_ids(ranks).finish(&leaves);
+    let plan = ReducePlan { nodes_of_rank: vec![1; ranks], finish };
+    let group = CudaGroup::new(group, WireDType::Float32, DEADLINE);
+    let dev = CudaDevice::new(Box::new(gpu.driver(false).expect("a stream")));
+    group.prepare(&dev).expect("prepare");
+    assert_eq!(group.path(), expected_path);
+    for step in 0..6 {
+        let of = |rank: usize, i: usize| (step * 100 + rank * 10 + i) as f32;
+        let mut x = dev.upload(&(0..8).map(|i| of(rank, i)).collect::<Vec<_>>(), 1, 8);
+        // Enough of them to be worth a graph.
+        for _ in 0..8 {
+            x = group.all_reduce(&dev, x, 1, &plan).expect("all_reduce");
+            dev.scale(&mut x, 1.0 / ranks as f32);
         }
-    });
+        if rank + 1 == ranks {
+            let mean = |i: usize| (0..ranks).map(|rank| of(rank, i)).sum::<f32>() / ranks as f32;
+            let found = dev.download(&x).expect("numbers");
+            assert_eq!(found, (0..8).map(mean).collect::<Vec<_>>(), "step {step}");
+        } else {
+            dev.flush();
+        }
+        // As the next step is told.
+        group.barrier().expect("barrier");
+    }
 }
 
+/// Set in the processes of ranks.
+const RANK: &str = "ANYSPLIT_TEST_RANK";
+const SEGMENT: &str = "ANYSPLIT_TEST_SEGMENT";
+
 #[test]
-fn a_tool_sees_ranges() {
-    let body = || {
-        let told = || {
-            // SAFETY: it is loaded already, and its function gives a text that stays until the next range.
-            let library = unsafe { Library::new("libtool.so") }.expect("the tool");
-            // SAFETY: see above.
-            let told = unsafe { library.get::<unsafe extern "C" fn() -> *const c_char>("fake_ranges") };
-            // SAFETY: see above.
-            unsafe { CStr::from_ptr(told.expect("its function")()) }.to_str().expect("a text").to_owned()
+fn ranks_of_several_processes_open_each_others_memory() {
+    let test = "ranks_of_several_processes_open_each_others_memory";
+    with_libraries(test, &[("FAKE_GPUS", "2")], || {
+        let (ranks, config) = (2, shared_config());
+        if let Ok(rank) = std::env::var(RANK) {
+            let path = std::env::var(SEGMENT).expect("a segment");
+            let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the segment");
+            let segment = SharedSegment::open(file.into(), ranks, &config).expect("the segment");
+            let rank: usize = rank.parse().expect("a rank");
+            let gpu = Gpu::open(rank as u32, &CubinCache::none()).expect("a GPU");
+            let group = segment.rank(rank, &config).expect("a rank that is free");
+            return rank_sums(group, &gpu, "peer memory");
+        }
+        let segment = SharedSegment::create(ranks, &config).expect("a segment");
+        let path = format!("/proc/{}/fd/{}", std::process::id(), segment.as_fd().as_raw_fd());
+        let start = |rank: usize| {
+            Command::new(std::env::current_exe().expect("this program"))
+                .args(["--exact", "ranks_of_several_processes_open_each_others_memory", "--nocapture"])
+                .env(RANK, rank.to_string())
+                .env(SEGMENT, &path)
+                .spawn()
+                .expect("a process")
         };
-        let dev = CudaDevice::new(Box::new(driver(false)));
-        let x = dev.upload(&[1.0, 2.0, 3.0, 4.0], 2, 2);
-        step(&dev, &x);
-        let scales = "(scale)".repeat(8);
-        let expected = format!(
-            "(step(norm(gather_rows))(ffn(gather_rows){scales}(gather_rows))(exchange(launch 15))(sampling(gather_rows)(add)(launch 3)))"
-        );
-        assert_eq!(told(), expected);
-    };
-    with_libraries("a_tool_sees_ranges", &[("NVTX_INJECTION64_PATH", "libtool.so")], body);
+        let processes: Vec<_> = (0..ranks).map(start).collect();
+        for mut process in processes {
+            assert!(process.wait().expect("it ends").success(), "its words are above");
+        }
+    });
 }
 
 #[test]
-fn a_tool_that_is_not_there_is_none() {
-    let body = || {
-        let dev = CudaDevice::new(Box::new(driver(false)));
-        step(&dev, &dev.upload(&[1.0, 2.0, 3.0, 4.0], 2, 2));
-    };
-    with_libraries(
-        "a_tool_that_is_not_there_is_none",
-        &[("NVTX_INJECTION64_PATH", "/nowhere/libtool.so")],
-        body,
-    );
+fn ranks_of_one_gpu_and_of_several_use_each_others_memory() {
+    let test = "ranks_of_one_gpu_and_of_several_use_each_others_memory";
+    with_libraries(test, &[("FAKE_GPUS", "2")], || {
+        ranks_sum(&[0, 0], "peer memory");
+        ranks_sum(&[0, 1], "peer memory");
+        ranks_sum(&[1, 0, 1, 0], "peer memory");
+    });
+}
+
+#[test]
+fn gpus_that_do_not_reach_each_other_use_the_library() {
+    let test = "gpus_that_do_not_reach_each_other_use_the_library";
+    with_libraries(test, &[("FAKE_GPUS", "2"), ("FAKE_PEERS", "0"), ("FAKE_POOL", "0")], || {
+        ranks_sum(&[0, 1], "nccl");
+        ranks_sum(&[1, 1], "peer memory");
+    });
 }

@@ -46,6 +46,9 @@ pub trait Device {
     fn upload(&self, data: &[f32], rows: usize, cols: usize) -> Self::Tensor;
     /// A matrix of unspecified content.
     fn alloc(&self, rows: usize, cols: usize) -> Self::Tensor;
+    /// Lets all that was enqueued begin, without waiting for it. A device may hold work back until a result is read; but a rank
+    /// that reads nothing has a part in what others read. So it is called where a rank goes on to wait for others or for work.
+    fn flush(&self) {}
     /// A matrix to host memory, row-major, after all that was enqueued.
     ///
     /// # Errors
@@ -82,6 +85,20 @@ pub trait Device {
     /// # Shapes
     /// `x [t, k]`, `w [n, k]` → `[nodes · t, n]`, node-major: row `node · t + row`
     fn linear_tree(&self, x: &Self::Tensor, w: &Self::Weight, program: &Program) -> Self::Tensor;
+    /// What a gated feed-forward network does first: [`Device::linear`], then [`Device::gated`]. The bits are those of the two one by
+    /// one.
+    ///
+    /// # Shapes
+    /// `x [t, k]`, `w [2 f, k]`, first the gates, `bias [1, 2 f]` → `[t, f]`
+    fn linear_gated(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Weight,
+        bias: Option<&Self::Tensor>,
+        activation: Activation,
+    ) -> Self::Tensor {
+        self.gated(&self.linear(x, w, bias), activation)
+    }
     /// Rows of a weight, widened.
     ///
     /// # Shapes
@@ -274,6 +291,19 @@ pub trait Device {
         assignment: &Self::Assignment,
         weights: &[Self::Weight],
     ) -> Self::Tensor;
+    /// The same of gate and up: [`Device::grouped_linear`], then [`Device::gated`], with the bits of the two one by one.
+    ///
+    /// # Shapes
+    /// `x [tokens, k]`, weights `[2 f, k]`, first the gates → `[pairs, f]`
+    fn grouped_linear_gated(
+        &self,
+        x: &Self::Tensor,
+        assignment: &Self::Assignment,
+        weights: &[Self::Weight],
+        activation: Activation,
+    ) -> Self::Tensor {
+        self.gated(&self.grouped_linear(x, assignment, weights), activation)
+    }
     /// [`Device::linear_tree`] per expert on rows that are pairs already.
     ///
     /// # Shapes

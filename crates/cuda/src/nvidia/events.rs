@@ -36,13 +36,13 @@ impl Events {
         Events { api, all: Vec::new(), used: 0, base: None }
     }
 
-    /// Whether the next mark is the first and the clocks have to be compared before, by [`Events::compare`].
-    pub fn is_stale(&self) -> bool {
+    /// Whether the next mark is the first and the clocks have to be compared before.
+    fn is_stale(&self) -> bool {
         self.used == 0 && self.base.as_ref().is_none_or(|base| base.at.elapsed() > FRESH)
     }
 
     /// Compares clocks. The stream has nothing to do.
-    pub fn compare(&mut self, stream: CUstream) -> Result<(), Fault> {
+    fn compare(&mut self, stream: CUstream) -> Result<(), Fault> {
         let event = match self.base.take() {
             Some(base) => base.event,
             None => event()?,
@@ -57,8 +57,16 @@ impl Events {
         done
     }
 
-    /// The next mark: its number.
-    pub fn next(&mut self) -> Result<usize, Fault> {
+    /// The next mark: its number. `idle` waits until the stream has nothing to do.
+    pub fn next(
+        &mut self,
+        stream: CUstream,
+        idle: impl FnOnce() -> Result<(), Fault>,
+    ) -> Result<usize, Fault> {
+        if self.is_stale() {
+            idle()?;
+            self.compare(stream)?;
+        }
         if self.used == self.all.len() {
             self.all.push(event()?);
         }

@@ -5,7 +5,9 @@ mod driver;
 mod events;
 mod gpu;
 mod graph;
+mod pending;
 mod pinned;
+mod shared;
 
 pub use driver::NvidiaDriver;
 pub use gpu::{Gpu, GpuInfo, probe, usable};
