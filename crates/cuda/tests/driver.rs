@@ -11,10 +11,8 @@ use collective::{
     Collective, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank, SharedSegment, WireDType,
 };
 use cuda::{
-    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, Reduction,
-    kernels, probe,
+    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, Reduction, kernels, probe,
 };
-use libloading::Library;
 use tensor::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat};
 
 mod process;
