@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ::tensor::{
     Activation, AttentionSpec, Device, DeviceError, DeviceMemory, HeadSpan, KvSpec, LogitEdit, MatrixSource,
-    NormSpec, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, WeightSpec,
+    NormSpec, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, Survey, WeightSpec,
 };
 
 use crate::driver::{Driver, Fault};
@@ -215,6 +215,11 @@ impl Device for CudaDevice {
         moe::routing_to_host(&self.queue, routing).map_err(|fault| self.error(fault))
     }
 
+    fn count_choices(&self, routing: &CudaRouting, counts: &mut CudaTensor) -> Result<(), DeviceError> {
+        moe::count_choices(&self.queue, routing, counts);
+        Ok(())
+    }
+
     fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> CudaRouting {
         moe::routing_from_host(&self.queue, choices, experts)
     }
@@ -261,6 +266,10 @@ impl Device for CudaDevice {
 
     fn top_k(&self, logits: &CudaTensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
         logits::top_k(&self.queue, logits, skip, k).map_err(|fault| self.error(fault))
+    }
+
+    fn survey(&self, logits: &CudaTensor, program: &Program, k: usize) -> Result<Survey, DeviceError> {
+        logits::survey(&self.queue, &self.panel_tree, logits, program, k).map_err(|fault| self.error(fault))
     }
 
     fn pick(&self, logits: &CudaTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {

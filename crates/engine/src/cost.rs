@@ -111,8 +111,7 @@ impl<'a, R: Recorder> OnPaper<'a, R> {
             Asked::Tokens => {
                 let logits = decoder.logits(dev, &hidden);
                 dev.span(Part::Sampling, || {
-                    decoder.head().exp_sums(rank, &logits)?;
-                    decoder.head().top_k(rank, &logits, 1).map(drop)
+                    decoder.head().survey(rank, &logits, 1, false).map(drop)
                 })
             }
             Asked::Logprobs => {

@@ -28,7 +28,7 @@ mod tree;
 
 pub use attention::{AttentionSpec, KvShare, KvSpec, SEGMENT, SeenSegment, seen_segments};
 pub use cost::{Cost, CostCounter, CostReport, OpCost};
-pub use device::{Device, DeviceError, DeviceMemory, HostDevice};
+pub use device::{Device, DeviceError, DeviceMemory, HostDevice, Survey};
 pub use dtype::{DType, KvDType};
 pub use format::{ActivationGroup, Fp8Group, GROUP, Groups, Int4Group, Int8Group, WeightFormat, WeightSpec};
 pub use part::{Category, Exchanged, Part, PartTime, PartTimes};

@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::{
     Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, HostDevice, KvSpec,
     LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta,
-    ThreadLog, Timeline, WeightSpec,
+    Survey, ThreadLog, Timeline, WeightSpec,
 };
 
 /// A device that does what another does and knows how long the parts of a step took; and, while it is recorded, every
@@ -212,6 +212,9 @@ impl<D: Device> Device for Timed<D> {
     fn routing_to_host(&self, routing: &Self::Routing) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
         self.op("routing_to_host", || self.inner.routing_to_host(routing))
     }
+    fn count_choices(&self, routing: &Self::Routing, counts: &mut Self::Tensor) -> Result<(), DeviceError> {
+        self.op("count_choices", || self.inner.count_choices(routing, counts))
+    }
     fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> Self::Routing {
         self.op("routing_from_host", || self.inner.routing_from_host(choices, experts))
     }
@@ -259,6 +262,9 @@ impl<D: Device> Device for Timed<D> {
         k: usize,
     ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
         self.op("top_k", || self.inner.top_k(logits, skip, k))
+    }
+    fn survey(&self, logits: &Self::Tensor, program: &Program, k: usize) -> Result<Survey, DeviceError> {
+        self.op("survey", || self.inner.survey(logits, program, k))
     }
     fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
         self.op("pick", || self.inner.pick(logits, at))

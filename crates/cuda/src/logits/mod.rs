@@ -2,10 +2,12 @@
 //! the parts together.
 
 mod edits;
+mod survey;
 mod top;
 mod tree;
 
 pub(crate) use edits::edit;
+pub(crate) use survey::survey;
 pub(crate) use top::{row_max, top_k};
 pub(crate) use tree::{PanelTree, exp_sums};
 
