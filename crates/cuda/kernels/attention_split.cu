@@ -186,7 +186,7 @@ DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequ
 
 } // namespace attention
 
-// Sequences are those of `list`, with at most `most_rows` rows; of those rows, the ones from `first_row` to before `end_row`.
+// Sequences are those of `list` (none where it is NONE), with at most `most_rows` rows; of those rows, the ones from `first_row` to before `end_row`.
 // Grid x: a sequence and 16 of its rows with their heads; y: a KV head; z: which segment, modulo `segments`. What is written is
 // the result, where there is one segment, or parts: at `places`, of which each head has `per_head`, or as attention_merge finds
 // them.
@@ -198,6 +198,7 @@ DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequ
    u32 owner, u32 most_rows) {                                                                                         \
     u32 most_heads = group < num_heads ? group : num_heads;                                                            \
     u32 packs = (most_rows * most_heads + attention::SPLIT_ROWS - 1) / attention::SPLIT_ROWS, item = block_x() / packs; \
+    if (list[item] == attention::NONE) return;                                                                         \
     attention::split<attention::kind>(out, queries, cols, kv, sequences[list[item]], tables, item, block_x() % packs,  \
                                       num_heads, num_kv_heads, group, first_in_group, head_dim, {scale, softcap},      \
                                       window, segments, places, {first_row, end_row}, per_head, {owners, owner},       \

@@ -32,12 +32,13 @@ DEVICE u32 fp8_of(float x) {
   return (code < 0x7e ? code : 0x7e) | (bits_of(x) >> 24 & 0x80);
 }
 
-// Where a row's keys and values go, if its block is here: the record of its first head, and its place in the block.
+// Where a row's keys and values go, if it is there and its block is here: the record of its first head, and its place in the block.
 struct Target {
   u32 block, slot;
 };
 DEVICE Target target_of(u32 row, const u32 *positions, const u32 *table_of_row, const u32 *tables, Share share) {
   u32 position = positions[row];
+  if (table_of_row[row] == NONE) return {NONE, 0};
   return {local_block(tables[table_of_row[row] + position / KV_BLOCK], share), position % KV_BLOCK};
 }
 

@@ -1,5 +1,6 @@
 //! The operations of [`tensor::Device`] on a GPU. They enqueue; what goes wrong surfaces where results are read.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use ::tensor::{
@@ -14,7 +15,8 @@ use crate::logits::{self, PanelTree};
 use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
 use crate::of_program::OfProgram;
-use crate::step::CudaStep;
+use crate::rows::Frequencies;
+use crate::step::{CudaStep, KnownLists};
 use crate::tensor::{CudaTensor, Queue};
 use crate::{attention, kv, rows};
 
@@ -23,6 +25,8 @@ pub struct CudaDevice {
     queue: Queue,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
+    frequencies: Frequencies,
+    lists: RefCell<KnownLists>,
 }
 
 impl CudaDevice {
@@ -32,6 +36,8 @@ impl CudaDevice {
             queue: Queue(Memory::new(driver)),
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
+            frequencies: Frequencies::default(),
+            lists: RefCell::default(),
         }
     }
 
@@ -88,7 +94,7 @@ impl Device for CudaDevice {
     }
 
     fn begin(&self, meta: &StepMeta) -> CudaStep {
-        CudaStep::new(&self.queue, meta)
+        CudaStep::new(&self.queue, meta, &mut self.lists.borrow_mut())
     }
 
     fn linear(&self, x: &CudaTensor, w: &CudaWeight, bias: Option<&CudaTensor>) -> CudaTensor {
@@ -100,11 +106,11 @@ impl Device for CudaDevice {
     }
 
     fn embed(&self, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
-        linear::embed(&self.queue, w, rows)
+        linear::embed(&self.queue, w, rows, self.lists.borrow().list(&self.queue, rows).at)
     }
 
     fn gather_rows(&self, x: &CudaTensor, rows: &[u32]) -> CudaTensor {
-        rows::gather_rows(&self.queue, x, rows)
+        rows::gather_rows(&self.queue, x, rows, self.lists.borrow().list(&self.queue, rows).at)
     }
 
     fn gather_cols(&self, x: &CudaTensor, cols: Range<usize>) -> CudaTensor {
@@ -145,7 +151,7 @@ impl Device for CudaDevice {
     }
 
     fn rope_table(&self, step: &CudaStep, rope: &RopeSpec) -> CudaTensor {
-        rows::rope_table(&self.queue, step.positions, step.rows, rope)
+        rows::rope_table(&self.queue, &self.frequencies, step, rope)
     }
 
     fn rope(&self, x: &mut CudaTensor, span: HeadSpan, table: &CudaTensor) {

@@ -117,6 +117,13 @@ pub trait Driver {
     fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault>;
     /// Copies within the GPU, behind all work so far. The two don't overlap.
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault>;
+    /// Says that what follows is of another shape each time: what was asked for so far is a list of its own.
+    ///
+    /// # Errors
+    /// See [`Driver::write`].
+    fn cut(&self) -> Result<(), Fault> {
+        Ok(())
+    }
     /// Runs a kernel, behind all work so far.
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault>;
 }

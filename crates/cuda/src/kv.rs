@@ -63,7 +63,7 @@ pub(crate) fn store(queue: &Queue, kv: &CudaKv, qkv: &CudaTensor, step: &CudaSte
     let arguments = Arguments::new()
         .address(kv.block.at)
         .address(qkv.at())
-        .count(qkv.rows)
+        .count(qkv.filled_rows())
         .count(qkv.cols)
         .address(step.positions)
         .address(step.table_of_row)
@@ -76,7 +76,7 @@ pub(crate) fn store(queue: &Queue, kv: &CudaKv, qkv: &CudaTensor, step: &CudaSte
         true => 2 * spec.num_kv_heads * spec.head_dim,
         false => 32 * spec.num_kv_heads,
     };
-    let grid = Grid::flat((qkv.rows * threads).div_ceil(THREADS), THREADS);
+    let grid = Grid::flat((qkv.filled_rows() * threads).div_ceil(THREADS), THREADS);
     queue.launch(Kernel { file: "kv", name }, grid, kv.share(arguments));
 }
 

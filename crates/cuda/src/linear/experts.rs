@@ -90,7 +90,7 @@ pub(crate) fn grouped(
         Plan::Tiled { shared, .. } => {
             let layout = Layout::new(first.spec, first.k);
             let places = Places::new(queue, assignment, tokens);
-            let inputs = Inputs::new(queue, x, layout, Some(&places));
+            let inputs = Inputs::new(queue, x, x.rows, layout, Some(&places));
             let shape = Shape::new(queue, first.n, pairs, &shared.deal);
             let ([elements, scales, sums], [deal, items, merges]) = (inputs.addresses(), shared.addresses());
             let arguments = to

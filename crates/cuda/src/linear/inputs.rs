@@ -16,16 +16,16 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Of all rows of `x`, or of those that experts work on.
-    pub fn new(queue: &Queue, x: &CudaTensor, layout: Layout, places: Option<&Places>) -> Self {
-        let groups = places.map_or(x.rows.div_ceil(8), Places::most_groups);
+    /// Of the first `rows` of `x`, or of those that experts work on.
+    pub fn new(queue: &Queue, x: &CudaTensor, rows: usize, layout: Layout, places: Option<&Places>) -> Self {
+        let groups = places.map_or(rows.div_ceil(8), Places::most_groups);
         let tiles = layout.tiles();
         let source = |arguments: Arguments| match places {
             Some(places) => places.source(arguments),
             None => arguments.count(0).address(0).address(0).address(0),
         };
         let x = |arguments: Arguments| {
-            arguments.address(x.at()).count(x.rows).count(layout.k).count(layout.period)
+            arguments.address(x.at()).count(rows).count(layout.k).count(layout.period)
         };
         let (kernel, threads, inputs, arguments) = match layout.format {
             WeightFormat::Int8 | WeightFormat::Int4 => {

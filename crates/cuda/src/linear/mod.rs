@@ -49,10 +49,12 @@ pub(crate) fn linear(
     if y.len() == 0 {
         return y;
     }
-    let layer = Layer { queue, x, w, bias: bias.map_or(0, CudaTensor::vector), y: &y };
+    // Of several nodes, those that follow lie behind the rows that are there.
+    let rows = if nodes == 1 { x.filled_rows() } else { x.rows };
+    let layer = Layer { queue, x, rows, w, bias: bias.map_or(0, CudaTensor::vector), y: &y };
     match (&*w.plan(queue, program), w.spec.format) {
         (Plan::Exact { items, words }, _) => layer.exact(*items, words.at),
-        (Plan::Tiled { alone, .. }, WeightFormat::Float(dtype)) if x.rows > MANY_ROWS => {
+        (Plan::Tiled { alone, .. }, WeightFormat::Float(dtype)) if rows > MANY_ROWS => {
             layer.many(dtype, alone)
         }
         (Plan::Tiled { shared, .. }, _) => layer.few(shared),
@@ -64,6 +66,7 @@ pub(crate) fn linear(
 struct Layer<'a> {
     queue: &'a Queue,
     x: &'a CudaTensor,
+    rows: usize,
     w: &'a CudaWeight,
     bias: Address,
     y: &'a CudaTensor,
@@ -71,12 +74,12 @@ struct Layer<'a> {
 
 impl Layer<'_> {
     fn exact(self, items: usize, words: Address) {
-        let Layer { queue, x, w, bias, y } = self;
+        let Layer { queue, x, rows, w, bias, y } = self;
         let arguments = Arguments::new()
             .address(y.at())
             .address(w.elements.at)
             .address(x.at())
-            .count(x.rows)
+            .count(rows)
             .count(w.n)
             .count(w.k)
             .count(items)
@@ -84,15 +87,15 @@ impl Layer<'_> {
             .address(words + 4 * items as u64)
             .address(bias);
         let kernel = Kernel { file: "linear_exact", name: "linear_exact" };
-        queue.launch(kernel, exact_blocks(w.n, x.rows), arguments);
+        queue.launch(kernel, exact_blocks(w.n, rows), arguments);
     }
 
     /// Some rows of any format: warps of a block share the inputs.
     fn few(self, plan: &Dealt) {
-        let Layer { queue, x, w, bias, y } = self;
+        let Layer { queue, x, rows, w, bias, y } = self;
         let layout = Layout::new(w.spec, w.k);
-        let inputs = Inputs::new(queue, x, layout, None);
-        let shape = Shape::new(queue, w.n, x.rows, &plan.deal);
+        let inputs = Inputs::new(queue, x, rows, layout, None);
+        let shape = Shape::new(queue, w.n, rows, &plan.deal);
         let ([elements, scales, sums], [deal, items, merges]) = (inputs.addresses(), plan.addresses());
         let arguments = Arguments::new()
             .address(y.at())
@@ -103,7 +106,7 @@ impl Layer<'_> {
             .address(scales)
             .address(sums)
             .count(layout.tiles())
-            .count(x.rows)
+            .count(rows)
             .count(w.n)
             .address(deal)
             .address(items)
@@ -115,22 +118,22 @@ impl Layer<'_> {
 
     /// Many rows of 16 bits: blocks are large enough to use each operand often.
     fn many(self, dtype: DType, plan: &Dealt) {
-        let Layer { queue, x, w, bias, y } = self;
+        let Layer { queue, x, rows, w, bias, y } = self;
         let layout = Layout::new(w.spec, w.k);
-        let inputs = Inputs::new(queue, x, layout, None);
+        let inputs = Inputs::new(queue, x, rows, layout, None);
         let [_, items, _] = plan.addresses();
         let arguments = Arguments::new()
             .address(y.at())
             .address(w.elements.at)
             .address(inputs.elements())
             .count(layout.tiles())
-            .count(x.rows)
+            .count(rows)
             .count(w.n)
             .address(items)
             .count(plan.deal.num_items())
             .address(bias);
         let name = if dtype == DType::F16 { "gemm_half" } else { "gemm_bfloat" };
-        let grid = Grid::plane(w.n.div_ceil(GEMM_SIDE), x.rows.div_ceil(GEMM_SIDE), 128);
+        let grid = Grid::plane(w.n.div_ceil(GEMM_SIDE), rows.div_ceil(GEMM_SIDE), 128);
         queue.launch(Kernel { file: "gemm", name }, grid.with_shared(GEMM_SHARED), arguments);
     }
 }

@@ -32,7 +32,7 @@ impl Parts {
     fn of(queue: &Queue, x: &CudaTensor) -> Self {
         let (least, most) = (4 * THREADS, 32 * THREADS);
         let blocks = 4 * queue.0.driver.multiprocessors();
-        let wanted = blocks.div_ceil(x.rows.max(1)).max(1);
+        let wanted = blocks.div_ceil(x.filled_rows().max(1)).max(1);
         let width = x.cols.div_ceil(wanted).next_multiple_of(THREADS).clamp(least, most);
         Parts { width, parts: x.cols.div_ceil(width) }
     }

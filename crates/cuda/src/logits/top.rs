@@ -52,7 +52,7 @@ pub(crate) fn top_k(
 /// The largest of each row; none of a row without columns. A NaN is below all numbers.
 fn largest(queue: &Queue, x: &CudaTensor) -> Result<Vec<Option<(f32, u32)>>, Fault> {
     let parts = Parts::of(queue, x);
-    let found = queue.block(8 * x.rows * parts.parts);
+    let found = queue.block(8 * x.filled_rows() * parts.parts);
     find_largest(queue, x, &parts, found.at);
     Ok(largest_of(&pairs(queue, &found, x.rows * parts.parts)?, x.rows))
 }
@@ -61,7 +61,7 @@ fn largest(queue: &Queue, x: &CudaTensor) -> Result<Vec<Option<(f32, u32)>>, Fau
 pub(super) fn find_largest(queue: &Queue, x: &CudaTensor, parts: &Parts, found: Address) {
     let arguments = Arguments::new().address(found).address(x.at());
     let arguments = arguments.count(x.cols).count(parts.width).count(parts.parts);
-    queue.launch(kernel("logits_largest"), parts.grid(x.rows), arguments);
+    queue.launch(kernel("logits_largest"), parts.grid(x.filled_rows()), arguments);
 }
 
 /// The largest of each row, of which there are as many parts as of the others.
@@ -76,7 +76,7 @@ pub(super) fn largest_of(found: &[(f32, u32)], rows: usize) -> Vec<Option<(f32, 
 /// By the largest of each group of columns.
 fn few(queue: &Queue, x: &CudaTensor, skip: usize, wanted: usize) -> Result<Vec<Vec<(f32, u32)>>, Fault> {
     let k = wanted - skip;
-    let found = queue.block(8 * x.rows * k);
+    let found = queue.block(8 * x.filled_rows() * k);
     find_few(queue, x, skip, wanted, found.at);
     Ok(pairs(queue, &found, x.rows * k)?.chunks_exact(k).map(<[_]>::to_vec).collect())
 }
@@ -86,8 +86,8 @@ pub(super) fn find_few(queue: &Queue, x: &CudaTensor, skip: usize, wanted: usize
     let tile = THREADS * GROUP;
     // Only the last tile has groups without columns.
     let groups = x.cols / tile * THREADS + (x.cols % tile).min(THREADS);
-    let largest = queue.block(8 * x.rows * groups);
-    let grid = Grid::plane(x.rows, x.cols.div_ceil(tile), THREADS);
+    let largest = queue.block(8 * x.filled_rows() * groups);
+    let grid = Grid::plane(x.filled_rows(), x.cols.div_ceil(tile), THREADS);
     let arguments = Arguments::new().address(largest.at).address(x.at()).count(x.cols).count(groups);
     queue.launch(kernel("logits_groups"), grid, arguments);
 
@@ -95,7 +95,7 @@ pub(super) fn find_few(queue: &Queue, x: &CudaTensor, skip: usize, wanted: usize
     let arguments = Arguments::new().address(found).address(x.at()).address(largest.at);
     let arguments = arguments.count(x.cols).count(groups).count(skip).count(wanted).count(sorted);
     let threads = (groups / 4).max(wanted * GROUP / 8).next_power_of_two().clamp(128, 1024);
-    let grid = Grid::flat(x.rows, threads).with_shared(8 * sorted + 4 * wanted);
+    let grid = Grid::flat(x.filled_rows(), threads).with_shared(8 * sorted + 4 * wanted);
     queue.launch(kernel("logits_top_k"), grid, arguments);
 }
 

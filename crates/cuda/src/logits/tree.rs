@@ -122,8 +122,10 @@ pub(crate) fn exp_sums(
     assert_eq!(x.rows, max.len(), "exp_sums: one maximum per row");
     assert_eq!(program.inputs.len(), x.cols.div_ceil(PANEL), "exp_sums: one item per panel of 16 columns");
     let tree = trees.get(queue, program, || PanelTree::new(queue, program));
-    let max = queue.numbers(max.iter().map(|max| max.to_bits()));
-    let sums = queue.block(tree.bytes(x));
+    let mut bits: Vec<u32> = max.iter().map(|max| max.to_bits()).collect();
+    bits.resize(x.filled_rows(), 0);
+    let max = queue.numbers(bits);
+    let sums = queue.block(tree.bytes_of(x.filled_rows()));
     tree.sum(queue, x, Maxima::Known(max.at), sums.at);
     Ok(tree.finish(&queue.read(sums.at, x.rows * tree.subtrees)?))
 }
@@ -137,9 +139,9 @@ pub(super) enum Maxima {
 }
 
 impl PanelTree {
-    /// Bytes of the subtrees' sums.
-    pub(super) fn bytes(&self, x: &CudaTensor) -> usize {
-        4 * x.rows * self.subtrees
+    /// Bytes of the subtrees' sums of so many rows.
+    pub(super) fn bytes_of(&self, rows: usize) -> usize {
+        4 * rows * self.subtrees
     }
 
     /// The subtrees' sums of each row, to `sums [rows, subtrees]`.
@@ -152,7 +154,7 @@ impl PanelTree {
         };
         let arguments = Arguments::new().address(sums).address(x.at()).address(max).address(found);
         let arguments = arguments.count(parts).count(x.cols).count(self.subtrees).address(self.uploaded.at);
-        let grid = Grid::plane(x.rows, self.subtrees, THREADS);
+        let grid = Grid::plane(x.filled_rows(), self.subtrees, THREADS);
         queue.launch(kernel("logits_exp_sums"), grid, arguments.address(levels_at).address(merges_at));
     }
 

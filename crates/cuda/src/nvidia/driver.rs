@@ -30,8 +30,8 @@ const READ_BYTES: usize = 256 << 10;
 /// Larger writes are not collected, and no longer lists.
 const MOST_WRITTEN: usize = 256 << 10;
 const MOST_WORK: usize = 1 << 14;
-/// Lists that are known: a few per step and batch size.
-const MOST_GRAPHS: usize = 512;
+/// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
+const MOST_GRAPHS: usize = 128;
 const LEAST_WORK: usize = 8;
 
 /// A rank's stream on a GPU. It stays on the thread that made it.
@@ -304,6 +304,11 @@ impl Driver for NvidiaDriver {
 
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
         self.add(Work::Copy { from, to, bytes })
+    }
+
+    fn cut(&self) -> Result<(), Fault> {
+        self.gpu.bind()?;
+        self.flush()
     }
 
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault> {
