@@ -1,59 +1,28 @@
 //! What stands between a device and NVIDIA's libraries, tried with libraries that stand for them. A process loads a library once,
 //! so each test runs in a process of its own.
 
-use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use cuda::{
     Arguments, CubinCache, CudaDevice, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, kernels, probe,
 };
 use libloading::Library;
-use tempfile::TempDir;
 use tensor::Device;
+
+mod fake;
 
 /// Set in the process where a test's body runs.
 const BODY: &str = "ANYSPLIT_TEST_BODY";
-
-/// A folder of libraries; none without a C++ compiler.
-fn libraries() -> Option<&'static Path> {
-    static FOLDER: OnceLock<Option<TempDir>> = OnceLock::new();
-    let compiled = || {
-        let folder = tempfile::tempdir().expect("a folder");
-        let emulated = include_str!("../kernels/emulated.h");
-        let elements = kernels::FILES.iter().find(|(name, _)| *name == "elements").expect("the file").1;
-        let kernels = [emulated, include_str!("../kernels/math.cuh"), elements].join("\n");
-        let driver = kernels + include_str!("fake/libcuda.cpp");
-        for (name, source) in
-            [("libcuda.so.1", driver.as_str()), ("libnvrtc.so.13", include_str!("fake/libnvrtc.cpp"))]
-        {
-            let (from, to) = (folder.path().join(format!("{name}.cpp")), folder.path().join(name));
-            std::fs::write(&from, source).expect("a source");
-            let output = Command::new(std::env::var("CXX").unwrap_or("c++".into()))
-                .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-mfma", "-mf16c"])
-                .args(["-U_FORTIFY_SOURCE", &format!("-Wl,-soname,{name}"), "-o"])
-                .args([&to, &from])
-                .arg("-ldl")
-                .output()
-                .ok()?;
-            assert!(output.status.success(), "{name}:\n{}", String::from_utf8_lossy(&output.stderr));
-        }
-        Some(folder)
-    };
-    FOLDER.get_or_init(compiled).as_ref().map(TempDir::path)
-}
 
 /// Runs the body of the test of this name where those libraries are found, and these variables are set.
 fn with_libraries(test: &str, variables: &[(&str, &str)], body: fn()) {
     if std::env::var_os(BODY).is_some() {
         return body();
     }
-    let Some(folder) = libraries() else { return eprintln!("skipped: no C++ compiler") };
-    let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let all = std::env::join_paths([folder.into()].into_iter().chain(std::env::split_paths(&others)));
+    let Some(folder) = fake::libraries() else { return };
     let output = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture"])
-        .env("LD_LIBRARY_PATH", all.expect("folders without colons"))
+        .env("LD_LIBRARY_PATH", fake::search_path(folder))
         .env("XDG_CACHE_HOME", folder.join(test))
         .env(BODY, "1")
         .envs(variables.iter().copied())
@@ -214,18 +183,17 @@ fn graphs_that_follow_each_other_at_once_have_their_own_numbers() {
 fn several_ranks_have_their_own_queues_on_one_gpu() {
     with_libraries("several_ranks_have_their_own_queues_on_one_gpu", &[], || {
         let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
-        // The library that stands for the driver is not made for threads at the same time.
-        for rank in 0..3 {
-            let gpu = &gpu;
-            std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
+            for rank in 0..3 {
+                let gpu = &gpu;
                 scope.spawn(move || {
                     let dev = CudaDevice::new(Box::new(gpu.driver(false).expect("a stream")));
                     let mut x = dev.upload(&[rank as f32; 6], 2, 3);
                     dev.scale(&mut x, 2.0);
                     assert_eq!(dev.download(&x).expect("numbers"), [2.0 * rank as f32; 6]);
                 });
-            });
-        }
+            }
+        });
     });
 }
 

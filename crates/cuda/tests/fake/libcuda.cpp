@@ -1,40 +1,86 @@
-// NVIDIA's driver where there is none: the functions that are called, over host memory. Work waits in its stream until somebody
-// waits for it, and only then reads and writes; so whatever must stay in its place until then is known to have stayed. Kernels
+// NVIDIA's driver where there is none: the functions that are called, over host memory. Work waits in its stream, as long
+// as it may, and only then reads and writes; so whatever must stay in its place until then is known to have stayed. Kernels
 // are those of emulated.h, which comes before this.
 
+#include <condition_variable>
 #include <deque>
 #include <dlfcn.h>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <string>
+#include <thread>
 
 namespace fake {
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, FAILED = 719 };
-constexpr size_t FREE = 300 << 20, TOTAL = 80ull << 30;
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, FAILED = 719 };
 constexpr u32 ARGUMENTS = 24;
 
+u64 number(const char *variable, u64 otherwise) {
+  const char *text = getenv(variable);
+  return text ? strtoull(text, nullptr, 10) : otherwise;
+}
+// Bytes of a GPU's memory: those that nobody else uses, and all.
+u64 of_process() { return number("FAKE_FREE_BYTES", 300 << 20); }
+u64 total() { return number("FAKE_TOTAL_BYTES", 80ull << 30); }
+
 typedef std::function<int()> Work;
+
+// A queue of work with a thread of its own. That begins when somebody waits for it, or when nobody has for a while: so what is on
+// its way is so for as long as it may be, and ranks whose kernels wait for each other still meet.
 struct Stream {
+  std::mutex lock;
+  std::condition_variable wake, progress;
   std::deque<Work> work;
   u64 done = 0;
-  bool is_captured = false;
+  u32 waiting = 0;
+  bool is_ended = false, is_captured = false;
   std::vector<Work> captured;
   int failed = SUCCESS;
+  std::thread thread{[this] { live(); }};
 
   void add(Work next) {
-    if (is_captured) captured.push_back(next);
-    else work.push_back(next);
+    if (is_captured) return captured.push_back(next);
+    std::lock_guard held(lock);
+    work.push_back(next);
+    if (waiting > 0) wake.notify_all();
+  }
+  u64 all() {
+    std::lock_guard held(lock);
+    return done + work.size();
   }
   // Until so many are done.
-  void run(u64 until) {
-    for (; done < until && !work.empty(); done++) {
-      int result = work.front()();
-      work.pop_front();
-      if (result != SUCCESS) failed = result;
+  int wait(u64 until) {
+    std::unique_lock held(lock);
+    waiting++;
+    wake.notify_all();
+    progress.wait(held, [&] { return done >= until; });
+    waiting--;
+    return failed;
+  }
+  void live() {
+    std::unique_lock held(lock);
+    while (!is_ended) {
+      wake.wait_for(held, std::chrono::milliseconds(20), [&] { return is_ended || (waiting > 0 && !work.empty()); });
+      for (u64 until = done + work.size(); done < until; done++, progress.notify_all()) {
+        Work next = std::move(work.front());
+        held.unlock();
+        int result = next();
+        held.lock();
+        work.pop_front();
+        if (result != SUCCESS) failed = result;
+      }
     }
   }
-  u64 all() { return done + work.size(); }
+  ~Stream() {
+    wait(all());
+    {
+      std::lock_guard held(lock);
+      is_ended = true;
+      wake.notify_all();
+    }
+    thread.join();
+  }
 };
 struct Event {
   Stream *stream = nullptr;
@@ -42,18 +88,34 @@ struct Event {
 };
 typedef std::vector<Work> Graph;
 typedef void (*Run)(const u32 *, u32, u32, void **, u32);
+struct Function {
+  std::string name;
+  Run run;
+};
+struct Device {
+  u64 used = 0;
+};
+struct Allocation {
+  size_t bytes;
+  Device *device;
+};
 
-std::map<u64, size_t> memory;
-std::vector<Stream *> streams;
+// Never destroyed: threads may still be at work when the process ends.
+std::mutex &all = *new std::mutex;
+std::vector<Device> &devices = *new std::vector<Device>(number("FAKE_GPUS", 1));
+std::map<u64, Allocation> &memory = *new std::map<u64, Allocation>;
+std::vector<Stream *> &streams = *new std::vector<Stream *>;
+std::map<std::string, Function> &functions = *new std::map<std::string, Function>;
 u32 graph_launches = 0;
-thread_local bool is_bound = false;
+thread_local Device *bound = nullptr;
 
 // Whether these bytes are of one allocation.
 bool is_ours(u64 at, size_t bytes) {
+  std::lock_guard held(all);
   auto next = memory.upper_bound(at);
   if (next == memory.begin()) return false;
-  auto &[start, size] = *--next;
-  return at + bytes <= start + size;
+  auto &[start, of] = *--next;
+  return at + bytes <= start + of.bytes;
 }
 
 } // namespace fake
@@ -66,10 +128,12 @@ u32 fake_graph_launches() { return graph_launches; }
 
 int cuInit(u32) { return SUCCESS; }
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
-int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
-int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, SUCCESS; }
+int cuDeviceGetCount(int *count) { return *count = int(devices.size()), SUCCESS; }
+int cuDeviceGet(int *device, int ordinal) {
+  return *device = ordinal, ordinal < int(devices.size()) ? SUCCESS : INVALID_DEVICE;
+}
 int cuDeviceGetName(char *name, int, int) { return strcpy(name, "Fake GPU"), SUCCESS; }
-int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = TOTAL, SUCCESS; }
+int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), SUCCESS; }
 int cuDeviceGetAttribute(int *value, int which, int) {
   switch (which) {
   case 16: *value = 2; break;
@@ -80,9 +144,9 @@ int cuDeviceGetAttribute(int *value, int which, int) {
   }
   return SUCCESS;
 }
-int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &memory, SUCCESS; }
+int cuDevicePrimaryCtxRetain(Device **context, int device) { return *context = &devices[device], SUCCESS; }
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
-int cuCtxSetCurrent(void *context) { return is_bound = context == &memory, SUCCESS; }
+int cuCtxSetCurrent(Device *context) { return bound = context, SUCCESS; }
 int cuGetErrorName(int error, const char **name) {
   return *name = error == FAILED ? "CUDA_ERROR_LAUNCH_FAILED" : error == NOT_FOUND ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR",
          SUCCESS;
@@ -92,22 +156,36 @@ int cuGetErrorString(int error, const char **text) {
 }
 
 int cuMemAlloc_v2(u64 *at, size_t bytes) {
-  if (!is_bound || bytes == 0) return INVALID_VALUE;
-  if (bytes > FREE) return OUT_OF_MEMORY;
+  if (!bound || bytes == 0) return INVALID_VALUE;
+  std::lock_guard held(all);
+  if (bytes > of_process() - std::min(bound->used, of_process())) return OUT_OF_MEMORY;
   *at = u64(aligned_alloc(256, (bytes + 255) / 256 * 256));
   memset((void *)*at, 0xff, bytes);
-  memory[*at] = bytes;
+  memory[*at] = {bytes, bound};
+  bound->used += bytes;
   return SUCCESS;
 }
 int cuMemFree_v2(u64 at) {
-  for (Stream *stream : streams) stream->run(stream->all());
-  if (!memory.count(at)) return INVALID_VALUE;
-  memset((void *)at, 0xee, memory[at]);
+  std::vector<Stream *> there;
+  {
+    std::lock_guard held(all);
+    if (!memory.count(at)) return INVALID_VALUE;
+    there = streams;
+  }
+  for (Stream *stream : there) stream->wait(stream->all());
+  std::lock_guard held(all);
+  Allocation own = memory[at];
+  memset((void *)at, 0xee, own.bytes);
+  own.device->used -= own.bytes;
   memory.erase(at);
   free((void *)at);
   return SUCCESS;
 }
-int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = FREE, *total = TOTAL, SUCCESS; }
+int cuMemGetInfo_v2(size_t *free, size_t *of) {
+  if (!bound) return INVALID_VALUE;
+  std::lock_guard held(all);
+  return *free = of_process() - std::min(bound->used, of_process()), *of = total(), SUCCESS;
+}
 int cuMemHostAlloc(void **at, size_t bytes, u32) { return *at = malloc(bytes), SUCCESS; }
 int cuMemFreeHost(void *at) {
   // Whatever is still to be read there is read as this.
@@ -115,25 +193,23 @@ int cuMemFreeHost(void *at) {
 }
 
 int cuStreamCreate(Stream **stream, u32) {
-  if (!is_bound) return INVALID_VALUE;
+  if (!bound) return INVALID_VALUE;
+  std::lock_guard held(all);
   return *stream = new Stream, streams.push_back(*stream), SUCCESS;
 }
 int cuStreamDestroy_v2(Stream *stream) {
-  stream->run(stream->all());
-  streams.erase(std::find(streams.begin(), streams.end(), stream));
-  delete stream;
-  return SUCCESS;
+  {
+    std::lock_guard held(all);
+    streams.erase(std::find(streams.begin(), streams.end(), stream));
+  }
+  return delete stream, SUCCESS;
 }
-int cuStreamSynchronize(Stream *stream) {
-  if (stream->is_captured) return INVALID_VALUE;
-  stream->run(stream->all());
-  return stream->failed;
-}
+int cuStreamSynchronize(Stream *stream) { return stream->is_captured ? INVALID_VALUE : stream->wait(stream->all()); }
 int cuEventCreate(Event **event, u32) { return *event = new Event, SUCCESS; }
 int cuEventDestroy_v2(Event *event) { return delete event, SUCCESS; }
 int cuEventRecord(Event *event, Stream *stream) { return *event = {stream, stream->all()}, SUCCESS; }
 int cuEventSynchronize(Event *event) {
-  if (event->stream) event->stream->run(event->after);
+  if (event->stream) event->stream->wait(event->after);
   return SUCCESS;
 }
 
@@ -150,21 +226,24 @@ int cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream *stream) {
   return stream->add([=] { return memcpy((void *)to, (const void *)from, bytes), SUCCESS; }), SUCCESS;
 }
 
-int cuModuleLoadData(void **module, const char *code) {
+int cuModuleLoadData(const void **module, const char *code) {
   if (strncmp(code, "cubin for --gpu-architecture=sm_90a", 35)) return INVALID_VALUE;
-  return *module = &memory, SUCCESS;
+  return *module = code, SUCCESS;
 }
 int cuModuleUnload(void *) { return SUCCESS; }
-int cuModuleGetFunction(Run *run, void *, const char *name) {
+int cuModuleGetFunction(const Function **function, void *, const char *name) {
   Dl_info own;
   dladdr((void *)&fake_graph_launches, &own);
   static void *library = dlopen(own.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-  *run = (Run)dlsym(library, (std::string("emulate_") + name).c_str());
-  return *run ? SUCCESS : NOT_FOUND;
+  std::lock_guard held(all);
+  Run run = (Run)dlsym(library, (std::string("emulate_") + name).c_str());
+  if (!run) return NOT_FOUND;
+  return *function = &(functions[name] = {name, run}), SUCCESS;
 }
-int cuFuncGetAttribute(int *value, int, Run) { return *value = 1024, SUCCESS; }
-int cuFuncSetAttribute(Run, int which, int value) { return which == 8 && value == 226 << 10 ? SUCCESS : INVALID_VALUE; }
-int cuLaunchKernel(Run run, u32 x, u32 y, u32 z, u32 threads, u32, u32, u32 shared, Stream *stream, void **from, void **) {
+int cuFuncGetAttribute(int *value, int, void *) { return *value = 1024, SUCCESS; }
+int cuFuncSetAttribute(void *, int which, int value) { return which == 8 && value == 226 << 10 ? SUCCESS : INVALID_VALUE; }
+int cuLaunchKernel(const Function *function, u32 x, u32 y, u32 z, u32 threads, u32, u32, u32 shared, Stream *stream, void **from,
+                   void **) {
   if (threads > 1024) return INVALID_VALUE;
   std::vector<u64> slots;
   for (u32 i = 0; i < ARGUMENTS; i++) slots.push_back(*static_cast<u64 *>(from[i]));
@@ -172,9 +251,9 @@ int cuLaunchKernel(Run run, u32 x, u32 y, u32 z, u32 threads, u32, u32, u32 shar
     std::vector<void *> arguments;
     for (u64 &slot : slots) arguments.push_back(&slot);
     u32 grid[3] = {x, y, z};
-    // The first argument of every kernel that is tried is where it writes.
-    if (!is_ours(slots[0], 1)) return int(FAILED);
-    return run(grid, threads, shared, arguments.data(), 0), int(SUCCESS);
+    // Where a kernel whose first argument that is writes to nobody's memory, a GPU fails; a processor would be ended.
+    if (function->name == "scale" && !is_ours(slots[0], 1)) return int(FAILED);
+    return function->run(grid, threads, shared, arguments.data(), 0), int(SUCCESS);
   });
   return SUCCESS;
 }
