@@ -68,7 +68,12 @@ pub(crate) fn head_norm(queue: &Queue, x: &CudaTensor, span: HeadSpan, weight: &
 
 fn at_heads(arguments: Arguments, x: &CudaTensor, span: HeadSpan) -> Arguments {
     assert!(span.first_col + span.heads * span.head_dim <= x.cols, "heads lie in the columns of a matrix");
-    arguments.count(x.filled_rows()).count(x.cols).count(span.first_col).count(span.heads).count(span.head_dim)
+    arguments
+        .count(x.filled_rows())
+        .count(x.cols)
+        .count(span.first_col)
+        .count(span.heads)
+        .count(span.head_dim)
 }
 
 /// Frequencies that are on the GPU already: those of a model are the same in every step.
@@ -92,12 +97,7 @@ impl Frequencies {
 }
 
 /// For the rows of a step.
-pub(crate) fn rope_table(
-    queue: &Queue,
-    known: &Frequencies,
-    step: &CudaStep,
-    rope: &RopeSpec,
-) -> CudaTensor {
+pub(crate) fn rope_table(queue: &Queue, known: &Frequencies, step: &CudaStep, rope: &RopeSpec) -> CudaTensor {
     let (rows, pairs) = (filled_up(step.rows), rope.inv_freq.len());
     let table = queue.tensor(step.rows, 2 * pairs);
     let frequencies = known.address(queue, &rope.inv_freq);
@@ -132,7 +132,11 @@ pub(crate) fn gated(queue: &Queue, x: &CudaTensor, activation: Activation) -> Cu
     assert_eq!(x.cols % 2, 0, "gated: an even number of columns");
     let y = queue.tensor(x.rows, x.cols / 2);
     let arguments = Arguments::new().address(y.at()).address(x.at()).long(y.filled_len()).count(y.cols);
-    queue.launch(elements("gated"), queue.over_elements(y.filled_len()), arguments.count(number_of(activation)));
+    queue.launch(
+        elements("gated"),
+        queue.over_elements(y.filled_len()),
+        arguments.count(number_of(activation)),
+    );
     y
 }
 
@@ -143,7 +147,8 @@ pub(crate) fn activate(queue: &Queue, x: &CudaTensor, activation: Activation) {
 
 pub(crate) fn add(queue: &Queue, x: &CudaTensor, y: &CudaTensor) {
     assert!(x.cols == y.cols && (y.rows == x.rows || y.rows == 1), "add: shapes of x and y");
-    let arguments = Arguments::new().address(x.at()).address(y.at()).long(x.filled_len()).long(y.filled_len());
+    let arguments =
+        Arguments::new().address(x.at()).address(y.at()).long(x.filled_len()).long(y.filled_len());
     queue.launch(elements("add"), queue.over_elements(x.filled_len()), arguments);
 }
 

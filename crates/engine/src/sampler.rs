@@ -211,7 +211,12 @@ pub(crate) fn not_finite<D: Device>(rank: Rank<D>, logit: f32) -> ModelError {
 /// The token of a row; or, if more candidates are needed, how many at least. `all`: there are no more.
 ///
 /// `log_sum_exp` is there if neither min-p nor top-k cuts. They cut the candidates first; top-p then keeps the fewest whose probabilities reach p.
-fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: Option<f64>, all: bool) -> Result<u32, usize> {
+fn choose(
+    choice: &Choice,
+    candidates: &[(f32, u32)],
+    log_sum_exp: Option<f64>,
+    all: bool,
+) -> Result<u32, usize> {
     // Those that are forbidden come last.
     let allowed = candidates.partition_point(|(logit, _)| *logit > f32::NEG_INFINITY);
     let (all, candidates) = (all || allowed < candidates.len(), &candidates[..allowed]);

@@ -48,7 +48,8 @@ pub(crate) fn attention(
     assert_eq!(kv.spec.share.owners, 1, "all blocks are here");
     let out = queue.tensor(qkv.rows, spec.num_heads * spec.head_dim);
     let segments = step.segments(spec.window);
-    let call = Call { queue, queries: qkv, kv, step, spec, rows: 0..qkv.rows, segments, places: None };
+    let rows = 0..qkv.filled_rows();
+    let call = Call { queue, queries: qkv, kv, step, spec, rows, segments, places: None };
     call.check();
     let short = &step.short;
     let slots = short.count * short.most_rows;

@@ -24,9 +24,8 @@ impl Inputs {
             Some(places) => places.source(arguments),
             None => arguments.count(0).address(0).address(0).address(0),
         };
-        let x = |arguments: Arguments| {
-            arguments.address(x.at()).count(rows).count(layout.k).count(layout.period)
-        };
+        let x =
+            |arguments: Arguments| arguments.address(x.at()).count(rows).count(layout.k).count(layout.period);
         let (kernel, threads, inputs, arguments) = match layout.format {
             WeightFormat::Int8 | WeightFormat::Int4 => {
                 let threads = groups * tiles * 8;

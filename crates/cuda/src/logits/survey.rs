@@ -2,9 +2,9 @@
 
 use tensor::{Program, Survey};
 
+use super::Parts;
 use super::top::{FEW, find_few, find_largest, largest_of, logit_of, pairs_of, top_k};
 use super::tree::{Maxima, PanelTree};
-use super::Parts;
 use crate::driver::Fault;
 use crate::of_program::OfProgram;
 use crate::tensor::{CudaTensor, Queue};

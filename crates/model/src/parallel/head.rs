@@ -219,7 +219,8 @@ impl<D: Device> ParallelLmHead<D> {
             flat.extend(self.with_ids(top));
         }
         let all = self.exchange(rank, flat)?;
-        let of_row = |row: usize| all.iter().map(move |flat| &flat[row * (flat.len() / rows)..][..flat.len() / rows]);
+        let of_row =
+            |row: usize| all.iter().map(move |flat| &flat[row * (flat.len() / rows)..][..flat.len() / rows]);
         let max: Vec<f32> = (0..rows).map(|row| largest(of_row(row).map(|part| part[0]))).collect();
         for (row, &max) in max.iter().enumerate() {
             // At most as many as there are ids, if all are numbers.
@@ -247,7 +248,8 @@ impl<D: Device> ParallelLmHead<D> {
         }
         let rows = own.len();
         let all = self.exchange(rank, own.into_iter().flat_map(|top| self.with_ids(top)).collect())?;
-        let of_row = |row: usize| all.iter().map(move |flat| &flat[row * (flat.len() / rows)..][..flat.len() / rows]);
+        let of_row =
+            |row: usize| all.iter().map(move |flat| &flat[row * (flat.len() / rows)..][..flat.len() / rows]);
         Ok((0..rows).map(|row| merged(of_row(row), k)).collect())
     }
 

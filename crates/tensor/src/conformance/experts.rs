@@ -215,7 +215,10 @@ impl Case for Experts {
 /// The rows of pairs, of as many nodes: a device may have more behind them.
 fn of_pairs<D: Device>(dev: &D, op: &'static str, x: &D::Tensor, nodes: usize, pairs: usize) -> Found {
     let Found { shape: [rows, cols], data, .. } = Found::tensor(dev, op, x);
-    assert!(rows % nodes == 0 && rows / nodes >= pairs, "{op}: {rows} rows for {nodes} nodes of {pairs} pairs");
+    assert!(
+        rows % nodes == 0 && rows / nodes >= pairs,
+        "{op}: {rows} rows for {nodes} nodes of {pairs} pairs"
+    );
     let of_node = |node: usize| data[node * (rows / nodes) * cols..][..pairs * cols].iter().copied();
     Found { op, shape: [nodes * pairs, cols], data: (0..nodes).flat_map(of_node).collect() }
 }

@@ -198,7 +198,14 @@ impl<D: Device> ParallelExperts<D> {
         let leads = rank.group.rank() == 0;
         if leads || matches!(self.meeting, Meeting::Tokens(_)) {
             let mut counts = self.counts.borrow_mut();
-            Tally::count(&mut self.tally.borrow_mut(), dev, &routing, (dev.shape(x)[0], leads), &self.own, &mut counts)?;
+            Tally::count(
+                &mut self.tally.borrow_mut(),
+                dev,
+                &routing,
+                (dev.shape(x)[0], leads),
+                &self.own,
+                &mut counts,
+            )?;
         }
         Ok(routing)
     }
