@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use ::tensor::{
-    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, HeadSpan, KvSpec, LogitEdit, MatrixSource,
-    NormSpec, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, Survey, WeightSpec,
+    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, HeadSpan, Heads, KvSpec, LogitEdit,
+    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, Survey, WeightSpec,
 };
 
+use crate::attention::Arrived;
 use crate::driver::{Driver, Fault};
 use crate::kv::CudaKv;
 use crate::linear::{self, CudaWeight};
@@ -26,6 +27,7 @@ pub struct CudaDevice {
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
     frequencies: Frequencies,
+    arrived: Arrived,
     lists: RefCell<KnownLists>,
 }
 
@@ -37,6 +39,7 @@ impl CudaDevice {
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
             frequencies: Frequencies::default(),
+            arrived: Arrived::default(),
             lists: RefCell::default(),
         }
     }
@@ -182,12 +185,23 @@ impl Device for CudaDevice {
         kv::store(&self.queue, kv, qkv, step, spec);
     }
 
+    fn rotate_store(
+        &self,
+        kv: &mut CudaKv,
+        qkv: &mut CudaTensor,
+        heads: Heads<'_, CudaTensor>,
+        step: &CudaStep,
+        spec: &AttentionSpec,
+    ) {
+        kv::rotate_store(&self.queue, kv, qkv, heads, step, spec);
+    }
+
     fn copy_kv(&self, kv: &mut CudaKv, pairs: &[(u32, u32)]) {
         kv::copy(&self.queue, kv, pairs);
     }
 
     fn attention(&self, qkv: &CudaTensor, kv: &CudaKv, step: &CudaStep, spec: &AttentionSpec) -> CudaTensor {
-        attention::attention(&self.queue, qkv, kv, step, spec)
+        attention::attention(&self.queue, &self.arrived, qkv, kv, step, spec)
     }
 
     fn attention_segments(

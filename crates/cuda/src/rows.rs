@@ -28,7 +28,8 @@ fn norm_of(arguments: Arguments, norm: Option<RowNorm<'_, CudaTensor>>, cols: us
     arguments.address(weight.vector()).address(bias).count(is_layer).float(offset).float(spec.eps)
 }
 
-fn kind_of(spec: NormSpec) -> (usize, f32) {
+/// Whether a norm takes the mean off, and what it adds to weights.
+pub(crate) fn kind_of(spec: NormSpec) -> (usize, f32) {
     match spec.kind {
         NormKind::Rms { weight_offset } => (0, weight_offset),
         NormKind::Layer => (1, 0.0),

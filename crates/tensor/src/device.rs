@@ -2,7 +2,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::{
-    Activation, AttentionSpec, Exchanged, HeadSpan, KvSpec, LogitEdit, MatrixSource, NormSpec, Part,
+    Activation, AttentionSpec, Exchanged, HeadSpan, Heads, KvSpec, LogitEdit, MatrixSource, NormSpec, Part,
     PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, Timeline, WeightSpec,
 };
 
@@ -192,6 +192,33 @@ pub trait Device {
     /// a scale per head ([`crate::KvDType::round`]); rows whose block is another rank's ([`KvSpec::share`]) are passed
     /// over. `qkv [t, qkv_cols]`
     fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec);
+    /// What happens to queries, keys and values between their layer and attention: heads are normed and rotated, and keys and
+    /// values are written. The bits are those of [`Device::head_norm`], [`Device::rope`] and [`Device::store_kv`] one by one. What
+    /// `qkv [t, qkv_cols]` has of keys and values afterwards is unspecified.
+    fn rotate_store(
+        &self,
+        kv: &mut Self::Kv,
+        qkv: &mut Self::Tensor,
+        heads: Heads<'_, Self::Tensor>,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+    ) {
+        match heads {
+            Heads { norms: Some(([q, k], norm)), table: Some(table) } => {
+                self.head_norm_rope(qkv, [(spec.q(), q), (spec.k(), k)], norm, table);
+            }
+            Heads { norms: Some(([q, k], norm)), table: None } => {
+                self.head_norm(qkv, spec.q(), q, norm);
+                self.head_norm(qkv, spec.k(), k, norm);
+            }
+            Heads { norms: None, table: Some(table) } => {
+                let both = HeadSpan { heads: spec.num_heads + spec.num_kv_heads, ..spec.q() };
+                self.rope(qkv, both, table);
+            }
+            Heads { norms: None, table: None } => {}
+        }
+        self.store_kv(kv, qkv, step, spec);
+    }
     /// Copies blocks, with all that belongs to them, from the first of each pair to the second; pairs whose blocks are
     /// another rank's ([`KvSpec::share`]) are passed over. Blocks are counted over all owners; those of a pair have the same
     /// one. No block that is written is in another pair.

@@ -38,7 +38,7 @@ pub use reference::{
 };
 pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight, Shapes};
 pub use source::{Concat, MatrixSource, PackedBytes, PackedPart, PackedWeight, Slice};
-pub use spec::{Activation, HeadSpan, LogitEdit, NormKind, NormSpec, RopeSpec, RouterSpec, RowNorm};
+pub use spec::{Activation, HeadSpan, Heads, LogitEdit, NormKind, NormSpec, RopeSpec, RouterSpec, RowNorm};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
 pub use timed::Timed;
 pub use timeline::{Event, MOST_EVENTS, ThreadLog, Timeline, What};

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use crate::clock::Clock;
 use crate::{
-    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, HostDevice, KvSpec,
-    LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta,
-    Survey, ThreadLog, Timeline, WeightSpec,
+    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, Heads, HostDevice,
+    KvSpec, LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm,
+    StepMeta, Survey, ThreadLog, Timeline, WeightSpec,
 };
 
 /// A device that does what another does and knows how long the parts of a step took; and, while it is recorded, every
@@ -172,6 +172,16 @@ impl<D: Device> Device for Timed<D> {
     }
     fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec) {
         self.op("store_kv", || self.inner.store_kv(kv, qkv, step, spec))
+    }
+    fn rotate_store(
+        &self,
+        kv: &mut Self::Kv,
+        qkv: &mut Self::Tensor,
+        heads: Heads<'_, Self::Tensor>,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+    ) {
+        self.op("rotate_store", || self.inner.rotate_store(kv, qkv, heads, step, spec))
     }
     fn copy_kv(&self, kv: &mut Self::Kv, pairs: &[(u32, u32)]) {
         self.op("copy_kv", || self.inner.copy_kv(kv, pairs));

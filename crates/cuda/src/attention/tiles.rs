@@ -2,9 +2,6 @@
 
 use crate::kv::{CudaKv, TILE};
 
-/// Threads of a block.
-pub(super) const THREADS: usize = 32 * WARPS;
-const WARPS: usize = 4;
 /// Positions of a tile.
 const POSITIONS: usize = 64;
 
@@ -56,12 +53,24 @@ impl Shape {
         }
     }
 
+    /// Warps of a block, and rows of each; as kernels.rs has it.
+    fn warps_and_rows(self) -> (usize, usize) {
+        match self {
+            Shape::Of64 => (4, 32),
+            Shape::Of128 | Shape::To128 => (8, 16),
+            Shape::Of256 | Shape::To256 => (4, 16),
+        }
+    }
+
+    /// Threads of a block.
+    pub fn threads(self) -> usize {
+        32 * self.warps_and_rows().0
+    }
+
     /// Rows of a block: a row is a token with one of the heads that read a KV head.
     pub fn rows(self) -> usize {
-        match self {
-            Shape::Of64 | Shape::Of128 | Shape::To128 => 32 * WARPS,
-            Shape::Of256 | Shape::To256 => 16 * WARPS,
-        }
+        let (warps, rows) = self.warps_and_rows();
+        warps * rows
     }
 
     /// Bytes of shared memory: keys and values of a tile, their scales, and queries.
