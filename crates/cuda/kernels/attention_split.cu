@@ -166,7 +166,8 @@ DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequ
         for (u32 w = 0; w < count; w++)
           if (overlap(tile_of(round + w), seen)) o = fused(o, shared.keep[w][row], shared.part[w][row][col]);
       }
-      sync_block();
+      // The next slice's parts go where these were; the next round's, behind the barrier below.
+      if (slice + SLICE < tiles) sync_block();
     }
     if (thread() < SPLIT_ROWS) {
       u32 row = thread();
@@ -176,6 +177,7 @@ DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequ
           shared.l[row] = fused(shared.l[row], shared.keep[w][row], shared.sum[w][row]);
         }
     }
+    // The next round writes `largest`, `keep` and `sum`, which were read just now, and reads `m`; what follows reads the sums.
     sync_block();
   }
 

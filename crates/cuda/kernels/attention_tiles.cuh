@@ -1,11 +1,12 @@
 // Attention of many rows of a sequence over caches of 8 and 16 bits: prefill.
 //
 // Limited by the tensor cores, and by shared memory, from which every operand of keys and values is read once per warp: with 32
-// rows per warp (heads of up to 128) a load of 512 bytes feeds four products, with 16 (larger heads) two. Should reach half of
-// the tensor cores' rate. Exponentials cost about a third of the products' time and run beside those of other blocks.
+// rows per warp (heads of 64, but over fp8) a load of 512 bytes feeds four products, with 16 two, which is as fast as an SM reads it;
+// more rows of larger heads would not fit in registers. Should reach half of the tensor cores' rate. Exponentials cost about a
+// third of the products' time and run beside those of other warps.
 //
-// A block has 4 warps, each with 16 or 32 rows (a row is a token with one of the heads that read the KV head), and goes through
-// the positions that they see in tiles of 64. Keys of the next tile are on their way to shared memory while values meet weights,
+// A block has 4 or 8 warps, each with 16 or 32 rows (a row is a token with one of the heads that read the KV head), and goes
+// through the positions that they see in tiles of 64. Keys of the next tile are on their way to shared memory while values meet weights,
 // values while keys meet queries. What a segment summed joins what those before it summed in `out`, where each thread finds
 // again what it wrote.
 

@@ -56,7 +56,7 @@ pub const FILES: &[(&str, &str)] = &[
     attention_tiles!("half", "HALF", "256", 16, 4, 1, true),
     attention_tiles!("half", "HALF", "to_128", 8, 8, 1, false),
     attention_tiles!("half", "HALF", "to_256", 16, 4, 1, false),
-    attention_tiles!("fp8", "FP8", "64", 4, 4, 2, true),
+    attention_tiles!("fp8", "FP8", "64", 4, 8, 1, true),
     attention_tiles!("fp8", "FP8", "128", 8, 8, 1, true),
     attention_tiles!("fp8", "FP8", "to_128", 8, 8, 1, false),
     attention_tiles!("fp8", "FP8", "to_256", 16, 4, 1, false),

@@ -256,7 +256,7 @@ impl Call<'_> {
         let items = group.count * self.places.map_or(1, |_| self.segments);
         let grid = Grid {
             blocks: [blocks, self.spec.num_kv_heads, items].map(number),
-            threads: number(shape.threads()),
+            threads: number(shape.threads(self.kv)),
             shared: number(shape.shared_bytes(self.spec.head_dim, self.kv)),
         };
         let name = shape.kernel(self.kv);

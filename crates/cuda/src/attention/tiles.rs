@@ -1,5 +1,7 @@
 //! kernels/attention_tiles.cuh.
 
+use tensor::KvDType;
+
 use crate::kv::{CudaKv, TILE};
 
 /// Positions of a tile.
@@ -53,24 +55,21 @@ impl Shape {
         }
     }
 
-    /// Warps of a block, and rows of each; as kernels.rs has it.
-    fn warps_and_rows(self) -> (usize, usize) {
+    /// Rows of a block: a row is a token with one of the heads that read a KV head.
+    pub fn rows(self) -> usize {
         match self {
-            Shape::Of64 => (4, 32),
-            Shape::Of128 | Shape::To128 => (8, 16),
-            Shape::Of256 | Shape::To256 => (4, 16),
+            Shape::Of64 | Shape::Of128 | Shape::To128 => 128,
+            Shape::Of256 | Shape::To256 => 64,
         }
     }
 
-    /// Threads of a block.
-    pub fn threads(self) -> usize {
-        32 * self.warps_and_rows().0
-    }
-
-    /// Rows of a block: a row is a token with one of the heads that read a KV head.
-    pub fn rows(self) -> usize {
-        let (warps, rows) = self.warps_and_rows();
-        warps * rows
+    /// Threads of a block: warps have 16 rows each, or 32 where they have registers for as many; as kernels.rs has it.
+    pub fn threads(self, kv: &CudaKv) -> usize {
+        let rows_of_warp = match self {
+            Shape::Of64 if kv.spec.dtype != KvDType::Fp8 => 32,
+            _ => 16,
+        };
+        32 * self.rows() / rows_of_warp
     }
 
     /// Bytes of shared memory: keys and values of a tile, their scales, and queries.
