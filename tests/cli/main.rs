@@ -12,6 +12,7 @@ mod bench;
 mod bench_serve;
 mod checkpoints;
 mod child;
+mod cuda;
 mod deploy;
 mod deploy_fields;
 mod deploy_shell;
@@ -46,6 +47,8 @@ mod serve_flags;
 mod serve_life;
 mod serve_tokens;
 mod served;
+#[path = "../../crates/cuda/tests/fake/mod.rs"]
+mod stand_ins;
 mod stats;
 mod terminal;
 mod text;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use engine::EngineOptions;
+use engine::{DeviceKind, EngineOptions, Reduction};
 use model::{KeptAs, Quantization};
 use tensor::{DType, KvDType};
 
@@ -47,6 +47,16 @@ pub struct RunArgs {
     /// What runs the model
     #[arg(long, env = "ANYSPLIT_DEVICE", default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceArg,
+    /// The share of memory that may be used, above 0 and at most 1; on GPUs of all their memory, for all that is there; on the
+    /// processor of what the weights leave free, for the KV cache. Default: 0.9 on GPUs, 0.5 on the processor
+    #[arg(long, env = "ANYSPLIT_GPU_MEMORY_UTILIZATION", value_name = "F")]
+    pub gpu_memory_utilization: Option<f64>,
+    /// In which order GPUs add up; canonical: the same bits on any split and in any batch
+    #[arg(long, env = "ANYSPLIT_REDUCTION", default_value = "canonical", value_name = "ORDER")]
+    pub reduction: ReductionArg,
+    /// GPUs get each kernel by itself, without CUDA graphs: slower, for finding faults
+    #[arg(long, env = "ANYSPLIT_ENFORCE_EAGER", value_parser = yes_or_no())]
+    pub enforce_eager: bool,
     /// Threads of each rank; default: a host's cores divided by its ranks
     #[arg(long, env = "ANYSPLIT_THREADS_PER_RANK", value_name = "N")]
     pub threads_per_rank: Option<usize>,
@@ -177,6 +187,25 @@ impl KvDTypeArg {
     }
 }
 
+/// In which order sums are made.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReductionArg {
+    /// One order, whatever the batch, the chunks and the split are.
+    Canonical,
+    /// Whatever is fastest: bits change with the batch and the split. On the processor the canonical order is.
+    Fast,
+}
+
+impl ReductionArg {
+    /// The same for the engine.
+    fn get(self) -> Reduction {
+        match self {
+            ReductionArg::Canonical => Reduction::Canonical,
+            ReductionArg::Fast => Reduction::Fast,
+        }
+    }
+}
+
 /// How weights are read.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LoadFormat {
@@ -200,15 +229,23 @@ pub enum DeviceArg {
 }
 
 impl DeviceArg {
-    /// Whether a model can be run there.
-    fn check(self) -> Result<(), CliError> {
-        // The processor is the best there is, until the engine runs models on others.
-        let DeviceArg::Cuda = self else { return Ok(()) };
-        let why = match engine::gpus() {
-            Ok(gpus) => format!("{} is here, but models don't run on it yet; use --device cpu", gpus[0]),
-            Err(fault) => fault.to_string(),
-        };
-        Err(CliError::Usage(format!("--device cuda: {why}")))
+    /// The same for the engine.
+    fn get(self) -> Result<DeviceKind, CliError> {
+        match self {
+            DeviceArg::Cpu => Ok(DeviceKind::Cpu),
+            DeviceArg::Cuda => match engine::usable_gpus() {
+                Ok(_) => Ok(DeviceKind::Cuda),
+                Err(fault) => Err(CliError::Usage(format!("--device cuda: {fault}"))),
+            },
+            DeviceArg::Auto => match (engine::usable_gpus(), engine::gpus()) {
+                (Ok(_), _) => Ok(DeviceKind::Cuda),
+                (Err(fault), Ok(gpus)) => {
+                    job::say!("warning: {} is not used: {fault}; the processor is", gpus[0]);
+                    Ok(DeviceKind::Cpu)
+                }
+                (Err(_), Err(_)) => Ok(DeviceKind::Cpu),
+            },
+        }
     }
 }
 
@@ -219,10 +256,18 @@ pub fn engine_options(
     run: &RunArgs,
     membership: &Membership,
 ) -> Result<EngineOptions, CliError> {
-    run.device.check()?;
+    if let Some(share) = run.gpu_memory_utilization.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+        return Err(CliError::Usage(format!(
+            "--gpu-memory-utilization is {share}; it must be above 0 and at most 1"
+        )));
+    }
     let KeptAs { dtype, quantization } = model.kept_as();
     let defaults = split.options(membership.ranks())?;
     Ok(EngineOptions {
+        device: run.device.get()?,
+        reduction: run.reduction.get(),
+        enforce_eager: run.enforce_eager,
+        memory_share: run.gpu_memory_utilization,
         threads_per_rank: run.threads_per_rank,
         dtype,
         quantization,

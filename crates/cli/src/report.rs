@@ -29,6 +29,7 @@ pub struct Stats {
     load_s: f64,
     timing: Timing,
     threads_per_rank: usize,
+    is_on_gpus: bool,
     plan: Plan,
     ranks: Vec<RankReport>,
     axes: Axes,
@@ -48,6 +49,7 @@ impl Stats {
             load_s: engine.load_time().as_secs_f64(),
             timing: engine.timing(),
             threads_per_rank: engine.threads_per_rank(),
+            is_on_gpus: engine.is_on_gpus(),
             plan: engine.plan().clone(),
             axes: Axes::new(engine, &ranks)?,
             ranks,
@@ -75,6 +77,7 @@ impl Stats {
                 "pp_rank": r.place.1,
                 "tp_rank": r.place.2,
                 "host": r.host,
+                "device": r.device,
                 "layers": [r.layers.0, r.layers.1],
                 "query_heads": r.query_heads,
                 "kv_heads": r.kv_heads,
@@ -111,6 +114,15 @@ impl Stats {
             "experts": self.axes.experts_json(&self.plan),
             "ranks": self.ranks.iter().map(rank).collect::<Vec<_>>(),
         })
+    }
+
+    /// What the ranks are.
+    fn hardware(&self) -> String {
+        let ranks = count(self.ranks.len(), "rank");
+        match self.is_on_gpus {
+            true => format!("{ranks} on {}", self.ranks[0].device),
+            false => format!("{ranks} × {}", count(self.threads_per_rank, "thread")),
+        }
     }
 
     /// The same for people.
@@ -150,9 +162,8 @@ impl Stats {
             column.set_cell_alignment(CellAlignment::Right);
         }
         let first = format!(
-            "{} × {} · load {:.2} s · first token {:.1} ms · prefill {} · decode {} · peak memory {}",
-            count(self.ranks.len(), "rank"),
-            count(self.threads_per_rank, "thread"),
+            "{} · load {:.2} s · first token {:.1} ms · prefill {} · decode {} · peak memory {}",
+            self.hardware(),
             self.load_s,
             self.timing.time_to_first_token.as_secs_f64() * 1e3,
             show(rate(self.timing.prefill)),

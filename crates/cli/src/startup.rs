@@ -25,6 +25,10 @@ pub fn tell(engine: &mut Engine, of_job: bool, quiet: bool) -> Result<(), Engine
 
 /// More threads than cores work, but take turns. What `launch` has said of its ranks is not said again.
 pub fn warn_of_crowding(engine: &Engine, job: Option<&Job>, is_launched: bool) {
+    // The threads of ranks on GPUs do little but wait.
+    if engine.is_on_gpus() {
+        return;
+    }
     let ranks = match job {
         Some(job) => job.ranks_on_my_cores().len(),
         None => engine.plan().mesh.size(),

@@ -16,6 +16,7 @@ use crate::logits::{self, PanelTree};
 use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
 use crate::of_program::OfProgram;
+use crate::reduction::Reduction;
 use crate::rows::Frequencies;
 use crate::step::{CudaStep, KnownLists};
 use crate::tensor::{CudaTensor, Queue};
@@ -24,6 +25,7 @@ use crate::{attention, kv, rows};
 /// One rank's GPU, or its part of one.
 pub struct CudaDevice {
     queue: Queue,
+    reduction: Reduction,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
     frequencies: Frequencies,
@@ -32,16 +34,27 @@ pub struct CudaDevice {
 }
 
 impl CudaDevice {
-    /// A device of what a driver drives.
+    /// A device of what a driver drives, whose sums are [canonical](Reduction::Canonical).
     pub fn new(driver: Box<dyn Driver>) -> Self {
+        CudaDevice::with(driver, Reduction::default())
+    }
+
+    /// A device of what a driver drives.
+    pub fn with(driver: Box<dyn Driver>, reduction: Reduction) -> Self {
         CudaDevice {
             queue: Queue(Memory::new(driver)),
+            reduction,
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
             frequencies: Frequencies::default(),
             arrived: Arrived::default(),
             lists: RefCell::default(),
         }
+    }
+
+    /// What it promises about the order of its sums.
+    pub fn reduction(&self) -> Reduction {
+        self.reduction
     }
 
     fn error(&self, fault: Fault) -> DeviceError {
@@ -58,7 +71,7 @@ impl Device for CudaDevice {
     type Assignment = CudaAssignment;
 
     fn name(&self) -> String {
-        "cuda".into()
+        self.queue.0.driver.name()
     }
 
     fn upload(&self, data: &[f32], rows: usize, cols: usize) -> CudaTensor {

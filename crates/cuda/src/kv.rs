@@ -38,13 +38,18 @@ impl CudaKv {
 
     /// Of one thing for each type, in the order of [`KvDType::ALL`], that of its own.
     pub(crate) fn own<T: Copy>(&self, of_types: [T; 4]) -> T {
-        let at = KvDType::ALL.iter().position(|dtype| *dtype == self.spec.dtype);
-        of_types[at.expect("all types are there")]
+        of_type(self.spec.dtype, of_types)
     }
 
     pub(crate) fn share(&self, arguments: Arguments) -> Arguments {
         arguments.count(self.spec.share.owners).count(self.spec.share.owner)
     }
+}
+
+/// Of one thing for each type, in the order of [`KvDType::ALL`], that of this type.
+pub(crate) fn of_type<T: Copy>(dtype: KvDType, of_types: [T; 4]) -> T {
+    let at = KvDType::ALL.iter().position(|other| *other == dtype);
+    of_types[at.expect("all types are there")]
 }
 
 /// Bytes of a block: of keys and values of all heads, and in fp8 of their scales.

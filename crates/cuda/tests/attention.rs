@@ -84,7 +84,7 @@ fn run_behind(
     unasked: usize,
     steps: &[Step],
 ) -> Bits {
-    const BLOCKS_EACH: usize = 80;
+    const BLOCKS_EACH: usize = 110;
     const SEQUENCES: usize = 5;
     let AttentionSpec { num_kv_heads, head_dim, .. } = *spec;
     let blocks = BLOCKS_EACH * SEQUENCES;

@@ -1,10 +1,17 @@
 //! Ranks on NVIDIA GPUs.
 
+use std::sync::Arc;
+
+use checkpoint::PackedCheckpoint;
 use collective::{Collective, Solo, Staged};
-use cuda::CudaDevice;
-use tensor::Reference;
+use cuda::{CubinCache, CudaDevice, Fault, Gpu, Reduction};
+use tensor::{DeviceError, Reference};
 
 use crate::groups::RankDevice;
+use crate::launch::MakeDevice;
+use crate::places::{GpuMemory, Place};
+use crate::prepared::{Local, Machine};
+use crate::{EngineError, EngineOptions};
 
 impl RankDevice for CudaDevice {
     type Host = Reference;
@@ -15,6 +22,86 @@ impl RankDevice for CudaDevice {
             1 => Box::new(Solo::default()),
             _ => Box::new(Staged(group)),
         }
+    }
+}
+
+/// Makes ranks' devices of this host's GPUs. Each rank has one of its own while there are enough; ranks that are more than
+/// GPUs share them, neighbours the same.
+pub(crate) struct MakeCuda {
+    local: Local,
+    enforce_eager: bool,
+    reduction: Reduction,
+    /// Those that ranks of this process use.
+    gpus: Vec<Arc<Gpu>>,
+    /// How many there are for the ranks of this host.
+    count: usize,
+}
+
+impl MakeCuda {
+    fn gpu_of(&self, index: usize) -> usize {
+        gpu_of(index, self.local.ranks, self.count)
+    }
+}
+
+/// Which of `gpus` is that of a host's rank.
+fn gpu_of(index: usize, ranks: usize, gpus: usize) -> usize {
+    match ranks <= gpus {
+        true => index,
+        false => index * gpus / ranks,
+    }
+}
+
+impl MakeDevice for MakeCuda {
+    type Device = CudaDevice;
+    fn make(&self, rank: usize) -> Result<CudaDevice, DeviceError> {
+        let ordinal = self.gpu_of(self.local.here(rank));
+        let gpu = self.gpus.iter().find(|gpu| gpu.info.ordinal as usize == ordinal);
+        let gpu = gpu.expect("GPUs of all ranks of this process are open");
+        let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim));
+        let made = made.and_then(|()| gpu.driver(self.enforce_eager));
+        match made {
+            Ok(driver) => Ok(CudaDevice::with(Box::new(driver), self.reduction)),
+            Err(Fault(message)) => Err(DeviceError { device: gpu.info.name.clone(), message }),
+        }
+    }
+}
+
+impl Machine for MakeCuda {
+    fn new(local: Local, options: &EngineOptions) -> Result<Self, EngineError> {
+        let refused = |Fault(message): Fault| EngineError::Request(message);
+        let count = cuda::probe().map_err(refused)?.len();
+        let mut ordinals: Vec<usize> =
+            local.of_process().map(|index| gpu_of(index, local.ranks, count)).collect();
+        ordinals.dedup();
+        let cache = CubinCache::of_user();
+        let open = |ordinal: usize| Gpu::open(ordinal as u32, &cache).map_err(refused);
+        let gpus = ordinals.into_iter().map(open).collect::<Result<_, _>>()?;
+        let EngineOptions { enforce_eager, reduction, .. } = *options;
+        Ok(MakeCuda { local, enforce_eager, reduction, gpus, count })
+    }
+
+    fn places(&self) -> Vec<Place> {
+        let place = |gpu: &Arc<Gpu>| {
+            let ordinal = gpu.info.ordinal as usize;
+            let ranks = (0..self.local.ranks).filter(|&index| self.gpu_of(index) == ordinal).count();
+            let asked = gpu.clone();
+            // A GPU that doesn't answer has nothing to give; the first who uses it says why.
+            let ask = move || asked.free_bytes().unwrap_or(0);
+            let name = format!("GPU {ordinal} ({})", gpu.info.name);
+            Place::gpu(
+                GpuMemory { name, total: gpu.info.memory_bytes, free: ask(), ask: Arc::new(ask) },
+                ranks,
+            )
+        };
+        self.gpus.iter().map(place).collect()
+    }
+
+    fn check_packed(packed: &PackedCheckpoint) -> Result<(), EngineError> {
+        Err(EngineError::Request(format!(
+            "the checkpoint is packed for a processor ({}), and GPUs have a layout of their own; give the original with \
+             --quantization, or use --device cpu",
+            packed.info().layout
+        )))
     }
 }
 

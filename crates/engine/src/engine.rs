@@ -8,18 +8,21 @@ use model::{KeptAs, ModelConfig, bytes_per_token};
 use tensor::{DType, KvDType};
 
 use crate::bubble::Bubble;
+use crate::cpu_ranks::MakeCpu;
+use crate::cuda_ranks::MakeCuda;
 use crate::dispatch::Dispatch;
 use crate::groups;
-use crate::launch::{self, MakeDevice, Setup};
+use crate::launch;
 use crate::leader::Leader;
 use crate::peers::Peers;
-use crate::prepared::{Prepared, Settings};
+use crate::places::{Needs, Place};
+use crate::prepared::{Machine, Prepared, Settings};
 use crate::replica::Replica;
 use crate::savings::Savings;
 use crate::serving::Event;
 use crate::trace::{RankTrace, Recording};
 use crate::worker::Command;
-use crate::{EngineError, EngineOptions, Plan, RankPulse, RankReport, Timing};
+use crate::{DeviceKind, EngineError, EngineOptions, Plan, RankPulse, RankReport, Timing};
 
 /// A loaded model and its ranks. Belongs to the thread that made it, which is rank 0's.
 pub struct Engine {
@@ -32,6 +35,12 @@ pub struct Engine {
     threads_per_rank: usize,
     /// Ranks on this host.
     pub(crate) ranks_here: usize,
+    /// Where they have their memory.
+    pub(crate) places: Vec<Place>,
+    pub(crate) needs: Needs,
+    /// Whether that was measured, and is no estimate any more.
+    pub(crate) is_profiled: bool,
+    pub(crate) memory_share: Option<f64>,
     pub(crate) max_model_len: usize,
     full_model_len: usize,
     pub(crate) max_num_seqs: usize,
@@ -67,22 +76,23 @@ impl Engine {
         options: &EngineOptions,
         progress: &dyn Fn(u64, u64),
     ) -> Result<Engine, EngineError> {
-        let started = Instant::now();
-        let Prepared { setup, settings, total } = Prepared::new(config, source, options, None)?;
-        Engine::launched(setup, settings, options, started, &|bytes| progress(bytes, total))
+        match options.device {
+            DeviceKind::Cpu => Engine::load_on::<MakeCpu>(config, source, options, progress),
+            DeviceKind::Cuda => Engine::load_on::<MakeCuda>(config, source, options, progress),
+        }
     }
 
-    /// Loads what was prepared, over the threads of this process.
-    pub(crate) fn launched<M: MakeDevice + 'static>(
-        setup: Setup<M>,
-        settings: Settings,
+    /// The same, on hardware that is known.
+    pub(crate) fn load_on<M: Machine + 'static>(
+        config: ModelConfig,
+        source: WeightSource,
         options: &EngineOptions,
-        started: Instant,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64, u64),
     ) -> Result<Engine, EngineError> {
-        let plan =
-            Plan { mesh: setup.grouping.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
-        let leader = launch::launch(setup, progress)?;
+        let started = Instant::now();
+        let Prepared::<M> { setup, settings, total } = Prepared::new(config, source, options, None)?;
+        let plan = setup.plan();
+        let leader = launch::launch(setup, &|bytes| progress(bytes, total))?;
         Ok(Engine::with(Box::new(leader), plan, settings, options, started.elapsed()))
     }
 
@@ -98,10 +108,22 @@ impl Engine {
         job: &Job,
         progress: &dyn Fn(u64, u64),
     ) -> Result<Option<Engine>, EngineError> {
+        match options.device {
+            DeviceKind::Cpu => Engine::join_on::<MakeCpu>(config, source, options, job, progress),
+            DeviceKind::Cuda => Engine::join_on::<MakeCuda>(config, source, options, job, progress),
+        }
+    }
+
+    fn join_on<M: Machine>(
+        config: ModelConfig,
+        source: WeightSource,
+        options: &EngineOptions,
+        job: &Job,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Option<Engine>, EngineError> {
         let started = Instant::now();
-        let Prepared { setup, settings, total } = Prepared::new(config, source, options, Some(job))?;
-        let plan =
-            Plan { mesh: setup.grouping.mesh, layout: setup.layout.clone(), stages: setup.stages.clone() };
+        let Prepared::<M> { setup, settings, total } = Prepared::new(config, source, options, Some(job))?;
+        let plan = setup.plan();
         let groups = groups::of_job(setup.grouping, job, options.comm_timeout)?;
         if job.rank() > 0 {
             return launch::live(&setup, groups).map(|()| None);
@@ -129,6 +151,11 @@ impl Engine {
             kv_dtype: settings.kv_dtype,
             threads_per_rank: settings.threads,
             ranks_here: settings.ranks_here,
+            // With the weights of all ranks there, and nothing else yet.
+            places: settings.places.into_iter().map(Place::measured).collect(),
+            needs: settings.needs,
+            is_profiled: false,
+            memory_share: options.memory_share,
             max_model_len: settings.max_model_len,
             full_model_len: settings.max_model_len,
             max_num_seqs: options.max_num_seqs.max(1),
@@ -167,6 +194,11 @@ impl Engine {
     /// What weights are kept in.
     pub fn kept_as(&self) -> KeptAs {
         self.kept
+    }
+
+    /// Whether ranks are GPUs.
+    pub fn is_on_gpus(&self) -> bool {
+        self.places.iter().any(Place::is_gpu)
     }
 
     /// What keys and values are kept in.

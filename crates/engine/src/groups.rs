@@ -6,10 +6,9 @@ use collective::{
     Collective, CollectiveError, Compressed, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup,
     Solo, WireDType,
 };
-use cpu::CpuDevice;
 use job::{Job, JobError};
 use model::ModelError;
-use tensor::{Device, HostDevice, Timed};
+use tensor::{Device, HostDevice};
 
 /// A device of a rank: how its tensors get to the others'.
 pub(crate) trait RankDevice: Device + Sized + 'static {
@@ -17,20 +16,6 @@ pub(crate) trait RankDevice: Device + Sized + 'static {
     type Host: HostDevice + 'static;
     /// A group of this device over one that transports know.
     fn over(group: Box<dyn Collective<Self::Host> + Send>) -> Box<dyn Collective<Self> + Send>;
-}
-
-impl RankDevice for CpuDevice {
-    type Host = Self;
-    fn over(group: Box<dyn Collective<Self> + Send>) -> Box<dyn Collective<Self> + Send> {
-        group
-    }
-}
-
-impl RankDevice for Timed<CpuDevice> {
-    type Host = Self;
-    fn over(group: Box<dyn Collective<Self> + Send>) -> Box<dyn Collective<Self> + Send> {
-        group
-    }
 }
 
 /// How ranks are grouped.

@@ -17,7 +17,7 @@ use crate::pulse::RankPulse;
 use crate::report::RankReport;
 use crate::trace::RankTrace;
 use crate::worker::{Command, LateEdits, Reply, Worker};
-use crate::{EngineError, Grammars, cpus};
+use crate::{EngineError, Grammars, Plan, cpus};
 
 /// How long the threads of a group that ends are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -51,6 +51,13 @@ pub(crate) struct Setup<M> {
     pub loaded_bytes: AtomicU64,
     /// What ranks had recorded when they failed, if their leader is a thread of this process too.
     pub left: Option<Left>,
+}
+
+impl<M> Setup<M> {
+    /// What is where.
+    pub fn plan(&self) -> Plan {
+        Plan { mesh: self.grouping.mesh, layout: self.layout.clone(), stages: self.stages.clone() }
+    }
 }
 
 /// Traces that nobody could ask for any more.

@@ -2,11 +2,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective::WireDType;
+use cuda::Reduction;
 use model::parallel::ExpertOptions;
 use model::{KeptAs, Quantization, TpPlan};
 use tensor::{DType, KvDType};
 
 use crate::Grammars;
+
+/// What ranks are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Parts of the processor.
+    #[default]
+    Cpu,
+    /// NVIDIA GPUs, or parts of one.
+    Cuda,
+}
 
 /// How a model is run.
 #[derive(Clone, Debug)]
@@ -29,6 +40,15 @@ pub struct EngineOptions {
     pub decode_context_parallel_size: usize,
     /// What the sums of all-reduces travel as. All but float32 give up the promise of equal bits.
     pub all_reduce_dtype: WireDType,
+    /// What ranks are.
+    pub device: DeviceKind,
+    /// In which order sums are made. The processor has one order only, the canonical.
+    pub reduction: Reduction,
+    /// Whether GPUs get each kernel by itself, without graphs.
+    pub enforce_eager: bool,
+    /// The share of memory that may be used, above 0 and at most 1. On the processor: for keys and values, of what is left, by
+    /// default half. On GPUs: for all that ranks have there, of all memory, by default 0.9.
+    pub memory_share: Option<f64>,
     /// Threads of each rank; `None`: the cores, shared out.
     pub threads_per_rank: Option<usize>,
     /// What weights are kept in; `None`: as stored.
@@ -63,6 +83,10 @@ impl Default for EngineOptions {
             experts: ExpertOptions::default(),
             decode_context_parallel_size: 1,
             all_reduce_dtype: WireDType::Float32,
+            device: DeviceKind::Cpu,
+            reduction: Reduction::Canonical,
+            enforce_eager: false,
+            memory_share: None,
             threads_per_rank: None,
             dtype: None,
             quantization: None,

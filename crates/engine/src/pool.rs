@@ -5,21 +5,29 @@ use tensor::KV_BLOCK;
 use crate::data_parallel::ToReplica;
 use crate::dispatch::Dispatch;
 use crate::kv_size::{KvRoom, KvSize};
+use crate::places::Place;
 use crate::replica::{MICRO_BATCH_ROWS, Prepare};
 use crate::worker::Command;
-use crate::{Engine, EngineError, GenerateRequest, memory};
+use crate::{Engine, EngineError, GenerateRequest};
 
 /// What a server's requests share.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PoolOptions {
     /// Bytes of each rank's KV cache; `None`: a share of the memory that is left.
     pub kv_cache_memory_bytes: Option<u64>,
-    /// That share, above 0 and at most 1.
-    pub memory_share: f64,
     /// Whether requests use keys and values of prompts before them.
     pub prefix_caching: bool,
     /// The most tokens of a step; `None`: what can be done in a time that running streams don't notice.
     pub max_num_batched_tokens: Option<usize>,
+}
+
+/// What a place has not.
+struct Lack {
+    ranks: usize,
+    /// That its ranks would take.
+    bytes: u64,
+    /// That there are.
+    there: u64,
 }
 
 impl Engine {
@@ -29,13 +37,14 @@ impl Engine {
     /// # Errors
     /// There is no room for a single block; a rank fails.
     pub fn open(&mut self, pool: &PoolOptions) -> Result<(), EngineError> {
+        self.profile()?;
         let (mesh, context) = (self.plan.mesh, self.plan.context());
         let room = KvRoom {
             blocks: match pool.kv_cache_memory_bytes {
                 Some(bytes) => self.blocks_of_bytes(bytes),
-                None => self.affordable_blocks(pool.memory_share),
+                None => self.affordable_blocks(),
             },
-            block_bytes: self.kv_bytes_of_rank() * KV_BLOCK as u64,
+            block_bytes: self.needs.token * KV_BLOCK as u64,
             asked_bytes: pool.kv_cache_memory_bytes,
             stages: mesh.pp,
             max_num_seqs: self.max_num_seqs,
@@ -64,18 +73,24 @@ impl Engine {
 
     /// Bytes that were asked for must be there, as far as they are used.
     fn check_memory(&self, asked: u64, blocks: usize) -> Result<(), EngineError> {
-        let bytes = self.kv_bytes().saturating_mul((blocks * KV_BLOCK) as u64);
-        let caches = match self.ranks_here {
+        let Some(Lack { ranks, bytes, there }) = self.lack(blocks) else { return Ok(()) };
+        let caches = match ranks {
             1 => "the KV cache of this host's rank".to_owned(),
             ranks => format!("the KV caches of this host's {ranks} ranks"),
         };
-        match memory::available_bytes() {
-            Some(available) if bytes > available => Err(EngineError::Request(format!(
-                "--kv-cache-memory-bytes {asked}: {caches} would take {bytes} bytes, and there are {available} bytes of \
-                 memory left; give less, or a smaller --max-model-len or --max-num-seqs"
-            ))),
-            _ => Ok(()),
-        }
+        Err(EngineError::Request(format!(
+            "--kv-cache-memory-bytes {asked}: {caches} would take {bytes} bytes, and there are {there} bytes of \
+             memory left; give less, or a smaller --max-model-len or --max-num-seqs"
+        )))
+    }
+
+    /// The first place that has no room for the caches of its ranks, of so many blocks each.
+    fn lack(&self, blocks: usize) -> Option<Lack> {
+        self.places.iter().find_map(|place| {
+            let bytes = self.kv_bytes(place).saturating_mul((blocks * KV_BLOCK) as u64);
+            let there = place.at_most(self.memory_share, self.needs)?;
+            (bytes > there).then_some(Lack { ranks: place.ranks, bytes, there })
+        })
     }
 
     /// Sets the replicas up for one call.
@@ -87,7 +102,7 @@ impl Engine {
         // Enough for as many of the largest as may run at a time, and no more than all need or memory has.
         let largest = blocks.iter().max().copied().unwrap_or(0);
         let wanted = blocks.iter().sum::<usize>().min(largest.saturating_mul(self.max_num_seqs));
-        let wanted = wanted.min(self.affordable_blocks(0.5)).max(largest);
+        let wanted = wanted.min(self.affordable_blocks()).max(largest);
         let lanes = mesh.pp.min(requests.len()).max(1);
         // Every lane begins with a block of the context group's first rank.
         let blocks_per_lane = wanted.div_ceil(lanes).max(largest).next_multiple_of(context.ranks);
@@ -124,31 +139,27 @@ impl Engine {
         }
     }
 
-    /// Bytes that one token takes on the rank on which it takes most.
-    fn kv_bytes_of_rank(&self) -> u64 {
-        let of_stage = |stage| {
-            let of_rank = |rank| model::bytes_per_token(&self.plan.layout, stage, rank, self.kv_dtype);
-            (0..self.plan.mesh.tp).map(of_rank).max().unwrap_or(0)
-        };
-        self.plan.stages.iter().map(of_stage).max().unwrap_or(0)
-    }
-
     /// KV blocks that take so many bytes on each rank, or less.
     fn blocks_of_bytes(&self, bytes: u64) -> usize {
-        (bytes / (self.kv_bytes_of_rank() * KV_BLOCK as u64).max(1)) as usize
+        (bytes / (self.needs.token * KV_BLOCK as u64).max(1)) as usize
     }
 
-    /// Bytes that one token takes in the caches of this host's ranks, if they are like the others.
-    fn kv_bytes(&self) -> u64 {
+    /// Bytes that one token takes in the caches of all ranks of a place, if those of a host are like the others.
+    fn kv_bytes(&self, place: &Place) -> u64 {
+        if place.is_gpu() {
+            return self.needs.token * place.ranks as u64;
+        }
         let of_all = self.kv_bytes_per_token * self.plan.mesh.dp as u64;
         (of_all * self.ranks_here as u64).div_ceil(self.plan.mesh.size() as u64)
     }
 
-    /// KV blocks of each replica that take a share of the memory that is left.
-    fn affordable_blocks(&self, share: f64) -> usize {
-        let block = (self.kv_bytes() * KV_BLOCK as u64).max(1);
-        let of = |bytes: u64| (bytes as f64 * share / block as f64) as usize;
-        memory::available_bytes().map_or(usize::MAX / KV_BLOCK, of)
+    /// KV blocks of each replica that there is room for.
+    fn affordable_blocks(&self) -> usize {
+        let of = |place: &Place| {
+            let bytes = place.for_caches(self.memory_share, self.needs)?;
+            Some((bytes / (self.kv_bytes(place) * KV_BLOCK as u64).max(1)) as usize)
+        };
+        self.places.iter().filter_map(of).min().unwrap_or(usize::MAX / KV_BLOCK)
     }
 
     /// Sees to it that the caches have room, and begins to count the time at work. The size of a new cache, if one had
@@ -156,8 +167,7 @@ impl Engine {
     pub(crate) fn allocate(&mut self, blocks: usize) -> Result<Option<usize>, EngineError> {
         let more = blocks > self.blocks;
         if more {
-            let bytes = (blocks * KV_BLOCK) as u64 * self.kv_bytes();
-            if memory::available_bytes().is_some_and(|available| bytes > available) {
+            if let Some(Lack { bytes, .. }) = self.lack(blocks) {
                 return Err(EngineError::Request(format!(
                     "keys and values of {} tokens need {bytes} bytes, more than the memory that is left; shorten the \
                      prompt or --max-tokens, or use --kv-cache-dtype bfloat16 or fp8",

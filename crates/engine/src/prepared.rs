@@ -4,13 +4,13 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use checkpoint::{PackedCheckpoint, WeightSource};
-use cpu::{CpuConfig, CpuDevice};
 use job::Job;
 use model::{Decoder, KeptAs, Loader, ModelConfig, Quantization, Stage};
-use tensor::{Cost, DeviceError, KvDType, Timed, WeightSpec};
+use tensor::{Cost, KvDType};
 
 use crate::groups::Grouping;
 use crate::launch::{LaunchOptions, MakeDevice, Setup};
+use crate::places::{Needs, Place};
 use crate::{EngineError, EngineOptions, Plan, cpus, memory};
 
 /// How long a thread that waits for another spins before it sleeps.
@@ -19,53 +19,83 @@ const SPIN: Duration = Duration::from_micros(100);
 /// Threads of all ranks together: above any machine's cores, below what systems refuse.
 const MAX_THREADS: usize = 4096;
 
-/// The ranks of this host.
+/// The ranks of this host, and what their devices are to know.
 #[derive(Clone, Copy)]
 pub(crate) struct Local {
     /// Those that share its memory.
     pub ranks: usize,
     /// Those that share the cores of this process.
-    sharing: usize,
+    pub sharing: usize,
     /// This process's only rank, as one of those; `None`: all ranks are threads of this process.
     only: Option<usize>,
+    /// The same, as one of those that share its memory.
+    only_here: Option<usize>,
+    /// Ranks of a tensor-parallel group.
+    pub tp: usize,
+    /// Threads of each rank.
+    pub threads: usize,
+    /// Whether threads that wait spin.
+    pub spin: bool,
+    /// What keys and values are kept in.
+    pub kv_dtype: KvDType,
+    /// Numbers in a key.
+    pub head_dim: usize,
 }
 
 impl Local {
-    /// Those of a job that are on this host.
-    fn of_job(job: &Job) -> Local {
-        let sharing = job.ranks_on_my_cores();
-        let only = sharing.iter().position(|&rank| rank == job.rank());
-        Local { ranks: job.ranks_here().len(), sharing: sharing.len(), only }
+    fn new(plan: &Plan, options: &EngineOptions, job: Option<&Job>, kv_dtype: KvDType) -> Local {
+        let all = Local {
+            ranks: plan.mesh.size(),
+            sharing: plan.mesh.size(),
+            only: None,
+            only_here: None,
+            tp: plan.mesh.tp,
+            threads: 1,
+            spin: false,
+            kv_dtype,
+            head_dim: plan.layout.config.head_dim,
+        };
+        let local = match job {
+            Some(job) => {
+                let (sharing, here) = (job.ranks_on_my_cores(), job.ranks_here());
+                let at = |ranks: &[usize]| ranks.iter().position(|&rank| rank == job.rank());
+                let (only, only_here) = (at(&sharing), at(&here));
+                Local { ranks: here.len(), sharing: sharing.len(), only, only_here, ..all }
+            }
+            None => all,
+        };
+        let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(local.sharing));
+        // Spinning only makes sense while everyone who spins has a core.
+        let spin = local.sharing.saturating_mul(threads) <= cpus::available().len();
+        Local { threads, spin, ..local }
     }
 
-    fn index(&self, rank: usize) -> usize {
+    /// A rank of this process, as one of those that share its cores.
+    pub fn index(&self, rank: usize) -> usize {
         self.only.unwrap_or(rank)
     }
-}
 
-/// Makes a rank's device of the processor.
-pub(crate) struct MakeCpu {
-    local: Local,
-    /// Ranks of a tensor-parallel group.
-    tp: usize,
-    threads: usize,
-    isa: Option<cpu::Isa>,
-    spin: bool,
-}
-
-impl MakeDevice for MakeCpu {
-    type Device = Timed<CpuDevice>;
-    fn make(&self, rank: usize) -> Result<Timed<CpuDevice>, DeviceError> {
-        let cores = cpus::of_rank(self.local.index(rank), self.local.sharing, self.threads, self.tp);
-        let is_pinned = cores.is_some();
-        let config = CpuConfig { threads: self.threads, cores, isa: self.isa, spin: self.spin };
-        let cpu = match is_pinned {
-            true => CpuDevice::new(config),
-            false => cpus::on_all(|| CpuDevice::new(config)),
-        };
-        let threads = cpu.thread_log();
-        Ok(Timed::new(cpu, threads))
+    /// A rank of this process, as one of those of this host.
+    pub fn here(&self, rank: usize) -> usize {
+        self.only_here.unwrap_or(rank)
     }
+
+    /// The ranks of this process, as those of this host.
+    pub fn of_process(&self) -> std::ops::Range<usize> {
+        self.only_here.map_or(0..self.ranks, |only| only..only + 1)
+    }
+}
+
+/// What a host's ranks are made of.
+pub(crate) trait Machine: MakeDevice + Sized {
+    /// # Errors
+    /// There is no such hardware here, or it can't be used.
+    fn new(local: Local, options: &EngineOptions) -> Result<Self, EngineError>;
+    /// Where the ranks of this host have what they have; of a process with one rank, where that has it.
+    fn places(&self) -> Vec<Place>;
+    /// # Errors
+    /// A packed checkpoint is for other hardware, or not whole.
+    fn check_packed(packed: &PackedCheckpoint) -> Result<(), EngineError>;
 }
 
 /// Refuses threads that no system would give.
@@ -86,15 +116,15 @@ fn count(n: usize, thing: &str) -> String {
 }
 
 /// What is known before any rank starts.
-pub(crate) struct Prepared {
-    pub setup: Setup<MakeCpu>,
+pub(crate) struct Prepared<M> {
+    pub setup: Setup<M>,
     pub settings: Settings,
     /// Bytes that the ranks of this process load.
     pub total: u64,
 }
 
 /// What the engine is told of it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Settings {
     /// With a type.
     pub kept: KeptAs,
@@ -103,9 +133,13 @@ pub(crate) struct Settings {
     pub max_model_len: usize,
     /// Ranks on the host of this one.
     pub ranks_here: usize,
+    /// Where they have their memory.
+    pub places: Vec<Place>,
+    /// What each rank needs besides weights, at the most.
+    pub needs: Needs,
 }
 
-impl Prepared {
+impl<M: Machine> Prepared<M> {
     pub fn new(
         config: ModelConfig,
         source: WeightSource,
@@ -114,12 +148,7 @@ impl Prepared {
     ) -> Result<Self, EngineError> {
         let max_positions = config.max_position_embeddings;
         let plan = Plan::new(config, options, job.map(Job::size))?;
-        let local = match job {
-            Some(job) => Local::of_job(job),
-            None => Local { ranks: plan.mesh.size(), sharing: plan.mesh.size(), only: None },
-        };
-        let ranks = local.ranks;
-        let kept = kept_as(&source, options)?;
+        let kept = kept_as::<M>(&source, options)?;
         let dtype = kept.dtype.unwrap_or_else(|| source.dtype());
         let kv_dtype = options.kv_cache_dtype.unwrap_or(dtype.into());
         let max_model_len = options.max_model_len.unwrap_or(max_positions);
@@ -131,19 +160,15 @@ impl Prepared {
         if options.threads_per_rank == Some(0) {
             return Err(EngineError::Request("--threads-per-rank must be at least 1".into()));
         }
-        let all = preflight(&plan, &source, kept)? * plan.mesh.dp as u64;
+        let local = Local::new(&plan, options, job, kv_dtype);
+        let Local { ranks, threads, spin, .. } = local;
+        let weights = preflight(&plan, &source, kept)?;
+        let all = weights.iter().flatten().sum::<u64>() * plan.mesh.dp as u64;
         let total = all / plan.mesh.size() as u64 * ranks as u64;
-        if let Some(available) = memory::available_bytes().filter(|&available| total > available) {
-            return Err(EngineError::Request(format!(
-                "the weights need {total} bytes over {}, but only {available} bytes of memory are available; \
-                 --quantization int8 or int4, a smaller --dtype, or a machine with more memory, would work",
-                count(ranks, "rank")
-            )));
-        }
-        let threads = options.threads_per_rank.unwrap_or_else(|| cpus::default_threads(local.sharing));
+        let make = M::new(local, options)?;
+        let (places, needs) = (make.places(), needs(&plan, options, kv_dtype));
+        check_room(&places, options, &weights, total, needs)?;
         check_threads(threads, ranks)?;
-        // Spinning only makes sense while everyone who spins has a core.
-        let spin = local.sharing * threads <= cpus::available().len();
         let launch_options = LaunchOptions {
             kept,
             kv_dtype,
@@ -162,7 +187,7 @@ impl Prepared {
             stages: plan.stages,
             source,
             options: launch_options,
-            make: MakeCpu { local, tp: plan.mesh.tp, threads, isa: options.isa, spin },
+            make,
             loaded_bytes: AtomicU64::new(0),
             left: job.is_none().then(Default::default),
         };
@@ -174,10 +199,59 @@ impl Prepared {
                 threads,
                 max_model_len,
                 ranks_here: ranks,
+                places,
+                needs,
             },
             total,
         })
     }
+}
+
+/// Refuses weights for which there is no room. `total`: bytes of all ranks of this host; `weights`: of each rank, by stage.
+fn check_room(
+    places: &[Place],
+    options: &EngineOptions,
+    weights: &[Vec<u64>],
+    total: u64,
+    needs: Needs,
+) -> Result<(), EngineError> {
+    let most = weights.iter().flatten().copied().max().unwrap_or(0);
+    places.iter().try_for_each(|place| place.check_plan(options.memory_share, most, needs))?;
+    if places.iter().any(Place::is_gpu) {
+        return Ok(());
+    }
+    match memory::available_bytes().filter(|&available| total > available) {
+        Some(available) => Err(EngineError::Request(format!(
+            "the weights need {total} bytes over {}, but only {available} bytes of memory are available; \
+             --quantization int8 or int4, a smaller --dtype, or a machine with more memory, would work",
+            count(places.iter().map(|place| place.ranks).sum(), "rank")
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// What the rank that needs most takes besides its weights, as far as that can be told before it runs: matrices that a layer has
+/// at a time, for the rows of the largest step.
+fn needs(plan: &Plan, options: &EngineOptions, kv_dtype: KvDType) -> Needs {
+    let (config, mesh) = (&plan.layout.config, plan.mesh);
+    let rows = options.max_num_batched_tokens as u64;
+    let share = |width: usize| width.div_ceil(mesh.tp) as u64;
+    // The residual stream, its norm, and a block's sums: a few nodes of a tree where the work is split.
+    let stream = 3 + if mesh.tp > 1 { 4 } else { 1 };
+    let attention = share(config.num_heads * config.head_dim) * 3;
+    let feed_forward = share(config.intermediate_size) * 3;
+    let row = config.hidden_size as u64 * stream + attention.max(feed_forward);
+    let logits = share(config.vocab_size) * options.max_num_seqs.min(options.max_num_batched_tokens) as u64;
+    Needs { activations: 4 * (rows * row + logits), token: kv_bytes_of_rank(plan, kv_dtype) }
+}
+
+/// Bytes that one token takes on the rank on which it takes most.
+pub(crate) fn kv_bytes_of_rank(plan: &Plan, kv_dtype: KvDType) -> u64 {
+    let of_stage = |stage| {
+        let of_rank = |rank| model::bytes_per_token(&plan.layout, stage, rank, kv_dtype);
+        (0..plan.mesh.tp).map(of_rank).max().unwrap_or(0)
+    };
+    plan.stages.iter().map(of_stage).max().unwrap_or(0)
 }
 
 /// The name of this process's host, with its number where several hosts are called the same.
@@ -210,37 +284,20 @@ pub fn packed_as(packed: &PackedCheckpoint, wanted: KeptAs) -> Result<KeptAs, En
 }
 
 /// What weights are kept in. Those of a packed checkpoint are as they are.
-fn kept_as(source: &WeightSource, options: &EngineOptions) -> Result<KeptAs, EngineError> {
+fn kept_as<M: Machine>(source: &WeightSource, options: &EngineOptions) -> Result<KeptAs, EngineError> {
     let wanted = options.kept_as();
     let WeightSource::Packed(packed) = source else { return Ok(wanted) };
-    let info = packed.info();
-    if info.layout != cpu::PACKED_LAYOUT {
-        return Err(EngineError::Request(format!(
-            "the checkpoint is packed for another processor ({}, here it is {}); pack the original again with \
-             `anysplit quantize`",
-            info.layout,
-            cpu::PACKED_LAYOUT
-        )));
-    }
-    let fits = |(_, shape, spec, bytes): &(&str, [usize; 2], WeightSpec, usize)| {
-        *bytes == CpuDevice::packed_len(*shape, *spec).next_multiple_of(64)
-    };
-    if let Some((name, [n, k], ..)) = packed.weights().find(|weight| !fits(weight)) {
-        return Err(EngineError::Request(format!(
-            "{name} of the packed checkpoint has not as many bytes as [{n}, {k}] takes; pack the original again with \
-             `anysplit quantize`"
-        )));
-    }
+    M::check_packed(packed)?;
     // Its vectors have the types in which they were packed.
     Ok(KeptAs { dtype: None, ..packed_as(packed, wanted)? })
 }
 
-/// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much a replica has to load.
-fn preflight(plan: &Plan, source: &WeightSource, kept: KeptAs) -> Result<u64, EngineError> {
+/// Finds what is missing or misshapen in a checkpoint before any rank starts, and how much each rank of each stage has to load.
+fn preflight(plan: &Plan, source: &WeightSource, kept: KeptAs) -> Result<Vec<Vec<u64>>, EngineError> {
     // Random weights lack nothing, and needn't be made to be counted.
     let meta = WeightSource::Meta { dtype: source.dtype() };
     let source = if matches!(source, WeightSource::Random { .. }) { &meta } else { source };
-    Ok(weight_bytes(plan, source, kept)?.iter().flatten().sum())
+    weight_bytes(plan, source, kept)
 }
 
 /// What each rank of each stage loads, in bytes. Loads nothing.

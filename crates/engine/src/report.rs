@@ -27,6 +27,8 @@ pub struct RankReport {
     pub weight_bytes: u64,
     /// What packed weights take.
     pub packed_bytes: u64,
+    /// What it computes on: `cpu`, or a GPU's name.
+    pub device: String,
     /// What its KV cache takes.
     pub kv_cache_bytes: u64,
     /// What one token takes in it.

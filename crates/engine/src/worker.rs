@@ -398,6 +398,7 @@ impl<D: Device> Worker<D> {
             rank: self.groups.rank,
             place: (at.dp, at.pp, at.tp),
             host: self.host.clone(),
+            device: self.dev.name(),
             layers: (stage.layers.start, stage.layers.end),
             query_heads: attention.num_heads,
             kv_heads: attention.num_kv_heads,

@@ -11,9 +11,6 @@ use crate::args::{ModelArgs, RunArgs, seconds, yes_or_no};
 use crate::error::CliError;
 use crate::split::SplitArgs;
 
-/// The share of free memory that the KV cache gets where nobody says: other programs run on the same machine.
-const CPU_SHARE: f64 = 0.5;
-
 /// Serves a model by OpenAI's API.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  anysplit serve --tp 2 --port 8000\n  \
@@ -65,10 +62,6 @@ pub struct ServeArgs {
     /// Bytes of each rank's KV cache, such as 10G; default: as --gpu-memory-utilization says
     #[arg(long, env = "ANYSPLIT_KV_CACHE_MEMORY_BYTES", value_name = "N", value_parser = amount)]
     pub kv_cache_memory_bytes: Option<u64>,
-    /// The share of memory that may be used; on the processor, the share for the KV cache of what the weights leave free.
-    /// Default: 0.5 there
-    #[arg(long, env = "ANYSPLIT_GPU_MEMORY_UTILIZATION", value_name = "F")]
-    pub gpu_memory_utilization: Option<f64>,
     /// Whether requests use keys and values of prompts before them that began the same
     #[arg(long, env = "ANYSPLIT_ENABLE_PREFIX_CACHING", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", value_parser = yes_or_no(), overrides_with = "no_enable_prefix_caching", action = clap::ArgAction::Set)]
     pub enable_prefix_caching: bool,
@@ -153,9 +146,6 @@ impl ServeArgs {
     /// What can be seen to be wrong without looking at the model.
     pub fn check(&self) -> Result<(), CliError> {
         let wrong = |why: String| Err(CliError::Usage(why));
-        if let Some(share) = self.gpu_memory_utilization.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
-            return wrong(format!("--gpu-memory-utilization is {share}; it must be above 0 and at most 1"));
-        }
         if self.kv_cache_memory_bytes == Some(0) {
             return wrong(
                 "--kv-cache-memory-bytes is 0; give bytes for at least one block of 16 tokens".into(),
@@ -195,7 +185,6 @@ impl ServeArgs {
     pub fn pool(&self) -> PoolOptions {
         PoolOptions {
             kv_cache_memory_bytes: self.kv_cache_memory_bytes,
-            memory_share: self.gpu_memory_utilization.unwrap_or(CPU_SHARE),
             prefix_caching: self.enable_prefix_caching && !self.no_enable_prefix_caching,
             max_num_batched_tokens: self.run.max_num_batched_tokens,
         }

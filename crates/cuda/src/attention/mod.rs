@@ -3,6 +3,8 @@
 mod split;
 mod tiles;
 
+pub use tiles::kernels_for;
+
 use std::cell::RefCell;
 use std::iter::repeat_n;
 use std::ops::Range;

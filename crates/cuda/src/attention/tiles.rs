@@ -2,7 +2,8 @@
 
 use tensor::KvDType;
 
-use crate::kv::{CudaKv, TILE};
+use crate::kernels;
+use crate::kv::{CudaKv, TILE, of_type};
 
 /// Positions of a tile.
 const POSITIONS: usize = 64;
@@ -81,4 +82,11 @@ impl Shape {
     pub fn kernel(self, kv: &CudaKv) -> &'static str {
         kv.own(KERNELS)[self as usize]
     }
+}
+
+/// All files of kernels that a model with such a cache can need: of those that take long to compile, its own.
+pub fn kernels_for(dtype: KvDType, head_dim: usize) -> Vec<&'static str> {
+    let own = of_type(dtype, KERNELS)[Shape::of(head_dim) as usize];
+    let is_needed = |file: &&str| !file.starts_with("attention_tiles_") || *file == own;
+    kernels::FILES.iter().map(|(file, _)| *file).filter(is_needed).collect()
 }

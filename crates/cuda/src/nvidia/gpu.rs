@@ -51,6 +51,23 @@ pub fn probe() -> Result<Vec<GpuInfo>, Fault> {
     gpus(Api::load()?)
 }
 
+/// The GPUs of this machine, of which each has what it takes to run models.
+///
+/// # Errors
+/// Those of [`probe`]; there is no compiler for kernels, or not for one of the GPUs.
+pub fn usable() -> Result<Vec<GpuInfo>, Fault> {
+    let api = Api::load()?;
+    let found = gpus(api)?;
+    let nvrtc = Nvrtc::find(Some(api.version.0))?;
+    found.iter().try_for_each(|info| target_of(info, &nvrtc).map(drop))?;
+    Ok(found)
+}
+
+fn target_of(info: &GpuInfo, nvrtc: &Nvrtc) -> Result<Target, Fault> {
+    Target::of(info.capability, nvrtc)
+        .map_err(|Fault(error)| Fault(format!("{} cannot be used: {error}", info.name)))
+}
+
 fn gpus(_: Api) -> Result<Vec<GpuInfo>, Fault> {
     let mut count = 0;
     // SAFETY: it writes one number.
@@ -138,8 +155,7 @@ impl Gpu {
             Fault(format!("there is no GPU {ordinal}: this process may use {}, from 0", infos.len()))
         })?;
         let nvrtc = Nvrtc::find(Some(api.version.0))?;
-        let target = Target::of(info.capability, &nvrtc)
-            .map_err(|Fault(error)| Fault(format!("{} cannot be used: {error}", info.name)))?;
+        let target = target_of(&info, &nvrtc)?;
         let compiler = Compiler::new(Arc::new(nvrtc), target, cache.clone());
         let device = device(ordinal as c_int)?;
         let mut context = null_mut();
@@ -216,6 +232,15 @@ impl Gpu {
             .map_err(|f| no(&f.0))?;
         loaded.functions.insert(kernel, Function(function));
         Ok(Function(function))
+    }
+
+    /// Bytes of its memory that nobody has.
+    ///
+    /// # Errors
+    /// Whatever the driver says.
+    pub fn free_bytes(&self) -> Result<u64, Fault> {
+        self.bind()?;
+        self.memory().map(|(free, _)| free as u64)
     }
 
     /// Bytes that are free, and all.

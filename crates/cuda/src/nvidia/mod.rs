@@ -7,4 +7,4 @@ mod graph;
 mod pinned;
 
 pub use driver::NvidiaDriver;
-pub use gpu::{Gpu, GpuInfo, probe};
+pub use gpu::{Gpu, GpuInfo, probe, usable};

@@ -1,21 +1,34 @@
 //! Libraries that stand for NVIDIA's where there are none: all kernels run, on the processor.
 
+use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;
-use std::path::Path;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use tempfile::TempDir;
-
-/// A folder of them, made once per process; none, and a word about it, without a C++ compiler.
+/// A folder of them, made when their sources have changed; none, and a word about it, without a C++ compiler.
 pub fn libraries() -> Option<&'static Path> {
-    static FOLDER: OnceLock<Option<TempDir>> = OnceLock::new();
-    let folder = FOLDER.get_or_init(compiled).as_ref();
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let folder = FOLDER.get_or_init(compiled).as_deref();
     if folder.is_none() {
         eprintln!("skipped: no C++ compiler, so nothing can stand for NVIDIA's libraries");
     }
-    folder.map(TempDir::path)
+    folder
 }
+
+const OPTIONS: &[&str] = &[
+    "-std=c++17",
+    "-O1",
+    "-shared",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-mfma",
+    "-mf16c",
+    "-pthread",
+    "-U_FORTIFY_SOURCE",
+    "-w",
+];
 
 /// `LD_LIBRARY_PATH` with that folder first.
 pub fn search_path(folder: &Path) -> OsString {
@@ -24,31 +37,34 @@ pub fn search_path(folder: &Path) -> OsString {
     std::env::join_paths(all).expect("folders without colons")
 }
 
-fn compiled() -> Option<TempDir> {
-    let folder = tempfile::tempdir().expect("a folder");
+fn compiled() -> Option<PathBuf> {
     let driver = cuda::kernels::emulated() + "#line 1 \"libcuda.cpp\"\n" + include_str!("libcuda.cpp");
-    for (name, source) in
-        [("libcuda.so.1", driver.as_str()), ("libnvrtc.so.13", include_str!("libnvrtc.cpp"))]
-    {
-        let (from, to) = (folder.path().join(format!("{name}.cpp")), folder.path().join(name));
+    let sources = [("libcuda.so.1", driver.as_str()), ("libnvrtc.so.13", include_str!("libnvrtc.cpp"))];
+    let mut hash = DefaultHasher::new();
+    (sources, OPTIONS).hash(&mut hash);
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stand-ins");
+    let folder = all.join(format!("{:016x}", hash.finish()));
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    std::fs::create_dir_all(&all).expect("a folder");
+    // Other processes may do the same at this time: whoever is first gives it its name.
+    let made = tempfile::tempdir_in(&all).expect("a folder");
+    for (name, source) in sources {
+        let (from, to) = (made.path().join(format!("{name}.cpp")), made.path().join(name));
         std::fs::write(&from, source).expect("a source");
         let output = Command::new(std::env::var("CXX").unwrap_or("c++".into()))
-            .args([
-                "-std=c++17",
-                "-O1",
-                "-shared",
-                "-fPIC",
-                "-ffp-contract=off",
-                "-mfma",
-                "-mf16c",
-                "-pthread",
-            ])
-            .args(["-U_FORTIFY_SOURCE", "-w", &format!("-Wl,-soname,{name}"), "-o"])
+            .args(OPTIONS)
+            .args([&format!("-Wl,-soname,{name}"), "-o"])
             .args([&to, &from])
             .arg("-ldl")
             .output()
             .ok()?;
         assert!(output.status.success(), "{name}:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    if std::fs::rename(made.path(), &folder).is_ok() {
+        // It is no temporary folder any more.
+        let _ = made.keep();
     }
     Some(folder)
 }

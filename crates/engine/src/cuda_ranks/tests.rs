@@ -1,29 +1,44 @@
 //! The engine on GPUs that are emulated: what it computes in f32 has the processor's bits, on any split.
 
 use std::path::Path;
-use std::time::Instant;
 
-use checkpoint::{Checkpoint, WeightSource, config_file};
+use checkpoint::{Checkpoint, PackedCheckpoint, WeightSource, config_file};
 use cuda::CudaDevice;
 use model::ModelConfig;
 use tensor::{DType, DeviceError};
 
-use crate::launch::{MakeDevice, Setup};
-use crate::prepared::Prepared;
+use super::MakeCuda;
+use crate::launch::MakeDevice;
+use crate::places::Place;
+use crate::prepared::{Local, Machine};
 use crate::{Engine, EngineError, EngineOptions, GenerateRequest, SamplingParams};
 
 #[path = "../../../cuda/tests/emulated/mod.rs"]
 mod emulated;
 use emulated::Emulated;
 
-/// Makes emulated GPUs.
-struct MakeEmulated;
+/// Makes emulated GPUs, for so many ranks.
+struct MakeEmulated(usize);
 
 impl MakeDevice for MakeEmulated {
     type Device = CudaDevice;
     fn make(&self, rank: usize) -> Result<CudaDevice, DeviceError> {
         let driver = Emulated::new(rank as u32).expect("there is a compiler: another device was made before");
         Ok(CudaDevice::new(Box::new(driver)))
+    }
+}
+
+impl Machine for MakeEmulated {
+    fn new(local: Local, _: &EngineOptions) -> Result<Self, EngineError> {
+        Ok(MakeEmulated(local.ranks))
+    }
+
+    fn places(&self) -> Vec<Place> {
+        vec![Place::host(self.0)]
+    }
+
+    fn check_packed(packed: &PackedCheckpoint) -> Result<(), EngineError> {
+        MakeCuda::check_packed(packed)
     }
 }
 
@@ -40,11 +55,7 @@ fn on_cpu(name: &str, options: &EngineOptions) -> Engine {
 
 fn on_cuda(name: &str, options: &EngineOptions) -> Result<Engine, EngineError> {
     let (config, source) = checkpoint(name);
-    let Prepared { setup, settings, .. } = Prepared::new(config, source, options, None)?;
-    let Setup { grouping, layout, stages, source, options: launch, loaded_bytes, left, .. } = setup;
-    let setup =
-        Setup { grouping, layout, stages, source, options: launch, make: MakeEmulated, loaded_bytes, left };
-    Engine::launched(setup, settings, options, Instant::now(), &|_| {})
+    Engine::load_on::<MakeEmulated>(config, source, options, &|_, _| {})
 }
 
 fn can_emulate() -> bool {

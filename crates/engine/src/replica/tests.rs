@@ -31,16 +31,13 @@ fn demo_of(replicas: usize, max_num_seqs: usize) -> (Engine, Arc<Grammars>) {
         data_parallel_size: replicas,
         max_num_seqs,
         threads_per_rank: Some(1),
+        memory_share: Some(0.01),
         ..EngineOptions::default()
     };
     let source = WeightSource::Files(Checkpoint::open(&dir).unwrap());
     let mut engine = Engine::load(config, source, &options, &|_, _| {}).unwrap();
-    let pool = PoolOptions {
-        kv_cache_memory_bytes: None,
-        memory_share: 0.01,
-        prefix_caching: true,
-        max_num_batched_tokens: None,
-    };
+    let pool =
+        PoolOptions { kv_cache_memory_bytes: None, prefix_caching: true, max_num_batched_tokens: None };
     engine.open(&pool).unwrap();
     (engine, grammars)
 }

@@ -45,7 +45,7 @@ impl Running {
     fn new(name: &str, options: &EngineOptions) -> Self {
         let (config, source) = checkpoint(name);
         let vocab_size = config.vocab_size as u32;
-        let prepared = Prepared::new(config, source, options, None).unwrap();
+        let prepared = Prepared::<MakeCpu>::new(config, source, options, None).unwrap();
         let mut leader = launch(prepared.setup, &|_| {}).unwrap();
         leader.issue(&Command::AllocateKv { blocks: 32 }).unwrap();
         let tokens = (0..PROMPT as u32).map(|i| (i * i * 7 + 3 * i + 1) % vocab_size).collect();

@@ -15,12 +15,7 @@ use engine::{Engine, EngineOptions, FinishReason, GenerateRequest, Logprobs, Poo
 const REQUESTS: usize = 64;
 
 fn pool() -> PoolOptions {
-    PoolOptions {
-        kv_cache_memory_bytes: None,
-        memory_share: 0.01,
-        prefix_caching: true,
-        max_num_batched_tokens: Some(64),
-    }
+    PoolOptions { kv_cache_memory_bytes: None, prefix_caching: true, max_num_batched_tokens: Some(64) }
 }
 
 fn options(tp: usize, pp: usize, dp: usize) -> EngineOptions {
@@ -30,6 +25,7 @@ fn options(tp: usize, pp: usize, dp: usize) -> EngineOptions {
         data_parallel_size: dp,
         threads_per_rank: Some(1),
         max_num_seqs: 9,
+        memory_share: Some(0.01),
         ..EngineOptions::default()
     }
 }

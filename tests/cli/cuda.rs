@@ -1,0 +1,137 @@
+//! Models on GPUs, under the real command line: NVIDIA's driver and compiler are libraries that stand for them, and kernels run on
+//! the processor.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::checkpoints::{Copy, golden, golden_prompt};
+use crate::child::{Anysplit, anysplit};
+use crate::served::{Served, greedy};
+use crate::stand_ins;
+
+/// Of a GPU's memory.
+const BYTES: u64 = 2_000_000_000;
+
+/// The command, where those libraries are found. `None` without a C++ compiler.
+fn on_gpu(arguments: &str) -> Option<Anysplit> {
+    Some(with(stand_ins::libraries()?, arguments))
+}
+
+/// The command, where libraries of this folder are found.
+fn with(folder: &Path, arguments: &str) -> Anysplit {
+    let bytes = BYTES.to_string();
+    anysplit(arguments)
+        .env("LD_LIBRARY_PATH", stand_ins::search_path(folder))
+        .env("FAKE_FREE_BYTES", &bytes)
+        .env("FAKE_TOTAL_BYTES", &bytes)
+        .env("XDG_CACHE_HOME", folder.join("cache"))
+}
+
+/// The same, where it is known that there is a compiler.
+fn there(arguments: &str) -> Anysplit {
+    on_gpu(arguments).expect("it was there before")
+}
+
+/// Log-probabilities of a golden checkpoint's prompt, in digits that have all their bits.
+fn scores(command: Anysplit, name: &str) -> Value {
+    let scored = command.arg("--prompt-ids").arg(golden_prompt(name)).model(golden(name)).json();
+    scored["logprobs"].clone()
+}
+
+#[test]
+fn gpus_have_the_processors_bits_in_f32() {
+    let score = "score --json --dtype float32";
+    let Some(gpu) = on_gpu(score) else { return };
+    let on_cpu = scores(anysplit(score).args("--device cpu"), "llama");
+    assert_eq!(scores(gpu.args("--device cuda"), "llama"), on_cpu);
+    // They are the best there is.
+    let stats = there("generate --json --max-tokens 2 x").json()["stats"].clone();
+    assert_eq!(stats["ranks"][0]["device"], "Fake GPU");
+}
+
+#[test]
+fn a_model_has_the_same_bits_on_any_split_over_gpus() {
+    let score = "score --json --dtype bfloat16";
+    if on_gpu(score).is_none() {
+        return;
+    }
+    for name in ["llama", "qwen3_moe"] {
+        let alone = scores(there(score), name);
+        for split in [
+            "--tp 2",
+            "--tp 3",
+            "--tp 2 --pp 2",
+            "--tp 2 --sp --enforce-eager",
+            "--enforce-eager",
+            "--max-num-batched-tokens 33",
+        ] {
+            let over_two = there(score).args(split).env("FAKE_GPUS", "2");
+            assert_eq!(scores(over_two, name), alone, "{name}, {split}");
+        }
+    }
+}
+
+#[test]
+fn processes_of_a_job_share_gpus() {
+    let Some(gpu) = on_gpu("launch --nproc-per-node 3 --master-port") else { return };
+    let port = crate::child::free_port().to_string();
+    let binary = assert_cmd::cargo::cargo_bin!("anysplit");
+    let command = gpu.env("FAKE_GPUS", "2").arg(port).arg("--").arg(binary);
+    let printed = command.args("generate --tp 3 --max-tokens 9").arg("Once upon").run().succeeds().0;
+    assert_eq!(printed, there("generate --max-tokens 9").arg("Once upon").prints());
+}
+
+#[test]
+fn a_server_on_gpus_gives_the_answers_of_generate() {
+    let Some(gpu) = on_gpu("serve --port 0 --tp 2 --max-num-seqs 8 --max-num-batched-tokens 64") else {
+        return;
+    };
+    let served = Served::of(gpu);
+    for prompt in ["Once upon a time", "The harbor"] {
+        let printed = there("generate --max-tokens 12").arg(prompt).prints();
+        let answer = served.completion(&greedy(prompt, 12));
+        assert_eq!(format!("{}\n", answer["choices"][0]["text"].as_str().expect("a text")), printed);
+    }
+    served.ends();
+}
+
+#[test]
+fn a_model_without_room_is_refused_before_it_is_loaded() {
+    let Some(gpu) = on_gpu("generate --tp 2 x") else { return };
+    gpu.env("FAKE_FREE_BYTES", "210000000").refused(&[
+        "the model does not fit: GPU 0 (Fake GPU) has 10 MB for it (--gpu-memory-utilization 0.9 of 2.0 GB, 210 MB free)",
+        "2 ranks on it need",
+        "weights 7.9 MB",
+        "--quantization int8",
+    ]);
+    for share in ["0", "1.1", "-1"] {
+        let flag = format!("generate x --gpu-memory-utilization={share}");
+        anysplit(&flag).refused(&["--gpu-memory-utilization is", "above 0 and at most 1"]);
+    }
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let Some(folder) = stand_ins::libraries() else { return };
+    let only_driver = Copy::empty();
+    symlink(folder.join("libcuda.so.1"), only_driver.path().join("libcuda.so.1")).expect("a link");
+    let error =
+        with(only_driver.path(), "generate --device cuda x").refused(&["--device cuda: ", "libnvrtc"]);
+    assert!(error.contains("looked for"), "{error}");
+    // Who leaves it open gets an answer all the same, and hears what the GPU would need.
+    let (printed, told) = with(only_driver.path(), "generate --max-tokens 5 x").run().succeeds();
+    assert_eq!(printed, anysplit("generate --max-tokens 5 --device cpu x").prints());
+    assert!(told.starts_with("warning: GPU 0: Fake GPU, 2 GB, ") && told.contains("libnvrtc"), "{told}");
+    with(folder, "generate --device cuda x").env("FAKE_GPUS", "0").refused(&["NVIDIA's driver finds no GPU"]);
+}
+
+#[test]
+fn a_checkpoint_that_was_packed_for_processors_is_refused() {
+    let Some(gpu) = on_gpu("generate x --device cuda") else { return };
+    let packed = Copy::empty();
+    let output = packed.path().join("packed");
+    anysplit("quantize --quantization int8 --out").arg(&output).prints();
+    gpu.model(&output).refused(&["packed for a processor", "--device cpu"]);
+}
