@@ -8,6 +8,7 @@ use tensor::{KvDType, SequenceSpan};
 
 use super::*;
 use crate::Logprobs;
+use crate::cpu_ranks::MakeCpu;
 use crate::launch::launch;
 use crate::leader::Leader;
 use crate::plan::context_parallel;
