@@ -83,17 +83,14 @@ fn logprobs<D: Device>(
     of: &[(u32, usize)],
 ) -> Result<Vec<Logprobs>, ModelError> {
     let head = decoder.head();
-    let sums = head.log_sum_exp(rank, logits)?;
+    let most = of.iter().map(|&(_, top)| top).max().unwrap_or(0).min(head.vocab_size());
+    let (candidates, sums) = head.survey(rank, logits, most, true)?;
+    let sums = sums.expect("it was asked to weigh");
     let at: Vec<(usize, u32)> = of.iter().map(|&(id, _)| id).enumerate().collect();
     let picked = head.pick(rank, logits, &at)?;
     if let Some(&logit) = picked.iter().find(|logit| !logit.is_finite()) {
         return Err(not_finite(rank, logit));
     }
-    let most = of.iter().map(|&(_, top)| top).max().unwrap_or(0).min(head.vocab_size());
-    let candidates = match most {
-        0 => vec![Vec::new(); of.len()],
-        most => head.top_k(rank, logits, most)?,
-    };
     let places: Vec<(f32, u32)> = picked.into_iter().zip(of).map(|(logit, &(id, _))| (logit, id)).collect();
     let before = head.count_before(rank, logits, &places)?;
     let rows = of.iter().zip(&sums).zip(places.iter().zip(before).zip(candidates));

@@ -126,16 +126,8 @@ impl<D: Device> ParallelLmHead<D> {
         dev.edit_logits(&mut logits.local, &own);
     }
 
-    /// ln Σ exp(logit) of each row, in f64: the exact maximum plus the logarithm of the canonical sum.
-    ///
-    /// # Errors
-    /// A rank is missing, a logit isn't a number or +∞, or all of a row are −∞.
-    pub fn log_sum_exp(&self, rank: Rank<D>, logits: &Logits<D>) -> Result<Vec<f64>, ModelError> {
-        let (max, sums) = self.exp_sums(rank, logits)?;
-        self.logs_of(rank, logits, &max, &sums)
-    }
-
-    /// Logarithms of what [`ParallelLmHead::exp_sums`] gives.
+    /// ln Σ exp(logit) of each row, in f64: the exact maximum plus the logarithm of the canonical sum, of what
+    /// [`ParallelLmHead::exp_sums`] gives.
     fn logs_of(
         &self,
         rank: Rank<D>,
@@ -175,8 +167,7 @@ impl<D: Device> ParallelLmHead<D> {
         Err(ModelError::Device(DeviceError { device: rank.dev.name(), message }))
     }
 
-    /// Each row's maximum, and each rank's nodes of the sums of exponentials: all of [`ParallelLmHead::log_sum_exp`] that
-    /// runs on a device or between ranks.
+    /// Each row's maximum, and each rank's nodes of the sums of exponentials.
     ///
     /// # Errors
     /// A rank is missing.
@@ -192,12 +183,11 @@ impl<D: Device> ParallelLmHead<D> {
         Ok((max, sums))
     }
 
-    /// The `k` largest logits of each row as [`ParallelLmHead::top_k`] gives them, and with `weighs` what
-    /// [`ParallelLmHead::log_sum_exp`] gives: the device is read once, and ranks meet once, unless they have to know the largest
-    /// of all logits before they sum up.
+    /// The `k` largest logits of each row as [`ParallelLmHead::top_k`] gives them, and with `weighs` ln Σ exp(logit), in f64. The
+    /// device is read once, and ranks meet once, unless they have to know the largest of all logits before they sum up.
     ///
     /// # Errors
-    /// Those of [`ParallelLmHead::log_sum_exp`].
+    /// A rank is missing, a logit isn't a number or +∞, or all of a row are −∞.
     pub fn survey(
         &self,
         rank: Rank<D>,
