@@ -14,7 +14,7 @@
 namespace fake {
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, FAILED = 719 };
-constexpr u32 ARGUMENTS = 24;
+constexpr u32 ARGUMENTS = 26;
 
 u64 number(const char *variable, u64 otherwise) {
   const char *text = getenv(variable);
