@@ -133,15 +133,16 @@ impl Place {
 impl GpuMemory {
     /// What is free, but for the share that is not to be used.
     fn usable(&self, share: Option<f64>) -> u64 {
-        let kept_free = self.total as f64 * (1.0 - share.unwrap_or(GPU_SHARE));
-        self.free.saturating_sub(kept_free as u64)
+        let all = (self.total as f64 * share.unwrap_or(GPU_SHARE)) as u64;
+        all.saturating_sub(self.total - self.free.min(self.total))
     }
 }
 
 /// Bytes as people read them.
 fn gigabytes(bytes: u64) -> String {
     match bytes {
-        ..10_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        ..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
+        1_000_000..10_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
         10_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),
     }
