@@ -26,6 +26,9 @@ pub struct ParallelLmHead<D: Device> {
     finish: Program,
 }
 
+/// Logits with their ids, by logit descending, then id ascending.
+pub type Candidates = Vec<(f32, u32)>;
+
 /// A rank's columns of some rows of logits.
 pub struct Logits<D: Device> {
     local: D::Tensor,
@@ -194,7 +197,7 @@ impl<D: Device> ParallelLmHead<D> {
         logits: &Logits<D>,
         k: usize,
         weighs: bool,
-    ) -> Result<(Vec<Vec<(f32, u32)>>, Option<Vec<f64>>), ModelError> {
+    ) -> Result<(Vec<Candidates>, Option<Vec<f64>>), ModelError> {
         let own = rank.dev.survey(&logits.local, &self.program, k)?;
         if !self.divided() {
             let logs = self.logs_of(rank, logits, &own.max, std::slice::from_ref(&own.sums))?;
@@ -226,12 +229,7 @@ impl<D: Device> ParallelLmHead<D> {
     }
 
     /// The `k` largest logits of each row with their ids, by logit descending, then id ascending.
-    pub fn top_k(
-        &self,
-        rank: Rank<D>,
-        logits: &Logits<D>,
-        k: usize,
-    ) -> Result<Vec<Vec<(f32, u32)>>, ModelError> {
+    pub fn top_k(&self, rank: Rank<D>, logits: &Logits<D>, k: usize) -> Result<Vec<Candidates>, ModelError> {
         let own = rank.dev.top_k(&logits.local, 0, k)?;
         if !self.divided() {
             return Ok(own);
