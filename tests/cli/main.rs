@@ -9,6 +9,7 @@ mod bad_prompts;
 mod bad_text;
 mod bad_weights;
 mod bench;
+mod bench_gpus;
 mod bench_serve;
 mod checkpoints;
 mod child;

@@ -198,7 +198,7 @@ pub enum ReductionArg {
 
 impl ReductionArg {
     /// The same for the engine.
-    fn get(self) -> Reduction {
+    pub fn get(self) -> Reduction {
         match self {
             ReductionArg::Canonical => Reduction::Canonical,
             ReductionArg::Fast => Reduction::Fast,

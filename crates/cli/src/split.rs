@@ -82,7 +82,8 @@ pub struct SplitArgs {
     pub tp_plan: String,
 }
 
-fn wire_dtype(text: &str) -> Result<WireDType, String> {
+/// The types by their names, and auto.
+pub fn wire_dtype(text: &str) -> Result<WireDType, String> {
     if text == "auto" {
         return Ok(WireDType::Float32);
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tensor::Device;
+use tensor::{Device, RowNorm};
 
 use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Watched};
 
@@ -62,6 +62,10 @@ impl<G: Group + ?Sized> Group for Box<G> {
 }
 
 impl<D: Device, C: Collective<D> + ?Sized> Collective<D> for Box<C> {
+    fn prepare(&self, dev: &D) -> Result<(), CollectiveError> {
+        (**self).prepare(dev)
+    }
+
     fn all_reduce(
         &self,
         dev: &D,
@@ -70,6 +74,22 @@ impl<D: Device, C: Collective<D> + ?Sized> Collective<D> for Box<C> {
         plan: &ReducePlan,
     ) -> Result<D::Tensor, CollectiveError> {
         (**self).all_reduce(dev, partial, rows, plan)
+    }
+
+    fn fuses_norm(&self) -> bool {
+        (**self).fuses_norm()
+    }
+
+    fn all_reduce_add_norm(
+        &self,
+        dev: &D,
+        partial: D::Tensor,
+        plan: &ReducePlan,
+        x: &mut D::Tensor,
+        post: Option<RowNorm<'_, D::Tensor>>,
+        norm: RowNorm<'_, D::Tensor>,
+    ) -> Result<D::Tensor, CollectiveError> {
+        (**self).all_reduce_add_norm(dev, partial, plan, x, post, norm)
     }
 
     fn reduce_scatter(

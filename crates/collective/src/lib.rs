@@ -39,7 +39,7 @@ pub use waits::{CallId, Waits};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tensor::{Device, Program};
+use tensor::{Device, Program, RowNorm};
 
 /// How the nodes of all ranks become one sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +88,11 @@ pub trait Watched: Send + Sync {
     fn abort(&self, rank: usize, message: &str);
     /// Where this rank is.
     fn progress(&self) -> Progress;
+    /// Whether the group can go on, as far as this rank's end has heard: like [`Group::check`], but whoever asks moves nothing.
+    ///
+    /// # Errors
+    /// A rank has failed.
+    fn check(&self) -> Result<(), CollectiveError>;
 }
 
 /// One rank's handle on its group: what does not need a device.
@@ -135,6 +140,14 @@ pub trait Group {
 
 /// A group whose ranks exchange a device's tensors.
 pub trait Collective<D: Device>: Group {
+    /// Finds out how the ranks' devices reach each other. All ranks call it once, before anything else and when all are ready;
+    /// groups whose tensors are host memory know already.
+    ///
+    /// # Errors
+    /// A rank is missing, or has failed. That devices don't reach each other is no error.
+    fn prepare(&self, _dev: &D) -> Result<(), CollectiveError> {
+        Ok(())
+    }
     /// Finishes a reduction tree on every rank.
     ///
     /// # Shapes
@@ -149,6 +162,27 @@ pub trait Collective<D: Device>: Group {
         rows: usize,
         plan: &ReducePlan,
     ) -> Result<D::Tensor, CollectiveError>;
+    /// Whether [`Collective::all_reduce_add_norm`] is more than its two steps, so that it is worth to put an all-reduce off until its
+    /// norm is known.
+    fn fuses_norm(&self) -> bool {
+        false
+    }
+    /// An all-reduce whose sum is added to a residual stream, which is then normed: [`Device::add_norm`] of it, with the same bits.
+    ///
+    /// # Shapes
+    /// `x [t, n]` → `[t, n]`; the rest as of [`Collective::all_reduce`]
+    fn all_reduce_add_norm(
+        &self,
+        dev: &D,
+        partial: D::Tensor,
+        plan: &ReducePlan,
+        x: &mut D::Tensor,
+        post: Option<RowNorm<'_, D::Tensor>>,
+        norm: RowNorm<'_, D::Tensor>,
+    ) -> Result<D::Tensor, CollectiveError> {
+        let sum = self.all_reduce(dev, partial, dev.shape(x)[0], plan)?;
+        Ok(dev.add_norm(x, &sum, post, norm))
+    }
     /// Finishes a reduction tree; each rank gets only its own rows of the sum. The bits of [`Collective::all_reduce`].
     ///
     /// # Shapes

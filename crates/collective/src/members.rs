@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tensor::Device;
+use tensor::{Device, RowNorm};
 
 use crate::{Collective, CollectiveError, CollectiveStats, Group, Progress, ReducePlan, Watched};
 
@@ -61,16 +61,23 @@ fn name(error: CollectiveError, ranks: &[usize]) -> CollectiveError {
 }
 
 /// Whoever watches speaks of the job's ranks.
-struct WatchedMembers(Arc<dyn Watched>);
+struct WatchedMembers {
+    inner: Arc<dyn Watched>,
+    ranks: Arc<[usize]>,
+}
 
 impl Watched for WatchedMembers {
     fn abort(&self, rank: usize, message: &str) {
         // The culprit need not be in this group.
-        self.0.abort(0, &encode(rank, message));
+        self.inner.abort(0, &encode(rank, message));
     }
 
     fn progress(&self) -> Progress {
-        self.0.progress()
+        self.inner.progress()
+    }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        self.inner.check().map_err(|error| name(error, &self.ranks))
     }
 }
 
@@ -120,7 +127,7 @@ impl<D: Device> Group for Members<D> {
     }
 
     fn watched(&self) -> Arc<dyn Watched> {
-        Arc::new(WatchedMembers(self.inner.watched()))
+        Arc::new(WatchedMembers { inner: self.inner.watched(), ranks: self.ranks.clone() })
     }
 
     fn stats(&self) -> CollectiveStats {
@@ -129,6 +136,10 @@ impl<D: Device> Group for Members<D> {
 }
 
 impl<D: Device> Collective<D> for Members<D> {
+    fn prepare(&self, dev: &D) -> Result<(), CollectiveError> {
+        self.named(self.inner.prepare(dev))
+    }
+
     fn all_reduce(
         &self,
         dev: &D,
@@ -137,6 +148,22 @@ impl<D: Device> Collective<D> for Members<D> {
         plan: &ReducePlan,
     ) -> Result<D::Tensor, CollectiveError> {
         self.named(self.inner.all_reduce(dev, partial, rows, plan))
+    }
+
+    fn fuses_norm(&self) -> bool {
+        self.inner.fuses_norm()
+    }
+
+    fn all_reduce_add_norm(
+        &self,
+        dev: &D,
+        partial: D::Tensor,
+        plan: &ReducePlan,
+        x: &mut D::Tensor,
+        post: Option<RowNorm<'_, D::Tensor>>,
+        norm: RowNorm<'_, D::Tensor>,
+    ) -> Result<D::Tensor, CollectiveError> {
+        self.named(self.inner.all_reduce_add_norm(dev, partial, plan, x, post, norm))
     }
 
     fn reduce_scatter(

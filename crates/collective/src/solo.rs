@@ -21,6 +21,10 @@ impl Watched for Unwatched {
     fn progress(&self) -> Progress {
         Progress::default()
     }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
 }
 
 impl Solo {

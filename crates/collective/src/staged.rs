@@ -138,6 +138,8 @@ impl<D: Device, C: Collective<Reference>> Collective<D> for Staged<C> {
         cols: usize,
         deadline: Option<Duration>,
     ) -> Result<D::Tensor, CollectiveError> {
+        // The sender may wait for something that this rank is to do first.
+        dev.flush();
         Ok(up(dev, self.0.recv(&Reference, from, rows, cols, deadline)?))
     }
 }

@@ -16,6 +16,7 @@ use crate::logits::{self, PanelTree};
 use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
 use crate::of_program::OfProgram;
+use crate::ranks::Trees;
 use crate::reduction::Reduction;
 use crate::rows::Frequencies;
 use crate::step::{CudaStep, KnownLists};
@@ -24,7 +25,8 @@ use crate::{attention, kv, rows};
 
 /// One rank's GPU, or its part of one.
 pub struct CudaDevice {
-    queue: Queue,
+    pub(crate) queue: Queue,
+    pub(crate) trees: Trees,
     reduction: Reduction,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
@@ -44,6 +46,7 @@ impl CudaDevice {
         CudaDevice {
             queue: Queue(Memory::new(driver)),
             reduction,
+            trees: Trees::default(),
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
             frequencies: Frequencies::default(),
@@ -83,6 +86,10 @@ impl Device for CudaDevice {
 
     fn alloc(&self, rows: usize, cols: usize) -> CudaTensor {
         self.queue.tensor(rows, cols)
+    }
+
+    fn flush(&self) {
+        self.queue.flush();
     }
 
     fn download(&self, x: &CudaTensor) -> Result<Vec<f32>, DeviceError> {

@@ -1,6 +1,10 @@
 //! What a device asks of a GPU, or of what stands for one: memory, and kernels in the order of their launches.
 
+use std::ffi::c_void;
 use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A place in a GPU's memory.
 pub type Address = u64;
@@ -93,6 +97,35 @@ impl Arguments {
     }
 }
 
+/// A call of another library, which puts work into a GPU's queue by itself. Its name and number are what errors say of it.
+pub trait Foreign: fmt::Display {
+    /// What it is: calls of the same words put the same work there, at the same addresses. So a graph that was made of one does for
+    /// the others.
+    fn words(&self) -> Vec<u64>;
+    /// Puts its work into a stream, which may be one that is being captured. The GPU is that of the calling thread.
+    ///
+    /// # Errors
+    /// Whatever the library says.
+    fn enqueue(&self, stream: *mut c_void) -> Result<(), Fault>;
+    /// Asked again and again while somebody waits for the stream, with how long that has been.
+    ///
+    /// # Errors
+    /// It will not end by itself any more, or takes too long.
+    fn watch(&self, waited: Duration) -> Result<(), Fault>;
+    /// Makes it end, without what it was to do. Nobody waits for it longer than for a moment from then on.
+    fn abort(&self);
+}
+
+/// Memory that several ranks use, of a GPU or of the host. It stays as long as anyone has it.
+pub trait SharedMemory: Send + Sync {
+    /// Where it is, for all of this process and for the GPUs that reach it.
+    fn at(&self) -> Address;
+    /// By what another process of this host opens it, if one can.
+    fn handle(&self) -> Option<Vec<u8>> {
+        None
+    }
+}
+
 /// A GPU's memory and its one queue of work. Used from one thread.
 pub trait Driver {
     /// A GPU's name.
@@ -117,13 +150,70 @@ pub trait Driver {
     fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault>;
     /// Copies within the GPU, behind all work so far. The two don't overlap.
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault>;
-    /// Says that what follows is of another shape each time: what was asked for so far is a list of its own.
-    ///
-    /// # Errors
-    /// See [`Driver::write`].
-    fn cut(&self) -> Result<(), Fault> {
-        Ok(())
-    }
     /// Runs a kernel, behind all work so far.
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault>;
+    /// Has another library work, behind all work so far.
+    ///
+    /// # Errors
+    /// See [`Driver::bind`]; or whatever the library says.
+    fn call(&self, _: Rc<dyn Foreign>) -> Result<(), Fault> {
+        Err(Fault(format!("{} has no queue that other libraries know", self.name())))
+    }
+    /// Makes the GPU that of the calling thread, for other libraries, which ask which it is.
+    ///
+    /// # Errors
+    /// There is none that they know.
+    fn bind(&self) -> Result<(), Fault> {
+        Err(Fault(format!("{} is no GPU that other libraries know", self.name())))
+    }
+    /// Hands all work so far to the GPU, which may have been collected, and waits for nothing.
+    ///
+    /// # Errors
+    /// As of [`Driver::write`].
+    fn flush(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+    /// Whether it is worth to measure what is faster.
+    fn has_speed(&self) -> bool {
+        false
+    }
+    /// The GPU's number in this process, if ranks of the process can share memory of it.
+    fn ordinal(&self) -> Option<u32> {
+        None
+    }
+    /// A number that is this GPU's in all processes of this host.
+    fn gpu_number(&self) -> u64 {
+        self.ordinal().map_or(0, u64::from)
+    }
+    /// Memory of the GPU that other ranks use too, all 0.
+    ///
+    /// # Errors
+    /// There is not as much, or no such thing.
+    fn shared(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        Err(Fault(format!("{} has no memory to share, so no {bytes} bytes", self.name())))
+    }
+    /// Memory of the host that GPUs read and write by themselves, all 0.
+    ///
+    /// # Errors
+    /// See [`Driver::shared`].
+    fn shared_of_host(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        self.shared(bytes)
+    }
+    /// Memory that another process of this host shares, by its [handle](SharedMemory::handle).
+    ///
+    /// # Errors
+    /// There is no way to it.
+    fn open_shared(&self, _handle: &[u8]) -> Result<Arc<dyn SharedMemory>, Fault> {
+        Err(Fault(format!("{} does not open memory of other processes", self.name())))
+    }
+    /// Lets kernels of this GPU use shared memory of another one of the process.
+    ///
+    /// # Errors
+    /// There is no way between them.
+    fn reach(&self, ordinal: u32) -> Result<(), Fault> {
+        match self.ordinal() == Some(ordinal) {
+            true => Ok(()),
+            false => Err(Fault(format!("{} does not reach GPU {ordinal}", self.name()))),
+        }
+    }
 }

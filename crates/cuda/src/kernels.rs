@@ -13,6 +13,13 @@ macro_rules! attention {
     };
 }
 
+/// A file of kernels that finish reduction trees.
+macro_rules! tree {
+    ($file:literal) => {
+        concat!(include_str!("../kernels/tree.cuh"), include_str!(concat!("../kernels/", $file, ".cu")))
+    };
+}
+
 /// attention_tiles.cuh for a type of cache and a size of heads: the kernel takes long to compile, and a model needs one.
 macro_rules! attention_tiles {
     ($type:literal, $kind:literal, $size:literal, $tiles:literal, $warps:literal, $sixteens:literal, $is_exact:literal) => {
@@ -41,8 +48,22 @@ macro_rules! attention_tiles {
     };
 }
 
+/// A file of kernels of several ranks that meet.
+macro_rules! ranks {
+    ($file:literal) => {
+        concat!(
+            include_str!("../kernels/tree.cuh"),
+            include_str!("../kernels/ranks.cuh"),
+            include_str!(concat!("../kernels/", $file, ".cu"))
+        )
+    };
+}
+
 /// Each file's name and text.
 pub const FILES: &[(&str, &str)] = &[
+    ("all_reduce", ranks!("all_reduce")),
+    ("all_reduce_norm", concat!(include_str!("../kernels/norm.cuh"), ranks!("all_reduce_norm"))),
+    ("all_reduce_compressed", ranks!("all_reduce_compressed")),
     ("attention_exact", attention!("attention_exact")),
     ("attention_merge", attention!("attention_merge")),
     ("attention_split", attention!("attention_split")),
@@ -62,6 +83,7 @@ pub const FILES: &[(&str, &str)] = &[
     attention_tiles!("fp8", "FP8", "to_256", 16, 4, 1, false),
     ("elements", include_str!("../kernels/elements.cu")),
     ("embed", include_str!("../kernels/embed.cu")),
+    ("finish", tree!("finish")),
     ("gemm", include_str!("../kernels/gemm.cu")),
     ("linear", include_str!("../kernels/linear.cu")),
     ("linear_exact", include_str!("../kernels/linear_exact.cu")),
@@ -71,7 +93,14 @@ pub const FILES: &[(&str, &str)] = &[
     ("logits_top", include_str!("../kernels/logits_top.cu")),
     ("moe", include_str!("../kernels/moe.cu")),
     ("kv", concat!(include_str!("../kernels/heads.cuh"), attention!("kv"))),
-    ("norm", concat!(include_str!("../kernels/heads.cuh"), include_str!("../kernels/norm.cu"))),
+    (
+        "norm",
+        concat!(
+            include_str!("../kernels/heads.cuh"),
+            include_str!("../kernels/norm.cuh"),
+            include_str!("../kernels/norm.cu")
+        ),
+    ),
     ("rope", concat!(include_str!("../kernels/heads.cuh"), include_str!("../kernels/rope.cu"))),
 ];
 

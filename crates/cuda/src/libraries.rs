@@ -1,5 +1,6 @@
 //! Shared libraries that are found at run time.
 
+use std::env;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -63,13 +64,39 @@ impl fmt::Display for NotFound {
     }
 }
 
-/// Where pip puts NVIDIA's compiler, of any version, below the prefix of a Python.
-pub(crate) fn pip_folders(prefix: &Path) -> Vec<PathBuf> {
+/// Where the packages of pip and conda have their libraries, of those whose folder below `nvidia` is asked for: in the environments
+/// that are active, beside each Python that is found, and in the user's own.
+pub(crate) fn package_folders(is_wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    // An environment of conda has libraries of its own; where a python is, packages of pip are beside it.
+    let mut folders: Vec<PathBuf> =
+        variable("CONDA_PREFIX").map(|prefix| prefix.join("lib")).into_iter().collect();
+    let path = env::var_os("PATH").unwrap_or_default();
+    let with_python = env::split_paths(&path).filter(|bin| bin.join("python3").exists());
+    let prefixes = with_python.filter_map(|bin| bin.parent().map(Path::to_path_buf));
+    let own = env::home_dir().map(|home| home.join(".local"));
+    for prefix in variable("VIRTUAL_ENV").into_iter().chain(prefixes).chain(own) {
+        folders.extend(pip_folders(&prefix, &is_wanted));
+    }
+    let mut seen = Vec::new();
+    folders.retain(|folder| {
+        let is_new = !seen.contains(folder);
+        seen.push(folder.clone());
+        is_new
+    });
+    folders
+}
+
+/// A folder that a variable names.
+pub(crate) fn variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// Where pip puts the libraries of NVIDIA's packages below the prefix of a Python.
+fn pip_folders(prefix: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let pythons = folders_in(&prefix.join("lib"), |name| name.starts_with("python3"));
     let packages =
         pythons.iter().flat_map(|python| ["site-packages", "dist-packages"].map(|d| python.join(d)));
-    let is_nvrtc = |name: &str| name == "cuda_nvrtc" || name.starts_with("cu1");
-    let parts = packages.flat_map(|packages| folders_in(&packages.join("nvidia"), is_nvrtc));
+    let parts = packages.flat_map(|packages| folders_in(&packages.join("nvidia"), &is_wanted));
     parts.map(|part| part.join("lib")).filter(|lib| lib.is_dir()).collect()
 }
 
@@ -143,8 +170,9 @@ mod tests {
         }
         std::fs::create_dir_all(prefix.path().join("lib/python3.12/site-packages/nvidia/cublas/lib"))
             .expect("a folder");
-        let found = pip_folders(prefix.path());
+        let is_wanted = |name: &str| name == "cuda_nvrtc" || name == "cu13";
+        let found = pip_folders(prefix.path(), is_wanted);
         assert_eq!(found.len(), 2, "{found:?}");
-        assert!(pip_folders(Path::new("/nowhere")).is_empty());
+        assert!(pip_folders(Path::new("/nowhere"), is_wanted).is_empty());
     }
 }

@@ -21,7 +21,12 @@ pub(crate) struct Memory {
     most: Cell<usize>,
     /// The first thing that went wrong since it was last asked for.
     fault: RefCell<Option<Fault>>,
+    /// Who may know that what was read is nothing, though the driver saw no fault.
+    watches: RefCell<Vec<Watch>>,
 }
+
+/// Asked behind each read.
+type Watch = Box<dyn Fn() -> Result<(), Fault>>;
 
 /// Some of it.
 pub(crate) struct Block {
@@ -38,6 +43,7 @@ impl Memory {
             in_use: Cell::new(0),
             most: Cell::new(0),
             fault: RefCell::default(),
+            watches: RefCell::default(),
         })
     }
 
@@ -75,6 +81,16 @@ impl Memory {
             Some(fault) => Err(fault),
             None => Ok(()),
         }
+    }
+
+    /// Has `watch` asked behind each read.
+    pub fn watch(&self, watch: Watch) {
+        self.watches.borrow_mut().push(watch);
+    }
+
+    /// Whether what was read is what it should be.
+    pub fn ask_watches(&self) -> Result<(), Fault> {
+        self.watches.borrow().iter().try_for_each(|watch| watch())
     }
 
     /// Whether nothing has gone wrong: else nothing more is asked of the driver.

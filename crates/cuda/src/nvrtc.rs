@@ -1,12 +1,11 @@
 //! NVIDIA's compiler as a library. It needs no GPU.
 
-use std::env;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr::{null, null_mut};
 
 use crate::driver::Fault;
-use crate::libraries::{Search, functions, open, pip_folders};
+use crate::libraries::{Search, functions, open, package_folders, variable};
 
 type Program = *mut c_void;
 type Text = *const c_char;
@@ -170,23 +169,8 @@ impl Drop for Owned<'_> {
 
 /// Where toolkits and pip put it.
 fn folders() -> Vec<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let toolkits = [set("CUDA_HOME"), set("CUDA_PATH"), Some("/usr/local/cuda".into())];
+    let toolkits = [variable("CUDA_HOME"), variable("CUDA_PATH"), Some("/usr/local/cuda".into())];
     let mut folders: Vec<PathBuf> = toolkits.into_iter().flatten().map(|kit| kit.join("lib64")).collect();
-    // An environment of conda has libraries of its own; where a python is, packages of pip are beside it.
-    folders.extend(set("CONDA_PREFIX").map(|prefix| prefix.join("lib")));
-    let path = env::var_os("PATH").unwrap_or_default();
-    let with_python = env::split_paths(&path).filter(|bin| bin.join("python3").exists());
-    let prefixes = with_python.filter_map(|bin| bin.parent().map(Path::to_path_buf));
-    let own = env::home_dir().map(|home| home.join(".local"));
-    for prefix in set("VIRTUAL_ENV").into_iter().chain(prefixes).chain(own) {
-        folders.extend(pip_folders(&prefix));
-    }
-    let mut seen = Vec::new();
-    folders.retain(|folder| {
-        let is_new = !seen.contains(folder);
-        seen.push(folder.clone());
-        is_new
-    });
+    folders.extend(package_folders(|name| name == "cuda_nvrtc" || name.starts_with("cu1")));
     folders
 }

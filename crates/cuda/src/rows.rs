@@ -20,7 +20,7 @@ const MOST_KNOWN: usize = 8;
 const NORM_THREADS: usize = 256;
 
 /// A norm's arguments of a kernel. Without one, its weights are nowhere.
-fn norm_of(arguments: Arguments, norm: Option<RowNorm<'_, CudaTensor>>, cols: usize) -> Arguments {
+pub(crate) fn norm_of(arguments: Arguments, norm: Option<RowNorm<'_, CudaTensor>>, cols: usize) -> Arguments {
     let Some(RowNorm { weight, bias, spec }) = norm else {
         return arguments.address(0).address(0).count(0).float(0.0).float(0.0);
     };

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::driver::{Address, Arguments, Fault, Grid, Kernel};
+use crate::driver::{Address, Arguments, Fault, Foreign, Grid, Kernel};
 use crate::memory::{Block, Memory};
 
 /// As many rows as kernels work on where there are so many. Tensor cores take eight at a time; and steps with a few rows more or
@@ -58,6 +58,11 @@ impl Queue {
         CudaTensor { block: self.0.block(4 * filled_up(rows) * cols), rows, cols }
     }
 
+    /// The same with room for so many elements.
+    pub fn tensor_with_room(&self, rows: usize, cols: usize, room: usize) -> CudaTensor {
+        CudaTensor { block: self.0.block(4 * room.max(rows * cols)), rows, cols }
+    }
+
     /// Memory of `bytes`.
     pub fn block(&self, bytes: usize) -> Block {
         self.0.block(bytes)
@@ -81,13 +86,6 @@ impl Queue {
         }
     }
 
-    /// Says that the list of work so far is likely to come again, and what follows isn't.
-    pub fn cut(&self) {
-        if self.0.is_sound() {
-            self.0.note(self.0.driver.cut());
-        }
-    }
-
     /// Numbers from the GPU, behind all work.
     ///
     /// # Errors
@@ -101,8 +99,16 @@ impl Queue {
         let mut bytes = vec![0; 4 * count];
         self.0.take_fault()?;
         self.0.driver.read(from, &mut bytes)?;
+        self.0.ask_watches()?;
         let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes each"));
         Ok(bytes.chunks_exact(4).map(number).collect())
+    }
+
+    /// Hands all work to the GPU, without waiting.
+    pub fn flush(&self) {
+        if self.0.is_sound() {
+            self.0.note(self.0.driver.flush());
+        }
     }
 
     /// Runs a kernel, unless it has no blocks.
@@ -110,6 +116,22 @@ impl Queue {
         if self.0.is_sound() && !grid.blocks.contains(&0) {
             self.0.note(self.0.driver.launch(kernel, grid, &arguments));
         }
+    }
+
+    /// Has another library work, behind all work so far.
+    ///
+    /// # Errors
+    /// It can't. What went wrong before surfaces where results are read.
+    pub fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
+        if self.0.is_sound() { self.0.driver.call(call) } else { Ok(()) }
+    }
+
+    /// Copies within the GPU.
+    ///
+    /// # Errors
+    /// As for [`Queue::call`].
+    pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
+        if self.0.is_sound() { self.0.driver.copy(from, to, bytes) } else { Ok(()) }
     }
 
     /// A grid of about a thread per element, for kernels whose threads go on with other elements.

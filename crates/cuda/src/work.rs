@@ -1,8 +1,10 @@
 //! What a GPU is to do, in order.
 
+use std::rc::Rc;
+
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::driver::{Address, Arguments, Grid, Kernel};
+use crate::driver::{Address, Arguments, Foreign, Grid, Kernel};
 
 /// One piece of work. `F` is a kernel's function as the driver knows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,6 +16,8 @@ pub(crate) enum Work<F> {
     Write { to: Address, from: usize, bytes: usize },
     /// Copies within the GPU.
     Copy { from: Address, to: Address, bytes: usize },
+    /// Has another library work, by its number in [`WorkList::foreign`].
+    Call(usize),
 }
 
 /// Work that was asked for and has not begun.
@@ -21,11 +25,13 @@ pub(crate) struct WorkList<F> {
     pub work: Vec<Work<F>>,
     /// What is to be written, all one after the other.
     pub bytes: Vec<u8>,
+    /// Calls of other libraries, in order.
+    pub foreign: Vec<Rc<dyn Foreign>>,
 }
 
 impl<F> WorkList<F> {
     pub fn new() -> Self {
-        WorkList { work: Vec::new(), bytes: Vec::new() }
+        WorkList { work: Vec::new(), bytes: Vec::new(), foreign: Vec::new() }
     }
 
     /// Bytes to be written, read now.
@@ -34,9 +40,16 @@ impl<F> WorkList<F> {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// A call of another library.
+    pub fn call(&mut self, call: Rc<dyn Foreign>) {
+        self.work.push(Work::Call(self.foreign.len()));
+        self.foreign.push(call);
+    }
+
     pub fn clear(&mut self) {
         self.work.clear();
         self.bytes.clear();
+        self.foreign.clear();
     }
 
     /// What the list is, but for the bytes to be written: lists of the same number do the same at the same addresses.
@@ -57,6 +70,11 @@ impl<F> WorkList<F> {
                 }
                 Work::Write { to, bytes, .. } => words(&[1, *to, *bytes as u64]),
                 Work::Copy { from, to, bytes } => words(&[2, *from, *to, *bytes as u64]),
+                Work::Call(number) => {
+                    let call = self.foreign[*number].words();
+                    words(&[3, call.len() as u64]);
+                    words(&call);
+                }
             }
         }
         hash.digest128()
@@ -74,9 +92,47 @@ mod tests {
     }
 
     fn number(work: &[Work<()>], written: &[&[u8]]) -> u128 {
-        let mut list = WorkList { work: work.to_vec(), bytes: Vec::new() };
+        let mut list = WorkList { work: work.to_vec(), ..WorkList::new() };
         written.iter().for_each(|bytes| list.write(512, bytes));
         list.number()
+    }
+
+    /// A call that differs from others of its kind in what is no part of it.
+    struct Call(Vec<u64>, &'static str);
+
+    impl std::fmt::Display for Call {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(self.1)
+        }
+    }
+
+    impl Foreign for Call {
+        fn words(&self) -> Vec<u64> {
+            self.0.clone()
+        }
+        fn enqueue(&self, _: *mut std::ffi::c_void) -> Result<(), crate::Fault> {
+            Ok(())
+        }
+        fn watch(&self, _: std::time::Duration) -> Result<(), crate::Fault> {
+            Ok(())
+        }
+        fn abort(&self) {}
+    }
+
+    #[test]
+    fn calls_of_other_libraries_are_their_words() {
+        let number = |calls: &[(&[u64], &'static str)]| {
+            let mut list = WorkList::<()>::new();
+            calls.iter().for_each(|(words, name)| list.call(Rc::new(Call(words.to_vec(), name))));
+            list.number()
+        };
+        assert_eq!(
+            number(&[(&[1, 2], "number 3"), (&[4], "5")]),
+            number(&[(&[1, 2], "number 9"), (&[4], "10")])
+        );
+        assert_ne!(number(&[(&[1, 2], "")]), number(&[(&[1, 3], "")]));
+        assert_ne!(number(&[(&[1, 2], "")]), number(&[(&[1], ""), (&[2], "")]));
+        assert_ne!(number(&[(&[1], "")]), number(&[(&[1], ""), (&[1], "")]));
     }
 
     #[test]

@@ -1,10 +1,18 @@
 //! What stands between a device and NVIDIA's libraries, tried with libraries that stand for them. A process loads a library once,
 //! so each test runs in a process of its own.
 
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 
+use collective::{
+    Collective, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank, SharedSegment, WireDType,
+};
 use cuda::{
-    Arguments, CubinCache, CudaDevice, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, kernels, probe,
+    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, kernels,
+    probe,
 };
 use libloading::Library;
 use tensor::{
@@ -339,5 +347,111 @@ fn faults_name_what_asked() {
                 "unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED), in kernel scale"
             );
         }
+    });
+}
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn shared_config() -> SharedConfig {
+    SharedConfig { deadline: DEADLINE, spin: Duration::ZERO, ..SharedConfig::default() }
+}
+
+/// Ranks as threads, each with its GPU.
+fn ranks_sum(gpus: &[u32], expected_path: &str) {
+    let opened: HashMap<u32, Arc<Gpu>> = gpus
+        .iter()
+        .map(|&ordinal| (ordinal, Gpu::open(ordinal, &CubinCache::none()).expect("a GPU")))
+        .collect();
+    let before = graph_launches();
+    std::thread::scope(|scope| {
+        for (rank, group) in SharedGroup::new(gpus.len(), shared_config()).into_iter().enumerate() {
+            let gpu = opened[&gpus[rank]].clone();
+            scope.spawn(move || rank_sums(group, &gpu, expected_path));
+        }
+    });
+    assert!(graph_launches() > before, "what came again was replayed");
+}
+
+/// One rank's part: what it does is replayed as graphs from the third time on. Only the last rank reads.
+fn rank_sums(group: SharedRank, gpu: &Arc<Gpu>, expected_path: &str) {
+    let (rank, ranks) = (group.rank(), group.size());
+    let leaves: Vec<_> = (0..ranks).map(|rank| rank..rank + 1).collect();
+    let finish = ReductionTree::over_ids(ranks).finish(&leaves);
+    let plan = ReducePlan { nodes_of_rank: vec![1; ranks], finish };
+    let group = CudaGroup::new(group, WireDType::Float32, DEADLINE);
+    let dev = CudaDevice::new(Box::new(gpu.driver(false).expect("a stream")));
+    group.prepare(&dev).expect("prepare");
+    assert_eq!(group.path(), expected_path);
+    for step in 0..6 {
+        let of = |rank: usize, i: usize| (step * 100 + rank * 10 + i) as f32;
+        let mut x = dev.upload(&(0..8).map(|i| of(rank, i)).collect::<Vec<_>>(), 1, 8);
+        // Enough of them to be worth a graph.
+        for _ in 0..8 {
+            x = group.all_reduce(&dev, x, 1, &plan).expect("all_reduce");
+            dev.scale(&mut x, 1.0 / ranks as f32);
+        }
+        if rank + 1 == ranks {
+            let mean = |i: usize| (0..ranks).map(|rank| of(rank, i)).sum::<f32>() / ranks as f32;
+            let found = dev.download(&x).expect("numbers");
+            assert_eq!(found, (0..8).map(mean).collect::<Vec<_>>(), "step {step}");
+        } else {
+            dev.flush();
+        }
+        // As the next step is told.
+        group.barrier().expect("barrier");
+    }
+}
+
+/// Set in the processes of ranks.
+const RANK: &str = "ANYSPLIT_TEST_RANK";
+const SEGMENT: &str = "ANYSPLIT_TEST_SEGMENT";
+
+#[test]
+fn ranks_of_several_processes_open_each_others_memory() {
+    let test = "ranks_of_several_processes_open_each_others_memory";
+    with_libraries(test, &[("FAKE_GPUS", "2")], || {
+        let (ranks, config) = (2, shared_config());
+        if let Ok(rank) = std::env::var(RANK) {
+            let path = std::env::var(SEGMENT).expect("a segment");
+            let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the segment");
+            let segment = SharedSegment::open(file.into(), ranks, &config).expect("the segment");
+            let rank: usize = rank.parse().expect("a rank");
+            let gpu = Gpu::open(rank as u32, &CubinCache::none()).expect("a GPU");
+            let group = segment.rank(rank, &config).expect("a rank that is free");
+            return rank_sums(group, &gpu, "peer memory");
+        }
+        let segment = SharedSegment::create(ranks, &config).expect("a segment");
+        let path = format!("/proc/{}/fd/{}", std::process::id(), segment.as_fd().as_raw_fd());
+        let start = |rank: usize| {
+            Command::new(std::env::current_exe().expect("this program"))
+                .args(["--exact", "ranks_of_several_processes_open_each_others_memory", "--nocapture"])
+                .env(RANK, rank.to_string())
+                .env(SEGMENT, &path)
+                .spawn()
+                .expect("a process")
+        };
+        let processes: Vec<_> = (0..ranks).map(start).collect();
+        for mut process in processes {
+            assert!(process.wait().expect("it ends").success(), "its words are above");
+        }
+    });
+}
+
+#[test]
+fn ranks_of_one_gpu_and_of_several_use_each_others_memory() {
+    let test = "ranks_of_one_gpu_and_of_several_use_each_others_memory";
+    with_libraries(test, &[("FAKE_GPUS", "2")], || {
+        ranks_sum(&[0, 0], "peer memory");
+        ranks_sum(&[0, 1], "peer memory");
+        ranks_sum(&[1, 0, 1, 0], "peer memory");
+    });
+}
+
+#[test]
+fn gpus_that_do_not_reach_each_other_use_the_library() {
+    let test = "gpus_that_do_not_reach_each_other_use_the_library";
+    with_libraries(test, &[("FAKE_GPUS", "2"), ("FAKE_PEERS", "0"), ("FAKE_POOL", "0")], || {
+        ranks_sum(&[0, 1], "nccl");
+        ranks_sum(&[1, 1], "peer memory");
     });
 }

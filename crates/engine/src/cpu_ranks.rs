@@ -1,9 +1,11 @@
 //! Ranks on the processor.
 
+use std::time::Duration;
+
 use checkpoint::PackedCheckpoint;
-use collective::Collective;
+use collective::{Collective, Compressed, WireDType};
 use cpu::{CpuConfig, CpuDevice};
-use tensor::{DeviceError, Timed, WeightSpec};
+use tensor::{DeviceError, HostDevice, Timed, WeightSpec};
 
 use crate::groups::RankDevice;
 use crate::launch::MakeDevice;
@@ -13,15 +15,34 @@ use crate::{EngineError, EngineOptions, cpus};
 
 impl RankDevice for CpuDevice {
     type Host = Self;
-    fn over(group: Box<dyn Collective<Self> + Send>) -> Box<dyn Collective<Self> + Send> {
-        group
+    fn over(
+        group: Box<dyn Collective<Self> + Send>,
+        wire: WireDType,
+        _: Duration,
+    ) -> Box<dyn Collective<Self> + Send> {
+        compressed(group, wire)
     }
 }
 
 impl RankDevice for Timed<CpuDevice> {
     type Host = Self;
-    fn over(group: Box<dyn Collective<Self> + Send>) -> Box<dyn Collective<Self> + Send> {
-        group
+    fn over(
+        group: Box<dyn Collective<Self> + Send>,
+        wire: WireDType,
+        _: Duration,
+    ) -> Box<dyn Collective<Self> + Send> {
+        compressed(group, wire)
+    }
+}
+
+/// A group whose sums travel as `wire`.
+fn compressed<D: HostDevice + 'static>(
+    group: Box<dyn Collective<D> + Send>,
+    wire: WireDType,
+) -> Box<dyn Collective<D> + Send> {
+    match wire {
+        WireDType::Float32 => group,
+        wire => Box::new(Compressed::new(group, wire)),
     }
 }
 

@@ -1,10 +1,11 @@
 //! Ranks on NVIDIA GPUs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use checkpoint::PackedCheckpoint;
-use collective::{Collective, Solo, Staged};
-use cuda::{CubinCache, CudaDevice, Fault, Gpu, Reduction};
+use collective::{Collective, Solo, WireDType};
+use cuda::{CubinCache, CudaDevice, CudaGroup, Fault, Gpu, Reduction};
 use tensor::{DeviceError, Reference};
 
 use crate::groups::RankDevice;
@@ -16,11 +17,15 @@ use crate::{EngineError, EngineOptions};
 impl RankDevice for CudaDevice {
     type Host = Reference;
 
-    /// What ranks exchange goes through the host; what is alone exchanges nothing.
-    fn over(group: Box<dyn Collective<Reference> + Send>) -> Box<dyn Collective<Self> + Send> {
+    /// What is alone exchanges nothing.
+    fn over(
+        group: Box<dyn Collective<Reference> + Send>,
+        wire: WireDType,
+        deadline: Duration,
+    ) -> Box<dyn Collective<Self> + Send> {
         match group.size() {
             1 => Box::new(Solo::default()),
-            _ => Box::new(Staged(group)),
+            _ => Box::new(CudaGroup::new(group, wire, deadline)),
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use collective::{
-    Collective, CollectiveError, Compressed, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup,
-    Solo, WireDType,
+    Collective, CollectiveError, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup, Solo,
+    WireDType,
 };
 use job::{Job, JobError};
 use model::ModelError;
@@ -14,8 +14,13 @@ use tensor::{Device, HostDevice};
 pub(crate) trait RankDevice: Device + Sized + 'static {
     /// Whose matrices transports see.
     type Host: HostDevice + 'static;
-    /// A group of this device over one that transports know.
-    fn over(group: Box<dyn Collective<Self::Host> + Send>) -> Box<dyn Collective<Self> + Send>;
+    /// A group of this device over one that transports know. The sums of all-reduces travel as `wire`; who waits longer than
+    /// `deadline` gives up.
+    fn over(
+        group: Box<dyn Collective<Self::Host> + Send>,
+        wire: WireDType,
+        deadline: Duration,
+    ) -> Box<dyn Collective<Self> + Send>;
 }
 
 /// How ranks are grouped.
@@ -51,18 +56,14 @@ impl<D: RankDevice> RankGroups<D> {
         grouping: Grouping,
         at: usize,
         rank: usize,
+        deadline: Duration,
         mut group: impl FnMut(Axis, &[usize]) -> Result<Made<D::Host>, E>,
     ) -> Result<Self, E> {
         let Grouping { mesh, context, wire } = grouping;
         let mut group = |axis, members: &[usize]| -> Result<Members<D>, E> {
             let Made { group, ranks } = group(axis, members)?;
-            let group = match (axis, wire) {
-                (Axis::Tensor, WireDType::Float32) | (Axis::Context | Axis::Replica | Axis::Leaders, _) => {
-                    group
-                }
-                (Axis::Tensor, wire) => Box::new(Compressed::new(group, wire)),
-            };
-            Ok(Members::new(D::over(group), &ranks))
+            let wire = if axis == Axis::Tensor { wire } else { WireDType::Float32 };
+            Ok(Members::new(D::over(group, wire, deadline), &ranks))
         };
         let place = mesh.coordinates(at);
         let leads = place.pp == 0 && place.tp == 0;
@@ -108,6 +109,12 @@ impl<D: Device> RankGroups<D> {
 
     fn all(&self) -> impl Iterator<Item = &Members<D>> {
         std::iter::once(&self.tensor).chain(&self.context).chain(&self.pipeline).chain(&self.leaders)
+    }
+
+    /// Has the groups whose ranks exchange tensors find out how their devices reach each other. All ranks call it when all are
+    /// ready.
+    pub fn prepare(&self, dev: &D) -> Result<(), CollectiveError> {
+        std::iter::once(&self.tensor).chain(&self.context).try_for_each(|group| group.prepare(dev))
     }
 
     /// Whether all groups can go on.
@@ -161,7 +168,7 @@ pub(crate) fn of_threads<D: RankDevice>(grouping: Grouping, config: &SharedConfi
     };
     (0..grouping.mesh.size())
         .map(|rank| {
-            let groups = RankGroups::new(grouping, rank, rank, |axis, members| {
+            let groups = RankGroups::new(grouping, rank, rank, config.deadline, |axis, members| {
                 Ok::<_, std::convert::Infallible>(take(axis, members, rank))
             });
             groups.unwrap_or_else(|never| match never {})
@@ -193,7 +200,7 @@ pub(crate) fn of_job<D: RankDevice>(
 ) -> Result<RankGroups<D>, JobError> {
     let order = job.order();
     let at = order.iter().position(|&rank| rank == job.rank()).expect("every rank is in the order");
-    RankGroups::new(grouping, at, job.rank(), |axis, members| {
+    RankGroups::new(grouping, at, job.rank(), deadline, |axis, members| {
         let ranks: Vec<usize> = members.iter().map(|&at| order[at]).collect();
         let group = Box::new(job.group(axis as u16 + 1, &ranks, deadline)?);
         Ok(Made { group, ranks })

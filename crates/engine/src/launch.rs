@@ -161,7 +161,9 @@ fn load<M: MakeDevice>(
         let decoder = Decoder::load(&loader, &setup.stages[groups.at.pp]);
         (decoder.inspect_err(|error| groups.fail(error))?, loader.stats())
     };
-    all_are_ready(&groups).inspect_err(|error| groups.fail(error))?;
+    all_are_ready(&groups)
+        .and_then(|()| Ok(groups.prepare(&dev)?))
+        .inspect_err(|error| groups.fail(error))?;
     let LaunchOptions { kept, kv_dtype, comm_timeout, ref host, .. } = setup.options;
     let host = host.clone();
     Ok(Worker {

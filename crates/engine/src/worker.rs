@@ -246,6 +246,18 @@ impl<D: Device> Worker<D> {
         command: &Command,
         late: Option<&mut dyn LateEdits>,
     ) -> Result<Option<Reply>, ModelError> {
+        self.carry_out(command, late).map_err(|error| match error {
+            // Where devices exchange by themselves, a rank that is lost shows in what is read.
+            ModelError::Device(_) => self.groups.check().err().map_or(error, ModelError::from),
+            _ => error,
+        })
+    }
+
+    fn carry_out(
+        &mut self,
+        command: &Command,
+        late: Option<&mut dyn LateEdits>,
+    ) -> Result<Option<Reply>, ModelError> {
         match command {
             Command::AllocateKv { blocks } => {
                 self.kv = None;
@@ -363,6 +375,8 @@ impl<D: Device> Worker<D> {
             self.spent.recorded.push((meta.clone(), asked));
         }
         let reply = work(self);
+        // What other ranks read may wait for this rank's part, which may not have begun if this rank reads nothing.
+        self.dev.flush();
         self.dev.leave();
         let parts = self.dev.take_part_times();
         // What it takes to note that counts for the next step.

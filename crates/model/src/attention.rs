@@ -5,6 +5,7 @@ use crate::architecture::Qkv;
 use crate::loader::Loader;
 use crate::norm::Norm;
 use crate::parallel::{ColumnParallelLinear, ContextAttention, Module, Rank, RowParallelLinear};
+use crate::residual::Addend;
 use crate::step::StepContext;
 
 /// Attention with grouped query heads over a paged KV cache.
@@ -47,7 +48,7 @@ impl<D: Device> Attention<D> {
         x: &D::Tensor,
         kv: &mut D::Kv,
         step: &StepContext<D>,
-    ) -> Result<D::Tensor, ModelError> {
+    ) -> Result<Addend<'_, D>, ModelError> {
         let dev = rank.dev;
         let mut qkv = dev.span(Part::Qkv, || self.qkv.forward(rank, x))?;
         let mixed = dev.span(Part::Attention, || {

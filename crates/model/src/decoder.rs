@@ -155,7 +155,7 @@ impl<D: Device> Decoder<D> {
         for (layer, kv) in self.layers.iter().zip(&mut kv.layers) {
             dev.span(Part::Layer, || layer.forward(rank, &mut x, kv, &step))?;
         }
-        let x = x.into_sum(dev);
+        let x = x.into_sum(rank)?;
         match &self.output {
             Some(output) => {
                 let collect = || rank.collect(&x, &meta.logit_rows, |x| output.norm.forward(dev, x));
@@ -221,9 +221,9 @@ impl<D: Device> DecoderLayer<D> {
         kv: &mut D::Kv,
         step: &StepContext<D>,
     ) -> Result<(), ModelError> {
-        let normed = x.normed(rank.dev, &self.pre_attention);
+        let normed = x.normed(rank, &self.pre_attention)?;
         x.add(self.attention.forward(rank, &normed, kv, step)?, self.post_attention.as_ref());
-        let normed = x.normed(rank.dev, &self.pre_ffn);
+        let normed = x.normed(rank, &self.pre_ffn)?;
         x.add(self.ffn.forward(rank, &normed)?, self.post_ffn.as_ref());
         Ok(())
     }

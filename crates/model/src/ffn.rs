@@ -4,6 +4,7 @@ use crate::ModelError;
 use crate::architecture::FfnForm;
 use crate::loader::Loader;
 use crate::parallel::{ColumnParallelLinear, ExpertCounts, Module, ParallelExperts, Rank, RowParallelLinear};
+use crate::residual::Addend;
 
 /// A layer's feed-forward network.
 pub enum Ffn<D: Device> {
@@ -54,16 +55,16 @@ impl<D: Device> Ffn<D> {
     }
 
     /// `x [t, hidden_size]` → the same shape.
-    pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
+    pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<Addend<'_, D>, ModelError> {
         rank.dev.span(Part::Ffn, || match self {
             Ffn::Dense(dense) => dense.forward(rank, x),
-            Ffn::Experts(experts) => experts.forward(rank, x),
+            Ffn::Experts(experts) => experts.forward(rank, x).map(Addend::Sum),
         })
     }
 }
 
 impl<D: Device> DenseFfn<D> {
-    fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
+    fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<Addend<'_, D>, ModelError> {
         let mut hidden = self.up.forward(rank, x)?;
         if self.gated {
             hidden = rank.dev.gated(&hidden, self.activation);

@@ -1,6 +1,9 @@
+use collective::ReducePlan;
 use tensor::{Device, Part};
 
+use crate::ModelError;
 use crate::norm::Norm;
+use crate::parallel::Rank;
 
 /// The residual stream `x [t, hidden_size]`. What a block adds to it is added when the next block norms it, so that a device
 /// can do both in one operation.
@@ -9,9 +12,17 @@ pub struct Residual<'a, D: Device> {
     pending: Option<Pending<'a, D>>,
 }
 
+/// What a block gives.
+pub enum Addend<'a, D: Device> {
+    /// Its result.
+    Sum(D::Tensor),
+    /// This rank's nodes of the tree whose sum it is, where a group sums, adds and norms in one operation.
+    Nodes(D::Tensor, &'a ReducePlan),
+}
+
 /// What a block gave, and the norm behind the block where the architecture has one.
 struct Pending<'a, D: Device> {
-    y: D::Tensor,
+    y: Addend<'a, D>,
     post: Option<&'a Norm<D>>,
 }
 
@@ -22,11 +33,21 @@ impl<'a, D: Device> Residual<'a, D> {
     }
 
     /// The stream, normed for the next block.
-    pub fn normed(&mut self, dev: &D, norm: &Norm<D>) -> D::Tensor {
-        match self.pending.take() {
-            Some(Pending { y, post }) => dev
-                .span(Part::Norm, || dev.add_norm(&mut self.x, &y, post.map(Norm::of_rows), norm.of_rows())),
-            None => norm.forward(dev, &self.x),
+    pub fn normed(&mut self, rank: Rank<D>, norm: &Norm<D>) -> Result<D::Tensor, ModelError> {
+        let dev = rank.dev;
+        let Some(Pending { y, post }) = self.pending.take() else { return Ok(norm.forward(dev, &self.x)) };
+        let post = post.map(Norm::of_rows);
+        match y {
+            Addend::Sum(y) => {
+                Ok(dev.span(Part::Norm, || dev.add_norm(&mut self.x, &y, post, norm.of_rows())))
+            }
+            Addend::Nodes(nodes, plan) => Ok(rank.calls(Part::AllReduce).all_reduce_add_norm(
+                nodes,
+                plan,
+                &mut self.x,
+                post,
+                norm.of_rows(),
+            )?),
         }
     }
 
@@ -34,19 +55,26 @@ impl<'a, D: Device> Residual<'a, D> {
     ///
     /// # Panics
     /// If the stream was not normed since the last time.
-    pub fn add(&mut self, y: D::Tensor, post: Option<&'a Norm<D>>) {
+    pub fn add(&mut self, y: Addend<'a, D>, post: Option<&'a Norm<D>>) {
         let before = self.pending.replace(Pending { y, post });
         assert!(before.is_none(), "a block reads the stream before it adds to it");
     }
 
     /// The stream with all that was added.
-    pub fn into_sum(mut self, dev: &D) -> D::Tensor {
+    pub fn into_sum(mut self, rank: Rank<D>) -> Result<D::Tensor, ModelError> {
+        let dev = rank.dev;
         if let Some(Pending { y, post }) = self.pending {
+            let y = match y {
+                Addend::Sum(y) => y,
+                Addend::Nodes(nodes, plan) => {
+                    rank.calls(Part::AllReduce).all_reduce(nodes, dev.shape(&self.x)[0], plan)?
+                }
+            };
             dev.span(Part::Norm, || match post {
                 Some(post) => dev.add(&mut self.x, &post.forward(dev, &y)),
                 None => dev.add(&mut self.x, &y),
             });
         }
-        self.x
+        Ok(self.x)
     }
 }

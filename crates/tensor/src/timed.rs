@@ -75,6 +75,9 @@ impl<D: Device> Device for Timed<D> {
     fn alloc(&self, rows: usize, cols: usize) -> Self::Tensor {
         self.inner.alloc(rows, cols)
     }
+    fn flush(&self) {
+        self.inner.flush();
+    }
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>, DeviceError> {
         self.inner.download(x)
     }

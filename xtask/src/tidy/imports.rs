@@ -16,8 +16,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("engine", &["scheduler", "model", "checkpoint", "collective", "job", "cpu", "cuda"]),
     ("planner", &["scheduler", "model", "checkpoint"]),
     ("server", &["engine"]),
-    // cpu: what the machine can do at best, for `bench limits`.
-    ("cli", &["server", "planner", "engine", "model", "checkpoint", "collective", "job", "cpu"]),
+    // cpu and cuda: what the machine can do at best, for `bench limits` and `bench comm`.
+    ("cli", &["server", "planner", "engine", "model", "checkpoint", "collective", "job", "cpu", "cuda"]),
     ("scheduler", &[]),
     ("xtask", &[]),
 ];

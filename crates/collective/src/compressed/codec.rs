@@ -3,6 +3,8 @@
 //! A group is 64 values. As bfloat16 it is 32 words. As fp8 or int8 it is two blocks of 32 values with a scale each:
 //! one word of two scales (bfloat16, rounded up), then a word per four values. A last group may be short.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use tensor::fp8;
@@ -22,7 +24,7 @@ pub enum WireDType {
 }
 
 /// Values of a group.
-pub const GROUP: usize = 64;
+pub(super) const GROUP: usize = WireDType::GROUP;
 /// Values that share a scale.
 const BLOCK: usize = 32;
 
@@ -30,6 +32,16 @@ impl WireDType {
     /// All of them.
     pub const ALL: [WireDType; 4] =
         [WireDType::Float32, WireDType::Bfloat16, WireDType::Fp8, WireDType::Int8];
+
+    /// Values of a group, which is encoded by itself.
+    pub const GROUP: usize = 64;
+
+    /// The elements that each rank sums of an all-reduce: whole groups, as even as they go.
+    pub fn slices(elements: usize, ranks: usize) -> Vec<Range<usize>> {
+        let groups = elements.div_ceil(GROUP);
+        let at = |rank: usize| (groups * rank / ranks * GROUP).min(elements);
+        (0..ranks).map(|rank| at(rank)..at(rank + 1)).collect()
+    }
 
     /// Its name in flags.
     pub fn name(self) -> &'static str {

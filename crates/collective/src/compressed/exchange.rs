@@ -126,13 +126,6 @@ impl<D: HostDevice, C: Collective<D>> Exchange<'_, D, C> {
     }
 }
 
-/// The elements that a rank sums: whole groups, as even as they go.
-pub(super) fn even_slices(elements: usize, ranks: usize) -> Vec<Range<usize>> {
-    let groups = elements.div_ceil(GROUP);
-    let at = |rank: usize| (groups * rank / ranks * GROUP).min(elements);
-    (0..ranks).map(|rank| at(rank)..at(rank + 1)).collect()
-}
-
 /// What is done with one part: its number, the part, and memory that it may use.
 type Work<'a> = dyn Fn(usize, &mut [f32], &mut Vec<f32>) + Sync + 'a;
 

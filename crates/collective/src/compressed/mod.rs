@@ -19,7 +19,7 @@ use tensor::HostDevice;
 use crate::finish::Finish;
 use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Watched};
 pub use codec::WireDType;
-use exchange::{Exchange, even_slices};
+use exchange::Exchange;
 
 /// A group whose [`Collective::all_reduce`] and [`Collective::reduce_scatter`] send compressed values. Everything else
 /// is the inner group's.
@@ -160,7 +160,7 @@ impl<D: HostDevice, C: Collective<D>> Collective<D> for Compressed<C> {
         if self.passes_on() {
             return self.inner.all_reduce(dev, partial, rows, plan);
         }
-        let slices = |cols| even_slices(rows * cols, self.inner.size());
+        let slices = |cols| WireDType::slices(rows * cols, self.inner.size());
         self.reduce(dev, &partial, slices, rows, plan, |exchange| {
             let mut out = dev.alloc(rows, dev.shape(&partial)[1]);
             let sums = dev.as_mut_slice(&mut out);

@@ -96,6 +96,7 @@ impl<D: Device, C: Collective<D>> Checks<'_, D, C> {
     fn on_all(&self, deadline: Duration, work: impl Fn(usize, C, D) + Sync) {
         (self.on_all)(deadline, &|rank, group, dev| {
             assert_eq!((group.rank(), group.size()), (rank, self.ranks));
+            group.prepare(&dev).expect("prepare");
             work(rank, group, dev);
         });
     }

@@ -199,6 +199,11 @@ impl Watched for Both {
     fn progress(&self) -> Progress {
         self.standing.progress()
     }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        self.local.check()?;
+        Standing::check(&self.wire)
+    }
 }
 
 impl std::fmt::Debug for Hierarchical {

@@ -66,6 +66,10 @@ impl Watched for Standing {
         let op = (now >> NUMBER_BITS).checked_sub(1).and_then(|op| Op::of_number(op as usize));
         Progress { op: op.map_or("", Op::name), sequence: now & ((1 << NUMBER_BITS) - 1) }
     }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        Standing::check(self)
+    }
 }
 
 impl std::fmt::Debug for Standing {

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::channel::Op;
 use super::region::Region;
-use crate::{Progress, Watched};
+use super::sync::Rendezvous;
+use crate::{CollectiveError, Progress, Watched};
 
 /// Bits of a number beside its operation.
 const NUMBER_BITS: u32 = 56;
@@ -38,5 +39,13 @@ impl Watched for Watch {
         let now = self.now.load(Relaxed);
         let op = (now >> NUMBER_BITS).checked_sub(1).and_then(|op| Op::of_number(op as usize));
         Progress { op: op.map_or("", Op::name), sequence: now & ((1 << NUMBER_BITS) - 1) }
+    }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        if !self.region.has_failed() {
+            return Ok(());
+        }
+        let (rank, message) = self.region.explanation();
+        Err(CollectiveError::Failed { rank, message })
     }
 }

@@ -6,7 +6,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::mem;
 use std::ptr::{self, null_mut};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
@@ -14,8 +16,10 @@ use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
 use super::api::check;
 use super::gpu::{Function, Gpu};
 use super::graph::Graph;
-use super::pinned::Pinned;
-use crate::driver::{Address, Arguments, Driver, Fault, Grid, Kernel};
+use super::pending::Pending;
+use super::pinned::{Pinned, PinnedPool};
+use super::shared;
+use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, SharedMemory};
 use crate::ring::{Place, Ring};
 use crate::step_graphs::{StepGraphs, Way};
 use crate::work::{Work, WorkList};
@@ -33,17 +37,24 @@ const MOST_WORK: usize = 1 << 14;
 /// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
 const MOST_GRAPHS: usize = 128;
 const LEAST_WORK: usize = 8;
+/// Room for all that graphs write; a list for which there is none left is no graph.
+const GRAPH_BYTES: usize = 16 << 20;
 
 /// A rank's stream on a GPU. It stays on the thread that made it.
 pub struct NvidiaDriver {
     gpu: Arc<Gpu>,
     stream: CUstream,
+    pending: Rc<Pending>,
+    /// Whether memory can be had in the stream's order.
+    has_pool: bool,
     functions: RefCell<HashMap<Kernel, Function>>,
     /// Nothing is collected without it.
     graphs: Option<RefCell<StepGraphs<Graph>>>,
     list: RefCell<WorkList<Function>>,
     staging: RefCell<Staging>,
     results: Pinned,
+    /// For what graphs write.
+    written: Rc<PinnedPool>,
     /// How often the stream was waited for.
     waits: Cell<u64>,
     /// Kernels since then, and the last of them.
@@ -77,15 +88,19 @@ impl NvidiaDriver {
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: it writes one pointer.
         check(unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+        let has_pool = gpu.has_pool()?;
         let graphs = (!enforce_eager).then(|| RefCell::new(StepGraphs::new(MOST_GRAPHS, LEAST_WORK)));
         Ok(NvidiaDriver {
             gpu,
             stream,
+            pending: Rc::new(Pending::new(stream)),
+            has_pool,
             functions: RefCell::default(),
             graphs,
             list: RefCell::new(WorkList::new()),
             staging: RefCell::new(staging),
             results,
+            written: PinnedPool::new(GRAPH_BYTES)?,
             waits: Cell::new(0),
             kernels: Cell::new((0, None)),
             late: RefCell::default(),
@@ -101,13 +116,15 @@ impl NvidiaDriver {
         Ok(function)
     }
 
-    /// Hands collected work to the GPU.
-    fn flush(&self) -> Result<(), Fault> {
+    /// Hands collected work to the GPU. It is current.
+    fn hand_over(&self) -> Result<(), Fault> {
+        self.pending.check()?;
         if let Some(fault) = self.late.borrow_mut().take() {
             return Err(fault);
         }
         let mut list = self.list.borrow_mut();
         let Some(graphs) = self.graphs.as_ref().filter(|_| !list.work.is_empty()) else { return Ok(()) };
+        self.pending.add(list.foreign.iter().cloned());
         let done = self.run(&list, &mut graphs.borrow_mut());
         list.clear();
         done
@@ -119,10 +136,12 @@ impl NvidiaDriver {
             Way::Eager => {}
             Way::Replay(graph) => return graph.launch(&list.bytes, self.waits.get()),
             Way::Capture => {
-                let capture = |written: &Pinned| {
-                    list.work.iter().try_for_each(|work| self.enqueue(work, written.at(0)))
-                };
-                let mut graph = Graph::capture(self.stream, list.bytes.len(), capture).ok();
+                let capture =
+                    |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
+                let (stream, bytes) = (self.stream, list.bytes.len());
+                let captured =
+                    Graph::capture(stream, &self.pending, &self.written, bytes, &list.foreign, capture);
+                let mut graph = captured.ok();
                 let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
                 graphs.keep(number, graph);
                 if let Some(launched) = launched {
@@ -133,14 +152,19 @@ impl NvidiaDriver {
         for work in &list.work {
             match *work {
                 Work::Write { to, from, bytes } => self.stage(to, &list.bytes[from..from + bytes])?,
-                _ => self.enqueue(work, null_mut())?,
+                _ => self.enqueue(work, list, null_mut())?,
             }
         }
         Ok(())
     }
 
-    /// Puts work into the stream. What is to be written lies from `written` on and stays there until it has been.
-    fn enqueue(&self, work: &Work<Function>, written: *mut u8) -> Result<(), Fault> {
+    /// Puts work of a list into the stream. What is to be written lies from `written` on and stays there until it has been.
+    fn enqueue(
+        &self,
+        work: &Work<Function>,
+        list: &WorkList<Function>,
+        written: *mut u8,
+    ) -> Result<(), Fault> {
         match work {
             Work::Launch { function, kernel, grid, arguments } => {
                 self.start(*function, grid, arguments).map_err(|Fault(error)| told(*kernel, *grid, &error))
@@ -153,6 +177,7 @@ impl NvidiaDriver {
                 // SAFETY: see above.
                 check(unsafe { sys::cuMemcpyDtoDAsync_v2(*to, *from, *bytes, self.stream) })
             }
+            Work::Call(number) => list.foreign[*number].enqueue(self.stream.cast()),
         }
     }
 
@@ -188,8 +213,11 @@ impl NvidiaDriver {
             if let Some((left, entered)) = turn {
                 // SAFETY: the events and the stream are there.
                 check(unsafe { sys::cuEventRecord(arrived[left], self.stream) })?;
-                // SAFETY: see above. One that was never recorded does not wait.
-                check(unsafe { sys::cuEventSynchronize(arrived[entered]) })?;
+                match self.pending.has_calls() {
+                    true => self.pending.wait()?,
+                    // SAFETY: see above. One that was never recorded does not wait.
+                    false => check(unsafe { sys::cuEventSynchronize(arrived[entered]) })?,
+                }
             }
             // SAFETY: what was in this part has arrived.
             unsafe { memory.write(at.start, &bytes[done..done + at.len()]) };
@@ -205,8 +233,10 @@ impl NvidiaDriver {
     fn wait(&self) -> Result<(), Fault> {
         let (count, last) = self.kernels.replace((0, None));
         self.waits.set(self.waits.get() + 1);
-        // SAFETY: the stream is there.
-        check(unsafe { sys::cuStreamSynchronize(self.stream) }).map_err(|Fault(error)| match last {
+        self.pending.check()?;
+        self.pending.wait().map_err(|Fault(error)| match last {
+            // Calls of other libraries say themselves what they are.
+            _ if self.pending.check().is_err() => Fault(error),
             Some(last) if count > 1 => Fault(format!(
                 "{error}, in one of {count} kernels up to {last}; with CUDA_LAUNCH_BLOCKING=1 and --enforce-eager it is the one \
                  that is named"
@@ -240,6 +270,11 @@ impl Driver for NvidiaDriver {
         self.gpu.info.name.clone()
     }
 
+    fn flush(&self) -> Result<(), Fault> {
+        self.gpu.bind()?;
+        self.hand_over()
+    }
+
     fn multiprocessors(&self) -> usize {
         self.gpu.info.multiprocessors as usize
     }
@@ -249,35 +284,66 @@ impl Driver for NvidiaDriver {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
+        self.allocated(bytes, self.has_pool)
+    }
+
+    fn has_speed(&self) -> bool {
+        true
+    }
+
+    fn ordinal(&self) -> Option<u32> {
+        Some(self.gpu.info.ordinal)
+    }
+
+    fn gpu_number(&self) -> u64 {
+        self.gpu.number()
+    }
+
+    fn open_shared(&self, handle: &[u8]) -> Result<Arc<dyn SharedMemory>, Fault> {
         self.gpu.bind()?;
-        let mut at = 0;
-        // SAFETY: it writes one number.
-        let result = unsafe { sys::cuMemAlloc_v2(&mut at, bytes) };
-        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let (free, total) = self.gpu.memory()?;
-            return Err(out_of_memory(bytes, free, total));
-        }
-        check(result).map_err(|Fault(error)| Fault(format!("{bytes} bytes of the GPU's memory: {error}")))?;
-        Ok(at)
+        shared::opened(&self.gpu, handle)
+    }
+
+    fn shared(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        shared::of_gpu(&self.gpu, self.allocated(bytes, false)?, bytes)
+    }
+
+    fn shared_of_host(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        self.gpu.bind()?;
+        shared::of_host(bytes)
+    }
+
+    fn reach(&self, ordinal: u32) -> Result<(), Fault> {
+        self.gpu.bind()?;
+        shared::reach(&self.gpu, ordinal)
     }
 
     fn free(&self, at: Address) {
-        // What was collected may still use it. The driver waits for what is in the stream.
-        if let Err(fault) = self.gpu.bind().and_then(|()| self.flush()) {
+        // What was collected may still use it. The driver waits for what is in the stream, also for what never ends.
+        let in_stream = || if self.pending.has_calls() { self.pending.wait() } else { Ok(()) };
+        if let Err(fault) = self.gpu.bind().and_then(|()| self.hand_over()).and_then(|()| in_stream()) {
             self.late.borrow_mut().get_or_insert(fault);
         }
-        // SAFETY: it was allocated and is freed once.
-        unsafe { sys::cuMemFree_v2(at) };
+        if self.pending.is_stuck() {
+            return;
+        }
+        // SAFETY: it was allocated in this way and is freed once.
+        unsafe {
+            match self.has_pool {
+                true => sys::cuMemFreeAsync(at, self.stream),
+                false => sys::cuMemFree_v2(at),
+            }
+        };
     }
 
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
         self.gpu.bind()?;
         if self.graphs.is_none() || bytes.len() > MOST_WRITTEN {
-            self.flush()?;
+            self.hand_over()?;
             return self.stage(to, bytes);
         }
         if self.list.borrow().bytes.len() + bytes.len() > PART_BYTES {
-            self.flush()?;
+            self.hand_over()?;
         }
         self.list.borrow_mut().write(to, bytes);
         Ok(())
@@ -285,7 +351,7 @@ impl Driver for NvidiaDriver {
 
     fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault> {
         self.gpu.bind()?;
-        self.flush()?;
+        self.hand_over()?;
         let is_small = bytes.len() <= READ_BYTES;
         let to = if is_small { self.results.at(0) } else { bytes.as_mut_ptr() };
         let copied = match bytes.len() {
@@ -306,11 +372,6 @@ impl Driver for NvidiaDriver {
         self.add(Work::Copy { from, to, bytes })
     }
 
-    fn cut(&self) -> Result<(), Fault> {
-        self.gpu.bind()?;
-        self.flush()
-    }
-
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault> {
         let (count, _) = self.kernels.get();
         self.kernels.set((count + 1, Some(kernel)));
@@ -320,18 +381,59 @@ impl Driver for NvidiaDriver {
         let function = self.function(kernel)?;
         self.add(Work::Launch { function, kernel, grid, arguments: *arguments })
     }
+
+    fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
+        if self.graphs.is_none() {
+            self.pending.check()?;
+            self.gpu.bind()?;
+            self.pending.add([call.clone()]);
+            return call.enqueue(self.stream.cast());
+        }
+        self.list.borrow_mut().call(call);
+        self.bound()
+    }
+
+    fn bind(&self) -> Result<(), Fault> {
+        self.gpu.bind()
+    }
 }
 
 impl NvidiaDriver {
+    /// Memory, of the stream's pool or of the GPU. Taking it of the GPU, and giving it back, may wait for all that runs there: for
+    /// ranks, too, that wait for this one.
+    fn allocated(&self, bytes: usize, of_pool: bool) -> Result<Address, Fault> {
+        self.gpu.bind()?;
+        let mut at = 0;
+        // SAFETY: it writes one number.
+        let result = unsafe {
+            match of_pool {
+                true => sys::cuMemAllocAsync(&mut at, bytes, self.stream),
+                false => sys::cuMemAlloc_v2(&mut at, bytes),
+            }
+        };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (free, total) = self.gpu.memory()?;
+            return Err(out_of_memory(bytes, free, total));
+        }
+        check(result).map_err(|Fault(error)| Fault(format!("{bytes} bytes of the GPU's memory: {error}")))?;
+        Ok(at)
+    }
+
     fn add(&self, work: Work<Function>) -> Result<(), Fault> {
         if self.graphs.is_none() {
+            self.pending.check()?;
             self.gpu.bind()?;
-            return self.enqueue(&work, null_mut());
+            return self.enqueue(&work, &self.list.borrow(), null_mut());
         }
         self.list.borrow_mut().work.push(work);
+        self.bound()
+    }
+
+    /// No list becomes longer than any that comes again.
+    fn bound(&self) -> Result<(), Fault> {
         if self.list.borrow().work.len() >= MOST_WORK {
             self.gpu.bind()?;
-            self.flush()?;
+            self.hand_over()?;
         }
         Ok(())
     }
@@ -341,6 +443,14 @@ impl Drop for NvidiaDriver {
     fn drop(&mut self) {
         // What can't be given back is gone with the process. All that is given back by the fields is used no more.
         self.gpu.bind().and_then(|()| self.wait()).ok();
+        if self.pending.is_stuck() {
+            // All that the stream's work may use stays where it is.
+            self.results.leave();
+            self.written.leave();
+            self.staging.get_mut().memory.leave();
+            mem::forget((self.graphs.take(), self.gpu.clone()));
+            return;
+        }
         self.graphs = None;
         for event in &self.staging.borrow().arrived {
             // SAFETY: it was created and is destroyed once.

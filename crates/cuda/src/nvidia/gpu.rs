@@ -201,6 +201,29 @@ impl Gpu {
         NvidiaDriver::new(self.clone(), enforce_eager)
     }
 
+    /// A number that no other GPU has, in any process; of one that has none, its ordinal.
+    pub(super) fn number(&self) -> u64 {
+        let mut uuid = sys::CUuuid { bytes: [0; 16] };
+        // SAFETY: it writes sixteen bytes.
+        match check(unsafe { sys::cuDeviceGetUuid_v2(&mut uuid, self.device) }) {
+            Ok(()) => xxhash_rust::xxh3::xxh3_64(&uuid.bytes.map(|byte| byte as u8)),
+            Err(_) => u64::from(self.info.ordinal),
+        }
+    }
+
+    /// Whether memory can be had in the order of a stream.
+    pub(super) fn has_pool(&self) -> Result<bool, Fault> {
+        let (mut has, which) = (0, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED);
+        // SAFETY: it writes one number.
+        check(unsafe { sys::cuDeviceGetAttribute(&mut has, which, self.device) })?;
+        Ok(has != 0)
+    }
+
+    /// As the driver calls it.
+    pub(super) fn device(&self) -> CUdevice {
+        self.device
+    }
+
     /// Makes this the GPU of the calling thread. It costs nothing if it is already.
     pub(crate) fn bind(&self) -> Result<(), Fault> {
         // SAFETY: the context is retained until the end.

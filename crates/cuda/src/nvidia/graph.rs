@@ -1,35 +1,43 @@
 //! A list of work as one thing that a GPU runs by itself.
 
 use std::ptr::null_mut;
+use std::rc::Rc;
 
 use cudarc::driver::sys::{self, CUgraphExec, CUstream, CUstreamCaptureMode};
 
 use super::api::check;
-use super::pinned::Pinned;
-use crate::driver::Fault;
+use super::pending::Pending;
+use super::pinned::{PinnedPart, PinnedPool};
+use crate::driver::{Fault, Foreign};
 
 /// A captured list, with host memory of its own for what it writes each time.
 pub(crate) struct Graph {
     stream: CUstream,
     executable: CUgraphExec,
-    written: Pinned,
+    written: PinnedPart,
     /// Which of the waits for the stream came before the last launch.
     launched: u64,
+    pending: Rc<Pending>,
+    /// Whose work is in it: what they are of must stay for as long as it does.
+    _foreign: Vec<Rc<dyn Foreign>>,
 }
 
 impl Graph {
-    /// Captures what `enqueue` puts into a stream, which does not run by that. It gets host memory of as many bytes as there are
-    /// to be written.
+    /// Captures what `enqueue` puts into a stream, which does not run by that. It gets a place in the host's memory for as many
+    /// bytes as there are to be written. Among it are these calls of other libraries.
     pub fn capture(
         stream: CUstream,
+        pending: &Rc<Pending>,
+        pinned: &Rc<PinnedPool>,
         bytes: usize,
-        enqueue: impl FnOnce(&Pinned) -> Result<(), Fault>,
+        foreign: &[Rc<dyn Foreign>],
+        enqueue: impl FnOnce(*mut u8) -> Result<(), Fault>,
     ) -> Result<Self, Fault> {
-        let written = Pinned::new(bytes)?;
+        let written = pinned.part(bytes)?;
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is of this thread alone.
         check(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) })?;
-        let enqueued = enqueue(&written);
+        let enqueued = enqueue(written.start());
         let mut graph = null_mut();
         // SAFETY: it writes one pointer. What was begun is ended, whatever came between.
         let ended = check(unsafe { sys::cuStreamEndCapture(stream, &mut graph) });
@@ -42,19 +50,19 @@ impl Graph {
             // SAFETY: what was made of it does not need it.
             unsafe { sys::cuGraphDestroy(graph) };
         }
-        made.map(|()| Graph { stream, executable, written, launched: u64::MAX })
+        let (pending, _foreign) = (pending.clone(), foreign.to_vec());
+        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, _foreign })
     }
 
     /// Runs it, behind all work so far, with these bytes to be written. `waits` counts how often the stream was waited for.
     pub fn launch(&mut self, bytes: &[u8], waits: u64) -> Result<(), Fault> {
         if self.launched == waits {
             // The launch before may still read what it is to write.
-            // SAFETY: the stream is there.
-            check(unsafe { sys::cuStreamSynchronize(self.stream) })?;
+            self.pending.wait()?;
         }
         self.launched = waits;
         // SAFETY: no launch is under way, so no GPU reads there.
-        unsafe { self.written.write(0, bytes) };
+        unsafe { self.written.write(bytes) };
         // SAFETY: the graph and all it refers to are there until the stream has been waited for.
         check(unsafe { sys::cuGraphLaunch(self.executable, self.stream) })
     }
@@ -62,8 +70,8 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: the stream outlives its graphs. A launch that is under way still reads what it is to write.
-        unsafe { sys::cuStreamSynchronize(self.stream) };
+        // A launch that is under way still reads what it is to write. The stream outlives its graphs.
+        self.pending.wait().ok();
         // SAFETY: it was instantiated and is destroyed once.
         unsafe { sys::cuGraphExecDestroy(self.executable) };
     }

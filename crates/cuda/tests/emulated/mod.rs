@@ -1,14 +1,14 @@
 //! Kernels without a GPU: all of them compiled as C++ for this machine, and a driver that runs them at once in host memory.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use cuda::{Address, Arguments, Driver, Fault, Grid, Kernel, kernels};
+use cuda::{Address, Arguments, Driver, Fault, Grid, Kernel, SharedMemory, kernels};
 use libloading::Library;
 
 type Run = unsafe extern "C" fn(*const u32, u32, u32, *const *const c_void, u32);
@@ -55,6 +55,28 @@ pub struct Emulated {
     /// In which order the threads of a block take turns.
     turn: Cell<u32>,
     sizes: RefCell<HashMap<Address, usize>>,
+    shared: RefCell<Vec<Arc<Shared>>>,
+    /// Which of the process's GPUs this is; nobody shares memory with one that has no number.
+    pub ordinal: Option<u32>,
+    /// A kernel that does nothing, as if what it writes got lost.
+    pub lost: Option<&'static str>,
+}
+
+/// Memory that is shared.
+struct Shared {
+    words: Box<[UnsafeCell<u64>]>,
+}
+
+// SAFETY: whoever shares it does not write what others read at the same time, but for words that are atomic.
+unsafe impl Send for Shared {}
+// SAFETY: see above.
+unsafe impl Sync for Shared {}
+
+impl SharedMemory for Shared {
+    fn at(&self) -> Address {
+        // As a GPU's, it begins at a multiple of 256.
+        (self.words.as_ptr() as Address).next_multiple_of(256)
+    }
 }
 
 impl Emulated {
@@ -64,7 +86,8 @@ impl Emulated {
         if library.is_none() {
             eprintln!("skipped: no C++ compiler, so no kernel can be emulated");
         }
-        Some(Emulated { library: library?, turn: Cell::new(turn), sizes: RefCell::default() })
+        let (turn, sizes, shared) = (Cell::new(turn), RefCell::default(), RefCell::default());
+        Some(Emulated { library: library?, turn, sizes, shared, ordinal: Some(0), lost: None })
     }
 
     fn layout(bytes: usize) -> Layout {
@@ -75,7 +98,9 @@ impl Emulated {
     fn check(&self, at: Address, bytes: usize) {
         let fits =
             |(&start, &size): (&Address, &usize)| start <= at && at + bytes as u64 <= start + size as u64;
-        assert!(self.sizes.borrow().iter().any(fits), "{bytes} bytes at {at:#x} are not the device's");
+        let is_shared = |shared: &Arc<Shared>| fits((&shared.at(), &(8 * shared.words.len() - 256)));
+        let is_ours = self.sizes.borrow().iter().any(fits) || self.shared.borrow().iter().any(is_shared);
+        assert!(is_ours, "{bytes} bytes at {at:#x} are not the device's");
     }
 }
 
@@ -130,8 +155,26 @@ impl Driver for Emulated {
         Ok(())
     }
 
+    fn ordinal(&self) -> Option<u32> {
+        self.ordinal
+    }
+
+    fn shared(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+        let words = (0..bytes.div_ceil(8) + 32).map(|_| UnsafeCell::new(0)).collect();
+        let shared = Arc::new(Shared { words });
+        self.shared.borrow_mut().push(shared.clone());
+        Ok(shared)
+    }
+
+    fn reach(&self, _: u32) -> Result<(), Fault> {
+        Ok(())
+    }
+
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault> {
         assert!(kernels::for_gpu(kernel.file).is_some(), "no file of kernels is called {}", kernel.file);
+        if self.lost == Some(kernel.name) {
+            return Ok(());
+        }
         let symbol = format!("emulate_{}", kernel.name);
         // SAFETY: this is the signature of what EXPORT makes.
         let run = unsafe { self.library.get::<Run>(symbol.as_bytes()) }.expect("the kernel is exported");

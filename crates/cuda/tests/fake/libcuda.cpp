@@ -8,12 +8,19 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
+#include <sys/mman.h>
+#include <fcntl.h>
 #include <thread>
+#include <unistd.h>
 
 namespace fake {
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, FAILED = 719 };
+enum {
+  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600,
+  ALREADY_ENABLED = 704, FAILED = 719
+};
 constexpr u32 ARGUMENTS = 26;
 
 u64 number(const char *variable, u64 otherwise) {
@@ -25,19 +32,25 @@ u64 of_process() { return number("FAKE_FREE_BYTES", 300 << 20); }
 u64 total() { return number("FAKE_TOTAL_BYTES", 80ull << 30); }
 
 typedef std::function<int()> Work;
+struct Device {
+  u64 used = 0;
+  std::set<Device *> peers;
+};
 
 // A queue of work with a thread of its own. That begins when somebody waits for it, or when nobody has for a while: so what is on
 // its way is so for as long as it may be, and ranks whose kernels wait for each other still meet.
 struct Stream {
+  Device *device;
   std::mutex lock;
   std::condition_variable wake, progress;
   std::deque<Work> work;
   u64 done = 0;
   u32 waiting = 0;
-  bool is_ended = false, is_captured = false;
+  bool is_ended = false, is_captured = false, is_asked = false;
   std::vector<Work> captured;
   int failed = SUCCESS;
   std::thread thread{[this] { live(); }};
+  explicit Stream(Device *device) : device(device) {}
 
   void add(Work next) {
     if (is_captured) return captured.push_back(next);
@@ -58,10 +71,16 @@ struct Stream {
     waiting--;
     return failed;
   }
+  // Whether all are done; who asks wants them to be.
+  int query() {
+    std::lock_guard held(lock);
+    if (work.empty()) return is_asked = false, failed;
+    return is_asked = true, wake.notify_all(), NOT_READY;
+  }
   void live() {
     std::unique_lock held(lock);
     while (!is_ended) {
-      wake.wait_for(held, std::chrono::milliseconds(20), [&] { return is_ended || (waiting > 0 && !work.empty()); });
+      wake.wait_for(held, std::chrono::milliseconds(20), [&] { return is_ended || ((waiting > 0 || is_asked) && !work.empty()); });
       for (u64 until = done + work.size(); done < until; done++, progress.notify_all()) {
         Work next = std::move(work.front());
         held.unlock();
@@ -92,13 +111,21 @@ struct Function {
   std::string name;
   Run run;
 };
-struct Device {
-  u64 used = 0;
-};
 struct Allocation {
   size_t bytes;
   Device *device;
+  // The file that other processes map, if this is memory that they can.
+  int file = -1;
+  bool is_of_other = false;
 };
+struct Handle {
+  char bytes[64];
+};
+void unmap(u64 at, const Allocation &own) {
+  if (own.file < 0 && !own.is_of_other) return free((void *)at);
+  munmap((void *)at, own.bytes);
+  if (own.file >= 0) close(own.file);
+}
 
 // Never destroyed: threads may still be at work when the process ends.
 std::mutex &all = *new std::mutex;
@@ -125,6 +152,9 @@ using namespace fake;
 extern "C" {
 
 u32 fake_graph_launches() { return graph_launches; }
+// For libraries that put work into streams: which GPU the thread has, and such work.
+int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
+void fake_add(Stream *stream, Work work) { stream->add(work); }
 
 int cuInit(u32) { return SUCCESS; }
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
@@ -133,6 +163,7 @@ int cuDeviceGet(int *device, int ordinal) {
   return *device = ordinal, ordinal < int(devices.size()) ? SUCCESS : INVALID_DEVICE;
 }
 int cuDeviceGetName(char *name, int, int) { return strcpy(name, "Fake GPU"), SUCCESS; }
+int cuDeviceGetUuid_v2(char *uuid, int device) { return memset(uuid, device + 1, 16), SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), SUCCESS; }
 int cuDeviceGetAttribute(int *value, int which, int) {
   switch (which) {
@@ -140,11 +171,18 @@ int cuDeviceGetAttribute(int *value, int which, int) {
   case 75: *value = 9; break;
   case 76: *value = 0; break;
   case 97: *value = 227 << 10; break;
+  case 115: *value = number("FAKE_POOL", 1); break;
   default: return INVALID_VALUE;
   }
   return SUCCESS;
 }
 int cuDevicePrimaryCtxRetain(Device **context, int device) { return *context = &devices[device], SUCCESS; }
+// Variables say whether GPUs reach each other.
+int cuDeviceCanAccessPeer(int *can, int, int) { return *can = number("FAKE_PEERS", 1), SUCCESS; }
+int cuCtxEnablePeerAccess(Device *context, u32) {
+  if (!bound || context == bound) return INVALID_VALUE;
+  return bound->peers.insert(context).second ? SUCCESS : ALREADY_ENABLED;
+}
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxSetCurrent(Device *context) { return bound = context, SUCCESS; }
 int cuGetErrorName(int error, const char **name) {
@@ -155,15 +193,45 @@ int cuGetErrorString(int error, const char **text) {
   return *text = error == FAILED ? "unspecified launch failure" : "something is wrong", SUCCESS;
 }
 
-int cuMemAlloc_v2(u64 *at, size_t bytes) {
+int allocate(u64 *at, size_t bytes, int file) {
   if (!bound || bytes == 0) return INVALID_VALUE;
   std::lock_guard held(all);
   if (bytes > of_process() - std::min(bound->used, of_process())) return OUT_OF_MEMORY;
-  *at = u64(aligned_alloc(256, (bytes + 255) / 256 * 256));
+  if (file < 0) *at = u64(aligned_alloc(256, (bytes + 255) / 256 * 256));
+  else if (ftruncate(file, bytes) == 0) *at = u64(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
   memset((void *)*at, 0xff, bytes);
-  memory[*at] = {bytes, bound};
+  memory[*at] = {bytes, bound, file};
   bound->used += bytes;
   return SUCCESS;
+}
+int cuMemAlloc_v2(u64 *at, size_t bytes) { return allocate(at, bytes, memfd_create("fake", 0)); }
+int cuIpcGetMemHandle(Handle *handle, u64 at) {
+  std::lock_guard held(all);
+  if (!memory.count(at) || memory[at].file < 0) return INVALID_VALUE;
+  snprintf(handle->bytes, sizeof handle->bytes, "/proc/%d/fd/%d %zu", getpid(), memory[at].file, memory[at].bytes);
+  return SUCCESS;
+}
+int cuIpcOpenMemHandle_v2(u64 *at, Handle handle, u32 flags) {
+  char path[64];
+  int process;
+  size_t bytes;
+  if (!bound || flags != 1 || sscanf(handle.bytes, "%63s %zu", path, &bytes) != 2) return INVALID_VALUE;
+  // Nobody opens his own memory.
+  if (sscanf(path, "/proc/%d/", &process) != 1 || process == getpid()) return INVALID_VALUE;
+  int file = open(path, O_RDWR);
+  if (file < 0) return INVALID_VALUE;
+  std::lock_guard held(all);
+  *at = u64(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+  close(file);
+  memory[*at] = {bytes, bound, -1, true};
+  return SUCCESS;
+}
+int cuIpcCloseMemHandle(u64 at) {
+  std::lock_guard held(all);
+  auto own = memory.find(at);
+  if (own == memory.end() || !own->second.is_of_other) return INVALID_VALUE;
+  unmap(at, own->second);
+  return memory.erase(own), SUCCESS;
 }
 int cuMemFree_v2(u64 at) {
   std::vector<Stream *> there;
@@ -172,14 +240,35 @@ int cuMemFree_v2(u64 at) {
     if (!memory.count(at)) return INVALID_VALUE;
     there = streams;
   }
-  for (Stream *stream : there) stream->wait(stream->all());
+  for (Stream *stream : there)
+    if (stream->device == bound) stream->wait(stream->all());
   std::lock_guard held(all);
   Allocation own = memory[at];
   memset((void *)at, 0xee, own.bytes);
   own.device->used -= own.bytes;
   memory.erase(at);
-  free((void *)at);
+  unmap(at, own);
   return SUCCESS;
+}
+// In the stream's order: what is given back can be had again at once by who works in that stream.
+int cuMemAllocAsync(u64 *at, size_t bytes, Stream *) { return allocate(at, bytes, -1); }
+int cuMemFreeAsync(u64 at, Stream *stream) {
+  std::lock_guard held(all);
+  auto own = memory.find(at);
+  if (own == memory.end()) return INVALID_VALUE;
+  own->second.device->used -= own->second.bytes;
+  stream->add([=] {
+    std::lock_guard held(all);
+    memset((void *)at, 0xee, memory[at].bytes);
+    memory.erase(at);
+    free((void *)at);
+    return int(SUCCESS);
+  });
+  return SUCCESS;
+}
+int cuMemsetD8_v2(u64 at, u8 value, size_t bytes) {
+  if (!is_ours(at, bytes)) return INVALID_VALUE;
+  return memset((void *)at, value, bytes), SUCCESS;
 }
 int cuMemGetInfo_v2(size_t *free, size_t *of) {
   if (!bound) return INVALID_VALUE;
@@ -195,7 +284,7 @@ int cuMemFreeHost(void *at) {
 int cuStreamCreate(Stream **stream, u32) {
   if (!bound) return INVALID_VALUE;
   std::lock_guard held(all);
-  return *stream = new Stream, streams.push_back(*stream), SUCCESS;
+  return *stream = new Stream(bound), streams.push_back(*stream), SUCCESS;
 }
 int cuStreamDestroy_v2(Stream *stream) {
   {
@@ -205,6 +294,7 @@ int cuStreamDestroy_v2(Stream *stream) {
   return delete stream, SUCCESS;
 }
 int cuStreamSynchronize(Stream *stream) { return stream->is_captured ? INVALID_VALUE : stream->wait(stream->all()); }
+int cuStreamQuery(Stream *stream) { return stream->is_captured ? INVALID_VALUE : stream->query(); }
 int cuEventCreate(Event **event, u32) { return *event = new Event, SUCCESS; }
 int cuEventDestroy_v2(Event *event) { return delete event, SUCCESS; }
 int cuEventRecord(Event *event, Stream *stream) { return *event = {stream, stream->all()}, SUCCESS; }

@@ -39,7 +39,11 @@ pub fn search_path(folder: &Path) -> OsString {
 
 fn compiled() -> Option<PathBuf> {
     let driver = cuda::kernels::emulated() + "#line 1 \"libcuda.cpp\"\n" + include_str!("libcuda.cpp");
-    let sources = [("libcuda.so.1", driver.as_str()), ("libnvrtc.so.13", include_str!("libnvrtc.cpp"))];
+    let sources = [
+        ("libcuda.so.1", driver.as_str()),
+        ("libnvrtc.so.13", include_str!("libnvrtc.cpp")),
+        ("libnccl.so.2", include_str!("libnccl.cpp")),
+    ];
     let mut hash = DefaultHasher::new();
     (sources, OPTIONS).hash(&mut hash);
     let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stand-ins");

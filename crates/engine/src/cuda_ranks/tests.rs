@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use checkpoint::{Checkpoint, PackedCheckpoint, WeightSource, config_file};
+use collective::WireDType;
 use cuda::CudaDevice;
 use model::ModelConfig;
 use tensor::{DType, DeviceError};
@@ -120,6 +121,27 @@ fn ranks_on_gpus_have_the_bits_of_one() {
                 "{dtype}, {ranks} ranks"
             );
         }
+    }
+}
+
+/// Sums, their residual stream and norms in one operation, gathered and scattered rows, stages, and sums in fewer bits.
+#[test]
+fn ranks_on_gpus_have_the_processors_bits_however_they_are_split() {
+    if !can_emulate() {
+        return;
+    }
+    let with = |name, change: &dyn Fn(&mut EngineOptions)| {
+        let mut options = options(2);
+        change(&mut options);
+        let expected = scores(&mut on_cpu(name, &options));
+        assert_eq!(scores(&mut on_cuda(name, &options).unwrap()), expected, "{name}");
+    };
+    // Norms behind blocks, biases, experts.
+    ["gemma2", "opt", "mixtral"].iter().for_each(|name| with(name, &|_| {}));
+    with("llama", &|options| options.sequence_parallel = true);
+    with("llama", &|options| options.pipeline_parallel_size = 2);
+    for wire in [WireDType::Bfloat16, WireDType::Fp8, WireDType::Int8] {
+        with("llama", &|options| options.all_reduce_dtype = wire);
     }
 }
 

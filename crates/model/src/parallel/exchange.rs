@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use collective::{Collective, CollectiveError, CollectiveStats, ReducePlan};
-use tensor::{Device, Exchanged, Part};
+use tensor::{Device, Exchanged, Part, RowNorm};
 
 use super::Rank;
 
 impl<'a, D: Device> Rank<'a, D> {
     /// Calls of the tensor-parallel group.
-    pub(super) fn calls(&self, part: Part) -> Calls<'a, D> {
+    pub(crate) fn calls(&self, part: Part) -> Calls<'a, D> {
         Calls { dev: self.dev, group: self.group, part }
     }
 }
@@ -37,6 +37,18 @@ impl<D: Device> Calls<'_, D> {
         self.call("all_reduce", 0, || self.group.all_reduce(self.dev, partial, rows, plan))
     }
 
+    pub fn all_reduce_add_norm(
+        &self,
+        partial: D::Tensor,
+        plan: &ReducePlan,
+        x: &mut D::Tensor,
+        post: Option<RowNorm<'_, D::Tensor>>,
+        norm: RowNorm<'_, D::Tensor>,
+    ) -> Result<D::Tensor, CollectiveError> {
+        let run = || self.group.all_reduce_add_norm(self.dev, partial, plan, x, post, norm);
+        self.call("all_reduce", 0, run)
+    }
+
     pub fn reduce_scatter(
         &self,
         partial: D::Tensor,
@@ -52,7 +64,7 @@ impl<D: Device> Calls<'_, D> {
     }
 
     pub fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        self.call("all_gather_host", size_of_val(part), || self.group.all_gather_host(part))
+        self.host_call("all_gather_host", size_of_val(part), || self.group.all_gather_host(part))
     }
 
     pub fn all_to_all(
@@ -65,16 +77,16 @@ impl<D: Device> Calls<'_, D> {
     }
 
     pub fn all_to_all_host(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError> {
-        self.call("all_to_all_host", 0, || self.group.all_to_all_host(parts))
+        self.host_call("all_to_all_host", 0, || self.group.all_to_all_host(parts))
     }
 
     pub fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError> {
         let given = if self.group.rank() == 0 { bytes.len() } else { 0 };
-        self.call("broadcast", given, || self.group.broadcast(bytes, deadline))
+        self.host_call("broadcast", given, || self.group.broadcast(bytes, deadline))
     }
 
     pub fn send_bytes(&self, bytes: &[u8], to: usize) -> Result<(), CollectiveError> {
-        self.call("send_bytes", 0, || self.group.send_bytes(bytes, to))
+        self.host_call("send_bytes", 0, || self.group.send_bytes(bytes, to))
     }
 
     pub fn send(&self, x: &D::Tensor, to: usize) -> Result<(), CollectiveError> {
@@ -89,6 +101,17 @@ impl<D: Device> Calls<'_, D> {
         deadline: Option<Duration>,
     ) -> Result<D::Tensor, CollectiveError> {
         self.call("recv", bytes([rows, cols]), || self.group.recv(self.dev, from, rows, cols, deadline))
+    }
+
+    /// A call that does not go through the device. Others may wait for work that this rank has not let begin, and it for them.
+    fn host_call<T>(
+        &self,
+        op: &'static str,
+        uncounted: usize,
+        run: impl FnOnce() -> Result<T, CollectiveError>,
+    ) -> Result<T, CollectiveError> {
+        self.dev.flush();
+        self.call(op, uncounted, run)
     }
 
     /// `uncounted` are bytes that the group does not count.

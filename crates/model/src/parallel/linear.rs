@@ -9,6 +9,7 @@ use super::gather::ColumnGather;
 use super::{DownForm, Module, Rank, SplitReduction, UpForm};
 use crate::ModelError;
 use crate::loader::Loader;
+use crate::residual::Addend;
 
 /// A linear layer, or several of the same input, whose outputs are split.
 pub struct ColumnParallelLinear<D: Device> {
@@ -76,23 +77,27 @@ impl<D: Device> RowParallelLinear<D> {
     }
 
     /// `x [t, k]` (this rank's columns, or all) → `[t, n]`, this rank's rows of the stream.
-    pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Tensor, ModelError> {
+    pub fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<Addend<'_, D>, ModelError> {
         let dev = rank.dev;
         let nodes = match &self.inputs {
             Some(own) => dev.linear_tree(&dev.gather_cols(x, own.clone()), &self.weight, &self.program),
             None => dev.linear_tree(x, &self.weight, &self.program),
         };
         let mut y = match &self.reduce {
+            // The sum is all that the stream gets, so the group may add and norm it as well.
+            Some(plan) if self.bias.is_none() && self.gather.is_none() && rank.fuses_norm() => {
+                return Ok(Addend::Nodes(nodes, plan));
+            }
             Some(plan) => rank.reduce(nodes, dev.shape(x)[0], plan)?,
             None => nodes,
         };
         if let Some(bias) = &self.bias {
             dev.add(&mut y, bias);
         }
-        match (&self.gather, &self.reduce) {
-            (Some(gather), _) => Ok(rank.keep(gather.run(rank, &y)?)),
-            (None, Some(_)) => Ok(y),
-            (None, None) => Ok(rank.keep(y)),
-        }
+        Ok(Addend::Sum(match (&self.gather, &self.reduce) {
+            (Some(gather), _) => rank.keep(gather.run(rank, &y)?),
+            (None, Some(_)) => y,
+            (None, None) => rank.keep(y),
+        }))
     }
 }

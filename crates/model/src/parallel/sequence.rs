@@ -69,6 +69,11 @@ impl<D: Device> Rank<'_, D> {
         })
     }
 
+    /// Whether the group sums, adds to the stream and norms in one operation.
+    pub(super) fn fuses_norm(&self) -> bool {
+        self.group.size() > 1 && *self.stream == Stream::Replicated && self.group.fuses_norm()
+    }
+
     /// This rank's part of what every rank has.
     pub(super) fn keep(&self, x: D::Tensor) -> D::Tensor {
         match self.stream {

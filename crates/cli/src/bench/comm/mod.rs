@@ -1,5 +1,6 @@
 //! `anysplit bench comm`: what ranks do together, alone, over sizes and backends.
 
+mod gpus;
 mod measure;
 mod ops;
 mod processes;
@@ -10,14 +11,17 @@ use std::time::Duration;
 
 use clap::builder::EnumValueParser;
 use clap::{Args, ValueEnum};
+use collective::WireDType;
 use cpu::limits;
+use cuda::Way;
 use engine::cpus;
 
-use crate::args::{DTypeArg, LoadFormat, ModelArgs, yes_or_no};
+use crate::args::{DTypeArg, LoadFormat, ModelArgs, ReductionArg, yes_or_no};
 use crate::error::CliError;
 use crate::lists::Element;
 use crate::membership::{JobArgs, Membership};
 use crate::model::read_config;
+use crate::split::wire_dtype;
 use measure::Settings;
 use ops::Op;
 use report::{Context, Report};
@@ -28,22 +32,26 @@ use report::{Context, Report};
     anysplit bench comm --op all_reduce -b 8K -e 8M -f 2 -n 500 --backend shared\n  \
     anysplit bench comm --model ./Llama-3.2-1B --tp 2 --json\n  \
     anysplit launch --nproc-per-node 2 -- anysplit bench comm --comm-backend tcp\n  \
-    mpirun -n 2 anysplit bench comm --comm-backend mpi\n\n\
+    mpirun -n 2 anysplit bench comm --comm-backend mpi\n  \
+    anysplit bench comm --backend nccl,peer --tp 4\n  \
+    anysplit launch --nproc-per-node 8 -- anysplit bench comm --backend nccl\n\n\
     Sizes, algbw and busbw are defined as in nccl-tests; rates are those of the median time. #wrong counts elements \
     whose bits aren't those of the canonical result. With --model, the sizes of one token's all-reduce (decode) and \
-    of 512 tokens' (prefill) are measured too, and marked.")]
+    of 512 tokens' (prefill) are measured too, and marked.\n\n\
+    On GPUs a time is of one call among 32 that are handed over together, as those of a model's step are: a graph \
+    from the third such batch on, the host's time divided by 32. send_recv goes through the host, and with peer \
+    all_to_all too.")]
 pub struct CommArgs {
-    /// Operations
+    /// Operations; default: all; on GPUs all but broadcast
     #[arg(
         long,
         env = "ANYSPLIT_OP",
         value_delimiter = ',',
         value_name = "LIST",
-        value_parser = Element(EnumValueParser::<Op>::new()),
-        default_value = "all_reduce,all_gather,reduce_scatter,all_to_all,broadcast,send_recv"
+        value_parser = Element(EnumValueParser::<Op>::new())
     )]
     op: Vec<Op>,
-    /// What carries the data between threads; default: shared,tcp
+    /// What carries the data between threads; default: shared,tcp; nccl and peer are between GPUs
     #[arg(long, env = "ANYSPLIT_BACKEND", value_delimiter = ',', value_name = "LIST", value_parser = Element(EnumValueParser::<Backend>::new()))]
     backend: Vec<Backend>,
     /// Smallest size; K, M and G are powers of 1024
@@ -64,6 +72,12 @@ pub struct CommArgs {
     /// Compares results with the canonical ones
     #[arg(long, env = "ANYSPLIT_CHECK", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "true|false", value_parser = yes_or_no())]
     check: bool,
+    /// What sums travel as: auto (float32), or bfloat16, fp8 or int8; these are not compared
+    #[arg(long, env = "ANYSPLIT_ALL_REDUCE_DTYPE", default_value = "auto", value_name = "TYPE", value_parser = wire_dtype)]
+    all_reduce_dtype: WireDType,
+    /// In which order GPUs add up; sums of fast are not compared
+    #[arg(long, env = "ANYSPLIT_REDUCTION", default_value = "canonical", value_name = "ORDER")]
+    reduction: ReductionArg,
     /// Ranks; default: 2, or the processes that a launcher started
     #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(2..=RANKS_MAX))]
     tensor_parallel_size: Option<u32>,
@@ -96,6 +110,10 @@ enum Backend {
     Shared,
     /// Threads over loopback connections
     Tcp,
+    /// Threads with a GPU each, over NVIDIA's library
+    Nccl,
+    /// Threads whose GPUs, or one of them, use each other's memory
+    Peer,
 }
 
 impl Backend {
@@ -106,6 +124,17 @@ impl Backend {
         match self {
             Backend::Shared => "shared",
             Backend::Tcp => "tcp",
+            Backend::Nccl => "nccl",
+            Backend::Peer => "peer",
+        }
+    }
+
+    /// How GPUs reach each other; nothing if it is not of GPUs.
+    fn way(self) -> Option<Way> {
+        match self {
+            Backend::Shared | Backend::Tcp => None,
+            Backend::Nccl => Some(Way::Nccl),
+            Backend::Peer => Some(Way::Peers),
         }
     }
 }
@@ -129,14 +158,25 @@ pub fn run(args: &CommArgs, membership: &Membership) -> Result<(), CliError> {
         let told = format!("--min-bytes {} is more than --max-bytes {max}; swap them", args.min_bytes);
         return Err(CliError::Usage(told));
     }
+    if args.op.contains(&Op::Broadcast) && args.backend.iter().any(|backend| backend.way().is_some()) {
+        let told =
+            "--op broadcast is of host memory, which --backend nccl and peer don't carry; leave it out";
+        return Err(CliError::Usage(told.into()));
+    }
     let uses = uses(args)?;
     let settings = args.settings(&uses);
     let mut report = Report::new(args.json);
     match (&args.backend[..], membership.ranks()) {
-        ([], Some(ranks)) => processes::of_job(args, membership, ranks, &settings, uses, &mut report)?,
+        ([], Some(ranks)) => processes::of_job(args, membership, ranks, &settings, uses, false, &mut report)?,
+        ([Backend::Nccl], Some(ranks)) => {
+            let settings = settings.of_tensors();
+            processes::of_job(args, membership, ranks, &settings, uses, true, &mut report)?;
+        }
         (_, Some(_)) => {
             return Err(CliError::Usage(
-                "--backend is for threads; ranks of a job exchange over --comm-backend".into(),
+                "--backend shared, tcp and peer are for threads; ranks of a job exchange over --comm-backend, or \
+                 between GPUs over --backend nccl"
+                    .into(),
             ));
         }
         ([], None) => on_threads(args, &Backend::ANYWHERE, &settings, &uses, &mut report)?,
@@ -155,13 +195,20 @@ fn on_threads(
 ) -> Result<(), CliError> {
     let ranks = args.tensor_parallel_size.map_or(RANKS, |n| n as usize);
     for &backend in backends {
-        let (group, pair) = match backend {
-            Backend::Tcp => (threads::tcp(ranks, settings)?, None),
-            Backend::Shared => (threads::shared(ranks, settings), pair(ranks)),
-        };
+        let pair = if backend == Backend::Shared { pair(ranks) } else { None };
         let context = Context { backend: backend.name(), ranks, pair, uses: uses.to_vec() };
-        report.begin(&context);
-        threads::run(group, settings, &mut |sample| report.sample(&context, &sample))?;
+        report.begin();
+        let mut on_sample = |sample| report.sample(&context, &sample);
+        match (backend, backend.way()) {
+            (_, Some(way)) => {
+                let settings = settings.of_tensors();
+                gpus::on_threads_of_gpus(backend.name(), way, ranks, &settings, &mut on_sample)?;
+            }
+            (Backend::Tcp, _) => {
+                threads::run(threads::tcp(ranks, settings)?, settings, &mut on_sample)?;
+            }
+            _ => threads::run(threads::shared(ranks, settings), settings, &mut on_sample)?,
+        }
     }
     Ok(())
 }
@@ -199,12 +246,14 @@ impl CommArgs {
         sizes.sort();
         sizes.dedup();
         Settings {
-            ops: self.op.clone(),
+            ops: if self.op.is_empty() { Op::ALL.to_vec() } else { self.op.clone() },
             sizes,
             iters: self.iters as usize,
             warmup: self.warmup as usize,
             check: self.check,
             deadline: Duration::from_secs(self.job.comm_timeout),
+            wire: self.all_reduce_dtype,
+            reduction: self.reduction.get(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use collective::{Collective, CollectiveError, ReducePlan};
-use tensor::{HostDevice, Program, ReductionTree};
+use tensor::{Device, DeviceError, Program, ReductionTree};
 
 /// An operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -25,6 +25,15 @@ pub enum Op {
 }
 
 impl Op {
+    /// All of them, in the order in which they are measured.
+    pub const ALL: [Op; 6] =
+        [Op::AllReduce, Op::AllGather, Op::ReduceScatter, Op::AllToAll, Op::Broadcast, Op::SendRecv];
+
+    /// Whether it is of memory of GPUs where ranks have them.
+    pub fn is_of_tensors(self) -> bool {
+        self != Op::Broadcast
+    }
+
     /// Its name, as in flags.
     pub fn name(self) -> &'static str {
         match self {
@@ -81,7 +90,7 @@ pub enum Data<T> {
 }
 
 /// An operation at one size on one rank.
-pub struct Case<'a, D: HostDevice> {
+pub struct Case<'a, D: Device> {
     group: &'a dyn Collective<D>,
     dev: &'a D,
     op: Op,
@@ -94,7 +103,7 @@ pub struct Case<'a, D: HostDevice> {
     deadline: Duration,
 }
 
-impl<'a, D: HostDevice> Case<'a, D> {
+impl<'a, D: Device> Case<'a, D> {
     /// An operation over `bytes`, or the nearest number below that ranks can share.
     pub fn new(group: &'a dyn Collective<D>, dev: &'a D, op: Op, bytes: usize, deadline: Duration) -> Self {
         let ranks = group.size();
@@ -128,14 +137,12 @@ impl<'a, D: HostDevice> Case<'a, D> {
     }
 
     fn input(&self, value: impl Fn(usize) -> f32, byte: impl Fn(usize) -> u8) -> Data<D::Tensor> {
-        let rows = match self.op {
-            Op::Broadcast => return Data::Bytes((0..self.count).map(byte).collect()),
-            Op::ReduceScatter | Op::AllToAll => self.group.size(),
-            Op::AllReduce | Op::AllGather | Op::SendRecv => 1,
-        };
-        let mut x = self.dev.alloc(rows, self.part);
-        self.dev.as_mut_slice(&mut x).iter_mut().enumerate().for_each(|(i, to)| *to = value(i));
-        Data::Matrix(x)
+        if self.op == Op::Broadcast {
+            return Data::Bytes((0..self.count).map(byte).collect());
+        }
+        let rows = self.rows();
+        let values: Vec<f32> = (0..rows * self.part).map(value).collect();
+        Data::Matrix(self.dev.upload(&values, rows, self.part))
     }
 
     /// Does it once.
@@ -156,6 +163,29 @@ impl<'a, D: HostDevice> Case<'a, D> {
             Op::AllToAll => group.all_to_all(dev, &x, &ones(), &ones())?,
             Op::Broadcast | Op::SendRecv => self.pass_on(x)?,
         }))
+    }
+
+    /// This rank's device could not go on; all ranks hear of it.
+    fn failed(&self, error: &DeviceError) -> CollectiveError {
+        let message = error.to_string();
+        self.group.fail(&message);
+        CollectiveError::Failed { rank: self.group.rank(), message }
+    }
+
+    /// Does it so many times, without looking at what comes of it, and returns when all is done.
+    pub fn calls(&self, times: usize) -> Result<(), CollectiveError> {
+        let rows = self.rows();
+        let last = self.dev.alloc(1, 1);
+        for _ in 0..times {
+            self.call(Data::Matrix(self.dev.alloc(rows, self.part)))?;
+        }
+        // What is read is read behind all that came before.
+        self.dev.download(&last).map(drop).map_err(|error| self.failed(&error))
+    }
+
+    /// Rows of the input.
+    fn rows(&self) -> usize {
+        if matches!(self.op, Op::ReduceScatter | Op::AllToAll) { self.group.size() } else { 1 }
     }
 
     /// Sends to the next rank and receives from the one before. Half of the ranks send first, so that messages which no
@@ -179,7 +209,7 @@ impl<'a, D: HostDevice> Case<'a, D> {
         let sum = |i: usize| self.sum.run(|rank| of(rank, i))[0];
         let input = self.input(|i| of(rank, i), |i| byte(seed, rank, i));
         let found = match self.call(input)? {
-            Data::Matrix(x) => self.dev.as_slice(&x).to_vec(),
+            Data::Matrix(x) => self.dev.download(&x).map_err(|error| self.failed(&error))?,
             Data::Bytes(bytes) => {
                 let wrong = bytes.iter().enumerate().filter(|(i, b)| **b != byte(seed, 0, *i)).count();
                 return Ok((wrong + bytes.len().abs_diff(self.count)) as u64);

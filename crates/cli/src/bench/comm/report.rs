@@ -118,11 +118,13 @@ pub struct Report {
     /// How writing went so far; what cannot be written ends the command, but not in the midst of a measurement.
     written: std::io::Result<()>,
     silent: bool,
+    /// Whether the lines of what is measured now have begun: they don't before it is known that it can be.
+    has_begun: bool,
 }
 
 impl Report {
     pub fn new(json: bool) -> Self {
-        Report { rows: json.then(Vec::new), written: Ok(()), silent: false }
+        Report { rows: json.then(Vec::new), written: Ok(()), silent: false, has_begun: false }
     }
 
     /// Another process prints.
@@ -130,17 +132,21 @@ impl Report {
         self.silent = true;
     }
 
-    pub fn begin(&mut self, context: &Context) {
-        if self.rows.is_none() && !self.silent && self.written.is_ok() {
-            self.written = context.head(&mut std::io::stdout());
-        }
+    /// Something else is measured from now on.
+    pub fn begin(&mut self) {
+        self.has_begun = false;
     }
 
     pub fn sample(&mut self, context: &Context, sample: &Sample) {
         match &mut self.rows {
             _ if self.silent || self.written.is_err() => {}
             Some(rows) => rows.push(context.json(sample)),
-            None => self.written = context.line(&mut std::io::stdout(), sample),
+            None => {
+                let mut out = std::io::stdout();
+                let head = if self.has_begun { Ok(()) } else { context.head(&mut out) };
+                self.has_begun = true;
+                self.written = head.and_then(|()| context.line(&mut out, sample));
+            }
         }
     }
 

@@ -4,11 +4,13 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use collective::{Collective, CollectiveError, Secret, SharedConfig, SharedGroup, TcpConfig, TcpMesh};
+use collective::{
+    Collective, CollectiveError, Compressed, Secret, SharedConfig, SharedGroup, TcpConfig, TcpMesh,
+};
 use cpu::{CpuConfig, CpuDevice};
 use engine::cpus;
 
-use super::measure::{Sample, Settings, sweep};
+use super::measure::{Sample, Settings, Timing, sweep};
 
 /// A rank, before it goes to its thread.
 pub type Rank = Box<dyn Collective<CpuDevice> + Send>;
@@ -70,16 +72,25 @@ pub fn run(
     on_sample: &mut (dyn FnMut(Sample) + Send),
 ) -> Result<(), CollectiveError> {
     let ranks = group.len();
+    on_threads(group, on_sample, |rank, group: Rank, on_sample| {
+        let group = Compressed::new(group, settings.wire);
+        sweep(&group, &device(rank, ranks), settings, Timing::Each, on_sample)
+    })
+}
+
+/// Has each rank work on a thread of its own, rank 0 with the caller's `on_sample`; the first error is that of the lowest rank.
+pub fn on_threads<R: Send>(
+    group: Vec<R>,
+    on_sample: &mut (dyn FnMut(Sample) + Send),
+    work: impl Fn(usize, R, &mut dyn FnMut(Sample)) -> Result<(), CollectiveError> + Sync,
+) -> Result<(), CollectiveError> {
     std::thread::scope(|scope| {
         let mut told = Some(on_sample);
-        let spawn = |(rank, group): (usize, Rank)| {
-            let told = told.take();
-            scope.spawn(move || {
-                let dev = device(rank, ranks);
-                match told {
-                    Some(on_sample) => sweep(&*group, &dev, settings, on_sample),
-                    None => sweep(&*group, &dev, settings, &mut |_| ()),
-                }
+        let spawn = |(rank, group): (usize, R)| {
+            let (told, work) = (told.take(), &work);
+            scope.spawn(move || match told {
+                Some(on_sample) => work(rank, group, on_sample),
+                None => work(rank, group, &mut |_| ()),
             })
         };
         let threads: Vec<_> = group.into_iter().enumerate().map(spawn).collect();

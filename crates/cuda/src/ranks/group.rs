@@ -1,0 +1,305 @@
+//! One rank of a group on GPUs.
+
+use std::cell::{Cell, OnceCell};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use collective::{
+    CallId, Collective, CollectiveError, CollectiveStats, Compressed, Group, Staged, Watched, WireDType,
+};
+use tensor::Reference;
+
+use super::moves::Moves;
+use super::peers::{ALL_GATHER, OPS, Peers};
+use super::setup;
+use super::standing::{Ending, Standing, WatchedStanding};
+use crate::driver::Fault;
+use crate::nccl::{NcclPath, Refusal};
+use crate::tensor::{CudaTensor, Queue};
+
+/// Bytes of one of a rank's two slots. A step of a few tokens needs kilobytes; what is more comes in pieces.
+const SLOT_BYTES: usize = 8 << 20;
+
+/// Of a rank that others wait for in vain.
+const ENDED: &str = "it has ended";
+
+/// How the GPUs of a group's ranks are to reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    /// The first of those below that all ranks find to work.
+    #[default]
+    Shortest,
+    /// They use each other's memory.
+    Peers,
+    /// NVIDIA's library.
+    Nccl,
+    /// Through the host.
+    Host,
+}
+
+/// A group of ranks on GPUs over one of their hosts, which has all that is not tensors. Once [prepared](Collective::prepare), tensors
+/// go the shortest way that all ranks found to work; before that, and where there is none, through the host.
+pub struct CudaGroup<C: Group> {
+    pub(super) host: Staged<Compressed<C>>,
+    pub(super) wire: WireDType,
+    deadline: Duration,
+    slot_bytes: usize,
+    way: Way,
+    path: OnceCell<Path>,
+    pub(super) standing: Arc<Standing>,
+    /// What is added to the host's counts, and what is taken off.
+    own: Cell<CollectiveStats>,
+    prepared: Cell<CollectiveStats>,
+    ending: Ending,
+}
+
+/// How tensors get to other ranks.
+pub(super) enum Path {
+    /// Through the host.
+    Staged,
+    /// Ranks use each other's memory.
+    Peers(Peers),
+    /// NVIDIA's library moves what is exchanged.
+    Nccl(Moves<NcclPath>),
+}
+
+impl<C: Collective<Reference>> CudaGroup<C> {
+    /// A group over a host's. The values of all-reduces travel as `wire`; who waits longer than `deadline` gives up. All ranks agree on
+    /// both.
+    pub fn new(host: C, wire: WireDType, deadline: Duration) -> Self {
+        let standing = Arc::new(Standing::default());
+        let ending = Ending { standing: standing.clone(), rank: host.rank(), kernels: Cell::new(0) };
+        CudaGroup {
+            host: Staged(Compressed::new(host, wire)),
+            wire,
+            deadline,
+            slot_bytes: SLOT_BYTES,
+            way: Way::default(),
+            path: OnceCell::new(),
+            standing,
+            own: Cell::default(),
+            prepared: Cell::default(),
+            ending,
+        }
+    }
+
+    /// The same with slots of so many bytes, a multiple of 16: what is larger comes in pieces. All ranks agree on it.
+    pub fn with_slots(self, slot_bytes: usize) -> Self {
+        assert!(slot_bytes >= 1024 && slot_bytes.is_multiple_of(16), "slots of {slot_bytes} bytes");
+        CudaGroup { slot_bytes, ..self }
+    }
+
+    /// The same by one way and no other, for which [`Collective::prepare`] then is an error. All ranks agree on it.
+    pub fn by(self, way: Way) -> Self {
+        CudaGroup { way, ..self }
+    }
+
+    /// How tensors get to other ranks, in a word or two.
+    pub fn path(&self) -> &'static str {
+        match self.path.get() {
+            Some(Path::Peers(_)) => "peer memory",
+            Some(Path::Nccl(_)) => "nccl",
+            Some(Path::Staged) | None => "through the host",
+        }
+    }
+
+    /// All-reduces of at most so many bytes of a rank are done in one shot from now on, larger ones in two: the bits are the same.
+    /// All ranks agree on it. Without peer memory it changes nothing.
+    pub fn set_one_shot_bytes(&self, bytes: usize) {
+        if let Some(peers) = self.peers() {
+            peers.one_shot_bytes.set(bytes);
+        }
+    }
+
+    pub(super) fn peers(&self) -> Option<&Peers> {
+        match self.path.get() {
+            Some(Path::Peers(peers)) => Some(peers),
+            _ => None,
+        }
+    }
+
+    pub(super) fn nccl(&self) -> Option<&Moves<NcclPath>> {
+        match self.path.get() {
+            Some(Path::Nccl(moves)) => Some(moves),
+            _ => None,
+        }
+    }
+
+    /// As [`Collective::prepare`].
+    pub(super) fn find_path(&self, queue: &Queue) -> Result<(), CollectiveError> {
+        if self.size() == 1 || self.path.get().is_some() {
+            return Ok(());
+        }
+        let path = match self.way {
+            Way::Host => Path::Staged,
+            Way::Shortest | Way::Peers => {
+                match setup::peers(&self.host, queue, self.slot_bytes, self.deadline)? {
+                    Some(peers) => Path::Peers(peers),
+                    None if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
+                    None => {
+                        let why =
+                            "the ranks' GPUs can't use each other's memory, or they are of several processes";
+                        return Err(self.refused(self.rank(), why));
+                    }
+                }
+            }
+            Way::Nccl => self.by_nccl(queue)?.map_err(|Refusal { rank, why }| self.refused(rank, &why))?,
+        };
+        if let Path::Peers(peers) = &path {
+            self.ending.kernels.set(peers.calls.get());
+            self.standing.set_words(peers.words.clone());
+            let words = peers.own_words().clone();
+            // What was read behind a kernel that gave up is nothing.
+            queue.0.watch(Box::new(move || match words.report() {
+                Some(report) => Err(report.fault()),
+                None => Ok(()),
+            }));
+        }
+        self.path.set(path).ok();
+        self.standing.enter_host(self.host.watched().progress().sequence);
+        self.prepared.set(self.host.stats());
+        Ok(())
+    }
+
+    fn by_nccl(&self, queue: &Queue) -> Result<Result<Path, Refusal>, CollectiveError> {
+        let (rank, ranks) = (self.rank(), self.size());
+        let path = NcclPath::new(queue, &self.host, self.deadline)?;
+        Ok(path.map(|path| Path::Nccl(Moves { path, rank, ranks })))
+    }
+
+    /// What a rank can't do: none of them goes on.
+    fn refused(&self, rank: usize, why: &str) -> CollectiveError {
+        self.watched().abort(rank, why);
+        CollectiveError::Failed { rank, message: why.into() }
+    }
+
+    /// One call over NVIDIA's library. How it ended is known where results are read.
+    pub(super) fn call_nccl(
+        &self,
+        op: &'static str,
+        count: impl FnOnce(&mut CollectiveStats),
+        run: impl FnOnce(CallId) -> Result<CudaTensor, Fault>,
+    ) -> Result<CudaTensor, CollectiveError> {
+        let call = self.standing.enter(op, self.host.watched().progress());
+        self.check()?;
+        let made = run(call).map_err(|Fault(why)| self.refused(self.rank(), &why))?;
+        let mut own = self.own.get();
+        count(&mut own);
+        self.own.set(own);
+        Ok(made)
+    }
+
+    /// One call over peers' memory, which brings `counted` to the counts.
+    pub(super) fn call(
+        &self,
+        op: usize,
+        peers: &Peers,
+        count: impl FnOnce(&mut CollectiveStats),
+        run: impl FnOnce() -> CudaTensor,
+    ) -> Result<CudaTensor, CollectiveError> {
+        self.standing.enter(OPS[op], self.host.watched().progress());
+        self.check()?;
+        let began = Instant::now();
+        let made = run();
+        self.ending.kernels.set(peers.calls.get());
+        self.standing.leave(peers.calls.get());
+        let mut own = self.own.get();
+        if op != ALL_GATHER {
+            own.all_reduce_s += began.elapsed().as_secs_f64();
+        }
+        count(&mut own);
+        self.own.set(own);
+        // Where kernels run as they are launched, it is known by now how that ended.
+        self.check()?;
+        Ok(made)
+    }
+
+    /// A collective of the host's group, which counts those alone.
+    pub(super) fn of_host<T>(&self, call: impl FnOnce(&Staged<Compressed<C>>) -> T) -> T {
+        self.standing.enter_host(1);
+        call(&self.host)
+    }
+
+    /// What this rank's kernels have found out.
+    fn reported(&self) -> Result<(), CollectiveError> {
+        let Some(report) = self.peers().and_then(Peers::report) else { return Ok(()) };
+        let (rank, missing) = (self.rank(), report.missing_ranks());
+        // What the host's group knows is the cause.
+        self.host.check()?;
+        if !report.is_late {
+            let ended = missing.first().copied().unwrap_or(rank);
+            return Err(CollectiveError::Failed { rank: ended, message: ENDED.into() });
+        }
+        let op = OPS.get(report.op).copied().unwrap_or("a collective");
+        let (sequence, waited_s) = (self.standing.number_of(report.epoch), self.deadline.as_secs());
+        let error = CollectiveError::Missing { op, sequence, rank, missing, waited_s };
+        self.fail(&error.to_string());
+        Err(error)
+    }
+}
+
+impl<C: Collective<Reference>> Group for CudaGroup<C> {
+    fn rank(&self) -> usize {
+        self.host.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.host.size()
+    }
+
+    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
+        self.of_host(|host| host.all_gather_host(part))
+    }
+
+    fn all_to_all_host(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        self.of_host(|host| host.all_to_all_host(parts))
+    }
+
+    fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError> {
+        self.of_host(|host| host.broadcast(bytes, deadline))
+    }
+
+    fn barrier(&self) -> Result<(), CollectiveError> {
+        self.of_host(|host| host.barrier())
+    }
+
+    fn send_bytes(&self, bytes: &[u8], to: usize) -> Result<(), CollectiveError> {
+        self.host.send_bytes(bytes, to)
+    }
+
+    fn recv_bytes(&self, from: usize, deadline: Option<Duration>) -> Result<Vec<u8>, CollectiveError> {
+        self.host.recv_bytes(from, deadline)
+    }
+
+    fn try_recv_bytes(&self, from: usize) -> Result<Option<Vec<u8>>, CollectiveError> {
+        self.host.try_recv_bytes(from)
+    }
+
+    fn check(&self) -> Result<(), CollectiveError> {
+        self.reported()?;
+        self.host.check()
+    }
+
+    fn fail(&self, message: &str) {
+        self.host.fail(message);
+        self.standing.stop_all();
+    }
+
+    fn watched(&self) -> Arc<dyn Watched> {
+        Arc::new(WatchedStanding { host: self.host.watched(), standing: self.standing.clone() })
+    }
+
+    fn stats(&self) -> CollectiveStats {
+        let (host, own, before) = (self.host.stats(), self.own.get(), self.prepared.get());
+        CollectiveStats {
+            all_reduce_calls: host.all_reduce_calls + own.all_reduce_calls,
+            all_reduce_bytes: host.all_reduce_bytes + own.all_reduce_bytes,
+            all_reduce_s: host.all_reduce_s + own.all_reduce_s,
+            other_calls: host.other_calls + own.other_calls - before.other_calls,
+            sent_bytes: host.sent_bytes + own.sent_bytes - before.sent_bytes,
+            waits: host.waits - before.waits,
+            waited: host.waited - before.waited,
+            waiting_since: host.waiting_since,
+        }
+    }
+}

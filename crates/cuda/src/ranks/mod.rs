@@ -1,0 +1,19 @@
+//! Ranks that exchange what lies in the memory of GPUs.
+
+mod collective;
+mod compressed;
+mod crossover;
+mod finish;
+mod fused;
+mod group;
+mod moves;
+mod path;
+mod peers;
+mod registry;
+mod setup;
+mod standing;
+mod words;
+
+pub(crate) use finish::Trees;
+pub use group::{CudaGroup, Way};
+pub(crate) use path::{DataPath, Move};
