@@ -164,7 +164,7 @@ fn many_calls_follow_each_other() {
             let mut sums = Vec::new();
             for seed in 0..10 {
                 group.set_one_shot_bytes(if (seed + round) % 3 == 0 { 0 } else { usize::MAX });
-                if (seed as usize + rank) % 4 == 0 {
+                if (seed as usize + rank).is_multiple_of(4) {
                     std::thread::yield_now();
                 }
                 let partial = split.partial(dev, rank, shape, seed);
