@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use tensor::{DType, MatrixSource, PackedPart, PackedWeight, WeightSpec};
+use tensor::{DType, MatrixSource, PackedPart, PackedWeight, Stored, WeightSpec};
 
 use crate::random::RandomMatrix;
 use crate::storage::Storage;
@@ -105,6 +105,16 @@ impl MatrixSource for TensorView<'_> {
             Values::Packed(_) => panic!("a packed matrix is used as it lies"),
             Values::Meta => panic!("weights of a Meta source have shapes and no values"),
         }
+    }
+
+    fn stored(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Stored<'_>> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        let Values::Stored(bytes, _) = &self.values else { return None };
+        let width = self.dtype.bytes();
+        let at = |row: usize, col: usize| (row * self.cols + col) * width;
+        let own = if rows.is_empty() { 0..0 } else { at(rows.start, cols.start)..at(rows.end - 1, cols.end) };
+        Some(Stored { dtype: self.dtype, bytes: &bytes[own], stride: self.cols * width })
     }
 
     fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {

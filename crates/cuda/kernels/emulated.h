@@ -343,10 +343,17 @@ DEVICE void mma_bytes(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   }
 }
 
+DEVICE int dot_bytes(u32 a, u32 b, int sum) {
+  for (u32 i = 0; i < 4; i++) sum += int(i8(a >> 8 * i)) * int(i8(b >> 8 * i));
+  return sum;
+}
+
 struct alignas(8) Vec2 { u32 x, y; };
 struct alignas(16) Vec4 { u32 x, y, z, w; };
 DEVICE Vec4 load_stream(const Vec4 *from) { return *from; }
 DEVICE Vec2 load_stream(const Vec2 *from) { return *from; }
+DEVICE Vec4 load_ahead(const Vec4 *from) { return *from; }
+DEVICE Vec2 load_ahead(const Vec2 *from) { return *from; }
 
 // Copies are done as late as they may be: who reads before it waits reads something else.
 DEVICE std::vector<std::vector<emulated::Copy>> &own_copies() { return emulated::block().fibers[thread()].copies; }

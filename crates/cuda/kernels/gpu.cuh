@@ -108,6 +108,13 @@ DEVICE void mma_bytes(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Four bytes with signs times four of b, added to a sum.
+DEVICE int dot_bytes(u32 a, u32 b, int sum) {
+  int d;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+  return d;
+}
+
 struct __align__(8) Vec2 { u32 x, y; };
 struct __align__(16) Vec4 { u32 x, y, z, w; };
 
@@ -125,6 +132,21 @@ DEVICE Vec4 load_stream(const Vec4 *from) {
 DEVICE Vec2 load_stream(const Vec2 *from) {
   Vec2 v;
   asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+  return v;
+}
+
+// The same where several are to be under way at once. The compiler puts loads that it may move right before their use, so that one
+// waits for the other; these it leaves before the sync_warp that follows them.
+DEVICE Vec4 load_ahead(const Vec4 *from) {
+  Vec4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
+DEVICE Vec2 load_ahead(const Vec2 *from) {
+  Vec2 v;
+  asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
   return v;
 }
 

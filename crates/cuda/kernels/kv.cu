@@ -17,19 +17,12 @@ DEVICE u32 byte_in_tile(u32 column, u32 inner) {
   return lane * 8 + column / 8 * 4 + inner % 2 * 2 + 1 - inner / 8;
 }
 
-// As crates/tensor/src/fp8.rs does both.
+// As crates/tensor/src/fp8.rs does it.
 DEVICE float fp8_scale(u32 largest_bits) {
   if (largest_bits >= 0x7f800000u) return float_of(0x7fc00000u);
   u32 exponent = (largest_bits + 0x1fffffu) >> 23;
   exponent = exponent > 8 ? exponent - 8 : 0;
   return float_of((exponent > 1 ? exponent : 1) << 23);
-}
-DEVICE u32 fp8_of(float x) {
-  float size = magnitude(x);
-  u32 bits = bits_of(size), rounded = (bits + 0x7ffffu + (bits >> 20 & 1)) >> 20, code;
-  if (size < 1.0f / 64.0f) code = bits_of(size + 16384.0f) - bits_of(16384.0f);
-  else code = rounded > 120 * 8 ? rounded - 120 * 8 : 0;
-  return (code < 0x7e ? code : 0x7e) | (bits_of(x) >> 24 & 0x80);
 }
 
 // Where a row's keys and values go, if it is there and its block is here: the record of its first head, and its place in the block.

@@ -39,11 +39,11 @@ struct Source {
   }
 };
 
-// The first group of each expert's rows, and the number of groups. One block.
-KERNEL(linear_group_first)(u32 *group_first, const u32 *offsets, u32 experts) {
+// The first group of each expert's rows, of groups of so many rows, and the number of groups. One block.
+KERNEL(linear_group_first)(u32 *group_first, const u32 *offsets, u32 experts, u32 rows) {
   DYNAMIC_SHARED(u32, sums);
   // Sums of ever more neighbours, in turns between two halves.
-  for (u32 e = thread(); e < experts; e += threads()) sums[e] = (offsets[e + 1] - offsets[e] + 7) / 8;
+  for (u32 e = thread(); e < experts; e += threads()) sums[e] = (offsets[e + 1] - offsets[e] + rows - 1) / rows;
   u32 from = 0;
   for (u32 step = 1; step < experts; step *= 2) {
     sync_block();

@@ -69,6 +69,15 @@ DEVICE float activation(u32 which, float x) {
   }
 }
 
+// The e4m3 nearest to a number, ties to even, as crates/tensor/src/fp8.rs finds it.
+DEVICE u32 fp8_of(float x) {
+  float size = magnitude(x);
+  u32 bits = bits_of(size), rounded = (bits + 0x7ffffu + (bits >> 20 & 1)) >> 20, code;
+  if (size < 1.0f / 64.0f) code = bits_of(size + 16384.0f) - bits_of(16384.0f);
+  else code = rounded > 120 * 8 ? rounded - 120 * 8 : 0;
+  return (code < 0x7e ? code : 0x7e) | (bits_of(x) >> 24 & 0x80);
+}
+
 struct SineCosine { double sine, cosine; };
 
 // Of |x| < 2^30.

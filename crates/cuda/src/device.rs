@@ -11,7 +11,7 @@ use ::tensor::{
 use crate::attention::Arrived;
 use crate::driver::{Driver, Fault};
 use crate::kv::CudaKv;
-use crate::linear::{self, CudaWeight};
+use crate::linear::{self, CudaWeight, Fast, Grouped};
 use crate::logits::{self, PanelTree};
 use crate::memory::Memory;
 use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
@@ -28,6 +28,7 @@ pub struct CudaDevice {
     pub(crate) queue: Queue,
     pub(crate) trees: Trees,
     reduction: Reduction,
+    fast: Option<Fast>,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
     frequencies: Frequencies,
@@ -43,8 +44,10 @@ impl CudaDevice {
 
     /// A device of what a driver drives.
     pub fn with(driver: Box<dyn Driver>, reduction: Reduction) -> Self {
+        let queue = Queue(Memory::new(driver));
         CudaDevice {
-            queue: Queue(Memory::new(driver)),
+            fast: (reduction == Reduction::Fast).then(|| Fast::new(&queue)),
+            queue,
             reduction,
             trees: Trees::default(),
             panel_tree: OfProgram::default(),
@@ -101,7 +104,7 @@ impl Device for CudaDevice {
     }
 
     fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> CudaWeight {
-        CudaWeight::pack(&self.queue, source, spec)
+        linear::pack(&self.queue, self.fast.as_ref(), source, spec)
     }
 
     fn weight_shape(&self, w: &CudaWeight) -> [usize; 2] {
@@ -121,11 +124,21 @@ impl Device for CudaDevice {
     }
 
     fn linear(&self, x: &CudaTensor, w: &CudaWeight, bias: Option<&CudaTensor>) -> CudaTensor {
-        linear::linear(&self.queue, x, w, None, bias)
+        linear::linear(&self.queue, self.fast.as_ref(), x, w, None, bias)
     }
 
     fn linear_tree(&self, x: &CudaTensor, w: &CudaWeight, program: &Program) -> CudaTensor {
-        linear::linear(&self.queue, x, w, Some(program), None)
+        linear::linear(&self.queue, self.fast.as_ref(), x, w, Some(program), None)
+    }
+
+    fn linear_gated(
+        &self,
+        x: &CudaTensor,
+        w: &CudaWeight,
+        bias: Option<&CudaTensor>,
+        activation: Activation,
+    ) -> CudaTensor {
+        linear::gated(&self.queue, self.fast.as_ref(), x, w, bias, activation)
     }
 
     fn embed(&self, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
@@ -274,7 +287,8 @@ impl Device for CudaDevice {
         assignment: &CudaAssignment,
         weights: &[CudaWeight],
     ) -> CudaTensor {
-        linear::grouped(&self.queue, x, true, assignment, weights, None)
+        let layers = Grouped { x, of_tokens: true, assignment, weights, program: None, gate: None };
+        linear::grouped(&self.queue, layers)
     }
 
     fn grouped_linear_tree(
@@ -284,7 +298,21 @@ impl Device for CudaDevice {
         weights: &[CudaWeight],
         program: &Program,
     ) -> CudaTensor {
-        linear::grouped(&self.queue, x, false, assignment, weights, Some(program))
+        let program = Some(program);
+        let layers = Grouped { x, of_tokens: false, assignment, weights, program, gate: None };
+        linear::grouped(&self.queue, layers)
+    }
+
+    fn grouped_linear_gated(
+        &self,
+        x: &CudaTensor,
+        assignment: &CudaAssignment,
+        weights: &[CudaWeight],
+        activation: Activation,
+    ) -> CudaTensor {
+        let gate = Some(activation);
+        let layers = Grouped { x, of_tokens: true, assignment, weights, program: None, gate };
+        linear::grouped(&self.queue, layers)
     }
 
     fn combine(&self, y: &CudaTensor, assignment: &CudaAssignment, program: &Program) -> CudaTensor {

@@ -150,8 +150,19 @@ pub trait Driver {
     fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault>;
     /// Copies within the GPU, behind all work so far. The two don't overlap.
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault>;
+    /// Loads files of kernels, so that their first launch does not have to.
+    ///
+    /// # Errors
+    /// One does not compile, or can't be loaded.
+    fn prepare(&self, _files: &[&'static str]) -> Result<(), Fault> {
+        Ok(())
+    }
     /// Runs a kernel, behind all work so far.
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault>;
+    /// Whether other libraries know the queue ([`Driver::call`]).
+    fn takes_calls(&self) -> bool {
+        false
+    }
     /// Has another library work, behind all work so far.
     ///
     /// # Errors

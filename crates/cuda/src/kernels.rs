@@ -59,6 +59,28 @@ macro_rules! ranks {
     };
 }
 
+/// linear.cuh, gemm.cuh, gemv.cuh or ordered.cuh for a format of weights: a model needs few of them.
+macro_rules! of_format {
+    ($file:literal, $macro:literal, $format:literal, $type:literal) => {
+        (
+            concat!($file, "_", $format),
+            concat!(
+                include_str!("../kernels/linear_formats.cuh"),
+                include_str!(concat!("../kernels/", $file, ".cuh")),
+                "\n",
+                $macro,
+                "(",
+                $file,
+                "_",
+                $format,
+                ", ",
+                $type,
+                ")\n"
+            ),
+        )
+    };
+}
+
 /// Each file's name and text.
 pub const FILES: &[(&str, &str)] = &[
     ("all_reduce", ranks!("all_reduce")),
@@ -84,8 +106,21 @@ pub const FILES: &[(&str, &str)] = &[
     ("elements", include_str!("../kernels/elements.cu")),
     ("embed", include_str!("../kernels/embed.cu")),
     ("finish", tree!("finish")),
-    ("gemm", include_str!("../kernels/gemm.cu")),
-    ("linear", include_str!("../kernels/linear.cu")),
+    of_format!("gemm", "GEMM", "bfloat", "Sixteen<false>"),
+    of_format!("gemm", "GEMM", "half", "Sixteen<true>"),
+    of_format!("gemm", "GEMM", "fp8", "Eight"),
+    of_format!("gemm", "GEMM", "int8", "Whole<false>"),
+    of_format!("gemm", "GEMM", "int4", "Whole<true>"),
+    of_format!("gemv", "GEMV", "bfloat", "Sixteen<false>"),
+    of_format!("gemv", "GEMV", "half", "Sixteen<true>"),
+    of_format!("gemv", "GEMV", "fp8", "Eight"),
+    of_format!("gemv", "GEMV", "int8", "Whole<false>"),
+    of_format!("gemv", "GEMV", "int4", "Whole<true>"),
+    of_format!("linear", "LINEAR", "bfloat", "Sixteen<false>"),
+    of_format!("linear", "LINEAR", "half", "Sixteen<true>"),
+    of_format!("linear", "LINEAR", "fp8", "Eight"),
+    of_format!("linear", "LINEAR", "int8", "Whole<false>"),
+    of_format!("linear", "LINEAR", "int4", "Whole<true>"),
     ("linear_exact", include_str!("../kernels/linear_exact.cu")),
     ("linear_inputs", include_str!("../kernels/linear_inputs.cu")),
     ("logits", include_str!("../kernels/logits.cu")),
@@ -102,6 +137,10 @@ pub const FILES: &[(&str, &str)] = &[
         ),
     ),
     ("rope", concat!(include_str!("../kernels/heads.cuh"), include_str!("../kernels/rope.cu"))),
+    of_format!("ordered", "ORDERED", "int8", "Whole<false>"),
+    of_format!("ordered", "ORDERED", "int4", "Whole<true>"),
+    ("pack", include_str!("../kernels/pack.cu")),
+    ("unpack", include_str!("../kernels/unpack.cu")),
 ];
 
 /// What is compiled of a file for a GPU; nothing if there is no such file.

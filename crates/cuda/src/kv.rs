@@ -22,7 +22,7 @@ const WARPS: usize = THREADS / 32;
 
 impl CudaKv {
     pub(crate) fn new(queue: &Queue, spec: KvSpec) -> Self {
-        CudaKv { block: queue.block(spec.blocks * block_bytes(&spec)), spec }
+        CudaKv { block: queue.exact_block(spec.blocks * block_bytes(&spec)), spec }
     }
 
     /// That it fits what attention is told.

@@ -33,6 +33,8 @@ pub(crate) struct Block {
     memory: Rc<Memory>,
     pub at: Address,
     bytes: usize,
+    /// Whether it is kept for others when it is dropped.
+    is_kept: bool,
 }
 
 impl Memory {
@@ -61,7 +63,18 @@ impl Memory {
         });
         self.in_use.set(self.in_use.get() + bytes);
         self.most.set(self.most.get().max(self.in_use.get()));
-        Block { memory: self.clone(), at: at.unwrap_or(0), bytes }
+        Block { memory: self.clone(), at: at.unwrap_or(0), bytes, is_kept: true }
+    }
+
+    /// Memory of this size for what stays long: weights, caches. It is given back when it is dropped, and does not count as what
+    /// steps need.
+    pub fn exact_block(self: &Rc<Self>, bytes: usize) -> Block {
+        let bytes = bytes.next_multiple_of(LEAST).max(LEAST);
+        let at = self.driver.alloc(bytes).ok().or_else(|| {
+            self.give_back();
+            self.note(self.driver.alloc(bytes))
+        });
+        Block { memory: self.clone(), at: at.unwrap_or(0), bytes, is_kept: false }
     }
 
     /// Keeps what went wrong until it is asked for; of several faults the first.
@@ -118,6 +131,12 @@ impl Drop for Memory {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if !self.is_kept {
+            if self.at != 0 {
+                self.memory.driver.free(self.at);
+            }
+            return;
+        }
         self.memory.in_use.set(self.memory.in_use.get() - self.bytes);
         if self.at != 0 {
             self.memory.free.borrow_mut().entry(self.bytes).or_default().insert(self.at);

@@ -126,7 +126,8 @@ pub(crate) fn rope(queue: &Queue, x: &CudaTensor, span: HeadSpan, table: &CudaTe
     queue.launch(Kernel { file: "rope", name: "rope_rotate" }, grid, arguments);
 }
 
-fn number_of(activation: Activation) -> usize {
+/// As `kernels/math.cuh` counts them.
+pub(crate) fn number_of(activation: Activation) -> usize {
     match activation {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,

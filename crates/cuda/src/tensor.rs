@@ -68,6 +68,11 @@ impl Queue {
         self.0.block(bytes)
     }
 
+    /// Memory of `bytes` that stays long.
+    pub fn exact_block(&self, bytes: usize) -> Block {
+        self.0.exact_block(bytes)
+    }
+
     /// Bytes of the host, in memory of the GPU.
     pub fn uploaded(&self, bytes: &[u8]) -> Block {
         let block = self.0.block(bytes.len());
@@ -108,6 +113,13 @@ impl Queue {
     pub fn flush(&self) {
         if self.0.is_sound() {
             self.0.note(self.0.driver.flush());
+        }
+    }
+
+    /// Has files of kernels loaded before they are needed.
+    pub fn prepare(&self, files: &[&'static str]) {
+        if self.0.is_sound() {
+            self.0.note(self.0.driver.prepare(files));
         }
     }
 

@@ -2,7 +2,7 @@
 
 mod emulated;
 
-use cuda::CudaDevice;
+use cuda::{CudaDevice, Reduction};
 use emulated::Emulated;
 use tensor::{DType, WeightFormat, conformance};
 
@@ -41,4 +41,26 @@ fn experts_are_those_of_the_reference() {
         conformance::experts_of(&dev, &exact);
         conformance::experts_near(&dev, DType::BF16.into(), DType::BF16);
     });
+}
+
+/// A device that chooses the order of its sums.
+fn fast(turn: u32) -> Option<CudaDevice> {
+    Some(CudaDevice::with(Box::new(Emulated::new(turn)?), Reduction::Fast))
+}
+
+#[test]
+fn sums_of_any_order_are_near_the_references() {
+    // Activations of few rows are not rounded, but those of many are.
+    let kinds = [
+        (DType::F16.into(), DType::F16),
+        (DType::BF16.into(), DType::BF16),
+        (WeightFormat::Fp8, DType::BF16),
+        (WeightFormat::Int8, DType::F32),
+        (WeightFormat::Int4, DType::F32),
+    ];
+    let Some(dev) = fast(7) else { return };
+    for (format, inputs) in kinds {
+        conformance::linear_near(&dev, format, inputs);
+    }
+    conformance::linear_of(&dev, &[WeightFormat::Float(DType::F32)]);
 }

@@ -11,56 +11,13 @@ use collective::{
     Collective, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank, SharedSegment, WireDType,
 };
 use cuda::{
-    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, kernels,
-    probe,
+    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, Reduction, kernels, probe,
 };
-use libloading::Library;
-use tensor::{
-    AttentionSpec, DType, Device, HeadSpan, KV_BLOCK, KvShare, KvSpec, NormKind, NormSpec, ReductionTree,
-    ReferenceTensor, RopeSpec, SequenceSpan, StepMeta,
-};
+use inside::{counted, driver, graph_launches, with_libraries};
+use tensor::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat};
 
 mod fake;
-
-/// Set in the process where a test's body runs.
-const BODY: &str = "ANYSPLIT_TEST_BODY";
-
-/// Runs the body of the test of this name where those libraries are found, and these variables are set.
-fn with_libraries(test: &str, variables: &[(&str, &str)], body: fn()) {
-    if std::env::var_os(BODY).is_some() {
-        return body();
-    }
-    let Some(folder) = fake::libraries() else { return };
-    let output = Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", test, "--nocapture"])
-        .env("LD_LIBRARY_PATH", fake::search_path(folder))
-        .env("XDG_CACHE_HOME", folder.join(test))
-        .env(BODY, "1")
-        .envs(variables.iter().copied())
-        .output()
-        .expect("it can be started");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}{told}", String::from_utf8_lossy(&output.stdout));
-}
-
-/// A number that a library counts.
-fn counted(library: &str, function: &str) -> u32 {
-    // SAFETY: it is loaded already.
-    let library = unsafe { Library::new(library) }.expect("the library");
-    // SAFETY: the function takes nothing and gives a number.
-    let count = unsafe { library.get::<unsafe extern "C" fn() -> u32>(function) }.expect("the function");
-    // SAFETY: see above.
-    unsafe { count() }
-}
-
-fn graph_launches() -> u32 {
-    counted("libcuda.so.1", "fake_graph_launches")
-}
-
-fn driver(enforce_eager: bool) -> NvidiaDriver {
-    let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
-    gpu.driver(enforce_eager).expect("a stream")
-}
+mod inside;
 
 #[test]
 fn a_machine_without_a_driver_says_what_was_looked_for() {
@@ -190,102 +147,70 @@ fn graphs_that_follow_each_other_at_once_have_their_own_numbers() {
     });
 }
 
-/// A model of one layer, and what its sequences have in the cache.
-struct Model {
-    dev: CudaDevice,
-    spec: AttentionSpec,
-    kv: <CudaDevice as Device>::Kv,
-    weights: Vec<<CudaDevice as Device>::Weight>,
-    ones: <CudaDevice as Device>::Tensor,
-}
-
-impl Model {
-    const WIDTH: usize = 64;
-    const VOCAB: usize = 200;
-    const MOST_BLOCKS: usize = 3;
-
-    fn new(enforce_eager: bool) -> Self {
-        let dev = CudaDevice::new(Box::new(driver(enforce_eager)));
-        let (num_heads, num_kv_heads, head_dim) = (4, 2, 16);
-        let spec = AttentionSpec {
-            num_heads,
-            num_kv_heads,
-            group: 2,
-            first_in_group: 0,
-            head_dim,
-            scale: 0.3,
-            softcap: None,
-            window: None,
-        };
-        let blocks = 40 * Self::MOST_BLOCKS;
-        let dtype = DType::BF16.into();
-        let kv = dev.alloc_kv(KvSpec { blocks, share: KvShare::WHOLE, num_kv_heads, head_dim, dtype });
-        let number = |row: usize, col: usize| ((row * 37 + col * 101) % 29) as f32 / 29.0 - 0.5;
-        let width = Self::WIDTH;
-        let shapes = [(Self::VOCAB, width), (spec.qkv_cols(), width), (width, width), (Self::VOCAB, width)];
-        let pack = |(n, k)| dev.pack(&ReferenceTensor::from_fn(n, k, number), DType::BF16.into());
-        let (weights, ones) = (shapes.map(pack).into(), dev.upload(&[1.0; Self::WIDTH], 1, width));
-        Model { dev, spec, kv, weights, ones }
-    }
-
-    /// The next token's bits of each sequence: (which, position), whose token follows from both.
-    fn step(&mut self, sequences: &[(usize, usize)]) -> Vec<(u32, u32, u32)> {
-        let Model { dev, spec, kv, weights, ones } = self;
-        let rows = sequences.len();
-        let span = |(row, &(which, start)): (usize, &(usize, usize))| SequenceSpan {
-            rows: row..row + 1,
-            start,
-            block_table: (0..=start / KV_BLOCK).map(|i| (which * Self::MOST_BLOCKS + i) as u32).collect(),
-        };
-        let meta = StepMeta {
-            tokens: sequences
-                .iter()
-                .map(|(which, at)| ((which * 31 + at * 7) % Self::VOCAB) as u32)
-                .collect(),
-            sequences: sequences.iter().enumerate().map(span).collect(),
-            logit_rows: (0..rows as u32).collect(),
-        };
-        let step = dev.begin(&meta);
-        let norm = NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, eps: 1e-5 };
-        let mut x = dev.embed(&weights[0], &meta.tokens);
-        let table = dev.rope_table(&step, &RopeSpec { inv_freq: (0..8).map(|i| 0.3f32.powi(i)).collect() });
-        let mut qkv = dev.linear(&dev.norm(&x, ones, None, norm), &weights[1], None);
-        let heads =
-            HeadSpan { first_col: 0, heads: spec.num_heads + spec.num_kv_heads, head_dim: spec.head_dim };
-        dev.rope(&mut qkv, heads, &table);
-        dev.store_kv(kv, &qkv, &step, spec);
-        let mixed = dev.attention(&qkv, kv, &step, spec);
-        let out = dev.linear_tree(&mixed, &weights[2], &ReductionTree::over_heads(4, 16).program(0..4));
-        dev.add(&mut x, &out);
-        let hidden = dev.gather_rows(&x, &meta.logit_rows);
-        let logits = dev.linear(&hidden, &weights[3], None);
-        let panels = Self::VOCAB.div_ceil(16);
-        let survey =
-            dev.survey(&logits, &ReductionTree::over_ids(panels).program(0..panels), 3).expect("numbers");
-        let bits = |row: usize| (survey.max[row].to_bits(), survey.sums[row].to_bits(), survey.top[row][0].1);
-        (0..rows).map(bits).collect()
-    }
+#[test]
+fn very_many_rows_are_multiplied_by_the_library() {
+    with_libraries("very_many_rows_are_multiplied_by_the_library", &[], || {
+        let dev = CudaDevice::with(Box::new(driver(false)), Reduction::Fast);
+        let other = CudaDevice::new(Box::new(driver(false)));
+        let value = |row: usize, col: usize| ((row * 31 + col * 17) % 41) as f32 / 16.0 - 1.25;
+        let (rows, n, k) = (513, 36, 96);
+        let tree = ReductionTree::over_granules(k, 3);
+        // One node, and two that are not merged here.
+        let programs = [None, Some(tree.program(0..3)), Some(tree.program(1..3))];
+        let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 7, at % k)).collect();
+        for format in [DType::BF16.into(), DType::F16.into(), WeightFormat::Fp8] {
+            let mut times = Vec::new();
+            for program in &programs {
+                let k = program.as_ref().map_or(k, Program::num_inputs);
+                let bias: Vec<f32> = (0..n).map(|col| value(3, col)).collect();
+                let run = |dev: &CudaDevice| {
+                    let w = dev.pack(&ReferenceTensor::from_fn(n, k, value), format.into());
+                    let x = dev.upload(&x[..rows * k], rows, k);
+                    let y = match program {
+                        None => dev.linear(&x, &w, Some(&dev.upload(&bias, 1, n))),
+                        Some(program) => dev.linear_tree(&x, &w, program),
+                    };
+                    dev.download(&y).expect("numbers")
+                };
+                let before = counted("libcublasLt.so.13", "fake_multiplied");
+                let (found, expected) = (run(&dev), run(&other));
+                times.push(counted("libcublasLt.so.13", "fake_multiplied") - before);
+                assert_eq!(found.len(), expected.len());
+                let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4;
+                assert!(found.iter().zip(&expected).all(is_near), "{format}, {program:?}");
+            }
+            let nodes = programs[2].as_ref().map_or(1, Program::num_nodes) as u32;
+            assert_eq!(times, [1, 1, nodes], "{format}");
+        }
+    });
 }
 
 #[test]
-fn steps_of_a_few_sequences_more_or_fewer_are_one_graph() {
-    with_libraries("steps_of_a_few_sequences_more_or_fewer_are_one_graph", &[], || {
-        let batches = [5, 7, 6, 8, 3, 7, 2];
-        let [mut graphs, mut eager, mut alone] = [false, true, true].map(Model::new);
-        let before = graph_launches();
-        let mut at = [0; 8];
-        for (i, rows) in batches.into_iter().enumerate() {
-            // Other sequences each time, whose positions differ.
-            let which: Vec<usize> = (0..rows).map(|row| (row * 3 + i) % 8).collect();
-            let sequences: Vec<(usize, usize)> = which.iter().map(|&which| (which, at[which])).collect();
-            let found = graphs.step(&sequences);
-            assert_eq!(found, eager.step(&sequences), "step {i}: a graph and not");
-            let one_by_one: Vec<_> = sequences.iter().flat_map(|one| alone.step(&[*one])).collect();
-            assert_eq!(found, one_by_one, "step {i}: together and alone");
-            which.iter().for_each(|&which| at[which] += 1);
+fn products_of_the_library_are_replayed_with_the_rest() {
+    with_libraries("products_of_the_library_are_replayed_with_the_rest", &[], || {
+        let dev = CudaDevice::with(Box::new(driver(false)), Reduction::Fast);
+        let (rows, n, k) = (512, 16, 32);
+        let w = dev
+            .pack(&ReferenceTensor::from_fn(n, k, |row, col| ((row + col) % 5) as f32), DType::BF16.into());
+        let mut asked = Vec::new();
+        for step in 0..5 {
+            let x: Vec<f32> = (0..rows * k).map(|at| ((at + step) % 7) as f32).collect();
+            let mut x = dev.upload(&x, rows, k);
+            // A list that is long enough to be replayed.
+            (0..8).for_each(|_| dev.scale(&mut x, 1.0));
+            let y = dev.download(&dev.linear(&x, &w, None)).expect("numbers");
+            let exact = |row: usize, output: usize| -> f32 {
+                (0..k).map(|i| ((row * k + i + step) % 7) as f32 * ((output + i) % 5) as f32).sum()
+            };
+            for at in 0..rows * n {
+                assert_eq!(y[at], exact(at / n, at % n), "step {step}, element {at}");
+            }
+            asked.push(counted("libcublasLt.so.13", "fake_asked"));
         }
-        // The first uploads what stays, the second runs piece by piece; the third is captured and serves all others.
-        assert_eq!(graph_launches() - before, batches.len() as u32 - 2);
+        assert_eq!(asked, [1; 5], "an algorithm is looked for once");
+        // Piece by piece, captured, and from then on replayed.
+        assert!(graph_launches() >= 3);
+        assert!(counted("libcublasLt.so.13", "fake_multiplied") <= 3);
     });
 }
 

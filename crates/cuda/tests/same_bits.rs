@@ -2,9 +2,9 @@
 
 mod emulated;
 
-use cuda::CudaDevice;
+use cuda::{CudaDevice, Reduction};
 use emulated::Emulated;
-use tensor::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
+use tensor::{Activation, DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
 
 const FORMATS: [WeightFormat; 6] = [
     WeightFormat::Float(DType::F32),
@@ -33,12 +33,12 @@ fn bits(dev: &CudaDevice, x: &<CudaDevice as Device>::Tensor) -> Vec<u32> {
 #[test]
 fn a_row_alone_gives_what_it_gives_among_others() {
     let Some(dev) = device(7) else { return };
-    let (n, k, rows) = (40, 300, 137);
+    let (n, k, rows) = (40, 300, 200);
     for format in FORMATS {
         let weight = dev.pack(&ReferenceTensor::from_fn(n, k, value), format.into());
         let x: Vec<f32> = (0..rows).flat_map(|row| (0..k).map(move |col| value(row + 99, col))).collect();
         let all = bits(&dev, &dev.linear(&dev.upload(&x, rows, k), &weight, None));
-        for row in (0..rows).step_by(5) {
+        for row in (0..rows).step_by(11) {
             let alone = dev.upload(&x[row * k..(row + 1) * k], 1, k);
             assert_eq!(
                 bits(&dev, &dev.linear(&alone, &weight, None)),
@@ -46,10 +46,94 @@ fn a_row_alone_gives_what_it_gives_among_others() {
                 "{format}, row {row}"
             );
         }
-        for part in [0..9, 9..26, 26..37, 37..137] {
+        for part in [0..1, 1..9, 9..72, 72..136, 135..200] {
             let chunk = dev.upload(&x[part.start * k..part.end * k], part.len(), k);
             let found = bits(&dev, &dev.linear(&chunk, &weight, None));
             assert_eq!(found, all[part.start * n..part.end * n], "{format}, rows {part:?}");
+        }
+    }
+}
+
+#[test]
+fn gates_that_are_put_together_at_once_give_what_two_steps_give() {
+    let fast = || Some(CudaDevice::with(Box::new(Emulated::new(7)?), Reduction::Fast));
+    for dev in [device(7), fast()].into_iter().flatten() {
+        gates_give_what_two_steps_give(&dev);
+    }
+}
+
+fn gates_give_what_two_steps_give(dev: &CudaDevice) {
+    let k = 96;
+    for (format, half) in FORMATS.into_iter().flat_map(|format| [(format, 80), (format, 20)]) {
+        let pack = |of: usize| {
+            dev.pack(&ReferenceTensor::from_fn(2 * half, k, |row, col| value(row + of, col)), format.into())
+        };
+        let weights: Vec<_> = (0..3).map(pack).collect();
+        let bias: Vec<f32> = (0..2 * half).map(|col| value(7, col)).collect();
+        let bias = dev.upload(&bias, 1, 2 * half);
+        for (rows, activation) in [(1, Activation::Silu), (12, Activation::GeluTanh), (130, Activation::Relu)]
+        {
+            let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 99, at % k)).collect();
+            let x = dev.upload(&x, rows, k);
+            for bias in [None, Some(&bias)] {
+                let two = dev.gated(&dev.linear(&x, &weights[0], bias), activation);
+                let one = dev.linear_gated(&x, &weights[0], bias, activation);
+                assert_eq!(dev.shape(&one), [rows, half]);
+                assert_eq!(bits(dev, &one), bits(dev, &two), "{format}, {rows} rows of {half}");
+            }
+            // Each token chose the first expert and one of the others.
+            let choices: Vec<_> = (0..rows).map(|t| vec![(0, 0.5), (1 + t as u32 % 2, 0.5)]).collect();
+            let assignment = dev.assign(&dev.routing_from_host(&choices, 3), 0..3);
+            let two = dev.gated(&dev.grouped_linear(&x, &assignment, &weights), activation);
+            let one = dev.grouped_linear_gated(&x, &assignment, &weights, activation);
+            assert_eq!(bits(dev, &one), bits(dev, &two), "{format}, experts, {rows} rows of {half}");
+        }
+    }
+}
+
+#[test]
+fn an_experts_rows_give_what_they_give_in_a_layer_of_their_own() {
+    let Some(dev) = device(1) else { return };
+    let (n, k, tokens, experts) = (40, 136, 150, 3);
+    let tree = ReductionTree::over_granules(k, 4);
+    let program = tree.program(0..tree.num_leaves());
+    for format in FORMATS {
+        let pack = |of: usize| {
+            dev.pack(&ReferenceTensor::from_fn(n, k, |row, col| value(row + 31 * of, col)), format.into())
+        };
+        let weights: Vec<_> = (0..experts).map(pack).collect();
+        // Few pairs, and more per expert than are few: most of the first, none of the second.
+        for count in [20, tokens] {
+            let of_token = |t: usize| match t % 5 {
+                0 => vec![(0, 0.5), (2, 0.5)],
+                _ => vec![(0, 1.0)],
+            };
+            let choices: Vec<_> = (0..count).map(of_token).collect();
+            let x: Vec<f32> = (0..count * k).map(|at| value(at / k + 99, at % k)).collect();
+            let x = dev.upload(&x, count, k);
+            for range in [0..3, 0..1] {
+                let assignment = dev.assign(&dev.routing_from_host(&choices, experts), range.clone());
+                let all = dev.grouped_linear(&x, &assignment, &weights[range.clone()]);
+                let all = bits(&dev, &all);
+                let mut first = 0;
+                let mut pairs = Vec::new();
+                for expert in range.clone() {
+                    let chose = |t: &u32| choices[*t as usize].iter().any(|&(id, _)| id as usize == expert);
+                    let own: Vec<u32> = (0..count as u32).filter(chose).collect();
+                    let alone = bits(&dev, &dev.linear(&dev.gather_rows(&x, &own), &weights[expert], None));
+                    assert_eq!(all[first * n..(first + own.len()) * n], alone, "{format}, expert {expert}");
+                    first += own.len();
+                    pairs.extend(own.iter().map(|&t| (expert, t)));
+                }
+                // Rows that are pairs already, over a tree.
+                let rows: Vec<u32> = pairs.iter().map(|&(_, t)| t).collect();
+                let own = dev.gather_rows(&x, &rows);
+                let sums = bits(&dev, &dev.grouped_linear_tree(&own, &assignment, &weights[range], &program));
+                for (at, (expert, t)) in pairs.iter().enumerate().step_by(7) {
+                    let alone = dev.linear_tree(&dev.gather_rows(&x, &[*t]), &weights[*expert], &program);
+                    assert_eq!(sums[at * n..(at + 1) * n], bits(&dev, &alone), "{format}, pair {at}");
+                }
+            }
         }
     }
 }

@@ -65,12 +65,13 @@ impl<D: Device> Ffn<D> {
 
 impl<D: Device> DenseFfn<D> {
     fn forward(&self, rank: Rank<D>, x: &D::Tensor) -> Result<Addend<'_, D>, ModelError> {
-        let mut hidden = self.up.forward(rank, x)?;
-        if self.gated {
-            hidden = rank.dev.gated(&hidden, self.activation);
+        let hidden = if self.gated {
+            self.up.forward_gated(rank, x, self.activation)?
         } else {
+            let mut hidden = self.up.forward(rank, x)?;
             rank.dev.activate(&mut hidden, self.activation);
-        }
+            hidden
+        };
         self.down.forward(rank, &hidden)
     }
 }

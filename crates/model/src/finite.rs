@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use tensor::{DType, MatrixSource, PackedPart, WeightFormat};
+use tensor::{DType, MatrixSource, PackedPart, Stored, WeightFormat};
 
 use crate::ModelError;
 
@@ -42,6 +42,18 @@ impl MatrixSource for Finite<'_> {
     }
     fn cols(&self) -> usize {
         self.of.cols()
+    }
+    fn stored(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Stored<'_>> {
+        let stored = self.of.stored(rows.clone(), cols.clone())?;
+        let mut some = [0.0; 1024];
+        for row in rows {
+            for first in cols.clone().step_by(some.len()) {
+                let inner = first..cols.end.min(first + some.len());
+                self.read(row, inner.clone(), &mut some[..inner.len()]);
+            }
+        }
+        // What is made of others than finite ones is thrown away.
+        Some(stored)
     }
     fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
         self.of.packed(rows, cols)

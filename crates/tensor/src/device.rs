@@ -85,6 +85,20 @@ pub trait Device {
     /// # Shapes
     /// `x [t, k]`, `w [n, k]` → `[nodes · t, n]`, node-major: row `node · t + row`
     fn linear_tree(&self, x: &Self::Tensor, w: &Self::Weight, program: &Program) -> Self::Tensor;
+    /// What a gated feed-forward network does first: [`Device::linear`], then [`Device::gated`]. The bits are those of the two one by
+    /// one.
+    ///
+    /// # Shapes
+    /// `x [t, k]`, `w [2 f, k]`, first the gates, `bias [1, 2 f]` → `[t, f]`
+    fn linear_gated(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Weight,
+        bias: Option<&Self::Tensor>,
+        activation: Activation,
+    ) -> Self::Tensor {
+        self.gated(&self.linear(x, w, bias), activation)
+    }
     /// Rows of a weight, widened.
     ///
     /// # Shapes
@@ -320,6 +334,19 @@ pub trait Device {
         assignment: &Self::Assignment,
         weights: &[Self::Weight],
     ) -> Self::Tensor;
+    /// The same of gate and up: [`Device::grouped_linear`], then [`Device::gated`], with the bits of the two one by one.
+    ///
+    /// # Shapes
+    /// `x [tokens, k]`, weights `[2 f, k]`, first the gates → `[pairs, f]`
+    fn grouped_linear_gated(
+        &self,
+        x: &Self::Tensor,
+        assignment: &Self::Assignment,
+        weights: &[Self::Weight],
+        activation: Activation,
+    ) -> Self::Tensor {
+        self.gated(&self.grouped_linear(x, assignment, weights), activation)
+    }
     /// [`Device::linear_tree`] per expert on rows that are pairs already.
     ///
     /// # Shapes

@@ -37,7 +37,7 @@ pub use reference::{
     Reference, ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor, ReferenceWeight,
 };
 pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight, Shapes};
-pub use source::{Concat, MatrixSource, PackedBytes, PackedPart, PackedWeight, Slice};
+pub use source::{Concat, MatrixSource, PackedBytes, PackedPart, PackedWeight, Slice, Stored};
 pub use spec::{Activation, HeadSpan, Heads, LogitEdit, NormKind, NormSpec, RopeSpec, RouterSpec, RowNorm};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
 pub use timed::Timed;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::WeightSpec;
+use crate::{DType, WeightSpec};
 
 /// A matrix `[rows, cols]` that can be read row by row, widened to f32.
 pub trait MatrixSource: Sync {
@@ -16,11 +16,26 @@ pub trait MatrixSource: Sync {
     /// # Shapes
     /// `out [cols.len()]`
     fn read(&self, row: usize, cols: Range<usize>, out: &mut [f32]);
+    /// Some rows and columns as they are stored; `None`: they have to be read.
+    fn stored(&self, _rows: Range<usize>, _cols: Range<usize>) -> Option<Stored<'_>> {
+        None
+    }
     /// Where some rows and columns lie packed already, in parts one under the other; `None`: they have to be read.
     /// What is packed is not read, and used as it is.
     fn packed(&self, _rows: Range<usize>, _cols: Range<usize>) -> Option<Vec<PackedPart>> {
         None
     }
+}
+
+/// Elements of a matrix as they are stored, little endian, at any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a> {
+    /// Their type.
+    pub dtype: DType,
+    /// From the first element of the first row to the last one of the last row.
+    pub bytes: &'a [u8],
+    /// Bytes from the beginning of one row to that of the next.
+    pub stride: usize,
 }
 
 /// Memory that holds packed weights, such as a mapped file.
@@ -69,6 +84,12 @@ fn overlaps(
     })
 }
 
+/// The item of an iterator that has one.
+fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
+    let first = items.next()?;
+    items.next().is_none().then_some(first)
+}
+
 /// A rank's part of a matrix: some ranges of rows, one range of columns.
 pub struct Slice<'a> {
     /// The whole matrix.
@@ -95,6 +116,13 @@ impl MatrixSource for Slice<'_> {
             row -= range.len();
         }
         panic!("row beyond the slice");
+    }
+    fn stored(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Stored<'_>> {
+        let cols = self.cols.start + cols.start..self.cols.start + cols.end;
+        // Rows of one range only follow each other.
+        let (i, own) = only(overlaps(self.rows.iter().map(ExactSizeIterator::len), rows))?;
+        let first = self.rows[i].start;
+        self.of.stored(first + own.start..first + own.end, cols)
     }
     fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
         let cols = self.cols.start + cols.start..self.cols.start + cols.end;
@@ -125,6 +153,10 @@ impl MatrixSource for Concat<'_> {
             row -= part.rows();
         }
         panic!("row beyond the parts");
+    }
+    fn stored(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Stored<'_>> {
+        let (i, own) = only(overlaps(self.0.iter().map(|m| m.rows()), rows))?;
+        self.0[i].stored(own, cols)
     }
     fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
         let mut parts = Vec::new();

@@ -105,6 +105,15 @@ impl<D: Device> Device for Timed<D> {
     fn linear_tree(&self, x: &Self::Tensor, w: &Self::Weight, program: &Program) -> Self::Tensor {
         self.makes("linear_tree", || self.inner.linear_tree(x, w, program))
     }
+    fn linear_gated(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Weight,
+        bias: Option<&Self::Tensor>,
+        activation: Activation,
+    ) -> Self::Tensor {
+        self.makes("linear_gated", || self.inner.linear_gated(x, w, bias, activation))
+    }
     fn embed(&self, w: &Self::Weight, rows: &[u32]) -> Self::Tensor {
         self.makes("embed", || self.inner.embed(w, rows))
     }
@@ -241,6 +250,17 @@ impl<D: Device> Device for Timed<D> {
         weights: &[Self::Weight],
     ) -> Self::Tensor {
         self.makes("grouped_linear", || self.inner.grouped_linear(x, assignment, weights))
+    }
+    fn grouped_linear_gated(
+        &self,
+        x: &Self::Tensor,
+        assignment: &Self::Assignment,
+        weights: &[Self::Weight],
+        activation: Activation,
+    ) -> Self::Tensor {
+        self.makes("grouped_linear_gated", || {
+            self.inner.grouped_linear_gated(x, assignment, weights, activation)
+        })
     }
     fn grouped_linear_tree(
         &self,

@@ -4,6 +4,7 @@ use tensor::KvDType;
 
 use crate::kernels;
 use crate::kv::{CudaKv, TILE, of_type};
+use crate::linear;
 
 /// Positions of a tile.
 const POSITIONS: usize = 64;
@@ -84,9 +85,11 @@ impl Shape {
     }
 }
 
-/// All files of kernels that a model with such a cache can need: of those that take long to compile, its own.
+/// All files of kernels that a model with such a cache can need, but for those of its weights, which come with them: of those that
+/// take long to compile, its own.
 pub fn kernels_for(dtype: KvDType, head_dim: usize) -> Vec<&'static str> {
     let own = of_type(dtype, KERNELS)[Shape::of(head_dim) as usize];
     let is_needed = |file: &&str| !file.starts_with("attention_tiles_") || *file == own;
-    kernels::FILES.iter().map(|(file, _)| *file).filter(is_needed).collect()
+    let files = kernels::FILES.iter().map(|(file, _)| *file).filter(is_needed);
+    files.filter(|file| !linear::is_of_a_format(file)).collect()
 }

@@ -52,10 +52,6 @@ impl Inputs {
         inputs
     }
 
-    pub fn elements(&self) -> Address {
-        self.elements.at
-    }
-
     /// Elements, scales and sums.
     pub fn addresses(&self) -> [Address; 3] {
         [self.elements.at, self.scales.at, self.sums.at]

@@ -15,8 +15,35 @@ use crate::tensor::Queue;
 pub(super) enum Plan {
     /// In f32: where each item's inputs end, then the merges behind it.
     Exact { items: usize, words: Block },
-    /// In tiles: dealt out to all warps that can share it, and to one.
-    Tiled { shared: Box<Dealt>, alone: Box<Dealt> },
+    /// In tiles: dealt out to all warps that can share it, and to one; and where the tiles of each node begin.
+    Tiled { shared: Box<Dealt>, alone: Box<Dealt>, nodes: Nodes },
+}
+
+/// The first tile of each node, and the end of the last.
+pub(super) struct Nodes {
+    pub tiles: Vec<usize>,
+    words: Block,
+}
+
+impl Nodes {
+    fn new(queue: &Queue, items: &Items) -> Self {
+        let (mut tiles, mut end) = (Vec::new(), 0);
+        for (own, &merges) in items.tiles.iter().zip(&items.merges) {
+            // A node begins where the first of what was merged does.
+            let keep = tiles.len() + 1 - merges as usize;
+            tiles.push(end);
+            tiles.truncate(keep);
+            end += own.len();
+        }
+        tiles.push(end);
+        let words = queue.numbers(tiles.iter().map(|&tile| tile as u32));
+        Nodes { tiles, words }
+    }
+
+    /// The same as numbers on the GPU.
+    pub fn at(&self) -> Address {
+        self.words.at
+    }
 }
 
 /// A deal.
@@ -62,7 +89,8 @@ impl Plan {
             (None, _) => Items::cut(layout.tiles()),
         };
         let dealt = |sharing: usize| Box::new(Dealt::new(queue, Deal::new(&items, sharing)));
-        Plan::Tiled { shared: dealt(items.sharing()), alone: dealt(1) }
+        let nodes = Nodes::new(queue, &items);
+        Plan::Tiled { shared: dealt(items.sharing()), alone: dealt(1), nodes }
     }
 }
 

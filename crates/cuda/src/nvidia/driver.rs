@@ -382,6 +382,14 @@ impl Driver for NvidiaDriver {
         self.add(Work::Launch { function, kernel, grid, arguments: *arguments })
     }
 
+    fn prepare(&self, files: &[&'static str]) -> Result<(), Fault> {
+        self.gpu.load(files)
+    }
+
+    fn takes_calls(&self) -> bool {
+        true
+    }
+
     fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
         if self.graphs.is_none() {
             self.pending.check()?;

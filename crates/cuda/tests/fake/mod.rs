@@ -43,6 +43,7 @@ fn compiled() -> Option<PathBuf> {
         ("libcuda.so.1", driver.as_str()),
         ("libnvrtc.so.13", include_str!("libnvrtc.cpp")),
         ("libnccl.so.2", include_str!("libnccl.cpp")),
+        ("libcublasLt.so.13", include_str!("libcublaslt.cpp")),
     ];
     let mut hash = DefaultHasher::new();
     (sources, OPTIONS).hash(&mut hash);

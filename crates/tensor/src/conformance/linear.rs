@@ -3,7 +3,7 @@
 use super::experts::experts_of;
 use super::values::Values;
 use super::{Case, Equal, Found, Judge, Near, check, rounded};
-use crate::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
+use crate::{Activation, DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
 
 pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// One row, less than a register, tails of every kind, more than a tile.
@@ -56,6 +56,8 @@ fn linear_cases(formats: &[WeightFormat], inputs: Option<DType>, by: &impl Judge
             }
         }
         by.judge(&Linear { rows: &[1, 4, 70], n: 33, k: 1030, format, inputs });
+        by.judge(&Linear { rows: &[1, 2, 3, 8], n: 36, k: 2080, format, inputs });
+        by.judge(&Linear { rows: &[8, 63, 64, 65, 200], n: 145, k: 140, format, inputs });
         by.judge(&Embed { n: 259, k: 17, format });
         by.judge(&Embed { n: 16, k: 136, format });
     }
@@ -98,6 +100,12 @@ fn linear_cases(formats: &[WeightFormat], inputs: Option<DType>, by: &impl Judge
             inputs,
         });
     }
+    let wide = ReductionTree::over_granules(2048, 8);
+    for leaves in [0..8, 1..7, 3..8] {
+        let program = wide.program(leaves);
+        let spec = next().into();
+        by.judge(&LinearTree { of: "2048 inputs", program, rows: &[1, 5], n: 35, spec, inputs });
+    }
     let program = Program::sequential(77);
     by.judge(&LinearTree { of: "no tree", program, rows: &[1, 5], n: 35, spec: next().into(), inputs });
 }
@@ -128,6 +136,12 @@ impl Case for Linear {
                 0 => Found::tensor(dev, "linear", &dev.linear(&x, &packed, None)),
                 _ => Found::tensor(dev, "linear with bias", &dev.linear(&x, &packed, Some(&bias))),
             });
+            // Its halves are multiplied, which no tolerance of sums is for.
+            if self.inputs.is_none() && self.n.is_multiple_of(2) {
+                let bias = (i % 2 > 0).then_some(&bias);
+                let y = dev.linear_gated(&x, &packed, bias, Activation::Silu);
+                found.push(Found::tensor(dev, "linear_gated", &y));
+            }
         }
         found
     }

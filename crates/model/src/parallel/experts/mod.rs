@@ -212,7 +212,7 @@ impl<D: Device> ParallelExperts<D> {
 
     /// The outputs of this rank's experts, not weighted yet: a row per pair (and node, if they are sliced).
     fn outputs(&self, dev: &D, x: &D::Tensor, chosen: &D::Assignment) -> D::Tensor {
-        let hidden = dev.gated(&dev.grouped_linear(x, chosen, &self.gate_up), self.activation);
+        let hidden = dev.grouped_linear_gated(x, chosen, &self.gate_up, self.activation);
         dev.grouped_linear_tree(&hidden, chosen, &self.down, &self.down_program)
     }
 }

@@ -1,0 +1,149 @@
+//! Which kernel computes a layer whose weights lie in tiles, and in how many blocks.
+
+use ::tensor::{DType, GROUP, WeightFormat};
+
+use super::deal::{Deal, WARPS};
+use super::tiles::{Layout, PANEL};
+use crate::driver::{Grid, Kernel};
+use crate::tensor::Queue;
+
+/// Panels of a warp of `linear.cuh`.
+const PANELS: usize = 2;
+
+/// Up to so many rows whole numbers without a tree are summed by `ordered.cuh`, which reads weights for each 8 rows.
+const ORDERED_ROWS: usize = 16;
+/// Up to so many rows a layer is limited by its weights' bytes.
+pub(super) const MANY_ROWS: usize = 64;
+/// Outputs, and rows, of a block of `gemm.cuh`.
+pub(super) const GEMM_SIDE: usize = 128;
+/// Threads of such a block, and stages in its shared memory.
+const GEMM_THREADS: usize = 128;
+const STAGES: usize = 4;
+
+/// A kernel and its blocks.
+pub(super) struct Blocks {
+    pub kernel: Kernel,
+    pub grid: Grid,
+}
+
+/// A format's kernels.
+struct Kernels {
+    /// Of `linear.cuh`, for 8, 16 and 32 rows of a block.
+    few: [Kernel; 3],
+    /// Of `gemm.cuh`.
+    many: Kernel,
+    /// Of `ordered.cuh`, of whole numbers.
+    ordered: Option<Kernel>,
+}
+
+impl Blocks {
+    /// Some rows: warps of a block share the inputs. Of experts there is a layer of blocks for each.
+    pub fn few(
+        queue: &Queue,
+        layout: Layout,
+        n: usize,
+        rows: usize,
+        deal: &Deal,
+        experts: Option<usize>,
+    ) -> Self {
+        // As many warps as a block can have, as long as all multiprocessors have blocks.
+        let pairs = n.div_ceil(PANEL * PANELS) * experts.unwrap_or(1);
+        let wanted = 2 * queue.0.driver.multiprocessors();
+        let mut teams = WARPS / deal.sharing;
+        while teams > 1 && pairs / teams < wanted {
+            teams /= 2;
+        }
+        let shared = |groups: usize| 4 * teams * deal.num_left() * PANEL * PANELS * 8 * groups;
+        // As few as hold all rows; fewer, if what warps leave is too much for a block's memory.
+        let fits = |groups: usize| rows > 8 * groups / 2 && shared(groups) <= queue.0.driver.shared_bytes();
+        let groups = [4, 2].into_iter().find(|&groups| fits(groups)).unwrap_or(1);
+        let threads = 32 * teams * deal.sharing;
+        let grid = Grid::plane(n.div_ceil(PANEL * PANELS * teams), rows.div_ceil(8 * groups), threads);
+        let grid = in_layers(grid.with_shared(shared(groups)), experts.unwrap_or(1));
+        Blocks { kernel: kernels_of(layout.format, experts.is_some()).few[groups.ilog2() as usize], grid }
+    }
+
+    /// Few rows of whole numbers without a tree. None for others.
+    pub fn ordered(layout: Layout, n: usize, rows: usize, experts: Option<usize>) -> Option<Self> {
+        let kernel = kernels_of(layout.format, experts.is_some()).ordered.filter(|_| rows <= ORDERED_ROWS)?;
+        let grid = Grid::plane(n.div_ceil(PANEL * PANELS), rows.div_ceil(8), 256);
+        Some(Blocks { kernel, grid: in_layers(grid, experts.unwrap_or(1)) })
+    }
+
+    /// Many rows, in so many blocks: these are large enough to use each operand often.
+    pub fn many(layout: Layout, n: usize, row_blocks: usize, of_experts: bool) -> Self {
+        let grid = Grid::plane(n.div_ceil(GEMM_SIDE), row_blocks, GEMM_THREADS);
+        let kernel = kernels_of(layout.format, of_experts).many;
+        Blocks { kernel, grid: grid.with_shared(STAGES * stage_bytes(layout)) }
+    }
+}
+
+/// The files of a format's kernels; none of f32, which has one for all.
+pub(super) fn files_of(format: WeightFormat) -> Vec<&'static str> {
+    if format == WeightFormat::Float(DType::F32) {
+        return Vec::new();
+    }
+    let Kernels { few: [few, ..], many, ordered } = kernels_of(format, false);
+    [few, many].into_iter().chain(ordered).map(|kernel| kernel.file).collect()
+}
+
+/// Whether a file has kernels of one format of weights only. Those are loaded when such a weight is packed.
+pub(crate) fn is_of_a_format(file: &str) -> bool {
+    let formats = ["bfloat", "half", "fp8", "int8", "int4"];
+    let is_ours = |(kind, format): (&str, &str)| {
+        ["linear", "gemm", "gemv", "ordered"].contains(&kind) && formats.contains(&format)
+    };
+    file.split_once('_').is_some_and(is_ours)
+}
+
+/// One layer of a grid for each expert.
+pub(super) fn in_layers(grid: Grid, experts: usize) -> Grid {
+    let [x, y, _] = grid.blocks;
+    Grid { blocks: [x, y, experts as u32], ..grid }
+}
+
+/// Shared memory of a stage of `gemm.cuh`: some tiles of 8 panels and of 16 groups of rows.
+fn stage_bytes(layout: Layout) -> usize {
+    // Elements, and scales and zero points or sums, of 8 rows of activations.
+    let (tiles, right) = match layout.format {
+        WeightFormat::Float(_) => (2, 8 * 2 * layout.width),
+        WeightFormat::Fp8 => (1, 8 * 2 * layout.width),
+        WeightFormat::Int8 => (2, 8 * (GROUP + 4)),
+        WeightFormat::Int4 => (2, 8 * (GROUP + 4 + 4)),
+    };
+    let left = layout.tile_bytes() + layout.group_bytes().iter().sum::<usize>();
+    tiles * (GEMM_SIDE / PANEL * left + GEMM_SIDE / 8 * right)
+}
+
+fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
+    macro_rules! kernels {
+        ($format:literal, $of:literal) => {{
+            const fn few(name: &'static str) -> Kernel {
+                Kernel { file: concat!("linear_", $format), name }
+            }
+            Kernels {
+                few: [
+                    few(concat!("linear_", $format, "_8", $of)),
+                    few(concat!("linear_", $format, "_16", $of)),
+                    few(concat!("linear_", $format, "_32", $of)),
+                ],
+                many: Kernel { file: concat!("gemm_", $format), name: concat!("gemm_", $format, $of) },
+                ordered: matches!(format, WeightFormat::Int8 | WeightFormat::Int4).then_some(Kernel {
+                    file: concat!("ordered_", $format),
+                    name: concat!("ordered_", $format, $of),
+                }),
+            }
+        }};
+        ($format:literal) => {
+            if of_experts { kernels!($format, "_experts") } else { kernels!($format, "") }
+        };
+    }
+    match format {
+        WeightFormat::Float(DType::F32) => unreachable!("weights in f32 have no tiles"),
+        WeightFormat::Float(DType::BF16) => kernels!("bfloat"),
+        WeightFormat::Float(DType::F16) => kernels!("half"),
+        WeightFormat::Fp8 => kernels!("fp8"),
+        WeightFormat::Int8 => kernels!("int8"),
+        WeightFormat::Int4 => kernels!("int4"),
+    }
+}
