@@ -20,7 +20,7 @@ fn with(folder: &Path, gpus: usize, arguments: &str) -> Anysplit {
 
 /// What a small measurement prints, if there is a C++ compiler.
 fn measured(gpus: usize, arguments: &str) -> Option<Value> {
-    let small = "bench comm --json -b 1K -e 40K -f 40 -n 64 -w 32";
+    let small = "bench comm --json -b 1K -e 40K -f 40 -n 2 -w 3";
     Some(with(stand_ins::libraries()?, gpus, small).args(arguments).json())
 }
 
@@ -63,7 +63,7 @@ fn processes_of_a_job_exchange_over_nccl() {
     let Some(folder) = stand_ins::libraries() else { return };
     let command =
         "launch --nproc-per-node 2 -- anysplit bench comm --backend nccl --json --op all_reduce,all_to_all";
-    let found = with(folder, 2, command).args("-b 1K -e 40K -f 40 -n 64 -w 32").json();
+    let found = with(folder, 2, command).args("-b 1K -e 40K -f 40 -n 2 -w 3").json();
     assert_right(&found, "nccl", 2, &["all_reduce", "all_to_all"]);
 }
 
@@ -105,7 +105,7 @@ fn what_is_missing_is_said_in_one_line() {
 #[test]
 fn a_call_that_hangs_ends_the_measurement() {
     let Some(folder) = stand_ins::libraries() else { return };
-    let small = "bench comm --json --backend nccl --op all_reduce -b 1K -e 1K -n 64 -w 32 --comm-timeout 2";
+    let small = "bench comm --json --backend nccl --op all_reduce -b 1K -e 1K -n 2 -w 1 --comm-timeout 2";
     let told = with(folder, 2, small).env("FAKE_NCCL_HANG", "1:40").run().fails_with(1);
     assert!(told.contains("over NCCL on rank") && told.contains("not done within 2 s"), "{told}");
 }

@@ -75,18 +75,9 @@ fn with_negative_numbers(command: clap::Command) -> clap::Command {
     command.mut_args(allow).mut_subcommands(with_negative_numbers)
 }
 
-/// Variables of NVIDIA's driver, which reads them when it is loaded. Kernels of ranks that share a GPU wait for each other, so each rank's
-/// queue must have one of the GPU's, and no kernel may be loaded while another waits.
-const FOR_RANKS_ON_GPUS: [(&str, &str); 2] =
-    [("CUDA_DEVICE_MAX_CONNECTIONS", "32"), ("CUDA_MODULE_LOADING", "EAGER")];
-
 fn main() -> ExitCode {
-    for (name, value) in FOR_RANKS_ON_GPUS {
-        if std::env::var_os(name).is_none() {
-            // SAFETY: this is the only thread.
-            unsafe { std::env::set_var(name, value) };
-        }
-    }
+    // Before there is another thread.
+    cuda::set_variables();
     // What panics is told in one line, by the engine with its rank or by `panicked`; RUST_BACKTRACE shows where.
     if std::env::var_os("RUST_BACKTRACE").is_none_or(|value| value == "0") {
         std::panic::set_hook(Box::new(|_| {}));

@@ -143,6 +143,12 @@ pub const FILES: &[(&str, &str)] = &[
     ("unpack", include_str!("../kernels/unpack.cu")),
 ];
 
+/// Whether a file is for one format of weights.
+pub(crate) fn is_of_format(file: &str) -> bool {
+    let ends = ["_bfloat", "_half", "_fp8", "_int8", "_int4"];
+    ends.iter().any(|end| file.ends_with(end))
+}
+
 /// What is compiled of a file for a GPU; nothing if there is no such file.
 pub fn for_gpu(file: &str) -> Option<String> {
     let (name, text) = FILES.iter().find(|(name, _)| *name == file)?;

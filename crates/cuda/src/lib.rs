@@ -40,7 +40,7 @@ pub use driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, Share
 pub use kv::CudaKv;
 pub use linear::CudaWeight;
 pub use moe::{CudaAssignment, CudaRouting};
-pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe, usable};
+pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe, set_variables, usable};
 pub use ranks::{CudaGroup, Way};
 pub use reduction::Reduction;
 pub use step::CudaStep;

@@ -41,13 +41,9 @@ impl<'a, D: Device> Residual<'a, D> {
             Addend::Sum(y) => {
                 Ok(dev.span(Part::Norm, || dev.add_norm(&mut self.x, &y, post, norm.of_rows())))
             }
-            Addend::Nodes(nodes, plan) => Ok(rank.calls(Part::AllReduce).all_reduce_add_norm(
-                nodes,
-                plan,
-                &mut self.x,
-                post,
-                norm.of_rows(),
-            )?),
+            Addend::Nodes(nodes, plan) => {
+                rank.reduce_add_norm(nodes, plan, &mut self.x, post, norm.of_rows())
+            }
         }
     }
 
@@ -66,9 +62,7 @@ impl<'a, D: Device> Residual<'a, D> {
         if let Some(Pending { y, post }) = self.pending {
             let y = match y {
                 Addend::Sum(y) => y,
-                Addend::Nodes(nodes, plan) => {
-                    rank.calls(Part::AllReduce).all_reduce(nodes, dev.shape(&self.x)[0], plan)?
-                }
+                Addend::Nodes(nodes, plan) => rank.reduce(nodes, dev.shape(&self.x)[0], plan)?,
             };
             dev.span(Part::Norm, || match post {
                 Some(post) => dev.add(&mut self.x, &post.forward(dev, &y)),

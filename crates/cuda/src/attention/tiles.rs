@@ -85,11 +85,12 @@ impl Shape {
     }
 }
 
-/// All files of kernels that a model with such a cache can need, but for those of its weights, which come with them: of those that
-/// take long to compile, its own.
+/// Files of kernels that a model with such a cache needs, whatever its weights are: those of their formats are loaded with them.
 pub fn kernels_for(dtype: KvDType, head_dim: usize) -> Vec<&'static str> {
-    let own = of_type(dtype, KERNELS)[Shape::of(head_dim) as usize];
-    let is_needed = |file: &&str| !file.starts_with("attention_tiles_") || *file == own;
-    let files = kernels::FILES.iter().map(|(file, _)| *file).filter(is_needed);
-    files.filter(|file| !linear::is_of_a_format(file)).collect()
+    let tiles = of_type(dtype, KERNELS)[Shape::of(head_dim) as usize];
+    let is_needed = |file: &&str| match file.starts_with("attention_tiles_") {
+        true => *file == tiles,
+        false => !kernels::is_of_format(file),
+    };
+    kernels::FILES.iter().map(|(file, _)| *file).filter(is_needed).collect()
 }

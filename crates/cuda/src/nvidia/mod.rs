@@ -7,6 +7,8 @@ mod graph;
 mod pending;
 mod pinned;
 mod shared;
+mod variables;
 
 pub use driver::NvidiaDriver;
 pub use gpu::{Gpu, GpuInfo, probe, usable};
+pub use variables::set_variables;

@@ -137,7 +137,9 @@ fn ranks_on_gpus_have_the_processors_bits_however_they_are_split() {
         assert_eq!(scores(&mut on_cuda(name, &options).unwrap()), expected, "{name}");
     };
     // Norms behind blocks, biases, experts.
-    ["gemma2", "opt", "mixtral"].iter().for_each(|name| with(name, &|_| {}));
+    for name in ["gemma2", "opt", "mixtral"] {
+        with(name, &|_| {});
+    }
     with("llama", &|options| options.sequence_parallel = true);
     with("llama", &|options| options.pipeline_parallel_size = 2);
     for wire in [WireDType::Bfloat16, WireDType::Fp8, WireDType::Int8] {

@@ -9,7 +9,7 @@ use super::Rank;
 
 impl<'a, D: Device> Rank<'a, D> {
     /// Calls of the tensor-parallel group.
-    pub(crate) fn calls(&self, part: Part) -> Calls<'a, D> {
+    pub(super) fn calls(&self, part: Part) -> Calls<'a, D> {
         Calls { dev: self.dev, group: self.group, part }
     }
 }
@@ -110,7 +110,9 @@ impl<D: Device> Calls<'_, D> {
         uncounted: usize,
         run: impl FnOnce() -> Result<T, CollectiveError>,
     ) -> Result<T, CollectiveError> {
-        self.dev.flush();
+        if self.group.size() > 1 {
+            self.dev.flush();
+        }
         self.call(op, uncounted, run)
     }
 

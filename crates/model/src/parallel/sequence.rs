@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use collective::ReducePlan;
-use tensor::{Device, Part};
+use tensor::{Device, Part, RowNorm};
 
 use super::{Rank, cuts};
 use crate::ModelError;
@@ -56,7 +56,7 @@ impl<D: Device> Rank<'_, D> {
     }
 
     /// Finishes a reduction at the exit of a parallel region: all `rows` of the sum, or this rank's.
-    pub(super) fn reduce(
+    pub(crate) fn reduce(
         &self,
         nodes: D::Tensor,
         rows: usize,
@@ -72,6 +72,18 @@ impl<D: Device> Rank<'_, D> {
     /// Whether the group sums, adds to the stream and norms in one operation.
     pub(super) fn fuses_norm(&self) -> bool {
         self.group.size() > 1 && *self.stream == Stream::Replicated && self.group.fuses_norm()
+    }
+
+    /// Finishes a reduction that the residual stream `x` gets, and norms that.
+    pub(crate) fn reduce_add_norm(
+        &self,
+        nodes: D::Tensor,
+        plan: &ReducePlan,
+        x: &mut D::Tensor,
+        post: Option<RowNorm<'_, D::Tensor>>,
+        norm: RowNorm<'_, D::Tensor>,
+    ) -> Result<D::Tensor, ModelError> {
+        Ok(self.calls(Part::AllReduce).all_reduce_add_norm(nodes, plan, x, post, norm)?)
     }
 
     /// This rank's part of what every rank has.

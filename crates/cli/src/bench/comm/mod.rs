@@ -38,8 +38,8 @@ use report::{Context, Report};
     Sizes, algbw and busbw are defined as in nccl-tests; rates are those of the median time. #wrong counts elements \
     whose bits aren't those of the canonical result. With --model, the sizes of one token's all-reduce (decode) and \
     of 512 tokens' (prefill) are measured too, and marked.\n\n\
-    On GPUs a time is of one call among 32 that are handed over together, as those of a model's step are: a graph \
-    from the third such batch on, the host's time divided by 32. send_recv goes through the host, and with peer \
+    On GPUs a time is that of a batch of 32 calls, handed over together as those of a model's step are, until all are \
+    done, divided by 32: a batch that came before is one graph. send_recv goes through the host, and with peer \
     all_to_all too.")]
 pub struct CommArgs {
     /// Operations; default: all; on GPUs all but broadcast
@@ -63,10 +63,10 @@ pub struct CommArgs {
     /// Each size is so many times the one before
     #[arg(long, short = 'f', env = "ANYSPLIT_FACTOR", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
     factor: u64,
-    /// Calls that are timed
+    /// Calls that are timed; on GPUs batches of 32
     #[arg(long, short = 'n', env = "ANYSPLIT_ITERS", default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     iters: u32,
-    /// Calls before them
+    /// Calls, or batches, before them
     #[arg(long, short = 'w', env = "ANYSPLIT_WARMUP", default_value_t = 20, value_name = "N")]
     warmup: u32,
     /// Compares results with the canonical ones
