@@ -63,6 +63,10 @@ check-clients *ARGS:
 check-kernels *ARGS:
     tools/kernels/check {{ARGS}}
 
+# Packs what a machine with a GPU needs (pack), or measures everything on this machine's GPU (run)
+gpu *ARGS:
+    cargo xtask gpu {{ARGS}}
+
 # What every change must pass
 ci:
     .ci/run

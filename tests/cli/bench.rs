@@ -15,7 +15,7 @@ fn is_rate(value: &Value) -> bool {
 
 #[test]
 fn limits_has_a_row_per_number_of_threads() {
-    let found = anysplit("bench limits --json").json();
+    let found = anysplit("bench limits --device cpu --json").json();
     assert_shape(
         &found,
         &json!({ "isa": "", "rows": [{ "threads": 1, "read_gb_s": 0.1, "fma_gflop_s": 0.1 }] }),

@@ -135,3 +135,53 @@ fn a_checkpoint_that_was_packed_for_processors_is_refused() {
     anysplit("quantize --quantization int8 --out").arg(&output).prints();
     gpu.model(&output).refused(&["packed for a processor", "--device cpu"]);
 }
+
+#[test]
+fn stats_and_traces_of_a_gpu_have_the_processors_parts() {
+    if on_gpu("generate").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |command: Anysplit, name: &str| {
+        let file = folder.path().join(name);
+        let command = command.args("--json --max-tokens 9 --dtype float32 --tp 2 --stats --device").arg(name);
+        let command = command.arg("--trace").arg(&file).arg("--prompt-ids").arg(golden_prompt("llama"));
+        let (stats, _) = command.model(golden("llama")).run().succeeds();
+        let stats: Value = serde_json::from_str(&stats).expect("JSON");
+        let parts = |kind: &str| -> Vec<(String, Value, Value)> {
+            let parts = stats["stats"][kind].as_array().expect("parts").iter();
+            assert!(
+                parts.clone().all(|part| part["fraction"].as_f64().is_none_or(f64::is_finite)),
+                "{stats}"
+            );
+            let part = |p: &Value| (p["op"].to_string(), p["bytes"].clone(), p["flops"].clone());
+            parts.map(part).filter(|(name, ..)| name != "\"other\"").collect()
+        };
+        // Of rank 1, whose thread does nothing but steps: what it did, in its order.
+        let trace: Value = serde_json::from_slice(&std::fs::read(file).expect("a trace")).expect("JSON");
+        let told = trace["traceEvents"].as_array().expect("events").iter();
+        let told =
+            told.filter(|e| e["pid"] == 1 && e["tid"] == 1 && e["ph"] == "X" && e["name"] != "waiting");
+        let told: Vec<String> = told.map(|event| event["name"].to_string()).collect();
+        (parts("breakdown"), parts("prefill_breakdown"), told)
+    };
+    let (cpu, gpu) = (run(anysplit("generate"), "cpu"), run(there("generate"), "cuda"));
+    assert!(cpu.0.len() > 5 && cpu.2.len() > 100, "{cpu:?}");
+    // Which decode step is the median is up to the machine.
+    let names =
+        |parts: &[(String, Value, Value)]| parts.iter().map(|part| part.0.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&gpu.0), names(&cpu.0));
+    assert_eq!(gpu.1, cpu.1);
+    assert_eq!(gpu.2, cpu.2);
+}
+
+#[test]
+fn limits_of_a_gpu_are_told() {
+    let Some(command) = on_gpu("bench limits --device cuda --json") else { return };
+    let limits = command.json();
+    let row = &limits["rows"][0];
+    for key in ["copy_gb_s", "read_gb_s", "bf16_tflop_s", "launch_us", "graph_launch_us"] {
+        assert!(row[key].as_f64().is_some_and(|number| number > 0.0), "{key}: {limits}");
+    }
+    assert_eq!((limits["device"].as_str(), row["name"].as_str()), (Some("cuda"), Some("Fake GPU")));
+}

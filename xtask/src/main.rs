@@ -1,6 +1,7 @@
-//! The project's own checks: `cargo xtask tidy` and `cargo xtask golden`.
+//! The project's own checks: `cargo xtask tidy`, `cargo xtask golden` and `cargo xtask gpu`.
 
 mod golden;
+mod gpu;
 mod tidy;
 
 use std::path::Path;
@@ -15,7 +16,8 @@ fn main() -> ExitCode {
     let result = match args.split_first() {
         Some((command, [])) if command == "tidy" => tidy::run(root),
         Some((command, rest)) if command == "golden" => golden::run(root, rest),
-        _ => Err(USAGE.into()),
+        Some((command, rest)) if command == "gpu" => gpu::run(root, rest),
+        _ => Err(format!("{USAGE}\n{}", gpu::USAGE.trim_start_matches("usage:"))),
     };
     match result {
         Ok(report) => {

@@ -229,8 +229,13 @@ pub enum DeviceArg {
 }
 
 impl DeviceArg {
+    /// This, or another if it is open.
+    pub fn or(self, other: DeviceArg) -> DeviceArg {
+        if self == DeviceArg::Auto { other } else { self }
+    }
+
     /// The same for the engine.
-    fn get(self) -> Result<DeviceKind, CliError> {
+    pub fn get(self) -> Result<DeviceKind, CliError> {
         match self {
             DeviceArg::Cpu => Ok(DeviceKind::Cpu),
             DeviceArg::Cuda => match engine::usable_gpus() {

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use engine::text::{Message, StopMatcher, StreamDecoder, TextError, Tokenizer};
-use engine::{Completion, Engine, GenerateRequest, SamplingParams};
+use engine::{Completion, Engine, EngineOptions, GenerateRequest, SamplingParams};
 use model::{Quantization, check_tokens};
 use serde_json::{Map, Value, json};
 
@@ -90,6 +90,7 @@ pub struct GenerateArgs {
 
 pub fn run(args: &GenerateArgs, membership: &Membership) -> Result<(), CliError> {
     let options = engine_options(&args.model, &args.split, &args.run, membership)?;
+    let options = EngineOptions { times_parts: args.stats, ..options };
     if args.stop.iter().any(String::is_empty) {
         return Err(CliError::Usage("--stop is empty; give the text that ends the completion".into()));
     }

@@ -10,6 +10,7 @@ use engine::{Engine, EngineError, ExpertReport, Plan, RankReport, Timing, peak_r
 use serde_json::{Value, json};
 
 use axes::Axes;
+pub use limits::Limits;
 use steps::Steps;
 
 /// A number of bytes for people. From a gigabyte on, to the megabyte.
@@ -45,7 +46,7 @@ impl Stats {
         Ok(Stats {
             // Before the limits are measured, which takes a buffer of its own.
             peak_rss_bytes: peak_rss_bytes(),
-            steps: breakdown.then(|| Steps::new(&ranks, engine.threads_per_rank(), engine.bubble().as_ref())),
+            steps: breakdown.then(|| Steps::new(&ranks, engine)).transpose()?,
             load_s: engine.load_time().as_secs_f64(),
             timing: engine.timing(),
             threads_per_rank: engine.threads_per_rank(),

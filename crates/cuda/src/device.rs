@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use ::tensor::{
-    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, HeadSpan, Heads, KvSpec, LogitEdit,
-    MatrixSource, NormSpec, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, Survey, WeightSpec,
+    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, Heads, KvSpec,
+    LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta,
+    Survey, Timeline, WeightSpec,
 };
 
 use crate::attention::Arrived;
@@ -21,6 +22,7 @@ use crate::reduction::Reduction;
 use crate::rows::Frequencies;
 use crate::step::{CudaStep, KnownLists};
 use crate::tensor::{CudaTensor, Queue};
+use crate::watch::Watch;
 use crate::{attention, kv, rows};
 
 /// One rank's GPU, or its part of one.
@@ -42,7 +44,7 @@ impl CudaDevice {
         CudaDevice::with(driver, Reduction::default())
     }
 
-    /// A device of what a driver drives.
+    /// A device of what a driver drives. What it says of the time of parts is the host's: when they were asked for and waited for.
     pub fn with(driver: Box<dyn Driver>, reduction: Reduction) -> Self {
         let queue = Queue(Memory::new(driver));
         CudaDevice {
@@ -58,9 +60,33 @@ impl CudaDevice {
         }
     }
 
+    /// The same, which says how long the GPU was at each part of a step. That costs some microseconds per part, and a step waits for the
+    /// GPU at its end.
+    pub fn watched(self) -> Self {
+        self.queue.0.watch.always();
+        self
+    }
+
     /// What it promises about the order of its sums.
     pub fn reduction(&self) -> Reduction {
         self.reduction
+    }
+
+    /// An operation of this name in [`Device`].
+    fn op<T>(&self, name: &'static str, run: impl FnOnce(&Queue) -> T) -> T {
+        let Memory { driver, watch, .. } = &*self.queue.0;
+        watch.op(&**driver, name, || run(&self.queue), |_| None)
+    }
+
+    /// One that makes a matrix.
+    fn makes(&self, name: &'static str, run: impl FnOnce(&Queue) -> CudaTensor) -> CudaTensor {
+        let Memory { driver, watch, .. } = &*self.queue.0;
+        watch.op(&**driver, name, || run(&self.queue), |made| Some([made.rows, made.cols]))
+    }
+
+    fn watch<T>(&self, ask: impl FnOnce(&Watch, &dyn Driver) -> Result<T, Fault>) -> Option<T> {
+        let Memory { driver, watch, .. } = &*self.queue.0;
+        self.queue.0.note(ask(watch, &**driver))
     }
 
     fn error(&self, fault: Fault) -> DeviceError {
@@ -120,15 +146,17 @@ impl Device for CudaDevice {
     }
 
     fn begin(&self, meta: &StepMeta) -> CudaStep {
-        CudaStep::new(&self.queue, meta, &mut self.lists.borrow_mut())
+        self.op("begin", |queue| CudaStep::new(queue, meta, &mut self.lists.borrow_mut()))
     }
 
     fn linear(&self, x: &CudaTensor, w: &CudaWeight, bias: Option<&CudaTensor>) -> CudaTensor {
-        linear::linear(&self.queue, self.fast.as_ref(), x, w, None, bias)
+        self.makes("linear", |queue| linear::linear(queue, self.fast.as_ref(), x, w, None, bias))
     }
 
     fn linear_tree(&self, x: &CudaTensor, w: &CudaWeight, program: &Program) -> CudaTensor {
-        linear::linear(&self.queue, self.fast.as_ref(), x, w, Some(program), None)
+        self.makes("linear_tree", |queue| {
+            linear::linear(queue, self.fast.as_ref(), x, w, Some(program), None)
+        })
     }
 
     fn linear_gated(
@@ -138,19 +166,21 @@ impl Device for CudaDevice {
         bias: Option<&CudaTensor>,
         activation: Activation,
     ) -> CudaTensor {
-        linear::gated(&self.queue, self.fast.as_ref(), x, w, bias, activation)
+        self.makes("linear_gated", |queue| linear::gated(queue, self.fast.as_ref(), x, w, bias, activation))
     }
 
     fn embed(&self, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
-        linear::embed(&self.queue, w, rows, self.lists.borrow().list(&self.queue, rows).at)
+        self.makes("embed", |queue| linear::embed(queue, w, rows, self.lists.borrow().list(queue, rows).at))
     }
 
     fn gather_rows(&self, x: &CudaTensor, rows: &[u32]) -> CudaTensor {
-        rows::gather_rows(&self.queue, x, rows, self.lists.borrow().list(&self.queue, rows).at)
+        self.makes("gather_rows", |queue| {
+            rows::gather_rows(queue, x, rows, self.lists.borrow().list(queue, rows).at)
+        })
     }
 
     fn gather_cols(&self, x: &CudaTensor, cols: Range<usize>) -> CudaTensor {
-        rows::gather_cols(&self.queue, x, cols)
+        self.makes("gather_cols", |queue| rows::gather_cols(queue, x, cols))
     }
 
     fn regroup(
@@ -159,7 +189,7 @@ impl Device for CudaDevice {
         rows: usize,
         columns: &[(u32, u32)],
     ) -> Result<CudaTensor, DeviceError> {
-        Ok(rows::regroup(&self.queue, x, rows, columns))
+        Ok(self.makes("regroup", |queue| rows::regroup(queue, x, rows, columns)))
     }
 
     fn norm(
@@ -169,7 +199,7 @@ impl Device for CudaDevice {
         bias: Option<&CudaTensor>,
         spec: NormSpec,
     ) -> CudaTensor {
-        rows::add_norm(&self.queue, x, None, None, RowNorm { weight, bias, spec })
+        self.makes("norm", |queue| rows::add_norm(queue, x, None, None, RowNorm { weight, bias, spec }))
     }
 
     fn add_norm(
@@ -179,43 +209,43 @@ impl Device for CudaDevice {
         post: Option<RowNorm<'_, CudaTensor>>,
         norm: RowNorm<'_, CudaTensor>,
     ) -> CudaTensor {
-        rows::add_norm(&self.queue, x, Some(y), post, norm)
+        self.makes("add_norm", |queue| rows::add_norm(queue, x, Some(y), post, norm))
     }
 
     fn head_norm(&self, x: &mut CudaTensor, span: HeadSpan, weight: &CudaTensor, spec: NormSpec) {
-        rows::head_norm(&self.queue, x, span, weight, spec);
+        self.op("head_norm", |queue| rows::head_norm(queue, x, span, weight, spec));
     }
 
     fn rope_table(&self, step: &CudaStep, rope: &RopeSpec) -> CudaTensor {
-        rows::rope_table(&self.queue, &self.frequencies, step, rope)
+        self.makes("rope_table", |queue| rows::rope_table(queue, &self.frequencies, step, rope))
     }
 
     fn rope(&self, x: &mut CudaTensor, span: HeadSpan, table: &CudaTensor) {
-        rows::rope(&self.queue, x, span, table);
+        self.op("rope", |queue| rows::rope(queue, x, span, table));
     }
 
     fn gated(&self, x: &CudaTensor, activation: Activation) -> CudaTensor {
-        rows::gated(&self.queue, x, activation)
+        self.makes("gated", |queue| rows::gated(queue, x, activation))
     }
 
     fn activate(&self, x: &mut CudaTensor, activation: Activation) {
-        rows::activate(&self.queue, x, activation);
+        self.op("activate", |queue| rows::activate(queue, x, activation));
     }
 
     fn add(&self, x: &mut CudaTensor, y: &CudaTensor) {
-        rows::add(&self.queue, x, y);
+        self.op("add", |queue| rows::add(queue, x, y));
     }
 
     fn scale(&self, x: &mut CudaTensor, by: f32) {
-        rows::scale(&self.queue, x, by);
+        self.op("scale", |queue| rows::scale(queue, x, by));
     }
 
     fn softcap(&self, x: &mut CudaTensor, cap: f32) {
-        rows::softcap(&self.queue, x, cap);
+        self.op("softcap", |queue| rows::softcap(queue, x, cap));
     }
 
     fn store_kv(&self, kv: &mut CudaKv, qkv: &CudaTensor, step: &CudaStep, spec: &AttentionSpec) {
-        kv::store(&self.queue, kv, qkv, step, spec);
+        self.op("store_kv", |queue| kv::store(queue, kv, qkv, step, spec));
     }
 
     fn rotate_store(
@@ -226,15 +256,15 @@ impl Device for CudaDevice {
         step: &CudaStep,
         spec: &AttentionSpec,
     ) {
-        kv::rotate_store(&self.queue, kv, qkv, heads, step, spec);
+        self.op("rotate_store", |queue| kv::rotate_store(queue, kv, qkv, heads, step, spec));
     }
 
     fn copy_kv(&self, kv: &mut CudaKv, pairs: &[(u32, u32)]) {
-        kv::copy(&self.queue, kv, pairs);
+        self.op("copy_kv", |queue| kv::copy(queue, kv, pairs));
     }
 
     fn attention(&self, qkv: &CudaTensor, kv: &CudaKv, step: &CudaStep, spec: &AttentionSpec) -> CudaTensor {
-        attention::attention(&self.queue, &self.arrived, qkv, kv, step, spec)
+        self.makes("attention", |queue| attention::attention(queue, &self.arrived, qkv, kv, step, spec))
     }
 
     fn attention_segments(
@@ -245,7 +275,7 @@ impl Device for CudaDevice {
         spec: &AttentionSpec,
         rows: Range<usize>,
     ) -> CudaTensor {
-        attention::segments(&self.queue, q, kv, step, spec, rows)
+        self.makes("attention_segments", |queue| attention::segments(queue, q, kv, step, spec, rows))
     }
 
     fn merge_segments(
@@ -257,28 +287,29 @@ impl Device for CudaDevice {
         rows: Range<usize>,
         out: &mut CudaTensor,
     ) {
-        attention::merge(&self.queue, parts, owners, step, spec, rows, out);
+        self.op("merge_segments", |queue| attention::merge(queue, parts, owners, step, spec, rows, out));
     }
 
     fn route(&self, logits: &CudaTensor, spec: RouterSpec) -> CudaRouting {
-        moe::route(&self.queue, logits, spec)
+        self.op("route", |queue| moe::route(queue, logits, spec))
     }
 
     fn routing_to_host(&self, routing: &CudaRouting) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
-        moe::routing_to_host(&self.queue, routing).map_err(|fault| self.error(fault))
+        self.op("routing_to_host", |queue| moe::routing_to_host(queue, routing))
+            .map_err(|fault| self.error(fault))
     }
 
     fn count_choices(&self, routing: &CudaRouting, counts: &mut CudaTensor) -> Result<(), DeviceError> {
-        moe::count_choices(&self.queue, routing, counts);
+        self.op("count_choices", |queue| moe::count_choices(queue, routing, counts));
         Ok(())
     }
 
     fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> CudaRouting {
-        moe::routing_from_host(&self.queue, choices, experts)
+        self.op("routing_from_host", |queue| moe::routing_from_host(queue, choices, experts))
     }
 
     fn assign(&self, routing: &CudaRouting, experts: Range<usize>) -> CudaAssignment {
-        moe::assign(&self.queue, routing, experts)
+        self.op("assign", |queue| moe::assign(queue, routing, experts))
     }
 
     fn grouped_linear(
@@ -288,7 +319,7 @@ impl Device for CudaDevice {
         weights: &[CudaWeight],
     ) -> CudaTensor {
         let layers = Grouped { x, of_tokens: true, assignment, weights, program: None, gate: None };
-        linear::grouped(&self.queue, layers)
+        self.makes("grouped_linear", |queue| linear::grouped(queue, layers))
     }
 
     fn grouped_linear_tree(
@@ -300,7 +331,7 @@ impl Device for CudaDevice {
     ) -> CudaTensor {
         let program = Some(program);
         let layers = Grouped { x, of_tokens: false, assignment, weights, program, gate: None };
-        linear::grouped(&self.queue, layers)
+        self.makes("grouped_linear_tree", |queue| linear::grouped(queue, layers))
     }
 
     fn grouped_linear_gated(
@@ -312,40 +343,71 @@ impl Device for CudaDevice {
     ) -> CudaTensor {
         let gate = Some(activation);
         let layers = Grouped { x, of_tokens: true, assignment, weights, program: None, gate };
-        linear::grouped(&self.queue, layers)
+        self.makes("grouped_linear_gated", |queue| linear::grouped(queue, layers))
     }
 
     fn combine(&self, y: &CudaTensor, assignment: &CudaAssignment, program: &Program) -> CudaTensor {
-        moe::combine(&self.queue, &self.heights, y, assignment, program)
+        self.makes("combine", |queue| moe::combine(queue, &self.heights, y, assignment, program))
     }
 
     fn edit_logits(&self, logits: &mut CudaTensor, edits: &[LogitEdit]) {
-        logits::edit(&self.queue, logits, edits);
+        self.op("edit_logits", |queue| logits::edit(queue, logits, edits));
     }
 
     fn row_max(&self, logits: &CudaTensor) -> Result<Vec<f32>, DeviceError> {
-        logits::row_max(&self.queue, logits).map_err(|fault| self.error(fault))
+        self.op("row_max", |queue| logits::row_max(queue, logits)).map_err(|fault| self.error(fault))
     }
 
     fn exp_sums(&self, logits: &CudaTensor, max: &[f32], program: &Program) -> Result<Vec<f32>, DeviceError> {
-        logits::exp_sums(&self.queue, &self.panel_tree, logits, max, program)
+        self.op("exp_sums", |queue| logits::exp_sums(queue, &self.panel_tree, logits, max, program))
             .map_err(|fault| self.error(fault))
     }
 
     fn top_k(&self, logits: &CudaTensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
-        logits::top_k(&self.queue, logits, skip, k).map_err(|fault| self.error(fault))
+        self.op("top_k", |queue| logits::top_k(queue, logits, skip, k)).map_err(|fault| self.error(fault))
     }
 
     fn survey(&self, logits: &CudaTensor, program: &Program, k: usize) -> Result<Survey, DeviceError> {
-        logits::survey(&self.queue, &self.panel_tree, logits, program, k).map_err(|fault| self.error(fault))
+        self.op("survey", |queue| logits::survey(queue, &self.panel_tree, logits, program, k))
+            .map_err(|fault| self.error(fault))
     }
 
     fn pick(&self, logits: &CudaTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
-        logits::pick(&self.queue, logits, at).map_err(|fault| self.error(fault))
+        self.op("pick", |queue| logits::pick(queue, logits, at)).map_err(|fault| self.error(fault))
     }
 
     fn count_before(&self, logits: &CudaTensor, places: &[(f32, usize)]) -> Result<Vec<u32>, DeviceError> {
-        logits::count_before(&self.queue, logits, places).map_err(|fault| self.error(fault))
+        self.op("count_before", |queue| logits::count_before(queue, logits, places))
+            .map_err(|fault| self.error(fault))
+    }
+
+    fn enter(&self, part: Part) {
+        self.watch(|watch, driver| watch.enter(driver, part));
+    }
+
+    fn leave(&self) {
+        self.watch(|watch, driver| watch.leave(driver));
+    }
+
+    fn exchanged(&self, exchanged: Exchanged) {
+        self.watch(|watch, driver| watch.exchanged(driver, exchanged));
+    }
+
+    fn take_part_times(&self) -> PartTimes {
+        self.watch(|watch, driver| watch.take_times(driver)).unwrap_or_default()
+    }
+
+    fn record(&self) {
+        self.queue.0.watch.record();
+    }
+
+    fn is_recording(&self) -> bool {
+        self.queue.0.watch.is_recording()
+    }
+
+    fn take_timeline(&self) -> Timeline {
+        let Memory { driver, watch, .. } = &*self.queue.0;
+        watch.take_timeline(&**driver)
     }
 
     fn memory(&self) -> DeviceMemory {

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A place in a GPU's memory.
 pub type Address = u64;
@@ -97,6 +97,15 @@ impl Arguments {
     }
 }
 
+/// A place in the queue of work: when all before it was done, and what follows could begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// That was then.
+    Passed(Instant),
+    /// It will be told by [`Driver::moments`], at this place.
+    Pending(usize),
+}
+
 /// A call of another library, which puts work into a GPU's queue by itself. Its name and number are what errors say of it.
 pub trait Foreign: fmt::Display {
     /// What it is: calls of the same words put the same work there, at the same addresses. So a graph that was made of one does for
@@ -159,6 +168,17 @@ pub trait Driver {
     }
     /// Runs a kernel, behind all work so far.
     fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault>;
+    /// Marks a place in the queue, behind all work so far. The same work with the same marks is still the same work.
+    ///
+    /// # Errors
+    /// Whatever the GPU met since the last call. This default is for drivers that have done what they were asked for when they return.
+    fn mark(&self) -> Result<Mark, Fault> {
+        Ok(Mark::Passed(Instant::now()))
+    }
+    /// The moments of all pending marks since the last call, for which it waits. Their numbers begin anew.
+    fn moments(&self) -> Result<Vec<Instant>, Fault> {
+        Ok(Vec::new())
+    }
     /// Whether other libraries know the queue ([`Driver::call`]).
     fn takes_calls(&self) -> bool {
         false

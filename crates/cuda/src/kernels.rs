@@ -116,6 +116,7 @@ pub const FILES: &[(&str, &str)] = &[
     of_format!("gemv", "GEMV", "fp8", "Eight"),
     of_format!("gemv", "GEMV", "int8", "Whole<false>"),
     of_format!("gemv", "GEMV", "int4", "Whole<true>"),
+    ("limits", include_str!("../kernels/limits.cu")),
     of_format!("linear", "LINEAR", "bfloat", "Sixteen<false>"),
     of_format!("linear", "LINEAR", "half", "Sixteen<true>"),
     of_format!("linear", "LINEAR", "fp8", "Eight"),

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::driver::{Address, Driver, Fault};
+use crate::watch;
 
 /// Sizes are rounded up to one of these per power of two.
 const SIZES_PER_DOUBLING: usize = 8;
@@ -15,6 +16,7 @@ const LEAST: usize = 256;
 /// The memory of one device.
 pub(crate) struct Memory {
     pub driver: Box<dyn Driver>,
+    pub watch: watch::Watch,
     /// What nobody uses, by size.
     free: RefCell<BTreeMap<usize, BTreeSet<Address>>>,
     in_use: Cell<usize>,
@@ -41,6 +43,7 @@ impl Memory {
     pub fn new(driver: Box<dyn Driver>) -> Rc<Self> {
         Rc::new(Memory {
             driver,
+            watch: watch::Watch::new(),
             free: RefCell::default(),
             in_use: Cell::new(0),
             most: Cell::new(0),

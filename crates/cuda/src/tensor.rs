@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::driver::{Address, Arguments, Fault, Foreign, Grid, Kernel};
+use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel};
 use crate::memory::{Block, Memory};
 
 /// As many rows as kernels work on where there are so many. Tensor cores take eight at a time; and steps with a few rows more or
@@ -86,8 +86,8 @@ impl Queue {
     }
 
     pub fn write(&self, to: Address, bytes: &[u8]) {
-        if self.0.is_sound() && !bytes.is_empty() {
-            self.0.note(self.0.driver.write(to, bytes));
+        if !bytes.is_empty() {
+            self.work(|driver| driver.write(to, bytes));
         }
     }
 
@@ -102,8 +102,11 @@ impl Queue {
     /// The same of whole numbers.
     pub fn read_numbers(&self, from: Address, count: usize) -> Result<Vec<u32>, Fault> {
         let mut bytes = vec![0; 4 * count];
+        let Memory { driver, watch, .. } = &*self.0;
         self.0.take_fault()?;
-        self.0.driver.read(from, &mut bytes)?;
+        watch.waits(&**driver)?;
+        driver.read(from, &mut bytes)?;
+        watch.waited();
         self.0.ask_watches()?;
         let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes each"));
         Ok(bytes.chunks_exact(4).map(number).collect())
@@ -125,9 +128,20 @@ impl Queue {
 
     /// Runs a kernel, unless it has no blocks.
     pub fn launch(&self, kernel: Kernel, grid: Grid, arguments: Arguments) {
-        if self.0.is_sound() && !grid.blocks.contains(&0) {
-            self.0.note(self.0.driver.launch(kernel, grid, &arguments));
+        if !grid.blocks.contains(&0) {
+            self.work(|driver| driver.launch(kernel, grid, &arguments));
         }
+    }
+
+    /// Asks the driver for work, unless something has gone wrong before.
+    pub fn work(&self, ask: impl FnOnce(&dyn Driver) -> Result<(), Fault>) {
+        self.0.note(self.asked(ask));
+    }
+
+    /// The same, of which whoever asks is told.
+    fn asked(&self, ask: impl FnOnce(&dyn Driver) -> Result<(), Fault>) -> Result<(), Fault> {
+        let Memory { driver, watch, .. } = &*self.0;
+        if self.0.is_sound() { watch.work(&**driver).and_then(|()| ask(&**driver)) } else { Ok(()) }
     }
 
     /// Has another library work, behind all work so far.
@@ -135,7 +149,7 @@ impl Queue {
     /// # Errors
     /// It can't. What went wrong before surfaces where results are read.
     pub fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
-        if self.0.is_sound() { self.0.driver.call(call) } else { Ok(()) }
+        self.asked(|driver| driver.call(call))
     }
 
     /// Copies within the GPU.
@@ -143,7 +157,7 @@ impl Queue {
     /// # Errors
     /// As for [`Queue::call`].
     pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
-        if self.0.is_sound() { self.0.driver.copy(from, to, bytes) } else { Ok(()) }
+        self.asked(|driver| driver.copy(from, to, bytes))
     }
 
     /// A grid of about a thread per element, for kernels whose threads go on with other elements.

@@ -16,6 +16,8 @@ pub(crate) enum Work<F> {
     Write { to: Address, from: usize, bytes: usize },
     /// Copies within the GPU.
     Copy { from: Address, to: Address, bytes: usize },
+    /// A mark of this number.
+    Mark(usize),
     /// Has another library work, by its number in [`WorkList::foreign`].
     Call(usize),
 }
@@ -75,6 +77,7 @@ impl<F> WorkList<F> {
                     words(&[3, call.len() as u64]);
                     words(&call);
                 }
+                Work::Mark(number) => words(&[4, *number as u64]),
             }
         }
         hash.digest128()
@@ -149,6 +152,8 @@ mod tests {
             number(&[launch("add", 1, 5), launch("add", 1, 5)], &[]),
             number(&[Work::Copy { from: 1, to: 2, bytes: 3 }], &[]),
             number(&[Work::Copy { from: 2, to: 1, bytes: 3 }], &[]),
+            number(&[Work::Mark(1)], &[]),
+            number(&[Work::Mark(2)], &[]),
         ];
         let mut all = others.to_vec();
         all.push(number(&add, &[&[1, 2, 3]]));

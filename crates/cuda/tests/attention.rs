@@ -1,29 +1,20 @@
 //! Attention on a GPU: what it owes the reference, and what it owes itself.
 
 mod emulated;
+mod suite;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use cuda::CudaDevice;
 use emulated::Emulated;
-use tensor::conformance::{self, Agreement};
-use tensor::{AttentionSpec, DType, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceSpan, StepMeta};
+use suite::agreement;
+use tensor::conformance;
+use tensor::{AttentionSpec, Device, KV_BLOCK, KvDType, KvShare, KvSpec, SequenceSpan, StepMeta};
 
 /// A device whose threads take turns in an order; none without a C++ compiler.
 fn device(turn: u32) -> Option<CudaDevice> {
     Some(CudaDevice::new(Box::new(Emulated::new(turn)?)))
-}
-
-/// Over f32 attention has the reference's bits. Else weights, at most 1, are rounded to the type that tensor cores multiply: by
-/// 1/512 of themselves as bfloat16, by 1/4,096 as float16. A sum of weighted values is off by as much of the sum of their
-/// magnitudes, which can be a few times as large as the largest sum of a row, where they cancel out.
-fn agreement(dtype: KvDType) -> Agreement {
-    match dtype {
-        KvDType::Float(DType::F32) => Agreement::Bits,
-        KvDType::Float(DType::BF16) => Agreement::Near { multiplies: DType::BF16, tolerance: 1.0 / 128.0 },
-        _ => Agreement::Near { multiplies: DType::F16, tolerance: 1.0 / 1024.0 },
-    }
 }
 
 #[test]

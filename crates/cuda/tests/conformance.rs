@@ -1,10 +1,11 @@
 //! Kernels give the bits that NUMERICS.md says, in whatever order the threads of a block run.
 
 mod emulated;
+mod suite;
 
 use cuda::{CudaDevice, Reduction};
 use emulated::Emulated;
-use tensor::{DType, WeightFormat, conformance};
+use tensor::{DType, conformance};
 
 /// A device for each order of threads; none without a C++ compiler.
 fn devices() -> impl Iterator<Item = CudaDevice> {
@@ -18,27 +19,20 @@ fn rows_are_those_of_the_reference() {
 
 #[test]
 fn linear_layers_of_f32_and_of_whole_numbers_are_those_of_the_reference() {
-    let formats = [WeightFormat::Float(DType::F32), WeightFormat::Int8, WeightFormat::Int4];
-    devices().for_each(|dev| conformance::linear_of(&dev, &formats));
+    devices().for_each(|dev| conformance::linear_of(&dev, &suite::EXACT));
 }
 
 #[test]
 fn tensor_cores_sum_what_the_reference_sums() {
-    let kinds = [
-        (DType::F16.into(), DType::F16),
-        (DType::BF16.into(), DType::BF16),
-        (WeightFormat::Fp8, DType::BF16),
-    ];
     devices().for_each(|dev| {
-        kinds.iter().for_each(|&(format, inputs)| conformance::linear_near(&dev, format, inputs))
+        suite::NEAR.iter().for_each(|&(format, inputs)| conformance::linear_near(&dev, format, inputs))
     });
 }
 
 #[test]
 fn experts_are_those_of_the_reference() {
-    let exact = [WeightFormat::Float(DType::F32), WeightFormat::Int8, WeightFormat::Int4];
     devices().for_each(|dev| {
-        conformance::experts_of(&dev, &exact);
+        conformance::experts_of(&dev, &suite::EXACT);
         conformance::experts_near(&dev, DType::BF16.into(), DType::BF16);
     });
 }

@@ -13,11 +13,10 @@ use collective::{
 use cuda::{
     Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, Reduction, kernels, probe,
 };
-use inside::{counted, driver, graph_launches, with_libraries};
 use tensor::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat};
 
-mod fake;
-mod inside;
+mod process;
+use process::{counted, driver, graph_launches, with_libraries};
 
 #[test]
 fn a_machine_without_a_driver_says_what_was_looked_for() {

@@ -1,18 +1,33 @@
-//! Kernels on this machine's GPU, where there is one: the bits are those of every other device, launched one by one and as graphs.
+//! Kernels on this machine's GPU, where there is one: what all devices owe the reference, launched one by one and as graphs.
 
 use cuda::{CubinCache, CudaDevice, Fault, Gpu};
 use tensor::conformance;
 
-#[test]
-fn this_machines_gpu_has_the_bits_of_the_reference() {
-    let gpu = match Gpu::open(0, &CubinCache::of_user()) {
-        Ok(gpu) => gpu,
-        Err(Fault(why)) => return eprintln!("skipped: {why}"),
-    };
-    for enforce_eager in [true, false] {
-        let driver = gpu.driver(enforce_eager).expect("a stream");
-        let dev = CudaDevice::new(Box::new(driver));
-        // Of the same work the second time is captured, the third replayed.
-        (0..3).for_each(|_| conformance::rows(&dev));
+mod suite;
+
+/// A device of this machine's GPU; none, and a word about it, without.
+fn device(enforce_eager: bool) -> Option<CudaDevice> {
+    match Gpu::open(0, &CubinCache::of_user()) {
+        Ok(gpu) => Some(CudaDevice::new(Box::new(gpu.driver(enforce_eager).expect("a stream")))),
+        Err(Fault(why)) => {
+            eprintln!("skipped: {why}");
+            None
+        }
     }
+}
+
+#[test]
+fn this_machines_gpu_agrees_with_the_reference() {
+    let Some(dev) = device(true) else { return };
+    for (name, part) in suite::ALL {
+        eprintln!("{name}");
+        part(&dev);
+    }
+}
+
+#[test]
+fn work_that_comes_again_is_the_same_as_graphs() {
+    let Some(dev) = device(false) else { return };
+    // Of the same work the second time is captured, the third replayed.
+    (0..3).for_each(|_| conformance::rows(&dev));
 }

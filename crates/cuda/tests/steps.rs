@@ -1,10 +1,9 @@
 //! Steps of a model as graphs.
 
-mod fake;
-mod inside;
+mod process;
 
 use cuda::CudaDevice;
-use inside::{driver, graph_launches, with_libraries};
+use process::{driver, graph_launches, with_libraries};
 use tensor::{
     AttentionSpec, DType, Device, HeadSpan, KV_BLOCK, KvShare, KvSpec, NormKind, NormSpec, ReductionTree,
     ReferenceTensor, RopeSpec, SequenceSpan, StepMeta,

@@ -35,6 +35,7 @@ impl RankDevice for CudaDevice {
 pub(crate) struct MakeCuda {
     local: Local,
     enforce_eager: bool,
+    times_parts: bool,
     reduction: Reduction,
     /// Those that ranks of this process use.
     gpus: Vec<Arc<Gpu>>,
@@ -65,7 +66,10 @@ impl MakeDevice for MakeCuda {
         let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim));
         let made = made.and_then(|()| gpu.driver(self.enforce_eager));
         match made {
-            Ok(driver) => Ok(CudaDevice::with(Box::new(driver), self.reduction)),
+            Ok(driver) => {
+                let dev = CudaDevice::with(Box::new(driver), self.reduction);
+                Ok(if self.times_parts { dev.watched() } else { dev })
+            }
             Err(Fault(message)) => Err(DeviceError { device: gpu.info.name.clone(), message }),
         }
     }
@@ -81,8 +85,8 @@ impl Machine for MakeCuda {
         let cache = CubinCache::of_user();
         let open = |ordinal: usize| Gpu::open(ordinal as u32, &cache).map_err(refused);
         let gpus = ordinals.into_iter().map(open).collect::<Result<_, _>>()?;
-        let EngineOptions { enforce_eager, reduction, .. } = *options;
-        Ok(MakeCuda { local, enforce_eager, reduction, gpus, count })
+        let EngineOptions { enforce_eager, times_parts, reduction, .. } = *options;
+        Ok(MakeCuda { local, enforce_eager, times_parts, reduction, gpus, count })
     }
 
     fn places(&self) -> Vec<Place> {

@@ -46,6 +46,9 @@ pub struct EngineOptions {
     pub reduction: Reduction,
     /// Whether GPUs get each kernel by itself, without graphs.
     pub enforce_eager: bool,
+    /// Whether GPUs tell how long they were at each part of a step, which takes them some microseconds per part. Processors always
+    /// do; what is recorded always has it.
+    pub times_parts: bool,
     /// The share of memory that may be used, above 0 and at most 1. On the processor: for keys and values, of what is left, by
     /// default half. On GPUs: for all that ranks have there, of all memory, by default 0.9.
     pub memory_share: Option<f64>,
@@ -86,6 +89,7 @@ impl Default for EngineOptions {
             device: DeviceKind::Cpu,
             reduction: Reduction::Canonical,
             enforce_eager: false,
+            times_parts: false,
             memory_share: None,
             threads_per_rank: None,
             dtype: None,

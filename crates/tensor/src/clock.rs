@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use crate::part::{Exchanged, Part, PartTimes};
 use crate::timeline::{Event, MOST_EVENTS, What};
 
-/// The open parts of one thread.
-pub(crate) struct Clock {
+/// The open parts of one thread. It is told when they are opened and closed: moments in the order in which they were.
+#[derive(Debug)]
+pub struct Clock {
     /// Each with its event, if it is recorded.
     open: Vec<(Part, Option<usize>)>,
     /// When a part was last opened or closed.
@@ -16,7 +17,7 @@ pub(crate) struct Clock {
 }
 
 /// Events of a thread, up to a limit.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Recorder {
     events: Vec<Event>,
     dropped: u64,
@@ -25,27 +26,26 @@ struct Recorder {
 }
 
 impl Clock {
+    /// Nothing is open, and nothing recorded.
     pub fn new() -> Self {
         Clock { open: Vec::new(), turned: Instant::now(), times: PartTimes::default(), recorder: None }
     }
 
     /// Charges the time since the last turn to the innermost part that is open.
-    fn turn(&mut self) -> Instant {
-        let now = Instant::now();
+    fn turn(&mut self, now: Instant) {
         if let Some(&(part, _)) = self.open.last() {
             self.times.of_mut(part).time += now - self.turned;
         }
         self.turned = now;
-        now
     }
 
     /// Opens a part. Says whether it is recorded.
-    pub fn enter(&mut self, part: Part) -> bool {
-        if is_outermost(part) {
+    pub fn enter(&mut self, part: Part, now: Instant) -> bool {
+        if part.is_outermost() {
             // What is open still was left by a panic, and would take what is not its own.
             self.open.clear();
         }
-        let now = self.turn();
+        self.turn(now);
         let outermost = self.open.is_empty();
         let event = self.recorder.as_mut().and_then(|recorder| {
             recorder.has_room &= !outermost;
@@ -60,15 +60,16 @@ impl Clock {
     ///
     /// # Panics
     /// If none is open: a programmer's mistake.
-    pub fn leave(&mut self) {
-        let now = self.turn();
+    pub fn leave(&mut self, now: Instant) {
+        self.turn(now);
         let (_, event) = self.open.pop().expect("a part is closed that was opened");
         if let (Some(at), Some(recorder)) = (event, &mut self.recorder) {
             recorder.events[at].ended = now;
         }
     }
 
-    pub fn exchanged(&mut self, exchanged: Exchanged) {
+    /// Says of the part that is open what ranks exchanged in it until now.
+    pub fn exchanged(&mut self, exchanged: Exchanged, now: Instant) {
         let Some(&(part, event)) = self.open.last() else { return };
         let time = self.times.of_mut(part);
         time.bytes += exchanged.bytes;
@@ -78,17 +79,18 @@ impl Clock {
         recorder.events[at].what = What::Part { part, exchanged: Some((op, bytes)) };
         if let Some((since, by)) = exchanged.waited {
             let began = since.max(recorder.events[at].began);
-            recorder.add(What::Wait, began, (began + by).min(Instant::now()));
+            recorder.add(What::Wait, began, (began + by).min(now.max(began)));
         }
     }
 
     /// Notes an operation, if events are recorded.
-    pub fn op(&mut self, name: &'static str, made: Option<[usize; 2]>, began: Instant) {
+    pub fn op(&mut self, name: &'static str, made: Option<[usize; 2]>, began: Instant, ended: Instant) {
         if let Some(recorder) = &mut self.recorder {
-            recorder.add(What::Op { name, made }, began, Instant::now());
+            recorder.add(What::Op { name, made }, began, ended);
         }
     }
 
+    /// How long parts took since the last call.
     pub fn take_times(&mut self) -> PartTimes {
         std::mem::take(&mut self.times)
     }
@@ -110,9 +112,10 @@ impl Clock {
     }
 }
 
-/// Whether a part is in no other: a step, and what is between steps.
-fn is_outermost(part: Part) -> bool {
-    matches!(part, Part::Step | Part::Scheduler | Part::Text | Part::Idle)
+impl Default for Clock {
+    fn default() -> Self {
+        Clock::new()
+    }
 }
 
 impl Recorder {
@@ -135,17 +138,16 @@ mod tests {
     fn time_counts_for_the_innermost_part_and_nothing_is_lost() {
         let mut clock = Clock::new();
         let began = Instant::now();
-        clock.enter(Part::Step);
-        clock.enter(Part::Ffn);
-        clock.enter(Part::AllReduce);
-        clock.exchanged(Exchanged {
-            op: "barrier",
-            bytes: 3,
-            waited: Some((began, Duration::from_nanos(5))),
-        });
-        clock.leave();
-        clock.leave();
-        clock.leave();
+        clock.enter(Part::Step, Instant::now());
+        clock.enter(Part::Ffn, Instant::now());
+        clock.enter(Part::AllReduce, Instant::now());
+        clock.exchanged(
+            Exchanged { op: "barrier", bytes: 3, waited: Some((began, Duration::from_nanos(5))) },
+            Instant::now(),
+        );
+        clock.leave(Instant::now());
+        clock.leave(Instant::now());
+        clock.leave(Instant::now());
         let times = clock.take_times();
         assert!(times.total() <= began.elapsed());
         let moved = times.of(Part::AllReduce);
@@ -159,13 +161,13 @@ mod tests {
     fn parts_that_a_panic_has_left_open_take_nothing_of_later_steps() {
         let mut clock = Clock::new();
         clock.record();
-        clock.enter(Part::Step);
-        clock.enter(Part::Ffn);
+        clock.enter(Part::Step, Instant::now());
+        clock.enter(Part::Ffn, Instant::now());
         let before = clock.take_times().of(Part::Ffn).time;
         // Nobody closes them. Later there is another step.
         while clock.turned.elapsed() < Duration::from_micros(50) {}
-        assert!(clock.enter(Part::Step), "it is recorded");
-        clock.leave();
+        assert!(clock.enter(Part::Step, Instant::now()), "it is recorded");
+        clock.leave(Instant::now());
         let times = clock.take_times();
         assert_eq!((before, times.of(Part::Ffn).time), (Duration::ZERO, Duration::ZERO));
         assert_eq!(times.total(), times.of(Part::Step).time);
@@ -177,9 +179,9 @@ mod tests {
         let mut clock = Clock::new();
         clock.record();
         let step = |clock: &mut Clock| {
-            let recorded = clock.enter(Part::Step);
-            (0..MOST_EVENTS).for_each(|_| clock.op("add", None, Instant::now()));
-            clock.leave();
+            let recorded = clock.enter(Part::Step, Instant::now());
+            (0..MOST_EVENTS).for_each(|_| clock.op("add", None, Instant::now(), Instant::now()));
+            clock.leave(Instant::now());
             recorded
         };
         assert!(step(&mut clock));
@@ -193,15 +195,15 @@ mod tests {
     fn parts_that_are_open_end_where_recording_does() {
         let mut clock = Clock::new();
         clock.record();
-        clock.enter(Part::Step);
-        clock.enter(Part::Ffn);
-        clock.op("linear", None, Instant::now());
+        clock.enter(Part::Step, Instant::now());
+        clock.enter(Part::Ffn, Instant::now());
+        clock.op("linear", None, Instant::now(), Instant::now());
         let (events, _) = clock.take_events();
         assert!(events[0].ended == events[1].ended && events[1].ended >= events[2].ended);
         // What is left of them disturbs no other recording.
         clock.record();
-        clock.leave();
-        clock.leave();
+        clock.leave(Instant::now());
+        clock.leave(Instant::now());
         assert!(clock.take_events().0.is_empty());
     }
 
@@ -210,9 +212,12 @@ mod tests {
         let mut clock = Clock::new();
         clock.record();
         let before = Instant::now();
-        clock.enter(Part::Send);
-        clock.exchanged(Exchanged { op: "send", bytes: 7, waited: Some((before, Duration::from_secs(9))) });
-        clock.leave();
+        clock.enter(Part::Send, Instant::now());
+        clock.exchanged(
+            Exchanged { op: "send", bytes: 7, waited: Some((before, Duration::from_secs(9))) },
+            Instant::now(),
+        );
+        clock.leave(Instant::now());
         let (events, _) = clock.take_events();
         assert_eq!(events[0].what, What::Part { part: Part::Send, exchanged: Some(("send", 7)) });
         assert_eq!(events[1].what, What::Wait);

@@ -27,6 +27,7 @@ mod trace;
 mod tree;
 
 pub use attention::{AttentionSpec, KvShare, KvSpec, SEGMENT, SeenSegment, seen_segments};
+pub use clock::Clock;
 pub use cost::{Cost, CostCounter, CostReport, OpCost};
 pub use device::{Device, DeviceError, DeviceMemory, HostDevice, Survey};
 pub use dtype::{DType, KvDType};

@@ -79,6 +79,11 @@ impl Part {
         Part::Idle,
     ];
 
+    /// Whether it is in no other: a step, and what is between steps.
+    pub fn is_outermost(self) -> bool {
+        matches!(self, Part::Step | Part::Scheduler | Part::Text | Part::Idle)
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {

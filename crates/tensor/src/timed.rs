@@ -48,7 +48,7 @@ impl<D: Device> Timed<D> {
         }
         let began = Instant::now();
         let result = run();
-        self.clock.borrow_mut().op(name, made(&result), began);
+        self.clock.borrow_mut().op(name, made(&result), began, Instant::now());
         result
     }
 
@@ -307,16 +307,16 @@ impl<D: Device> Device for Timed<D> {
     }
 
     fn enter(&self, part: Part) {
-        let records = self.clock.borrow_mut().enter(part);
+        let records = self.clock.borrow_mut().enter(part, Instant::now());
         if records != self.records.get() {
             self.set_records(records);
         }
     }
     fn leave(&self) {
-        self.clock.borrow_mut().leave();
+        self.clock.borrow_mut().leave(Instant::now());
     }
     fn exchanged(&self, exchanged: Exchanged) {
-        self.clock.borrow_mut().exchanged(exchanged);
+        self.clock.borrow_mut().exchanged(exchanged, Instant::now());
     }
     fn take_part_times(&self) -> PartTimes {
         self.clock.borrow_mut().take_times()

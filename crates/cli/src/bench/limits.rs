@@ -5,18 +5,24 @@ use std::io::Write;
 use clap::Args;
 use comfy_table::{Table, presets};
 use cpu::limits;
-use engine::cpus;
+use engine::{DeviceKind, cpus};
 use serde_json::json;
 
-use crate::args::yes_or_no;
+use super::gpu_limits;
+use crate::args::{DeviceArg, yes_or_no};
 use crate::error::CliError;
 use crate::lists::Element;
 
-/// Memory bandwidth, arithmetic and core-to-core latency of this machine.
+/// Memory bandwidth, arithmetic and latencies of this machine.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  anysplit bench limits\n  anysplit bench limits --threads 2 --json")]
+#[command(
+    after_help = "Examples:\n  anysplit bench limits\n  anysplit bench limits --threads 2 --json\n  anysplit bench limits --device cuda"
+)]
 pub struct LimitsArgs {
-    /// Threads that work at a time; default: 1, 2, 4, … and one per core
+    /// What is measured
+    #[arg(long, env = "ANYSPLIT_DEVICE", default_value = "auto", value_name = "DEVICE")]
+    device: DeviceArg,
+    /// Threads that work at a time, of the processor; default: 1, 2, 4, … and one per core
     #[arg(long, env = "ANYSPLIT_THREADS", value_delimiter = ',', value_name = "LIST", value_parser = Element(clap::value_parser!(u16).range(1..=1024)))]
     threads: Vec<u16>,
     /// Prints one JSON value
@@ -29,6 +35,13 @@ pub const BUFFER_BYTES: usize = 1 << 30;
 const REPEATS: usize = 7;
 
 pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
+    // Only the processor has threads.
+    let device = if args.threads.is_empty() { args.device } else { args.device.or(DeviceArg::Cpu) };
+    if device.get()? == DeviceKind::Cuda {
+        // They were there a moment ago.
+        let gpus = engine::usable_gpus().map_err(|fault| CliError::Usage(fault.to_string()))?;
+        return gpu_limits::run(&gpus, args.json);
+    }
     let cores = cpus::available();
     let counts = match args.threads.is_empty() {
         true => thread_counts(cores.len()),

@@ -2,6 +2,7 @@
 
 mod comm;
 mod decode;
+mod gpu_limits;
 pub mod limits;
 mod serve;
 
@@ -14,7 +15,7 @@ use crate::{error, membership};
 /// What is measured.
 #[derive(Subcommand)]
 pub enum BenchCommand {
-    /// Memory bandwidth, arithmetic and core-to-core latency of this machine
+    /// Memory bandwidth, arithmetic and latencies of this machine
     Limits(limits::LimitsArgs),
     /// Prefill and decode over lengths, batches and splits, as fractions of those limits
     Decode(Box<decode::DecodeArgs>),

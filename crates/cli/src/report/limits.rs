@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cpu::limits;
-use engine::{Bubble, RankReport, StepReport, Work, cpus};
+use engine::{Bubble, Engine, EngineError, HostGpus, RankReport, StepReport, Work, cpus};
 
 /// Bytes of the buffer by which `--stats` measures the memory: above most caches, and quick to read.
 const QUICK_BUFFER_BYTES: usize = 256 << 20;
@@ -17,6 +17,18 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Of all together. Memory that is read and written is what they are measured by: both count the same.
+    pub fn of_gpus(gpus: &HostGpus) -> Limits {
+        let each =
+            Limits { bytes_per_s: gpus.each.copy_bytes_per_s, flops_per_s: gpus.each.bf16_flops_per_s };
+        each.share(gpus.count as f64)
+    }
+
+    /// A part of all, or a multiple.
+    fn share(self, share: f64) -> Limits {
+        Limits { bytes_per_s: self.bytes_per_s * share, flops_per_s: self.flops_per_s * share }
+    }
+
     /// The time that some work needs at least, over the time it took. What fits in a cache can exceed the memory's rate.
     pub fn fraction(&self, work: Work, time: Duration) -> f64 {
         let least = (work.bytes as f64 / self.bytes_per_s).max(work.flops as f64 / self.flops_per_s);
@@ -39,17 +51,33 @@ impl Share {
     }
 }
 
-/// The limits of this machine by numbers of threads, each measured once.
-#[derive(Default)]
-pub struct Machine(BTreeMap<usize, Limits>);
+/// The limits of what ranks are.
+pub enum Machine {
+    /// By numbers of threads, each measured once.
+    Processor(BTreeMap<usize, Limits>),
+    /// Those that ranks of this host have.
+    Gpus(HostGpus),
+}
 
 impl Machine {
+    /// Those of an engine's ranks.
+    ///
+    /// # Errors
+    /// A GPU can't be measured.
+    pub fn of(engine: &Engine) -> Result<Self, EngineError> {
+        Ok(engine.host_gpus()?.map_or(Machine::Processor(BTreeMap::new()), Machine::Gpus))
+    }
+
     /// Those of a rank while `ranks` ranks like it are at work. Measures for about a second.
     pub fn of_rank(&mut self, threads_per_rank: usize, ranks: usize) -> Limits {
-        let Share { own, all } = Share::new(threads_per_rank, ranks, cpus::available().len());
-        let machine = self.0.entry(all).or_insert_with(|| measure(all));
-        let share = own as f64 / all as f64;
-        Limits { bytes_per_s: machine.bytes_per_s * share, flops_per_s: machine.flops_per_s * share }
+        match self {
+            Machine::Processor(known) => {
+                let Share { own, all } = Share::new(threads_per_rank, ranks, cpus::available().len());
+                known.entry(all).or_insert_with(|| measure(all)).share(own as f64 / all as f64)
+            }
+            // Ranks that share a GPU share what it does.
+            Machine::Gpus(gpus) => Limits::of_gpus(gpus).share(1.0 / ranks.max(gpus.count) as f64),
+        }
     }
 }
 

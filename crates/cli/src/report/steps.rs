@@ -1,7 +1,7 @@
 //! Where the time of a step went: a table for people, arrays for `--json`.
 
 use comfy_table::{CellAlignment, Table, presets};
-use engine::{Bubble, PartReport, RankReport, StepReport, Work};
+use engine::{Engine, EngineError, PartReport, RankReport, StepReport, Work};
 use serde_json::{Value, json};
 
 use super::limits::{Kind, Limits, Machine};
@@ -29,22 +29,26 @@ struct Step {
 
 impl Steps {
     /// The steps of a call, and the limits of this machine, which are measured in a second or two.
-    pub fn new(ranks: &[RankReport], threads_per_rank: usize, bubble: Option<&Bubble>) -> Self {
-        let mut machine = Machine::default();
+    ///
+    /// # Errors
+    /// A GPU can't be measured.
+    pub fn new(ranks: &[RankReport], engine: &Engine) -> Result<Self, EngineError> {
+        let (mut machine, bubble) = (Machine::of(engine)?, engine.bubble());
+        let bubble = bubble.as_ref();
         let mut step = |kind: Kind| {
             let ranks_at_work = kind.ranks_at_work(ranks, bubble);
             Some(Step {
                 report: StepReport::through_stages(ranks, |rank| kind.of(rank))?,
-                limits: machine.of_rank(threads_per_rank, ranks_at_work),
+                limits: machine.of_rank(engine.threads_per_rank(), ranks_at_work),
                 ranks_at_work,
             })
         };
-        Steps {
+        Ok(Steps {
             prefill: step(Kind::Prefill),
             decode: step(Kind::Decode),
             decode_steps: ranks.first().map_or(0, |rank| rank.decode_steps),
             stages: ranks.iter().map(|rank| rank.place.1 + 1).max().unwrap_or(1),
-        }
+        })
     }
 
     /// The parts of the last step with a prompt.

@@ -6,6 +6,7 @@ use std::ptr::null;
 
 use cudarc::driver::sys::{self, CUresult};
 
+use super::events::Elapsed;
 use crate::driver::Fault;
 use crate::libraries::Search;
 
@@ -26,6 +27,7 @@ const FUNCTIONS: &[&str] = &[
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventRecord",
+    "cuEventRecordWithFlags",
     "cuEventSynchronize",
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
@@ -62,6 +64,9 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamSynchronize",
 ];
 
+/// The time between two events, as drivers of CUDA 12.8 and all others call it.
+const ELAPSED: [&str; 2] = ["cuEventElapsedTime_v2", "cuEventElapsedTime"];
+
 /// Of CUDA 12: what CUDA 11 had no longer matters.
 const OLDEST: u32 = 12;
 
@@ -73,6 +78,7 @@ const FOLDERS: &[&str] = &["/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/run/
 pub(crate) struct Api {
     /// CUDA's major version that the driver is of.
     pub version: (u32, u32),
+    pub(super) elapsed: Elapsed,
 }
 
 impl Api {
@@ -99,6 +105,13 @@ impl Api {
                 path.display()
             )));
         }
+        let elapsed = ELAPSED.iter().find_map(|name| {
+            // SAFETY: the functions of these names have this type.
+            unsafe { library.get::<Elapsed>(*name) }.ok().map(|function| *function)
+        });
+        let elapsed = elapsed.ok_or_else(|| {
+            Fault(format!("{} has no {}: a driver of CUDA {OLDEST} is needed", path.display(), ELAPSED[1]))
+        })?;
         // It stays, so that the next line finds it by its name, wherever it came from.
         std::mem::forget(library);
         // SAFETY: it was loaded already.
@@ -117,7 +130,7 @@ impl Api {
         check(unsafe { sys::cuInit(0) }).map_err(|Fault(error)| {
             Fault(format!("NVIDIA's driver, {}, finds no GPU: {error}", path.display()))
         })?;
-        Ok(Api { version })
+        Ok(Api { version, elapsed })
     }
 }
 

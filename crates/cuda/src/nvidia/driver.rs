@@ -10,16 +10,19 @@ use std::mem;
 use std::ptr::{self, null_mut};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
 
 use super::api::check;
+use super::events::Events;
 use super::gpu::{Function, Gpu};
 use super::graph::Graph;
 use super::pending::Pending;
 use super::pinned::{Pinned, PinnedPool};
 use super::shared;
-use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, SharedMemory};
+use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, Mark, SharedMemory};
+use crate::nvtx::Ranges;
 use crate::ring::{Place, Ring};
 use crate::step_graphs::{StepGraphs, Way};
 use crate::work::{Work, WorkList};
@@ -42,7 +45,6 @@ const GRAPH_BYTES: usize = 16 << 20;
 
 /// A rank's stream on a GPU. It stays on the thread that made it.
 pub struct NvidiaDriver {
-    gpu: Arc<Gpu>,
     stream: CUstream,
     pending: Rc<Pending>,
     /// Whether memory can be had in the stream's order.
@@ -53,6 +55,10 @@ pub struct NvidiaDriver {
     list: RefCell<WorkList<Function>>,
     staging: RefCell<Staging>,
     results: Pinned,
+    events: RefCell<Events>,
+    ranges: Option<Ranges>,
+    /// Whether work goes to a graph that is being made.
+    captures: Cell<bool>,
     /// For what graphs write.
     written: Rc<PinnedPool>,
     /// How often the stream was waited for.
@@ -61,6 +67,8 @@ pub struct NvidiaDriver {
     kernels: Cell<(usize, Option<Kernel>)>,
     /// What went wrong where nobody could be told.
     late: RefCell<Option<Fault>>,
+    /// Behind all else, which needs its context until it has been given back.
+    gpu: Arc<Gpu>,
 }
 
 /// Bytes on their way to the GPU.
@@ -90,6 +98,7 @@ impl NvidiaDriver {
         check(unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         let has_pool = gpu.has_pool()?;
         let graphs = (!enforce_eager).then(|| RefCell::new(StepGraphs::new(MOST_GRAPHS, LEAST_WORK)));
+        let events = RefCell::new(Events::new(gpu.api));
         Ok(NvidiaDriver {
             gpu,
             stream,
@@ -100,6 +109,9 @@ impl NvidiaDriver {
             list: RefCell::new(WorkList::new()),
             staging: RefCell::new(staging),
             results,
+            events,
+            ranges: Ranges::of_process(),
+            captures: Cell::new(false),
             written: PinnedPool::new(GRAPH_BYTES)?,
             waits: Cell::new(0),
             kernels: Cell::new((0, None)),
@@ -125,7 +137,8 @@ impl NvidiaDriver {
         let mut list = self.list.borrow_mut();
         let Some(graphs) = self.graphs.as_ref().filter(|_| !list.work.is_empty()) else { return Ok(()) };
         self.pending.add(list.foreign.iter().cloned());
-        let done = self.run(&list, &mut graphs.borrow_mut());
+        let name = || format!("launch {}", list.work.len());
+        let done = Ranges::around(self.ranges, name, || self.run(&list, &mut graphs.borrow_mut()));
         list.clear();
         done
     }
@@ -139,8 +152,10 @@ impl NvidiaDriver {
                 let capture =
                     |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
                 let (stream, bytes) = (self.stream, list.bytes.len());
+                self.captures.set(true);
                 let captured =
                     Graph::capture(stream, &self.pending, &self.written, bytes, &list.foreign, capture);
+                self.captures.set(false);
                 let mut graph = captured.ok();
                 let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
                 graphs.keep(number, graph);
@@ -178,6 +193,7 @@ impl NvidiaDriver {
                 check(unsafe { sys::cuMemcpyDtoDAsync_v2(*to, *from, *bytes, self.stream) })
             }
             Work::Call(number) => list.foreign[*number].enqueue(self.stream.cast()),
+            Work::Mark(number) => self.events.borrow().record(*number, self.stream, self.captures.get()),
         }
     }
 
@@ -380,6 +396,20 @@ impl Driver for NvidiaDriver {
         }
         let function = self.function(kernel)?;
         self.add(Work::Launch { function, kernel, grid, arguments: *arguments })
+    }
+
+    fn mark(&self) -> Result<Mark, Fault> {
+        self.gpu.bind()?;
+        let idle = || self.hand_over().and_then(|()| self.wait());
+        let number = self.events.borrow_mut().next(self.stream, idle)?;
+        self.add(Work::Mark(number))?;
+        Ok(Mark::Pending(number))
+    }
+
+    fn moments(&self) -> Result<Vec<Instant>, Fault> {
+        self.flush()?;
+        self.wait()?;
+        self.events.borrow_mut().moments()
     }
 
     fn prepare(&self, files: &[&'static str]) -> Result<(), Fault> {

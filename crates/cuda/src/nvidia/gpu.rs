@@ -15,6 +15,7 @@ use super::driver::NvidiaDriver;
 use crate::compile::{Compiler, Target, in_parallel};
 use crate::cubin_cache::CubinCache;
 use crate::driver::{Fault, Kernel};
+use crate::limits::{self, GpuLimits};
 use crate::nvrtc::Nvrtc;
 
 /// What a GPU is.
@@ -120,9 +121,11 @@ pub struct Gpu {
     device: CUdevice,
     /// The one that all of the process share.
     context: CUcontext,
-    api: Api,
+    pub(super) api: Api,
     compiler: Compiler,
     loaded: Mutex<Loaded>,
+    /// Once somebody asked for them.
+    limits: Mutex<Option<GpuLimits>>,
 }
 
 #[derive(Default)]
@@ -162,7 +165,15 @@ impl Gpu {
         // SAFETY: it writes one pointer.
         check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })
             .map_err(|Fault(error)| Fault(format!("{info}: {error}")))?;
-        Ok(Arc::new(Gpu { info, device, context, api, compiler, loaded: Mutex::default() }))
+        Ok(Arc::new(Gpu {
+            info,
+            device,
+            context,
+            api,
+            compiler,
+            loaded: Mutex::default(),
+            limits: Mutex::default(),
+        }))
     }
 
     /// Loads files of kernels; those that have to be compiled are compiled at the same time, by all processors. What is loaded
@@ -199,6 +210,18 @@ impl Gpu {
     /// Whatever the driver says.
     pub fn driver(self: &Arc<Self>, enforce_eager: bool) -> Result<NvidiaDriver, Fault> {
         NvidiaDriver::new(self.clone(), enforce_eager)
+    }
+
+    /// What it does at best: measured the first time, in less than a second. Whatever else runs on it then makes that less.
+    ///
+    /// # Errors
+    /// Whatever the driver says.
+    pub fn limits(self: &Arc<Self>) -> Result<GpuLimits, Fault> {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if limits.is_none() {
+            *limits = Some(limits::measure(&self.driver(true)?, &self.driver(false)?)?);
+        }
+        Ok(limits.expect("they were measured"))
     }
 
     /// A number that no other GPU has, in any process; of one that has none, its ordinal.

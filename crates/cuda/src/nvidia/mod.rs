@@ -2,6 +2,7 @@
 
 mod api;
 mod driver;
+mod events;
 mod gpu;
 mod graph;
 mod pending;

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <fcntl.h>
 #include <thread>
+#include <time.h>
 #include <unistd.h>
 
 namespace fake {
@@ -104,7 +105,15 @@ struct Stream {
 struct Event {
   Stream *stream = nullptr;
   u64 after = 0;
+  // 0: not yet.
+  double ms = 0;
 };
+
+double now_ms() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+}
 typedef std::vector<Work> Graph;
 typedef void (*Run)(const u32 *, u32, u32, void **, u32);
 struct Function {
@@ -133,7 +142,7 @@ std::vector<Device> &devices = *new std::vector<Device>(number("FAKE_GPUS", 1));
 std::map<u64, Allocation> &memory = *new std::map<u64, Allocation>;
 std::vector<Stream *> &streams = *new std::vector<Stream *>;
 std::map<std::string, Function> &functions = *new std::map<std::string, Function>;
-u32 graph_launches = 0;
+u32 graph_launches = 0, marks = 0;
 thread_local Device *bound = nullptr;
 
 // Whether these bytes are of one allocation.
@@ -152,6 +161,7 @@ using namespace fake;
 extern "C" {
 
 u32 fake_graph_launches() { return graph_launches; }
+u32 fake_marks() { return marks; }
 // For libraries that put work into streams: which GPU the thread has, and such work.
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
 void fake_add(Stream *stream, Work work) { stream->add(work); }
@@ -297,7 +307,19 @@ int cuStreamSynchronize(Stream *stream) { return stream->is_captured ? INVALID_V
 int cuStreamQuery(Stream *stream) { return stream->is_captured ? INVALID_VALUE : stream->query(); }
 int cuEventCreate(Event **event, u32) { return *event = new Event, SUCCESS; }
 int cuEventDestroy_v2(Event *event) { return delete event, SUCCESS; }
-int cuEventRecord(Event *event, Stream *stream) { return *event = {stream, stream->all()}, SUCCESS; }
+int cuEventRecordWithFlags(Event *event, Stream *stream, u32 flags) {
+  // Within a capture one that is outside of it is meant, elsewhere there is none.
+  if (flags != u32(stream->is_captured)) return INVALID_VALUE;
+  if (!stream->is_captured) *event = {stream};
+  stream->add([=] { return event->ms = now_ms(), int(SUCCESS); });
+  if (!stream->is_captured) event->after = stream->all();
+  return marks++, SUCCESS;
+}
+int cuEventRecord(Event *event, Stream *stream) { return cuEventRecordWithFlags(event, stream, 0); }
+int cuEventElapsedTime(float *ms, Event *from, Event *to) {
+  if (from->ms == 0 || to->ms == 0) return INVALID_VALUE;
+  return *ms = to->ms - from->ms, SUCCESS;
+}
 int cuEventSynchronize(Event *event) {
   if (event->stream) event->stream->wait(event->after);
   return SUCCESS;

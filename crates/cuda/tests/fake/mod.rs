@@ -42,6 +42,7 @@ fn compiled() -> Option<PathBuf> {
     let sources = [
         ("libcuda.so.1", driver.as_str()),
         ("libnvrtc.so.13", include_str!("libnvrtc.cpp")),
+        ("libtool.so", include_str!("libtool.cpp")),
         ("libnccl.so.2", include_str!("libnccl.cpp")),
         ("libcublasLt.so.13", include_str!("libcublaslt.cpp")),
     ];

@@ -20,6 +20,8 @@ pub struct Candidate {
     pub isa: Isa,
     /// By point.
     pub measured: Vec<Measured>,
+    /// What its GPUs do at best; `None` if it has none.
+    pub gpus: Option<Limits>,
     resident: Resident,
     load_peak: u64,
 }
@@ -52,14 +54,9 @@ impl Candidate {
         let mut resident = Resident::new(baseline.clone());
         let (loaded, load_peak) = resident.during(load);
         let measured = || points.iter().map(|_| Measured::default()).collect();
-        Ok(loaded?.map(|(name, engine)| Candidate {
-            name,
-            engine,
-            isa,
-            measured: measured(),
-            resident,
-            load_peak,
-        }))
+        let Some((name, engine)) = loaded? else { return Ok(None) };
+        let gpus = Limits::of_gpus(&engine)?;
+        Ok(Some(Candidate { name, engine, isa, measured: measured(), gpus, resident, load_peak }))
     }
 
     /// What weights are kept as.

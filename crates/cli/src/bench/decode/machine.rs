@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use cpu::limits::{self, ReadBandwidth};
+use engine::{Engine, EngineError, HostGpus};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::limits::{BUFFER_BYTES, config};
+use crate::report;
 
 /// What so many threads could do at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Read bandwidth of memory, GB/s.
+    /// Read bandwidth of memory; of GPUs that of copying. GB/s.
     pub bandwidth: f64,
-    /// Fused multiply-adds of f32, GFLOP/s.
+    /// Fused multiply-adds of f32; of GPUs products of bfloat16. GFLOP/s.
     pub flops: f64,
 }
 
@@ -46,6 +48,20 @@ struct Sample {
     limits: Limits,
     taken: Instant,
     serves: Duration,
+}
+
+impl Limits {
+    /// Those of all GPUs of an engine's ranks; `None` if these are the processor's.
+    ///
+    /// # Errors
+    /// A GPU can't be measured.
+    pub fn of_gpus(engine: &Engine) -> Result<Option<Limits>, EngineError> {
+        let of_all = |gpus: HostGpus| {
+            let all = report::Limits::of_gpus(&gpus);
+            Limits { bandwidth: all.bytes_per_s / 1e9, flops: all.flops_per_s / 1e9 }
+        };
+        Ok(engine.host_gpus()?.map(of_all))
+    }
 }
 
 impl Machine {

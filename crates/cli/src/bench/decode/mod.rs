@@ -210,10 +210,11 @@ fn measure(candidates: &mut [Candidate], points: &[Point], repeats: usize) -> Re
                 if round == 0 {
                     candidate.warm_up(i, &points[i], &requests)?;
                 }
-                let threads = candidate.threads();
-                let before = machine.limits(threads);
+                let (threads, gpus) = (candidate.threads(), candidate.gpus);
+                // What a GPU does at best does not change from run to run.
+                let before = gpus.unwrap_or_else(|| machine.limits(threads));
                 let timing = candidate.run(i, &requests)?;
-                let limits = before.mean(machine.limits(threads));
+                let limits = before.mean(gpus.unwrap_or_else(|| machine.limits(threads)));
                 candidate.measured[i].runs.push(Run { timing, limits });
                 bar.inc(1);
             }

@@ -44,6 +44,7 @@ pub fn row(candidate: &Candidate, point: &Point, measured: &Measured) -> Result<
         "quantization": engine.kept_as().quantization.map(Quantization::name),
         "kv_cache_dtype": engine.kv_cache_dtype().name(),
         "isa": candidate.isa.to_string(),
+        "device": if candidate.gpus.is_some() { "cuda" } else { "cpu" },
         "batch": point.batch,
         "prompt": point.prompt,
         "gen": point.generate,

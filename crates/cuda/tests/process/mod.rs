@@ -1,11 +1,12 @@
-//! Tests whose process finds the stand-ins of NVIDIA's libraries: a process loads a library once, so each runs in one of its own.
+//! Tests that run in processes of their own, where libraries that stand for NVIDIA's are found.
 
 use std::process::Command;
 
 use cuda::{CubinCache, Gpu, NvidiaDriver};
 use libloading::Library;
 
-use crate::fake;
+#[path = "../fake/mod.rs"]
+mod fake;
 
 /// Set in the process where a test's body runs.
 const BODY: &str = "ANYSPLIT_TEST_BODY";
@@ -16,10 +17,12 @@ pub fn with_libraries(test: &str, variables: &[(&str, &str)], body: fn()) {
         return body();
     }
     let Some(folder) = fake::libraries() else { return };
+    // The folder may be there from an earlier run; what that compiled is not to count.
+    let cache = tempfile::tempdir().expect("a folder");
     let output = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture"])
         .env("LD_LIBRARY_PATH", fake::search_path(folder))
-        .env("XDG_CACHE_HOME", folder.join(test))
+        .env("XDG_CACHE_HOME", cache.path())
         .env(BODY, "1")
         .envs(variables.iter().copied())
         .output()
@@ -38,12 +41,10 @@ pub fn counted(library: &str, function: &str) -> u32 {
     unsafe { count() }
 }
 
-/// How many graphs were launched.
 pub fn graph_launches() -> u32 {
     counted("libcuda.so.1", "fake_graph_launches")
 }
 
-/// A stream on the GPU that there is.
 pub fn driver(enforce_eager: bool) -> NvidiaDriver {
     let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
     gpu.driver(enforce_eager).expect("a stream")

@@ -1,0 +1,39 @@
+//! What the GPUs of this host's ranks do at best.
+
+use cuda::{CubinCache, Fault, Gpu, GpuLimits};
+use model::ModelError;
+use tensor::DeviceError;
+
+use crate::{Engine, EngineError};
+
+/// GPUs that are alike, of which the first was measured.
+#[derive(Clone, Copy, Debug)]
+pub struct HostGpus {
+    /// How many ranks of this host have theirs among.
+    pub count: usize,
+    /// What one does.
+    pub each: GpuLimits,
+}
+
+/// What a GPU does at best, by its number, measured in less than a second beside whatever else runs on it.
+///
+/// # Errors
+/// There is no such GPU, nothing to compile kernels with, or no memory to read.
+pub fn gpu_limits(ordinal: u32) -> Result<GpuLimits, EngineError> {
+    let limits = Gpu::open(ordinal, &CubinCache::of_user()).and_then(|gpu| gpu.limits());
+    let failed = |Fault(message)| DeviceError { device: format!("GPU {ordinal}"), message };
+    Ok(limits.map_err(failed).map_err(ModelError::from)?)
+}
+
+impl Engine {
+    /// Measures the GPUs of this host's ranks; `None` if ranks are the processor's.
+    ///
+    /// # Errors
+    /// There is no memory left to measure with.
+    pub fn host_gpus(&self) -> Result<Option<HostGpus>, EngineError> {
+        if !self.is_on_gpus() {
+            return Ok(None);
+        }
+        Ok(Some(HostGpus { count: self.places.len(), each: gpu_limits(0)? }))
+    }
+}

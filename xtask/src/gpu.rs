@@ -1,0 +1,73 @@
+//! Whoever has a GPU for ten minutes gets everything: `pack` makes a folder that needs nothing but a driver, `run` measures there.
+
+mod bits;
+mod command;
+mod pack;
+mod parts;
+mod speed;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub const USAGE: &str = "\
+usage: cargo xtask gpu pack [--profile NAME] [--out FOLDER]   builds, and packs what a machine with a GPU needs
+       cargo xtask gpu run [--folder FOLDER] [--profile NAME] [--only PART,PART] [--seconds N] [--out FILE]
+                                                             runs all of it here; without a packed folder builds first";
+
+/// Where it is packed to.
+const FOLDER: &str = "target/gpu/anysplit-gpu";
+/// What it is built with.
+const PROFILE: &str = "gpu";
+/// What all parts of a run may take together.
+const SECONDS: u64 = 590;
+
+/// Options by their names, each with a value.
+struct Options(Vec<(String, String)>);
+
+impl Options {
+    fn of(args: &[String], known: &[&str]) -> Result<Self, String> {
+        let pair = |pair: &[String]| match pair {
+            [name, value] if known.contains(&name.as_str()) => Ok((name.clone(), value.clone())),
+            _ => Err(format!("gpu: {:?} is not understood\n{USAGE}", pair.join(" "))),
+        };
+        Ok(Options(args.chunks(2).map(pair).collect::<Result<_, _>>()?))
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// `cargo xtask gpu …`, or the same from a packed folder.
+pub fn run(root: &Path, args: &[String]) -> Result<String, String> {
+    let (command, rest) = args.split_first().ok_or(USAGE)?;
+    match command.as_str() {
+        "pack" => {
+            let options = Options::of(rest, &["--profile", "--out"])?;
+            let out = options.get("--out").map_or_else(|| root.join(FOLDER), PathBuf::from);
+            let packed = pack::folder(root, options.get("--profile").unwrap_or(PROFILE), &out)?;
+            pack::archive(&packed, pack::MOST_BYTES)
+        }
+        "run" => {
+            let options = Options::of(rest, &["--folder", "--profile", "--only", "--seconds", "--out"])?;
+            let folder = match options.get("--folder") {
+                Some(folder) => PathBuf::from(folder),
+                None => pack::folder(root, options.get("--profile").unwrap_or(PROFILE), &root.join(FOLDER))?,
+            };
+            let seconds = match options.get("--seconds").map(str::parse) {
+                None => SECONDS,
+                Some(Ok(seconds)) => seconds,
+                Some(Err(_)) => return Err(format!("gpu: --seconds is a whole number\n{USAGE}")),
+            };
+            let only: Option<Vec<&str>> = options.get("--only").map(|only| only.split(',').collect());
+            let report = parts::all(&folder, only.as_deref(), Duration::from_secs(seconds))?;
+            let file = options.get("--out").map_or_else(|| folder.join("results.json"), PathBuf::from);
+            std::fs::write(&file, report.json().to_string() + "\n")
+                .map_err(|error| format!("gpu: {}: {error}", file.display()))?;
+            let told = format!("{}\ngpu: {}", report.table(), file.display());
+            if report.is_good() { Ok(told) } else { Err(told) }
+        }
+        other => Err(format!("gpu: there is no {other:?}\n{USAGE}")),
+    }
+}

@@ -1,0 +1,112 @@
+//! Programs that are run for a limited time.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Where programs run, and until when.
+pub struct Place {
+    /// The packed folder.
+    pub folder: PathBuf,
+    /// Programs that run longer are ended.
+    pub deadline: Instant,
+    /// What the part may take, for who asks why.
+    pub limit: Duration,
+}
+
+/// How often it is looked whether a program has ended.
+const LOOK: Duration = Duration::from_millis(20);
+
+impl Place {
+    /// Whether the part's time is over.
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    /// A program of the folder, or of the system.
+    pub fn command(&self, program: &str) -> Command {
+        let own = self.folder.join(program);
+        let mut command = Command::new(if own.is_file() { &own } else { Path::new(program) });
+        command.current_dir(&self.folder);
+        let libraries = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+        let libraries = std::env::split_paths(&libraries).chain([self.folder.join("lib")]);
+        if let Ok(libraries) = std::env::join_paths(libraries) {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
+        command
+    }
+
+    /// Runs it: what it printed.
+    ///
+    /// # Errors
+    /// It could not be started, took too long, or failed: its last line of errors.
+    pub fn run(&self, command: &mut Command) -> Result<String, String> {
+        let logs = self.folder.join("logs");
+        fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
+        let name = command.get_program().to_string_lossy().rsplit('/').next().unwrap_or_default().to_owned();
+        let number = fs::read_dir(&logs).map_or(0, Iterator::count) / 2;
+        let log = |kind: &str| logs.join(format!("{number:03}-{name}.{kind}"));
+        let file =
+            |kind: &str| File::create(log(kind)).map_err(|error| format!("{}: {error}", log(kind).display()));
+        command.stdin(Stdio::null()).stdout(file("out")?).stderr(file("err")?);
+        // In a group of its own, so that all that it starts ends with it.
+        let mut child = command.process_group(0).spawn().map_err(|error| format!("{name}: {error}"))?;
+        let status = loop {
+            match child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) if Instant::now() < self.deadline => thread::sleep(LOOK),
+                Ok(None) => {
+                    let group = format!("-{}", child.id());
+                    let ended = Command::new("kill").args(["-KILL", "--", &group]).status();
+                    if !ended.is_ok_and(|status| status.success()) {
+                        child.kill().ok();
+                    }
+                    child.wait().ok();
+                    return Err(format!(
+                        "{name} took longer than the {:.0} s of this part",
+                        self.limit.as_secs_f64()
+                    ));
+                }
+                Err(error) => return Err(format!("{name}: {error}")),
+            }
+        };
+        let read =
+            |kind: &str| String::from_utf8_lossy(&fs::read(log(kind)).unwrap_or_default()).into_owned();
+        match status.success() {
+            true => Ok(read("out")),
+            false => Err(format!("{name}: {status}{}", cause(&read("err"), &read("out")))),
+        }
+    }
+
+    /// The same of a program that prints JSON.
+    ///
+    /// # Errors
+    /// See [`Place::run`]; or it is something else.
+    pub fn json(&self, command: &mut Command) -> Result<Value, String> {
+        let printed = self.run(command)?;
+        serde_json::from_str(&printed).map_err(|error| {
+            let begin: String = printed.chars().take(80).collect();
+            format!("{}: {error} in {begin:?}", command.get_program().to_string_lossy())
+        })
+    }
+
+    /// The command line's program, with these words.
+    pub fn anysplit(&self, words: &str) -> Command {
+        let mut command = self.command("anysplit");
+        command.args(words.split_whitespace());
+        command
+    }
+}
+
+/// The line that says why a program failed, if one does.
+fn cause(errors: &str, output: &str) -> String {
+    let says = |line: &&str| line.contains("error") || line.contains("panicked") || line.contains("ERROR");
+    let line = errors.lines().find(says).or_else(|| output.lines().find(says));
+    let line = line.or_else(|| errors.lines().rfind(|line| !line.trim().is_empty()));
+    line.map_or(String::new(), |line| format!(": {}", line.trim()))
+}

@@ -1,0 +1,178 @@
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::gpu::table::Outcome;
+
+/// A packed folder whose programs are these scripts.
+fn folder(programs: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, script) in [("anysplit", "exit 1")].iter().chain(programs) {
+        let file = folder.path().join(name);
+        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("a script");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("it may be run");
+    }
+    folder
+}
+
+fn says(place: &Place) -> Result<Vec<Row>, String> {
+    place.run(&mut place.command("says")).map(|said| vec![Row::ok(said.trim())])
+}
+
+fn fails(place: &Place) -> Result<Vec<Row>, String> {
+    place.run(&mut place.command("fails")).map(|_| Vec::new())
+}
+
+fn hangs(place: &Place) -> Result<Vec<Row>, String> {
+    place.run(&mut place.command("hangs")).map(|_| Vec::new())
+}
+
+fn results(report: &Report) -> Vec<(&str, &Outcome)> {
+    report.rows.iter().map(|row| (row.part.as_str(), &row.result)).collect()
+}
+
+#[test]
+fn a_part_that_fails_or_hangs_is_nothing_to_the_others() {
+    let left = "sleep 300 & echo $! > left; wait";
+    let folder =
+        folder(&[("says", "echo fine"), ("fails", "echo 'error: no luck' >&2; exit 3"), ("hangs", left)]);
+    let parts = [
+        Part { name: "fails", limit: 9, run: fails },
+        Part { name: "hangs", limit: 1, run: hangs },
+        Part { name: "says", limit: 9, run: says },
+    ];
+    let report = run(&parts, folder.path(), None, Duration::from_secs(60)).expect("a report");
+    let failed = Outcome::Failed("fails: exit status: 3: error: no luck".into());
+    let hung = Outcome::Failed("hangs took longer than the 1 s of this part".into());
+    assert_eq!(results(&report), [("fails", &failed), ("hangs", &hung), ("fine", &Outcome::Ok)]);
+    assert!(!report.is_good() && report.seconds < 30.0);
+    // What it started has ended too.
+    let left = fs::read_to_string(folder.path().join("left")).expect("a number");
+    let stat = fs::read_to_string(format!("/proc/{}/stat", left.trim())).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+}
+
+#[test]
+fn what_is_left_of_the_time_is_what_parts_get() {
+    let folder = folder(&[("says", "echo fine"), ("hangs", "sleep 300")]);
+    let parts = [Part { name: "hangs", limit: 100, run: hangs }, Part { name: "says", limit: 9, run: says }];
+    let report = run(&parts, folder.path(), None, Duration::from_secs(1)).expect("a report");
+    let hung = Outcome::Failed("hangs took longer than the 1 s of this part".into());
+    assert_eq!(results(&report), [("hangs", &hung), ("says", &Outcome::Skipped("no time was left".into()))]);
+    let one = run(&parts, folder.path(), Some(&["says"]), Duration::from_secs(60)).expect("a report");
+    assert_eq!(results(&one), [("fine", &Outcome::Ok)]);
+    let unknown = run(&parts, folder.path(), Some(&["sings"]), Duration::from_secs(60)).err();
+    assert_eq!(unknown.as_deref(), Some("gpu: there is no part \"sings\"; there are hangs, says"));
+}
+
+#[test]
+fn all_parts_together_fit_in_a_run() {
+    assert!(PARTS.iter().map(|part| part.limit).sum::<u64>() <= crate::gpu::SECONDS);
+}
+
+/// A command line's program that computes nothing and tells what it should, but for what `wrong` says.
+fn anysplit(wrong: &str) -> String {
+    format!(
+        r#"words="$*"
+{wrong}
+case $words in
+  bench\ limits*) echo '{{"rows":[{{"copy_gb_s":4000,"read_gb_s":4100,"bf16_tflop_s":600,"launch_us":2.5,"graph_launch_us":1.2}}]}}' ;;
+  bench\ decode*fast*) echo '{{"rows":[{{"batch":1,"prompt":4096,"decode_tokens_per_s":230,"decode_roofline_fraction":0.8,"prefill_flops_fraction":0.71}}]}}' ;;
+  bench\ decode*) echo '{{"rows":[{{"batch":1,"prompt":128,"decode_tokens_per_s":200,"decode_roofline_fraction":0.76,"load_s":9}},
+    {{"batch":64,"prompt":128,"decode_tokens_per_s":5000}},{{"batch":1,"prompt":4096,"prefill_tokens_per_s":20000,"prefill_flops_fraction":0.5}}]}}' ;;
+  bench\ comm*) echo '{{"rows":[{{"time_us_p50":4.5,"wrong":0}}]}}' ;;
+  score*) echo '{{"logprobs":[null,-1.25]}}' ;;
+  generate*prompt-file*) awk 'BEGIN {{ printf "[" ; for (i = 0; i < 33; i++) printf "%s{{\"token_ids\":[7,8]}}", i ? "," : "" ; print "]" }}' ;;
+  generate*) echo '{{"token_ids":[7,8]}}' ;;
+esac"#
+    )
+}
+
+/// What the real parts make of such a program.
+fn real(wrong: &str, only: &[&str]) -> (TempDir, Report) {
+    let golden =
+        json!({ "prompt_token_ids": [1, 2], "logprobs": [null, -1.2501], "greedy_token_ids": [7, 8] });
+    let folder = folder(&[
+        ("anysplit", &anysplit(wrong)),
+        ("golden/one/golden.json", ""),
+        ("tests/gpu", "echo 'test bits ... ok'"),
+        ("compute-sanitizer", "exit 0"),
+        (
+            "python3",
+            "case $* in *eager*) echo '{\"decode_tokens_per_s\":50}' ;; *way*) echo '{\"decode_tokens_per_s\":160}' ;; esac",
+        ),
+        (
+            "cuda_bench",
+            "echo '{\"rows\":[{\"name\":\"qkv\",\"kind\":\"gemv\",\"of_copy\":0.9},{\"name\":\"gemm\",\"kind\":\"gemm\",\"of_bf16\":0.6}]}'",
+        ),
+    ]);
+    fs::write(folder.path().join("golden/one/golden.json"), golden.to_string()).expect("a file");
+    let report =
+        all(folder.path(), (!only.is_empty()).then_some(only), Duration::from_secs(120)).expect("a report");
+    (folder, report)
+}
+
+#[test]
+fn every_part_tells_its_figures_and_targets() {
+    let (_folder, report) = real("", &[]);
+    assert!(report.is_good(), "{}", report.table());
+    let met = |part: &str| {
+        let row = report
+            .rows
+            .iter()
+            .find(|row| row.part == part)
+            .unwrap_or_else(|| panic!("no {part}: {}", report.table()));
+        row.is_met()
+    };
+    assert_eq!(met("decode, batch 1, of copying"), Some(true));
+    assert_eq!(met("batch 64 beside batch 1"), Some(false), "25 times are not 30");
+    assert_eq!(met("prefill of 4096, of mma.sync"), Some(false));
+    assert_eq!(met("fast: prefill of 4096, of mma.sync"), Some(true));
+    assert_eq!((met("qkv"), met("gemm")), (Some(true), None));
+    assert_eq!(
+        (met("beside transformers, eager"), met("beside transformers, compiled")),
+        (Some(true), Some(false))
+    );
+    assert_eq!(met("start, kernels cached"), Some(true));
+    assert_eq!((met("bits: batch 33"), met("memcheck tests/gpu"), met("goldens")), (None, None, None));
+}
+
+#[test]
+fn wrong_results_are_failures() {
+    let failed = |wrong: &str, only: &str| -> Vec<String> {
+        let (_folder, report) = real(wrong, &[only]);
+        let is_failed = |row: &&Row| matches!(row.result, Outcome::Failed(_));
+        report.rows.iter().filter(is_failed).map(|row| row.part.clone()).collect()
+    };
+    let other = "case $words in score*tp\\ 3*) echo '{\"logprobs\":[null,-1.2500001]}'; exit 0 ;; esac";
+    assert_eq!(failed(other, "bits"), ["bits: tp 3"]);
+    let tokens = "case $words in generate*eager*) echo '{\"token_ids\":[7,9]}'; exit 0 ;; esac";
+    assert_eq!(
+        failed(tokens, "bits"),
+        ["bits: without graphs", "bits: in chunks of 64, tp 2, without graphs"]
+    );
+    let far = "case $words in score*) echo '{\"logprobs\":[null,-1.26]}'; exit 0 ;; esac";
+    assert_eq!(failed(far, "goldens"), ["golden one"]);
+    let sums =
+        "case $words in bench\\ comm*4*) echo '{\"rows\":[{\"time_us_p50\":4,\"wrong\":1}]}'; exit 0 ;; esac";
+    assert_eq!(failed(sums, "comm"), ["all-reduce of 16 KB, 4 ranks"]);
+    let nothing = "case $words in bench\\ decode*) echo '{\"rows\":[]}'; exit 0 ;; esac";
+    assert_eq!(failed(nothing, "decode"), ["decode"]);
+}
+
+#[test]
+fn tests_without_a_gpu_are_no_tests_of_one() {
+    let folder = folder(&[("tests/gpu", "echo 'skipped: no NVIDIA driver' >&2; echo 'test bits ... ok'")]);
+    let report = all(folder.path(), Some(&["conformance"]), Duration::from_secs(60)).expect("a report");
+    assert_eq!(results(&report), [("tests/gpu", &Outcome::Failed("no NVIDIA driver".into()))]);
+}
+
+#[test]
+fn a_folder_that_nobody_packed_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let error = all(folder.path(), None, Duration::from_secs(9)).err().expect("there is nothing");
+    assert!(error.ends_with("has no program `anysplit`; `cargo xtask gpu pack` makes it"), "{error}");
+}

@@ -1,0 +1,162 @@
+//! How fast it is, beside what the GPU does at best and beside transformers.
+
+use std::fs;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::command::Place;
+use super::parts::{note, noted};
+use super::table::{Row, Target};
+
+/// What the shape of the large model is called in the folder.
+pub const SHAPE: &str = "shapes/llama-3.1-8b";
+
+/// What the GPU does at best.
+pub fn limits(place: &Place) -> Result<Vec<Row>, String> {
+    let told = place.json(&mut place.anysplit("bench limits --device cuda --json"))?;
+    let row = &told["rows"][0];
+    let figure = |name: &str, key: &str, unit| {
+        note(place, key, &row[key]);
+        Row::figure(name, &row[key], 1.0, unit)
+    };
+    Ok(vec![
+        figure("memory, copied", "copy_gb_s", "GB/s"),
+        figure("memory, read", "read_gb_s", "GB/s"),
+        figure("bf16 by mma.sync", "bf16_tflop_s", "TFLOP/s"),
+        figure("launch", "launch_us", "µs"),
+        figure("launch in a graph", "graph_launch_us", "µs"),
+    ])
+}
+
+/// Each kernel's share of what limits it.
+pub fn kernels(place: &Place) -> Result<Vec<Row>, String> {
+    let told = place.json(place.command("cuda_bench").arg("--json"))?;
+    let rows =
+        told["rows"].as_array().filter(|rows| !rows.is_empty()).ok_or("cuda_bench told of no kernels")?;
+    let row = |row: &Value| {
+        let name = row["name"].as_str().unwrap_or("?").to_owned();
+        let is_gemv = row["kind"] == "gemv";
+        match row["of_copy"].is_number() {
+            true => {
+                let figure = Row::figure(name, &row["of_copy"], 100.0, "% of copying");
+                if is_gemv { figure.target(Target::AtLeast(85.0)) } else { figure }
+            }
+            false => Row::figure(name, &row["of_bf16"], 100.0, "% of mma.sync"),
+        }
+    };
+    Ok(rows.iter().map(row).collect())
+}
+
+fn bench(place: &Place, words: &str) -> Result<Vec<Value>, String> {
+    let shape =
+        format!("--model {SHAPE} --load-format random --dtype bfloat16 --device cuda --repeats 1 --json");
+    let mut told = place.json(&mut place.anysplit(&format!("bench decode {shape} {words}")))?;
+    match told["rows"].take() {
+        Value::Array(rows) => Ok(rows),
+        other => Err(format!("bench decode told {other}")),
+    }
+}
+
+fn row_of(rows: &[Value], batch: u64, prompt: u64) -> Result<&Value, String> {
+    let is_it = |row: &&Value| row["batch"] == batch && row["prompt"] == prompt;
+    rows.iter()
+        .find(is_it)
+        .ok_or_else(|| format!("bench decode has no row of batch {batch}, prompt {prompt}"))
+}
+
+/// The shape of Llama-3.1-8B with random weights, in canonical order.
+pub fn decode(place: &Place) -> Result<Vec<Row>, String> {
+    // One load for all.
+    let rows = bench(
+        place,
+        "--reduction canonical --prompt-len 128,4096 --gen-len 64 --batch-size 1,64 --max-model-len 8192",
+    )?;
+    let (one, many, long) = (row_of(&rows, 1, 128)?, row_of(&rows, 64, 128)?, row_of(&rows, 1, 4096)?);
+    note(place, "decode_tokens_per_s", &one["decode_tokens_per_s"]);
+    let speed = |row: &Value| row["decode_tokens_per_s"].as_f64();
+    let ratio = speed(one).zip(speed(many)).map_or(Value::Null, |(one, many)| (many / one).into());
+    Ok(vec![
+        Row::figure("decode, batch 1", &one["decode_tokens_per_s"], 1.0, "tokens/s"),
+        Row::figure("decode, batch 1, of copying", &one["decode_roofline_fraction"], 100.0, "%")
+            .target(Target::AtLeast(75.0)),
+        Row::figure("decode, batch 64", &many["decode_tokens_per_s"], 1.0, "tokens/s"),
+        Row::figure("batch 64 beside batch 1", &ratio, 1.0, "times").target(Target::AtLeast(30.0)),
+        Row::figure("prefill of 4096", &long["prefill_tokens_per_s"], 1.0, "tokens/s"),
+        Row::figure("prefill of 4096, of mma.sync", &long["prefill_flops_fraction"], 100.0, "%")
+            .target(Target::AtLeast(55.0)),
+        Row::figure("load of 16 GB at random", &one["load_s"], 1.0, "s"),
+    ])
+}
+
+/// The same without the promise of equal bits.
+pub fn fast(place: &Place) -> Result<Vec<Row>, String> {
+    let rows =
+        bench(place, "--reduction fast --prompt-len 4096 --gen-len 64 --batch-size 1 --max-model-len 8192")?;
+    let long = row_of(&rows, 1, 4096)?;
+    Ok(vec![
+        Row::figure("fast: decode behind 4096", &long["decode_tokens_per_s"], 1.0, "tokens/s"),
+        Row::figure("fast: decode, of copying", &long["decode_roofline_fraction"], 100.0, "%"),
+        Row::figure("fast: prefill of 4096, of mma.sync", &long["prefill_flops_fraction"], 100.0, "%")
+            .target(Target::AtLeast(70.0)),
+    ])
+}
+
+/// All-reduces of 16 KB between ranks on one card, and whether their results are right.
+pub fn comm(place: &Place) -> Result<Vec<Row>, String> {
+    let of = |ranks: u32| {
+        let name = format!("all-reduce of 16 KB, {ranks} ranks");
+        let words = format!(
+            "bench comm --backend peer --op all_reduce --min-bytes 16K --max-bytes 16K --tp {ranks} --json"
+        );
+        let told = match place.json(&mut place.anysplit(&words)) {
+            Ok(told) => told,
+            Err(why) => return Row::failed(name, why),
+        };
+        let row = &told["rows"][0];
+        match row["wrong"].as_u64() {
+            Some(0) => Row::figure(name, &row["time_us_p50"], 1.0, "µs"),
+            _ => Row::failed(name, format!("{} wrong results", row["wrong"])),
+        }
+    };
+    Ok([2, 4, 8].map(of).into())
+}
+
+/// From the command to the first token, with kernels compiled and with kernels found.
+pub fn start_up(place: &Place) -> Result<Vec<Row>, String> {
+    let cache = place.folder.join("logs").join("cache");
+    fs::remove_dir_all(&cache).ok();
+    let once = || -> Result<f64, String> {
+        let began = Instant::now();
+        let mut command = place.anysplit("generate --device cuda --max-tokens 1 --json --prompt-ids 5,6,7");
+        place.json(command.env("XDG_CACHE_HOME", &cache))?;
+        Ok(began.elapsed().as_secs_f64())
+    };
+    let [cold, warm] = [once()?, once()?];
+    Ok(vec![
+        Row::figure("start, kernels compiled", &cold.into(), 1.0, "s").target(Target::Below(10.0)),
+        Row::figure("start, kernels cached", &warm.into(), 1.0, "s").target(Target::Below(2.0)),
+    ])
+}
+
+/// transformers on the same shape, if it is there: with a static cache and compiled, and as it comes.
+pub fn transformers(place: &Place) -> Result<Vec<Row>, String> {
+    if place.run(place.command("python3").args(["-c", "import torch, transformers"])).is_err() {
+        return Ok(vec![Row::skipped("transformers", "python3 has no torch and transformers")]);
+    }
+    let ours = noted(place, "decode_tokens_per_s").ok_or("`decode` told no tokens/s to compare with")?;
+    let mut rows = Vec::new();
+    for (way, least) in [("eager", 3.0), ("compiled", 1.3)] {
+        let mut command = place.command("python3");
+        let told = place.json(command.args(["transformers_decode.py", "--shape", SHAPE, "--way", way]));
+        let name = format!("beside transformers, {way}");
+        rows.push(match told.map(|told| told["decode_tokens_per_s"].as_f64()) {
+            Ok(Some(theirs)) => {
+                Row::figure(name, &(ours / theirs).into(), 1.0, "times").target(Target::AtLeast(least))
+            }
+            Ok(None) => Row::failed(name, "it told no tokens/s"),
+            Err(why) => Row::failed(name, why),
+        });
+    }
+    Ok(rows)
+}
