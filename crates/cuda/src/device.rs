@@ -75,12 +75,14 @@ impl CudaDevice {
     /// An operation of this name in [`Device`].
     fn op<T>(&self, name: &'static str, run: impl FnOnce(&Queue) -> T) -> T {
         let Memory { driver, watch, .. } = &*self.queue.0;
+        self.queue.0.for_op(name);
         watch.op(&**driver, name, || run(&self.queue), |_| None)
     }
 
     /// One that makes a matrix.
     fn makes(&self, name: &'static str, run: impl FnOnce(&Queue) -> CudaTensor) -> CudaTensor {
         let Memory { driver, watch, .. } = &*self.queue.0;
+        self.queue.0.for_op(name);
         watch.op(&**driver, name, || run(&self.queue), |made| Some([made.rows, made.cols]))
     }
 
@@ -130,6 +132,7 @@ impl Device for CudaDevice {
     }
 
     fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> CudaWeight {
+        self.queue.0.for_op("weights");
         linear::pack(&self.queue, self.fast.as_ref(), source, spec)
     }
 
@@ -142,6 +145,7 @@ impl Device for CudaDevice {
     }
 
     fn alloc_kv(&self, spec: KvSpec) -> CudaKv {
+        self.queue.0.for_op("keys and values");
         CudaKv::new(&self.queue, spec)
     }
 

@@ -20,6 +20,10 @@ pub(crate) struct Memory {
     /// What nobody uses, by size.
     free: RefCell<BTreeMap<usize, BTreeSet<Address>>>,
     in_use: Cell<usize>,
+    /// In blocks that stay long.
+    held: Cell<usize>,
+    /// What asks for memory now.
+    asks: Cell<&'static str>,
     most: Cell<usize>,
     /// The first thing that went wrong since it was last asked for.
     fault: RefCell<Option<Fault>>,
@@ -46,6 +50,8 @@ impl Memory {
             watch: watch::Watch::new(),
             free: RefCell::default(),
             in_use: Cell::new(0),
+            held: Cell::new(0),
+            asks: Cell::new("an upload"),
             most: Cell::new(0),
             fault: RefCell::default(),
             watches: RefCell::default(),
@@ -57,13 +63,7 @@ impl Memory {
     pub fn block(self: &Rc<Self>, bytes: usize) -> Block {
         let bytes = rounded(bytes);
         let kept = self.free.borrow_mut().get_mut(&bytes).and_then(BTreeSet::pop_first);
-        let at = kept.or_else(|| match self.driver.alloc(bytes) {
-            Ok(at) => Some(at),
-            Err(_) => {
-                self.give_back();
-                self.note(self.driver.alloc(bytes))
-            }
-        });
+        let at = kept.or_else(|| self.new_memory(bytes));
         self.in_use.set(self.in_use.get() + bytes);
         self.most.set(self.most.get().max(self.in_use.get()));
         Block { memory: self.clone(), at: at.unwrap_or(0), bytes, is_kept: true }
@@ -73,11 +73,30 @@ impl Memory {
     /// steps need.
     pub fn exact_block(self: &Rc<Self>, bytes: usize) -> Block {
         let bytes = bytes.next_multiple_of(LEAST).max(LEAST);
-        let at = self.driver.alloc(bytes).ok().or_else(|| {
-            self.give_back();
-            self.note(self.driver.alloc(bytes))
-        });
+        let at = self.new_memory(bytes);
+        self.held.set(self.held.get() + bytes);
         Block { memory: self.clone(), at: at.unwrap_or(0), bytes, is_kept: false }
+    }
+
+    fn new_memory(&self, bytes: usize) -> Option<Address> {
+        if let Ok(at) = self.driver.alloc(bytes) {
+            return Some(at);
+        }
+        self.give_back();
+        let lacking = |Fault(why)| {
+            let gb = |bytes: &Cell<usize>| bytes.get() as f64 / 1e9;
+            let (held, in_use, asks) = (gb(&self.held), gb(&self.in_use), self.asks.get());
+            Fault(format!(
+                "{asks}: {why} (this rank has {held:.1} GB of weights and caches, and {in_use:.1} GB in use by steps); fewer \
+                 --max-num-batched-tokens or --max-num-seqs, or a smaller --gpu-memory-utilization, leaves more"
+            ))
+        };
+        self.note(self.driver.alloc(bytes).map_err(lacking))
+    }
+
+    /// Says what asks for memory from now on.
+    pub fn for_op(&self, name: &'static str) {
+        self.asks.set(name);
     }
 
     /// Keeps what went wrong until it is asked for; of several faults the first.
@@ -135,6 +154,7 @@ impl Drop for Memory {
 impl Drop for Block {
     fn drop(&mut self) {
         if !self.is_kept {
+            self.memory.held.set(self.memory.held.get() - self.bytes);
             if self.at != 0 {
                 self.memory.driver.free(self.at);
             }

@@ -159,6 +159,11 @@ fn load<M: MakeDevice>(
         let loader =
             Loader::new(&dev, &setup.source, &setup.layout, groups.at.tp, setup.options.kept, &count);
         let decoder = Decoder::load(&loader, &setup.stages[groups.at.pp]);
+        let decoder = decoder.and_then(|decoder| {
+            // What a device met while it loaded, too little memory, say, shows where something is read.
+            dev.download(&dev.alloc(1, 1))?;
+            Ok(decoder)
+        });
         (decoder.inspect_err(|error| groups.fail(error))?, loader.stats())
     };
     all_are_ready(&groups)
