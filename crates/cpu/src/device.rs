@@ -356,6 +356,11 @@ impl Device for CpuDevice {
         Ok(moe::routing_to_host(routing))
     }
 
+    fn count_choices(&self, routing: &CpuRouting, counts: &mut CpuTensor) -> Result<(), DeviceError> {
+        moe::count_choices(routing, counts.data_mut());
+        Ok(())
+    }
+
     fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> CpuRouting {
         moe::routing_from_host(choices, experts)
     }

@@ -292,5 +292,27 @@ DEVICE Join join(float m1, float m2) {
 }
 DEVICE float joined(Join by, float first, float second) { return fused(first, by.first, second * by.second); }
 
+// A row's segments of a head, in ascending order: `part_of` says where [m, l, o of head_dim] of a segment lies. The result goes
+// to `to`. A warp's work, of which each lane has every 32nd element.
+template <class PartOf> DEVICE void merge_segments(float *to, Range seen, u32 head_dim, PartOf part_of) {
+  constexpr u32 MOST = 8;
+  u32 lane = thread() % 32, first = seen.first / SEGMENT, end = (seen.end + SEGMENT - 1) / SEGMENT;
+  float m = lowest(), l = 0.0f, o[MOST] = {};
+  for (u32 segment = first; segment < end; segment++) {
+    const float *part = part_of(segment);
+    Join by = join(m, part[0]);
+    bool is_first = segment == first;
+    m = is_first ? part[0] : by.m;
+    l = is_first ? part[1] : joined(by, l, part[1]);
+    UNROLL for (u32 i = 0; i < MOST; i++)
+      if (i * 32 + lane < head_dim) {
+        float x = part[2 + i * 32 + lane];
+        o[i] = is_first ? x : joined(by, o[i], x);
+      }
+  }
+  UNROLL for (u32 i = 0; i < MOST; i++)
+    if (i * 32 + lane < head_dim) to[i * 32 + lane] = o[i] / l;
+}
+
 } // namespace attention
 #endif

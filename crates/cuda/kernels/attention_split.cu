@@ -1,5 +1,5 @@
 // Attention of a few rows of each sequence over caches of 8 and 16 bits: decode. A block has one segment of 1,024 positions of
-// one KV head; attention_merge joins segments.
+// one KV head; of the blocks of the same rows, the one that is done last joins what all of them have left.
 //
 // Limited by the bytes of keys and values, each read once per 16 rows (a row is a token with one of the heads that read the KV
 // head), 16 at a time per lane, straight into the registers that tensor cores take: should reach 80 % of what a copy reaches
@@ -19,7 +19,23 @@ struct SplitShared {
   float largest[SPLIT_WARPS][SPLIT_ROWS], keep[SPLIT_WARPS][SPLIT_ROWS], sum[SPLIT_WARPS][SPLIT_ROWS];
   float m[SPLIT_ROWS], l[SPLIT_ROWS];
   PackedRow rows[SPLIT_ROWS];
+  // One, filled up: what lies behind are pieces of 16 bytes.
+  u32 is_last[4];
 };
+
+// Whether all other blocks of `count` have come here, so that what they wrote before is there to be read.
+DEVICE bool comes_last(u32 *arrived, u32 count, u32 &is_last) {
+  fence();
+  sync_block();
+  if (thread() == 0) {
+    is_last = atomic_add(arrived, 1) == count - 1;
+    // For the next kernel.
+    if (is_last) *arrived = 0;
+    fence();
+  }
+  sync_block();
+  return is_last;
+}
 
 // A tile's blocks in the cache; nothing for those that no row of the warp sees.
 struct Records {
@@ -56,7 +72,8 @@ DEVICE void load_tiles(typename Lane<KIND>::Numbers (&v)[TILE_BLOCKS], const Rec
 template <Kind KIND>
 DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequence sequence, const u32 *tables, u32 item,
                   u32 pack, u32 num_heads, u32 num_kv_heads, u32 group, u32 first_in_group, u32 head_dim, Scoring scoring,
-                  u32 window, u32 segments, const u32 *places, Range rows, u32 per_head, Share share, u32 most_rows) {
+                  u32 window, u32 segments, const u32 *places, Range rows, u32 per_head, Share share, u32 most_rows,
+                  float *parts, u32 *arrived) {
   u32 kv_head = block_y(), tiles = (head_dim + 15) / 16, lane = thread() % 32, warp = thread() / 32, quad = lane / 4;
   Packed packed = packed_rows(sequence, rows, heads_of(kv_head, num_heads, group, first_in_group), window);
   u32 first = pack * SPLIT_ROWS;
@@ -149,7 +166,8 @@ DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequ
         for (u32 w = 0; w < count; w++)
           if (overlap(tile_of(round + w), seen)) o = fused(o, shared.keep[w][row], shared.part[w][row][col]);
       }
-      sync_block();
+      // The next slice's parts go where these were; the next round's, behind the barrier below.
+      if (slice + SLICE < tiles) sync_block();
     }
     if (thread() < SPLIT_ROWS) {
       u32 row = thread();
@@ -159,49 +177,62 @@ DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequ
           shared.l[row] = fused(shared.l[row], shared.keep[w][row], shared.sum[w][row]);
         }
     }
+    // The next round writes `largest`, `keep` and `sum`, which were read just now, and reads `m`; what follows reads the sums.
     sync_block();
   }
 
+  u32 of_rows = (any.end - 1) / SEGMENT - any.first / SEGMENT + 1;
+  auto part_of = [&](PackedRow of, u32 segment) {
+    u32 slot = places ? of.row - rows.first : item * most_rows + of.row - sequence.first_row;
+    u32 index = slot * segments + segment % segments;
+    u64 place = places ? places[index] + u64(of.head) * per_head : u64(index) * num_heads + of.head;
+    return (places ? out : parts) + place * (2 + head_dim);
+  };
+  auto result_of = [&](PackedRow of) { return out + (u64(of.row) * num_heads + of.head) * head_dim; };
   for (u32 at = thread(); at < SPLIT_ROWS * head_dim; at += threads()) {
     u32 i = at / head_dim, col = at % head_dim;
     PackedRow of = shared.rows[i];
     // A row does not see every segment that one of the others sees.
     if (of.row == NONE || !overlap(segment_of(segment), of.seen)) continue;
     float m = shared.m[i], l = shared.l[i], o = sums[i * tiles * 16 + col];
-    if (!places && segments == 1) {
-      out[(u64(of.row) * num_heads + of.head) * head_dim + col] = o / l;
+    if (!places && of_rows == 1) {
+      result_of(of)[col] = o / l;
       continue;
     }
-    u32 slot = places ? of.row - rows.first : item * most_rows + of.row - sequence.first_row;
-    u32 index = slot * segments + segment % segments;
-    u64 place = places ? places[index] + u64(of.head) * per_head : u64(index) * num_heads + of.head;
-    float *to = out + place * (2 + head_dim);
+    float *to = part_of(of, segment);
     if (col == 0) {
       to[0] = m;
       to[1] = l;
     }
     to[2 + col] = o;
   }
+  if (places || of_rows == 1 || !comes_last(arrived + block_x() * num_kv_heads + kv_head, of_rows, shared.is_last[0])) return;
+  for (u32 i = warp; i < SPLIT_ROWS; i += SPLIT_WARPS) {
+    PackedRow of = shared.rows[i];
+    if (of.row == NONE) continue;
+    merge_segments(result_of(of), of.seen, head_dim, [&](u32 segment) { return part_of(of, segment); });
+  }
 }
 
 } // namespace attention
 
-// Sequences are those of `list`, with at most `most_rows` rows; of those rows, the ones from `first_row` to before `end_row`.
+// Sequences are those of `list` (none where it is NONE), with at most `most_rows` rows; of those rows, the ones from `first_row` to before `end_row`.
 // Grid x: a sequence and 16 of its rows with their heads; y: a KV head; z: which segment, modulo `segments`. What is written is
-// the result, where there is one segment, or parts: at `places`, of which each head has `per_head`, or as attention_merge finds
-// them.
+// the result; or, at `places`, of which each head has `per_head`, parts. Without places `parts` is where blocks leave theirs, and
+// `arrived` has a zero for each x and y, and again when all is done.
 #define SPLIT(name, kind)                                                                                              \
   KERNEL_OF(256, name)                                                                                                 \
   (float *out, const float *queries, u32 cols, const u8 *kv, const attention::Sequence *sequences, const u32 *tables,  \
    const u32 *list, u32 num_heads, u32 num_kv_heads, u32 group, u32 first_in_group, u32 head_dim, float scale,         \
    float softcap, u32 window, u32 segments, const u32 *places, u32 first_row, u32 end_row, u32 per_head, u32 owners,   \
-   u32 owner, u32 most_rows) {                                                                                         \
+   u32 owner, u32 most_rows, float *parts, u32 *arrived) {                                                             \
     u32 most_heads = group < num_heads ? group : num_heads;                                                            \
-    u32 packs = (most_rows * most_heads + attention::SPLIT_ROWS - 1) / attention::SPLIT_ROWS, item = block_x() / packs; \
+    u32 packs = (most_rows * most_heads + attention::SPLIT_ROWS - 1) / attention::SPLIT_ROWS, item = block_x() / packs;\
+    if (list[item] == attention::NONE) return;                                                                         \
     attention::split<attention::kind>(out, queries, cols, kv, sequences[list[item]], tables, item, block_x() % packs,  \
                                       num_heads, num_kv_heads, group, first_in_group, head_dim, {scale, softcap},      \
                                       window, segments, places, {first_row, end_row}, per_head, {owners, owner},       \
-                                      most_rows);                                                                      \
+                                      most_rows, parts, arrived);                                                      \
   }                                                                                                                    \
   EXPORT(name)
 

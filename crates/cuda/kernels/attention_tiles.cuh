@@ -1,11 +1,12 @@
 // Attention of many rows of a sequence over caches of 8 and 16 bits: prefill.
 //
 // Limited by the tensor cores, and by shared memory, from which every operand of keys and values is read once per warp: with 32
-// rows per warp (heads of up to 128) a load of 512 bytes feeds four products, with 16 (larger heads) two. Should reach half of
-// the tensor cores' rate. Exponentials cost about a third of the products' time and run beside those of other blocks.
+// rows per warp (heads of 64, but over fp8) a load of 512 bytes feeds four products, with 16 two, which is as fast as an SM reads it;
+// more rows of larger heads would not fit in registers. Should reach half of the tensor cores' rate. Exponentials cost about a
+// third of the products' time and run beside those of other warps.
 //
-// A block has 4 warps, each with 16 or 32 rows (a row is a token with one of the heads that read the KV head), and goes through
-// the positions that they see in tiles of 64. Keys of the next tile are on their way to shared memory while values meet weights,
+// A block has 4 or 8 warps, each with 16 or 32 rows (a row is a token with one of the heads that read the KV head), and goes
+// through the positions that they see in tiles of 64. Keys of the next tile are on their way to shared memory while values meet weights,
 // values while keys meet queries. What a segment summed joins what those before it summed in `out`, where each thread finds
 // again what it wrote.
 
@@ -13,8 +14,6 @@
 #define ATTENTION_TILES_CUH
 
 namespace attention {
-
-constexpr u32 TILES_WARPS = 4;
 
 // What a block reads, and where it puts it.
 struct Copies {
@@ -68,11 +67,11 @@ struct Before {
 };
 
 // TILES: of 16 elements of a head, at most, or with EXACT just so many.
-template <Kind KIND, u32 TILES, u32 SIXTEENS, bool EXACT>
+template <Kind KIND, u32 TILES, u32 WARPS, u32 SIXTEENS, bool EXACT>
 DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packed packed, u32 first, u32 num_heads,
                   u32 head_dim, Scoring scoring, u32 slot, u32 segments, const u32 *places, u32 first_row, u32 per_head) {
   typedef typename Lane<KIND>::Numbers Numbers;
-  constexpr u32 ROWS = TILES_WARPS * SIXTEENS * 16;
+  constexpr u32 ROWS = WARPS * SIXTEENS * 16;
   u32 count = EXACT ? TILES : (head_dim + 15) / 16, lane = thread() % 32, warp = thread() / 32;
   from.seen = seen_by_any(packed, first, first + ROWS);
   Range here = from.seen;
@@ -240,8 +239,8 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
 // Sequences are those of `list`; of their rows, the ones from `first_row` to before `end_row`. Grid x: rows, the last first,
 // which see most; y: a KV head; z: a sequence, and with `places` which segment, modulo `segments`. What is written is the
 // result, or at `places`, of which each head has `per_head`, parts.
-#define TILES(name, kind, most, sixteens, exact)                                                                       \
-  KERNEL_OF(128, name)                                                                                                 \
+#define TILES(name, kind, most, warps, sixteens, exact)                                                                \
+  KERNEL_OF(32 * warps, name)                                                                                          \
   (float *out, const float *queries, u32 cols, const u8 *kv, const attention::Sequence *sequences, const u32 *tables,  \
    const u32 *list, u32 num_heads, u32 num_kv_heads, u32 group, u32 first_in_group, u32 head_dim, float scale,         \
    float softcap, u32 window, u32 segments, const u32 *places, u32 first_row, u32 end_row, u32 per_head, u32 owners,   \
@@ -251,11 +250,11 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
     Sequence sequence = sequences[list[item]];                                                                         \
     Heads heads = heads_of(block_y(), num_heads, group, first_in_group);                                               \
     Packed packed = packed_rows(sequence, {first_row, end_row}, heads, window);                                        \
-    u32 first = (blocks_x() - 1 - block_x()) * TILES_WARPS * sixteens * 16;                                            \
+    u32 first = (blocks_x() - 1 - block_x()) * warps * sixteens * 16;                                                  \
     if (first >= packed.count) return;                                                                                 \
     u64 bytes = record_bytes<kind>((head_dim + 15) / 16);                                                              \
     Copies from = {kv, tables + sequence.table, bytes, num_kv_heads, block_y(), {owners, owner}, {0, 0}};              \
-    attention::tiles<kind, most, sixteens, exact>(out, queries, cols, from, packed, first, num_heads, head_dim,        \
+    attention::tiles<kind, most, warps, sixteens, exact>(out, queries, cols, from, packed, first, num_heads, head_dim, \
                                                   {scale, softcap}, slot, segments, places, first_row, per_head);      \
   }                                                                                                                    \
   EXPORT(name)

@@ -1,6 +1,8 @@
 // What kernels are written in, on a processor: gpu.cuh's words in C++, so that every kernel runs where there is no GPU. One
-// block at a time, its threads as fibers of one thread of the system that take turns at barriers. The order of their turns is
-// `turn`: a kernel that lacks a barrier gives another result in another order.
+// block at a time, its threads as fibers of one thread of the system that take turns. The order of blocks, of a block's warps
+// and of a warp's lanes follows from `turn`, and a warp runs on until nothing but other warps can help it: so in one order one
+// warp is as far ahead of another as barriers let it be, in another one as far behind, and a kernel that lacks a barrier gives
+// another result.
 
 #include <algorithm>
 #include <cmath>
@@ -69,7 +71,8 @@ struct Block {
   u32 x, y, z, grid[3], threads, thread, running;
   u64 meetings;
   u32 arrived;
-  bool moved;
+  // Whether a thread got on; whether one waits for what no thread of the block does.
+  bool moved, relaxed;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<Sixteen> shared;
@@ -150,6 +153,39 @@ template <class T> inline const u8 (*meet_lanes(const T &value))[64] {
   return warp.left[parity];
 }
 
+// The i-th of `count` in an order.
+inline u32 in_turn(u32 i, u32 count, u32 turn) {
+  if (turn < 2) return turn == 0 ? i : count - 1 - i;
+  // A permutation only where the factor has no common divisor with the number, which a power of two has not.
+  bool is_power = (count & (count - 1)) == 0;
+  return u32((u64(i) * (is_power ? 0x9e3779b1u : 1) + turn) % count);
+}
+
+// Lets a warp's threads run until each waits for others, or one says that it waits for what no other does. How many are left.
+inline u32 run_warp(u32 warp, u32 turn) {
+  Block &b = block();
+  u32 lanes = std::min(WARP, b.threads - warp * WARP), left;
+  b.relaxed = false;
+  for (bool ran = true; ran && !b.relaxed;) {
+    ran = false;
+    left = 0;
+    for (u32 i = 0; i < lanes; i++) {
+      u32 thread = warp * WARP + in_turn(i, lanes, turn);
+      Fiber &fiber = b.fibers[thread];
+      if (fiber.is_done) continue;
+      // Others have not come yet: it would only find that out.
+      if (fiber.waits_for && *fiber.waits_for == fiber.since) {
+        left++;
+        continue;
+      }
+      resume(thread);
+      ran = true;
+      left += !b.fibers[thread].is_done;
+    }
+  }
+  return left;
+}
+
 inline void run_block(u32 turn) {
   Block &b = block();
   b.meetings = b.arrived = 0;
@@ -160,23 +196,11 @@ inline void run_block(u32 turn) {
     fiber.waits_for = nullptr;
   }
   for (Warp &warp : b.warps) warp.meetings = warp.arrived = 0;
+  u32 warps = u32(b.warps.size());
   for (u32 left = b.threads; left > 0;) {
     b.moved = false;
     left = 0;
-    for (u32 i = 0; i < b.threads; i++) {
-      u32 thread = turn == 0 ? i : turn == 1 ? b.threads - 1 - i : u32((u64(i) * 0x9e3779b1u + turn) % b.threads);
-      // A permutation only where the factor has no common divisor with the number of threads, which a power of two has not.
-      if (turn > 1 && (b.threads & (b.threads - 1))) thread = i;
-      Fiber &fiber = b.fibers[thread];
-      if (fiber.is_done) continue;
-      // Others have not come yet: it would only find that out.
-      if (fiber.waits_for && *fiber.waits_for == fiber.since) {
-        left++;
-        continue;
-      }
-      resume(thread);
-      left += !b.fibers[thread].is_done;
-    }
+    for (u32 i = 0; i < warps; i++) left += run_warp(in_turn(i, warps, turn), turn);
     if (left > 0 && !b.moved) fail("some threads wait at a barrier to which others never come");
   }
 }
@@ -196,14 +220,15 @@ void launch(void (*kernel)(A...), const u32 *grid, u32 threads, u32 shared, void
   auto body = [&] { call(kernel, arguments, std::index_sequence_for<A...>()); };
   b.context = &body;
   b.body = [](void *context) { (*static_cast<decltype(&body)>(context))(); };
-  for (b.z = 0; b.z < grid[2]; b.z++)
-    for (b.y = 0; b.y < grid[1]; b.y++)
-      for (b.x = 0; b.x < grid[0]; b.x++) {
-        // What an earlier block left there must not matter.
-        b.shared.assign((shared + 15) / 16, Sixteen{{0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff,
-                                                     0x7f, 0xff, 0xff, 0xff, 0x7f}});
-        run_block(turn);
-      }
+  u64 blocks = u64(grid[0]) * grid[1] * grid[2];
+  for (u64 i = 0; i < blocks; i++) {
+    u64 at = turn % 2 ? blocks - 1 - i : i;
+    b.x = u32(at % grid[0]), b.y = u32(at / grid[0] % grid[1]), b.z = u32(at / grid[0] / grid[1]);
+    // What an earlier block left there must not matter.
+    b.shared.assign((shared + 15) / 16, Sixteen{{0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff,
+                                                 0x7f, 0xff, 0xff, 0xff, 0x7f}});
+    run_block(turn);
+  }
 }
 
 } // namespace emulated
@@ -350,7 +375,7 @@ DEVICE u64 clock_ns() {
   return u64(t.tv_sec) * 1000000000ull + t.tv_nsec;
 }
 DEVICE void relax() {
-  emulated::block().moved = true;
+  emulated::block().moved = emulated::block().relaxed = true;
   emulated::yield();
   sched_yield();
 }

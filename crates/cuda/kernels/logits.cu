@@ -31,19 +31,30 @@ DEVICE u32 panel_of_lane() {
   return (lane & 1) << 4 | (lane & 2) << 2 | (lane & 4) | (lane & 8) >> 2 | lane >> 4;
 }
 
+// The same in all threads.
+DEVICE float largest_of_parts(const Vec2 *found, u32 parts) {
+  float largest = float_of(0xff800000u);
+  for (u32 i = 0; i < parts; i++) {
+    float here = float_of(found[i].x);
+    largest = here > largest ? here : largest;
+  }
+  return largest == float_of(0xff800000u) ? 0.0f : largest;
+}
+
 } // namespace logits
 
-// sums [rows, subtrees] of exp(x − max), x [rows, cols], max [rows]; a block per row and subtree. Levels are their first
-// merges: each is the places of a left and a right sum, counted from the subtree's first panel.
+// sums [rows, subtrees] of exp(x − max), x [rows, cols]; a block per row and subtree. Levels are their first merges: each is the
+// places of a left and a right sum, counted from the subtree's first panel. max [rows]; or, with `parts`, what logits_largest
+// found [rows, parts], and 0 for a row where that is −∞ (tensor::Survey::base).
 KERNEL_OF(256, logits_exp_sums)
-(float *sums, const float *x, const float *max, u32 cols, u32 subtrees, const logits::Subtree *of, const u32 *levels,
- const u32 *merges) {
+(float *sums, const float *x, const float *max, const Vec2 *found, u32 parts, u32 cols, u32 subtrees,
+ const logits::Subtree *of, const u32 *levels, const u32 *merges) {
   using namespace logits;
   SHARED float panels[MOST_PANELS];
   u64 row = block_x();
   Subtree own = of[block_y()];
   u32 lane = thread() % 32, end = own.end * 16 < cols ? own.end * 16 : cols;
-  float largest = max[row];
+  float largest = parts ? largest_of_parts(found + row * parts, parts) : max[row];
   x += row * cols;
   for (u32 panel = own.first + thread() / 32 * 32; panel < own.end; panel += THREADS) {
     float of_columns[16];

@@ -143,6 +143,16 @@ KERNEL(moe_assign)
 }
 EXPORT(moe_assign)
 
+// counts[expert] += how many of `places` ids it is; a block per expert.
+KERNEL_OF(256, moe_count)(float *counts, const u32 *ids, u32 places) {
+  SHARED u32 of_warps[32];
+  u32 own = 0;
+  for (u32 place = thread(); place < places; place += threads()) own += ids[place] == block_x();
+  own = moe::sum_of_block(own, of_warps);
+  if (thread() == 0) counts[block_x()] += float(own);
+}
+EXPORT(moe_count)
+
 // out [nodes, tokens, n]: the program over `experts` items, of which those that a token did not choose add nothing. A block
 // per token and 256 columns, and those that follow at `stride`. y [pairs, n]; heights [experts] of the program's stack after
 // each item.

@@ -28,23 +28,9 @@ EXPORT(norm_rows)
 KERNEL(norm_heads)
 (float *x, u32 rows, u32 stride, u32 first, u32 heads, u32 head_dim, const float *weight, u32 is_layer, float offset,
  float eps) {
-  u32 lane = thread() % 32, warp = block_x() * (threads() / 32) + thread() / 32;
+  u32 warp = block_x() * (threads() / 32) + thread() / 32;
   // Whole warps, which alone meet in what follows.
   if (warp >= rows * heads) return;
-  float *head = x + u64(warp / heads) * stride + first + (warp % heads) * head_dim;
-  if (is_layer) {
-    float sum = 0.0f;
-    for (u32 i = lane % 16; i < head_dim; i += 16) sum += head[i];
-    float mean = sum_by_halves(sum) / float(head_dim);
-    sync_warp();
-    for (u32 i = lane; i < head_dim; i += 32) head[i] -= mean;
-    sync_warp();
-  }
-  float sum = 0.0f;
-  for (u32 i = lane % 16; i < head_dim; i += 16) sum = fused(head[i], head[i], sum);
-  float r = 1.0f / root(sum_by_halves(sum) / float(head_dim) + eps);
-  sync_warp();
-  for (u32 i = lane; i < head_dim; i += 32)
-    head[i] = is_layer ? fused(head[i] * r, weight[i], 0.0f) : head[i] * r * (weight[i] + offset);
+  norm_head(x + u64(warp / heads) * stride + first + (warp % heads) * head_dim, head_dim, {weight, is_layer, offset, eps});
 }
 EXPORT(norm_heads)

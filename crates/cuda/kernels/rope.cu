@@ -21,10 +21,6 @@ KERNEL(rope_rotate)
   u32 at = block_x() * threads() + thread();
   if (at >= rows * heads * pairs) return;
   u32 pair = at % pairs, head = at / pairs % heads, row = at / pairs / heads;
-  float *here = x + u64(row) * stride + first + head * head_dim;
-  float cosine = table[u64(row) * 2 * pairs + pair], sine = table[u64(row) * 2 * pairs + pairs + pair];
-  float a = here[pair], b = here[pair + pairs];
-  here[pair] = fused(a, cosine, -(b * sine));
-  here[pair + pairs] = fused(b, cosine, a * sine);
+  rotate_pair(x + u64(row) * stride + first + head * head_dim, table + u64(row) * 2 * pairs, pair, pairs);
 }
 EXPORT(rope_rotate)

@@ -1,13 +1,15 @@
 //! The operations of [`tensor::Device`] on a GPU. They enqueue; what goes wrong surfaces where results are read.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use ::tensor::{
-    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, KvSpec, LogitEdit,
-    MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, Timeline,
-    WeightSpec,
+    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, Heads, KvSpec,
+    LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta,
+    Survey, Timeline, WeightSpec,
 };
 
+use crate::attention::Arrived;
 use crate::driver::{Driver, Fault};
 use crate::kv::CudaKv;
 use crate::linear::{self, CudaWeight, Fast, Grouped};
@@ -17,7 +19,8 @@ use crate::moe::{self, CudaAssignment, CudaRouting, Heights};
 use crate::of_program::OfProgram;
 use crate::ranks::Trees;
 use crate::reduction::Reduction;
-use crate::step::CudaStep;
+use crate::rows::Frequencies;
+use crate::step::{CudaStep, KnownLists};
 use crate::tensor::{CudaTensor, Queue};
 use crate::watch::Watch;
 use crate::{attention, kv, rows};
@@ -30,6 +33,9 @@ pub struct CudaDevice {
     fast: Option<Fast>,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
+    frequencies: Frequencies,
+    arrived: Arrived,
+    lists: RefCell<KnownLists>,
 }
 
 impl CudaDevice {
@@ -48,6 +54,9 @@ impl CudaDevice {
             trees: Trees::default(),
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
+            frequencies: Frequencies::default(),
+            arrived: Arrived::default(),
+            lists: RefCell::default(),
         }
     }
 
@@ -137,7 +146,7 @@ impl Device for CudaDevice {
     }
 
     fn begin(&self, meta: &StepMeta) -> CudaStep {
-        self.op("begin", |queue| CudaStep::new(queue, meta))
+        self.op("begin", |queue| CudaStep::new(queue, meta, &mut self.lists.borrow_mut()))
     }
 
     fn linear(&self, x: &CudaTensor, w: &CudaWeight, bias: Option<&CudaTensor>) -> CudaTensor {
@@ -161,11 +170,13 @@ impl Device for CudaDevice {
     }
 
     fn embed(&self, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
-        self.makes("embed", |queue| linear::embed(queue, w, rows))
+        self.makes("embed", |queue| linear::embed(queue, w, rows, self.lists.borrow().list(queue, rows).at))
     }
 
     fn gather_rows(&self, x: &CudaTensor, rows: &[u32]) -> CudaTensor {
-        self.makes("gather_rows", |queue| rows::gather_rows(queue, x, rows))
+        self.makes("gather_rows", |queue| {
+            rows::gather_rows(queue, x, rows, self.lists.borrow().list(queue, rows).at)
+        })
     }
 
     fn gather_cols(&self, x: &CudaTensor, cols: Range<usize>) -> CudaTensor {
@@ -206,7 +217,7 @@ impl Device for CudaDevice {
     }
 
     fn rope_table(&self, step: &CudaStep, rope: &RopeSpec) -> CudaTensor {
-        self.makes("rope_table", |queue| rows::rope_table(queue, step.positions, step.rows, rope))
+        self.makes("rope_table", |queue| rows::rope_table(queue, &self.frequencies, step, rope))
     }
 
     fn rope(&self, x: &mut CudaTensor, span: HeadSpan, table: &CudaTensor) {
@@ -237,12 +248,23 @@ impl Device for CudaDevice {
         self.op("store_kv", |queue| kv::store(queue, kv, qkv, step, spec));
     }
 
+    fn rotate_store(
+        &self,
+        kv: &mut CudaKv,
+        qkv: &mut CudaTensor,
+        heads: Heads<'_, CudaTensor>,
+        step: &CudaStep,
+        spec: &AttentionSpec,
+    ) {
+        self.op("rotate_store", |queue| kv::rotate_store(queue, kv, qkv, heads, step, spec));
+    }
+
     fn copy_kv(&self, kv: &mut CudaKv, pairs: &[(u32, u32)]) {
         self.op("copy_kv", |queue| kv::copy(queue, kv, pairs));
     }
 
     fn attention(&self, qkv: &CudaTensor, kv: &CudaKv, step: &CudaStep, spec: &AttentionSpec) -> CudaTensor {
-        self.makes("attention", |queue| attention::attention(queue, qkv, kv, step, spec))
+        self.makes("attention", |queue| attention::attention(queue, &self.arrived, qkv, kv, step, spec))
     }
 
     fn attention_segments(
@@ -275,6 +297,11 @@ impl Device for CudaDevice {
     fn routing_to_host(&self, routing: &CudaRouting) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
         self.op("routing_to_host", |queue| moe::routing_to_host(queue, routing))
             .map_err(|fault| self.error(fault))
+    }
+
+    fn count_choices(&self, routing: &CudaRouting, counts: &mut CudaTensor) -> Result<(), DeviceError> {
+        self.op("count_choices", |queue| moe::count_choices(queue, routing, counts));
+        Ok(())
     }
 
     fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> CudaRouting {
@@ -338,6 +365,11 @@ impl Device for CudaDevice {
 
     fn top_k(&self, logits: &CudaTensor, skip: usize, k: usize) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
         self.op("top_k", |queue| logits::top_k(queue, logits, skip, k)).map_err(|fault| self.error(fault))
+    }
+
+    fn survey(&self, logits: &CudaTensor, program: &Program, k: usize) -> Result<Survey, DeviceError> {
+        self.op("survey", |queue| logits::survey(queue, &self.panel_tree, logits, program, k))
+            .map_err(|fault| self.error(fault))
     }
 
     fn pick(&self, logits: &CudaTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {

@@ -41,7 +41,7 @@ pub struct Grid {
 }
 
 /// The most arguments of a kernel.
-const MOST: usize = 24;
+const MOST: usize = 26;
 
 /// A kernel's arguments, in its order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

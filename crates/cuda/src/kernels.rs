@@ -22,7 +22,7 @@ macro_rules! tree {
 
 /// attention_tiles.cuh for a type of cache and a size of heads: the kernel takes long to compile, and a model needs one.
 macro_rules! attention_tiles {
-    ($type:literal, $kind:literal, $size:literal, $tiles:literal, $sixteens:literal, $is_exact:literal) => {
+    ($type:literal, $kind:literal, $size:literal, $tiles:literal, $warps:literal, $sixteens:literal, $is_exact:literal) => {
         (
             concat!("attention_tiles_", $type, "_", $size),
             concat!(
@@ -36,6 +36,8 @@ macro_rules! attention_tiles {
                 $kind,
                 ", ",
                 $tiles,
+                ", ",
+                $warps,
                 ", ",
                 $sixteens,
                 ", ",
@@ -87,20 +89,20 @@ pub const FILES: &[(&str, &str)] = &[
     ("attention_exact", attention!("attention_exact")),
     ("attention_merge", attention!("attention_merge")),
     ("attention_split", attention!("attention_split")),
-    attention_tiles!("bfloat", "BFLOAT", "64", 4, 2, true),
-    attention_tiles!("bfloat", "BFLOAT", "128", 8, 2, true),
-    attention_tiles!("bfloat", "BFLOAT", "256", 16, 1, true),
-    attention_tiles!("bfloat", "BFLOAT", "to_128", 8, 2, false),
-    attention_tiles!("bfloat", "BFLOAT", "to_256", 16, 1, false),
-    attention_tiles!("half", "HALF", "64", 4, 2, true),
-    attention_tiles!("half", "HALF", "128", 8, 2, true),
-    attention_tiles!("half", "HALF", "256", 16, 1, true),
-    attention_tiles!("half", "HALF", "to_128", 8, 2, false),
-    attention_tiles!("half", "HALF", "to_256", 16, 1, false),
-    attention_tiles!("fp8", "FP8", "64", 4, 2, true),
-    attention_tiles!("fp8", "FP8", "128", 8, 2, true),
-    attention_tiles!("fp8", "FP8", "to_128", 8, 2, false),
-    attention_tiles!("fp8", "FP8", "to_256", 16, 1, false),
+    attention_tiles!("bfloat", "BFLOAT", "64", 4, 4, 2, true),
+    attention_tiles!("bfloat", "BFLOAT", "128", 8, 8, 1, true),
+    attention_tiles!("bfloat", "BFLOAT", "256", 16, 4, 1, true),
+    attention_tiles!("bfloat", "BFLOAT", "to_128", 8, 8, 1, false),
+    attention_tiles!("bfloat", "BFLOAT", "to_256", 16, 4, 1, false),
+    attention_tiles!("half", "HALF", "64", 4, 4, 2, true),
+    attention_tiles!("half", "HALF", "128", 8, 8, 1, true),
+    attention_tiles!("half", "HALF", "256", 16, 4, 1, true),
+    attention_tiles!("half", "HALF", "to_128", 8, 8, 1, false),
+    attention_tiles!("half", "HALF", "to_256", 16, 4, 1, false),
+    attention_tiles!("fp8", "FP8", "64", 4, 8, 1, true),
+    attention_tiles!("fp8", "FP8", "128", 8, 8, 1, true),
+    attention_tiles!("fp8", "FP8", "to_128", 8, 8, 1, false),
+    attention_tiles!("fp8", "FP8", "to_256", 16, 4, 1, false),
     ("elements", include_str!("../kernels/elements.cu")),
     ("embed", include_str!("../kernels/embed.cu")),
     ("finish", tree!("finish")),
@@ -126,13 +128,20 @@ pub const FILES: &[(&str, &str)] = &[
     ("logits_edit", include_str!("../kernels/logits_edit.cu")),
     ("logits_top", include_str!("../kernels/logits_top.cu")),
     ("moe", include_str!("../kernels/moe.cu")),
-    ("kv", attention!("kv")),
-    ("norm", concat!(include_str!("../kernels/norm.cuh"), include_str!("../kernels/norm.cu"))),
+    ("kv", concat!(include_str!("../kernels/heads.cuh"), attention!("kv"))),
+    (
+        "norm",
+        concat!(
+            include_str!("../kernels/heads.cuh"),
+            include_str!("../kernels/norm.cuh"),
+            include_str!("../kernels/norm.cu")
+        ),
+    ),
+    ("rope", concat!(include_str!("../kernels/heads.cuh"), include_str!("../kernels/rope.cu"))),
     of_format!("ordered", "ORDERED", "int8", "Whole<false>"),
     of_format!("ordered", "ORDERED", "int4", "Whole<true>"),
     ("pack", include_str!("../kernels/pack.cu")),
     ("unpack", include_str!("../kernels/unpack.cu")),
-    ("rope", include_str!("../kernels/rope.cu")),
 ];
 
 /// Whether a file is for one format of weights.

@@ -1,9 +1,10 @@
 //! The KV cache: one piece of memory per layer, block after block, in each one record per KV head (kernels/attention.cuh).
 
-use tensor::{AttentionSpec, DType, KV_BLOCK, KvDType, KvSpec};
+use tensor::{AttentionSpec, DType, Heads, KV_BLOCK, KvDType, KvSpec};
 
 use crate::driver::{Arguments, Grid, Kernel};
 use crate::memory::Block;
+use crate::rows::kind_of;
 use crate::step::CudaStep;
 use crate::tensor::{CudaTensor, Queue};
 
@@ -17,6 +18,7 @@ pub struct CudaKv {
 pub(crate) const TILE: usize = 16;
 
 const THREADS: usize = 256;
+const WARPS: usize = THREADS / 32;
 
 impl CudaKv {
     pub(crate) fn new(queue: &Queue, spec: KvSpec) -> Self {
@@ -61,6 +63,49 @@ fn block_bytes(spec: &KvSpec) -> usize {
 }
 
 pub(crate) fn store(queue: &Queue, kv: &CudaKv, qkv: &CudaTensor, step: &CudaStep, spec: &AttentionSpec) {
+    let name = kv.own(["store_exact", "store_bfloat", "store_half", "store_fp8"]);
+    let grid = blocks(qkv, 2 * spec.num_kv_heads);
+    queue.launch(Kernel { file: "kv", name }, grid, arguments(kv, qkv, step, spec));
+}
+
+/// Heads are normed, rotated and stored.
+pub(crate) fn rotate_store(
+    queue: &Queue,
+    kv: &CudaKv,
+    qkv: &CudaTensor,
+    heads: Heads<'_, CudaTensor>,
+    step: &CudaStep,
+    spec: &AttentionSpec,
+) {
+    let names = ["rotate_store_exact", "rotate_store_bfloat", "rotate_store_half", "rotate_store_fp8"];
+    let weight = |which: usize| {
+        heads.norms.map_or(0, |(weights, _)| {
+            assert_eq!(weights[which].cols, spec.head_dim, "a norm of heads has a weight per element");
+            weights[which].vector()
+        })
+    };
+    let (is_layer, offset, eps) = heads.norms.map_or((0, 0.0, 0.0), |(_, norm)| {
+        let (is_layer, offset) = kind_of(norm);
+        (is_layer, offset, norm.eps)
+    });
+    let (table, pairs) = heads.table.map_or((0, 0), |table| {
+        assert_eq!(table.rows, qkv.rows, "rows of queries and of the table of rotations");
+        assert!(table.cols <= spec.head_dim, "rotated elements lie in a head");
+        (table.at(), table.cols / 2)
+    });
+    let arguments = arguments(kv, qkv, step, spec).address(weight(0)).address(weight(1));
+    let arguments = arguments.count(is_layer).float(offset).float(eps).address(table).count(pairs);
+    let grid = blocks(qkv, spec.num_heads + 2 * spec.num_kv_heads).with_shared(4 * WARPS * spec.head_dim);
+    queue.launch(Kernel { file: "kv", name: kv.own(names) }, grid, arguments);
+}
+
+/// A warp for each of the heads of each row.
+fn blocks(qkv: &CudaTensor, heads: usize) -> Grid {
+    Grid::flat((qkv.filled_rows() * heads).div_ceil(WARPS), THREADS)
+}
+
+/// What both are told.
+fn arguments(kv: &CudaKv, qkv: &CudaTensor, step: &CudaStep, spec: &AttentionSpec) -> Arguments {
     assert_eq!([qkv.rows, qkv.cols], [step.rows, spec.qkv_cols()], "shape of qkv");
     kv.check(spec);
     let highest = step.highest_block.map_or(0, |block| block as usize / kv.spec.share.owners);
@@ -68,7 +113,7 @@ pub(crate) fn store(queue: &Queue, kv: &CudaKv, qkv: &CudaTensor, step: &CudaSte
     let arguments = Arguments::new()
         .address(kv.block.at)
         .address(qkv.at())
-        .count(qkv.rows)
+        .count(qkv.filled_rows())
         .count(qkv.cols)
         .address(step.positions)
         .address(step.table_of_row)
@@ -76,13 +121,7 @@ pub(crate) fn store(queue: &Queue, kv: &CudaKv, qkv: &CudaTensor, step: &CudaSte
         .count(spec.num_heads)
         .count(spec.num_kv_heads)
         .count(spec.head_dim);
-    let name = kv.own(["store_exact", "store_bfloat", "store_half", "store_fp8"]);
-    let threads = match kv.is_exact() {
-        true => 2 * spec.num_kv_heads * spec.head_dim,
-        false => 32 * spec.num_kv_heads,
-    };
-    let grid = Grid::flat((qkv.rows * threads).div_ceil(THREADS), THREADS);
-    queue.launch(Kernel { file: "kv", name }, grid, kv.share(arguments));
+    kv.share(arguments)
 }
 
 pub(crate) fn copy(queue: &Queue, kv: &CudaKv, pairs: &[(u32, u32)]) {

@@ -1,8 +1,9 @@
 //! A GPU's memory, kept for the next tensor of about the same size: all work is in one queue, so what is dropped can be written
-//! anew by the next kernel. After the first steps nothing is asked of the driver, and the same steps get the same addresses.
+//! anew by the next kernel. After the first steps nothing is asked of the driver, and the same steps get the same addresses: of what
+//! is free the lowest one, whatever was given back first.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::driver::{Address, Driver, Fault};
@@ -17,7 +18,7 @@ pub(crate) struct Memory {
     pub driver: Box<dyn Driver>,
     pub watch: watch::Watch,
     /// What nobody uses, by size.
-    free: RefCell<BTreeMap<usize, Vec<Address>>>,
+    free: RefCell<BTreeMap<usize, BTreeSet<Address>>>,
     in_use: Cell<usize>,
     most: Cell<usize>,
     /// The first thing that went wrong since it was last asked for.
@@ -55,7 +56,7 @@ impl Memory {
     /// first; if that doesn't help, the fault is kept and the block has no memory.
     pub fn block(self: &Rc<Self>, bytes: usize) -> Block {
         let bytes = rounded(bytes);
-        let kept = self.free.borrow_mut().get_mut(&bytes).and_then(Vec::pop);
+        let kept = self.free.borrow_mut().get_mut(&bytes).and_then(BTreeSet::pop_first);
         let at = kept.or_else(|| match self.driver.alloc(bytes) {
             Ok(at) => Some(at),
             Err(_) => {
@@ -141,7 +142,7 @@ impl Drop for Block {
         }
         self.memory.in_use.set(self.memory.in_use.get() - self.bytes);
         if self.at != 0 {
-            self.memory.free.borrow_mut().entry(self.bytes).or_default().push(self.at);
+            self.memory.free.borrow_mut().entry(self.bytes).or_default().insert(self.at);
         }
     }
 }

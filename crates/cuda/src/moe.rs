@@ -13,6 +13,8 @@ use crate::tensor::{CudaTensor, Queue};
 const NOBODY: u32 = u32::MAX;
 /// Sums that a thread keeps until they are merged; as `kernels/moe.cu` has it. A tree over 65,536 experts has no more.
 const MOST_WAITING: u32 = 34;
+/// Rows for pairs of which nobody knows how many there are, at most.
+const MOST_ROWS: usize = 4096;
 /// Threads of a block that sums up.
 const THREADS: usize = 256;
 /// The most threads of a block that sorts.
@@ -50,7 +52,7 @@ pub struct CudaAssignment {
     pub(crate) experts: usize,
     /// Of each token, in the routing.
     places: usize,
-    /// How many there are.
+    /// How many there are, or rows for as many as there could be.
     pub(crate) pairs: usize,
     /// The first pair of each expert, and the number of pairs: `[experts + 1]`
     pub(crate) offsets: Block,
@@ -115,6 +117,14 @@ pub(crate) fn routing_to_host(queue: &Queue, routing: &CudaRouting) -> Result<Ve
     Ok((0..tokens).map(of_token).collect())
 }
 
+/// Adds how many tokens chose each expert to `counts [1, experts]`.
+pub(crate) fn count_choices(queue: &Queue, routing: &CudaRouting, counts: &CudaTensor) {
+    assert_eq!([counts.rows, counts.cols], [1, routing.experts], "count_choices: a count per expert");
+    let arguments = Arguments::new().address(counts.at()).address(routing.ids.at);
+    let grid = Grid::flat(routing.experts, THREADS);
+    queue.launch(kernel("moe_count"), grid, arguments.count(routing.tokens * routing.places));
+}
+
 /// A routing of choices that were made elsewhere.
 pub(crate) fn routing_from_host(queue: &Queue, choices: &[Vec<(u32, f32)>], experts: usize) -> CudaRouting {
     let (tokens, places) = (choices.len(), choices.iter().map(Vec::len).max().unwrap_or(0));
@@ -135,10 +145,10 @@ pub(crate) fn routing_from_host(queue: &Queue, choices: &[Vec<(u32, f32)>], expe
 
 /// Sorts the pairs of `experts` by expert, then by token.
 ///
-/// How many there are is known where choices came from the host, and where all experts are here: then nothing is waited for. A
-/// part of the experts of a routing that was made here has as many as it has, and matrices have a row for each, so this one
-/// number is read, which waits for the GPU once per layer. (Rows for as many as there could be would be `tokens · top_k`, of
-/// which a rank of eight uses one in eight.)
+/// How many there are is known where choices came from the host, and where all experts are here. A part of the experts of a
+/// routing that was made here has as many as it has: matrices get rows for as many as there could be, which no kernel works on,
+/// so that nothing is waited for in decode. Where those would take much memory (a rank of eight uses one in eight), in prefill, the
+/// number is read, which waits for the GPU once per layer.
 pub(crate) fn assign(queue: &Queue, routing: &CudaRouting, experts: Range<usize>) -> CudaAssignment {
     assert!(experts.end <= routing.experts, "experts {experts:?} of {}", routing.experts);
     let (tokens, places) = (routing.tokens, routing.places);
@@ -156,7 +166,7 @@ pub(crate) fn assign(queue: &Queue, routing: &CudaRouting, experts: Range<usize>
     let threads = tokens.next_multiple_of(32).clamp(32, MOST_THREADS);
     let arguments = arguments.count(experts.start).count(experts.len());
     queue.launch(kernel("moe_assign"), Grid::flat(experts.len(), threads), arguments);
-    let pairs = routing.pairs(&experts).unwrap_or_else(|| {
+    let pairs = routing.pairs(&experts).or((most <= MOST_ROWS).then_some(most)).unwrap_or_else(|| {
         let read = queue.read_numbers(offsets.at + 4 * experts.len() as u64, 1);
         queue.0.note(read).map_or(0, |pairs| pairs[0] as usize)
     });

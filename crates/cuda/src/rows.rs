@@ -1,16 +1,21 @@
 //! Norms, rotary positions, activations, and rows and columns that are put elsewhere.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use tensor::{Activation, HeadSpan, NormKind, NormSpec, RopeSpec, RowNorm};
 
-use crate::driver::{Arguments, Grid, Kernel};
-use crate::tensor::{CudaTensor, Queue};
+use crate::driver::{Address, Arguments, Grid, Kernel};
+use crate::memory::Block;
+use crate::step::CudaStep;
+use crate::tensor::{CudaTensor, Queue, filled_up};
 
 const fn elements(name: &'static str) -> Kernel {
     Kernel { file: "elements", name }
 }
 
+/// Lists of frequencies that stay on the GPU.
+const MOST_KNOWN: usize = 8;
 /// Threads of a block that norms a row.
 const NORM_THREADS: usize = 256;
 
@@ -25,7 +30,8 @@ pub(crate) fn norm_of(arguments: Arguments, norm: Option<RowNorm<'_, CudaTensor>
     arguments.address(weight.vector()).address(bias).count(is_layer).float(offset).float(spec.eps)
 }
 
-fn kind_of(spec: NormSpec) -> (usize, f32) {
+/// Whether a norm takes the mean off, and what it adds to weights.
+pub(crate) fn kind_of(spec: NormSpec) -> (usize, f32) {
     match spec.kind {
         NormKind::Rms { weight_offset } => (0, weight_offset),
         NormKind::Layer => (1, 0.0),
@@ -46,7 +52,7 @@ pub(crate) fn add_norm(
     let arguments = norm_of(arguments.count(x.cols), Some(norm), x.cols);
     let arguments = norm_of(arguments, post, x.cols);
     let kernel = Kernel { file: "norm", name: "norm_rows" };
-    queue.launch(kernel, Grid::flat(x.rows, NORM_THREADS).with_shared(4 * x.cols), arguments);
+    queue.launch(kernel, Grid::flat(x.filled_rows(), NORM_THREADS).with_shared(4 * x.cols), arguments);
     out
 }
 
@@ -59,24 +65,53 @@ pub(crate) fn head_norm(queue: &Queue, x: &CudaTensor, span: HeadSpan, weight: &
         .float(offset)
         .float(spec.eps);
     let warps = NORM_THREADS / 32;
-    let grid = Grid::flat((x.rows * span.heads).div_ceil(warps), NORM_THREADS);
+    let grid = Grid::flat((x.filled_rows() * span.heads).div_ceil(warps), NORM_THREADS);
     queue.launch(Kernel { file: "norm", name: "norm_heads" }, grid, arguments);
 }
 
 fn at_heads(arguments: Arguments, x: &CudaTensor, span: HeadSpan) -> Arguments {
     assert!(span.first_col + span.heads * span.head_dim <= x.cols, "heads lie in the columns of a matrix");
-    arguments.count(x.rows).count(x.cols).count(span.first_col).count(span.heads).count(span.head_dim)
+    arguments
+        .count(x.filled_rows())
+        .count(x.cols)
+        .count(span.first_col)
+        .count(span.heads)
+        .count(span.head_dim)
 }
 
-/// `positions [rows]` lie on the GPU.
-pub(crate) fn rope_table(queue: &Queue, positions: u64, rows: usize, rope: &RopeSpec) -> CudaTensor {
-    let pairs = rope.inv_freq.len();
-    let table = queue.tensor(rows, 2 * pairs);
-    let frequencies = queue.numbers(rope.inv_freq.iter().map(|f| f.to_bits()));
+/// Frequencies that are on the GPU already: those of a model are the same in every step.
+#[derive(Default)]
+pub(crate) struct Frequencies(RefCell<Vec<(Vec<f32>, Block)>>);
+
+impl Frequencies {
+    fn address(&self, queue: &Queue, frequencies: &[f32]) -> Address {
+        let mut known = self.0.borrow_mut();
+        if let Some((_, block)) = known.iter().find(|(of, _)| of == frequencies) {
+            return block.at;
+        }
+        let block = queue.numbers(frequencies.iter().map(|f| f.to_bits()));
+        let at = block.at;
+        // After a fault nothing was written, and nothing is launched.
+        if queue.0.is_sound() {
+            // More than any model has: theirs seem to change from step to step.
+            if known.len() == MOST_KNOWN {
+                known.clear();
+            }
+            known.push((frequencies.to_vec(), block));
+        }
+        at
+    }
+}
+
+/// For the rows of a step.
+pub(crate) fn rope_table(queue: &Queue, known: &Frequencies, step: &CudaStep, rope: &RopeSpec) -> CudaTensor {
+    let (rows, pairs) = (filled_up(step.rows), rope.inv_freq.len());
+    let table = queue.tensor(step.rows, 2 * pairs);
+    let frequencies = known.address(queue, &rope.inv_freq);
     let arguments = Arguments::new()
         .address(table.at())
-        .address(positions)
-        .address(frequencies.at)
+        .address(step.positions)
+        .address(frequencies)
         .count(rows)
         .count(pairs);
     queue.launch(Kernel { file: "rope", name: "rope_table" }, queue.over_each(rows * pairs), arguments);
@@ -87,7 +122,7 @@ pub(crate) fn rope(queue: &Queue, x: &CudaTensor, span: HeadSpan, table: &CudaTe
     assert_eq!(x.rows, table.rows, "rope: rows of x and of the table");
     let pairs = table.cols / 2;
     let arguments = at_heads(Arguments::new().address(x.at()).address(table.at()), x, span).count(pairs);
-    let grid = queue.over_each(x.rows * span.heads * pairs);
+    let grid = queue.over_each(x.filled_rows() * span.heads * pairs);
     queue.launch(Kernel { file: "rope", name: "rope_rotate" }, grid, arguments);
 }
 
@@ -104,51 +139,53 @@ pub(crate) fn number_of(activation: Activation) -> usize {
 pub(crate) fn gated(queue: &Queue, x: &CudaTensor, activation: Activation) -> CudaTensor {
     assert_eq!(x.cols % 2, 0, "gated: an even number of columns");
     let y = queue.tensor(x.rows, x.cols / 2);
-    let arguments = Arguments::new().address(y.at()).address(x.at()).long(y.len()).count(y.cols);
-    queue.launch(elements("gated"), queue.over_elements(y.len()), arguments.count(number_of(activation)));
+    let arguments = Arguments::new().address(y.at()).address(x.at()).long(y.filled_len()).count(y.cols);
+    queue.launch(
+        elements("gated"),
+        queue.over_elements(y.filled_len()),
+        arguments.count(number_of(activation)),
+    );
     y
 }
 
 pub(crate) fn activate(queue: &Queue, x: &CudaTensor, activation: Activation) {
-    let arguments = Arguments::new().address(x.at()).long(x.len()).count(number_of(activation));
-    queue.launch(elements("activate"), queue.over_elements(x.len()), arguments);
+    let arguments = Arguments::new().address(x.at()).long(x.filled_len()).count(number_of(activation));
+    queue.launch(elements("activate"), queue.over_elements(x.filled_len()), arguments);
 }
 
 pub(crate) fn add(queue: &Queue, x: &CudaTensor, y: &CudaTensor) {
     assert!(x.cols == y.cols && (y.rows == x.rows || y.rows == 1), "add: shapes of x and y");
-    let arguments = Arguments::new().address(x.at()).address(y.at()).long(x.len()).long(y.len());
-    queue.launch(elements("add"), queue.over_elements(x.len()), arguments);
+    let arguments =
+        Arguments::new().address(x.at()).address(y.at()).long(x.filled_len()).long(y.filled_len());
+    queue.launch(elements("add"), queue.over_elements(x.filled_len()), arguments);
 }
 
 pub(crate) fn scale(queue: &Queue, x: &CudaTensor, by: f32) {
-    let arguments = Arguments::new().address(x.at()).long(x.len()).float(by);
-    queue.launch(elements("scale"), queue.over_elements(x.len()), arguments);
+    let arguments = Arguments::new().address(x.at()).long(x.filled_len()).float(by);
+    queue.launch(elements("scale"), queue.over_elements(x.filled_len()), arguments);
 }
 
 pub(crate) fn softcap(queue: &Queue, x: &CudaTensor, cap: f32) {
-    let arguments = Arguments::new().address(x.at()).long(x.len()).float(cap);
-    queue.launch(elements("softcap"), queue.over_elements(x.len()), arguments);
+    let arguments = Arguments::new().address(x.at()).long(x.filled_len()).float(cap);
+    queue.launch(elements("softcap"), queue.over_elements(x.filled_len()), arguments);
 }
 
-pub(crate) fn gather_rows(queue: &Queue, x: &CudaTensor, rows: &[u32]) -> CudaTensor {
+/// `rows` lie at `at` on the GPU, filled up with zeros.
+pub(crate) fn gather_rows(queue: &Queue, x: &CudaTensor, rows: &[u32], at: Address) -> CudaTensor {
     assert!(rows.iter().all(|&row| (row as usize) < x.rows), "gather_rows: a row beyond the last");
     let y = queue.tensor(rows.len(), x.cols);
-    let rows = queue.numbers(rows.iter().copied());
-    let arguments = Arguments::new().address(y.at()).address(x.at()).address(rows.at);
-    queue.launch(
-        elements("gather_rows"),
-        queue.over_elements(y.len()),
-        arguments.long(y.len()).count(x.cols),
-    );
+    let arguments = Arguments::new().address(y.at()).address(x.at()).address(at);
+    let arguments = arguments.long(y.filled_len()).count(x.cols);
+    queue.launch(elements("gather_rows"), queue.over_elements(y.filled_len()), arguments);
     y
 }
 
 pub(crate) fn gather_cols(queue: &Queue, x: &CudaTensor, cols: Range<usize>) -> CudaTensor {
     assert!(cols.end <= x.cols, "gather_cols: a column beyond the last");
     let y = queue.tensor(x.rows, cols.len());
-    let arguments = Arguments::new().address(y.at()).address(x.at()).long(y.len());
+    let arguments = Arguments::new().address(y.at()).address(x.at()).long(y.filled_len());
     let arguments = arguments.count(cols.len()).count(x.cols).count(cols.start);
-    queue.launch(elements("gather_cols"), queue.over_elements(y.len()), arguments);
+    queue.launch(elements("gather_cols"), queue.over_elements(y.filled_len()), arguments);
     y
 }
 

@@ -5,7 +5,13 @@ use std::rc::Rc;
 use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel};
 use crate::memory::{Block, Memory};
 
-/// A row-major matrix of f32.
+/// As many rows as kernels work on where there are so many. Tensor cores take eight at a time; and steps with a few rows more or
+/// fewer have the same launches, so that one graph serves them. What is computed of rows that are not there, nobody reads.
+pub(crate) fn filled_up(rows: usize) -> usize {
+    if rows > 1 { rows.next_multiple_of(8) } else { rows }
+}
+
+/// A row-major matrix of f32, with memory for as many rows as [`filled_up`] says.
 pub struct CudaTensor {
     block: Block,
     pub(crate) rows: usize,
@@ -20,6 +26,16 @@ impl CudaTensor {
     /// Number of elements.
     pub(crate) fn len(&self) -> usize {
         self.rows * self.cols
+    }
+
+    /// As many rows as kernels work on.
+    pub(crate) fn filled_rows(&self) -> usize {
+        filled_up(self.rows)
+    }
+
+    /// Number of elements of those.
+    pub(crate) fn filled_len(&self) -> usize {
+        self.filled_rows() * self.cols
     }
 
     /// Where the elements of a matrix of one row lie.
@@ -39,7 +55,7 @@ const THREADS: usize = 256;
 
 impl Queue {
     pub fn tensor(&self, rows: usize, cols: usize) -> CudaTensor {
-        CudaTensor { block: self.0.block(4 * rows * cols), rows, cols }
+        CudaTensor { block: self.0.block(4 * filled_up(rows) * cols), rows, cols }
     }
 
     /// The same with room for so many elements.

@@ -23,6 +23,11 @@ fn attention_agrees_with_the_reference() {
 }
 
 #[test]
+fn heads_that_are_rotated_and_stored_at_once_have_the_same_bits() {
+    device(1).iter().for_each(conformance::rotated);
+}
+
+#[test]
 fn segments_of_several_owners_agree_with_the_reference() {
     device(1).iter().for_each(|dev| conformance::context_agreeing(dev, &agreement));
 }
@@ -59,14 +64,25 @@ fn number(seed: usize) -> f32 {
 
 /// What attention gives in each of the steps, with a cache of its own.
 fn run(dev: &CudaDevice, spec: &AttentionSpec, dtype: KvDType, steps: &[Step]) -> Bits {
-    const BLOCKS_EACH: usize = 80;
+    run_behind(dev, spec, dtype, 0, steps)
+}
+
+/// The same; of the first so many steps only keys and values are written.
+fn run_behind(
+    dev: &CudaDevice,
+    spec: &AttentionSpec,
+    dtype: KvDType,
+    unasked: usize,
+    steps: &[Step],
+) -> Bits {
+    const BLOCKS_EACH: usize = 110;
     const SEQUENCES: usize = 5;
     let AttentionSpec { num_kv_heads, head_dim, .. } = *spec;
     let blocks = BLOCKS_EACH * SEQUENCES;
     let mut kv = dev.alloc_kv(KvSpec { blocks, share: KvShare::WHOLE, num_kv_heads, head_dim, dtype });
     let (cols, width) = (spec.qkv_cols(), spec.num_heads * head_dim);
     let mut bits = Bits::new();
-    for step in steps {
+    for (i, step) in steps.iter().enumerate() {
         let (mut meta, mut data) = (StepMeta::default(), Vec::new());
         for (sequence, positions) in step {
             let first = meta.tokens.len();
@@ -83,6 +99,9 @@ fn run(dev: &CudaDevice, spec: &AttentionSpec, dtype: KvDType, steps: &[Step]) -
         let qkv = dev.upload(&data, meta.num_rows(), cols);
         let on_device = dev.begin(&meta);
         dev.store_kv(&mut kv, &qkv, &on_device, spec);
+        if i < unasked {
+            continue;
+        }
         let found = dev.download(&dev.attention(&qkv, &kv, &on_device, spec)).expect("attention");
         let places = step.iter().flat_map(|(sequence, positions)| positions.clone().map(|p| (*sequence, p)));
         bits.extend(places.zip(found.chunks(width).map(|row| row.iter().map(|x| x.to_bits()).collect())));
@@ -150,11 +169,15 @@ fn chunks_batches_and_decode_have_the_same_bits_for_heads_of_every_size() {
 #[test]
 fn the_order_of_threads_changes_nothing() {
     let steps = [vec![(0, 0..150), (1, 0..5)], vec![(0, 150..151), (1, 5..6)]];
-    let spec = AttentionSpec { window: Some(100), ..spec([4, 2], 80) };
+    let windowed = AttentionSpec { window: Some(100), ..spec([4, 2], 80) };
+    // More tiles than a block has warps, more slices than one, more segments: what a block does again, and what several do.
+    let long = [vec![(0, 0..1700), (1, 0..5)], vec![(0, 1700..1701), (1, 5..6)], vec![(0, 1701..1703)]];
     for dtype in KvDType::ALL {
-        let mut found =
-            [0, 1, 7, 13].into_iter().filter_map(device).map(|dev| run(&dev, &spec, dtype, &steps));
-        let Some(first) = found.next() else { return };
-        found.for_each(|other| assert_same(&other, &first, &format!("{dtype}, another order")));
+        for (spec, unasked, steps) in [(&windowed, 0, &steps[..]), (&spec([1, 1], 80), 1, &long[..])] {
+            let devices = [0, 1, 7, 13].into_iter().filter_map(device);
+            let mut found = devices.map(|dev| run_behind(&dev, spec, dtype, unasked, steps));
+            let Some(first) = found.next() else { return };
+            found.for_each(|other| assert_same(&other, &first, &format!("{dtype}, another order")));
+        }
     }
 }

@@ -5,7 +5,7 @@ mod suite;
 
 use cuda::{CudaDevice, Reduction};
 use emulated::Emulated;
-use tensor::{DType, conformance};
+use tensor::{DType, WeightFormat, conformance};
 
 /// A device for each order of threads; none without a C++ compiler.
 fn devices() -> impl Iterator<Item = CudaDevice> {

@@ -110,10 +110,7 @@ impl<'a, R: Recorder> OnPaper<'a, R> {
             // On paper nobody knows what other ranks sum up to, so nothing comes of what is exchanged.
             Asked::Tokens => {
                 let logits = decoder.logits(dev, &hidden);
-                dev.span(Part::Sampling, || {
-                    decoder.head().exp_sums(rank, &logits)?;
-                    decoder.head().top_k(rank, &logits, 1).map(drop)
-                })
+                dev.span(Part::Sampling, || decoder.head().survey(rank, &logits, 1, false).map(drop))
             }
             Asked::Logprobs => {
                 let weigh = |_: &[u32], logits: &_| decoder.head().exp_sums(rank, logits).map(drop);

@@ -83,17 +83,14 @@ fn logprobs<D: Device>(
     of: &[(u32, usize)],
 ) -> Result<Vec<Logprobs>, ModelError> {
     let head = decoder.head();
-    let sums = head.log_sum_exp(rank, logits)?;
+    let most = of.iter().map(|&(_, top)| top).max().unwrap_or(0).min(head.vocab_size());
+    let (candidates, sums) = head.survey(rank, logits, most, true)?;
+    let sums = sums.expect("it was asked to weigh");
     let at: Vec<(usize, u32)> = of.iter().map(|&(id, _)| id).enumerate().collect();
     let picked = head.pick(rank, logits, &at)?;
     if let Some(&logit) = picked.iter().find(|logit| !logit.is_finite()) {
         return Err(not_finite(rank, logit));
     }
-    let most = of.iter().map(|&(_, top)| top).max().unwrap_or(0).min(head.vocab_size());
-    let candidates = match most {
-        0 => vec![Vec::new(); of.len()],
-        most => head.top_k(rank, logits, most)?,
-    };
     let places: Vec<(f32, u32)> = picked.into_iter().zip(of).map(|(logit, &(id, _))| (logit, id)).collect();
     let before = head.count_before(rank, logits, &places)?;
     let rows = of.iter().zip(&sums).zip(places.iter().zip(before).zip(candidates));
@@ -159,15 +156,15 @@ fn sample<D: Device>(
 ) -> Result<Vec<u32>, ModelError> {
     let head = decoder.head();
     let greedy = choices.iter().all(|c| c.greedy);
-    // Greedy rows need no probabilities, but the sum is also what notices a logit that isn't a number.
-    let sums = head.log_sum_exp(rank, logits)?;
+    // Cuts but top-p leave nothing of the sum.
+    let weighs = choices.iter().any(|c| !c.greedy && c.min_p == 0.0 && c.top_k == 0);
     let mut tokens = vec![None; choices.len()];
     // Rows without a token yet, and a copy of them once they are fewer.
     let mut left: Vec<u32> = (0..choices.len() as u32).collect();
     let mut fewer = None;
     let mut k = if greedy { 1 } else { FIRST_CANDIDATES.min(head.vocab_size()) };
+    let (mut candidates, sums) = head.survey(rank, logits, k, weighs)?;
     loop {
-        let candidates = head.top_k(rank, fewer.as_ref().unwrap_or(logits), k)?;
         let all = k >= head.vocab_size();
         k *= MORE_CANDIDATES;
         for (&row, candidates) in left.iter().zip(&candidates) {
@@ -175,7 +172,7 @@ fn sample<D: Device>(
             let row = row as usize;
             match choices[row].greedy {
                 true => tokens[row] = candidates.first().map(|c| c.1),
-                false => match choose(&choices[row], candidates, sums[row], all) {
+                false => match choose(&choices[row], candidates, sums.as_ref().map(|sums| sums[row]), all) {
                     Ok(token) => tokens[row] = Some(token),
                     Err(needed) => k = k.max(needed),
                 },
@@ -190,6 +187,7 @@ fn sample<D: Device>(
             fewer = Some(logits.rows(rank.dev, &left));
         }
         k = k.min(head.vocab_size());
+        candidates = head.top_k(rank, fewer.as_ref().unwrap_or(logits), k)?;
     }
 }
 
@@ -209,8 +207,13 @@ pub(crate) fn not_finite<D: Device>(rank: Rank<D>, logit: f32) -> ModelError {
 
 /// The token of a row; or, if more candidates are needed, how many at least. `all`: there are no more.
 ///
-/// min-p and top-k cut the candidates first; top-p then keeps the fewest whose probabilities reach p.
-fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: bool) -> Result<u32, usize> {
+/// `log_sum_exp` is there if neither min-p nor top-k cuts. They cut the candidates first; top-p then keeps the fewest whose probabilities reach p.
+fn choose(
+    choice: &Choice,
+    candidates: &[(f32, u32)],
+    log_sum_exp: Option<f64>,
+    all: bool,
+) -> Result<u32, usize> {
     // Those that are forbidden come last.
     let allowed = candidates.partition_point(|(logit, _)| *logit > f32::NEG_INFINITY);
     let (all, candidates) = (all || allowed < candidates.len(), &candidates[..allowed]);
@@ -225,7 +228,7 @@ fn choose(choice: &Choice, candidates: &[(f32, u32)], log_sum_exp: f64, all: boo
     let total = match (choice.min_p > 0.0 || choice.top_k > 0, is_cut) {
         (true, true) => (0..cut).map(weight).sum(),
         (true, false) => return Err(candidates.len() + 1),
-        (false, _) => math::exp_f64(log_sum_exp - first),
+        (false, _) => math::exp_f64(log_sum_exp.expect("such a choice weighs") - first),
     };
     // Those that follow weigh no more than the last.
     let needed = |missing: f64| {
@@ -271,9 +274,9 @@ mod tests {
     }
 
     /// Four tokens with probabilities 0.5, 0.25, 0.125, 0.125.
-    fn four() -> (Vec<(f32, u32)>, f64) {
+    fn four() -> (Vec<(f32, u32)>, Option<f64>) {
         let ln2 = std::f32::consts::LN_2;
-        (vec![(0.0, 9), (-ln2, 2), (-2.0 * ln2, 4), (-2.0 * ln2, 5)], std::f64::consts::LN_2)
+        (vec![(0.0, 9), (-ln2, 2), (-2.0 * ln2, 4), (-2.0 * ln2, 5)], Some(std::f64::consts::LN_2))
     }
 
     #[test]
@@ -312,7 +315,7 @@ mod tests {
     fn as_many_more_are_asked_for_as_it_takes_at_least() {
         // A thousand that are equally probable: the first two say how many it takes.
         let two = [(1.0, 7), (1.0, 8)];
-        let lse = 1.0 + 1000f64.ln();
+        let lse = Some(1.0 + 1000f64.ln());
         assert_eq!(choose(&params(0, 1.0, 0.0, 0.5004), &two, lse, false), Err(500));
         assert_eq!(choose(&params(0, 0.7506, 0.0, 0.1), &two, lse, false), Err(750));
     }
@@ -322,8 +325,8 @@ mod tests {
         let c = [(0.5, 3), (f32::NEG_INFINITY, 0), (f32::NEG_INFINITY, 1)];
         for uniform in [0.0, 0.999_999_999_999] {
             // The sum is a little more than the only one that is allowed.
-            assert_eq!(choose(&params(0, 1.0, 0.0, uniform), &c, 0.500_001, false), Ok(3));
-            assert_eq!(choose(&params(2, 0.9, 0.1, uniform), &c, 0.5, true), Ok(3));
+            assert_eq!(choose(&params(0, 1.0, 0.0, uniform), &c, Some(0.500_001), false), Ok(3));
+            assert_eq!(choose(&params(2, 0.9, 0.1, uniform), &c, Some(0.5), true), Ok(3));
         }
     }
 

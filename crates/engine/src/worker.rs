@@ -426,7 +426,7 @@ impl<D: Device> Worker<D> {
             all_reduce_s: self.groups.tensor.stats().all_reduce_s,
             vocab_collective_calls: self.spent.last.other_calls,
             sent_bytes: self.spent.handed_on + self.spent.last_forward.sent_bytes,
-            experts: self.decoder.take_expert_counts(),
+            experts: self.decoder.take_expert_counts(&self.dev)?,
             busy_s: self.spent.busy.as_secs_f64(),
             row_all_reduce_s: self.spent.row_all_reduce.map(|time| time.as_secs_f64()),
             activation_bytes: memory.activations,

@@ -1,4 +1,4 @@
-use tensor::{AttentionSpec, Device, HeadSpan, Part};
+use tensor::{AttentionSpec, Device, Heads, Part};
 
 use crate::ModelError;
 use crate::architecture::Qkv;
@@ -50,40 +50,20 @@ impl<D: Device> Attention<D> {
         step: &StepContext<D>,
     ) -> Result<Addend<'_, D>, ModelError> {
         let dev = rank.dev;
-        let qkv = dev.span(Part::Qkv, || self.queries_keys_values(rank, x, step))?;
+        let mut qkv = dev.span(Part::Qkv, || self.qkv.forward(rank, x))?;
         let mixed = dev.span(Part::Attention, || {
-            dev.store_kv(kv, &qkv, &step.device, &self.spec);
+            dev.rotate_store(kv, &mut qkv, self.heads(step), &step.device, &self.spec);
             self.context.forward(rank, &qkv, kv, step)
         })?;
         dev.span(Part::Output, || self.o.forward(rank, &mixed))
     }
 
-    /// Normed and rotated, side by side.
-    fn queries_keys_values(
-        &self,
-        rank: Rank<D>,
-        x: &D::Tensor,
-        step: &StepContext<D>,
-    ) -> Result<D::Tensor, ModelError> {
-        let (dev, spec) = (rank.dev, &self.spec);
-        let mut qkv = self.qkv.forward(rank, x)?;
-        let table = self.rope.map(|rope| &step.rope_tables[rope]);
-        match (&self.qk_norm, table) {
-            (Some((q_norm, k_norm)), Some(table)) => {
-                debug_assert_eq!(q_norm.spec, k_norm.spec, "queries and keys have norms of one kind");
-                let heads = [(spec.q(), &q_norm.weight), (spec.k(), &k_norm.weight)];
-                dev.head_norm_rope(&mut qkv, heads, q_norm.spec, table);
-            }
-            (Some((q_norm, k_norm)), None) => {
-                q_norm.forward_heads(dev, &mut qkv, spec.q());
-                k_norm.forward_heads(dev, &mut qkv, spec.k());
-            }
-            (None, Some(table)) => {
-                let heads = HeadSpan { heads: spec.num_heads + spec.num_kv_heads, ..spec.q() };
-                dev.rope(&mut qkv, heads, table);
-            }
-            (None, None) => {}
-        }
-        Ok(qkv)
+    /// What its heads go through.
+    fn heads<'a>(&'a self, step: &'a StepContext<D>) -> Heads<'a, D::Tensor> {
+        let norms = self.qk_norm.as_ref().map(|(q, k)| {
+            debug_assert_eq!(q.spec, k.spec, "queries and keys have norms of one kind");
+            ([&q.weight, &k.weight], q.spec)
+        });
+        Heads { norms, table: self.rope.map(|rope| &step.rope_tables[rope]) }
     }
 }

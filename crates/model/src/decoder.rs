@@ -101,8 +101,13 @@ impl<D: Device> Decoder<D> {
     }
 
     /// What this rank has counted of its layers' experts since the last call, by layer of the model.
-    pub fn take_expert_counts(&self) -> Vec<(usize, ExpertCounts)> {
-        let of_layer = |(layer, own): (usize, &DecoderLayer<D>)| Some((layer, own.ffn.take_counts()?));
+    ///
+    /// # Errors
+    /// Whatever the device met since its results were read last.
+    pub fn take_expert_counts(&self, dev: &D) -> Result<Vec<(usize, ExpertCounts)>, ModelError> {
+        let of_layer = |(layer, own): (usize, &DecoderLayer<D>)| {
+            own.ffn.take_counts(dev).map(|counts| Some((layer, counts?))).transpose()
+        };
         self.stage.layers.clone().zip(&self.layers).filter_map(of_layer).collect()
     }
 

@@ -44,10 +44,13 @@ impl<D: Device> Ffn<D> {
     }
 
     /// What was counted of experts since the last call, if it has any.
-    pub fn take_counts(&self) -> Option<ExpertCounts> {
+    ///
+    /// # Errors
+    /// Whatever the device met since its results were read last.
+    pub fn take_counts(&self, dev: &D) -> Result<Option<ExpertCounts>, ModelError> {
         match self {
-            Ffn::Dense(_) => None,
-            Ffn::Experts(experts) => Some(experts.take_counts()),
+            Ffn::Dense(_) => Ok(None),
+            Ffn::Experts(experts) => experts.take_counts(dev).map(Some),
         }
     }
 

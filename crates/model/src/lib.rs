@@ -23,7 +23,7 @@ pub use decoder::Decoder;
 pub use error::ModelError;
 pub use kv_cache::{KvCache, bytes_per_token, replicated_bytes_per_token};
 pub use loader::{LoadStats, Loader};
-pub use parallel::{Calls, Layout, Logits, Pipeline, Rank, Stage};
+pub use parallel::{Calls, Candidates, Layout, Logits, Pipeline, Rank, Stage};
 pub use quantization::{KeptAs, Quantization};
 pub use step::check_tokens;
 pub use stored::{StoredVector, StoredWeight};

@@ -1,4 +1,4 @@
-use tensor::{Device, HeadSpan, NormSpec, Part, RowNorm};
+use tensor::{Device, NormSpec, Part, RowNorm};
 
 /// A norm of rows or of heads.
 pub struct Norm<D: Device> {
@@ -11,11 +11,6 @@ impl<D: Device> Norm<D> {
     /// `x [t, hidden_size]` → the same shape.
     pub fn forward(&self, dev: &D, x: &D::Tensor) -> D::Tensor {
         dev.span(Part::Norm, || dev.norm(x, &self.weight, self.bias.as_ref(), self.spec))
-    }
-
-    /// Each head of `span`, in place.
-    pub fn forward_heads(&self, dev: &D, x: &mut D::Tensor, span: HeadSpan) {
-        dev.head_norm(x, span, &self.weight, self.spec);
     }
 
     /// It, for an operation that does more besides.

@@ -92,7 +92,7 @@ impl Mixture {
             let x = decoder.forward(Rank::new(&dev, &group), &meta, &mut kv).unwrap();
             hidden.extend(x.data.iter().map(|x| x.to_bits()));
         }
-        (hidden, decoder.take_expert_counts(), group.stats())
+        (hidden, decoder.take_expert_counts(&dev).unwrap(), group.stats())
     }
 
     fn num_experts(&self) -> usize {

@@ -2,7 +2,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::{
-    Activation, AttentionSpec, Exchanged, HeadSpan, KvSpec, LogitEdit, MatrixSource, NormSpec, Part,
+    Activation, AttentionSpec, Exchanged, HeadSpan, Heads, KvSpec, LogitEdit, MatrixSource, NormSpec, Part,
     PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, Timeline, WeightSpec,
 };
 
@@ -209,6 +209,33 @@ pub trait Device {
     /// a scale per head ([`crate::KvDType::round`]); rows whose block is another rank's ([`KvSpec::share`]) are passed
     /// over. `qkv [t, qkv_cols]`
     fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec);
+    /// What happens to queries, keys and values between their layer and attention: heads are normed and rotated, and keys and
+    /// values are written. The bits are those of [`Device::head_norm`], [`Device::rope`] and [`Device::store_kv`] one by one. What
+    /// `qkv [t, qkv_cols]` has of keys and values afterwards is unspecified.
+    fn rotate_store(
+        &self,
+        kv: &mut Self::Kv,
+        qkv: &mut Self::Tensor,
+        heads: Heads<'_, Self::Tensor>,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+    ) {
+        match heads {
+            Heads { norms: Some(([q, k], norm)), table: Some(table) } => {
+                self.head_norm_rope(qkv, [(spec.q(), q), (spec.k(), k)], norm, table);
+            }
+            Heads { norms: Some(([q, k], norm)), table: None } => {
+                self.head_norm(qkv, spec.q(), q, norm);
+                self.head_norm(qkv, spec.k(), k, norm);
+            }
+            Heads { norms: None, table: Some(table) } => {
+                let both = HeadSpan { heads: spec.num_heads + spec.num_kv_heads, ..spec.q() };
+                self.rope(qkv, both, table);
+            }
+            Heads { norms: None, table: None } => {}
+        }
+        self.store_kv(kv, qkv, step, spec);
+    }
     /// Copies blocks, with all that belongs to them, from the first of each pair to the second; pairs whose blocks are
     /// another rank's ([`KvSpec::share`]) are passed over. Blocks are counted over all owners; those of a pair have the same
     /// one. No block that is written is in another pair.
@@ -278,7 +305,23 @@ pub trait Device {
     /// A routing of choices that were made elsewhere, among `experts`: any number per token, also none, each token's
     /// by ascending id.
     fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> Self::Routing;
-    /// The pairs whose expert is in `experts`: sorted by expert, then by token.
+    /// Adds to `counts[expert]` how many tokens chose it. Exact while no count is above 2^24.
+    ///
+    /// # Shapes
+    /// `counts [1, experts]`
+    ///
+    /// # Errors
+    /// Whatever the device met since the last call: this default goes through host memory.
+    fn count_choices(&self, routing: &Self::Routing, counts: &mut Self::Tensor) -> Result<(), DeviceError> {
+        let mut sums = self.download(counts)?;
+        for (expert, _) in self.routing_to_host(routing)?.into_iter().flatten() {
+            sums[expert as usize] += 1.0;
+        }
+        *counts = self.upload(&sums, 1, sums.len());
+        Ok(())
+    }
+    /// The pairs whose expert is in `experts`: sorted by expert, then by token. A device that would have to wait to know how
+    /// many there are may take more for `pairs` in what follows: rows behind the last pair have unspecified content.
     fn assign(&self, routing: &Self::Routing, experts: Range<usize>) -> Self::Assignment;
     /// A linear layer per expert on the tokens that chose it. `weights[e]` belongs to expert `experts.start + e`
     /// of the assignment.
@@ -329,7 +372,7 @@ pub trait Device {
     /// The largest logit of each row (`if a > b`, from −∞). Where it is a zero, its sign is unspecified.
     ///
     /// # Errors
-    /// Whatever the device met since the last call; also by the next four.
+    /// Whatever the device met since the last call; also by the next five.
     fn row_max(&self, logits: &Self::Tensor) -> Result<Vec<f32>, DeviceError>;
     /// Sums of `exp(x − max)` over the nodes of a tree whose items are panels of 16 columns (item `i` is panel `i` of
     /// these logits; the last may be short, its missing columns are +0), each panel summed by halves.
@@ -350,6 +393,17 @@ pub trait Device {
         skip: usize,
         k: usize,
     ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError>;
+    /// What choosing a token asks of each row, for a device that answers it with one read: the bits are those of
+    /// [`Device::row_max`], [`Device::exp_sums`] relative to it (to 0 where it is −∞) and [`Device::top_k`], one by one.
+    ///
+    /// # Errors
+    /// Whatever the device met since the last call.
+    fn survey(&self, logits: &Self::Tensor, program: &Program, k: usize) -> Result<Survey, DeviceError> {
+        let max = self.row_max(logits)?;
+        let relative_to: Vec<f32> = max.iter().map(|&max| Survey::base(max)).collect();
+        let sums = self.exp_sums(logits, &relative_to, program)?;
+        Ok(Survey { sums, top: self.top_k(logits, 0, k)?, max })
+    }
     /// Single logits, by (row, column).
     fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError>;
     /// How many of each row come before a (logit, column) in the order of [`Device::top_k`]. The column may be any,
@@ -391,6 +445,25 @@ pub trait Device {
     /// What it needed besides weights and KV caches; nothing from a device that doesn't know.
     fn memory(&self) -> DeviceMemory {
         DeviceMemory::default()
+    }
+}
+
+/// What [`Device::survey`] finds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Survey {
+    /// Each row's largest logit.
+    pub max: Vec<f32>,
+    /// Sums of exponentials relative to it, `[t · nodes]`, row-major.
+    pub sums: Vec<f32>,
+    /// Each row's largest logits, as (logit, column).
+    pub top: Vec<Vec<(f32, u32)>>,
+}
+
+impl Survey {
+    /// What sums of a row with this maximum are relative to: where all logits are −∞, they shall not be NaN, which says
+    /// that one isn't a number.
+    pub fn base(max: f32) -> f32 {
+        if max == f32::NEG_INFINITY { 0.0 } else { max }
     }
 }
 

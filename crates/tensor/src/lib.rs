@@ -29,7 +29,7 @@ mod tree;
 pub use attention::{AttentionSpec, KvShare, KvSpec, SEGMENT, SeenSegment, seen_segments};
 pub use clock::Clock;
 pub use cost::{Cost, CostCounter, CostReport, OpCost};
-pub use device::{Device, DeviceError, DeviceMemory, HostDevice};
+pub use device::{Device, DeviceError, DeviceMemory, HostDevice, Survey};
 pub use dtype::{DType, KvDType};
 pub use format::{ActivationGroup, Fp8Group, GROUP, Groups, Int4Group, Int8Group, WeightFormat, WeightSpec};
 pub use part::{Category, Exchanged, Part, PartTime, PartTimes};
@@ -39,7 +39,7 @@ pub use reference::{
 };
 pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight, Shapes};
 pub use source::{Concat, MatrixSource, PackedBytes, PackedPart, PackedWeight, Slice, Stored};
-pub use spec::{Activation, HeadSpan, LogitEdit, NormKind, NormSpec, RopeSpec, RouterSpec, RowNorm};
+pub use spec::{Activation, HeadSpan, Heads, LogitEdit, NormKind, NormSpec, RopeSpec, RouterSpec, RowNorm};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
 pub use timed::Timed;
 pub use timeline::{Event, MOST_EVENTS, ThreadLog, Timeline, What};

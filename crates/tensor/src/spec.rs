@@ -73,6 +73,22 @@ pub struct HeadSpan {
     pub head_dim: usize,
 }
 
+/// What heads of queries and keys go through before attention.
+pub struct Heads<'a, T> {
+    /// The weights of the queries' and the keys' norm, each `[1, head_dim]`, and of which kind both are.
+    pub norms: Option<([&'a T; 2], NormSpec)>,
+    /// What they are rotated by ([`crate::Device::rope_table`]).
+    pub table: Option<&'a T>,
+}
+
+impl<T> Clone for Heads<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Heads<'_, T> {}
+
 /// Rotary position embedding: the inverse frequencies, already scaled and rounded to f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeSpec {

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use crate::clock::Clock;
 use crate::{
-    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, HostDevice, KvSpec,
-    LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta,
-    ThreadLog, Timeline, WeightSpec,
+    Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, Heads, HostDevice,
+    KvSpec, LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm,
+    StepMeta, Survey, ThreadLog, Timeline, WeightSpec,
 };
 
 /// A device that does what another does and knows how long the parts of a step took; and, while it is recorded, every
@@ -185,6 +185,16 @@ impl<D: Device> Device for Timed<D> {
     fn store_kv(&self, kv: &mut Self::Kv, qkv: &Self::Tensor, step: &Self::Step, spec: &AttentionSpec) {
         self.op("store_kv", || self.inner.store_kv(kv, qkv, step, spec))
     }
+    fn rotate_store(
+        &self,
+        kv: &mut Self::Kv,
+        qkv: &mut Self::Tensor,
+        heads: Heads<'_, Self::Tensor>,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+    ) {
+        self.op("rotate_store", || self.inner.rotate_store(kv, qkv, heads, step, spec))
+    }
     fn copy_kv(&self, kv: &mut Self::Kv, pairs: &[(u32, u32)]) {
         self.op("copy_kv", || self.inner.copy_kv(kv, pairs));
     }
@@ -223,6 +233,9 @@ impl<D: Device> Device for Timed<D> {
     }
     fn routing_to_host(&self, routing: &Self::Routing) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
         self.op("routing_to_host", || self.inner.routing_to_host(routing))
+    }
+    fn count_choices(&self, routing: &Self::Routing, counts: &mut Self::Tensor) -> Result<(), DeviceError> {
+        self.op("count_choices", || self.inner.count_choices(routing, counts))
     }
     fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> Self::Routing {
         self.op("routing_from_host", || self.inner.routing_from_host(choices, experts))
@@ -282,6 +295,9 @@ impl<D: Device> Device for Timed<D> {
         k: usize,
     ) -> Result<Vec<Vec<(f32, u32)>>, DeviceError> {
         self.op("top_k", || self.inner.top_k(logits, skip, k))
+    }
+    fn survey(&self, logits: &Self::Tensor, program: &Program, k: usize) -> Result<Survey, DeviceError> {
+        self.op("survey", || self.inner.survey(logits, program, k))
     }
     fn pick(&self, logits: &Self::Tensor, at: &[(usize, usize)]) -> Result<Vec<f32>, DeviceError> {
         self.op("pick", || self.inner.pick(logits, at))

@@ -107,6 +107,12 @@ pub(crate) fn routing_to_host(routing: &CpuRouting) -> Vec<Vec<(u32, f32)>> {
     (0..routing.tokens).map(of_token).collect()
 }
 
+pub(crate) fn count_choices(routing: &CpuRouting, counts: &mut [f32]) {
+    for &expert in routing.experts.iter().filter(|&&expert| expert != NOBODY) {
+        counts[expert as usize] += 1.0;
+    }
+}
+
 pub(crate) fn routing_from_host(choices: &[Vec<(u32, f32)>], experts: usize) -> CpuRouting {
     let (tokens, top_k) = (choices.len(), choices.iter().map(Vec::len).max().unwrap_or(0));
     let mut routing = CpuRouting {

@@ -5,6 +5,8 @@ mod tiles;
 
 pub use tiles::kernels_for;
 
+use std::cell::RefCell;
+use std::iter::repeat_n;
 use std::ops::Range;
 
 use tensor::{AttentionSpec, SeenSegment, seen_segments};
@@ -38,9 +40,29 @@ struct Call<'a> {
     places: Option<(Address, usize)>,
 }
 
+/// Zeros that blocks which work on the same rows count themselves with; they leave zeros behind.
+#[derive(Default)]
+pub(crate) struct Arrived(RefCell<Option<(usize, Block)>>);
+
+impl Arrived {
+    fn address(&self, queue: &Queue, count: usize) -> Address {
+        let mut own = self.0.borrow_mut();
+        if let Some((_, block)) = own.as_ref().filter(|(there, _)| *there >= count) {
+            return block.at;
+        }
+        let count = count.next_power_of_two();
+        let block = queue.numbers(repeat_n(0, count));
+        let at = block.at;
+        // After a fault nothing was written, and nothing is launched.
+        *own = queue.0.is_sound().then_some((count, block));
+        at
+    }
+}
+
 /// The result of every row.
 pub(crate) fn attention(
     queue: &Queue,
+    arrived: &Arrived,
     qkv: &CudaTensor,
     kv: &CudaKv,
     step: &CudaStep,
@@ -50,17 +72,23 @@ pub(crate) fn attention(
     assert_eq!(kv.spec.share.owners, 1, "all blocks are here");
     let out = queue.tensor(qkv.rows, spec.num_heads * spec.head_dim);
     let segments = step.segments(spec.window);
-    let call = Call { queue, queries: qkv, kv, step, spec, rows: 0..qkv.rows, segments, places: None };
+    let rows = 0..qkv.filled_rows();
+    let call = Call { queue, queries: qkv, kv, step, spec, rows, segments, places: None };
     call.check();
     let short = &step.short;
     let slots = short.count * short.most_rows;
-    if segments == 1 {
-        call.of_short(out.at());
+    if slots > 0 && segments == 1 {
+        call.of_short(out.at(), None);
     } else if slots > 0 {
         let parts = queue.tensor(slots * segments * spec.num_heads, 2 + spec.head_dim);
-        call.of_short(parts.at());
-        let merge = Merge { queue, step, spec, segments };
-        merge.launch(out.at(), parts.at(), Rows { list: short.rows, first: 0, count: slots }, 0);
+        if kv.is_exact() {
+            call.of_short(parts.at(), None);
+            let merge = Merge { queue, step, spec, segments };
+            merge.launch(out.at(), parts.at(), Rows { list: short.rows, first: 0, count: slots }, 0);
+        } else {
+            let count = call.packs() * spec.num_kv_heads;
+            call.of_short(out.at(), Some((parts.at(), arrived.address(queue, count))));
+        }
     }
     call.of_long(out.at());
     out
@@ -90,7 +118,7 @@ pub(crate) fn segments(
     let call = Call { queue, queries: q, kv, step, spec, rows, segments, places };
     call.check();
     if !here.is_empty() {
-        call.of_short(out.at());
+        call.of_short(out.at(), None);
         call.of_long(out.at());
     }
     out
@@ -188,23 +216,31 @@ impl Call<'_> {
         assert!(num_heads == 0 || last <= num_kv_heads, "query heads read {last} of {num_kv_heads} KV heads");
     }
 
-    /// The results of sequences with few rows, or what they leave to be merged.
-    fn of_short(&self, out: Address) {
+    /// Some rows and their heads of a sequence, for each sequence with few rows.
+    fn packs(&self) -> usize {
+        let group = &self.step.short;
+        group.count * (group.most_rows * self.most_heads()).div_ceil(split::ROWS)
+    }
+
+    /// The results of sequences with few rows, or what they leave to be merged. `meet`: where blocks leave parts and count
+    /// themselves, to merge them.
+    fn of_short(&self, out: Address, meet: Option<(Address, Address)>) {
         let group = &self.step.short;
         if self.kv.is_exact() {
             let segments = if self.segments == 1 && self.places.is_none() { 0 } else { self.segments };
             return self.exact(out, group, segments);
         }
         let spec = self.spec;
-        let packs = (group.most_rows * self.most_heads()).div_ceil(split::ROWS);
         let grid = Grid {
-            blocks: [group.count * packs, spec.num_kv_heads, self.segments].map(number),
+            blocks: [self.packs(), spec.num_kv_heads, self.segments].map(number),
             threads: number(split::THREADS),
             shared: number(split::shared_bytes(spec.head_dim)),
         };
         let name = self.kv.own(split::KERNELS);
         let kernel = Kernel { file: "attention_split", name };
-        self.queue.launch(kernel, grid, self.over_sequences(out, group).count(group.most_rows));
+        let (parts, arrived) = meet.unwrap_or((0, 0));
+        let arguments = self.over_sequences(out, group).count(group.most_rows);
+        self.queue.launch(kernel, grid, arguments.address(parts).address(arrived));
     }
 
     /// The results of sequences with many rows.
@@ -222,7 +258,7 @@ impl Call<'_> {
         let items = group.count * self.places.map_or(1, |_| self.segments);
         let grid = Grid {
             blocks: [blocks, self.spec.num_kv_heads, items].map(number),
-            threads: number(tiles::THREADS),
+            threads: number(shape.threads(self.kv)),
             shared: number(shape.shared_bytes(self.spec.head_dim, self.kv)),
         };
         let name = shape.kernel(self.kv);

@@ -16,5 +16,5 @@ const STRIDE: usize = 64 + 8;
 /// What its struct of shared memory has, then queries and sums.
 pub(super) fn shared_bytes(head_dim: usize) -> usize {
     let (of_warp, of_row) = (ROWS * (STRIDE + 3), 2 + 4);
-    4 * (WARPS * of_warp + ROWS * of_row) + ROWS * head_dim.next_multiple_of(TILE) * (2 + 4)
+    4 * (WARPS * of_warp + ROWS * of_row + 4) + ROWS * head_dim.next_multiple_of(TILE) * (2 + 4)
 }

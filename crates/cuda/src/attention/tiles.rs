@@ -4,11 +4,7 @@ use tensor::KvDType;
 
 use crate::kernels;
 use crate::kv::{CudaKv, TILE, of_type};
-use crate::linear;
 
-/// Threads of a block.
-pub(super) const THREADS: usize = 32 * WARPS;
-const WARPS: usize = 4;
 /// Positions of a tile.
 const POSITIONS: usize = 64;
 
@@ -63,9 +59,18 @@ impl Shape {
     /// Rows of a block: a row is a token with one of the heads that read a KV head.
     pub fn rows(self) -> usize {
         match self {
-            Shape::Of64 | Shape::Of128 | Shape::To128 => 32 * WARPS,
-            Shape::Of256 | Shape::To256 => 16 * WARPS,
+            Shape::Of64 | Shape::Of128 | Shape::To128 => 128,
+            Shape::Of256 | Shape::To256 => 64,
         }
+    }
+
+    /// Threads of a block: warps have 16 rows each, or 32 where they have registers for as many; as kernels.rs has it.
+    pub fn threads(self, kv: &CudaKv) -> usize {
+        let rows_of_warp = match self {
+            Shape::Of64 if kv.spec.dtype != KvDType::Fp8 => 32,
+            _ => 16,
+        };
+        32 * self.rows() / rows_of_warp
     }
 
     /// Bytes of shared memory: keys and values of a tile, their scales, and queries.

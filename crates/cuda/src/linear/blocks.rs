@@ -87,15 +87,6 @@ pub(super) fn files_of(format: WeightFormat) -> Vec<&'static str> {
     [few, many].into_iter().chain(ordered).map(|kernel| kernel.file).collect()
 }
 
-/// Whether a file has kernels of one format of weights only. Those are loaded when such a weight is packed.
-pub(crate) fn is_of_a_format(file: &str) -> bool {
-    let formats = ["bfloat", "half", "fp8", "int8", "int4"];
-    let is_ours = |(kind, format): (&str, &str)| {
-        ["linear", "gemm", "gemv", "ordered"].contains(&kind) && formats.contains(&format)
-    };
-    file.split_once('_').is_some_and(is_ours)
-}
-
 /// One layer of a grid for each expert.
 pub(super) fn in_layers(grid: Grid, experts: usize) -> Grid {
     let [x, y, _] = grid.blocks;

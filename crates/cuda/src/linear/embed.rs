@@ -4,15 +4,14 @@ use ::tensor::{DType, WeightFormat};
 
 use super::CudaWeight;
 use super::tiles::Layout;
-use crate::driver::{Arguments, Kernel};
+use crate::driver::{Address, Arguments, Kernel};
 use crate::tensor::{CudaTensor, Queue};
 
-/// `rows [t]` → `[t, k]`
-pub(crate) fn embed(queue: &Queue, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
+/// `rows [t]`, which lie at `at` on the GPU, filled up with zeros → `[t, k]`
+pub(crate) fn embed(queue: &Queue, w: &CudaWeight, rows: &[u32], at: Address) -> CudaTensor {
     assert!(rows.iter().all(|&row| (row as usize) < w.n), "embed: a row beyond the last");
     let y = queue.tensor(rows.len(), w.k);
-    let ids = queue.numbers(rows.iter().copied());
-    let arguments = Arguments::new().address(y.at()).address(ids.at).count(rows.len()).count(w.k);
+    let arguments = Arguments::new().address(y.at()).address(at).count(y.filled_rows()).count(w.k);
     let (name, arguments) = match w.spec.format {
         WeightFormat::Float(DType::F32) => ("embed_exact", arguments.address(w.elements.at).count(w.n)),
         format => {
@@ -29,6 +28,6 @@ pub(crate) fn embed(queue: &Queue, w: &CudaWeight, rows: &[u32]) -> CudaTensor {
             ("embed_tiles", arguments.count(number))
         }
     };
-    queue.launch(Kernel { file: "embed", name }, queue.over_each(y.len()), arguments);
+    queue.launch(Kernel { file: "embed", name }, queue.over_each(y.filled_len()), arguments);
     y
 }

@@ -11,7 +11,6 @@ mod plan;
 mod tiles;
 mod weight;
 
-pub(crate) use blocks::is_of_a_format;
 pub(crate) use embed::embed;
 pub(crate) use experts::{Grouped, grouped};
 pub(crate) use fast::Fast;
@@ -51,8 +50,11 @@ pub(crate) fn linear(
     bias: Option<&CudaTensor>,
 ) -> CudaTensor {
     assert!(program.is_none_or(|program| program.num_inputs() == w.k), "a program of the weight's inputs");
-    let y = queue.tensor(program.map_or(1, Program::num_nodes) * x.rows, w.n);
-    Layer { queue, x, rows: x.rows, w, bias, y: &y, gate: None }.compute(fast, program);
+    let nodes = program.map_or(1, Program::num_nodes);
+    let y = queue.tensor(nodes * x.rows, w.n);
+    // Of several nodes, those that follow lie behind the rows that are there.
+    let rows = if nodes == 1 { x.filled_rows() } else { x.rows };
+    Layer { queue, x, rows, w, bias, y: &y, gate: None }.compute(fast, program);
     y
 }
 
@@ -70,7 +72,7 @@ pub(crate) fn gated(
     }
     let y = queue.tensor(x.rows, w.n / 2);
     let gate = Some(activation);
-    Layer { queue, x, rows: x.rows, w, bias, y: &y, gate }.compute(fast, None);
+    Layer { queue, x, rows: x.filled_rows(), w, bias, y: &y, gate }.compute(fast, None);
     y
 }
 

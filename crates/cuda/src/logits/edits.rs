@@ -100,6 +100,11 @@ fn row_of(edit: &LogitEdit) -> usize {
 
 /// Changes logits, in the order given.
 pub(crate) fn edit(queue: &Queue, x: &CudaTensor, edits: &[LogitEdit]) {
+    if edits.is_empty() {
+        return;
+    }
+    // What is edited differs from step to step: what was asked for so far is to be a list that comes again.
+    queue.flush();
     let Edits { rows, edits, words, .. } = Edits::of(edits, [x.rows, x.cols]);
     // One upload, edits first, whose words lie at multiples of 16 bytes. Masks make it some megabytes for many rows.
     let mut bytes = Vec::with_capacity(16 * edits.len() + 12 * rows.len() + 4 * words.len());

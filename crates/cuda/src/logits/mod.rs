@@ -2,10 +2,12 @@
 //! the parts together.
 
 mod edits;
+mod survey;
 mod top;
 mod tree;
 
 pub(crate) use edits::edit;
+pub(crate) use survey::survey;
 pub(crate) use top::{row_max, top_k};
 pub(crate) use tree::{PanelTree, exp_sums};
 
@@ -30,7 +32,7 @@ impl Parts {
     fn of(queue: &Queue, x: &CudaTensor) -> Self {
         let (least, most) = (4 * THREADS, 32 * THREADS);
         let blocks = 4 * queue.0.driver.multiprocessors();
-        let wanted = blocks.div_ceil(x.rows.max(1)).max(1);
+        let wanted = blocks.div_ceil(x.filled_rows().max(1)).max(1);
         let width = x.cols.div_ceil(wanted).next_multiple_of(THREADS).clamp(least, most);
         Parts { width, parts: x.cols.div_ceil(width) }
     }

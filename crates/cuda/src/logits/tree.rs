@@ -3,7 +3,7 @@
 use tensor::Program;
 
 use super::{THREADS, kernel};
-use crate::driver::{Arguments, Fault, Grid};
+use crate::driver::{Address, Arguments, Fault, Grid};
 use crate::memory::Block;
 use crate::of_program::OfProgram;
 use crate::tensor::{CudaTensor, Queue};
@@ -103,7 +103,7 @@ pub(crate) struct PanelTree {
 }
 
 impl PanelTree {
-    fn new(queue: &Queue, program: &Program) -> Self {
+    pub(super) fn new(queue: &Queue, program: &Program) -> Self {
         let Subtrees { trees, levels, merges, above } = Subtrees::of(program);
         let all = trees.as_flattened().iter().chain(&levels).chain(&merges);
         let uploaded = queue.numbers(all.copied());
@@ -122,16 +122,49 @@ pub(crate) fn exp_sums(
     assert_eq!(x.rows, max.len(), "exp_sums: one maximum per row");
     assert_eq!(program.inputs.len(), x.cols.div_ceil(PANEL), "exp_sums: one item per panel of 16 columns");
     let tree = trees.get(queue, program, || PanelTree::new(queue, program));
-    let max = queue.numbers(max.iter().map(|max| max.to_bits()));
-    let sums = queue.block(4 * x.rows * tree.subtrees);
-    let levels_at = tree.uploaded.at + 16 * tree.subtrees as u64;
-    let merges_at = levels_at + 4 * tree.levels as u64;
-    let arguments = Arguments::new().address(sums.at).address(x.at()).address(max.at);
-    let arguments = arguments.count(x.cols).count(tree.subtrees).address(tree.uploaded.at);
-    let grid = Grid::plane(x.rows, tree.subtrees, THREADS);
-    queue.launch(kernel("logits_exp_sums"), grid, arguments.address(levels_at).address(merges_at));
-    let sums = queue.read(sums.at, x.rows * tree.subtrees)?;
-    Ok((0..x.rows).flat_map(|row| tree.above.run(|at| sums[row * tree.subtrees + at])).collect())
+    let mut bits: Vec<u32> = max.iter().map(|max| max.to_bits()).collect();
+    bits.resize(x.filled_rows(), 0);
+    let max = queue.numbers(bits);
+    let sums = queue.block(tree.bytes_of(x.filled_rows()));
+    tree.sum(queue, x, Maxima::Known(max.at), sums.at);
+    Ok(tree.finish(&queue.read(sums.at, x.rows * tree.subtrees)?))
+}
+
+/// Where the largest logits of rows are on the GPU.
+pub(super) enum Maxima {
+    /// `[rows]`
+    Known(Address),
+    /// Of each row in so many parts, as `logits_largest` leaves them.
+    Parts(Address, usize),
+}
+
+impl PanelTree {
+    /// Bytes of the subtrees' sums of so many rows.
+    pub(super) fn bytes_of(&self, rows: usize) -> usize {
+        4 * rows * self.subtrees
+    }
+
+    /// The subtrees' sums of each row, to `sums [rows, subtrees]`.
+    pub(super) fn sum(&self, queue: &Queue, x: &CudaTensor, maxima: Maxima, sums: Address) {
+        let levels_at = self.uploaded.at + 16 * self.subtrees as u64;
+        let merges_at = levels_at + 4 * self.levels as u64;
+        let (max, found, parts) = match maxima {
+            Maxima::Known(max) => (max, 0, 0),
+            Maxima::Parts(found, parts) => (0, found, parts),
+        };
+        let arguments = Arguments::new().address(sums).address(x.at()).address(max).address(found);
+        let arguments = arguments.count(parts).count(x.cols).count(self.subtrees).address(self.uploaded.at);
+        let grid = Grid::plane(x.filled_rows(), self.subtrees, THREADS);
+        queue.launch(kernel("logits_exp_sums"), grid, arguments.address(levels_at).address(merges_at));
+    }
+
+    /// The program's nodes of each row, of all subtrees' sums.
+    pub(super) fn finish(&self, sums: &[f32]) -> Vec<f32> {
+        if self.subtrees == 0 {
+            return Vec::new();
+        }
+        sums.chunks_exact(self.subtrees).flat_map(|row| self.above.run(|at| row[at])).collect()
+    }
 }
 
 #[cfg(test)]

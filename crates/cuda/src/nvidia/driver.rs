@@ -37,8 +37,8 @@ const READ_BYTES: usize = 256 << 10;
 /// Larger writes are not collected, and no longer lists.
 const MOST_WRITTEN: usize = 256 << 10;
 const MOST_WORK: usize = 1 << 14;
-/// Lists that are known: a few per step and batch size.
-const MOST_GRAPHS: usize = 512;
+/// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
+const MOST_GRAPHS: usize = 128;
 const LEAST_WORK: usize = 8;
 /// Room for all that graphs write; a list for which there is none left is no graph.
 const GRAPH_BYTES: usize = 16 << 20;

@@ -22,7 +22,7 @@ enum {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600,
   ALREADY_ENABLED = 704, FAILED = 719
 };
-constexpr u32 ARGUMENTS = 24;
+constexpr u32 ARGUMENTS = 26;
 
 u64 number(const char *variable, u64 otherwise) {
   const char *text = getenv(variable);

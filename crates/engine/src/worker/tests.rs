@@ -222,15 +222,17 @@ fn rows_that_only_sample_need_no_more_exchanges_than_ever() {
     };
     let greedy = Choice { greedy: true, ..sampled(0.0) };
     let plain = calls(&[], &[Ask::Sample { choice: greedy, logprobs: None }]);
-    // Embedding, maxima, sums, candidates.
-    assert_eq!(plain, 4);
+    // Embedding, candidates.
+    assert_eq!(plain, 2);
     let edits = [LogitEdit::Divide { row: 0, by: 0.9 }];
     let choice = Choice { top_k: 9, ..sampled(0.5) };
     assert_eq!(calls(&edits, &[Ask::Sample { choice, logprobs: None }; 3]), plain);
+    // What is drawn from everything, and not from a cut, needs the sum.
+    assert_eq!(calls(&edits, &[Ask::Sample { choice: sampled(0.5), logprobs: None }; 3]), plain + 1);
     // Log-probabilities come with a rank, for which one exchange counts.
     assert_eq!(calls(&edits, &[Ask::Sample { choice, logprobs: Some(0) }; 3]), plain + 4);
-    assert_eq!(calls(&edits, &[Ask::Sample { choice, logprobs: Some(2) }; 3]), plain + 5);
-    assert_eq!(calls(&[], &[Ask::Score { target: 7, top: 0 }; 3]), plain + 1);
+    assert_eq!(calls(&edits, &[Ask::Sample { choice, logprobs: Some(2) }; 3]), plain + 4);
+    assert_eq!(calls(&[], &[Ask::Score { target: 7, top: 0 }; 3]), plain + 3);
 }
 
 #[test]

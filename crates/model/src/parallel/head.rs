@@ -26,6 +26,9 @@ pub struct ParallelLmHead<D: Device> {
     finish: Program,
 }
 
+/// Logits with their ids, by logit descending, then id ascending.
+pub type Candidates = Vec<(f32, u32)>;
+
 /// A rank's columns of some rows of logits.
 pub struct Logits<D: Device> {
     local: D::Tensor,
@@ -126,36 +129,48 @@ impl<D: Device> ParallelLmHead<D> {
         dev.edit_logits(&mut logits.local, &own);
     }
 
-    /// ln Σ exp(logit) of each row, in f64: the exact maximum plus the logarithm of the canonical sum.
-    ///
-    /// # Errors
-    /// A rank is missing, a logit isn't a number or +∞, or all of a row are −∞.
-    pub fn log_sum_exp(&self, rank: Rank<D>, logits: &Logits<D>) -> Result<Vec<f64>, ModelError> {
-        let (max, sums) = self.exp_sums(rank, logits)?;
-        let rows = max.len();
-        let finish = |row: usize| {
+    /// ln Σ exp(logit) of each row, in f64: the exact maximum plus the logarithm of the canonical sum, of what
+    /// [`ParallelLmHead::exp_sums`] gives.
+    fn logs_of(
+        &self,
+        rank: Rank<D>,
+        logits: &Logits<D>,
+        max: &[f32],
+        sums: &[Vec<f32>],
+    ) -> Result<Vec<f64>, ModelError> {
+        let finish = |(row, &max): (usize, &f32)| {
             let mut nodes = Vec::with_capacity(self.finish.inputs.len());
             for (sums, &n) in sums.iter().zip(&self.nodes_of_rank) {
                 nodes.extend_from_slice(&sums[row * n..(row + 1) * n]);
             }
             let sum = self.finish.run(|i| nodes[i])[0];
-            let message = match max[row] {
-                // A logit that isn't a number makes the sum none, one that is infinite the maximum or the sum.
-                max if max.is_finite() && sum.is_finite() => {
-                    return Ok(f64::from(max) + math::ln_f64(f64::from(sum)));
-                }
-                f32::NEG_INFINITY if logits.forbidden.contains(&row) => {
-                    format!("row {row} of the logits has no token that is allowed")
-                }
-                _ => "a logit is not a finite number; the weights may be damaged".into(),
-            };
-            Err(ModelError::Device(DeviceError { device: rank.dev.name(), message }))
+            // A logit that isn't a number makes the sum none, one that is infinite the maximum or the sum.
+            self.check_row(rank, logits, row, max, sum)?;
+            Ok(f64::from(max) + math::ln_f64(f64::from(sum)))
         };
-        (0..rows).map(finish).collect()
+        max.iter().enumerate().map(finish).collect()
     }
 
-    /// Each row's maximum, and each rank's nodes of the sums of exponentials: all of [`ParallelLmHead::log_sum_exp`] that
-    /// runs on a device or between ranks.
+    /// That a row's maximum, and what its exponentials sum up to, are numbers.
+    fn check_row(
+        &self,
+        rank: Rank<D>,
+        logits: &Logits<D>,
+        row: usize,
+        max: f32,
+        sum: f32,
+    ) -> Result<(), ModelError> {
+        let message = match max {
+            max if max.is_finite() && sum.is_finite() => return Ok(()),
+            f32::NEG_INFINITY if logits.forbidden.contains(&row) => {
+                format!("row {row} of the logits has no token that is allowed")
+            }
+            _ => "a logit is not a finite number; the weights may be damaged".into(),
+        };
+        Err(ModelError::Device(DeviceError { device: rank.dev.name(), message }))
+    }
+
+    /// Each row's maximum, and each rank's nodes of the sums of exponentials.
     ///
     /// # Errors
     /// A rank is missing.
@@ -166,43 +181,70 @@ impl<D: Device> ParallelLmHead<D> {
     ) -> Result<(Vec<f32>, Vec<Vec<f32>>), ModelError> {
         let own_max = rank.dev.row_max(&logits.local)?;
         let all = self.exchange(rank, own_max)?;
-        let max =
-            |row: usize| all.iter().map(|m| m[row]).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-        let max: Vec<f32> = (0..all[0].len()).map(max).collect();
+        let max: Vec<f32> = (0..all[0].len()).map(|row| largest(all.iter().map(|m| m[row]))).collect();
         let sums = self.exchange(rank, rank.dev.exp_sums(&logits.local, &max, &self.program)?)?;
         Ok((max, sums))
     }
 
-    /// The `k` largest logits of each row with their ids, by logit descending, then id ascending.
-    pub fn top_k(
+    /// The `k` largest logits of each row as [`ParallelLmHead::top_k`] gives them, and with `weighs` ln Σ exp(logit), in f64. The
+    /// device is read once, and ranks meet once, unless they have to know the largest of all logits before they sum up.
+    ///
+    /// # Errors
+    /// A rank is missing, a logit isn't a number or +∞, or all of a row are −∞.
+    pub fn survey(
         &self,
         rank: Rank<D>,
         logits: &Logits<D>,
         k: usize,
-    ) -> Result<Vec<Vec<(f32, u32)>>, ModelError> {
-        let mut own = rank.dev.top_k(&logits.local, 0, k)?;
-        for (_, id) in own.iter_mut().flatten() {
-            *id += self.own.start as u32;
+        weighs: bool,
+    ) -> Result<(Vec<Candidates>, Option<Vec<f64>>), ModelError> {
+        let own = rank.dev.survey(&logits.local, &self.program, k)?;
+        if !self.divided() {
+            let logs = self.logs_of(rank, logits, &own.max, std::slice::from_ref(&own.sums))?;
+            return Ok((own.top, weighs.then_some(logs)));
         }
+        let (rows, nodes) = (own.max.len(), self.program.num_nodes());
+        // What the sums are relative to is not the same on all ranks, so all that they say here is whether they are numbers.
+        let sum_of = |row: usize| own.sums[row * nodes..(row + 1) * nodes].iter().sum::<f32>();
+        let mut flat = Vec::new();
+        for (row, top) in own.top.into_iter().enumerate() {
+            flat.extend([own.max[row], sum_of(row)]);
+            flat.extend(self.with_ids(top));
+        }
+        let all = self.exchange(rank, flat)?;
+        let of_row =
+            |row: usize| all.iter().map(move |flat| &flat[row * (flat.len() / rows)..][..flat.len() / rows]);
+        let max: Vec<f32> = (0..rows).map(|row| largest(of_row(row).map(|part| part[0]))).collect();
+        for (row, &max) in max.iter().enumerate() {
+            // At most as many as there are ids, if all are numbers.
+            let sum = of_row(row).map(|part| part[1]).find(|sum| !sum.is_finite());
+            self.check_row(rank, logits, row, max, sum.unwrap_or(0.0))?;
+        }
+        let top = (0..rows).map(|row| merged(of_row(row).map(|part| &part[2..]), k)).collect();
+        if !weighs {
+            return Ok((top, None));
+        }
+        let sums = self.exchange(rank, rank.dev.exp_sums(&logits.local, &max, &self.program)?)?;
+        Ok((top, Some(self.logs_of(rank, logits, &max, &sums)?)))
+    }
+
+    /// The `k` largest logits of each row with their ids, by logit descending, then id ascending.
+    pub fn top_k(&self, rank: Rank<D>, logits: &Logits<D>, k: usize) -> Result<Vec<Candidates>, ModelError> {
+        let own = rank.dev.top_k(&logits.local, 0, k)?;
         if !self.divided() {
             return Ok(own);
         }
-        // Ids are below 2^24, so f32 carries them exactly.
-        let flat = own.iter().flatten().flat_map(|&(logit, id)| [logit, id as f32]).collect();
-        let all = self.exchange(rank, flat)?;
         let rows = own.len();
-        let merge = |row: usize| {
-            let of_rank = |flat: &Vec<f32>| {
-                let n = flat.len() / rows;
-                flat[row * n..(row + 1) * n].chunks(2).map(|c| (c[0], c[1] as u32)).collect::<Vec<_>>()
-            };
-            let mut merged: Vec<(f32, u32)> = all.iter().flat_map(of_rank).collect();
-            // Adding +0 makes zeros equal, whatever their sign.
-            merged.sort_by(|a, b| (b.0 + 0.0).total_cmp(&(a.0 + 0.0)).then(a.1.cmp(&b.1)));
-            merged.truncate(k);
-            merged
-        };
-        Ok((0..rows).map(merge).collect())
+        let all = self.exchange(rank, own.into_iter().flat_map(|top| self.with_ids(top)).collect())?;
+        let of_row =
+            |row: usize| all.iter().map(move |flat| &flat[row * (flat.len() / rows)..][..flat.len() / rows]);
+        Ok((0..rows).map(|row| merged(of_row(row), k)).collect())
+    }
+
+    /// A row's candidates among this rank's columns as they travel: logit, id. Ids are below 2^24, so f32 carries them exactly.
+    fn with_ids(&self, top: Vec<(f32, u32)>) -> impl Iterator<Item = f32> {
+        let first = self.own.start as u32;
+        top.into_iter().flat_map(move |(logit, col)| [logit, (col + first) as f32])
     }
 
     /// Single logits, by (row, id).
@@ -254,6 +296,21 @@ impl<D: Device> ParallelLmHead<D> {
             false => Ok(vec![own]),
         }
     }
+}
+
+/// The largest of numbers, those that are none passed over.
+fn largest(numbers: impl Iterator<Item = f32>) -> f32 {
+    numbers.fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+}
+
+/// The first `k` of all ranks' candidates for a row, of which each rank's are pairs of a logit and an id.
+fn merged<'a>(of_ranks: impl Iterator<Item = &'a [f32]>, k: usize) -> Vec<(f32, u32)> {
+    let pairs = of_ranks.flat_map(|flat| flat.chunks_exact(2).map(|pair| (pair[0], pair[1] as u32)));
+    let mut merged: Vec<(f32, u32)> = pairs.collect();
+    // Adding +0 makes zeros equal, whatever their sign.
+    merged.sort_by(|a, b| (b.0 + 0.0).total_cmp(&(a.0 + 0.0)).then(a.1.cmp(&b.1)));
+    merged.truncate(k);
+    merged
 }
 
 /// The bits of some ids, the first of them first.

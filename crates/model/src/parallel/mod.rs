@@ -21,7 +21,7 @@ pub use context::ContextAttention;
 pub use embedding::VocabParallelEmbedding;
 pub use exchange::Calls;
 pub use experts::{ExpertBytes, ExpertCounts, ParallelExperts, expert_bytes};
-pub use head::{Logits, ParallelLmHead};
+pub use head::{Candidates, Logits, ParallelLmHead};
 pub use layout::{Held, Layout, Module, ModuleSpec, Part};
 pub use linear::{ColumnParallelLinear, RowParallelLinear};
 pub use placement::{ExpertOptions, ExpertPlacement, Placement, imbalance};

@@ -91,6 +91,11 @@ impl Case for Route {
         let one = dev.pack(&Values::new(0).matrix(1, 0), DType::F32.into());
         let no_inputs = dev.upload(&[], self.tokens, 0);
         let mut found = Vec::from(host_choices(dev, &routing));
+        let mut counts = dev.upload(&vec![3.0; self.experts], 1, self.experts);
+        for _ in 0..2 {
+            dev.count_choices(&routing, &mut counts).expect("count_choices");
+        }
+        found.push(Found::tensor(dev, "count_choices", &counts));
         for expert in 0..self.experts {
             let assignment = dev.assign(&routing, expert..expert + 1);
             let zeros = dev.grouped_linear(&no_inputs, &assignment, std::slice::from_ref(&one));
@@ -140,6 +145,9 @@ impl Case for FromHost {
         let choices: Vec<_> = (0..self.tokens).map(of_token).collect();
         let routing = dev.routing_from_host(&choices, self.experts);
         let mut found = Vec::from(host_choices(dev, &routing));
+        let mut counts = dev.upload(&vec![0.0; self.experts], 1, self.experts);
+        dev.count_choices(&routing, &mut counts).expect("count_choices");
+        found.push(Found::tensor(dev, "count_choices", &counts));
         let assignment = dev.assign(&routing, self.range.clone());
         let x = dev.upload(&values.vec(self.tokens * hidden), self.tokens, hidden);
         let weights: Vec<_> =
@@ -169,34 +177,50 @@ impl Case for Experts {
         let (hidden, intermediate) = (24, 72);
         let mut values = Values::new(self.experts);
         let logits = dev.upload(&router_logits(self.tokens, self.experts), self.tokens, self.experts);
-        let assignment = dev.assign(&dev.route(&logits, self.spec), self.range.clone());
+        let routing = dev.route(&logits, self.spec);
+        let choices = dev.routing_to_host(&routing).expect("routing_to_host");
+        let is_here = |(expert, _): &&(u32, f32)| self.range.contains(&(*expert as usize));
+        let pairs = choices.iter().flatten().filter(is_here).count();
+        let assignment = dev.assign(&routing, self.range.clone());
         let x = dev.upload(&rounded(values.vec(self.tokens * hidden), self.inputs), self.tokens, hidden);
         let mut weights = |n, k| -> Vec<D::Weight> {
             self.range.clone().map(|_| dev.pack(&values.matrix(n, k), self.format.into())).collect()
         };
         let up = weights(intermediate, hidden);
         let y = dev.grouped_linear(&x, &assignment, &up);
-        let mut found = vec![Found::tensor(dev, "grouped_linear", &y)];
+        let mut found = vec![of_pairs(dev, "grouped_linear", &y, 1, pairs)];
 
         let granules = ReductionTree::over_granules(intermediate, 8);
         for leaves in [0..3, 1..3, 0..1] {
             let inputs = granules.inputs_of(leaves.clone());
             let down = weights(hidden + 1, inputs.len());
             let part = match self.range.is_empty() {
-                true => dev.upload(&[], 0, inputs.len()),
+                true => dev.alloc(dev.shape(&y)[0], inputs.len()),
                 false => dev.gather_cols(&y, inputs),
             };
             let part = match self.inputs {
                 Some(_) => rounded_matrix(dev, &part, self.inputs),
                 None => part,
             };
-            let sums = dev.grouped_linear_tree(&part, &assignment, &down, &granules.program(leaves));
-            found.push(Found::tensor(dev, "grouped_linear_tree", &sums));
+            let program = granules.program(leaves);
+            let sums = dev.grouped_linear_tree(&part, &assignment, &down, &program);
+            found.push(of_pairs(dev, "grouped_linear_tree", &sums, program.num_nodes(), pairs));
         }
         let of_ids = ReductionTree::over_ids(self.experts).program(self.range.clone());
         found.push(Found::tensor(dev, "combine", &dev.combine(&y, &assignment, &of_ids)));
         found
     }
+}
+
+/// The rows of pairs, of as many nodes: a device may have more behind them.
+fn of_pairs<D: Device>(dev: &D, op: &'static str, x: &D::Tensor, nodes: usize, pairs: usize) -> Found {
+    let Found { shape: [rows, cols], data, .. } = Found::tensor(dev, op, x);
+    assert!(
+        rows % nodes == 0 && rows / nodes >= pairs,
+        "{op}: {rows} rows for {nodes} nodes of {pairs} pairs"
+    );
+    let of_node = |node: usize| data[node * (rows / nodes) * cols..][..pairs * cols].iter().copied();
+    Found { op, shape: [nodes * pairs, cols], data: (0..nodes).flat_map(of_node).collect() }
 }
 
 fn rounded_matrix<D: Device>(dev: &D, x: &D::Tensor, to: Option<DType>) -> D::Tensor {

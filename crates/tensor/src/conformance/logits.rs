@@ -94,6 +94,13 @@ fn ask<D: Device>(dev: &D, logits: &D::Tensor, &Logits { rows, cols }: &Logits) 
         for program in [whole.program(0..panels), wider.program(1..panels + 1), wider.program(3..panels + 3)]
         {
             found.push(Found::host("exp_sums", dev.exp_sums(logits, &max, &program).expect("exp_sums")));
+            for k in [1, 3, 64] {
+                let survey = dev.survey(logits, &program, k).expect("survey");
+                found.push(Found::host("survey: maxima", survey.max.iter().map(|max| max + 0.0).collect()));
+                found.push(Found::host("survey: sums", survey.sums));
+                let top = survey.top.iter().flatten().flat_map(|&(logit, col)| [logit, col as f32]);
+                found.push(Found::host("survey: candidates", top.collect()));
+            }
         }
     }
     for (skip, k) in [(0, 1), (0, 5), (3, 20), (0, 300), (cols, 1), (cols.saturating_sub(2), 5), (7, 0)] {

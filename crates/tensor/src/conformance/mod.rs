@@ -11,6 +11,7 @@ mod copies;
 mod experts;
 mod linear;
 mod logits;
+mod rotated;
 mod rows;
 mod values;
 
@@ -21,13 +22,14 @@ pub use copies::{copies, copies_agreeing};
 pub use experts::{experts, experts_near, experts_of};
 pub use linear::{linear, linear_near, linear_of, quantized};
 pub use logits::logits;
+pub use rotated::rotated;
 pub use rows::rows;
 
 use std::fmt::Debug;
 
 use crate::{DType, Device, Reference};
 
-/// Everything: [`linear`], [`rows`], [`attention`], [`context`], [`copies`], [`experts`] and [`logits`].
+/// Everything: [`linear`], [`rows`], [`attention`], [`rotated`], [`context`], [`copies`], [`experts`] and [`logits`].
 ///
 /// # Panics
 /// With the operation, the shapes and the first differing element, if the device differs from [`Reference`].
@@ -35,6 +37,7 @@ pub fn run(dev: &impl Device) {
     linear(dev);
     rows(dev);
     attention(dev);
+    rotated(dev);
     context(dev);
     copies(dev);
     experts(dev);

@@ -323,6 +323,13 @@ impl<R: Recorder> Device for Shapes<R> {
         Ok(experts::to_host(routing))
     }
 
+    fn count_choices(&self, routing: &ShapeRouting, counts: &mut ShapeTensor) -> Result<(), DeviceError> {
+        same("count_choices", "counts and experts", counts.cols, routing.experts());
+        let (tokens, pairs) = (routing.tokens, routing.pairs());
+        self.record("count_choices", cost(0, pairs), format_args!("{tokens} tokens, {pairs} pairs"));
+        Ok(())
+    }
+
     fn routing_from_host(&self, choices: &[Vec<(u32, f32)>], experts: usize) -> ShapeRouting {
         let routing = experts::from_host(choices, experts);
         let (tokens, pairs) = (routing.tokens, routing.pairs());

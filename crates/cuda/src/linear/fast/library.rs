@@ -50,7 +50,7 @@ impl Library {
         driver.bind()?;
         Ok(Library {
             cublaslt: CublasLt::open()?,
-            workspace: queue.block(WORKSPACE),
+            workspace: queue.exact_block(WORKSPACE),
             algorithms: RefCell::default(),
             described: RefCell::default(),
         })

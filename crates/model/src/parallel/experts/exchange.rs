@@ -174,7 +174,8 @@ impl<D: Device> ParallelExperts<D> {
             return dev.alloc(0, dev.shape(x)[1]);
         }
         let chosen = dev.assign(&dev.routing_from_host(&work.tokens, self.own.len()), 0..self.own.len());
-        let outputs = self.outputs(dev, x, &chosen, true);
+        self.counts.borrow_mut().worked += work.tokens.iter().map(Vec::len).sum::<usize>() as u64;
+        let outputs = self.outputs(dev, x, &chosen);
         // By expert, then by token: so are the choices of runs, of which each is a part of one token.
         let all = 0..exchange.num_experts();
         let runs = dev.assign(&dev.routing_from_host(&work.runs, all.end), all);

@@ -5,6 +5,7 @@
 
 mod counts;
 mod exchange;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -18,6 +19,7 @@ use collective::ReducePlan;
 use tensor::{Activation, Device, Part, Program, RouterSpec};
 
 use self::exchange::Exchange;
+use self::tally::Tally;
 use self::traffic::Traffic;
 use super::sequence::{Stream, even_rows};
 use super::{ExpertForm, Module, Rank, SplitReduction};
@@ -36,6 +38,7 @@ pub struct ParallelExperts<D: Device> {
     down_program: Program,
     meeting: Meeting,
     counts: RefCell<ExpertCounts>,
+    tally: RefCell<Option<Tally<D::Tensor>>>,
 }
 
 /// Where ranks meet.
@@ -93,14 +96,21 @@ impl<D: Device> ParallelExperts<D> {
             down_program,
             meeting,
             counts: RefCell::new(ExpertCounts::new(moe.num_experts)),
+            tally: RefCell::default(),
         })
     }
 
     /// What this rank has counted since the last call. Sums over the ranks of the group are the whole.
-    pub fn take_counts(&self) -> ExpertCounts {
+    ///
+    /// # Errors
+    /// Whatever the device met since its results were read last.
+    pub fn take_counts(&self, dev: &D) -> Result<ExpertCounts, ModelError> {
         let mut counts = self.counts.borrow_mut();
+        if let Some(tally) = self.tally.take() {
+            tally.add_to(dev, &self.own, &mut counts)?;
+        }
         let nothing = ExpertCounts::new(counts.tokens_per_expert.len());
-        std::mem::replace(&mut counts, nothing)
+        Ok(std::mem::replace(&mut counts, nothing))
     }
 
     /// `x [t, hidden_size]` → the same shape: this rank's rows of the stream.
@@ -134,7 +144,7 @@ impl<D: Device> ParallelExperts<D> {
         let all = rank.enter(x)?;
         let x = all.as_ref().unwrap_or(x);
         let chosen = dev.assign(&self.route_of_all(rank, x)?, 0..self.own.len());
-        let outputs = self.outputs(dev, x, &chosen, rank.group.rank() == 0);
+        let outputs = self.outputs(dev, x, &chosen);
         let rows = dev.shape(x)[0] * self.spec.top_k;
         let outputs = rank.calls(Part::AllReduce).all_reduce(outputs, rows, reduce)?;
         Ok(rank.keep(dev.combine(&outputs, &chosen, combine)))
@@ -155,7 +165,7 @@ impl<D: Device> ParallelExperts<D> {
         let nodes = match self.own[..] {
             [first, .., last] | [first @ last] => {
                 let chosen = dev.assign(&self.route_of_all(rank, x)?, first..last + 1);
-                dev.combine(&self.outputs(dev, x, &chosen, true), &chosen, program)
+                dev.combine(&self.outputs(dev, x, &chosen), &chosen, program)
             }
             // No expert, so there is nothing to say, not even zeros. But who counts has to know the choices.
             [] if rank.group.rank() == 0 => {
@@ -180,22 +190,29 @@ impl<D: Device> ParallelExperts<D> {
         Ok(rank.calls(Part::Exchange).all_gather(&own, &rows)?)
     }
 
-    /// The choices of tokens that every rank has; rank 0 counts them.
+    /// The choices of tokens that every rank has. Rank 0 counts them all, other ranks those of their experts, if no other rank has
+    /// the same ones.
     fn route_of_all(&self, rank: Rank<D>, x: &D::Tensor) -> Result<D::Routing, ModelError> {
         let dev = rank.dev;
         let routing = dev.route(&dev.linear(x, &self.router, None), self.spec);
-        if rank.group.rank() == 0 {
-            self.counts.borrow_mut().choose(&dev.routing_to_host(&routing)?);
+        let leads = rank.group.rank() == 0;
+        if leads || matches!(self.meeting, Meeting::Tokens(_)) {
+            let mut counts = self.counts.borrow_mut();
+            Tally::count(
+                &mut self.tally.borrow_mut(),
+                dev,
+                &routing,
+                (dev.shape(x)[0], leads),
+                &self.own,
+                &mut counts,
+            )?;
         }
         Ok(routing)
     }
 
     /// The outputs of this rank's experts, not weighted yet: a row per pair (and node, if they are sliced).
-    fn outputs(&self, dev: &D, x: &D::Tensor, chosen: &D::Assignment, counts: bool) -> D::Tensor {
+    fn outputs(&self, dev: &D, x: &D::Tensor, chosen: &D::Assignment) -> D::Tensor {
         let hidden = dev.grouped_linear_gated(x, chosen, &self.gate_up, self.activation);
-        if counts {
-            self.counts.borrow_mut().worked += dev.shape(&hidden)[0] as u64;
-        }
         dev.grouped_linear_tree(&hidden, chosen, &self.down, &self.down_program)
     }
 }

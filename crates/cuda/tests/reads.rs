@@ -1,0 +1,82 @@
+//! How often a step waits for the GPU: a result is read, and everything before it must be done.
+
+mod emulated;
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use cuda::{Address, Arguments, CudaDevice, Driver, Fault, Grid, Kernel};
+use emulated::Emulated;
+use tensor::{DType, Device, ReductionTree, ReferenceTensor, RouterSpec};
+
+/// Counts what is read.
+struct Counting {
+    inner: Emulated,
+    reads: Rc<Cell<usize>>,
+}
+
+impl Driver for Counting {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+    fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors()
+    }
+    fn shared_bytes(&self) -> usize {
+        self.inner.shared_bytes()
+    }
+    fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
+        self.inner.alloc(bytes)
+    }
+    fn free(&self, at: Address) {
+        self.inner.free(at);
+    }
+    fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
+        self.inner.write(to, bytes)
+    }
+    fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault> {
+        self.reads.set(self.reads.get() + 1);
+        self.inner.read(from, bytes)
+    }
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
+        self.inner.copy(from, to, bytes)
+    }
+    fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault> {
+        self.inner.launch(kernel, grid, arguments)
+    }
+}
+
+#[test]
+fn a_step_with_experts_is_read_once() {
+    let Some(inner) = Emulated::new(0) else { return };
+    let reads = Rc::new(Cell::new(0));
+    let dev = CudaDevice::new(Box::new(Counting { inner, reads: reads.clone() }));
+    let (tokens, width, experts, vocab) = (5, 32, 8, 50);
+    let number = |row: usize, col: usize| ((row * 31 + col * 7) % 23) as f32 / 23.0 - 0.5;
+    let pack = |n| dev.pack(&ReferenceTensor::from_fn(n, width, number), DType::BF16.into());
+    let (router, head) = (pack(experts), pack(vocab));
+    // A rank's part of the experts: only the GPU knows how many pairs there are.
+    let range = 2..5;
+    let weights: Vec<_> = range.clone().map(|_| pack(width)).collect();
+    let panels = vocab.div_ceil(16);
+    for k in [1, 40] {
+        let before = reads.get();
+        let mut x = dev.upload(&ReferenceTensor::from_fn(tokens, width, number).data, tokens, width);
+        let mut counts = dev.upload(&vec![0.0; experts], 1, experts);
+        for _ in 0..3 {
+            let routing = dev.route(&dev.linear(&x, &router, None), RouterSpec { top_k: 2, normalize: true });
+            dev.count_choices(&routing, &mut counts).expect("it is enqueued");
+            let chosen = dev.assign(&routing, range.clone());
+            let outputs = dev.grouped_linear(&x, &chosen, &weights);
+            let sums = dev.combine(&outputs, &chosen, &ReductionTree::over_ids(3).program(0..3));
+            dev.add(&mut x, &sums);
+        }
+        let logits = dev.linear(&x, &head, None);
+        let program = ReductionTree::over_ids(panels).program(0..panels);
+        let survey = dev.survey(&logits, &program, k).expect("numbers");
+        assert_eq!(reads.get() - before, 1, "{k} candidates");
+        assert!(survey.top.iter().all(|top| top.len() == k) && survey.max.len() == tokens);
+        let all: f32 = dev.download(&counts).expect("numbers").iter().sum();
+        assert_eq!(all, (3 * tokens * 2) as f32, "choices");
+    }
+}
