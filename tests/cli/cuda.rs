@@ -103,7 +103,7 @@ fn a_model_without_room_is_refused_before_it_is_loaded() {
     gpu.env("FAKE_FREE_BYTES", "210000000").refused(&[
         "the model does not fit: GPU 0 (Fake GPU) has 10 MB for it (--gpu-memory-utilization 0.9 of 2.0 GB, 210 MB free)",
         "2 ranks on it need",
-        "weights 7.4 MB",
+        "weights and buffers 41 MB",
         "--quantization int8",
     ]);
     for share in ["0", "1.1", "-1"] {

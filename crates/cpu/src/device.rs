@@ -429,6 +429,7 @@ impl Device for CpuDevice {
         DeviceMemory {
             activations: recycler.most_in_use(Purpose::Activations),
             scratch: recycler.most_in_use(Purpose::Scratch),
+            free: None,
         }
     }
 }

@@ -415,6 +415,7 @@ impl Device for CudaDevice {
     }
 
     fn memory(&self) -> DeviceMemory {
-        DeviceMemory { activations: self.queue.0.most() as u64, scratch: 0 }
+        let free = self.queue.0.driver.free_bytes();
+        DeviceMemory { activations: self.queue.0.most() as u64, scratch: 0, free }
     }
 }

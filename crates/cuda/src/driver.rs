@@ -143,6 +143,10 @@ pub trait Driver {
     fn multiprocessors(&self) -> usize;
     /// The most bytes of shared memory that a block can have.
     fn shared_bytes(&self) -> usize;
+    /// Bytes of its memory that nobody has; `None` where nobody counts.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
     /// New memory of unspecified content. Its address is a multiple of 256.
     ///
     /// # Errors

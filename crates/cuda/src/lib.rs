@@ -45,7 +45,7 @@ pub use limits::GpuLimits;
 pub use linear::CudaWeight;
 pub use moe::{CudaAssignment, CudaRouting};
 pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, probe, set_variables, usable};
-pub use ranks::{CudaGroup, Way};
+pub use ranks::{CudaGroup, GROUP_BYTES, Way};
 pub use reduction::Reduction;
 pub use step::CudaStep;
 pub use tensor::CudaTensor;

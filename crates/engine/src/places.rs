@@ -95,16 +95,16 @@ impl Place {
         }
     }
 
-    /// Refuses a plan for which there is no room, before anything is loaded: weights of so many bytes on each rank, and as much
-    /// besides as the first token takes.
+    /// Refuses a plan for which there is no room, before anything is loaded: weights, and what ranks exchange
+    /// by, of so many bytes on each rank, and as much besides as the first token takes.
     ///
     /// # Errors
     /// What is needed, and what there is.
-    pub fn check_plan(&self, share: Option<f64>, weights: u64, needs: Needs) -> Result<(), EngineError> {
+    pub fn check_plan(&self, share: Option<f64>, held: u64, needs: Needs) -> Result<(), EngineError> {
         let Kind::Gpu(gpu) = &self.of else { return Ok(()) };
         let ranks = self.ranks as u64;
         let block = needs.token * KV_BLOCK as u64;
-        let (needed, usable) = (ranks * (weights + needs.activations + block), gpu.usable(share));
+        let (needed, usable) = (ranks * (held + needs.activations + block), gpu.usable(share));
         if needed <= usable {
             return Ok(());
         }
@@ -114,7 +114,7 @@ impl Place {
         };
         let gb = |bytes: u64| gigabytes(ranks * bytes);
         Err(EngineError::Request(format!(
-            "the model does not fit: {} has {} for it (--gpu-memory-utilization {} of {}, {} free), and {who} {}: weights {}, \
+            "the model does not fit: {} has {} for it (--gpu-memory-utilization {} of {}, {} free), and {who} {}: weights and buffers {}, \
              activations {}, keys and values of {KV_BLOCK} tokens {}; --tp or --pp over more GPUs, --quantization int8 or int4, or \
              fewer --max-num-batched-tokens would help",
             gpu.name,
@@ -123,7 +123,7 @@ impl Place {
             gigabytes(gpu.total),
             gigabytes(gpu.free),
             gigabytes(needed),
-            gb(weights),
+            gb(held),
             gb(needs.activations),
             gb(block),
         )))
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(
             error,
             "the model does not fit: GPU 0 (Test) has 62.0 GB for it (--gpu-memory-utilization 0.9 of 80.0 GB, 70.0 GB \
-             free), and 2 ranks on it need 62.0 GB: weights 60.0 GB, activations 2.0 GB, keys and values of 16 tokens 32 \
+             free), and 2 ranks on it need 62.0 GB: weights and buffers 60.0 GB, activations 2.0 GB, keys and values of 16 tokens 32 \
              MB; --tp or --pp over more GPUs, --quantization int8 or int4, or fewer --max-num-batched-tokens would help"
         );
         assert!(Place::host(2).check_plan(None, u64::MAX / 4, needs).is_ok());

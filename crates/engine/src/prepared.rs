@@ -216,7 +216,10 @@ fn check_room(
     needs: Needs,
 ) -> Result<(), EngineError> {
     let most = weights.iter().flatten().copied().max().unwrap_or(0);
-    places.iter().try_for_each(|place| place.check_plan(options.memory_share, most, needs))?;
+    let ranks = |size: usize| if size > 1 { cuda::GROUP_BYTES } else { 0 };
+    let groups = ranks(options.rank_weights.len()) + ranks(options.decode_context_parallel_size);
+    let held = most + groups as u64;
+    places.iter().try_for_each(|place| place.check_plan(options.memory_share, held, needs))?;
     if places.iter().any(Place::is_gpu) {
         return Ok(());
     }

@@ -450,7 +450,7 @@ impl<D: Device> Worker<D> {
             activation_bytes: memory.activations,
             scratch_bytes: memory.scratch,
             peak_rss_bytes: memory::peak_rss_bytes(),
-            free_bytes: memory::available_bytes(),
+            free_bytes: memory.free.or_else(memory::available_bytes),
             ..self.spent.since_start.clone()
         }
     }

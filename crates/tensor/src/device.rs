@@ -474,6 +474,8 @@ pub struct DeviceMemory {
     pub activations: u64,
     /// Of what operations need for themselves.
     pub scratch: u64,
+    /// What nobody has of a memory of the device's own; `None` where it is the host's.
+    pub free: Option<u64>,
 }
 
 /// A device whose tensors are host memory, for collectives that reduce on the host.

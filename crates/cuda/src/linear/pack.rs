@@ -5,12 +5,15 @@ use std::ops::Range;
 use ::tensor::{DType, MatrixSource, Stored, WeightFormat, WeightSpec};
 
 use super::tiles::{Layout, PANEL};
+use crate::compile::in_parallel;
 use crate::driver::{Arguments, Kernel};
 use crate::memory::Block;
 use crate::tensor::Queue;
 
 /// So many bytes of f32 are brought to the GPU at a time, or half as many of 16 bits.
 const PIECE: usize = 32 << 20;
+/// Rows that one thread reads at a time.
+const READ_ROWS: usize = 64;
 /// Parts of fewer bytes are put together before they are written.
 const SMALL: usize = 256 << 10;
 
@@ -142,12 +145,21 @@ fn stored_together(source: &dyn MatrixSource, rows: Range<usize>) -> Option<(Sto
 /// The same of rows that are not stored.
 fn bring_read(queue: &Queue, source: &dyn MatrixSource, rows: Range<usize>, to: &Block) -> DType {
     let k = source.cols();
-    let mut row = vec![0.0; k];
-    let mut bytes = Vec::with_capacity(4 * k * rows.len());
-    for output in rows {
-        source.read(output, 0..k, &mut row);
-        bytes.extend(row.iter().flat_map(|x| x.to_le_bytes()));
+    let read = |rows: &Range<usize>| {
+        let mut row = vec![0.0; k];
+        let mut bytes = vec![0; 4 * k * rows.len()];
+        for (output, bytes) in rows.clone().zip(bytes.chunks_exact_mut((4 * k).max(1))) {
+            source.read(output, 0..k, &mut row);
+            bytes.as_chunks_mut().0.iter_mut().zip(&row).for_each(|(to, x)| *to = x.to_le_bytes());
+        }
+        bytes
+    };
+    let parts: Vec<Range<usize>> =
+        rows.clone().step_by(READ_ROWS).map(|first| first..rows.end.min(first + READ_ROWS)).collect();
+    let mut at = to.at;
+    for bytes in in_parallel(&parts, read) {
+        queue.write(at, &bytes);
+        at += bytes.len() as u64;
     }
-    queue.write(to.at, &bytes);
     DType::F32
 }

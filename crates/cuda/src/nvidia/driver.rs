@@ -299,6 +299,10 @@ impl Driver for NvidiaDriver {
         self.gpu.info.shared_bytes as usize
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        self.gpu.free_bytes().ok()
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
         self.allocated(bytes, self.has_pool)
     }

@@ -10,7 +10,7 @@ use collective::{
 use tensor::Reference;
 
 use super::moves::Moves;
-use super::peers::{ALL_GATHER, OPS, Peers};
+use super::peers::{ALL_GATHER, FIRST_SLOT, OPS, Peers};
 use super::setup;
 use super::standing::{Ending, Standing, WatchedStanding};
 use crate::driver::Fault;
@@ -19,6 +19,9 @@ use crate::tensor::{CudaTensor, Queue};
 
 /// Bytes of one of a rank's two slots. A step of a few tokens needs kilobytes; what is more comes in pieces.
 const SLOT_BYTES: usize = 8 << 20;
+
+/// Bytes of a GPU's memory that a rank needs for a group by which it exchanges.
+pub const GROUP_BYTES: usize = FIRST_SLOT + 2 * SLOT_BYTES;
 
 /// Of a rank that others wait for in vain.
 const ENDED: &str = "it has ended";

@@ -15,5 +15,5 @@ mod standing;
 mod words;
 
 pub(crate) use finish::Trees;
-pub use group::{CudaGroup, Way};
+pub use group::{CudaGroup, GROUP_BYTES, Way};
 pub(crate) use path::{DataPath, Move};
