@@ -229,6 +229,8 @@ impl OpenModel {
             entry("checkpoint", self.source.fingerprint()),
             entry("plan", plan),
             entry("dtype", kept),
+            entry("device", format!("{:?}", options.device).to_lowercase()),
+            entry("reduction", options.reduction.to_string()),
             entry("comm-timeout", format!("{:?}", options.comm_timeout)),
             entry("comm-backend", job.comm_backend.name().into()),
         ]

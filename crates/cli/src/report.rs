@@ -154,7 +154,8 @@ impl Stats {
                 r.kv_heads.to_string(),
                 if_shared(r.all_reduce_calls.to_string()),
                 if_shared(bytes(r.all_reduce_bytes)),
-                if_shared(format!("{:.3}", r.all_reduce_s)),
+                // What ranks on GPUs wait is within kernels: the breakdown has it in its parts.
+                if self.is_on_gpus { "-".into() } else { if_shared(format!("{:.3}", r.all_reduce_s)) },
                 bytes(r.sent_bytes),
                 format!("{:.3}", r.busy_s),
             ]);

@@ -54,11 +54,16 @@ struct Call {
   u32 op, epoch;
 };
 
-// Begins a call. False if nobody waits any more.
+DEVICE void report(const Call &call);
+
+// Begins a call. False if nobody waits any more, which the host then knows.
 DEVICE bool begin(Call &call) {
   SHARED u32 epoch, state;
   const Region *own = call.peers->regions[call.peers->rank];
-  if (thread() == 0) epoch = own->epoch + 1, state = load_acquire(&own->state);
+  if (thread() == 0) {
+    epoch = own->epoch + 1, state = load_acquire(&own->state);
+    if (state != SOUND) report(call);
+  }
   sync_block();
   call.epoch = epoch;
   return state == SOUND;

@@ -143,6 +143,17 @@ pub trait Driver {
     fn multiprocessors(&self) -> usize;
     /// The most bytes of shared memory that a block can have.
     fn shared_bytes(&self) -> usize;
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// Whatever the GPU met since the last call.
+    fn finish(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+    /// How many ranks have this GPU, this one among them.
+    fn ranks_on_gpu(&self) -> usize {
+        1
+    }
     /// Bytes of its memory that nobody has; `None` where nobody counts.
     fn free_bytes(&self) -> Option<u64> {
         None

@@ -43,6 +43,16 @@ pub(crate) struct Block {
     is_kept: bool,
 }
 
+/// Bytes as people read them.
+pub(crate) fn in_words(bytes: usize) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        ..1e6 => format!("{:.1} kB", bytes / 1e3),
+        ..1e9 => format!("{:.1} MB", bytes / 1e6),
+        _ => format!("{:.1} GB", bytes / 1e9),
+    }
+}
+
 impl Memory {
     pub fn new(driver: Box<dyn Driver>) -> Rc<Self> {
         Rc::new(Memory {
@@ -83,12 +93,13 @@ impl Memory {
             return Some(at);
         }
         self.give_back();
+        // What was given back is there when the work before it is done.
+        self.note(self.driver.finish())?;
         let lacking = |Fault(why)| {
-            let gb = |bytes: &Cell<usize>| bytes.get() as f64 / 1e9;
-            let (held, in_use, asks) = (gb(&self.held), gb(&self.in_use), self.asks.get());
+            let [held, in_use] = [&self.held, &self.in_use].map(|bytes| in_words(bytes.get()));
             Fault(format!(
-                "{asks}: {why} (this rank has {held:.1} GB of weights and caches, and {in_use:.1} GB in use by steps); fewer \
-                 --max-num-batched-tokens or --max-num-seqs, or a smaller --gpu-memory-utilization, leaves more"
+                "out of memory for {}: {why}; weights and caches have {held}, work at hand {in_use}",
+                self.asks.get()
             ))
         };
         self.note(self.driver.alloc(bytes).map_err(lacking))

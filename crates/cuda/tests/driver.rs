@@ -238,7 +238,7 @@ fn faults_name_what_asked() {
             let driver = driver(enforce_eager);
             assert_eq!(
                 driver.alloc(1_200_000_000).expect_err("too much").0,
-                "wanted 1.2 GB, 0.3 of 86 GB free"
+                "wanted 1.2 GB, 314.6 MB of 85.9 GB free"
             );
             let grid = |threads| Grid { blocks: [3, 1, 1], threads, shared: 16 };
             let launch = |name, grid, at| {

@@ -1,6 +1,6 @@
 //! Kernels on this machine's GPU, where there is one: what all devices owe the reference, launched one by one and as graphs.
 
-use cuda::{CubinCache, CudaDevice, Fault, Gpu};
+use cuda::{CubinCache, CudaDevice, Fault, Gpu, kernels};
 use tensor::conformance;
 
 mod suite;
@@ -8,7 +8,12 @@ mod suite;
 /// A device of this machine's GPU; none, and a word about it, without.
 fn device(enforce_eager: bool) -> Option<CudaDevice> {
     match Gpu::open(0, &CubinCache::of_user()) {
-        Ok(gpu) => Some(CudaDevice::new(Box::new(gpu.driver(enforce_eager).expect("a stream")))),
+        Ok(gpu) => {
+            // By all processors, not one when it is first needed.
+            let files: Vec<&str> = kernels::FILES.iter().map(|(file, _)| *file).collect();
+            gpu.load(&files).expect("kernels");
+            Some(CudaDevice::new(Box::new(gpu.driver(enforce_eager).expect("a stream"))))
+        }
         Err(Fault(why)) => {
             eprintln!("skipped: {why}");
             None

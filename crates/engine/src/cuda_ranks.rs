@@ -49,6 +49,12 @@ impl MakeCuda {
     }
 }
 
+/// Ranks of this host that have a GPU.
+fn ranks_on(gpu: &Gpu, local: &Local, gpus: usize) -> usize {
+    let ordinal = gpu.info.ordinal as usize;
+    (0..local.ranks).filter(|&index| gpu_of(index, local.ranks, gpus) == ordinal).count()
+}
+
 /// Which of `gpus` is that of a host's rank.
 fn gpu_of(index: usize, ranks: usize, gpus: usize) -> usize {
     match ranks <= gpus {
@@ -84,15 +90,20 @@ impl Machine for MakeCuda {
         ordinals.dedup();
         let cache = CubinCache::of_user();
         let open = |ordinal: usize| Gpu::open(ordinal as u32, &cache).map_err(refused);
-        let gpus = ordinals.into_iter().map(open).collect::<Result<_, _>>()?;
+        let gpus = ordinals.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        gpus.iter().for_each(|gpu| gpu.shared_by(ranks_on(gpu, &local, count)));
         let EngineOptions { enforce_eager, times_parts, reduction, .. } = *options;
         Ok(MakeCuda { local, enforce_eager, times_parts, reduction, gpus, count })
+    }
+
+    fn gpus(&self) -> usize {
+        self.count.min(self.local.ranks)
     }
 
     fn places(&self) -> Vec<Place> {
         let place = |gpu: &Arc<Gpu>| {
             let ordinal = gpu.info.ordinal as usize;
-            let ranks = (0..self.local.ranks).filter(|&index| self.gpu_of(index) == ordinal).count();
+            let ranks = ranks_on(gpu, &self.local, self.count);
             let asked = gpu.clone();
             // A GPU that doesn't answer has nothing to give; the first who uses it says why.
             let ask = move || asked.free_bytes().unwrap_or(0);

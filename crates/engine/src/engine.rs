@@ -35,6 +35,8 @@ pub struct Engine {
     threads_per_rank: usize,
     /// Ranks on this host.
     pub(crate) ranks_here: usize,
+    /// GPUs that they have.
+    pub(crate) gpus: usize,
     /// Where they have their memory.
     pub(crate) places: Vec<Place>,
     pub(crate) needs: Needs,
@@ -151,6 +153,7 @@ impl Engine {
             kv_dtype: settings.kv_dtype,
             threads_per_rank: settings.threads,
             ranks_here: settings.ranks_here,
+            gpus: settings.gpus,
             // With the weights of all ranks there, and nothing else yet.
             places: settings.places.into_iter().map(Place::measured).collect(),
             needs: settings.needs,

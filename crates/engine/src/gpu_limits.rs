@@ -34,6 +34,6 @@ impl Engine {
         if !self.is_on_gpus() {
             return Ok(None);
         }
-        Ok(Some(HostGpus { count: self.places.len(), each: gpu_limits(0)? }))
+        Ok(Some(HostGpus { count: self.gpus, each: gpu_limits(0)? }))
     }
 }

@@ -154,7 +154,7 @@ impl Engine {
     }
 
     /// KV blocks of each replica that there is room for.
-    fn affordable_blocks(&self) -> usize {
+    pub(crate) fn affordable_blocks(&self) -> usize {
         let of = |place: &Place| {
             let bytes = place.for_caches(self.memory_share, self.needs)?;
             Some((bytes / (self.kv_bytes(place) * KV_BLOCK as u64).max(1)) as usize)

@@ -93,6 +93,10 @@ pub(crate) trait Machine: MakeDevice + Sized {
     fn new(local: Local, options: &EngineOptions) -> Result<Self, EngineError>;
     /// Where the ranks of this host have what they have; of a process with one rank, where that has it.
     fn places(&self) -> Vec<Place>;
+    /// GPUs that the ranks of this host have, of all its processes.
+    fn gpus(&self) -> usize {
+        0
+    }
     /// # Errors
     /// A packed checkpoint is for other hardware, or not whole.
     fn check_packed(packed: &PackedCheckpoint) -> Result<(), EngineError>;
@@ -133,6 +137,8 @@ pub(crate) struct Settings {
     pub max_model_len: usize,
     /// Ranks on the host of this one.
     pub ranks_here: usize,
+    /// GPUs that they have.
+    pub gpus: usize,
     /// Where they have their memory.
     pub places: Vec<Place>,
     /// What each rank needs besides weights, at the most.
@@ -166,7 +172,7 @@ impl<M: Machine> Prepared<M> {
         let all = weights.iter().flatten().sum::<u64>() * plan.mesh.dp as u64;
         let total = all / plan.mesh.size() as u64 * ranks as u64;
         let make = M::new(local, options)?;
-        let (places, needs) = (make.places(), needs(&plan, options, kv_dtype));
+        let (gpus, places, needs) = (make.gpus(), make.places(), needs(&plan, options, kv_dtype));
         check_room(&places, options, &weights, total, needs)?;
         check_threads(threads, ranks)?;
         let launch_options = LaunchOptions {
@@ -199,6 +205,7 @@ impl<M: Machine> Prepared<M> {
                 threads,
                 max_model_len,
                 ranks_here: ranks,
+                gpus,
                 places,
                 needs,
             },

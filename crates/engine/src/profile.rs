@@ -16,7 +16,12 @@ impl Engine {
             return Ok(());
         }
         let rows = self.max_num_batched_tokens.min(self.max_model_len);
+        // What has no room here will have none later: a server says then how long requests may be.
+        let rows = rows.min(self.affordable_blocks().saturating_mul(KV_BLOCK));
         let blocks = self.plan.context().blocks_that_fit(rows.div_ceil(KV_BLOCK));
+        if rows == 0 || blocks == 0 {
+            return Ok(());
+        }
         self.allocate(blocks)?;
         let meta = StepMeta {
             tokens: vec![0; rows],
@@ -36,6 +41,8 @@ impl Engine {
         let tokens = self.max_num_batched_tokens as u64;
         self.needs.activations = (most + most / 8).saturating_mul(tokens).div_ceil(rows as u64);
         self.is_profiled = true;
+        // The cache that requests get is another one.
+        self.blocks = 0;
         Ok(())
     }
 }

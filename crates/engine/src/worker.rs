@@ -127,6 +127,7 @@ impl<D: Device> Worker<D> {
     pub fn follow(&mut self) -> Result<(), ModelError> {
         let mut bytes = Vec::new();
         loop {
+            self.dev.flush();
             self.dev.span(Part::Idle, || -> Result<(), ModelError> {
                 match self.previous() {
                     None => self.groups.tensor.broadcast(&mut bytes, None)?,
@@ -173,6 +174,8 @@ impl<D: Device> Worker<D> {
 
     /// The edits of a step whose command didn't have them. Those that don't lead wait for them.
     fn late_edits(&self, late: Option<&mut dyn LateEdits>) -> Result<Vec<LogitEdit>, ModelError> {
+        // The forward pass goes on meanwhile.
+        self.dev.flush();
         if let Some(late) = late {
             let edits = self.dev.span(Part::Sampling, || {
                 let since = Instant::now();
@@ -264,6 +267,8 @@ impl<D: Device> Worker<D> {
                 let (layout, stage) = (self.decoder.layout(), self.decoder.stage());
                 self.kv =
                     Some(KvCache::new(&self.dev, layout, stage, self.groups.at.tp, *blocks, self.kv_dtype));
+                // If there was no room for it, that shows where something is read.
+                self.dev.download(&self.dev.alloc(1, 1))?;
             }
             Command::Generate { copies, meta, edits, asks } => {
                 return self.step(meta, Asked::of(asks), |worker| {
@@ -312,7 +317,9 @@ impl<D: Device> Worker<D> {
             let zeros = vec![0.0; nodes * layout.config.hidden_size];
             let partial = self.dev.upload(&zeros, nodes, layout.config.hidden_size);
             let began = Instant::now();
-            self.groups.tensor.all_reduce(&self.dev, partial, 1, &plan)?;
+            let sum = self.groups.tensor.all_reduce(&self.dev, partial, 1, &plan)?;
+            // A device that only collects work has done it by then.
+            self.dev.download(&sum)?;
             times.push(began.elapsed());
         }
         times.sort();

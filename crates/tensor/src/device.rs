@@ -3,7 +3,7 @@ use std::ops::Range;
 
 use crate::{
     Activation, AttentionSpec, Exchanged, HeadSpan, Heads, KvSpec, LogitEdit, MatrixSource, NormSpec, Part,
-    PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, Timeline, WeightSpec,
+    PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta, Survey, Timeline, WeightSpec,
 };
 
 /// What went wrong on a device. Operations only enqueue; it surfaces where results are read.
@@ -445,25 +445,6 @@ pub trait Device {
     /// What it needed besides weights and KV caches; nothing from a device that doesn't know.
     fn memory(&self) -> DeviceMemory {
         DeviceMemory::default()
-    }
-}
-
-/// What [`Device::survey`] finds.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Survey {
-    /// Each row's largest logit.
-    pub max: Vec<f32>,
-    /// Sums of exponentials relative to it, `[t · nodes]`, row-major.
-    pub sums: Vec<f32>,
-    /// Each row's largest logits, as (logit, column).
-    pub top: Vec<Vec<(f32, u32)>>,
-}
-
-impl Survey {
-    /// What sums of a row with this maximum are relative to: where all logits are −∞, they shall not be NaN, which says
-    /// that one isn't a number.
-    pub fn base(max: f32) -> f32 {
-        if max == f32::NEG_INFINITY { 0.0 } else { max }
     }
 }
 

@@ -23,10 +23,11 @@ pub struct Part {
 pub const PARTS: &[Part] = &[
     Part { name: "limits", limit: 15, run: speed::limits },
     Part { name: "conformance", limit: 60, run: conformance },
-    Part { name: "goldens", limit: 75, run: bits::goldens },
+    Part { name: "goldens", limit: 60, run: bits::goldens },
     Part { name: "bits", limit: 50, run: bits::equality },
     Part { name: "kernels", limit: 50, run: speed::kernels },
-    Part { name: "decode", limit: 120, run: speed::decode },
+    Part { name: "decode", limit: 80, run: speed::decode },
+    Part { name: "prefill", limit: 50, run: speed::prefill },
     Part { name: "fast", limit: 75, run: speed::fast },
     Part { name: "comm", limit: 15, run: speed::comm },
     Part { name: "start-up", limit: 25, run: speed::start_up },

@@ -10,12 +10,14 @@ use std::mem;
 use std::ptr::{self, null_mut};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
+use cudarc::driver::sys::{self, CUevent, CUstream};
 
 use super::api::check;
 use super::events::Events;
+use super::faults::told;
 use super::gpu::{Function, Gpu};
 use super::graph::Graph;
 use super::pending::Pending;
@@ -45,7 +47,7 @@ const GRAPH_BYTES: usize = 16 << 20;
 
 /// A rank's stream on a GPU. It stays on the thread that made it.
 pub struct NvidiaDriver {
-    stream: CUstream,
+    pub(super) stream: CUstream,
     pending: Rc<Pending>,
     /// Whether memory can be had in the stream's order.
     has_pool: bool,
@@ -68,7 +70,7 @@ pub struct NvidiaDriver {
     /// What went wrong where nobody could be told.
     late: RefCell<Option<Fault>>,
     /// Behind all else, which needs its context until it has been given back.
-    gpu: Arc<Gpu>,
+    pub(super) gpu: Arc<Gpu>,
 }
 
 /// Bytes on their way to the GPU.
@@ -136,7 +138,6 @@ impl NvidiaDriver {
         }
         let mut list = self.list.borrow_mut();
         let Some(graphs) = self.graphs.as_ref().filter(|_| !list.work.is_empty()) else { return Ok(()) };
-        self.pending.add(list.foreign.iter().cloned());
         let name = || format!("launch {}", list.work.len());
         let done = Ranges::around(self.ranges, name, || self.run(&list, &mut graphs.borrow_mut()));
         list.clear();
@@ -192,7 +193,14 @@ impl NvidiaDriver {
                 // SAFETY: see above.
                 check(unsafe { sys::cuMemcpyDtoDAsync_v2(*to, *from, *bytes, self.stream) })
             }
-            Work::Call(number) => list.foreign[*number].enqueue(self.stream.cast()),
+            Work::Call(number) => {
+                let call = &list.foreign[*number];
+                // What is captured is under way when its graph is.
+                if !self.captures.get() {
+                    self.pending.add([call.clone()]);
+                }
+                call.enqueue(self.stream.cast())
+            }
             Work::Mark(number) => self.events.borrow().record(*number, self.stream, self.captures.get()),
         }
     }
@@ -263,24 +271,6 @@ impl NvidiaDriver {
     }
 }
 
-/// An error at a kernel's launch.
-fn told(kernel: Kernel, grid: Grid, error: &str) -> Fault {
-    let Grid { blocks: [x, y, z], threads, shared } = grid;
-    Fault(format!(
-        "kernel {kernel} ({x} × {y} × {z} blocks of {threads} threads, {shared} bytes shared): {error}"
-    ))
-}
-
-/// A device's memory that is not there.
-fn out_of_memory(wanted: usize, free: usize, total: usize) -> Fault {
-    let gigabytes = |bytes: usize| bytes as f64 / 1e9;
-    let wanted = match wanted {
-        ..10_000_000 => format!("{:.3}", gigabytes(wanted)),
-        _ => format!("{:.1}", gigabytes(wanted)),
-    };
-    Fault(format!("wanted {wanted} GB, {:.1} of {:.0} GB free", gigabytes(free), gigabytes(total)))
-}
-
 impl Driver for NvidiaDriver {
     fn name(&self) -> String {
         self.gpu.info.name.clone()
@@ -297,6 +287,15 @@ impl Driver for NvidiaDriver {
 
     fn shared_bytes(&self) -> usize {
         self.gpu.info.shared_bytes as usize
+    }
+
+    fn finish(&self) -> Result<(), Fault> {
+        self.flush()?;
+        self.wait()
+    }
+
+    fn ranks_on_gpu(&self) -> usize {
+        self.gpu.ranks.load(Ordering::Relaxed)
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -373,6 +372,10 @@ impl Driver for NvidiaDriver {
         self.gpu.bind()?;
         self.hand_over()?;
         let is_small = bytes.len() <= READ_BYTES;
+        if !is_small {
+            // A copy to memory that is not pinned waits in the driver, where nobody watches other libraries' calls.
+            self.wait()?;
+        }
         let to = if is_small { self.results.at(0) } else { bytes.as_mut_ptr() };
         let copied = match bytes.len() {
             0 => Ok(()),
@@ -411,8 +414,7 @@ impl Driver for NvidiaDriver {
     }
 
     fn moments(&self) -> Result<Vec<Instant>, Fault> {
-        self.flush()?;
-        self.wait()?;
+        self.finish()?;
         self.events.borrow_mut().moments()
     }
 
@@ -441,26 +443,6 @@ impl Driver for NvidiaDriver {
 }
 
 impl NvidiaDriver {
-    /// Memory, of the stream's pool or of the GPU. Taking it of the GPU, and giving it back, may wait for all that runs there: for
-    /// ranks, too, that wait for this one.
-    fn allocated(&self, bytes: usize, of_pool: bool) -> Result<Address, Fault> {
-        self.gpu.bind()?;
-        let mut at = 0;
-        // SAFETY: it writes one number.
-        let result = unsafe {
-            match of_pool {
-                true => sys::cuMemAllocAsync(&mut at, bytes, self.stream),
-                false => sys::cuMemAlloc_v2(&mut at, bytes),
-            }
-        };
-        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let (free, total) = self.gpu.memory()?;
-            return Err(out_of_memory(bytes, free, total));
-        }
-        check(result).map_err(|Fault(error)| Fault(format!("{bytes} bytes of the GPU's memory: {error}")))?;
-        Ok(at)
-    }
-
     fn add(&self, work: Work<Function>) -> Result<(), Fault> {
         if self.graphs.is_none() {
             self.pending.check()?;

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_int};
 use std::fmt;
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule,
+    self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmemPool_attribute,
+    CUmodule,
 };
 
 use super::api::{Api, check};
@@ -124,6 +126,8 @@ pub struct Gpu {
     pub(super) api: Api,
     compiler: Compiler,
     loaded: Mutex<Loaded>,
+    /// How many ranks of this host have it.
+    pub(super) ranks: AtomicUsize,
     /// Once somebody asked for them.
     limits: Mutex<Option<GpuLimits>>,
 }
@@ -172,6 +176,7 @@ impl Gpu {
             api,
             compiler,
             loaded: Mutex::default(),
+            ranks: AtomicUsize::new(1),
             limits: Mutex::default(),
         }))
     }
@@ -202,6 +207,11 @@ impl Gpu {
             loaded.modules.insert(file, module);
         }
         Ok(())
+    }
+
+    /// Says how many ranks of this host have it, of this process or others: their kernels may have to run at the same time.
+    pub fn shared_by(&self, ranks: usize) {
+        self.ranks.store(ranks.max(1), Ordering::Relaxed);
     }
 
     /// A queue of its own, for the rank of this thread.
@@ -239,6 +249,15 @@ impl Gpu {
         let (mut has, which) = (0, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED);
         // SAFETY: it writes one number.
         check(unsafe { sys::cuDeviceGetAttribute(&mut has, which, self.device) })?;
+        if has != 0 {
+            let (mut pool, mut no) = (null_mut(), 0 as c_int);
+            // Ranks of a process share it. What one gave back behind work that waits for another must not hold that one up.
+            let which = CUmemPool_attribute::CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES;
+            // SAFETY: it writes one pointer.
+            check(unsafe { sys::cuDeviceGetDefaultMemPool(&mut pool, self.device) })?;
+            // SAFETY: the pool is there, and the attribute is of this type.
+            check(unsafe { sys::cuMemPoolSetAttribute(pool, which, (&raw mut no).cast()) })?;
+        }
         Ok(has != 0)
     }
 

@@ -19,7 +19,7 @@ pub(crate) struct Graph {
     launched: u64,
     pending: Rc<Pending>,
     /// Whose work is in it: what they are of must stay for as long as it does.
-    _foreign: Vec<Rc<dyn Foreign>>,
+    foreign: Vec<Rc<dyn Foreign>>,
 }
 
 impl Graph {
@@ -50,8 +50,8 @@ impl Graph {
             // SAFETY: what was made of it does not need it.
             unsafe { sys::cuGraphDestroy(graph) };
         }
-        let (pending, _foreign) = (pending.clone(), foreign.to_vec());
-        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, _foreign })
+        let (pending, foreign) = (pending.clone(), foreign.to_vec());
+        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, foreign })
     }
 
     /// Runs it, behind all work so far, with these bytes to be written. `waits` counts how often the stream was waited for.
@@ -61,6 +61,7 @@ impl Graph {
             self.pending.wait()?;
         }
         self.launched = waits;
+        self.pending.add(self.foreign.iter().cloned());
         // SAFETY: no launch is under way, so no GPU reads there.
         unsafe { self.written.write(bytes) };
         // SAFETY: the graph and all it refers to are there until the stream has been waited for.

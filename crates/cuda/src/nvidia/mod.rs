@@ -1,8 +1,10 @@
 //! NVIDIA's GPUs.
 
+mod allocation;
 mod api;
 mod driver;
 mod events;
+mod faults;
 mod gpu;
 mod graph;
 mod pending;

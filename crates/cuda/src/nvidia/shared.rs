@@ -25,6 +25,9 @@ pub(super) fn of_gpu(gpu: &Arc<Gpu>, at: Address, bytes: usize) -> Result<Arc<dy
     let memory = OfGpu { gpu: gpu.clone(), at, is_told: AtomicBool::new(false) };
     // SAFETY: there are as many bytes, which nobody else has yet.
     check(unsafe { sys::cuMemsetD8_v2(at, 0, bytes) })?;
+    // It may only have begun, in a stream that others don't wait for.
+    // SAFETY: the default stream is always there.
+    check(unsafe { sys::cuStreamSynchronize(null_mut()) })?;
     Ok(Arc::new(memory))
 }
 

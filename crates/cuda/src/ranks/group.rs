@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use collective::{
     CallId, Collective, CollectiveError, CollectiveStats, Compressed, Group, Staged, Watched, WireDType,
@@ -10,7 +10,7 @@ use collective::{
 use tensor::Reference;
 
 use super::moves::Moves;
-use super::peers::{ALL_GATHER, FIRST_SLOT, OPS, Peers};
+use super::peers::{FIRST_SLOT, OPS, Peers};
 use super::setup;
 use super::standing::{Ending, Standing, WatchedStanding};
 use crate::driver::Fault;
@@ -140,8 +140,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
                     Some(peers) => Path::Peers(peers),
                     None if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
                     None => {
-                        let why =
-                            "the ranks' GPUs can't use each other's memory, or they are of several processes";
+                        let why = "the ranks' GPUs can't use each other's memory";
                         return Err(self.refused(self.rank(), why));
                     }
                 }
@@ -153,9 +152,14 @@ impl<C: Collective<Reference>> CudaGroup<C> {
             self.standing.set_words(peers.words.clone());
             let words = peers.own_words().clone();
             // What was read behind a kernel that gave up is nothing.
+            // The ranks' memory stays for as long as this rank's kernels may use it.
+            let regions = peers.regions.clone();
             queue.0.watch(Box::new(move || match words.report() {
                 Some(report) => Err(report.fault()),
-                None => Ok(()),
+                None => {
+                    debug_assert!(!regions.is_empty(), "there are ranks");
+                    Ok(())
+                }
             }));
         }
         self.path.set(path).ok();
@@ -202,14 +206,10 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     ) -> Result<CudaTensor, CollectiveError> {
         self.standing.enter(OPS[op], self.host.watched().progress());
         self.check()?;
-        let began = Instant::now();
         let made = run();
         self.ending.kernels.set(peers.calls.get());
         self.standing.leave(peers.calls.get());
         let mut own = self.own.get();
-        if op != ALL_GATHER {
-            own.all_reduce_s += began.elapsed().as_secs_f64();
-        }
         count(&mut own);
         self.own.set(own);
         // Where kernels run as they are launched, it is known by now how that ended.

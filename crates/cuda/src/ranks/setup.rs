@@ -1,7 +1,7 @@
 //! How ranks find out whether they can use each other's memory.
 //!
 //! Each tells the others who it is; where all can, all map what they need, try it with data, and agree. Whatever a rank can't do or
-//! does not find as it should be, all ranks go through the host.
+//! does not find as it should be, all ranks take another way: NCCL, or the host.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ struct Rank {
     ordinal: u64,
     gpu: u64,
     multiprocessors: u64,
+    /// How many ranks have that GPU, of any group.
+    sharing: u64,
     /// Under which numbers its memory is found in its process.
     region: u64,
     words: u64,
@@ -42,8 +44,8 @@ struct Rank {
 impl Rank {
     /// All but the handle, which is told by itself.
     fn to_bytes(&self) -> Vec<u8> {
-        let Rank { process, host, ordinal, gpu, multiprocessors, region, words, slot, .. } = *self;
-        let numbers = [process, host, ordinal, gpu, multiprocessors, region, words, slot];
+        let Rank { process, host, ordinal, gpu, multiprocessors, sharing, region, words, slot, .. } = *self;
+        let numbers = [process, host, ordinal, gpu, multiprocessors, sharing, region, words, slot];
         numbers.into_iter().flat_map(u64::to_le_bytes).collect()
     }
 
@@ -51,9 +53,11 @@ impl Rank {
     fn from_bytes(bytes: &[u8]) -> Self {
         let (numbers, rest) = bytes.as_chunks::<8>();
         match numbers.iter().map(|n| u64::from_le_bytes(*n)).collect::<Vec<_>>()[..] {
-            [process, host, ordinal, gpu, multiprocessors, region, words, slot] if rest.is_empty() => {
+            [process, host, ordinal, gpu, multiprocessors, sharing, region, words, slot]
+                if rest.is_empty() =>
+            {
                 let handle = Vec::new();
-                Rank { process, host, ordinal, gpu, multiprocessors, region, words, slot, handle }
+                Rank { process, host, ordinal, gpu, multiprocessors, sharing, region, words, slot, handle }
             }
             _ => Rank::default(),
         }
@@ -102,6 +106,7 @@ pub(super) fn peers(
             ordinal: u64::from(own.ordinal),
             gpu: queue.0.driver.gpu_number(),
             multiprocessors: queue.0.driver.multiprocessors() as u64,
+            sharing: queue.0.driver.ranks_on_gpu() as u64,
             region: region.0,
             words: words.0,
             slot: slot_bytes as u64 / 4,
@@ -131,6 +136,10 @@ pub(super) fn peers(
     }
     if queue.0.driver.has_speed() {
         peers.one_shot_bytes.set(crossover::measured(group, queue, &peers)?);
+        // Kernels that could not meet there would not meet later.
+        if !all_agree(group, peers.report().is_none())? {
+            return Ok(None);
+        }
     }
     Ok(Some(peers))
 }
@@ -164,10 +173,11 @@ fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Resul
         true => listed(of.words).map(|words| Some(Words::new(words))),
         false => Ok(None),
     };
-    // Kernels that wait for each other must all have room at the same time, on the GPU that has the least for each.
+    // Kernels that wait for each other must all have room at the same time, those of other groups too, on the GPU that has the least
+    // for each.
     let share = |of: &Rank| {
         let beside = ranks.iter().filter(|other| other.gpu == of.gpu).count();
-        (of.multiprocessors as usize / beside).clamp(1, MOST_BLOCKS)
+        (of.multiprocessors as usize / beside.max(of.sharing as usize)).clamp(1, MOST_BLOCKS)
     };
     Ok(Peers {
         rank,

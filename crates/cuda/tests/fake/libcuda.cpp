@@ -276,6 +276,8 @@ int cuMemFreeAsync(u64 at, Stream *stream) {
   });
   return SUCCESS;
 }
+int cuDeviceGetDefaultMemPool(void **pool, int device) { return *pool = &devices[device], SUCCESS; }
+int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
 int cuMemsetD8_v2(u64 at, u8 value, size_t bytes) {
   if (!is_ours(at, bytes)) return INVALID_VALUE;
   return memset((void *)at, value, bytes), SUCCESS;
@@ -303,7 +305,11 @@ int cuStreamDestroy_v2(Stream *stream) {
   }
   return delete stream, SUCCESS;
 }
-int cuStreamSynchronize(Stream *stream) { return stream->is_captured ? INVALID_VALUE : stream->wait(stream->all()); }
+int cuStreamSynchronize(Stream *stream) {
+  // Nothing is ever in the default stream.
+  if (!stream) return SUCCESS;
+  return stream->is_captured ? INVALID_VALUE : stream->wait(stream->all());
+}
 int cuStreamQuery(Stream *stream) { return stream->is_captured ? INVALID_VALUE : stream->query(); }
 int cuEventCreate(Event **event, u32) { return *event = new Event, SUCCESS; }
 int cuEventDestroy_v2(Event *event) { return delete event, SUCCESS; }
