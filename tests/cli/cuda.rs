@@ -74,6 +74,17 @@ fn a_model_has_the_same_bits_on_any_split_over_gpus() {
 }
 
 #[test]
+fn fast_sums_are_near_the_canonical_ones() {
+    let Some(gpu) = on_gpu("score --json --reduction fast --prompt-ids") else { return };
+    // From 512 rows on, which 507 are filled up to, layers are NVIDIA's library's.
+    let ids = (0..507).map(|i| (i * i * 7 + 3).to_string()).map(|id| id[..id.len().min(3)].to_owned());
+    let ids = ids.collect::<Vec<_>>().join(",");
+    let perplexity = |command: Anysplit| command.arg(&ids).json()["perplexity"].as_f64().expect("a number");
+    let (fast, canonical) = (perplexity(gpu), perplexity(there("score --json --prompt-ids")));
+    assert!((fast / canonical - 1.0).abs() < 0.02, "{fast}, canonical {canonical}");
+}
+
+#[test]
 fn processes_of_a_job_share_gpus() {
     let Some(gpu) = on_gpu("launch --nproc-per-node 3 --master-port") else { return };
     let port = crate::child::free_port().to_string();

@@ -58,9 +58,9 @@ impl Queue {
         CudaTensor { block: self.0.block(4 * filled_up(rows) * cols), rows, cols }
     }
 
-    /// The same with room for so many elements.
+    /// The same with room for so many elements at least.
     pub fn tensor_with_room(&self, rows: usize, cols: usize, room: usize) -> CudaTensor {
-        CudaTensor { block: self.0.block(4 * room.max(rows * cols)), rows, cols }
+        CudaTensor { block: self.0.block(4 * room.max(filled_up(rows) * cols)), rows, cols }
     }
 
     /// Memory of `bytes`.

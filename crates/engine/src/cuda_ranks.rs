@@ -91,7 +91,7 @@ impl Machine for MakeCuda {
         let cache = CubinCache::of_user();
         let open = |ordinal: usize| Gpu::open(ordinal as u32, &cache).map_err(refused);
         let gpus = ordinals.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        gpus.iter().for_each(|gpu| gpu.shared_by(ranks_on(gpu, &local, count)));
+        gpus.iter().try_for_each(|gpu| gpu.shared_by(ranks_on(gpu, &local, count))).map_err(refused)?;
         let EngineOptions { enforce_eager, times_parts, reduction, .. } = *options;
         Ok(MakeCuda { local, enforce_eager, times_parts, reduction, gpus, count })
     }

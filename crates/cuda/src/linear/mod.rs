@@ -67,7 +67,7 @@ pub(crate) fn gated(
     bias: Option<&CudaTensor>,
     activation: Activation,
 ) -> CudaTensor {
-    if !w.gates_lie_in_panels() || fast.is_some_and(|fast| fast.takes_library(w, x.rows)) {
+    if !w.gates_lie_in_panels() || fast.is_some_and(|fast| fast.takes_library(w, x.filled_rows())) {
         return rows::gated(queue, &linear(queue, fast, x, w, None, bias), activation);
     }
     let y = queue.tensor(x.rows, w.n / 2);

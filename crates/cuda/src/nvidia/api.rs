@@ -14,6 +14,7 @@ use crate::libraries::Search;
 const FUNCTIONS: &[&str] = &[
     "cuCtxEnablePeerAccess",
     "cuCtxSetCurrent",
+    "cuCtxSetLimit",
     "cuDeviceCanAccessPeer",
     "cuDeviceGet",
     "cuDeviceGetAttribute",

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmemPool_attribute,
-    CUmodule,
+    self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUlimit,
+    CUmemPool_attribute, CUmodule,
 };
 
 use super::api::{Api, check};
@@ -116,6 +116,9 @@ fn device(ordinal: c_int) -> Result<CUdevice, Fault> {
     Ok(device)
 }
 
+/// Bytes of local memory that a thread of any kernel has: those of `gemm.cuh`, where sums of a tree wait (tools/kernels/check).
+const MOST_STACK: usize = 6656;
+
 /// A GPU, and the kernels that are loaded on it.
 pub struct Gpu {
     /// What it is.
@@ -210,8 +213,18 @@ impl Gpu {
     }
 
     /// Says how many ranks of this host have it, of this process or others: their kernels may have to run at the same time.
-    pub fn shared_by(&self, ranks: usize) {
+    ///
+    /// # Errors
+    /// Whatever the driver says.
+    pub fn shared_by(&self, ranks: usize) -> Result<(), Fault> {
         self.ranks.store(ranks.max(1), Ordering::Relaxed);
+        if ranks < 2 {
+            return Ok(());
+        }
+        self.bind()?;
+        // The first kernel that needs more than there was may wait for all that run, also for those of ranks that wait for it.
+        // SAFETY: it is a number of the current context.
+        check(unsafe { sys::cuCtxSetLimit(CUlimit::CU_LIMIT_STACK_SIZE, MOST_STACK) })
     }
 
     /// A queue of its own, for the rank of this thread.

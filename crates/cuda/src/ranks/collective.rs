@@ -67,7 +67,7 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         norm: RowNorm<'_, CudaTensor>,
     ) -> Result<CudaTensor, CollectiveError> {
         let peers = self.reducing(plan).filter(|_| self.wire == WireDType::Float32);
-        let Some(peers) = peers.filter(|peers| peers.fuses(&dev.queue, x, plan)) else {
+        let Some(peers) = peers.filter(|peers| peers.fuses(x, plan)) else {
             let sum = self.all_reduce(dev, partial, x.rows, plan)?;
             return Ok(::tensor::Device::add_norm(dev, x, &sum, post, norm));
         };

@@ -14,9 +14,9 @@ const THREADS: usize = 512;
 
 impl Peers {
     /// Whether one kernel is to do both: there is a block for each row, and one shot is the faster way.
-    pub fn fuses(&self, queue: &Queue, x: &CudaTensor, plan: &ReducePlan) -> bool {
+    pub fn fuses(&self, x: &CudaTensor, plan: &ReducePlan) -> bool {
         let numbers = x.len() * most_nodes(plan);
-        let has_room = numbers <= self.slot && 4 * x.cols <= queue.0.driver.shared_bytes() / 2;
+        let has_room = numbers <= self.slot && 4 * x.cols <= self.shared_bytes / 2;
         has_room && x.rows > 0 && x.rows <= self.blocks && 4 * numbers <= self.one_shot_bytes.get()
     }
 

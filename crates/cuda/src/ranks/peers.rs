@@ -42,6 +42,8 @@ pub(super) struct Peers {
     pub words: Vec<Option<Words>>,
     /// Blocks of kernels that wait: those of all ranks have room at the same time.
     pub blocks: usize,
+    /// Shared memory that a block can have on any of the GPUs.
+    pub shared_bytes: usize,
     /// f32 numbers that a slot has room for.
     pub slot: usize,
     pub timeout: Duration,

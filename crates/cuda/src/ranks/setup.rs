@@ -32,6 +32,7 @@ struct Rank {
     multiprocessors: u64,
     /// How many ranks have that GPU, of any group.
     sharing: u64,
+    shared_bytes: u64,
     /// Under which numbers its memory is found in its process.
     region: u64,
     words: u64,
@@ -44,23 +45,25 @@ struct Rank {
 impl Rank {
     /// All but the handle, which is told by itself.
     fn to_bytes(&self) -> Vec<u8> {
-        let Rank { process, host, ordinal, gpu, multiprocessors, sharing, region, words, slot, .. } = *self;
-        let numbers = [process, host, ordinal, gpu, multiprocessors, sharing, region, words, slot];
-        numbers.into_iter().flat_map(u64::to_le_bytes).collect()
+        let of_gpu = [self.gpu, self.multiprocessors, self.sharing, self.shared_bytes];
+        let of_process = [self.process, self.host, self.ordinal, self.region, self.words, self.slot];
+        of_gpu.into_iter().chain(of_process).flat_map(u64::to_le_bytes).collect()
     }
 
     /// Of a rank that says something else there is no way.
     fn from_bytes(bytes: &[u8]) -> Self {
         let (numbers, rest) = bytes.as_chunks::<8>();
-        match numbers.iter().map(|n| u64::from_le_bytes(*n)).collect::<Vec<_>>()[..] {
-            [process, host, ordinal, gpu, multiprocessors, sharing, region, words, slot]
-                if rest.is_empty() =>
-            {
-                let handle = Vec::new();
-                Rank { process, host, ordinal, gpu, multiprocessors, sharing, region, words, slot, handle }
-            }
-            _ => Rank::default(),
+        let numbers: Vec<u64> = numbers.iter().map(|n| u64::from_le_bytes(*n)).collect();
+        let [gpu, multiprocessors, sharing, shared_bytes, of_process @ ..] = &numbers[..] else {
+            return Rank::default();
+        };
+        let [process, host, ordinal, region, words, slot] = *of_process else { return Rank::default() };
+        if !rest.is_empty() {
+            return Rank::default();
         }
+        let (multiprocessors, sharing, shared_bytes) = (*multiprocessors, *sharing, *shared_bytes);
+        let gpu = Rank { gpu: *gpu, multiprocessors, sharing, shared_bytes, ..Rank::default() };
+        Rank { process, host, ordinal, region, words, slot, ..gpu }
     }
 }
 
@@ -107,6 +110,7 @@ pub(super) fn peers(
             gpu: queue.0.driver.gpu_number(),
             multiprocessors: queue.0.driver.multiprocessors() as u64,
             sharing: queue.0.driver.ranks_on_gpu() as u64,
+            shared_bytes: queue.0.driver.shared_bytes() as u64,
             region: region.0,
             words: words.0,
             slot: slot_bytes as u64 / 4,
@@ -184,6 +188,7 @@ fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Resul
         regions: ranks.iter().map(region).collect::<Result<_, _>>()?,
         words: ranks.iter().map(words).collect::<Result<_, Fault>>()?,
         blocks: ranks.iter().map(share).min().unwrap_or(1),
+        shared_bytes: ranks.iter().map(|of| of.shared_bytes as usize).min().unwrap_or(0),
         slot: own.slot as usize,
         timeout,
         one_shot_bytes: Cell::new(crossover::by_rule(ranks.len())),

@@ -79,6 +79,9 @@ impl SharedMemory for Shared {
     }
 }
 
+/// What lies behind each allocation.
+const GUARD: [u8; 1024] = [0x5a; 1024];
+
 impl Emulated {
     /// `None`, and a word about it, where there is no C++ compiler.
     pub fn new(turn: u32) -> Option<Self> {
@@ -91,7 +94,16 @@ impl Emulated {
     }
 
     fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, 256).expect("a size")
+        Layout::from_size_align(bytes + GUARD.len(), 256).expect("a size")
+    }
+
+    /// Gives an allocation back, behind which nobody has written.
+    fn give_back(at: Address, bytes: usize) {
+        // SAFETY: it was allocated with this layout, its end was written then, and it is given back once.
+        let end = unsafe { std::slice::from_raw_parts((at as *const u8).add(bytes), GUARD.len()) };
+        assert!(end == GUARD, "a kernel wrote behind an allocation of {bytes} bytes");
+        // SAFETY: see above.
+        unsafe { dealloc(at as *mut u8, Self::layout(bytes)) };
     }
 
     /// The bytes from an address on must be of one allocation.
@@ -123,14 +135,15 @@ impl Driver for Emulated {
         assert!(!at.is_null(), "no memory");
         // SAFETY: these bytes were allocated just now. NaN is what nobody must rely on.
         unsafe { at.write_bytes(0xff, bytes) };
+        // SAFETY: there is room for it.
+        unsafe { at.add(bytes).copy_from_nonoverlapping(GUARD.as_ptr(), GUARD.len()) };
         self.sizes.borrow_mut().insert(at as Address, bytes);
         Ok(at as Address)
     }
 
     fn free(&self, at: Address) {
         let bytes = self.sizes.borrow_mut().remove(&at).expect("what is freed was allocated");
-        // SAFETY: it was allocated with this layout and is freed once.
-        unsafe { dealloc(at as *mut u8, Self::layout(bytes)) };
+        Self::give_back(at, bytes);
     }
 
     fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
@@ -190,8 +203,7 @@ impl Driver for Emulated {
 impl Drop for Emulated {
     fn drop(&mut self) {
         for (at, bytes) in std::mem::take(&mut *self.sizes.borrow_mut()) {
-            // SAFETY: it was allocated with this layout and not freed.
-            unsafe { dealloc(at as *mut u8, Self::layout(bytes)) };
+            Self::give_back(at, bytes);
         }
     }
 }

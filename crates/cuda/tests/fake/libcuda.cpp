@@ -276,6 +276,7 @@ int cuMemFreeAsync(u64 at, Stream *stream) {
   });
   return SUCCESS;
 }
+int cuCtxSetLimit(int, size_t) { return bound ? SUCCESS : INVALID_VALUE; }
 int cuDeviceGetDefaultMemPool(void **pool, int device) { return *pool = &devices[device], SUCCESS; }
 int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
 int cuMemsetD8_v2(u64 at, u8 value, size_t bytes) {

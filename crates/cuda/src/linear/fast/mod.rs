@@ -51,7 +51,10 @@ impl Fast {
             return true;
         }
         match &self.library {
-            Some(library) if self.takes_library(layer.w, layer.rows) => library.compute(layer, nodes),
+            // What the library gives are the halves that belong together, each by itself.
+            Some(library) if layer.gate.is_none() && self.takes_library(layer.w, layer.rows) => {
+                library.compute(layer, nodes)
+            }
             _ => false,
         }
     }
