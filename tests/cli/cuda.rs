@@ -124,6 +124,20 @@ fn a_model_without_room_is_refused_before_it_is_loaded() {
 }
 
 #[test]
+fn a_cache_without_room_is_refused_with_what_steps_take() {
+    let Some(gpu) = on_gpu("serve --port 0 --kv-cache-memory-bytes 200000") else { return };
+    gpu.env("FAKE_FREE_BYTES", "236500000").refused(&[
+        "--kv-cache-memory-bytes 200000",
+        "Steps of 2048 tokens take",
+        "fewer --max-num-batched-tokens leave more",
+    ]);
+    let enough = there("serve --port 0 --kv-cache-memory-bytes 200000 --max-num-batched-tokens 64");
+    let served = Served::of(enough.env("FAKE_FREE_BYTES", "236500000"));
+    assert!(served.get("/metrics").body.contains("anysplit:"));
+    served.ends();
+}
+
+#[test]
 fn what_is_missing_is_said() {
     let Some(folder) = stand_ins::libraries() else { return };
     let only_driver = Copy::empty();

@@ -80,8 +80,20 @@ impl Engine {
         };
         Err(EngineError::Request(format!(
             "--kv-cache-memory-bytes {asked}: {caches} would take {bytes} bytes, and there are {there} bytes of \
-             memory left; give less, or a smaller --max-model-len or --max-num-seqs"
+             memory left; give less, or a smaller --max-model-len or --max-num-seqs{}",
+            self.of_activations()
         )))
+    }
+
+    /// What else takes memory of a GPU, and what to do about it; nothing on the processor, where activations are small.
+    fn of_activations(&self) -> String {
+        match self.is_on_gpus() {
+            true => format!(
+                ". Steps of {} tokens take {} bytes of a GPU: fewer --max-num-batched-tokens leave more",
+                self.max_num_batched_tokens, self.needs.activations
+            ),
+            false => String::new(),
+        }
     }
 
     /// The first place that has no room for the caches of its ranks, of so many blocks each.
@@ -170,8 +182,9 @@ impl Engine {
             if let Some(Lack { bytes, .. }) = self.lack(blocks) {
                 return Err(EngineError::Request(format!(
                     "keys and values of {} tokens need {bytes} bytes, more than the memory that is left; shorten the \
-                     prompt or --max-tokens, or use --kv-cache-dtype bfloat16 or fp8",
-                    blocks * KV_BLOCK
+                     prompt or --max-tokens, or use --kv-cache-dtype bfloat16 or fp8{}",
+                    blocks * KV_BLOCK,
+                    self.of_activations()
                 )));
             }
             self.leader.issue(&Command::AllocateKv { blocks })?;
