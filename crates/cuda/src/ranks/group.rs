@@ -150,16 +150,12 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         if let Path::Peers(peers) = &path {
             self.ending.kernels.set(peers.calls.get());
             self.standing.set_words(peers.words.clone());
-            let words = peers.own_words().clone();
+            // The ranks' memory stays for as long as this rank's kernels may use it: until the queue is gone.
+            let held = (peers.own_words().clone(), peers.regions.clone());
             // What was read behind a kernel that gave up is nothing.
-            // The ranks' memory stays for as long as this rank's kernels may use it.
-            let regions = peers.regions.clone();
-            queue.0.watch(Box::new(move || match words.report() {
-                Some(report) => Err(report.fault()),
-                None => {
-                    debug_assert!(!regions.is_empty(), "there are ranks");
-                    Ok(())
-                }
+            queue.0.watch(Box::new(move || {
+                let (words, _regions) = &held;
+                words.report().map_or(Ok(()), |report| Err(report.fault()))
             }));
         }
         self.path.set(path).ok();
