@@ -57,7 +57,7 @@ impl RankPulse {
     pub(crate) fn count(&mut self, parts: &PartTimes) {
         // Nothing of a step: it waits for work.
         for part in Part::ALL.into_iter().filter(|&part| part != Part::Idle) {
-            let PartTime { time, waited, bytes } = parts.of(part);
+            let PartTime { time, waited, bytes, .. } = parts.of(part);
             let sum = match part.category() {
                 Category::Communication => &mut self.communication_s,
                 _ => &mut self.busy_s,

@@ -106,7 +106,7 @@ pub struct Work {
 impl StepReport {
     pub(crate) fn new(times: &PartTimes, costs: &BTreeMap<Part, OpCost>, rows: usize) -> Self {
         let of = |part: Part| {
-            let (PartTime { time, waited, bytes }, cost) =
+            let (PartTime { time, waited, bytes, .. }, cost) =
                 (times.of(part), costs.get(&part).copied().unwrap_or_default());
             match part {
                 // The stage before counts that as its own.
@@ -124,7 +124,7 @@ impl StepReport {
         for part in Part::ALL.into_iter().filter(|&part| part != Part::Idle).map(of) {
             match parts.last_mut().filter(|before| before.name() == part.name()) {
                 Some(before) => before.add(part),
-                None if times.of(part.part).time.is_zero() => {}
+                None if times.of(part.part).calls == 0 => {}
                 None => parts.push(part),
             }
         }
@@ -213,7 +213,7 @@ mod tests {
     fn report(place: (usize, usize, usize), parts: &[(Part, u32, u32)]) -> RankReport {
         let mut times = PartTimes::default();
         for &(part, ms, waited_ms) in parts {
-            *times.of_mut(part) = PartTime { time: ms * MS, waited: waited_ms * MS, bytes: 8 };
+            *times.of_mut(part) = PartTime { calls: 1, time: ms * MS, waited: waited_ms * MS, bytes: 8 };
         }
         let ffn = OpCost { flops: 5, weight_bytes: 7, ..OpCost::default() };
         let step = StepReport::new(&times, &BTreeMap::from([(Part::Ffn, ffn)]), 1);
@@ -243,5 +243,13 @@ mod tests {
         ];
         let step = StepReport::through_stages(&reports, |rank| &rank.decode).unwrap();
         assert_eq!(step.time(), 31 * MS);
+    }
+
+    #[test]
+    fn a_part_that_took_no_time_is_told_of_and_one_that_was_not_there_is_not() {
+        // Of a GPU's work two clocks tell, and one may say that a part ended before the other says that it began.
+        let report = report((0, 0, 0), &[(Part::Ffn, 20, 0), (Part::Norm, 0, 0)]);
+        let parts: Vec<Part> = report.decode.unwrap().parts.iter().map(|part| part.part).collect();
+        assert_eq!(parts, [Part::Norm, Part::Ffn]);
     }
 }

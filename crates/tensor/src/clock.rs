@@ -46,6 +46,7 @@ impl Clock {
             self.open.clear();
         }
         self.turn(now);
+        self.times.of_mut(part).calls += 1;
         let outermost = self.open.is_empty();
         let event = self.recorder.as_mut().and_then(|recorder| {
             recorder.has_room &= !outermost;
@@ -151,7 +152,7 @@ mod tests {
         let times = clock.take_times();
         assert!(times.total() <= began.elapsed());
         let moved = times.of(Part::AllReduce);
-        assert_eq!((moved.waited, moved.bytes), (Duration::from_nanos(5), 3));
+        assert_eq!((moved.calls, moved.waited, moved.bytes), (1, Duration::from_nanos(5), 3));
         let of = [Part::Step, Part::Ffn, Part::AllReduce].map(|part| times.of(part).time);
         assert_eq!(of.iter().sum::<Duration>(), times.total());
         assert_eq!(clock.take_times().total(), Duration::ZERO);

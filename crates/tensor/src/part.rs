@@ -156,6 +156,8 @@ pub struct PartTimes {
 /// How long a part took, without those inside it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartTime {
+    /// How often it was opened.
+    pub calls: u32,
     /// All of it.
     pub time: Duration,
     /// What of that was waiting for other ranks, as far as the transport knows.
