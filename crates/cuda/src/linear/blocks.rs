@@ -98,7 +98,7 @@ fn stage_bytes(layout: Layout) -> usize {
     // Elements, and scales and zero points or sums, of 8 rows of activations.
     let (tiles, right) = match layout.format {
         WeightFormat::Float(_) => (2, 8 * 2 * layout.width),
-        WeightFormat::Fp8 => (1, 8 * 2 * layout.width),
+        WeightFormat::Fp8 | WeightFormat::Scaled(_) => (1, 8 * 2 * layout.width),
         WeightFormat::Int8 => (2, 8 * (GROUP + 4)),
         WeightFormat::Int4 => (2, 8 * (GROUP + 4 + 4)),
     };
@@ -133,7 +133,7 @@ fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
         WeightFormat::Float(DType::F32) => unreachable!("weights in f32 have no tiles"),
         WeightFormat::Float(DType::BF16) => kernels!("bfloat"),
         WeightFormat::Float(DType::F16) => kernels!("half"),
-        WeightFormat::Fp8 => kernels!("fp8"),
+        WeightFormat::Fp8 | WeightFormat::Scaled(_) => kernels!("fp8"),
         WeightFormat::Int8 => kernels!("int8"),
         WeightFormat::Int4 => kernels!("int4"),
     }

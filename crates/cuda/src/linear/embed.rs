@@ -19,7 +19,7 @@ pub(crate) fn embed(queue: &Queue, w: &CudaWeight, rows: &[u32], at: Address) ->
             let number = match format {
                 WeightFormat::Float(DType::F16) => 0,
                 WeightFormat::Float(_) => 1,
-                WeightFormat::Fp8 => 2,
+                WeightFormat::Fp8 | WeightFormat::Scaled(_) => 2,
                 WeightFormat::Int8 => 3,
                 WeightFormat::Int4 => 4,
             };

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::linear::DTYPES;
-use super::values::Values;
+use super::values::{Values, pack};
 use super::{Case, Equal, Found, Judge, Near, check, rounded};
 use crate::{DType, Device, Program, ReductionTree, RouterSpec, WeightFormat};
 
@@ -184,7 +184,7 @@ impl Case for Experts {
         let assignment = dev.assign(&routing, self.range.clone());
         let x = dev.upload(&rounded(values.vec(self.tokens * hidden), self.inputs), self.tokens, hidden);
         let mut weights = |n, k| -> Vec<D::Weight> {
-            self.range.clone().map(|_| dev.pack(&values.matrix(n, k), self.format.into())).collect()
+            self.range.clone().map(|_| pack(dev, &values.matrix(n, k), self.format)).collect()
         };
         let up = weights(intermediate, hidden);
         let y = dev.grouped_linear(&x, &assignment, &up);

@@ -33,7 +33,7 @@ pub(super) fn compute(layer: &Layer<'_>, nodes: &Nodes) {
     let layout = Layout::new(w.spec, w.k);
     let quantised = match layout.format {
         WeightFormat::Int8 | WeightFormat::Int4 => Some(Inputs::new(queue, x, rows, layout, None)),
-        WeightFormat::Float(_) | WeightFormat::Fp8 => None,
+        WeightFormat::Float(_) | WeightFormat::Fp8 | WeightFormat::Scaled(_) => None,
     };
     let [inputs, scales, _] = quantised.as_ref().map_or([x.at(), 0, 0], Inputs::addresses);
     let arguments = Arguments::new()
@@ -77,7 +77,7 @@ fn kernel_of(format: WeightFormat, rows: usize) -> Kernel {
         WeightFormat::Float(DType::F32) => unreachable!("weights in f32 have no tiles"),
         WeightFormat::Float(DType::BF16) => kernels!("bfloat"),
         WeightFormat::Float(DType::F16) => kernels!("half"),
-        WeightFormat::Fp8 => kernels!("fp8"),
+        WeightFormat::Fp8 | WeightFormat::Scaled(_) => kernels!("fp8"),
         WeightFormat::Int8 => kernels!("int8"),
         WeightFormat::Int4 => kernels!("int4"),
     };
