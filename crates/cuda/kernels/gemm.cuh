@@ -1,9 +1,10 @@
 // Linear layers for many rows: what linear.cuh computes, in the same order, and so with the same bits.
 //
 // Weights of 16 bits are limited by the tensor cores, of whose rate mma.sync reaches some 60 % on Hopper, those of 8 bits by
-// widening too, whole numbers by what is done to each group's sums beside the product (a conversion, a multiplication, a fused
-// one: about twice its time). Where a tree's leaves are short, all are limited by the local memory in which sums wait for others
-// (NUMERICS.md, rule 2). Weights of 16 bits should reach 55 % of the rate of a library.
+// widening too (with scales of checkpoints also by a fused operation per sum and tile), whole numbers by what is done to each
+// group's sums beside the product (a conversion, a multiplication, a fused one: about twice its time). Where a tree's leaves are
+// short, all are limited by the local memory in which sums wait for others (NUMERICS.md, rule 2). Weights of 16 bits should reach
+// 55 % of the rate of a library.
 //
 // A block has 128 outputs and 128 rows, each of its four warps a quarter, 64 by 64, of which a step of 16 inputs reads 4 kB of
 // shared memory for 32 products of 16 by 8 by 16. Operands lie in memory as lanes want them, so they are copied as they are,
@@ -42,6 +43,16 @@ DEVICE void fetch(u8 *to, const u8 *from, u32 tile, u32 tiles, const Unit &unit_
   }
 }
 
+// The scales of a tile of panels that share them with other tiles.
+template <u32 UNITS, class Unit>
+DEVICE void fetch_shared(u8 *to, const Operands &of, u32 panels, u32 tile, const Unit &panel_of) {
+  for (u32 at = thread(); at < UNITS * 4; at += THREADS) {
+    u32 panel = panel_of(at / 4);
+    if (panel != NONE) copy_async(to + at * 16, shared_scales(of, panels, panel, tile) + at % 4 * 16);
+    else reinterpret_cast<Vec4 *>(to)[at] = Vec4{0, 0, 0, 0};
+  }
+}
+
 // 128 rows of one weight from the group of this number on, and 128 outputs, or 64 of gate and up.
 template <class Format>
 DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u32 n, const Item *items, u32 num_items,
@@ -65,7 +76,9 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u
     if (tile < tiles) {
       constexpr Sizes LEFT = Format::LEFT, RIGHT = Format::RIGHT;
       fetch<BLOCK_PANELS, TILES, LEFT.elements>(here, of.weights, tile, tiles, panel_of);
-      fetch<BLOCK_PANELS, TILES, LEFT.scales>(here + Stage::WEIGHT_SCALES, of.weight_scales, tile, tiles, panel_of);
+      u8 *scales = here + Stage::WEIGHT_SCALES;
+      if constexpr (LEFT.is_shared) fetch_shared<BLOCK_PANELS>(scales, of, panels, tile, panel_of);
+      else fetch<BLOCK_PANELS, TILES, LEFT.scales>(scales, of.weight_scales, tile, tiles, panel_of);
       fetch<BLOCK_PANELS, TILES, LEFT.more>(here + Stage::WEIGHT_ZEROS, of.weight_zeros, tile, tiles, panel_of);
       fetch<BLOCK_GROUPS, TILES, RIGHT.elements>(here + Stage::INPUTS, of.inputs, tile, tiles, group_of);
       fetch<BLOCK_GROUPS, TILES, RIGHT.scales>(here + Stage::INPUT_SCALES, of.input_scales, tile, tiles, group_of);

@@ -133,8 +133,6 @@ impl Device for CudaDevice {
 
     fn pack(&self, source: &dyn MatrixSource, spec: WeightSpec) -> CudaWeight {
         self.queue.0.for_op("weights");
-        // The kernels don't know scales of checkpoints: element · scale is kept.
-        let spec = if spec.format.scales().is_some() { ::tensor::DType::F32.into() } else { spec };
         linear::pack(&self.queue, self.fast.as_ref(), source, spec)
     }
 

@@ -143,6 +143,10 @@ pub trait Driver {
     fn multiprocessors(&self) -> usize;
     /// The most bytes of shared memory that a block can have.
     fn shared_bytes(&self) -> usize;
+    /// Whether its tensor cores multiply e4m3.
+    fn multiplies_fp8(&self) -> bool {
+        false
+    }
     /// Waits for all work.
     ///
     /// # Errors

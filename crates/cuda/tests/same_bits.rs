@@ -2,18 +2,39 @@
 
 mod emulated;
 
-use cuda::{CudaDevice, Reduction};
+use cuda::{CudaDevice, CudaWeight, Reduction};
 use emulated::Emulated;
-use tensor::{Activation, DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
+use tensor::{
+    Activation, DType, Device, GROUP, MatrixSource, Program, ReductionTree, ReferenceTensor, ScaledMatrix, Scales,
+    Slice, WeightFormat, WeightSpec,
+};
 
-const FORMATS: [WeightFormat; 6] = [
-    WeightFormat::Float(DType::F32),
-    WeightFormat::Float(DType::F16),
-    WeightFormat::Float(DType::BF16),
-    WeightFormat::Fp8,
-    WeightFormat::Int8,
-    WeightFormat::Int4,
-];
+/// All formats of weights whose groups begin anew at each period, where they have one.
+fn formats(period: Option<usize>) -> [WeightFormat; 8] {
+    let every = Scales::every(3 * period.unwrap_or(GROUP), period).expect("whole groups");
+    [
+        WeightFormat::Float(DType::F32),
+        WeightFormat::Float(DType::F16),
+        WeightFormat::Float(DType::BF16),
+        WeightFormat::Fp8,
+        WeightFormat::Scaled(Scales::OUTPUT),
+        WeightFormat::Scaled(every),
+        WeightFormat::Int8,
+        WeightFormat::Int4,
+    ]
+}
+
+/// A matrix as a checkpoint of a format has it.
+fn stored(matrix: ReferenceTensor, spec: WeightSpec) -> Box<dyn MatrixSource> {
+    match spec.format {
+        WeightFormat::Scaled(_) => Box::new(ScaledMatrix::of(&matrix, spec)),
+        _ => Box::new(matrix),
+    }
+}
+
+fn pack(dev: &CudaDevice, matrix: ReferenceTensor, format: WeightFormat) -> CudaWeight {
+    dev.pack(&*stored(matrix, format.into()), format.into())
+}
 
 /// A device whose threads run in an order of their own.
 fn device(turn: u32) -> Option<CudaDevice> {
@@ -34,8 +55,8 @@ fn bits(dev: &CudaDevice, x: &<CudaDevice as Device>::Tensor) -> Vec<u32> {
 fn a_row_alone_gives_what_it_gives_among_others() {
     let Some(dev) = device(7) else { return };
     let (n, k, rows) = (40, 300, 200);
-    for format in FORMATS {
-        let weight = dev.pack(&ReferenceTensor::from_fn(n, k, value), format.into());
+    for format in formats(None) {
+        let weight = pack(&dev, ReferenceTensor::from_fn(n, k, value), format);
         let x: Vec<f32> = (0..rows).flat_map(|row| (0..k).map(move |col| value(row + 99, col))).collect();
         let all = bits(&dev, &dev.linear(&dev.upload(&x, rows, k), &weight, None));
         for row in (0..rows).step_by(11) {
@@ -64,11 +85,11 @@ fn gates_that_are_put_together_at_once_give_what_two_steps_give() {
 
 fn gates_give_what_two_steps_give(dev: &CudaDevice) {
     let k = 96;
-    for (format, half) in FORMATS.into_iter().flat_map(|format| [(format, 80), (format, 20)]) {
-        let pack = |of: usize| {
-            dev.pack(&ReferenceTensor::from_fn(2 * half, k, |row, col| value(row + of, col)), format.into())
+    for (format, half) in formats(None).into_iter().flat_map(|format| [(format, 80), (format, 20)]) {
+        let packed = |of: usize| {
+            pack(dev, ReferenceTensor::from_fn(2 * half, k, |row, col| value(row + of, col)), format)
         };
-        let weights: Vec<_> = (0..3).map(pack).collect();
+        let weights: Vec<_> = (0..3).map(packed).collect();
         let bias: Vec<f32> = (0..2 * half).map(|col| value(7, col)).collect();
         let bias = dev.upload(&bias, 1, 2 * half);
         for (rows, activation) in [(1, Activation::Silu), (12, Activation::GeluTanh), (130, Activation::Relu)]
@@ -97,11 +118,11 @@ fn an_experts_rows_give_what_they_give_in_a_layer_of_their_own() {
     let (n, k, tokens, experts) = (40, 136, 150, 3);
     let tree = ReductionTree::over_granules(k, 4);
     let program = tree.program(0..tree.num_leaves());
-    for format in FORMATS {
-        let pack = |of: usize| {
-            dev.pack(&ReferenceTensor::from_fn(n, k, |row, col| value(row + 31 * of, col)), format.into())
+    for format in formats(None) {
+        let packed = |of: usize| {
+            pack(&dev, ReferenceTensor::from_fn(n, k, |row, col| value(row + 31 * of, col)), format)
         };
-        let weights: Vec<_> = (0..experts).map(pack).collect();
+        let weights: Vec<_> = (0..experts).map(packed).collect();
         // Few pairs, and more per expert than are few: most of the first, none of the second.
         for count in [20, tokens] {
             let of_token = |t: usize| match t % 5 {
@@ -156,12 +177,14 @@ fn ranks_of_any_share_give_what_one_gives() {
         let x = |inputs: std::ops::Range<usize>| -> Vec<f32> {
             (0..rows).flat_map(|row| inputs.clone().map(move |col| value(row + 50, col))).collect()
         };
-        for format in FORMATS {
+        for format in formats(*period) {
+            let spec = WeightSpec { format, period: *period };
+            let matrix = stored(ReferenceTensor::from_fn(n, k, value), spec);
             let sums = |own: std::ops::Range<usize>| {
                 let inputs = tree.inputs_of(own.clone());
-                let source =
-                    ReferenceTensor::from_fn(n, inputs.len(), |row, col| value(row, inputs.start + col));
-                let weight = dev.pack(&source, WeightSpec { format, period: *period });
+                let (all, cols) = (0..n, inputs.clone());
+                let source = Slice { of: &*matrix, rows: vec![all], cols };
+                let weight = dev.pack(&source, spec.from_input(inputs.start, k));
                 let program: Program = tree.program(own);
                 let y =
                     dev.linear_tree(&dev.upload(&x(inputs.clone()), rows, inputs.len()), &weight, &program);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ::tensor::{DType, GROUP, WeightFormat, WeightSpec};
+use ::tensor::{DType, GROUP, Scales, WeightFormat, WeightSpec};
 
 /// Outputs of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -55,11 +55,12 @@ impl Layout {
         }
     }
 
-    /// Bytes of a tile's scales and zero points.
+    /// Bytes of a tile's scales and zero points. In memory tiles may share scales.
     pub fn group_bytes(self) -> [usize; 2] {
         match self.format {
             WeightFormat::Float(_) => [0, 0],
-            WeightFormat::Fp8 | WeightFormat::Scaled(_) => [PANEL, 0],
+            WeightFormat::Fp8 => [PANEL, 0],
+            WeightFormat::Scaled(_) => [Scales::BYTES * PANEL, 0],
             WeightFormat::Int8 => [2 * PANEL, 0],
             WeightFormat::Int4 => [2 * PANEL, PANEL],
         }

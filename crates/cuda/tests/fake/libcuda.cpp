@@ -161,6 +161,8 @@ using namespace fake;
 extern "C" {
 
 u32 fake_graph_launches() { return graph_launches; }
+// Ten times the compute capability, and its second digit.
+u32 fake_capability() { return number("FAKE_CAPABILITY", 90); }
 u32 fake_marks() { return marks; }
 // For libraries that put work into streams: which GPU the thread has, and such work.
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
@@ -178,8 +180,8 @@ int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), SUCCESS; 
 int cuDeviceGetAttribute(int *value, int which, int) {
   switch (which) {
   case 16: *value = 2; break;
-  case 75: *value = 9; break;
-  case 76: *value = 0; break;
+  case 75: *value = int(fake_capability() / 10); break;
+  case 76: *value = int(fake_capability() % 10); break;
   case 97: *value = 227 << 10; break;
   case 115: *value = number("FAKE_POOL", 1); break;
   default: return INVALID_VALUE;

@@ -77,7 +77,8 @@ fn kernel_of(format: WeightFormat, rows: usize) -> Kernel {
         WeightFormat::Float(DType::F32) => unreachable!("weights in f32 have no tiles"),
         WeightFormat::Float(DType::BF16) => kernels!("bfloat"),
         WeightFormat::Float(DType::F16) => kernels!("half"),
-        WeightFormat::Fp8 | WeightFormat::Scaled(_) => kernels!("fp8"),
+        WeightFormat::Fp8 => kernels!("fp8"),
+        WeightFormat::Scaled(_) => kernels!("scaled"),
         WeightFormat::Int8 => kernels!("int8"),
         WeightFormat::Int4 => kernels!("int4"),
     };
