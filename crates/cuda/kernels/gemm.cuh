@@ -46,7 +46,9 @@ DEVICE void fetch(u8 *to, const u8 *from, u32 tile, u32 tiles, const Unit &unit_
 // The scales of a tile of panels that share them with other tiles.
 template <u32 UNITS, class Unit>
 DEVICE void fetch_shared(u8 *to, const Operands &of, u32 panels, u32 tile, const Unit &panel_of) {
-  for (u32 at = thread(); at < UNITS * 4; at += THREADS) {
+  static_assert(UNITS * 4 <= THREADS, "a thread copies once");
+  u32 at = thread();
+  if (at < UNITS * 4) {
     u32 panel = panel_of(at / 4);
     if (panel != NONE) copy_async(to + at * 16, shared_scales(of, panels, panel, tile) + at % 4 * 16);
     else reinterpret_cast<Vec4 *>(to)[at] = Vec4{0, 0, 0, 0};

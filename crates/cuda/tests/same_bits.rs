@@ -160,6 +160,28 @@ fn an_experts_rows_give_what_they_give_in_a_layer_of_their_own() {
 }
 
 #[test]
+fn an_output_gives_what_it_gives_among_others() {
+    let Some(dev) = device(7) else { return };
+    let (n, k) = (100, 300);
+    for format in formats(None) {
+        let matrix = stored(ReferenceTensor::from_fn(n, k, value), format.into());
+        for rows in [3, 80] {
+            let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 99, at % k)).collect();
+            let x = dev.upload(&x, rows, k);
+            let y = |own: std::ops::Range<usize>| {
+                let source = Slice { of: &*matrix, rows: vec![own], cols: 0..k };
+                bits(&dev, &dev.linear(&x, &dev.pack(&source, format.into()), None))
+            };
+            let all = y(0..n);
+            for own in [0..16, 16..100, 33..50] {
+                let part: Vec<u32> = all.chunks(n).flat_map(|row| row[own.clone()].to_vec()).collect();
+                assert_eq!(y(own.clone()), part, "{format}, {rows} rows, outputs {own:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn ranks_of_any_share_give_what_one_gives() {
     let heads = || ReductionTree::over_heads(6, 24);
     let granules = || ReductionTree::over_granules(300, 16);
