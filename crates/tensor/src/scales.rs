@@ -62,9 +62,13 @@ impl Scales {
         groups.checked_sub(1).map_or(0, |last| self.of(last) + 1)
     }
 
-    /// The first group that has a scale.
+    /// The first group that has a scale; beyond all, if there are not so many scales.
     pub fn first_group(self, scale: usize) -> usize {
-        self.every.map_or(0, |every| (scale * every.get()).saturating_sub(self.before))
+        match self.every {
+            Some(every) => (scale * every.get()).saturating_sub(self.before),
+            None if scale == 0 => 0,
+            None => usize::MAX,
+        }
     }
 }
 
