@@ -30,8 +30,12 @@ impl Scales {
             Some(period) if period % GROUP > 0 => return None,
             _ => GROUP,
         };
-        let every = NonZeroUsize::new(inputs / group).filter(|_| inputs.is_multiple_of(group))?;
-        Some(Scales { every: Some(every), before: 0 })
+        if inputs.is_multiple_of(group) { Scales::of_groups(inputs / group) } else { None }
+    }
+
+    /// One scale per output and so many groups; `None` if that is none.
+    pub fn of_groups(groups: usize) -> Option<Self> {
+        NonZeroUsize::new(groups).map(|every| Scales { every: Some(every), before: 0 })
     }
 
     /// Those of the groups from `group` on.
