@@ -29,7 +29,7 @@ impl ScaledBy {
     }
 
     /// Outputs and inputs that share a scale, of a weight `[n, k]`.
-    fn block(self, [n, k]: [usize; 2]) -> [usize; 2] {
+    pub fn block(self, [n, k]: [usize; 2]) -> [usize; 2] {
         match self {
             ScaledBy::Tensor => [n.max(1), k.max(1)],
             ScaledBy::Output => [1, k.max(1)],
