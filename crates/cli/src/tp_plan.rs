@@ -87,7 +87,11 @@ fn of_module(layout: &Layout, kept: KeptAs, module: Module, layer: usize, dtype:
             let (rows, cols) = (held.num_rows(), held.cols.len());
             match shape.len() {
                 1 => (vec![rows], rows * dtype.bytes()),
-                _ => (vec![rows, cols], kept.spec(layout, module, dtype).bytes(rows, cols)),
+                _ => {
+                    let stored = layout.stored_as(module, layer, dtype);
+                    let whole = kept.spec(layout, module, shape[1], stored);
+                    (vec![rows, cols], whole.from_input(held.cols.start, shape[1]).bytes(rows, cols))
+                }
             }
         };
         Row {

@@ -35,6 +35,14 @@ pub enum ModelError {
         /// What it is.
         value: f32,
     },
+    /// An element in e4m3 is NaN.
+    #[error("{tensor}: element {at:?} is NaN, which no weight in e4m3 may be; mend the checkpoint")]
+    NanElement {
+        /// Its tensor.
+        tensor: String,
+        /// Its row and column.
+        at: [usize; 2],
+    },
     /// A weight that is to be quantised or packed is finite, but not in the type that it would be kept in.
     #[error("{tensor}: element {at:?} is {value:e}, too large for {dtype}; another --dtype would work")]
     BeyondType {
@@ -71,6 +79,7 @@ impl ModelError {
             | ModelError::Split(_)
             | ModelError::Step(_)
             | ModelError::NotFinite { .. }
+            | ModelError::NanElement { .. }
             | ModelError::BeyondType { .. }
             | ModelError::PackedOtherwise { .. } => true,
             ModelError::Checkpoint(e) => e.is_usage(),

@@ -89,18 +89,18 @@ pub struct WeightSpec {
 impl WeightSpec {
     /// The groups of `k` inputs.
     pub fn groups(self, k: usize) -> Groups {
-        Groups { k, period: self.period.filter(|period| period % GROUP > 0 && *period < k) }
+        let period = self.period.filter(|period| period % GROUP > 0 && *period < k);
+        Groups { k, period, scales: self.format.scales() }
     }
 
-    /// The inputs of each of an output's float32 scales, of `k` inputs; none, if the format has none.
+    /// The inputs of each of an output's scales, of `k` inputs.
     pub fn scale_inputs(self, k: usize) -> Vec<Range<usize>> {
-        let (groups, Some(scales)) = (self.groups(k), self.format.scales()) else { return Vec::new() };
-        let count = scales.count(groups.count());
-        let start = |scale: usize| match scale < count {
-            true => groups.inputs(scales.first_group(scale)).start,
-            false => k,
+        let groups = self.groups(k);
+        let inputs = |scale: usize| {
+            let own = groups.with_scale(scale, 0..groups.count());
+            groups.inputs(own.start).start..groups.inputs(own.end - 1).end
         };
-        (0..count).map(|scale| start(scale)..start(scale + 1)).collect()
+        (0..groups.scales()).map(inputs).collect()
     }
 
     /// Bytes of a weight `[n, k]` without padding of its outputs.
@@ -108,9 +108,9 @@ impl WeightSpec {
         match self.format {
             WeightFormat::Float(dtype) => n * k * dtype.bytes(),
             format => {
-                let groups = self.groups(k).count();
-                let shared = format.scales().map_or(0, |scales| scales.count(groups) * Scales::BYTES);
-                n * (groups * format.group_bytes() + shared)
+                let groups = self.groups(k);
+                let shared = if format.scales().is_some() { groups.scales() * Scales::BYTES } else { 0 };
+                n * (groups.count() * format.group_bytes() + shared)
             }
         }
     }
@@ -150,12 +150,33 @@ pub struct Groups {
     /// None if a group begins at every [`GROUP`]th input, as it does with periods of whole groups. Kernels ask about groups at
     /// each leaf of a tree, and this spares them the divisions.
     period: Option<usize>,
+    /// Which of them share a scale; `None`: each has its own.
+    scales: Option<Scales>,
 }
 
 impl Groups {
     /// How many.
     pub fn count(self) -> usize {
         self.before(self.k)
+    }
+
+    /// How many scales an output has.
+    pub fn scales(self) -> usize {
+        let count = self.count();
+        self.scales.map_or(count, |scales| scales.count(count))
+    }
+
+    /// Which of them is a group's.
+    #[inline]
+    pub fn scale(self, group: usize) -> usize {
+        self.scales.map_or(group, |scales| scales.of(group))
+    }
+
+    /// The groups that have a scale, of `range`.
+    #[inline]
+    pub fn with_scale(self, scale: usize, range: Range<usize>) -> Range<usize> {
+        let first = |scale| self.scales.map_or(scale, |scales| scales.first_group(scale));
+        first(scale).max(range.start)..first(scale + 1).min(range.end)
     }
 
     /// The inputs of a group.

@@ -30,8 +30,12 @@ impl Scales {
             Some(period) if period % GROUP > 0 => return None,
             _ => GROUP,
         };
-        let every = NonZeroUsize::new(inputs / group).filter(|_| inputs.is_multiple_of(group))?;
-        Some(Scales { every: Some(every), before: 0 })
+        if inputs.is_multiple_of(group) { Scales::of_groups(inputs / group) } else { None }
+    }
+
+    /// One scale per output and so many groups; `None` if that is none.
+    pub fn of_groups(groups: usize) -> Option<Self> {
+        NonZeroUsize::new(groups).map(|every| Scales { every: Some(every), before: 0 })
     }
 
     /// Those of the groups from `group` on.
@@ -62,9 +66,13 @@ impl Scales {
         groups.checked_sub(1).map_or(0, |last| self.of(last) + 1)
     }
 
-    /// The first group that has a scale.
+    /// The first group that has a scale; beyond all, if there are not so many scales.
     pub fn first_group(self, scale: usize) -> usize {
-        self.every.map_or(0, |every| (scale * every.get()).saturating_sub(self.before))
+        match self.every {
+            Some(every) => (scale * every.get()).saturating_sub(self.before),
+            None if scale == 0 => 0,
+            None => usize::MAX,
+        }
     }
 }
 
