@@ -73,6 +73,30 @@ fn a_model_has_the_same_bits_on_any_split_over_gpus() {
     }
 }
 
+/// Checkpoints whose weights are e4m3: with scales of blocks, of outputs, of whole matrices, and of experts' blocks.
+const FP8: [&str; 4] = ["llama_fp8", "phi3_fp8", "qwen2_fp8", "qwen3_moe_fp8"];
+
+#[test]
+fn fp8_checkpoints_have_the_same_bits_on_any_split_over_gpus() {
+    let score = "score --json";
+    if on_gpu(score).is_none() {
+        return;
+    }
+    for name in FP8 {
+        let alone = scores(there(score), name);
+        // Activations are rounded to bfloat16.
+        let on_cpu = scores(anysplit(score).args("--device cpu"), name);
+        let pairs = alone.as_array().expect("numbers").iter().zip(on_cpu.as_array().expect("numbers"));
+        let difference = |(a, b): (&Value, &Value)| Some((a.as_f64()? - b.as_f64()?).abs());
+        let most = pairs.filter_map(difference).fold(0.0, f64::max);
+        assert!(0.0 < most && most < 0.05, "{name} differs by {most} from the CPU");
+        for split in ["--tp 2", "--tp 3", "--tp 2 --pp 2", "--enforce-eager", "--max-num-batched-tokens 33"] {
+            let over_two = there(score).args(split).env("FAKE_GPUS", "2");
+            assert_eq!(scores(over_two, name), alone, "{name}, {split}");
+        }
+    }
+}
+
 #[test]
 fn fast_sums_are_near_the_canonical_ones() {
     let Some(gpu) = on_gpu("score --json --reduction fast --prompt-ids") else { return };
@@ -82,6 +106,17 @@ fn fast_sums_are_near_the_canonical_ones() {
     let perplexity = |command: Anysplit| command.arg(&ids).json()["perplexity"].as_f64().expect("a number");
     let (fast, canonical) = (perplexity(gpu), perplexity(there("score --json --prompt-ids")));
     assert!((fast / canonical - 1.0).abs() < 0.02, "{fast}, canonical {canonical}");
+    // Activations are rounded to e4m3 where an output has one scale.
+    let ids = (0..507).map(|i| (i * i * 7 % 112).to_string()).collect::<Vec<_>>().join(",");
+    for name in FP8 {
+        let perplexity = |flags: &str| {
+            let command = there("score --json").args(flags).arg("--prompt-ids").arg(&ids).model(golden(name));
+            command.json()["perplexity"].as_f64().expect("a number")
+        };
+        let (fast, canonical) = (perplexity("--reduction fast"), perplexity("--reduction canonical"));
+        assert!(fast != canonical, "{name}: {fast}");
+        assert!((fast / canonical - 1.0).abs() < 0.05, "{name}: {fast}, canonical {canonical}");
+    }
 }
 
 #[test]

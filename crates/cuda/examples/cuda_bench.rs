@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use cuda::{CubinCache, CudaDevice, Fault, Gpu, GpuLimits};
 use tensor::{
-    AttentionSpec, DType, Device, DeviceError, KV_BLOCK, KvShare, KvSpec, MatrixSource, Part, Scales, SequenceSpan,
-    StepMeta, WeightFormat, WeightSpec,
+    AttentionSpec, DType, Device, DeviceError, KV_BLOCK, KvShare, KvSpec, MatrixSource, Part, Scales,
+    SequenceSpan, StepMeta, WeightFormat, WeightSpec,
 };
 
 /// Llama-3.1-8B's layers, [outputs, inputs].

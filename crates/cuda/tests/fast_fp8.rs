@@ -2,12 +2,12 @@
 
 use cuda::{CudaDevice, Reduction};
 use tensor::{
-    DType, Device, MatrixSource, Program, ReductionTree, Reference, ReferenceTensor, ScaledMatrix, Scales, WeightFormat,
-    WeightSpec, fp8,
+    DType, Device, MatrixSource, Program, ReductionTree, Reference, ReferenceTensor, ScaledMatrix, Scales,
+    WeightFormat, WeightSpec, fp8,
 };
 
 mod process;
-use process::{counted, driver, with_libraries};
+use process::{counted, driver, graph_launches, with_libraries};
 
 const ROWS: usize = 513;
 
@@ -125,11 +125,35 @@ fn gpus_that_do_not_multiply_e4m3_are_not_asked_to() {
 }
 
 #[test]
+fn products_of_e4m3_are_replayed_with_the_rest() {
+    with_libraries("products_of_e4m3_are_replayed_with_the_rest", &[], || {
+        let (n, k) = (32, 48);
+        let source = ScaledMatrix::of(&ReferenceTensor::from_fn(n, k, weight), spec(None));
+        let all = [false, true].map(|enforce_eager| {
+            let dev = CudaDevice::with(Box::new(driver(enforce_eager)), Reduction::Fast);
+            let packed = dev.pack(&source, spec(None));
+            let step = |step: usize| {
+                let x: Vec<f32> = (0..512 * k).map(|at| activation(at / k + step, at % k)).collect();
+                let mut x = dev.upload(&x, 512, k);
+                // A list that is long enough to be replayed.
+                (0..8).for_each(|_| dev.scale(&mut x, 1.0));
+                dev.download(&dev.linear(&x, &packed, None)).expect("numbers")
+            };
+            (0..5).map(step).collect::<Vec<_>>()
+        });
+        assert!(all[0] == all[1], "graphs give what single calls give");
+        assert!(all[0][3] != all[0][4] && graph_launches() >= 3);
+        assert!(times_of_e4m3() <= 3 + 5, "{} calls", times_of_e4m3());
+    });
+}
+
+#[test]
 fn a_row_that_is_not_finite_makes_no_other_row_so() {
     with_libraries("a_row_that_is_not_finite_makes_no_other_row_so", &[], || {
         let dev = CudaDevice::with(Box::new(driver(false)), Reduction::Fast);
         let (n, k) = (16, 64);
-        let packed = dev.pack(&ScaledMatrix::of(&ReferenceTensor::from_fn(n, k, weight), spec(None)), spec(None));
+        let packed =
+            dev.pack(&ScaledMatrix::of(&ReferenceTensor::from_fn(n, k, weight), spec(None)), spec(None));
         let mut x: Vec<f32> = (0..ROWS * k).map(|at| activation(at / k, at % k)).collect();
         (x[5 * k + 7], x[9 * k]) = (f32::NAN, f32::NEG_INFINITY);
         let y = dev.download(&dev.linear(&dev.upload(&x, ROWS, k), &packed, None)).expect("numbers");

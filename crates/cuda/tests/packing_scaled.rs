@@ -31,7 +31,8 @@ impl Checkpoint {
         // All of them but NaN.
         let elements = (0..rows * cols).map(|at| (at * 89 % 127 + 128 * random.below(2)) as u8).collect();
         let count = rows.div_ceil(block[0]) * cols.div_ceil(block[1]);
-        let scales = (0..count).map(|_| random.within(1.0).abs() * 2f32.powi(random.below(40) as i32 - 30)).collect();
+        let scales =
+            (0..count).map(|_| random.within(1.0).abs() * 2f32.powi(random.below(40) as i32 - 30)).collect();
         Checkpoint { rows, cols, block, elements, scales, is_apart: false, reads: AtomicUsize::new(0) }
     }
 }
@@ -90,7 +91,9 @@ fn spec(every: Option<usize>, period: Option<usize>) -> WeightSpec {
 #[test]
 fn elements_and_scales_are_laid_out_as_they_are() {
     let Some(dev) = device() else { return };
-    for (n, k, period) in [(1, 1, None), (16, 32, None), (35, 100, None), (140, 300, None), (17, 160, Some(80))] {
+    for (n, k, period) in
+        [(1, 1, None), (16, 32, None), (35, 100, None), (140, 300, None), (17, 160, Some(80))]
+    {
         // One for all, one per output, one per block of both.
         for block in [[n, k], [1, k], [128, 128]] {
             let every = (block[1] < k).then_some(block[1]);
@@ -132,7 +135,8 @@ fn matrices_that_are_put_together_keep_their_scales() {
 fn scales_cost_little_memory() {
     let Some(dev) = device() else { return };
     let (n, k) = (64, 4096);
-    let bytes = |every| dev.packed_bytes(&dev.pack(&Checkpoint::new(n, k, [1, every]), spec(Some(every), None)));
+    let bytes =
+        |every| dev.packed_bytes(&dev.pack(&Checkpoint::new(n, k, [1, every]), spec(Some(every), None)));
     // And four bytes per tile, of which all panels have the same.
     assert_eq!(bytes(128), n * k + 4 * n * k / 128 + 4 * k / 32);
     let one = dev.pack(&Checkpoint::new(n, k, [1, k]), spec(None, None));

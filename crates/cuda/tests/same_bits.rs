@@ -5,8 +5,8 @@ mod emulated;
 use cuda::{CudaDevice, CudaWeight, Reduction};
 use emulated::Emulated;
 use tensor::{
-    Activation, DType, Device, GROUP, MatrixSource, Program, ReductionTree, ReferenceTensor, ScaledMatrix, Scales,
-    Slice, WeightFormat, WeightSpec,
+    Activation, DType, Device, GROUP, MatrixSource, Program, ReductionTree, ReferenceTensor, ScaledMatrix,
+    Scales, Slice, WeightFormat, WeightSpec,
 };
 
 /// All formats of weights whose groups begin anew at each period, where they have one.

@@ -68,7 +68,9 @@ impl Library {
         let is_half = w.spec.format == WeightFormat::Float(DType::F16);
         let sixteen = if is_half { Element::Half } else { Element::Bfloat };
         // One after the other, in case the library can't.
-        (takes_fp8 && w.spec.format == WeightFormat::Scaled(Scales::OUTPUT) && self.multiply(layer, nodes, Element::Fp8))
+        (takes_fp8
+            && w.spec.format == WeightFormat::Scaled(Scales::OUTPUT)
+            && self.multiply(layer, nodes, Element::Fp8))
             || self.multiply(layer, nodes, sixteen)
     }
 
@@ -77,7 +79,8 @@ impl Library {
         let layout = Layout::new(w.spec, w.k);
         let input_stride = w.k.next_multiple_of(STRIDE / element.bytes());
         // Whole panels.
-        let outputs = (SLICE / element.bytes() / input_stride).next_multiple_of(16).min(w.n.next_multiple_of(16));
+        let outputs =
+            (SLICE / element.bytes() / input_stride).next_multiple_of(16).min(w.n.next_multiple_of(16));
         let ends = |tile: usize| (tile * layout.width).min(w.k);
         let parts: Vec<Part> = (0..w.n)
             .step_by(outputs)
@@ -251,7 +254,8 @@ impl fmt::Display for Call {
 impl Foreign for Call {
     fn words(&self) -> Vec<u64> {
         let Product { element, rows, n, k, input_stride, output_stride } = self.product;
-        let sizes = [element.number() as usize, rows, n, k, input_stride, output_stride].map(|size| size as u64);
+        let sizes =
+            [element.number() as usize, rows, n, k, input_stride, output_stride].map(|size| size as u64);
         // The algorithm is a function of these.
         [0x6d61_746d_756c].into_iter().chain(sizes).chain(self.operands).chain([self.workspace.0]).collect()
     }
