@@ -1,6 +1,6 @@
 use checkpoint::CheckpointError;
 use collective::CollectiveError;
-use tensor::{DType, DeviceError};
+use tensor::{DType, DeviceError, WeightFormat};
 
 /// Why a model can't be loaded, split or run.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,17 @@ pub enum ModelError {
         /// What it would be kept in.
         dtype: DType,
     },
+    /// Experts of a layer are stored as different types.
+    #[error(
+        "experts of a layer must be stored alike: {} is {}, {} is {}; --quantization int8, int4 or fp8 would make them so",
+        .names[0], .formats[0], .names[1], .formats[1]
+    )]
+    ExpertsDiffer {
+        /// Two of them.
+        names: [String; 2],
+        /// What they are kept as.
+        formats: [WeightFormat; 2],
+    },
     /// A packed weight doesn't fit the configuration.
     #[error("{tensor} is packed for another config.json; pack the original again with `anysplit quantize`")]
     PackedOtherwise {
@@ -80,6 +91,7 @@ impl ModelError {
             | ModelError::Step(_)
             | ModelError::NotFinite { .. }
             | ModelError::NanElement { .. }
+            | ModelError::ExpertsDiffer { .. }
             | ModelError::BeyondType { .. }
             | ModelError::PackedOtherwise { .. } => true,
             ModelError::Checkpoint(e) => e.is_usage(),

@@ -200,6 +200,26 @@ impl<'a, D: Device> Loader<'a, D> {
         Ok(self.kept_as(module, &self.find(module, spec, layer)?.view))
     }
 
+    /// That the weights of a layer's experts, which are multiplied together, are packed alike.
+    ///
+    /// # Errors
+    /// They are stored as different types.
+    pub(crate) fn check_experts(&self, experts: &[usize], layer: usize) -> Result<(), ModelError> {
+        for module in [Module::ExpertGate, Module::ExpertUp, Module::ExpertDown] {
+            let mut first: Option<(String, WeightSpec)> = None;
+            for &expert in experts {
+                let spec = self.layout.spec(module(expert), layer);
+                let is = self.packed_as(module(expert), &spec, layer)?;
+                let (name, of_first) = first.get_or_insert_with(|| (spec.name.clone(), is));
+                if is != *of_first {
+                    let formats = [of_first.format, is.format];
+                    return Err(ModelError::ExpertsDiffer { names: [name.clone(), spec.name], formats });
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn vector(&self, name: &str, len: usize, held: &Held, fill: Fill) -> Result<Vec<f32>, ModelError> {
         let (kept, all) = self.rounded_vector(name, len, fill)?;
         self.count(held.num_rows() * kept.bytes())?;
