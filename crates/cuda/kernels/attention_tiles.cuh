@@ -1,12 +1,18 @@
 // Attention of many rows of a sequence over caches of 8 and 16 bits: prefill.
 //
 // Limited by the tensor cores, and by shared memory, from which every operand of keys and values is read once per warp: with 32
-// rows per warp (heads of 64, but over fp8) a load of 512 bytes feeds four products, with 16 two, which is as fast as an SM reads it;
-// more rows of larger heads would not fit in registers. Should reach half of the tensor cores' rate. Exponentials cost about a
-// third of the products' time and run beside those of other warps.
+// rows per warp (heads of 64, but over fp8) a load of 512 bytes feeds four products, 128 bytes for each, with 16 two, 256 bytes: at
+// 128 bytes per clock that is 2 clocks for a product that takes Hopper's mma.sync 1.6. More rows of larger heads would not fit in registers.
+// Should reach half of the tensor cores' rate. Exponentials cost about a third of the products' time and run beside those of other
+// warps.
+//
+// Keys and values lie in the cache as lanes take them (kv.cu), 16 bytes of each of a warp's lanes in a row: one load brings as many bytes as
+// ldmatrix would, also of values, without a conflict between banks. Weights go from the registers of scores to those of the
+// left operand as they are.
 //
 // A block has 4 or 8 warps, each with 16 or 32 rows (a row is a token with one of the heads that read the KV head), and goes
-// through the positions that they see in tiles of 64. Keys of the next tile are on their way to shared memory while values meet weights,
+// through the positions that they see in tiles of 64. The next tile is on its way to shared memory while this one is worked on, and a tile has
+// one barrier. Of heads above 128 there is room for one tile: keys of the next are on their way while values meet weights,
 // values while keys meet queries. What a segment summed joins what those before it summed in `out`, where each thread finds
 // again what it wrote.
 

@@ -1,20 +1,21 @@
 // Linear layers for many rows: what linear.cuh computes, in the same order, and so with the same bits.
 //
 // Weights of 16 bits are limited by the tensor cores, of whose rate mma.sync reaches some 60 % on Hopper: a product of 16 by 8 by 16
-// then takes a multiprocessor 1.6 clocks. In these it may read 205 bytes of shared memory and get some 45 from the second cache.
-// A warp has 64 outputs and 64 rows, so that a step of 16 inputs reads 4 kB for 32 products, 128 bytes for each; a block of 256 outputs
-// and 128 rows brings 48 bytes for each and writes them, one of 128 outputs, for layers that have too few blocks else, 64. Weights of 8 bits
-// are limited by widening too, whole numbers by what is done to each group's sums beside the product (a conversion, a
-// multiplication, a fused one: about twice its time). Weights of 16 bits should reach 55 % of the rate of a library.
+// then takes a multiprocessor 1.6 clocks, in which shared memory gives 205 bytes and the second cache 40 to 50. A warp has 64 outputs
+// and 64 rows: a step of 16 inputs reads 4 kB of shared memory for 32 products, 128 bytes for each. A block of 256 outputs and 128 rows
+// brings 48 bytes for each, one of 128 outputs 64; that is for layers that would leave multiprocessors without work. Blocks that
+// run at the same time share both operands (`part_of`): else the weights of large layers came from memory again for each 128 rows.
+// Weights of 8 bits are limited by widening too, whole numbers by what is done to each group's sums beside the product (a
+// conversion, a multiplication, a fused one: about twice its time). Weights of 16 bits should reach 55 % of the rate of a library.
 //
-// Operands lie in memory as lanes want them (16 bytes of a panel, 8 of a group of rows, no two lanes in the same bank), so they are
-// copied as they are, three stages ahead, and need no ldmatrix. A stage has one barrier and, of 16 bits, 64 products of a warp. Of gate
-// and up (`gate`: 1 + the activation) half of a warp's outputs are of each.
+// Operands lie in memory as lanes want them (16 bytes of a panel, 8 of a group of rows, no two lanes in one bank), so they are
+// copied as they are, three stages ahead, and ldmatrix would do nothing for them. A stage has one barrier and, of 16 bits, 64 products of a
+// warp, between which the copies are begun. Of gate and up (`gate`: 1 + the activation) half of a warp's outputs are of each.
 //
-// Items of a program (NUMERICS.md, rules 2 and 11) are summed in registers; sums that wait for others lie in slots, the first in shared memory
-// where there is room for it, others in memory that the layer brings, a slot for each level of the tree. A slot is written and
-// read once per item, 1 kB for each product of a tile: as much shared memory as 8 tiles of 16 inputs need in o_proj of heads of 128,
-// a quarter of that elsewhere. So blocks are as many as run at a time, and each goes on to the next part of the result.
+// Items of a program (NUMERICS.md, rules 2 and 11) are summed in registers. Sums that wait for others lie in slots, one for each level of
+// the tree: the first in shared memory where there is room for it, others in memory that the layer brings. An item writes and reads one,
+// which is 1 kB for 16 by 8 sums: as many bytes as operands take in o_proj with heads of 128, a quarter of that where items are longer. So
+// that slots are few, there are no more blocks than run at a time, and each goes on to another part of the result.
 #ifndef GEMM_CUH
 #define GEMM_CUH
 
@@ -38,8 +39,8 @@ template <class Format, u32 ALONG> struct Shape {
   static constexpr u32 SLOT = PANELS * GROUPS * THREADS;
 };
 
-// Where sums wait: from `near` on in the block's memory the first slot, if not NONE; `each` others of each block lie in `far`. Without `near` the first
-// is there too. A program of one item has none that wait: its slot may lie where stages were.
+// Where sums wait: in the block's memory, from `near` on, the first slot; if that is NONE it lies in `far` with the others, of which each
+// block has `each`. A program of one item has none that wait: its slot may lie where stages were.
 struct Slots {
   u32 near;
   Vec4 *far;
@@ -60,19 +61,28 @@ DEVICE Part part_of(u32 index, u32 along, u32 down) {
   return {inner / rows, first + inner % rows};
 }
 
-// Some tiles of units, each of so many bytes, from the first one on; zeros where there are none.
+// A tile of each unit, of so many bytes, to its place in a stage; zeros where there is none.
 template <u32 THREADS, u32 UNITS, u32 TILES, u32 TILE_BYTES, class Unit>
-DEVICE void fetch(u8 *to, const u8 *from, u32 tile, u32 tiles, const Unit &unit_of) {
+DEVICE void fetch(u8 *stage, const u8 *from, u32 tile, u32 tiles, const Unit &unit_of) {
   if constexpr (TILE_BYTES > 0) {
-    constexpr u32 UNIT_BYTES = TILES * TILE_BYTES, PIECES = UNITS * UNIT_BYTES / 16;
-    UNROLL for (u32 first = 0; first < PIECES; first += THREADS) {
-      u32 piece = first + thread(), at = piece * 16;
-      if (PIECES - first < THREADS && piece >= PIECES) break;
-      u32 unit = unit_of(at / UNIT_BYTES), inner = at % UNIT_BYTES;
-      bool is_there = unit != NONE && tile + inner / TILE_BYTES < tiles;
-      copy_async_if(is_there, to + at, is_there ? from + (u64(unit) * tiles + tile) * TILE_BYTES + inner : from);
+    // Of 16 bytes; units that all threads copy together.
+    constexpr u32 PIECES = UNITS * TILE_BYTES / 16, AT_ONCE = THREADS * 16 / TILE_BYTES;
+    static_assert(THREADS * 16 % TILE_BYTES == 0, "a thread has the same part of each unit that it copies");
+    u32 own = thread() * 16 / TILE_BYTES, inner = thread() * 16 % TILE_BYTES;
+    u8 *to = stage + (own * TILES + tile % TILES) * TILE_BYTES + inner;
+    UNROLL for (u32 first = 0; first < UNITS; first += AT_ONCE) {
+      if (PIECES < THREADS && thread() >= PIECES) break;
+      u32 unit = unit_of(first + own);
+      bool is_there = unit != NONE && tile < tiles;
+      copy_async_if(is_there, to + first * TILES * TILE_BYTES,
+                    is_there ? from + u64(unit * tiles + tile) * TILE_BYTES + inner : from);
     }
   }
+}
+
+// So many tiles further.
+DEVICE Tile further(Tile of, Sizes sizes, u32 tiles) {
+  return {of.elements + tiles * sizes.elements, of.scales + tiles * sizes.scales, of.more + tiles * sizes.more};
 }
 
 // Some rows of one weight, from the group of this number on, and some outputs; of gate and up half as many.
@@ -92,21 +102,20 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u
     return (gate ? pair < panels / 2 : panel < panels) ? panel : NONE;
   };
   auto group_of = [&](u32 unit) { return block_group + unit < groups ? rows.first_group + block_group + unit : NONE; };
-  auto fetch_stage = [&](u32 stage) {
-    u8 *here = shared + stage % STAGES * Shape::BYTES;
-    u32 tile = stage * TILES, tiles = of.tiles;
-    if (tile < tiles) {
-      constexpr Sizes LEFT = Format::LEFT, RIGHT = Format::RIGHT;
-      fetch<THREADS, BLOCK_PANELS, TILES, LEFT.elements>(here, of.weights, tile, tiles, panel_of);
-      fetch<THREADS, BLOCK_PANELS, TILES, LEFT.scales>(here + Shape::WEIGHT_SCALES, of.weight_scales, tile, tiles, panel_of);
-      fetch<THREADS, BLOCK_PANELS, TILES, LEFT.more>(here + Shape::WEIGHT_ZEROS, of.weight_zeros, tile, tiles, panel_of);
-      fetch<THREADS, BLOCK_GROUPS, TILES, RIGHT.elements>(here + Shape::INPUTS, of.inputs, tile, tiles, group_of);
-      fetch<THREADS, BLOCK_GROUPS, TILES, RIGHT.scales>(here + Shape::INPUT_SCALES, of.input_scales, tile, tiles, group_of);
-      fetch<THREADS, BLOCK_GROUPS, TILES, RIGHT.more>(here + Shape::INPUT_SUMS, of.input_sums, tile, tiles, group_of);
-    }
+  auto fetch_tile = [&](u32 tile) {
+    u8 *here = shared + tile / TILES % STAGES * Shape::BYTES;
+    u32 tiles = of.tiles;
+    constexpr Sizes LEFT = Format::LEFT, RIGHT = Format::RIGHT;
+    fetch<THREADS, BLOCK_PANELS, TILES, LEFT.elements>(here, of.weights, tile, tiles, panel_of);
+    fetch<THREADS, BLOCK_PANELS, TILES, LEFT.scales>(here + Shape::WEIGHT_SCALES, of.weight_scales, tile, tiles, panel_of);
+    fetch<THREADS, BLOCK_PANELS, TILES, LEFT.more>(here + Shape::WEIGHT_ZEROS, of.weight_zeros, tile, tiles, panel_of);
+    fetch<THREADS, BLOCK_GROUPS, TILES, RIGHT.elements>(here + Shape::INPUTS, of.inputs, tile, tiles, group_of);
+    fetch<THREADS, BLOCK_GROUPS, TILES, RIGHT.scales>(here + Shape::INPUT_SCALES, of.input_scales, tile, tiles, group_of);
+    fetch<THREADS, BLOCK_GROUPS, TILES, RIGHT.more>(here + Shape::INPUT_SUMS, of.input_sums, tile, tiles, group_of);
     copies_end();
   };
-  for (u32 stage = 0; stage < STAGES - 1; stage++) fetch_stage(stage);
+  constexpr u32 AHEAD = (STAGES - 1) * TILES;
+  for (u32 tile = 0; tile < AHEAD; tile++) fetch_tile(tile);
 
   // Only the thread that wrote there reads it.
   auto slot_of = [&](u32 height) {
@@ -139,25 +148,26 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u
     float d[PANELS][GROUPS][4] = {};
     for (; tile < item.end; tile++) {
       if (tile % TILES == 0) {
-        copies_wait<STAGES - 2>();
+        copies_wait<AHEAD - TILES>();
         // All have what they copied, and nobody reads what is written next.
         sync_block();
-        fetch_stage(tile / TILES + STAGES - 1);
       }
       const u8 *here = shared + tile / TILES % STAGES * Shape::BYTES;
+      // Of the warp's first panel and of its first group; others lie in fixed distances.
+      constexpr Sizes LEFT = Format::LEFT, RIGHT = Format::RIGHT;
+      u32 of_panel = own_panel * TILES + tile % TILES, of_group = own_group * TILES + tile % TILES;
+      Tile weights{here + of_panel * LEFT.elements, here + Shape::WEIGHT_SCALES + of_panel * LEFT.scales,
+                   here + Shape::WEIGHT_ZEROS + of_panel * LEFT.more};
+      Tile inputs{here + Shape::INPUTS + of_group * RIGHT.elements, here + Shape::INPUT_SCALES + of_group * RIGHT.scales,
+                  here + Shape::INPUT_SUMS + of_group * RIGHT.more};
       typename Format::Left left[PANELS];
-      UNROLL for (u32 p = 0; p < PANELS; p++) {
-        u32 place = (own_panel + p) * TILES + tile % TILES;
-        left[p] = Format::template left<Near>(Tile{here + place * Format::LEFT.elements,
-                                                   here + Shape::WEIGHT_SCALES + place * Format::LEFT.scales,
-                                                   here + Shape::WEIGHT_ZEROS + place * Format::LEFT.more});
-      }
+      UNROLL for (u32 p = 0; p < PANELS; p++)
+        left[p] = Format::template left<Near>(further(weights, LEFT, p * TILES));
       UNROLL for (u32 g = 0; g < GROUPS; g++) {
-        u32 place = (own_group + g) * TILES + tile % TILES;
-        typename Format::Right right = Format::right(Tile{here + Shape::INPUTS + place * Format::RIGHT.elements,
-                                                          here + Shape::INPUT_SCALES + place * Format::RIGHT.scales,
-                                                          here + Shape::INPUT_SUMS + place * Format::RIGHT.more});
+        typename Format::Right right = Format::right(further(inputs, RIGHT, g * TILES));
         UNROLL for (u32 p = 0; p < PANELS; p++) Format::multiply(d[p][g], left[p], right);
+        // Between products, so that tensor cores don't wait for the addresses.
+        if (g == 1) fetch_tile(tile + AHEAD);
       }
     }
     for (u32 m = 0; m < item.merges; m++) {
@@ -167,8 +177,11 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u
         UNROLL for (u32 i = 0; i < 4; i++) d[p][g][i] = before.v[i] + d[p][g][i];
       }
     }
-    // Stages may lie where the slot is.
-    if (num_items == 1) sync_block();
+    // Stages may lie where the slot is. Copies of tiles that there are not may still be under way.
+    if (num_items == 1) {
+      copies_wait<0>();
+      sync_block();
+    }
     Vec4 *to = slot_of(height);
     UNROLL for (u32 p = 0; p < PANELS; p++) UNROLL for (u32 g = 0; g < GROUPS; g++) {
       const float(&v)[4] = d[p][g];
@@ -178,7 +191,8 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u
     if (item.leaves) finish(node++);
     else height++;
   }
-  // Stages are read no more.
+  // Stages are neither read nor written any more.
+  copies_wait<0>();
   sync_block();
 }
 

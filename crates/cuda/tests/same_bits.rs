@@ -142,18 +142,18 @@ fn an_experts_rows_give_what_they_give_in_a_layer_of_their_own() {
 #[test]
 fn large_blocks_give_what_small_ones_give() {
     // Two parts of the result per block and more; sums of three levels; outputs and rows that fill no block.
-    let (k, rows) = (8 * 24, 270);
+    let (n, k, rows) = (560, 8 * 24, 270);
     let tree = ReductionTree::over_heads(8, 24);
     let program = tree.program(0..8);
     // All but one of the heads: three nodes.
     let part = tree.program(1..8);
     let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 99, at % k)).collect();
-    for &format in &FORMATS[1..] {
+    for &format in &FORMATS[2..] {
         let (mut whole, mut nodes, mut plain, mut gated) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            // Shared memory for sums that wait, and none; and blocks of 128 outputs only.
-        for (n, bytes) in [(560, 227 << 10), (560, 99 << 10), (560, 64 << 10)] {
+            // Blocks of 256 outputs with shared memory for sums that wait, and without; blocks of 128.
+        for (multiprocessors, shared_bytes) in [(2, 227 << 10), (2, 99 << 10), (6, 99 << 10)] {
             let Some(mut driver) = Emulated::new(5) else { return };
-            driver.shared_bytes = bytes;
+            (driver.multiprocessors, driver.shared_bytes) = (multiprocessors, shared_bytes);
             let dev = CudaDevice::new(Box::new(driver));
             let source = ReferenceTensor::from_fn(n, k, value);
             let weight = dev.pack(&source, WeightSpec { format, period: Some(24) });

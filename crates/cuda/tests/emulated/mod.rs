@@ -58,6 +58,8 @@ pub struct Emulated {
     shared: RefCell<Vec<Arc<Shared>>>,
     /// Which of the process's GPUs this is; nobody shares memory with one that has no number.
     pub ordinal: Option<u32>,
+    /// Multiprocessors.
+    pub multiprocessors: usize,
     /// The most bytes of shared memory that a block can have.
     pub shared_bytes: usize,
     /// A kernel that does nothing, as if what it writes got lost.
@@ -92,8 +94,17 @@ impl Emulated {
             eprintln!("skipped: no C++ compiler, so no kernel can be emulated");
         }
         let (turn, sizes, shared) = (Cell::new(turn), RefCell::default(), RefCell::default());
-        let shared_bytes = 227 << 10;
-        Some(Emulated { library: library?, turn, sizes, shared, ordinal: Some(0), shared_bytes, lost: None })
+        let (multiprocessors, shared_bytes) = (2, 227 << 10);
+        Some(Emulated {
+            library: library?,
+            turn,
+            sizes,
+            shared,
+            ordinal: Some(0),
+            multiprocessors,
+            shared_bytes,
+            lost: None,
+        })
     }
 
     fn layout(bytes: usize) -> Layout {
@@ -125,7 +136,7 @@ impl Driver for Emulated {
     }
 
     fn multiprocessors(&self) -> usize {
-        2
+        self.multiprocessors
     }
 
     fn shared_bytes(&self) -> usize {
