@@ -162,6 +162,11 @@ DEVICE void copy_async(void *to_shared, const void *from) {
   u32 to = u32(__cvta_generic_to_shared(to_shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
 }
+// The same, or zeros, without reading anything.
+DEVICE void copy_async_if(bool is_there, void *to_shared, const void *from) {
+  u32 to = u32(__cvta_generic_to_shared(to_shared)), bytes = is_there ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(to), "l"(from), "r"(bytes) : "memory");
+}
 DEVICE void copies_end() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 template <int N> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
 

@@ -14,7 +14,7 @@ DEVICE u32 lane_row() { return thread() % 32 / 4; }
 DEVICE u32 lane_pair() { return thread() % 4 * 2; }
 
 struct Item {
-  // Its tiles; how often the top two are merged after it; whether then the only one is left to the block.
+  // Its tiles; how often the top two are merged after it; whether then the only one waits for nothing here: it is left to the block.
   u32 first, end, merges, leaves;
 };
 

@@ -159,6 +159,46 @@ fn an_experts_rows_give_what_they_give_in_a_layer_of_their_own() {
     }
 }
 
+/// What a GPU's blocks of many rows look like depends on how many multiprocessors and how much shared memory it has.
+#[test]
+fn large_blocks_give_what_small_ones_give() {
+    // Two parts of the result per block and more; sums of three levels; outputs and rows that fill no block.
+    let (n, k, rows) = (560, 8 * 24, 270);
+    let tree = ReductionTree::over_heads(8, 24);
+    let program = tree.program(0..8);
+    // All but one of the heads: three nodes.
+    let part = tree.program(1..8);
+    let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 99, at % k)).collect();
+    for &format in &FORMATS[2..] {
+        let (mut whole, mut nodes, mut plain, mut gated) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            // Blocks of 256 outputs with shared memory for sums that wait, and without; blocks of 128.
+        for (multiprocessors, shared_bytes) in [(2, 227 << 10), (2, 99 << 10), (6, 99 << 10)] {
+            let Some(mut driver) = Emulated::new(5) else { return };
+            (driver.multiprocessors, driver.shared_bytes) = (multiprocessors, shared_bytes);
+            let dev = CudaDevice::new(Box::new(driver));
+            let source = ReferenceTensor::from_fn(n, k, value);
+            let weight = dev.pack(&source, WeightSpec { format, period: Some(24) });
+            let x = dev.upload(&x, rows, k);
+            whole.push(bits(&dev, &dev.linear_tree(&x, &weight, &program)));
+            let of_part = ReferenceTensor::from_fn(n, k - 24, |row, col| value(row, col + 24));
+            let of_part = dev.pack(&of_part, WeightSpec { format, period: Some(24) });
+            nodes.push(bits(&dev, &dev.linear_tree(&dev.gather_cols(&x, 24..k), &of_part, &part)));
+            let weight = dev.pack(&source, format.into());
+            plain.push(bits(&dev, &dev.linear(&x, &weight, None)));
+            gated.push(bits(&dev, &dev.linear_gated(&x, &weight, None, Activation::Silu)));
+            // And a few rows give what they give there.
+            for row in [0, 127, 128, 269] {
+                let alone = dev.gather_rows(&x, &[row as u32]);
+                let found = bits(&dev, &dev.linear(&alone, &weight, None));
+                assert_eq!(found, plain[0][row * n..(row + 1) * n], "{format}, row {row}");
+            }
+        }
+        for found in [whole, nodes, plain, gated] {
+            assert!(found.windows(2).all(|two| two[0] == two[1]), "{format}");
+        }
+    }
+}
+
 #[test]
 fn an_output_gives_what_it_gives_among_others() {
     let Some(dev) = device(7) else { return };

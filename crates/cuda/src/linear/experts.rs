@@ -3,8 +3,9 @@
 
 use ::tensor::{Activation, Program};
 
-use super::blocks::{Blocks, GEMM_SIDE, MANY_ROWS, in_layers};
+use super::blocks::{Blocks, GEMM_ROWS, MANY_ROWS, in_layers};
 use super::inputs::Inputs;
+use super::many::Many;
 use super::plan::{Dealt, Plan};
 use super::tiles::Layout;
 use super::{CudaWeight, exact_blocks, gate_of};
@@ -146,13 +147,13 @@ fn many(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, pla
     let Grouped { x, assignment, weights, gate, .. } = *layers;
     let (n, layout) = (weights[0].n, Layout::new(weights[0].spec, weights[0].k));
     let inputs = Inputs::new(queue, x, x.rows, layout, Some(places));
-    let block_first = first_of(queue, assignment, GEMM_SIDE);
-    let Blocks { kernel, grid } =
-        Blocks::many(layout, n, most_of(places.pairs, weights.len(), GEMM_SIDE), true);
+    let block_first = first_of(queue, assignment, GEMM_ROWS);
+    let most_blocks = most_of(places.pairs, weights.len(), GEMM_ROWS);
+    let many = Many::new(queue, layout, n, most_blocks, &plan.deal, true);
     let [_, items, _] = plan.addresses();
     let arguments = to.address(block_first.at).count(weights.len());
     let arguments = inputs.addresses().into_iter().fold(arguments, Arguments::address);
     let arguments = arguments.count(layout.tiles()).count(places.pairs).count(n);
-    let arguments = arguments.address(items).count(plan.deal.num_items());
-    queue.launch(kernel, grid, arguments.count(gate_of(gate)));
+    let arguments = many.slots(arguments.address(items).count(plan.deal.num_items()));
+    queue.launch(many.kernel, many.grid, arguments.count(gate_of(gate)));
 }

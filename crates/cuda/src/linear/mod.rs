@@ -7,6 +7,7 @@ mod embed;
 mod experts;
 mod fast;
 mod inputs;
+mod many;
 mod pack;
 mod plan;
 mod tiles;
@@ -23,8 +24,9 @@ use crate::driver::{Address, Arguments, Grid, Kernel};
 use crate::rows;
 use crate::tensor::{CudaTensor, Queue};
 
-use blocks::{Blocks, GEMM_SIDE, MANY_ROWS};
+use blocks::{Blocks, GEMM_ROWS, MANY_ROWS};
 use inputs::Inputs;
+use many::Many;
 use plan::{Dealt, Plan};
 use tiles::{Layout, PANEL};
 
@@ -149,10 +151,12 @@ impl Layer<'_> {
     fn many(self, plan: &Dealt) {
         let layout = Layout::new(self.w.spec, self.w.k);
         let inputs = Inputs::new(self.queue, self.x, self.rows, layout, None);
-        let Blocks { kernel, grid } = Blocks::many(layout, self.w.n, self.rows.div_ceil(GEMM_SIDE), false);
+        let row_blocks = self.rows.div_ceil(GEMM_ROWS);
+        let many = Many::new(self.queue, layout, self.w.n, row_blocks, &plan.deal, false);
         let [_, items, _] = plan.addresses();
         let arguments = self.operands(layout, &inputs).address(items).count(plan.deal.num_items());
-        self.queue.launch(kernel, grid, arguments.address(self.bias()).count(gate_of(self.gate)));
+        let arguments = many.slots(arguments).address(self.bias()).count(gate_of(self.gate));
+        self.queue.launch(many.kernel, many.grid, arguments);
     }
 
     fn bias(&self) -> Address {
