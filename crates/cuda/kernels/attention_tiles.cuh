@@ -172,6 +172,10 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
       }
     u32 p[SIXTEENS][TILE_BLOCKS][4];
     float keep[SIXTEENS][2], unit[SIXTEENS][2];
+    // Whether a row sees something of the tile.
+    bool takes[SIXTEENS][2];
+    UNROLL for (u32 r = 0; r < SIXTEENS; r++) UNROLL for (u32 half = 0; half < 2; half++)
+      takes[r][half] = overlap(in, seen[r][half]);
     // With one buffer the next copy writes where scales of keys are.
     if (is_active)
       UNROLL for (u32 r = 0; r < SIXTEENS; r++)
@@ -186,7 +190,7 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
         float m = sums.m[r][half], to = larger(largest_score(s[r], half), m);
         keep[r][half] = kept(m, to);
         float sum = weights(s[r], half, to);
-        if (overlap(in, seen[r][half])) {
+        if (takes[r][half]) {
           sums.m[r][half] = to;
           sums.l[r][half] = fused(sums.l[r][half], keep[r][half], sum);
         }
@@ -210,12 +214,10 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
         UNROLL for (u32 r = 0; r < SIXTEENS; r++) {
           float d[2][4];
           weigh<KIND>(d, p[r], v, tile * TILE, whole, any, seen[r][0], seen[r][1]);
-          UNROLL for (u32 c = 0; c < 2; c++) UNROLL for (u32 half = 0; half < 2; half++) {
-            if (!whole && !overlap(in, seen[r][half])) continue;
-            UNROLL for (u32 e = 0; e < 2; e++) {
-              float &o = sums.o[r][2 * i + c][2 * half + e];
-              o = fused(o, keep[r][half], d[c][2 * half + e] * unit[r][half]);
-            }
+          UNROLL for (u32 c = 0; c < 2; c++) UNROLL for (u32 half = 0; half < 2; half++) UNROLL for (u32 e = 0; e < 2; e++) {
+            float &o = sums.o[r][2 * i + c][2 * half + e], d_o = d[c][2 * half + e];
+            float next = fused(o, keep[r][half], KIND == FP8 ? d_o * unit[r][half] : d_o);
+            o = takes[r][half] ? next : o;
           }
         }
       }
