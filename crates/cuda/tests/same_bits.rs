@@ -169,21 +169,23 @@ fn large_blocks_give_what_small_ones_give() {
     // All but one of the heads: three nodes.
     let part = tree.program(1..8);
     let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 99, at % k)).collect();
-    for &format in &FORMATS[2..] {
+    for &format in &formats(Some(24))[2..] {
+        let spec = WeightSpec { format, period: Some(24) };
+        let matrix = stored(ReferenceTensor::from_fn(n, k, value), spec);
         let (mut whole, mut nodes, mut plain, mut gated) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            // Blocks of 256 outputs with shared memory for sums that wait, and without; blocks of 128.
+        // Blocks of 256 outputs with shared memory for sums that wait, and without; blocks of 128.
         for (multiprocessors, shared_bytes) in [(2, 227 << 10), (2, 99 << 10), (6, 99 << 10)] {
             let Some(mut driver) = Emulated::new(5) else { return };
             (driver.multiprocessors, driver.shared_bytes) = (multiprocessors, shared_bytes);
             let dev = CudaDevice::new(Box::new(driver));
-            let source = ReferenceTensor::from_fn(n, k, value);
-            let weight = dev.pack(&source, WeightSpec { format, period: Some(24) });
+            let weight = dev.pack(&*matrix, spec);
             let x = dev.upload(&x, rows, k);
             whole.push(bits(&dev, &dev.linear_tree(&x, &weight, &program)));
-            let of_part = ReferenceTensor::from_fn(n, k - 24, |row, col| value(row, col + 24));
-            let of_part = dev.pack(&of_part, WeightSpec { format, period: Some(24) });
+            let (all, cols) = (0..n, 24..k);
+            let of_part = Slice { of: &*matrix, rows: vec![all], cols };
+            let of_part = dev.pack(&of_part, spec.from_input(24, k));
             nodes.push(bits(&dev, &dev.linear_tree(&dev.gather_cols(&x, 24..k), &of_part, &part)));
-            let weight = dev.pack(&source, format.into());
+            let weight = pack(&dev, ReferenceTensor::from_fn(n, k, value), format);
             plain.push(bits(&dev, &dev.linear(&x, &weight, None)));
             gated.push(bits(&dev, &dev.linear_gated(&x, &weight, None, Activation::Silu)));
             // And a few rows give what they give there.
