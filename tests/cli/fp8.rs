@@ -81,6 +81,7 @@ fn random_weights_are_as_large_as_those_of_the_checkpoint_and_the_same_on_any_sp
     for name in NAMES {
         let bytes = |tp: usize| {
             let plan = anysplit("tp-plan --json").args(&format!("--tp {tp}")).model(golden(name)).json();
+            assert_eq!(plan["quantization"], "e4m3");
             plan["bytes_per_rank"].as_array().unwrap().iter().map(|b| b.as_u64().unwrap()).sum::<u64>()
         };
         let mut elsewhere = Copy::of(name).read("config.json");
