@@ -4,8 +4,8 @@
 use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
 use tensor::{
     Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvDType, KvShare, KvSpec, LogitEdit,
-    MatrixSource, NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, RowNorm, ScaledMatrix, Scales,
-    SequenceSpan, StepMeta, WeightFormat, WeightSpec,
+    MatrixSource, NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, RowNorm, ScaledMatrix,
+    Scales, SequenceSpan, StepMeta, WeightFormat, WeightSpec,
 };
 
 const FORMATS: [WeightFormat; 7] = [
