@@ -19,7 +19,9 @@ fn values_are_those_of_hugging_face() {
     for name in NAMES {
         let golden_values = golden_json(name);
         for split in ["--tp 1", "--tp 3"] {
-            let found: Value = serde_json::from_str(&score(name, &golden(name), split)).unwrap();
+            let found: Value =
+                serde_json::from_str(&score(name, &golden(name), &format!("--dtype float32 {split}")))
+                    .unwrap();
             let ours = found["logprobs"].as_array().unwrap();
             let theirs = golden_values["logprobs"].as_array().unwrap();
             assert_eq!(ours.len(), theirs.len());

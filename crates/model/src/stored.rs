@@ -59,11 +59,8 @@ impl<D: Device> Loader<'_, D> {
     /// One is missing or misshapen, or experts of a layer are stored as different types.
     pub fn stored_weights(&self) -> Result<Vec<StoredWeight>, ModelError> {
         let config = &self.layout.config;
-        if let Some(moe) = config.moe {
-            let all: Vec<usize> = (0..moe.num_experts).collect();
-            let mut sparse = (0..config.num_layers()).filter(|&layer| config.layers[layer].moe);
-            sparse.try_for_each(|layer| self.check_experts(&all, layer))?;
-        }
+        let mut sparse = (0..config.num_layers()).filter(|&layer| config.layers[layer].moe);
+        sparse.try_for_each(|layer| self.check_experts(layer))?;
         let mut weights = Vec::new();
         for (module, layer) in self.modules() {
             let spec = self.layout.spec(module, layer);
