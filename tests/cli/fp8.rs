@@ -19,7 +19,9 @@ fn values_are_those_of_hugging_face() {
     for name in NAMES {
         let golden_values = golden_json(name);
         for split in ["--tp 1", "--tp 3"] {
-            let found: Value = serde_json::from_str(&score(name, &golden(name), split)).unwrap();
+            let found: Value =
+                serde_json::from_str(&score(name, &golden(name), &format!("--dtype float32 {split}")))
+                    .unwrap();
             let ours = found["logprobs"].as_array().unwrap();
             let theirs = golden_values["logprobs"].as_array().unwrap();
             assert_eq!(ours.len(), theirs.len());
@@ -77,24 +79,35 @@ fn weights_can_be_quantised_or_packed_as_they_are() {
 }
 
 #[test]
-fn random_weights_are_as_large_as_those_of_the_checkpoint_and_the_same_on_any_split() {
+fn plans_files_and_random_weights_are_of_one_size() {
     for name in NAMES {
-        let bytes = |tp: usize| {
-            let plan = anysplit("tp-plan --json").args(&format!("--tp {tp}")).model(golden(name)).json();
-            plan["bytes_per_rank"].as_array().unwrap().iter().map(|b| b.as_u64().unwrap()).sum::<u64>()
+        let config = Copy::of(name);
+        config.remove(FILE);
+        let planned = |model: &Copy| anysplit("tp-plan --json --tp 3").model(model).json();
+        let plan = planned(&config);
+        assert_eq!(plan["quantization"], "e4m3");
+        let loaded = |model: &std::path::Path, how: &str| {
+            let generate = anysplit("generate --json --tp 3 --max-tokens 1 --prompt-ids 5,6,7");
+            let ranks = generate.args(how).model(model).json()["stats"]["ranks"].take();
+            ranks.as_array().unwrap().iter().map(|rank| rank["weight_bytes"].clone()).collect::<Value>()
         };
-        let mut elsewhere = Copy::of(name).read("config.json");
-        let copy = Copy::empty();
-        copy.write("config.json", std::mem::take(&mut elsewhere));
-        let random = |how: &str| score(name, copy.path(), &format!("--load-format random {how}"));
+        assert_eq!(loaded(&golden(name), ""), plan["bytes_per_rank"], "{name}");
+        assert_eq!(loaded(config.path(), "--load-format random"), plan["bytes_per_rank"], "{name}");
+        config.edit("config.json", |config| {
+            drop(config.as_object_mut().unwrap().remove("quantization_config"))
+        });
+        let floats = planned(&config);
+        assert!(floats["bytes_per_rank"][1].as_u64() > plan["bytes_per_rank"][1].as_u64(), "{name}");
+    }
+}
+
+#[test]
+fn random_weights_have_the_same_bits_on_any_split() {
+    for name in NAMES {
+        let random = |how: &str| score(name, &golden(name), &format!("--load-format random {how}"));
         let want = random("--tp 1");
         assert_eq!(random("--tp 3"), want, "{name}");
-        let plan = anysplit("tp-plan --json").model(copy.path()).json();
-        assert_eq!(plan["bytes_per_rank"][0].as_u64(), Some(bytes(1)), "{name}");
-        let mut floats: Value = serde_json::from_slice(&copy.read("config.json")).unwrap();
-        floats.as_object_mut().unwrap().remove("quantization_config");
-        let plan = anysplit("tp-plan --json").model(Copy::of_config(&floats).path()).json();
-        assert!(plan["bytes_per_rank"][0].as_u64().unwrap() > bytes(1), "{name}: eight bits are fewer");
+        assert_ne!(random("--seed 1"), want, "{name}");
     }
 }
 

@@ -348,7 +348,7 @@ FIXTURES = [
     ),
     Fixture(
         "phi3_fp8",
-        "compressed-tensors: float-quantized per channel, scales in bfloat16, fused qkv_proj, one layer's down_proj ignored",
+        "compressed-tensors: float-quantized per channel, scales in bfloat16, fused qkv_proj, one down_proj ignored",
         small(Phi3Config, hidden_size=48, intermediate_size=72, num_key_value_heads=8, sliding_window=40,
               pad_token_id=0, rope_parameters=rope()),
         prompt_len=140,

@@ -81,6 +81,7 @@ def widen(source: Path, out: Path) -> None:
             if tensor.dtype == torch.float8_e4m3fn:
                 scales = tensors.get(name + "_scale_inv", tensors.get(name + "_scale")).float()
                 block = block_of(scheme, tensor.shape)
-                tensor = tensor.float() * spread(scales.reshape(-1, -(-tensor.shape[1] // block[1])), block, tensor.shape)
+                scales = scales.reshape(-1, -(-tensor.shape[1] // block[1]))
+                tensor = tensor.float() * spread(scales, block, tensor.shape)
             wide[name] = tensor.float()
         save_file(wide, out / path.name, metadata={"format": "pt"})

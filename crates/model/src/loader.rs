@@ -200,14 +200,16 @@ impl<'a, D: Device> Loader<'a, D> {
         Ok(self.kept_as(module, &self.find(module, spec, layer)?.view))
     }
 
-    /// That the weights of a layer's experts, which are multiplied together, are packed alike.
+    /// That the weights of a layer's experts, which are multiplied together, are packed alike: of all, so that every rank says the
+    /// same.
     ///
     /// # Errors
     /// They are stored as different types.
-    pub(crate) fn check_experts(&self, experts: &[usize], layer: usize) -> Result<(), ModelError> {
+    pub(crate) fn check_experts(&self, layer: usize) -> Result<(), ModelError> {
+        let experts = self.layout.config.moe.map_or(0, |moe| moe.num_experts);
         for module in [Module::ExpertGate, Module::ExpertUp, Module::ExpertDown] {
             let mut first: Option<(String, WeightSpec)> = None;
-            for &expert in experts {
+            for expert in 0..experts {
                 let spec = self.layout.spec(module(expert), layer);
                 let is = self.packed_as(module(expert), &spec, layer)?;
                 let (name, of_first) = first.get_or_insert_with(|| (spec.name.clone(), is));

@@ -5,6 +5,7 @@ use std::fmt;
 use checkpoint::TensorView;
 use tensor::{DType, Scales, WeightFormat, WeightSpec};
 
+use crate::config::ModelConfig;
 use crate::parallel::{Layout, Module};
 
 /// What the weights of linear layers are quantised to when they are loaded.
@@ -103,7 +104,16 @@ impl fmt::Display for KeptAs {
     }
 }
 
+/// The name of what an FP8 checkpoint's layers are kept in.
+const E4M3: &str = WeightFormat::Scaled(Scales::OUTPUT).name();
+
 impl KeptAs {
+    /// The name of what linear layers are kept in, if that is not what the rest is: what they are quantised to, or `e4m3` of an FP8
+    /// checkpoint.
+    pub fn layers(&self, config: &ModelConfig) -> Option<&'static str> {
+        self.quantization.map(Quantization::name).or(config.fp8.is_some().then_some(E4M3))
+    }
+
     /// How a module's weight of two dimensions and `k` inputs, stored as `stored`, is packed.
     pub fn spec(&self, layout: &Layout, module: Module, k: usize, stored: StoredAs) -> WeightSpec {
         let period = layout.group_period(module);
