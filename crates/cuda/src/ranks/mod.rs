@@ -10,6 +10,7 @@ mod moves;
 mod path;
 mod peers;
 mod registry;
+mod rings;
 mod setup;
 mod standing;
 mod words;

@@ -12,6 +12,7 @@ use collective::{CollectiveError, Group};
 use super::crossover;
 use super::peers::{FIRST_SLOT, MOST_BLOCKS, Peers};
 use super::registry::{Listed, find, process};
+use super::rings::{RING_BYTES, Rings};
 use super::words::{MOST_RANKS, WORDS_BYTES, Words};
 use crate::driver::{Fault, SharedMemory};
 use crate::tensor::Queue;
@@ -84,7 +85,7 @@ impl Own {
     fn new(queue: &Queue, slot_bytes: usize) -> Result<Self, Fault> {
         let driver = &queue.0.driver;
         let ordinal = driver.ordinal().ok_or_else(|| Fault("its GPU's memory can't be shared".into()))?;
-        let region = driver.shared(FIRST_SLOT + 2 * slot_bytes)?;
+        let region = driver.shared(FIRST_SLOT + 2 * slot_bytes + RING_BYTES)?;
         Ok(Own { region, words: driver.shared_of_host(WORDS_BYTES)?, ordinal })
     }
 }
@@ -183,16 +184,18 @@ fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Resul
         let beside = ranks.iter().filter(|other| other.gpu == of.gpu).count();
         (of.multiprocessors as usize / beside.max(of.sharing as usize)).clamp(1, MOST_BLOCKS)
     };
+    let blocks = ranks.iter().map(share).min().unwrap_or(1);
     Ok(Peers {
         rank,
         regions: ranks.iter().map(region).collect::<Result<_, _>>()?,
         words: ranks.iter().map(words).collect::<Result<_, Fault>>()?,
-        blocks: ranks.iter().map(share).min().unwrap_or(1),
+        blocks,
         shared_bytes: ranks.iter().map(|of| of.shared_bytes as usize).min().unwrap_or(0),
         slot: own.slot as usize,
         timeout,
         one_shot_bytes: Cell::new(crossover::by_rule(ranks.len())),
         calls: Cell::new(0),
+        rings: Rings::new(ranks.len(), blocks),
     })
 }
 
