@@ -73,6 +73,36 @@ fn a_model_has_the_same_bits_on_any_split_over_gpus() {
     }
 }
 
+/// Experts that are whole on ranks, consecutive ones and others, over each other's memory and over NVIDIA's library.
+#[test]
+fn whole_experts_have_the_bits_of_one_gpu() {
+    let score = "score --json --dtype bfloat16";
+    let Some(alone) = on_gpu(score) else { return };
+    let alone = scores(alone, "qwen3_moe");
+    let placed = "--expert-placement round-robin";
+    for (split, peers) in
+        [("--tp 2 --ep", "1"), ("--tp 3 --ep --sp", "1"), ("--tp 2 --pp 2 --ep", "1"), ("--tp 4 --ep", "0")]
+    {
+        let over = |split: &str| there(score).args(split).env("FAKE_GPUS", "4").env("FAKE_PEERS", peers);
+        assert_eq!(scores(over(split), "qwen3_moe"), alone, "{split}");
+        assert_eq!(scores(over(split).args(placed), "qwen3_moe"), alone, "{split} {placed}");
+    }
+}
+
+/// As some launchers do: each process is given one GPU, which is number 0 to it.
+#[test]
+fn ranks_that_see_one_gpu_each_have_all_of_it() {
+    let Some(gpu) = on_gpu("launch --nproc-per-node 2 --master-port") else { return };
+    let port = crate::child::free_port().to_string();
+    let own = "export FAKE_FIRST_GPU=$LOCAL_RANK; exec \"$@\"";
+    let binary = assert_cmd::cargo::cargo_bin!("anysplit");
+    let command = gpu.env("FAKE_GPUS", "1").env("FAKE_FREE_BYTES", "240000000").arg(port);
+    let command = command.args("--").args("sh -c").arg(own).arg("sh").arg(binary);
+    // A share of half a GPU would have no room.
+    let printed = command.args("generate --tp 2 --max-tokens 9").arg("Once upon").run().succeeds().0;
+    assert_eq!(printed, there("generate --max-tokens 9").arg("Once upon").prints());
+}
+
 #[test]
 fn fast_sums_are_near_the_canonical_ones() {
     let Some(gpu) = on_gpu("score --json --reduction fast --prompt-ids") else { return };

@@ -121,6 +121,10 @@ impl<D: Device, C: Collective<D> + ?Sized> Collective<D> for Box<C> {
         (**self).all_to_all(dev, x, rows_to, rows_from)
     }
 
+    fn sizes_by_numbers(&self) -> bool {
+        (**self).sizes_by_numbers()
+    }
+
     fn send(&self, dev: &D, x: &D::Tensor, to: usize) -> Result<(), CollectiveError> {
         (**self).send(dev, x, to)
     }

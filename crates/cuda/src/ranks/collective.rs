@@ -165,6 +165,10 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         self.call(ALL_TO_ALL, peers, count, || peers.all_to_all(&dev.queue, x, rows_to, rows_from))
     }
 
+    fn sizes_by_numbers(&self) -> bool {
+        false
+    }
+
     /// Others may wait for it: it is handed to the GPU at once.
     fn send(&self, dev: &CudaDevice, x: &CudaTensor, to: usize) -> Result<(), CollectiveError> {
         let count = |own: &mut CollectiveStats| own.sent_bytes += 4 * x.len() as u64;

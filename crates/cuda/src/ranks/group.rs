@@ -10,13 +10,14 @@ use collective::{
 };
 use tensor::Reference;
 
+use super::agreed::Refusal;
 use super::moves::Moves;
 use super::peers::{ALL_TO_ALL, FIRST_OF_MESSAGES, FIRST_SLOT, OPS, Peers, RECV};
 use super::rings::RING_BYTES;
 use super::setup;
 use super::standing::{Ending, Standing, WatchedStanding};
 use crate::driver::Fault;
-use crate::nccl::{NcclPath, Refusal};
+use crate::nccl::NcclPath;
 use crate::tensor::{CudaTensor, Queue};
 
 /// Bytes of one of a rank's two slots. A step of a few tokens needs kilobytes; what is more comes in pieces.
@@ -150,11 +151,11 @@ impl<C: Collective<Reference>> CudaGroup<C> {
             Way::Host => Path::Staged,
             Way::Shortest | Way::Peers => {
                 match setup::peers(&self.host, queue, self.slot_bytes, self.deadline)? {
-                    Some(peers) => Path::Peers(peers),
-                    None if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
-                    None => {
-                        let why = "the ranks' GPUs can't use each other's memory";
-                        return Err(self.refused(self.rank(), why));
+                    Ok(peers) => Path::Peers(peers),
+                    Err(_) if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
+                    Err(Refusal { rank, why }) => {
+                        let why = format!("GPUs can't use each other's memory: {why}");
+                        return Err(self.refused(rank, &why));
                     }
                 }
             }
