@@ -7,6 +7,7 @@
 mod boxed;
 mod compressed;
 pub mod conformance;
+mod delegated;
 mod error;
 mod finish;
 mod hierarchical;
