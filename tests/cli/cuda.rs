@@ -87,6 +87,15 @@ fn whole_experts_have_the_bits_of_one_gpu() {
         assert_eq!(scores(over(split), "qwen3_moe"), alone, "{split}");
         assert_eq!(scores(over(split).args(placed), "qwen3_moe"), alone, "{split} {placed}");
     }
+    // Tokens travel to their experts by counts that the host has to know: only where there is no other way.
+    let sent = |flags: &str| {
+        let run =
+            there("generate --json --max-tokens 5 --tp 2 --ep --prompt-ids").arg(golden_prompt("qwen3_moe"));
+        let stats = run.args(flags).env("FAKE_GPUS", "2").model(golden("qwen3_moe")).json()["stats"].clone();
+        stats["experts"]["sent_bytes"].as_u64().expect("a number")
+    };
+    assert_eq!(sent("--sp"), 0);
+    assert!(sent(placed) > 0);
 }
 
 /// As some launchers do: each process is given one GPU, which is number 0 to it.

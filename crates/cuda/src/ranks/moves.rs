@@ -45,9 +45,9 @@ fn row_slices(rows_of_rank: &[usize], cols: usize) -> Vec<Range<usize>> {
     ends.zip(rows_of_rank).map(|(end, rows)| end - rows * cols..end).collect()
 }
 
-/// All of a matrix, if there is anything of it.
+/// All of a matrix, if there is anything of it: with the rows to which it is filled up, so that others that are too make the same moves.
 fn moves_of(x: &CudaTensor, rank: usize) -> Vec<Move> {
-    let all = (x.len() > 0).then(|| Move { at: x.at(), words: x.len(), rank });
+    let all = (x.len() > 0).then(|| Move { at: x.at(), words: x.filled_len(), rank });
     all.into_iter().collect()
 }
 

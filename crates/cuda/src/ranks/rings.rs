@@ -66,7 +66,7 @@ impl Peers {
     pub fn send(&self, queue: &Queue, x: &CudaTensor, to: usize, patience: Duration) {
         let mut legs = vec![Leg::default(); self.ranks()];
         legs[to].sent = Some((x.at(), x.len()));
-        self.move_words(queue, SEND, &legs, to, Some(patience));
+        self.move_words(queue, SEND, (&legs, to), x.filled_len(), Some(patience));
     }
 
     /// The matrix that another rank sent, waited for as long as it takes if there is no `patience`.
@@ -80,7 +80,7 @@ impl Peers {
         let out = queue.tensor(rows, cols);
         let mut legs = vec![Leg::default(); self.ranks()];
         legs[from].received = Some((out.at(), out.len()));
-        self.move_words(queue, RECV, &legs, from, patience);
+        self.move_words(queue, RECV, (&legs, from), out.filled_len(), patience);
         out
     }
 
@@ -116,17 +116,20 @@ impl Peers {
         let legs: Vec<Leg> = to.into_iter().zip(of).map(|(sent, received)| Leg { sent, received }).collect();
         if legs.iter().any(|leg| leg.sent.is_some() || leg.received.is_some()) {
             self.rings.exchanges.set(self.rings.exchanges.get().wrapping_add(1));
-            self.move_words(queue, ALL_TO_ALL, &legs, self.ranks(), Some(self.timeout));
+            let sides = legs.iter().flat_map(|leg| [leg.sent, leg.received]).flatten();
+            let most = sides.map(|(_, words)| words).max().unwrap_or(0);
+            self.move_words(queue, ALL_TO_ALL, (&legs, self.ranks()), most, Some(self.timeout));
         }
         out
     }
 
+    /// Messages of at most so many words, or fewer: launches of as many are the same. `numbered`: see the kernel.
     fn move_words(
         &self,
         queue: &Queue,
         op: usize,
-        legs: &[Leg],
-        numbered: usize,
+        (legs, numbered): (&[Leg], usize),
+        most: usize,
         patience: Option<Duration>,
     ) {
         self.rings.count(legs);
@@ -135,8 +138,6 @@ impl Peers {
         let numbers = |leg: &Leg| [at(leg.sent), at(leg.received), words(leg.sent), words(leg.received)];
         let table: Vec<u8> = legs.iter().flat_map(numbers).flat_map(u64::to_le_bytes).collect();
         let table = queue.uploaded(&table);
-        let sides = legs.iter().flat_map(|leg| [leg.sent, leg.received]).flatten();
-        let most = sides.map(|(_, words)| words).max().unwrap_or(0);
         let lanes = lanes_of(most, self.rings.lanes);
         // All threads of a block look at ranks, and each moves four words at a time.
         let threads = most.div_ceil(4 * lanes).next_multiple_of(32).clamp(32, MOST_THREADS);
