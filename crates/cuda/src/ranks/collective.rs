@@ -9,6 +9,7 @@ use super::compressed::CompressedSum;
 use super::group::CudaGroup;
 use super::moves::Moves;
 use super::peers::{ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, Peers, RECV, REDUCE_SCATTER, SEND};
+use super::rings::LONGEST;
 use crate::device::CudaDevice;
 use crate::nccl::NcclPath;
 use crate::reduction::Reduction;
@@ -205,7 +206,7 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
             );
         }
         let Some(peers) = self.peers() else { return self.host.recv(dev, from, rows, cols, deadline) };
-        self.patience.set(deadline.unwrap_or(Duration::MAX));
+        self.patience.set(deadline.unwrap_or(LONGEST));
         self.message(RECV, peers, from, |_| (), || peers.recv(&dev.queue, from, [rows, cols], deadline))
     }
 }

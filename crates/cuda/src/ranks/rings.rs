@@ -16,6 +16,8 @@ const LANE_WORDS: usize = 4096;
 const NOTHING: u64 = u64::MAX;
 /// Threads of a block, at most.
 const MOST_THREADS: usize = 512;
+/// Every wait of a kernel ends. One for as long as it takes ends after this; before, when this rank's host hears that another is lost.
+pub(super) const LONGEST: Duration = Duration::from_secs(3600);
 
 /// How messages travel, and how many of them there were.
 pub(super) struct Rings {
@@ -69,7 +71,7 @@ impl Peers {
         self.move_words(queue, SEND, (&legs, to), x.filled_len(), Some(patience));
     }
 
-    /// The matrix that another rank sent, waited for as long as it takes if there is no `patience`.
+    /// The matrix that another rank sent, waited for as long as it takes if there is no `patience`: for an hour.
     pub fn recv(
         &self,
         queue: &Queue,
@@ -141,9 +143,9 @@ impl Peers {
         let lanes = lanes_of(most, self.rings.lanes);
         // All threads of a block look at ranks, and each moves four words at a time.
         let threads = most.div_ceil(4 * lanes).next_multiple_of(32).clamp(32, MOST_THREADS);
-        let timeout = patience.and_then(|patience| usize::try_from(patience.as_nanos()).ok());
+        let timeout = patience.unwrap_or(LONGEST).min(LONGEST).as_nanos() as usize;
         let arguments = Arguments::new().address(self.group()).count(op).address(table.at).count(numbered);
-        let arguments = arguments.long(timeout.unwrap_or(usize::MAX));
+        let arguments = arguments.long(timeout);
         queue.launch(Kernel { file: "moves", name: "move_words" }, Grid::flat(lanes, threads), arguments);
     }
 }
