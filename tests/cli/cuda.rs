@@ -101,15 +101,18 @@ fn whole_experts_have_the_bits_of_one_gpu() {
 /// As some launchers do: each process is given one GPU, which is number 0 to it.
 #[test]
 fn ranks_that_see_one_gpu_each_have_all_of_it() {
+    // Of two ranks that share a GPU with so much memory there would be no room for either.
+    let bytes = "275000000";
     let Some(gpu) = on_gpu("launch --nproc-per-node 2 --master-port") else { return };
     let port = crate::child::free_port().to_string();
     let own = "export FAKE_FIRST_GPU=$LOCAL_RANK; exec \"$@\"";
     let binary = assert_cmd::cargo::cargo_bin!("anysplit");
-    let command = gpu.env("FAKE_GPUS", "1").env("FAKE_FREE_BYTES", "240000000").arg(port);
+    let command = gpu.env("FAKE_GPUS", "1").env("FAKE_FREE_BYTES", bytes).arg(port);
     let command = command.args("--").args("sh -c").arg(own).arg("sh").arg(binary);
-    // A share of half a GPU would have no room.
     let printed = command.args("generate --tp 2 --max-tokens 9").arg("Once upon").run().succeeds().0;
     assert_eq!(printed, there("generate --max-tokens 9").arg("Once upon").prints());
+    let shared = there("generate --tp 2 x").env("FAKE_GPUS", "1").env("FAKE_FREE_BYTES", bytes);
+    shared.refused(&["2 ranks on it need"]);
 }
 
 #[test]
@@ -153,7 +156,7 @@ fn a_model_without_room_is_refused_before_it_is_loaded() {
     gpu.env("FAKE_FREE_BYTES", "210000000").refused(&[
         "the model does not fit: GPU 0 (Fake GPU) has 10 MB for it (--gpu-memory-utilization 0.9 of 2.0 GB, 210 MB free)",
         "2 ranks on it need",
-        "weights and buffers 41 MB",
+        "weights and buffers 49 MB",
         "--quantization int8",
     ]);
     for share in ["0", "1.1", "-1"] {
