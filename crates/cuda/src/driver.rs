@@ -235,6 +235,10 @@ pub trait Driver {
     fn gpu_number(&self) -> u64 {
         self.ordinal().map_or(0, u64::from)
     }
+    /// Whether kernels of several processes run on it at the same time; else one's wait until another's have had their turn.
+    fn runs_processes_together(&self) -> bool {
+        false
+    }
     /// Memory of the GPU that other ranks use too, all 0.
     ///
     /// # Errors

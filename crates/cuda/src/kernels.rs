@@ -131,6 +131,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("logits_edit", include_str!("../kernels/logits_edit.cu")),
     ("logits_top", include_str!("../kernels/logits_top.cu")),
     ("moe", include_str!("../kernels/moe.cu")),
+    ("moves", ranks!("moves")),
     ("kv", concat!(include_str!("../kernels/heads.cuh"), attention!("kv"))),
     (
         "norm",

@@ -325,6 +325,10 @@ impl Driver for NvidiaDriver {
         self.gpu.number()
     }
 
+    fn runs_processes_together(&self) -> bool {
+        self.gpu.runs_processes_together()
+    }
+
     fn open_shared(&self, handle: &[u8]) -> Result<Arc<dyn SharedMemory>, Fault> {
         self.gpu.bind()?;
         shared::opened(&self.gpu, handle)

@@ -175,7 +175,7 @@ int cuDeviceGet(int *device, int ordinal) {
   return *device = ordinal, ordinal < int(devices.size()) ? SUCCESS : INVALID_DEVICE;
 }
 int cuDeviceGetName(char *name, int, int) { return strcpy(name, "Fake GPU"), SUCCESS; }
-int cuDeviceGetUuid_v2(char *uuid, int device) { return memset(uuid, device + 1, 16), SUCCESS; }
+int cuDeviceGetUuid_v2(char *uuid, int device) { return memset(uuid, int(number("FAKE_FIRST_GPU", 0)) + device + 1, 16), SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), SUCCESS; }
 int cuDeviceGetAttribute(int *value, int which, int) {
   switch (which) {
@@ -184,6 +184,7 @@ int cuDeviceGetAttribute(int *value, int which, int) {
   case 76: *value = int(fake_capability() % 10); break;
   case 97: *value = 227 << 10; break;
   case 115: *value = number("FAKE_POOL", 1); break;
+  case 133: *value = number("FAKE_MPS", 0); break;
   default: return INVALID_VALUE;
   }
   return SUCCESS;
