@@ -56,18 +56,18 @@ impl<P: DataPath> Moves<P> {
         rows: usize,
         plan: &ReducePlan,
     ) -> Result<CudaTensor, Fault> {
-        let cols = partial.cols;
-        let words = rows * cols;
+        let (cols, filled) = (partial.cols, partial.part_rows());
+        let words = partial.part_len();
         let tree = trees.get(queue, plan);
         if WORD * words * tree.num_items <= DIRECT_BYTES {
-            let out = queue.tensor(rows, cols);
+            let out = queue.tensor_of(1, rows, filled, cols);
             let slices = vec![0..words; self.ranks];
             self.reduce(queue, call, &tree, partial.at(), words, &slices, plan, out.at())?;
             return Ok(out);
         }
         let (each, slices) = even_slices(words, self.ranks);
         // With room for as much of the last rank as of all others, so that all send the same.
-        let out = queue.tensor_with_room(rows, cols, each * self.ranks);
+        let out = queue.tensor_with_room(rows, filled, cols, each * self.ranks);
         let own = at(out.at(), each * self.rank);
         self.reduce(queue, call, &tree, partial.at(), words, &slices, plan, own)?;
         self.path.all_gather(queue, call, own, each, out.at())?;
@@ -85,7 +85,7 @@ impl<P: DataPath> Moves<P> {
         plan: &ReducePlan,
     ) -> Result<CudaTensor, Fault> {
         let slices = row_slices(rows_of_rank, partial.cols);
-        let words = slices.last().map_or(0, |slice| slice.end);
+        let words = partial.part_len();
         let out = queue.tensor(rows_of_rank[self.rank], partial.cols);
         let tree = trees.get(queue, plan);
         self.reduce(queue, call, &tree, partial.at(), words, &slices, plan, out.at())?;
@@ -150,7 +150,7 @@ impl<P: DataPath> Moves<P> {
         plan: &ReducePlan,
     ) -> Result<CudaTensor, Fault> {
         let out = self.own_sum(queue, trees, partial, rows, plan);
-        self.path.sum(queue, call, out.at(), out.len())?;
+        self.path.sum(queue, call, out.at(), out.filled_len())?;
         Ok(out)
     }
 
@@ -183,13 +183,14 @@ impl<P: DataPath> Moves<P> {
         rows: usize,
         plan: &ReducePlan,
     ) -> CudaTensor {
-        let (out, nodes) = (queue.tensor(rows, partial.cols), plan.nodes_of_rank[self.rank]);
+        let out = queue.tensor_of(1, rows, partial.part_rows(), partial.cols);
+        let nodes = plan.nodes_of_rank[self.rank];
         match nodes {
-            0 => queue.write(out.at(), &vec![0; WORD * out.len()]),
+            0 => queue.write(out.at(), &vec![0; WORD * out.filled_len()]),
             _ => {
                 let finish_own = ReductionTree::over_ids(nodes).program(0..nodes);
                 let own = ReducePlan { nodes_of_rank: vec![nodes], finish: finish_own };
-                finish(queue, &trees.get(queue, &own), &[partial.at()], out.at(), out.len());
+                finish(queue, &trees.get(queue, &own), &[partial.at()], out.at(), out.filled_len());
             }
         }
         out
@@ -210,6 +211,18 @@ impl<P: DataPath> Moves<P> {
         }
         let own = vec![0..part.len(); self.ranks];
         self.swap(queue, call, (part.at(), &own), (out.at(), &row_slices(rows_of_rank, part.cols)))?;
+        Ok(out)
+    }
+
+    /// As [`collective::Collective::all_gather_alike`].
+    pub fn all_gather_alike(
+        &self,
+        queue: &Queue,
+        call: CallId,
+        part: &CudaTensor,
+    ) -> Result<CudaTensor, Fault> {
+        let out = queue.tensor_of(self.ranks, part.rows, part.part_rows(), part.cols);
+        self.path.all_gather(queue, call, part.at(), part.part_len(), out.at())?;
         Ok(out)
     }
 
