@@ -108,6 +108,40 @@ fn a_server_on_gpus_gives_the_answers_of_generate() {
     served.ends();
 }
 
+/// What ranks made of steps of these batches in decode: how many graphs, and how often they ran one.
+fn graphs_of(command: Anysplit, batches: &str) -> [usize; 2] {
+    let folder = tempfile::tempdir().expect("a folder");
+    let told = folder.path().join("told");
+    let command = command.env("FAKE_TOLD", &told).args("--prompt-len 3 --gen-len 6 --repeats 1 --json");
+    command.arg("--batch-size").arg(batches).json();
+    let told = std::fs::read_to_string(told).unwrap_or_default();
+    ["made", "launched"].map(|what| told.lines().filter(|line| *line == what).count())
+}
+
+#[test]
+fn batches_of_up_to_eight_sequences_more_are_one_graph_on_any_split() {
+    if on_gpu("bench decode").is_none() {
+        return;
+    }
+    for (model, split, ranks) in [
+        ("llama", "", 1),
+        ("llama", "--tp 2", 2),
+        ("llama", "--tp 2 --sp", 2),
+        ("llama", "--tp 2 --pp 2", 4),
+        ("qwen3_moe", "", 1),
+        ("qwen3_moe", "--tp 2", 2),
+        ("qwen3_moe", "--tp 2 --ep", 2),
+    ] {
+        let command =
+            || there(&format!("bench decode {split}")).env("FAKE_GPUS", "2").model(golden(model));
+        let [of_one, _] = graphs_of(command(), "16");
+        let [made, launched] = graphs_of(command(), "9,12,10,16");
+        println!("{model} {split}: {of_one}; {made} {launched}");
+        assert!(made <= of_one + ranks, "{model} {split}: {made} graphs, of one batch {of_one}");
+        assert!(launched > 10 * ranks, "{model} {split}: {launched} launches");
+    }
+}
+
 #[test]
 fn a_model_without_room_is_refused_before_it_is_loaded() {
     let Some(gpu) = on_gpu("generate --tp 2 x") else { return };

@@ -411,7 +411,8 @@ impl Device for CudaDevice {
     }
 
     fn memory(&self) -> DeviceMemory {
-        let free = self.queue.0.driver.free_bytes();
-        DeviceMemory { activations: self.queue.0.most() as u64, scratch: 0, free }
+        let driver = &self.queue.0.driver;
+        let (activations, scratch) = (self.queue.0.most() as u64, driver.graph_bytes());
+        DeviceMemory { activations, scratch, free: driver.free_bytes() }
     }
 }

@@ -39,7 +39,8 @@ const READ_BYTES: usize = 256 << 10;
 /// Larger writes are not collected, and no longer lists.
 const MOST_WRITTEN: usize = 256 << 10;
 const MOST_WORK: usize = 1 << 14;
-/// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
+/// Lists that are known, the most graphs that a rank has: a few per eight rows of a step, and twice as many when block tables or
+/// contexts have doubled.
 const MOST_GRAPHS: usize = 128;
 const LEAST_WORK: usize = 8;
 /// Room for all that graphs write; a list for which there is none left is no graph.
@@ -54,6 +55,10 @@ pub struct NvidiaDriver {
     functions: RefCell<HashMap<Kernel, Function>>,
     /// Nothing is collected without it.
     graphs: Option<RefCell<StepGraphs<Graph>>>,
+    /// Graphs that nobody launches any more. They may be under way until the stream has been waited for.
+    left: RefCell<Vec<Graph>>,
+    /// What graphs take of the GPU's memory.
+    graph_bytes: Cell<u64>,
     list: RefCell<WorkList<Function>>,
     staging: RefCell<Staging>,
     results: Pinned,
@@ -108,6 +113,8 @@ impl NvidiaDriver {
             has_pool,
             functions: RefCell::default(),
             graphs,
+            left: RefCell::default(),
+            graph_bytes: Cell::new(0),
             list: RefCell::new(WorkList::new()),
             staging: RefCell::new(staging),
             results,
@@ -153,18 +160,25 @@ impl NvidiaDriver {
                 let capture =
                     |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
                 let (stream, bytes) = (self.stream, list.bytes.len());
+                let free = self.gpu.memory().map_or(0, |(free, _)| free);
                 self.captures.set(true);
                 let captured =
                     Graph::capture(stream, &self.pending, &self.written, bytes, &list.foreign, capture);
                 self.captures.set(false);
                 let mut graph = captured.ok();
                 let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
+                if let Some(graph) = &mut graph {
+                    let left = self.gpu.memory().map_or(free, |(left, _)| left);
+                    graph.bytes = free.saturating_sub(left) as u64;
+                    self.graph_bytes.set(self.graph_bytes.get() + graph.bytes);
+                }
                 graphs.keep(number, graph);
                 if let Some(launched) = launched {
                     return launched;
                 }
             }
         }
+        self.left.borrow_mut().append(&mut graphs.take_left());
         for work in &list.work {
             match *work {
                 Work::Write { to, from, bytes } => self.stage(to, &list.bytes[from..from + bytes])?,
@@ -267,7 +281,11 @@ impl NvidiaDriver {
             )),
             Some(last) => Fault(format!("{error}, in kernel {last}")),
             None => Fault(error),
-        })
+        })?;
+        for graph in self.left.take() {
+            self.graph_bytes.set(self.graph_bytes.get() - graph.bytes);
+        }
+        Ok(())
     }
 }
 
@@ -300,6 +318,10 @@ impl Driver for NvidiaDriver {
 
     fn free_bytes(&self) -> Option<u64> {
         self.gpu.free_bytes().ok()
+    }
+
+    fn graph_bytes(&self) -> u64 {
+        self.graph_bytes.get()
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
@@ -472,10 +494,11 @@ impl Drop for NvidiaDriver {
             self.results.leave();
             self.written.leave();
             self.staging.get_mut().memory.leave();
-            mem::forget((self.graphs.take(), self.gpu.clone()));
+            mem::forget((self.graphs.take(), self.left.take(), self.gpu.clone()));
             return;
         }
         self.graphs = None;
+        self.left.take();
         for event in &self.staging.borrow().arrived {
             // SAFETY: it was created and is destroyed once.
             unsafe { sys::cuEventDestroy_v2(*event) };
