@@ -174,9 +174,7 @@ impl Device for CudaDevice {
     }
 
     fn gather_rows(&self, x: &CudaTensor, rows: &[u32]) -> CudaTensor {
-        self.makes("gather_rows", |queue| {
-            rows::gather_rows(queue, x, rows, &self.lists.borrow())
-        })
+        self.makes("gather_rows", |queue| rows::gather_rows(queue, x, rows, &self.lists.borrow()))
     }
 
     fn gather_cols(&self, x: &CudaTensor, cols: Range<usize>) -> CudaTensor {

@@ -110,7 +110,8 @@ pub(crate) fn route(queue: &Queue, logits: &CudaTensor, spec: RouterSpec, known:
     let [ids, weights] = [0, 1].map(|_| queue.block(4 * filled * places));
     let count = known.count(queue, tokens);
     let arguments = Arguments::new().address(ids.at).address(weights.at).address(logits.at());
-    let arguments = arguments.address(count.at).count(experts).count(places).count(usize::from(spec.normalize));
+    let arguments =
+        arguments.address(count.at).count(experts).count(places).count(usize::from(spec.normalize));
     let grid = Grid::flat(filled, 32).with_shared(4 * (experts + places));
     queue.launch(kernel("moe_route"), grid, arguments);
     CudaRouting { tokens, filled, experts, places, ids, weights, chosen: Chosen::All }

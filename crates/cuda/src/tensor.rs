@@ -95,7 +95,13 @@ impl Queue {
     /// A matrix of several parts with so many rows each, filled up to `part_rows`.
     pub fn tensor_of(&self, parts: usize, rows: usize, part_rows: usize, cols: usize) -> CudaTensor {
         assert!(rows <= part_rows, "{rows} rows are filled up to {part_rows}");
-        CudaTensor { block: self.0.block(4 * parts * part_rows * cols), rows: parts * rows, cols, parts, part_rows }
+        CudaTensor {
+            block: self.0.block(4 * parts * part_rows * cols),
+            rows: parts * rows,
+            cols,
+            parts,
+            part_rows,
+        }
     }
 
     /// A matrix with a row for each of x's.

@@ -8,7 +8,8 @@ use crate::Collective;
 
 impl<D: Device, C: Collective<D>> Checks<'_, D, C> {
     pub(super) fn gathers(&self) {
-        let rows_of_rank = |case: usize| (0..self.ranks).map(move |r| [1, r, 150 * ((r + 1) % 2), 0, 3][case]);
+        let rows_of_rank =
+            |case: usize| (0..self.ranks).map(move |r| [1, r, 150 * ((r + 1) % 2), 0, 3][case]);
         self.on_all(LONG, |rank, group, dev| {
             for (case, cols) in (0..5).flat_map(|case| [1, 17, 2048].map(|cols| (case, cols))) {
                 let rows: Vec<usize> = rows_of_rank(case).collect();
