@@ -7,7 +7,7 @@ use std::collections::HashMap;
 /// once.
 pub(crate) struct StepGraphs<G> {
     known: HashMap<u128, Known<G>>,
-    /// Graphs of lists that are known no more.
+    /// Graphs of lists that are known no more. They may still be under way.
     left: Vec<G>,
     /// Lists so far.
     clock: u64,
@@ -72,9 +72,18 @@ impl<G> StepGraphs<G> {
         self.known.insert(list, Known { last: self.clock, state });
     }
 
-    /// The graphs that made room since the last call. They may still be under way.
-    pub fn take_left(&mut self) -> Vec<G> {
-        std::mem::take(&mut self.left)
+    /// Drops the graphs that made room for others, of which none is under way any more.
+    pub fn drop_left(&mut self) {
+        self.left.clear();
+    }
+
+    /// All graphs that there are.
+    pub fn all(&self) -> impl Iterator<Item = &G> {
+        let kept = self.known.values().filter_map(|known| match &known.state {
+            State::Graph(graph) => Some(graph),
+            State::Seen | State::Unfit => None,
+        });
+        kept.chain(&self.left)
     }
 
     fn make_room(&mut self) {
@@ -134,11 +143,13 @@ mod tests {
         let ways = [1, 1, 2, 1, 3, 1, 2].map(|list| run(&mut graphs, list));
         // 2 made room for 3, and not 1, which came between.
         assert_eq!(ways, ["eager", "capture", "eager", "replay", "eager", "replay", "eager"]);
-        assert_eq!(graphs.take_left(), []);
+        assert_eq!(graphs.all().count(), 1);
         // Any number of lists that come once leave no more behind than that.
         (10..1000).for_each(|list| assert_eq!(run(&mut graphs, list), "eager"));
         assert_eq!(graphs.known.len(), 2);
-        // Whoever has the graph of 1 frees it when it can.
-        assert_eq!([graphs.take_left(), graphs.take_left()], [vec![1], vec![]]);
+        // That of 1 stays until somebody knows that it is not under way.
+        assert_eq!(graphs.all().collect::<Vec<_>>(), [&1]);
+        graphs.drop_left();
+        assert_eq!(graphs.all().count(), 0);
     }
 }

@@ -43,7 +43,7 @@ impl CudaTensor {
         self.part_rows
     }
 
-    /// Number of elements of those.
+    /// Number of elements of each, filled up.
     pub(crate) fn part_len(&self) -> usize {
         self.part_rows * self.cols
     }
@@ -56,7 +56,7 @@ impl CudaTensor {
         }
     }
 
-    /// Number of elements of those.
+    /// Number of elements of all rows that kernels work on.
     pub(crate) fn filled_len(&self) -> usize {
         self.filled_rows() * self.cols
     }

@@ -51,6 +51,7 @@ pub(crate) fn linear(
 ) -> CudaTensor {
     assert!(program.is_none_or(|program| program.num_inputs() == w.k), "a program of the weight's inputs");
     let nodes = program.map_or(1, Program::num_nodes);
+    assert!(x.parts() == 1, "a linear layer of one matrix");
     let rows = x.filled_rows();
     let y = queue.tensor_of(nodes, x.rows, rows, w.n);
     Layer { queue, x, rows, w, bias, y: &y, gate: None }.compute(fast, program);

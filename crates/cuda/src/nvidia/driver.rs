@@ -55,10 +55,6 @@ pub struct NvidiaDriver {
     functions: RefCell<HashMap<Kernel, Function>>,
     /// Nothing is collected without it.
     graphs: Option<RefCell<StepGraphs<Graph>>>,
-    /// Graphs that nobody launches any more. They may be under way until the stream has been waited for.
-    left: RefCell<Vec<Graph>>,
-    /// What graphs take of the GPU's memory.
-    graph_bytes: Cell<u64>,
     list: RefCell<WorkList<Function>>,
     staging: RefCell<Staging>,
     results: Pinned,
@@ -113,8 +109,6 @@ impl NvidiaDriver {
             has_pool,
             functions: RefCell::default(),
             graphs,
-            left: RefCell::default(),
-            graph_bytes: Cell::new(0),
             list: RefCell::new(WorkList::new()),
             staging: RefCell::new(staging),
             results,
@@ -170,7 +164,6 @@ impl NvidiaDriver {
                 if let Some(graph) = &mut graph {
                     let left = self.gpu.memory().map_or(free, |(left, _)| left);
                     graph.bytes = free.saturating_sub(left) as u64;
-                    self.graph_bytes.set(self.graph_bytes.get() + graph.bytes);
                 }
                 graphs.keep(number, graph);
                 if let Some(launched) = launched {
@@ -178,7 +171,6 @@ impl NvidiaDriver {
                 }
             }
         }
-        self.left.borrow_mut().append(&mut graphs.take_left());
         for work in &list.work {
             match *work {
                 Work::Write { to, from, bytes } => self.stage(to, &list.bytes[from..from + bytes])?,
@@ -282,8 +274,8 @@ impl NvidiaDriver {
             Some(last) => Fault(format!("{error}, in kernel {last}")),
             None => Fault(error),
         })?;
-        for graph in self.left.take() {
-            self.graph_bytes.set(self.graph_bytes.get() - graph.bytes);
+        if let Some(graphs) = &self.graphs {
+            graphs.borrow_mut().drop_left();
         }
         Ok(())
     }
@@ -321,7 +313,7 @@ impl Driver for NvidiaDriver {
     }
 
     fn graph_bytes(&self) -> u64 {
-        self.graph_bytes.get()
+        self.graphs.as_ref().map_or(0, |graphs| graphs.borrow().all().map(|graph| graph.bytes).sum())
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
@@ -494,11 +486,10 @@ impl Drop for NvidiaDriver {
             self.results.leave();
             self.written.leave();
             self.staging.get_mut().memory.leave();
-            mem::forget((self.graphs.take(), self.left.take(), self.gpu.clone()));
+            mem::forget((self.graphs.take(), self.gpu.clone()));
             return;
         }
         self.graphs = None;
-        self.left.take();
         for event in &self.staging.borrow().arrived {
             // SAFETY: it was created and is destroyed once.
             unsafe { sys::cuEventDestroy_v2(*event) };
