@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::checkpoints::{Copy, golden, golden_prompt};
 use crate::child::{Anysplit, anysplit};
-use crate::served::{Served, greedy};
+use crate::served::{Api, Served, greedy};
 use crate::stand_ins;
 
 /// Of a GPU's memory.
@@ -185,6 +185,54 @@ fn a_server_on_gpus_gives_the_answers_of_generate() {
         assert_eq!(format!("{}\n", answer["choices"][0]["text"].as_str().expect("a text")), printed);
     }
     served.ends();
+}
+
+/// What a server answers to requests of different lengths at once, so that there are ever fewer.
+fn answers_of_many(served: &Api) -> Vec<Value> {
+    let answer = |i: usize| {
+        let prompt: Vec<usize> = (0..3).map(|at| 5 + (i * 37 + at * 101) % 100).collect();
+        let body = serde_json::json!({
+            "prompt": prompt, "max_tokens": 8 + i, "temperature": 0, "ignore_eos": true, "logprobs": 2
+        });
+        served.completion(&body)["choices"][0].clone()
+    };
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..16).map(|i| scope.spawn(move || answer(i))).collect();
+        asked.into_iter().map(|asked| asked.join().expect("an answer")).collect()
+    })
+}
+
+#[test]
+fn batches_of_up_to_eight_more_sequences_are_one_graph_on_any_split() {
+    if on_gpu("serve").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let serve = |model: &str, flags: &str| {
+        let limits = "serve --port 0 --max-num-seqs 16 --max-num-batched-tokens 64 --max-model-len 64";
+        there(limits).args(flags).env("FAKE_GPUS", "2").model(golden(model))
+    };
+    for (model, splits) in [
+        ("llama", ["--tp 2", "--tp 2 --sp", "--pp 2", "--tp 3"]),
+        ("qwen3_moe", ["--tp 1", "--tp 2", "--tp 2 --ep", "--pp 2"]),
+    ] {
+        let eager = Served::of(serve(model, "--enforce-eager"));
+        let expected = answers_of_many(&eager);
+        eager.ends();
+        for (i, split) in splits.into_iter().enumerate() {
+            let told = folder.path().join(format!("{model}{i}"));
+            let served = Served::of(serve(model, split).env("FAKE_TOLD", &told));
+            assert_eq!(answers_of_many(&served), expected, "{model} {split}");
+            served.ends();
+            let told = std::fs::read_to_string(told).expect("what graphs there were");
+            let [made, launched] =
+                ["made", "launched"].map(|what| told.lines().filter(|line| *line == what).count());
+            println!("{model} {split}: {made} graphs, launched {launched} times");
+            let ranks = if split == "--tp 1" { 1 } else { 2 };
+            assert!(made <= 8 * ranks, "{model} {split}: {made} graphs");
+            assert!(launched >= 10 * ranks, "{model} {split}: {launched} launches of {made} graphs");
+        }
+    }
 }
 
 #[test]

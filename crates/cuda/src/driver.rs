@@ -162,6 +162,10 @@ pub trait Driver {
     fn free_bytes(&self) -> Option<u64> {
         None
     }
+    /// Bytes of its memory that work takes which is replayed.
+    fn graph_bytes(&self) -> u64 {
+        0
+    }
     /// New memory of unspecified content. Its address is a multiple of 256.
     ///
     /// # Errors

@@ -54,9 +54,9 @@ pub(crate) fn linear(
 ) -> CudaTensor {
     assert!(program.is_none_or(|program| program.num_inputs() == w.k), "a program of the weight's inputs");
     let nodes = program.map_or(1, Program::num_nodes);
-    let y = queue.tensor(nodes * x.rows, w.n);
-    // Of several nodes, those that follow lie behind the rows that are there.
-    let rows = if nodes == 1 { x.filled_rows() } else { x.rows };
+    assert!(x.parts() == 1, "a linear layer of one matrix");
+    let rows = x.filled_rows();
+    let y = queue.tensor_of(nodes, x.rows, rows, w.n);
     Layer { queue, x, rows, w, bias, y: &y, gate: None }.compute(fast, program);
     y
 }
@@ -73,7 +73,7 @@ pub(crate) fn gated(
     if !w.gates_lie_in_panels() || fast.is_some_and(|fast| fast.takes_library(w, x.filled_rows())) {
         return rows::gated(queue, &linear(queue, fast, x, w, None, bias), activation);
     }
-    let y = queue.tensor(x.rows, w.n / 2);
+    let y = queue.tensor_like(x, w.n / 2);
     let gate = Some(activation);
     Layer { queue, x, rows: x.filled_rows(), w, bias, y: &y, gate }.compute(fast, None);
     y

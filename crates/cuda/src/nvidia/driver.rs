@@ -39,7 +39,8 @@ const READ_BYTES: usize = 256 << 10;
 /// Larger writes are not collected, and no longer lists.
 const MOST_WRITTEN: usize = 256 << 10;
 const MOST_WORK: usize = 1 << 14;
-/// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
+/// Lists that are known, the most graphs that a rank has: a few per eight rows of a step, and twice as many when block tables or
+/// contexts have doubled.
 const MOST_GRAPHS: usize = 128;
 const LEAST_WORK: usize = 8;
 /// Room for all that graphs write; a list for which there is none left is no graph.
@@ -156,12 +157,17 @@ impl NvidiaDriver {
                 let capture =
                     |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
                 let (stream, bytes) = (self.stream, list.bytes.len());
+                let free = self.gpu.memory().map_or(0, |(free, _)| free);
                 self.captures.set(true);
                 let captured =
                     Graph::capture(stream, &self.pending, &self.written, bytes, &list.foreign, capture);
                 self.captures.set(false);
                 let mut graph = captured.ok();
                 let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
+                if let Some(graph) = &mut graph {
+                    let left = self.gpu.memory().map_or(free, |(left, _)| left);
+                    graph.bytes = free.saturating_sub(left) as u64;
+                }
                 graphs.keep(number, graph);
                 if let Some(launched) = launched {
                     return launched;
@@ -270,7 +276,11 @@ impl NvidiaDriver {
             )),
             Some(last) => Fault(format!("{error}, in kernel {last}")),
             None => Fault(error),
-        })
+        })?;
+        if let Some(graphs) = &self.graphs {
+            graphs.borrow_mut().drop_left();
+        }
+        Ok(())
     }
 }
 
@@ -307,6 +317,10 @@ impl Driver for NvidiaDriver {
 
     fn free_bytes(&self) -> Option<u64> {
         self.gpu.free_bytes().ok()
+    }
+
+    fn graph_bytes(&self) -> u64 {
+        self.graphs.as_ref().map_or(0, |graphs| graphs.borrow().all().map(|graph| graph.bytes).sum())
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
