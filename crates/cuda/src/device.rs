@@ -415,7 +415,13 @@ impl Device for CudaDevice {
     }
 
     fn memory(&self) -> DeviceMemory {
-        let free = self.queue.0.driver.free_bytes();
-        DeviceMemory { activations: self.queue.0.most() as u64, scratch: 0, free }
+        let driver = &self.queue.0.driver;
+        DeviceMemory {
+            activations: self.queue.0.most() as u64,
+            scratch: 0,
+            free: driver.free_bytes(),
+            total: driver.total_bytes(),
+            ranks: driver.ranks_on_gpu(),
+        }
     }
 }

@@ -158,6 +158,10 @@ pub trait Driver {
     fn free_bytes(&self) -> Option<u64> {
         None
     }
+    /// Bytes of all its memory; `None` where nobody counts.
+    fn total_bytes(&self) -> Option<u64> {
+        None
+    }
     /// New memory of unspecified content. Its address is a multiple of 256.
     ///
     /// # Errors

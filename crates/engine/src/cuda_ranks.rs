@@ -83,7 +83,10 @@ impl MakeDevice for MakeCuda {
 
 impl Machine for MakeCuda {
     fn new(local: Local, options: &EngineOptions) -> Result<Self, EngineError> {
-        let refused = |Fault(message): Fault| EngineError::Request(message);
+        let refused = |Fault(why): Fault| EngineError::NotOnGpus {
+            why,
+            would_work: "--device cpu needs none of that".into(),
+        };
         let count = cuda::probe().map_err(refused)?.len();
         let mut ordinals: Vec<usize> =
             local.of_process().map(|index| gpu_of(index, local.ranks, count)).collect();
@@ -117,11 +120,13 @@ impl Machine for MakeCuda {
     }
 
     fn check_packed(packed: &PackedCheckpoint) -> Result<(), EngineError> {
-        Err(EngineError::Request(format!(
-            "the checkpoint is packed for a processor ({}), and GPUs have a layout of their own; give the original with \
-             --quantization, or use --device cpu",
-            packed.info().layout
-        )))
+        let layout = packed.info().layout.as_str();
+        Err(EngineError::NotOnGpus {
+            why: format!(
+                "the checkpoint is packed for a processor ({layout}), and GPUs have a layout of their own"
+            ),
+            would_work: "give the original with --quantization, or use --device cpu".into(),
+        })
     }
 }
 

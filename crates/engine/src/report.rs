@@ -6,7 +6,7 @@ use std::time::Duration;
 use collective::Coordinates;
 use model::parallel::ExpertCounts;
 use serde::{Deserialize, Serialize};
-use tensor::{Category, OpCost, Part, PartTime, PartTimes};
+use tensor::{Category, DeviceMemory, OpCost, Part, PartTime, PartTimes};
 
 /// What one rank holds and has spent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,8 @@ pub struct RankReport {
     pub activation_bytes: u64,
     /// The most that operations took for themselves at a time, in bytes.
     pub scratch_bytes: u64,
+    /// What its GPU has now; `None` on the processor.
+    pub gpu: Option<GpuRoom>,
     /// The most memory that its process has had, in bytes; 0 where the system doesn't say.
     pub peak_rss_bytes: u64,
     /// Where the time of the last call's last step with a prompt went.
@@ -65,6 +67,25 @@ pub struct RankReport {
     pub decode_steps: usize,
     /// Seconds of all parts of those.
     pub decode_s: f64,
+}
+
+/// A GPU's memory, as one of the ranks that share it sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuRoom {
+    /// All of it, in bytes.
+    pub total: u64,
+    /// Bytes that nobody has.
+    pub free: u64,
+    /// Ranks of its host that share it.
+    pub ranks: usize,
+}
+
+impl GpuRoom {
+    /// Of a device with a memory of its own.
+    pub(crate) fn of(memory: &DeviceMemory) -> Option<GpuRoom> {
+        let (total, free) = memory.total.zip(memory.free)?;
+        Some(GpuRoom { total, free, ranks: memory.ranks.max(1) })
+    }
 }
 
 /// Where a step's time went on a rank.

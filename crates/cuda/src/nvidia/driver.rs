@@ -302,6 +302,10 @@ impl Driver for NvidiaDriver {
         self.gpu.free_bytes().ok()
     }
 
+    fn total_bytes(&self) -> Option<u64> {
+        Some(self.gpu.info.memory_bytes)
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
         self.allocated(bytes, self.has_pool)
     }
