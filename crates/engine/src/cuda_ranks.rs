@@ -69,7 +69,7 @@ impl MakeDevice for MakeCuda {
         let ordinal = self.gpu_of(self.local.here(rank));
         let gpu = self.gpus.iter().find(|gpu| gpu.info.ordinal as usize == ordinal);
         let gpu = gpu.expect("GPUs of all ranks of this process are open");
-        let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim));
+        let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim, self.local.tp));
         let made = made.and_then(|()| gpu.driver(self.enforce_eager));
         match made {
             Ok(driver) => {
