@@ -87,6 +87,27 @@ fn fast_sums_are_near_the_canonical_ones() {
 }
 
 #[test]
+fn what_fast_gives_up_is_said() {
+    let Some(gpu) = on_gpu("generate --json --reduction fast --max-tokens 2 --device cuda x") else { return };
+    let (printed, told) = gpu.run().succeeds();
+    let said: Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!((&said["device"], &said["reduction"]), (&"cuda".into(), &"fast".into()));
+    assert!(told.starts_with("warning: --reduction fast") && told.lines().count() == 1, "{told}");
+    // The processor has one order.
+    let (printed, told) =
+        anysplit("generate --json --reduction fast --max-tokens 2 --device cpu x").run().succeeds();
+    let said: Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!((&said["device"], &said["reduction"]), (&"cpu".into(), &"canonical".into()));
+    assert_eq!(told, "");
+}
+
+#[test]
+fn instructions_of_the_processor_are_not_for_gpus() {
+    let Some(gpu) = on_gpu("bench decode --device cuda --isa portable") else { return };
+    gpu.refused(&["--isa is of the processor's kernels"]);
+}
+
+#[test]
 fn processes_of_a_job_share_gpus() {
     let Some(gpu) = on_gpu("launch --nproc-per-node 3 --master-port") else { return };
     let port = crate::child::free_port().to_string();

@@ -282,6 +282,7 @@ impl OpenModel {
             startup::warn_of_crowding(engine, job, membership.is_launched());
             startup::tell(engine, job.is_some(), quiet)?;
             startup::warn_of_compression(options)?;
+            startup::warn_of_fast(engine);
         }
         Ok(engine)
     }

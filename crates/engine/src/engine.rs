@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
+use cuda::Reduction;
 use job::Job;
 use model::{KeptAs, ModelConfig, bytes_per_token};
 use tensor::{DType, KvDType};
@@ -44,6 +45,7 @@ pub struct Engine {
     pub(crate) is_profiled: bool,
     /// Why ranks are the processor's where GPUs were to be used if they can.
     not_on_gpus: Option<String>,
+    reduction: Reduction,
     pub(crate) memory_share: Option<f64>,
     pub(crate) max_model_len: usize,
     full_model_len: usize,
@@ -203,6 +205,7 @@ impl Engine {
             needs: settings.needs,
             is_profiled: false,
             not_on_gpus: None,
+            reduction: options.reduction,
             memory_share: options.memory_share,
             max_model_len: settings.max_model_len,
             full_model_len: settings.max_model_len,
@@ -252,6 +255,11 @@ impl Engine {
     /// Why ranks are the processor's though there are GPUs, where [`DeviceKind::Auto`] left the choice open.
     pub fn not_on_gpus(&self) -> Option<&str> {
         self.not_on_gpus.as_deref()
+    }
+
+    /// In which order sums are made: the processor has one only.
+    pub fn reduction(&self) -> Reduction {
+        if self.is_on_gpus() { self.reduction } else { Reduction::Canonical }
     }
 
     /// What keys and values are kept in.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use collective::Coordinates;
+use collective::{CollectiveStats, Coordinates};
 use model::parallel::ExpertCounts;
 use serde::{Deserialize, Serialize};
 use tensor::{Category, DeviceMemory, OpCost, Part, PartTime, PartTimes};
@@ -85,6 +85,20 @@ impl GpuRoom {
     pub(crate) fn of(memory: &DeviceMemory) -> Option<GpuRoom> {
         let (total, free) = memory.total.zip(memory.free)?;
         Some(GpuRoom { total, free, ranks: memory.ranks.max(1) })
+    }
+}
+
+/// What a group has done between two moments.
+pub(crate) fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStats {
+    CollectiveStats {
+        waits: after.waits - before.waits,
+        waited: after.waited - before.waited,
+        waiting_since: after.waiting_since,
+        all_reduce_calls: after.all_reduce_calls - before.all_reduce_calls,
+        all_reduce_bytes: after.all_reduce_bytes - before.all_reduce_bytes,
+        all_reduce_s: after.all_reduce_s - before.all_reduce_s,
+        other_calls: after.other_calls - before.other_calls,
+        sent_bytes: after.sent_bytes - before.sent_bytes,
     }
 }
 

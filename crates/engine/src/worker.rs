@@ -19,7 +19,7 @@ use crate::cost::StepCosts;
 use crate::groups::RankGroups;
 use crate::memory;
 use crate::pulse::RankPulse;
-use crate::report::{GpuRoom, RankReport, StepReport};
+use crate::report::{GpuRoom, RankReport, StepReport, difference};
 use crate::sampler::answer;
 use crate::sampling::{Ask, Sampled};
 use crate::steps::{Asked, StepTime, Steps};
@@ -486,19 +486,6 @@ impl<D: Device> Worker<D> {
             self.kept,
             self.kv_dtype,
         )
-    }
-}
-
-fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStats {
-    CollectiveStats {
-        waits: after.waits - before.waits,
-        waited: after.waited - before.waited,
-        waiting_since: after.waiting_since,
-        all_reduce_calls: after.all_reduce_calls - before.all_reduce_calls,
-        all_reduce_bytes: after.all_reduce_bytes - before.all_reduce_bytes,
-        all_reduce_s: after.all_reduce_s - before.all_reduce_s,
-        other_calls: after.other_calls - before.other_calls,
-        sent_bytes: after.sent_bytes - before.sent_bytes,
     }
 }
 
