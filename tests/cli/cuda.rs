@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::checkpoints::{Copy, golden, golden_prompt};
 use crate::child::{Anysplit, anysplit};
-use crate::served::{Served, greedy};
+use crate::served::{Api, Served, greedy};
 use crate::stand_ins;
 
 /// Of a GPU's memory.
@@ -73,6 +73,32 @@ fn a_model_has_the_same_bits_on_any_split_over_gpus() {
     }
 }
 
+/// Checkpoints whose weights are e4m3: with scales of blocks, of outputs, of whole matrices, and of experts' blocks.
+const FP8: [&str; 4] = ["llama_fp8", "phi3_fp8", "qwen2_fp8", "qwen3_moe_fp8"];
+
+#[test]
+fn fp8_checkpoints_have_the_same_bits_on_any_split_over_gpus() {
+    let score = "score --json";
+    if on_gpu(score).is_none() {
+        return;
+    }
+    for name in FP8 {
+        let alone = scores(there(score), name);
+        // Activations are rounded to bfloat16.
+        let on_cpu = scores(anysplit(score).args("--device cpu"), name);
+        let pairs = alone.as_array().expect("numbers").iter().zip(on_cpu.as_array().expect("numbers"));
+        let difference = |(a, b): (&Value, &Value)| Some((a.as_f64()? - b.as_f64()?).abs());
+        let differences: Vec<f64> = pairs.filter_map(difference).collect();
+        // As much as with weights in bfloat16.
+        let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+        assert!(0.0 < mean && mean < 0.06, "{name} differs by {mean} from the CPU");
+        for split in ["--tp 2", "--tp 3", "--tp 2 --pp 2", "--enforce-eager", "--max-num-batched-tokens 33"] {
+            let over_two = there(score).args(split).env("FAKE_GPUS", "2");
+            assert_eq!(scores(over_two, name), alone, "{name}, {split}");
+        }
+    }
+}
+
 /// Experts that are whole on ranks, consecutive ones and others, over each other's memory and over NVIDIA's library.
 #[test]
 fn whole_experts_have_the_bits_of_one_gpu() {
@@ -124,6 +150,17 @@ fn fast_sums_are_near_the_canonical_ones() {
     let perplexity = |command: Anysplit| command.arg(&ids).json()["perplexity"].as_f64().expect("a number");
     let (fast, canonical) = (perplexity(gpu), perplexity(there("score --json --prompt-ids")));
     assert!((fast / canonical - 1.0).abs() < 0.02, "{fast}, canonical {canonical}");
+    // Activations are rounded to e4m3 where an output has one scale.
+    let ids = (0..507).map(|i| (i * i * 7 % 112).to_string()).collect::<Vec<_>>().join(",");
+    for name in FP8 {
+        let perplexity = |flags: &str| {
+            let command = there("score --json").args(flags).arg("--prompt-ids").arg(&ids).model(golden(name));
+            command.json()["perplexity"].as_f64().expect("a number")
+        };
+        let (fast, canonical) = (perplexity("--reduction fast"), perplexity("--reduction canonical"));
+        assert!(fast != canonical, "{name}: {fast}");
+        assert!((fast / canonical - 1.0).abs() < 0.05, "{name}: {fast}, canonical {canonical}");
+    }
 }
 
 #[test]
@@ -148,6 +185,54 @@ fn a_server_on_gpus_gives_the_answers_of_generate() {
         assert_eq!(format!("{}\n", answer["choices"][0]["text"].as_str().expect("a text")), printed);
     }
     served.ends();
+}
+
+/// What a server answers to requests of different lengths at once, so that there are ever fewer.
+fn answers_of_many(served: &Api) -> Vec<Value> {
+    let answer = |i: usize| {
+        let prompt: Vec<usize> = (0..3).map(|at| 5 + (i * 37 + at * 101) % 100).collect();
+        let body = serde_json::json!({
+            "prompt": prompt, "max_tokens": 8 + i, "temperature": 0, "ignore_eos": true, "logprobs": 2
+        });
+        served.completion(&body)["choices"][0].clone()
+    };
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..16).map(|i| scope.spawn(move || answer(i))).collect();
+        asked.into_iter().map(|asked| asked.join().expect("an answer")).collect()
+    })
+}
+
+#[test]
+fn batches_of_up_to_eight_more_sequences_are_one_graph_on_any_split() {
+    if on_gpu("serve").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let serve = |model: &str, flags: &str| {
+        let limits = "serve --port 0 --max-num-seqs 16 --max-num-batched-tokens 64 --max-model-len 64";
+        there(limits).args(flags).env("FAKE_GPUS", "2").model(golden(model))
+    };
+    for (model, splits) in [
+        ("llama", ["--tp 2", "--tp 2 --sp", "--pp 2", "--tp 3"]),
+        ("qwen3_moe", ["--tp 1", "--tp 2", "--tp 2 --ep", "--pp 2"]),
+    ] {
+        let eager = Served::of(serve(model, "--enforce-eager"));
+        let expected = answers_of_many(&eager);
+        eager.ends();
+        for (i, split) in splits.into_iter().enumerate() {
+            let told = folder.path().join(format!("{model}{i}"));
+            let served = Served::of(serve(model, split).env("FAKE_TOLD", &told));
+            assert_eq!(answers_of_many(&served), expected, "{model} {split}");
+            served.ends();
+            let told = std::fs::read_to_string(told).expect("what graphs there were");
+            let [made, launched] =
+                ["made", "launched"].map(|what| told.lines().filter(|line| *line == what).count());
+            println!("{model} {split}: {made} graphs, launched {launched} times");
+            let ranks = if split == "--tp 1" { 1 } else { 2 };
+            assert!(made <= 8 * ranks, "{model} {split}: {made} graphs");
+            assert!(launched >= 10 * ranks, "{model} {split}: {launched} launches of {made} graphs");
+        }
+    }
 }
 
 #[test]

@@ -64,6 +64,10 @@ impl<D: Device, C: Collective<D> + ?Sized> Collective<D> for Box<C> {
         (**self).all_gather(dev, part, rows_of_rank)
     }
 
+    fn all_gather_alike(&self, dev: &D, part: &D::Tensor) -> Result<D::Tensor, CollectiveError> {
+        (**self).all_gather_alike(dev, part)
+    }
+
     fn all_to_all(
         &self,
         dev: &D,

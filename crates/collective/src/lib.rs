@@ -205,6 +205,17 @@ pub trait Collective<D: Device>: Group {
         part: &D::Tensor,
         rows_of_rank: &[usize],
     ) -> Result<D::Tensor, CollectiveError>;
+    /// The same of ranks that all bring as many rows, for what reads the result by the numbers of rows: [`Device::gather_rows`],
+    /// [`Device::regroup`], [`Device::download`]. It is for nothing else, so that a device may leave room between the ranks' rows.
+    ///
+    /// # Shapes
+    /// `part [t, n]` → `[ranks · t, n]`
+    ///
+    /// # Errors
+    /// A rank is missing, or has failed.
+    fn all_gather_alike(&self, dev: &D, part: &D::Tensor) -> Result<D::Tensor, CollectiveError> {
+        self.all_gather(dev, part, &vec![dev.shape(part)[0]; self.size()])
+    }
     /// Rows to every rank and from every rank: first those for (from) rank 0, then rank 1 and so on, a rank's own
     /// among them. `rows_from[r]` is what rank `r` has in its `rows_to` for this rank.
     ///

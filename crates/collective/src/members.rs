@@ -185,6 +185,10 @@ impl<D: Device> Collective<D> for Members<D> {
         self.named(self.inner.all_gather(dev, part, rows_of_rank))
     }
 
+    fn all_gather_alike(&self, dev: &D, part: &D::Tensor) -> Result<D::Tensor, CollectiveError> {
+        self.named(self.inner.all_gather_alike(dev, part))
+    }
+
     fn all_to_all(
         &self,
         dev: &D,

@@ -8,8 +8,7 @@
 namespace all_reduce {
 using namespace ranks;
 
-// A piece of a matrix of `stride` elements of which this rank has `nodes`: `count` elements from `first` on. This rank wants the
-// sums of those from `from` to `end`.
+// A piece of a matrix of `stride` elements of which this rank has `nodes`: `count` elements from `first` on.
 struct Piece {
   const float *nodes;
   u32 num_nodes;
@@ -38,9 +37,11 @@ DEVICE Number sum_of(const Call &call, const Piece &piece, const tree::Item *ite
   return tree::finish<Number>(items, num_items, take);
 }
 
-// out[i − from] = the sum of element i of the matrix, for those of the piece that are from `from` to `end`.
+// out[i − wanted[0]] = the sum of element i of the matrix, for those of the piece that are from wanted[0] to wanted[1]; without
+// `wanted` for all.
 template <class Number>
-DEVICE void one_shot(float *out, Call call, Piece piece, u64 from, u64 end, const tree::Item *items, u32 num_items) {
+DEVICE void one_shot(float *out, Call call, Piece piece, const u64 *wanted, const tree::Item *items, u32 num_items) {
+  u64 from = wanted ? wanted[0] : 0, end = wanted ? wanted[1] : piece.stride;
   if (!begin(call)) return;
   float *own = slot(call.peers, call.peers->rank, call.epoch);
   for (u64 at = own_first<Number>(); at < piece.count; at += own_step<Number>()) leave_nodes<Number>(piece, own, at);
@@ -108,9 +109,9 @@ DEVICE void gather(float *out, Call call, const float *part, const u64 *words, u
 #define REDUCTIONS(ending, Number)                                                                                     \
   KERNEL_OF(512, one_shot_##ending)                                                                                    \
   (float *out, const ranks::Peers *peers, u32 op, const float *nodes, u32 num_nodes, u64 stride, u64 first, u64 count, \
-   u64 from, u64 end, const tree::Item *items, u32 num_items) {                                                        \
+   const u64 *wanted, const tree::Item *items, u32 num_items) {                                                        \
     all_reduce::Piece piece{nodes, num_nodes, stride, first, count};                                                   \
-    all_reduce::one_shot<Number>(out, ranks::Call{peers, op, 0}, piece, from, end, items, num_items);                  \
+    all_reduce::one_shot<Number>(out, ranks::Call{peers, op, 0}, piece, wanted, items, num_items);                     \
   }                                                                                                                    \
   EXPORT(one_shot_##ending)                                                                                            \
   KERNEL_OF(512, two_shot_##ending)                                                                                    \

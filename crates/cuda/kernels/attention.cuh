@@ -157,18 +157,26 @@ DEVICE float scale_at(const Scales &scales, u32 in_tile) {
 template <Kind KIND>
 DEVICE void finish_scores(float (&s)[8][4], const Scales &scales, Range low, Range high, u32 start,
                           bool whole, Scoring how) {
+  // One thing after the other for all scores, so that a tile has two branches and not two for each of them.
   UNROLL for (u32 j = 0; j < 8; j++) UNROLL for (u32 e = 0; e < 2; e++) {
-    u32 in_tile = 8 * j + thread() % 4 * 2 + e, position = start + in_tile;
+    u32 in_tile = 8 * j + thread() % 4 * 2 + e;
     float unit = KIND == FP8 && scales.of[in_tile / KV_BLOCK] ? scale_at(scales, in_tile) : 0.0f;
     UNROLL for (u32 r = 0; r < 2; r++) {
-      float x = s[j][2 * r + e];
+      float &x = s[j][2 * r + e];
       if (KIND == FP8) x = x * FP8_UNIT * unit;
       x = x * how.scale;
-      if (how.softcap > 0.0f) x = how.softcap * hyperbolic_tangent(x / how.softcap);
-      Range seen = r ? high : low;
-      s[j][2 * r + e] = whole || (seen.first <= position && position < seen.end) ? x : lowest();
     }
   }
+  if (how.softcap > 0.0f)
+    UNROLL for (u32 j = 0; j < 8; j++) UNROLL for (u32 i = 0; i < 4; i++)
+      s[j][i] = how.softcap * hyperbolic_tangent(s[j][i] / how.softcap);
+  if (!whole)
+    UNROLL for (u32 j = 0; j < 8; j++) UNROLL for (u32 i = 0; i < 4; i++) {
+      u32 position = start + 8 * j + thread() % 4 * 2 + i % 2;
+      Range seen = i / 2 ? high : low;
+      bool is_seen = seen.first <= position && position < seen.end;
+      s[j][i] = is_seen ? s[j][i] : lowest();
+    }
 }
 
 // The largest, or the sum, over the four lanes that share a row: the same in all of them.
@@ -255,17 +263,21 @@ template <Kind KIND>
 DEVICE void weigh(float (&d)[2][4], const u32 (&p)[TILE_BLOCKS][4], const typename Lane<KIND>::Numbers (&v)[TILE_BLOCKS],
                   u32 start, bool whole, Range any, Range low, Range high) {
   UNROLL for (u32 c = 0; c < 2; c++) UNROLL for (u32 i = 0; i < 4; i++) d[c][i] = 0.0f;
+  if (whole) {
+    UNROLL for (u32 i = 0; i < TILE_BLOCKS; i++) {
+      Operands of = operands_of(v[i]);
+      UNROLL for (u32 c = 0; c < 2; c++) multiply<KIND>(d[c], p[i], of.columns[c]);
+    }
+    return;
+  }
   bool endless = false;
   UNROLL for (u32 i = 0; i < TILE_BLOCKS; i++) {
-    Operands of = operands_of(v[i]);
-    if (!whole) {
-      of = within(of, i, start, any);
-      if (KIND != FP8)
-        UNROLL for (u32 c = 0; c < 2; c++) UNROLL for (u32 h = 0; h < 2; h++) endless |= is_endless<KIND>(of.columns[c][h]);
-    }
+    Operands of = within(operands_of(v[i]), i, start, any);
+    if (KIND != FP8)
+      UNROLL for (u32 c = 0; c < 2; c++) UNROLL for (u32 h = 0; h < 2; h++) endless |= is_endless<KIND>(of.columns[c][h]);
     UNROLL for (u32 c = 0; c < 2; c++) multiply<KIND>(d[c], p[i], of.columns[c]);
   }
-  bool apart = KIND != FP8 && !whole && ballot(endless);
+  bool apart = KIND != FP8 && ballot(endless);
   for (u32 row = 0; apart && row < 16; row++) {
     Range own = row < 8 ? low : high;
     Range seen = {shuffle(own.first, row % 8 * 4), shuffle(own.end, row % 8 * 4)};

@@ -1,12 +1,18 @@
 // Attention of many rows of a sequence over caches of 8 and 16 bits: prefill.
 //
 // Limited by the tensor cores, and by shared memory, from which every operand of keys and values is read once per warp: with 32
-// rows per warp (heads of 64, but over fp8) a load of 512 bytes feeds four products, with 16 two, which is as fast as an SM reads it;
-// more rows of larger heads would not fit in registers. Should reach half of the tensor cores' rate. Exponentials cost about a
-// third of the products' time and run beside those of other warps.
+// rows per warp (heads of 64, but over fp8) a load of 512 bytes feeds four products, 128 bytes for each, with 16 two, 256 bytes: at
+// 128 bytes per clock that is 2 clocks for a product that takes Hopper's mma.sync 1.6. More rows of larger heads would not fit in registers.
+// Should reach half of the tensor cores' rate. Exponentials cost about a third of the products' time and run beside those of other
+// warps.
+//
+// Keys and values lie in the cache as lanes take them (kv.cu), 16 bytes of each of a warp's lanes in a row: one load brings as many bytes as
+// ldmatrix would, also of values, without a conflict between banks. Weights go from the registers of scores to those of the
+// left operand as they are.
 //
 // A block has 4 or 8 warps, each with 16 or 32 rows (a row is a token with one of the heads that read the KV head), and goes
-// through the positions that they see in tiles of 64. Keys of the next tile are on their way to shared memory while values meet weights,
+// through the positions that they see in tiles of 64. The next tile is on its way to shared memory while this one is worked on, and a tile has
+// one barrier. Of heads above 128 there is room for one tile: keys of the next are on their way while values meet weights,
 // values while keys meet queries. What a segment summed joins what those before it summed in `out`, where each thread finds
 // again what it wrote.
 
@@ -71,7 +77,8 @@ template <Kind KIND, u32 TILES, u32 WARPS, u32 SIXTEENS, bool EXACT>
 DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packed packed, u32 first, u32 num_heads,
                   u32 head_dim, Scoring scoring, u32 slot, u32 segments, const u32 *places, u32 first_row, u32 per_head) {
   typedef typename Lane<KIND>::Numbers Numbers;
-  constexpr u32 ROWS = WARPS * SIXTEENS * 16;
+  // Of keys and values of a tile: of larger heads there is no room for two (attention/tiles.rs).
+  constexpr u32 ROWS = WARPS * SIXTEENS * 16, BUFFERS = TILES <= 8 ? 2 : 1;
   u32 count = EXACT ? TILES : (head_dim + 15) / 16, lane = thread() % 32, warp = thread() / 32;
   from.seen = seen_by_any(packed, first, first + ROWS);
   Range here = from.seen;
@@ -91,21 +98,25 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
 
   DYNAMIC_SHARED(u8, memory);
   u32 part_bytes = count * tile_bytes<KIND>(), tile_part = TILE_BLOCKS * part_bytes;
+  u32 buffer = 2 * tile_part + (KIND == FP8 ? 256 : 0);
   u8 *keys = memory, *values = keys + tile_part, *key_scales = values + tile_part, *value_scales = key_scales + 128;
-  Vec4 *query = reinterpret_cast<Vec4 *>(KIND == FP8 ? value_scales + 128 : key_scales) + warp * SIXTEENS * count * 32 + lane;
-  auto copy_keys = [&](Blocks blocks) {
-    copy_part(keys, from, blocks, 0, part_bytes);
-    if (KIND == FP8) copy_part(key_scales, from, blocks, 2 * part_bytes, 32);
+  Vec4 *query = reinterpret_cast<Vec4 *>(memory + BUFFERS * buffer) + warp * SIXTEENS * count * 32 + lane;
+  // To the buffer that is `ahead` bytes behind the one that is read.
+  auto copy_keys = [&](Blocks blocks, int ahead) {
+    copy_part(keys + ahead, from, blocks, 0, part_bytes);
+    if (KIND == FP8) copy_part(key_scales + ahead, from, blocks, 2 * part_bytes, 32);
     copies_end();
   };
-  auto copy_values = [&](Blocks blocks) {
-    copy_part(values, from, blocks, part_bytes, part_bytes);
-    if (KIND == FP8) copy_part(value_scales, from, blocks, 2 * part_bytes + 32, 32);
+  auto copy_values = [&](Blocks blocks, int ahead) {
+    copy_part(values + ahead, from, blocks, part_bytes, part_bytes);
+    if (KIND == FP8) copy_part(value_scales + ahead, from, blocks, 2 * part_bytes + 32, 32);
     copies_end();
   };
   u32 tile = here.first / TILE, end = (here.end + TILE - 1) / TILE;
+  int ahead = int(buffer);
   Blocks blocks = blocks_of(from, tile);
-  copy_keys(blocks);
+  copy_keys(blocks, 0);
+  if (BUFFERS == 2) copy_values(blocks, 0);
 
   auto query_of = [&](PackedRow of) {
     return of.row == NONE ? nullptr : queries + u64(of.row) * cols + of.head * head_dim;
@@ -130,10 +141,15 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
   clear();
 
   for (; tile < end; tile++) {
-    copy_values(blocks);
+    if (BUFFERS == 1) copy_values(blocks, 0);
     Blocks next = blocks_of(from, tile + 1);
-    copies_wait<1>();
+    copies_wait<BUFFERS == 1 ? 1 : 0>();
+    // All have what they copied, and nobody reads the other buffer.
     sync_block();
+    if (BUFFERS == 2 && tile + 1 < end) {
+      copy_keys(next, ahead);
+      copy_values(next, ahead);
+    }
     Range in = tile_of(tile);
     bool is_active = overlap(in, any), whole = holds(all, in);
     float s[SIXTEENS][8][4] = {};
@@ -156,25 +172,33 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
       }
     u32 p[SIXTEENS][TILE_BLOCKS][4];
     float keep[SIXTEENS][2], unit[SIXTEENS][2];
-    // Scales of keys are in the memory that the next copy writes.
+    // Whether a row sees something of the tile.
+    bool takes[SIXTEENS][2];
+    UNROLL for (u32 r = 0; r < SIXTEENS; r++) UNROLL for (u32 half = 0; half < 2; half++)
+      takes[r][half] = overlap(in, seen[r][half]);
+    // With one buffer the next copy writes where scales of keys are.
     if (is_active)
       UNROLL for (u32 r = 0; r < SIXTEENS; r++)
         finish_scores<KIND>(s[r], scales_in(key_scales), seen[r][0], seen[r][1], tile * TILE, whole, scoring);
-    sync_block();
-    if (tile + 1 < end) copy_keys(next);
-    else copies_end();
+    if (BUFFERS == 1) {
+      sync_block();
+      if (tile + 1 < end) copy_keys(next, 0);
+      else copies_end();
+    }
     if (is_active)
       UNROLL for (u32 r = 0; r < SIXTEENS; r++) UNROLL for (u32 half = 0; half < 2; half++) {
         float m = sums.m[r][half], to = larger(largest_score(s[r], half), m);
         keep[r][half] = kept(m, to);
         float sum = weights(s[r], half, to);
-        if (overlap(in, seen[r][half])) {
+        if (takes[r][half]) {
           sums.m[r][half] = to;
           sums.l[r][half] = fused(sums.l[r][half], keep[r][half], sum);
         }
       }
-    copies_wait<1>();
-    sync_block();
+    if (BUFFERS == 1) {
+      copies_wait<1>();
+      sync_block();
+    }
     if (is_active) {
       UNROLL for (u32 r = 0; r < SIXTEENS; r++) {
         UNROLL for (u32 half = 0; half < 2; half++)
@@ -190,18 +214,21 @@ DEVICE void tiles(float *out, const float *queries, u32 cols, Copies from, Packe
         UNROLL for (u32 r = 0; r < SIXTEENS; r++) {
           float d[2][4];
           weigh<KIND>(d, p[r], v, tile * TILE, whole, any, seen[r][0], seen[r][1]);
-          UNROLL for (u32 c = 0; c < 2; c++) UNROLL for (u32 half = 0; half < 2; half++) {
-            if (!whole && !overlap(in, seen[r][half])) continue;
-            UNROLL for (u32 e = 0; e < 2; e++) {
-              float &o = sums.o[r][2 * i + c][2 * half + e];
-              o = fused(o, keep[r][half], d[c][2 * half + e] * unit[r][half]);
-            }
+          UNROLL for (u32 c = 0; c < 2; c++) UNROLL for (u32 half = 0; half < 2; half++) UNROLL for (u32 e = 0; e < 2; e++) {
+            float &o = sums.o[r][2 * i + c][2 * half + e], d_o = d[c][2 * half + e];
+            float next = fused(o, keep[r][half], KIND == FP8 ? d_o * unit[r][half] : d_o);
+            o = takes[r][half] ? next : o;
           }
         }
       }
     }
-    sync_block();
-    blocks = next;
+    if (BUFFERS == 1) {
+      sync_block();
+      blocks = next;
+    } else {
+      keys += ahead, values += ahead, key_scales += ahead, value_scales += ahead;
+      ahead = -ahead;
+    }
     if (tile % (SEGMENT / TILE) != SEGMENT / TILE - 1 && tile + 1 < end) continue;
 
     // The end of a segment.

@@ -49,11 +49,13 @@ KERNEL(gather_cols)(float *y, const float *x, u64 count, u32 cols, u32 width, u3
 }
 EXPORT(gather_cols)
 
-// y[row, j] = x[part_j · rows + row, col_j]; columns [cols] of (part, col)
-KERNEL(regroup)(float *y, const float *x, const u32 *columns, u64 count, u32 cols, u32 rows, u32 width) {
+// y[row, j] = x[first_j + row, col_j]; columns: the last row that is there, then (first, col) of each column
+KERNEL(regroup)(float *y, const float *x, const u32 *columns, u64 count, u32 cols, u32 width) {
+  u32 last = columns[0];
   for (u64 at = u64(block_x()) * threads() + thread(); at < count; at += u64(blocks_x()) * threads()) {
-    u64 row = at / cols, j = at % cols;
-    y[at] = x[(u64(columns[2 * j]) * rows + row) * width + columns[2 * j + 1]];
+    u64 j = at % cols;
+    u32 row = u32(at / cols) < last ? u32(at / cols) : last;
+    y[at] = x[(u64(columns[1 + 2 * j]) + row) * width + columns[2 + 2 * j]];
   }
 }
 EXPORT(regroup)

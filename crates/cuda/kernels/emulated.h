@@ -46,7 +46,7 @@ constexpr size_t STACK = 64 << 10;
 
 struct alignas(16) Sixteen { u8 bytes[16]; };
 
-// What copy_async is told, until it is waited for.
+// What copy_async is told, until it is waited for; from nowhere come zeros.
 struct Copy { void *to; const void *from; };
 
 struct Fiber {
@@ -295,6 +295,10 @@ DEVICE u16 float_to_bfloat(float x) {
   return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
 }
 DEVICE u32 two_bfloats(float low, float high) { return float_to_bfloat(low) | u32(float_to_bfloat(high)) << 16; }
+DEVICE u32 bfloats_times(u32 two, u32 others) {
+  float low = float_of(two << 16) * float_of(others << 16);
+  return two_bfloats(low, float_of(two & 0xffff0000u) * float_of(others & 0xffff0000u));
+}
 
 // What a GPU adds in an order of its own is added here exactly, almost, and rounded once.
 struct Fragments { u32 a[4], b[2]; };
@@ -358,11 +362,15 @@ DEVICE Vec2 load_ahead(const Vec2 *from) { return *from; }
 // Copies are done as late as they may be: who reads before it waits reads something else.
 DEVICE std::vector<std::vector<emulated::Copy>> &own_copies() { return emulated::block().fibers[thread()].copies; }
 DEVICE void copy_async(void *to_shared, const void *from) { own_copies().back().push_back({to_shared, from}); }
+DEVICE void copy_async_if(bool is_there, void *to_shared, const void *from) { copy_async(to_shared, is_there ? from : nullptr); }
 DEVICE void copies_end() { own_copies().emplace_back(); }
 template <int N> DEVICE void copies_wait() {
   auto &groups = own_copies();
   for (; groups.size() > N + 1; groups.erase(groups.begin()))
-    for (const emulated::Copy &copy : groups.front()) memcpy(copy.to, copy.from, 16);
+    for (const emulated::Copy &copy : groups.front()) {
+      if (copy.from) memcpy(copy.to, copy.from, 16);
+      else memset(copy.to, 0, 16);
+    }
 }
 
 DEVICE u32 atomic_add(u32 *to, u32 by) { return __atomic_fetch_add(to, by, __ATOMIC_SEQ_CST); }

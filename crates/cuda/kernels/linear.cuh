@@ -10,7 +10,8 @@
 #define LINEAR_CUH
 
 // How a program is dealt out to the warps of a block (crates/cuda/src/linear/deal.rs).
-constexpr u32 WARPS = 8, PANELS = 2, STACK = 12, AT_ONCE = 4;
+// Sums of a warp that wait for others at a time, and of a block: enough for 256 heads (plan.rs asks for no more).
+constexpr u32 WARPS = 8, PANELS = 2, WAITING = 5, NODES = 16, AT_ONCE = 4;
 struct Deal {
   // Warps that share items; nodes that they leave together.
   u32 sharing, left;
@@ -37,20 +38,10 @@ DEVICE void linear(float *y, const Operands &of, Rows rows, u32 n, const Deal *d
     panel[p] = wanted < panels ? wanted : panels - 1;
   }
 
-  float stack[STACK][PANELS][GROUPS][4];
+  float stack[WAITING][PANELS][GROUPS][4];
   u32 height = 0, slot = team * nodes_left + deal->first_left[part];
-  auto leave = [&](u32 from) {
-    EACH(p, g, i) {
-      u32 output = p * 16 + lane / 4 + i / 2 * 8, row = g * 8 + lane_pair() + i % 2;
-      left_over[slot * PLACES + row * OUTPUTS + output] = stack[from][p][g][i];
-    }
-    slot++;
-  };
   auto left_of = [&](u32 panel, u32 tile) {
-    u64 place = u64(panel) * of.tiles + tile;
-    return Format::template left<Streamed>(Tile{of.weights + place * Format::LEFT.elements,
-                                                of.weight_scales + place * Format::LEFT.scales,
-                                                of.weight_zeros + place * Format::LEFT.more});
+    return Format::template left<Streamed>(weight_tile<Format>(of, panels, panel, tile));
   };
   auto right_of = [&](u32 group, u32 tile) {
     u64 place = u64(rows.first_group + first_row / 8 + group) * of.tiles + tile;
@@ -82,14 +73,20 @@ DEVICE void linear(float *y, const Operands &of, Rows rows, u32 n, const Deal *d
       height--;
       EACH(p, g, i) d[p][g][i] = stack[height][p][g][i] + d[p][g][i];
     }
-    EACH(p, g, i) stack[height][p][g][i] = d[p][g][i];
-    height++;
-    if (item.leaves) leave(--height);
+    if (item.leaves) {
+      EACH(p, g, i) {
+        u32 output = p * 16 + lane / 4 + i / 2 * 8, row = g * 8 + lane_pair() + i % 2;
+        left_over[slot * PLACES + row * OUTPUTS + output] = d[p][g][i];
+      }
+      slot++;
+    } else {
+      EACH(p, g, i) stack[height][p][g][i] = d[p][g][i];
+      height++;
+    }
   }
-  for (u32 i = 0; i < height; i++) leave(i);
   sync_block();
 
-  auto merged = [&](float (&sums)[STACK], u32 team, u32 place) {
+  auto merged = [&](float (&sums)[NODES], u32 team, u32 place) {
     u32 count = 0;
     for (u32 i = 0; i < nodes_left; i++) {
       float sum = left_over[(team * nodes_left + i) * PLACES + place];
@@ -102,7 +99,7 @@ DEVICE void linear(float *y, const Operands &of, Rows rows, u32 n, const Deal *d
     u32 team = at / PLACES, place = at % PLACES, row = first_row + place / OUTPUTS, inner = place % OUTPUTS;
     u32 output = (block_x() * teams + team) * (gate ? 16 : OUTPUTS) + inner, outputs = gate ? n / 2 : n;
     if (row >= rows.count || output >= outputs || (gate && inner >= 16)) continue;
-    float sums[STACK];
+    float sums[NODES];
     u32 count = merged(sums, team, place);
     float *to = y + u64(rows.first + row) * outputs + output;
     if (gate) {

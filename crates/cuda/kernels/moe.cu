@@ -32,9 +32,9 @@ struct Step { u32 pair, merges; };
 } // namespace moe
 
 // Softmax, the `top_k` largest, ties to the lower id. A block of one warp per token. logits [tokens, experts] → ids and
-// weights [tokens, top_k], by ascending id.
+// weights [tokens, top_k], by ascending id. Tokens that are not there choose nobody.
 KERNEL_OF(32, moe_route)
-(u32 *ids, float *weights, const float *logits, u32 experts, u32 top_k, u32 is_normalized) {
+(u32 *ids, float *weights, const float *logits, const u32 *tokens, u32 experts, u32 top_k, u32 is_normalized) {
   using namespace moe;
   DYNAMIC_SHARED(float, p);
   float *found = p + experts;
@@ -43,6 +43,10 @@ KERNEL_OF(32, moe_route)
   logits += token * experts;
   ids += token * top_k;
   weights += token * top_k;
+  if (token >= *tokens) {
+    for (u32 i = lane; i < top_k; i += 32) ids[i] = NOBODY;
+    return;
+  }
 
   float max = float_of(0xff800000u);
   for (u32 e = lane; e < experts; e += 32) max = larger(max, logits[e]);

@@ -29,7 +29,6 @@ use crate::{attention, kv, rows};
 pub struct CudaDevice {
     pub(crate) queue: Queue,
     pub(crate) trees: Trees,
-    reduction: Reduction,
     fast: Option<Fast>,
     panel_tree: OfProgram<PanelTree>,
     heights: OfProgram<Heights>,
@@ -46,11 +45,10 @@ impl CudaDevice {
 
     /// A device of what a driver drives. What it says of the time of parts is the host's: when they were asked for and waited for.
     pub fn with(driver: Box<dyn Driver>, reduction: Reduction) -> Self {
-        let queue = Queue(Memory::new(driver));
+        let queue = Queue(Memory::new(driver, reduction));
         CudaDevice {
             fast: (reduction == Reduction::Fast).then(|| Fast::new(&queue)),
             queue,
-            reduction,
             trees: Trees::default(),
             panel_tree: OfProgram::default(),
             heights: OfProgram::default(),
@@ -69,7 +67,7 @@ impl CudaDevice {
 
     /// What it promises about the order of its sums.
     pub fn reduction(&self) -> Reduction {
-        self.reduction
+        self.queue.0.reduction
     }
 
     /// An operation of this name in [`Device`].
@@ -110,9 +108,7 @@ impl Device for CudaDevice {
 
     fn upload(&self, data: &[f32], rows: usize, cols: usize) -> CudaTensor {
         assert_eq!(data.len(), rows * cols, "upload of [{rows}, {cols}]");
-        let x = self.queue.tensor(rows, cols);
-        self.queue.write(x.at(), &data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
-        x
+        self.queue.matrix(data, rows, cols)
     }
 
     fn alloc(&self, rows: usize, cols: usize) -> CudaTensor {
@@ -124,7 +120,7 @@ impl Device for CudaDevice {
     }
 
     fn download(&self, x: &CudaTensor) -> Result<Vec<f32>, DeviceError> {
-        self.queue.read(x.at(), x.len()).map_err(|fault| self.error(fault))
+        self.queue.read_matrix(x).map_err(|fault| self.error(fault))
     }
 
     fn shape(&self, x: &CudaTensor) -> [usize; 2] {
@@ -178,9 +174,7 @@ impl Device for CudaDevice {
     }
 
     fn gather_rows(&self, x: &CudaTensor, rows: &[u32]) -> CudaTensor {
-        self.makes("gather_rows", |queue| {
-            rows::gather_rows(queue, x, rows, self.lists.borrow().list(queue, rows).at)
-        })
+        self.makes("gather_rows", |queue| rows::gather_rows(queue, x, rows, &self.lists.borrow()))
     }
 
     fn gather_cols(&self, x: &CudaTensor, cols: Range<usize>) -> CudaTensor {
@@ -295,7 +289,7 @@ impl Device for CudaDevice {
     }
 
     fn route(&self, logits: &CudaTensor, spec: RouterSpec) -> CudaRouting {
-        self.op("route", |queue| moe::route(queue, logits, spec))
+        self.op("route", |queue| moe::route(queue, logits, spec, &self.lists.borrow()))
     }
 
     fn routing_to_host(&self, routing: &CudaRouting) -> Result<Vec<Vec<(u32, f32)>>, DeviceError> {
@@ -415,7 +409,8 @@ impl Device for CudaDevice {
     }
 
     fn memory(&self) -> DeviceMemory {
-        let free = self.queue.0.driver.free_bytes();
-        DeviceMemory { activations: self.queue.0.most() as u64, scratch: 0, free }
+        let driver = &self.queue.0.driver;
+        let (activations, scratch) = (self.queue.0.most() as u64, driver.graph_bytes());
+        DeviceMemory { activations, scratch, free: driver.free_bytes() }
     }
 }

@@ -143,6 +143,10 @@ pub trait Driver {
     fn multiprocessors(&self) -> usize;
     /// The most bytes of shared memory that a block can have.
     fn shared_bytes(&self) -> usize;
+    /// Whether its tensor cores multiply e4m3.
+    fn multiplies_fp8(&self) -> bool {
+        false
+    }
     /// Waits for all work.
     ///
     /// # Errors
@@ -157,6 +161,10 @@ pub trait Driver {
     /// Bytes of its memory that nobody has; `None` where nobody counts.
     fn free_bytes(&self) -> Option<u64> {
         None
+    }
+    /// Bytes of its memory that work takes which is replayed.
+    fn graph_bytes(&self) -> u64 {
+        0
     }
     /// New memory of unspecified content. Its address is a multiple of 256.
     ///

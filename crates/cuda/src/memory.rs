@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::driver::{Address, Driver, Fault};
+use crate::reduction::Reduction;
 use crate::watch;
 
 /// Sizes are rounded up to one of these per power of two.
@@ -16,6 +17,7 @@ const LEAST: usize = 256;
 /// The memory of one device.
 pub(crate) struct Memory {
     pub driver: Box<dyn Driver>,
+    pub reduction: Reduction,
     pub watch: watch::Watch,
     /// What nobody uses, by size.
     free: RefCell<BTreeMap<usize, BTreeSet<Address>>>,
@@ -54,9 +56,10 @@ pub(crate) fn in_words(bytes: usize) -> String {
 }
 
 impl Memory {
-    pub fn new(driver: Box<dyn Driver>) -> Rc<Self> {
+    pub fn new(driver: Box<dyn Driver>, reduction: Reduction) -> Rc<Self> {
         Rc::new(Memory {
             driver,
+            reduction,
             watch: watch::Watch::new(),
             free: RefCell::default(),
             in_use: Cell::new(0),

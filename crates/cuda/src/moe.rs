@@ -7,6 +7,7 @@ use tensor::{Program, RouterSpec};
 use crate::driver::{Arguments, Fault, Grid, Kernel};
 use crate::memory::Block;
 use crate::of_program::OfProgram;
+use crate::step::KnownLists;
 use crate::tensor::{CudaTensor, Queue};
 
 /// The id in a place of a routing that its token does not use; as `kernels/moe.cu` has it.
@@ -25,6 +26,8 @@ const fn kernel(name: &'static str) -> Kernel {
 /// Chosen experts per token, by ascending id, and their weights. Places that a token does not use are at its end.
 pub struct CudaRouting {
     tokens: usize,
+    /// As many as kernels work on. Those that are not there choose nobody.
+    filled: usize,
     experts: usize,
     /// Places per token.
     places: usize,
@@ -46,12 +49,15 @@ enum Chosen {
 /// The (token, expert) pairs of a range of experts, by expert, then by token.
 pub struct CudaAssignment {
     pub(crate) tokens: usize,
+    filled_tokens: usize,
     /// Of the range.
     pub(crate) experts: usize,
     /// Of each token, in the routing.
     places: usize,
     /// How many there are, or rows for as many as there could be.
     pub(crate) pairs: usize,
+    /// As many rows as kernels have room for.
+    pub(crate) filled_pairs: usize,
     /// The first pair of each expert, and the number of pairs: `[experts + 1]`
     pub(crate) offsets: Block,
     /// `[pairs]`
@@ -79,27 +85,34 @@ impl Heights {
 }
 
 impl CudaRouting {
-    /// Pairs of a range of experts, if the host knows how many there are.
-    fn pairs(&self, experts: &Range<usize>) -> Option<usize> {
+    /// Pairs of a range of experts, if the host knows how many there are, and the rows for them.
+    fn pairs(&self, queue: &Queue, experts: &Range<usize>) -> Option<(usize, usize)> {
+        let each = |places: usize| Some((self.tokens * places, self.filled * places));
         match &self.chosen {
-            Chosen::Counts(counts) => Some(counts[experts.clone()].iter().sum()),
-            Chosen::All if experts.len() == self.experts => Some(self.tokens * self.places),
-            Chosen::All if self.places == self.experts => Some(self.tokens * experts.len()),
-            Chosen::All => (self.tokens * experts.len() == 0).then_some(0),
+            Chosen::Counts(counts) => {
+                let pairs = counts[experts.clone()].iter().sum();
+                Some((pairs, queue.filled_up(pairs)))
+            }
+            Chosen::All if experts.len() == self.experts => each(self.places),
+            Chosen::All if self.places == self.experts => each(experts.len()),
+            Chosen::All => (self.tokens * experts.len() == 0).then_some((0, 0)),
         }
     }
 }
 
 /// Chooses experts of each token.
-pub(crate) fn route(queue: &Queue, logits: &CudaTensor, spec: RouterSpec) -> CudaRouting {
-    let (tokens, experts, places) = (logits.rows, logits.cols, spec.top_k);
+pub(crate) fn route(queue: &Queue, logits: &CudaTensor, spec: RouterSpec, known: &KnownLists) -> CudaRouting {
+    let (tokens, filled) = (logits.rows, logits.filled_rows());
+    let (experts, places) = (logits.cols, spec.top_k);
     assert!(places <= experts, "{places} of {experts} experts");
-    let [ids, weights] = [0, 1].map(|_| queue.block(4 * tokens * places));
+    let [ids, weights] = [0, 1].map(|_| queue.block(4 * filled * places));
+    let count = known.count(queue, tokens);
     let arguments = Arguments::new().address(ids.at).address(weights.at).address(logits.at());
-    let arguments = arguments.count(experts).count(places).count(usize::from(spec.normalize));
-    let grid = Grid::flat(tokens, 32).with_shared(4 * (experts + places));
+    let arguments =
+        arguments.address(count.at).count(experts).count(places).count(usize::from(spec.normalize));
+    let grid = Grid::flat(filled, 32).with_shared(4 * (experts + places));
     queue.launch(kernel("moe_route"), grid, arguments);
-    CudaRouting { tokens, experts, places, ids, weights, chosen: Chosen::All }
+    CudaRouting { tokens, filled, experts, places, ids, weights, chosen: Chosen::All }
 }
 
 /// What each token chose: (expert, weight).
@@ -120,13 +133,14 @@ pub(crate) fn count_choices(queue: &Queue, routing: &CudaRouting, counts: &CudaT
     assert_eq!([counts.rows, counts.cols], [1, routing.experts], "count_choices: a count per expert");
     let arguments = Arguments::new().address(counts.at()).address(routing.ids.at);
     let grid = Grid::flat(routing.experts, THREADS);
-    queue.launch(kernel("moe_count"), grid, arguments.count(routing.tokens * routing.places));
+    queue.launch(kernel("moe_count"), grid, arguments.count(routing.filled * routing.places));
 }
 
 /// A routing of choices that were made elsewhere.
 pub(crate) fn routing_from_host(queue: &Queue, choices: &[Vec<(u32, f32)>], experts: usize) -> CudaRouting {
     let (tokens, places) = (choices.len(), choices.iter().map(Vec::len).max().unwrap_or(0));
-    let (mut ids, mut weights) = (vec![NOBODY; tokens * places], vec![0; tokens * places]);
+    let filled = queue.filled_up(tokens);
+    let (mut ids, mut weights) = (vec![NOBODY; filled * places], vec![0; filled * places]);
     let mut counts = vec![0; experts];
     for (token, chosen) in choices.iter().enumerate() {
         assert!(chosen.is_sorted_by(|a, b| a.0 < b.0), "choices ascend: {chosen:?}");
@@ -138,7 +152,7 @@ pub(crate) fn routing_from_host(queue: &Queue, choices: &[Vec<(u32, f32)>], expe
         }
     }
     let (ids, weights) = (queue.numbers(ids), queue.numbers(weights));
-    CudaRouting { tokens, experts, places, ids, weights, chosen: Chosen::Counts(counts) }
+    CudaRouting { tokens, filled, experts, places, ids, weights, chosen: Chosen::Counts(counts) }
 }
 
 /// Sorts the pairs of `experts` by expert, then by token.
@@ -148,28 +162,30 @@ pub(crate) fn routing_from_host(queue: &Queue, choices: &[Vec<(u32, f32)>], expe
 /// so that nothing is waited for. That is as much memory as a rank needs that has all experts.
 pub(crate) fn assign(queue: &Queue, routing: &CudaRouting, experts: Range<usize>) -> CudaAssignment {
     assert!(experts.end <= routing.experts, "experts {experts:?} of {}", routing.experts);
-    let (tokens, places) = (routing.tokens, routing.places);
-    let most = tokens * places.min(experts.len());
+    let (tokens, filled, places) = (routing.tokens, routing.filled, routing.places);
+    let [most, most_filled] = [tokens, filled].map(|tokens| tokens * places.min(experts.len()));
     let offsets = match experts.len() {
         // No block is there to write it.
         0 => queue.numbers([0]),
         len => queue.block(4 * (len + 1)),
     };
-    let [pair_token, pair_weight] = [0, 1].map(|_| queue.block(4 * most));
-    let (choices, choices_of_token) = (queue.block(8 * tokens * places), queue.block(4 * tokens));
+    let [pair_token, pair_weight] = [0, 1].map(|_| queue.block(4 * most_filled));
+    let (choices, choices_of_token) = (queue.block(8 * filled * places), queue.block(4 * filled));
     let arguments = Arguments::new().address(offsets.at).address(pair_token.at).address(pair_weight.at);
     let arguments = arguments.address(choices.at).address(choices_of_token.at);
-    let arguments = arguments.address(routing.ids.at).address(routing.weights.at).count(tokens).count(places);
-    let threads = tokens.next_multiple_of(32).clamp(32, MOST_THREADS);
+    let arguments = arguments.address(routing.ids.at).address(routing.weights.at).count(filled).count(places);
+    let threads = filled.next_multiple_of(32).clamp(32, MOST_THREADS);
     let arguments = arguments.count(experts.start).count(experts.len());
     queue.launch(kernel("moe_assign"), Grid::flat(experts.len(), threads), arguments);
-    let pairs = routing.pairs(&experts).unwrap_or(most);
+    let (pairs, filled_pairs) = routing.pairs(queue, &experts).unwrap_or((most, most_filled));
     let experts = experts.len();
     CudaAssignment {
         tokens,
+        filled_tokens: filled,
         experts,
         places,
         pairs,
+        filled_pairs,
         offsets,
         pair_token,
         pair_weight,
@@ -186,19 +202,19 @@ pub(crate) fn combine(
     assignment: &CudaAssignment,
     program: &Program,
 ) -> CudaTensor {
-    let &CudaAssignment { tokens, experts, places, .. } = assignment;
+    let &CudaAssignment { filled_tokens, experts, places, .. } = assignment;
     assert_eq!(y.rows, assignment.pairs, "combine: one row per pair");
     assert_eq!(program.inputs.len(), experts, "combine: one item per expert");
     let nodes = program.num_nodes();
-    let out = queue.tensor(nodes * tokens, y.cols);
+    let out = queue.tensor_of(nodes, assignment.tokens, filled_tokens, y.cols);
     let heights = heights.get(queue, program, || Heights::new(queue, program));
     let arguments = Arguments::new().address(out.at()).address(y.at()).address(assignment.pair_weight.at);
     let arguments = arguments.address(assignment.choices.at).address(assignment.choices_of_token.at);
-    let arguments = arguments.address(heights.0.at).count(tokens).count(places).count(experts);
+    let arguments = arguments.address(heights.0.at).count(filled_tokens).count(places).count(experts);
     let most_parts = y.cols.div_ceil(THREADS);
     let blocks = 8 * queue.0.driver.multiprocessors();
-    let parts = if nodes > 0 { blocks.div_ceil(tokens.max(1)).min(most_parts) } else { 0 };
-    let grid = Grid::plane(tokens, parts, THREADS).with_shared(12 * places);
+    let parts = if nodes > 0 { blocks.div_ceil(filled_tokens.max(1)).min(most_parts) } else { 0 };
+    let grid = Grid::plane(filled_tokens, parts, THREADS).with_shared(12 * places);
     queue.launch(kernel("moe_combine"), grid, arguments.count(nodes).count(y.cols).count(parts * THREADS));
     out
 }

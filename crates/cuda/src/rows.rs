@@ -7,8 +7,8 @@ use tensor::{Activation, HeadSpan, NormKind, NormSpec, RopeSpec, RowNorm};
 
 use crate::driver::{Address, Arguments, Grid, Kernel};
 use crate::memory::Block;
-use crate::step::CudaStep;
-use crate::tensor::{CudaTensor, Queue, filled_up};
+use crate::step::{CudaStep, KnownLists};
+use crate::tensor::{CudaTensor, Queue};
 
 const fn elements(name: &'static str) -> Kernel {
     Kernel { file: "elements", name }
@@ -46,7 +46,7 @@ pub(crate) fn add_norm(
     post: Option<RowNorm<'_, CudaTensor>>,
     norm: RowNorm<'_, CudaTensor>,
 ) -> CudaTensor {
-    let out = queue.tensor(x.rows, x.cols);
+    let out = queue.tensor_like(x, x.cols);
     assert!(y.is_none_or(|y| [y.rows, y.cols] == [x.rows, x.cols]), "add_norm: shapes of x and y");
     let arguments = Arguments::new().address(x.at()).address(y.map_or(0, CudaTensor::at)).address(out.at());
     let arguments = norm_of(arguments.count(x.cols), Some(norm), x.cols);
@@ -105,8 +105,9 @@ impl Frequencies {
 
 /// For the rows of a step.
 pub(crate) fn rope_table(queue: &Queue, known: &Frequencies, step: &CudaStep, rope: &RopeSpec) -> CudaTensor {
-    let (rows, pairs) = (filled_up(step.rows), rope.inv_freq.len());
+    let pairs = rope.inv_freq.len();
     let table = queue.tensor(step.rows, 2 * pairs);
+    let rows = table.filled_rows();
     let frequencies = known.address(queue, &rope.inv_freq);
     let arguments = Arguments::new()
         .address(table.at())
@@ -138,7 +139,7 @@ pub(crate) fn number_of(activation: Activation) -> usize {
 
 pub(crate) fn gated(queue: &Queue, x: &CudaTensor, activation: Activation) -> CudaTensor {
     assert_eq!(x.cols % 2, 0, "gated: an even number of columns");
-    let y = queue.tensor(x.rows, x.cols / 2);
+    let y = queue.tensor_like(x, x.cols / 2);
     let arguments = Arguments::new().address(y.at()).address(x.at()).long(y.filled_len()).count(y.cols);
     queue.launch(
         elements("gated"),
@@ -170,11 +171,15 @@ pub(crate) fn softcap(queue: &Queue, x: &CudaTensor, cap: f32) {
     queue.launch(elements("softcap"), queue.over_elements(x.filled_len()), arguments);
 }
 
-/// `rows` lie at `at` on the GPU, filled up with zeros.
-pub(crate) fn gather_rows(queue: &Queue, x: &CudaTensor, rows: &[u32], at: Address) -> CudaTensor {
+/// `known` has some lists of rows.
+pub(crate) fn gather_rows(queue: &Queue, x: &CudaTensor, rows: &[u32], known: &KnownLists) -> CudaTensor {
     assert!(rows.iter().all(|&row| (row as usize) < x.rows), "gather_rows: a row beyond the last");
     let y = queue.tensor(rows.len(), x.cols);
-    let arguments = Arguments::new().address(y.at()).address(x.at()).address(at);
+    let list = match x.parts() {
+        1 => known.list(queue, rows),
+        _ => known.list(queue, &rows.iter().map(|&row| x.place_of(row as usize) as u32).collect::<Vec<_>>()),
+    };
+    let arguments = Arguments::new().address(y.at()).address(x.at()).address(list.at);
     let arguments = arguments.long(y.filled_len()).count(x.cols);
     queue.launch(elements("gather_rows"), queue.over_elements(y.filled_len()), arguments);
     y
@@ -182,7 +187,7 @@ pub(crate) fn gather_rows(queue: &Queue, x: &CudaTensor, rows: &[u32], at: Addre
 
 pub(crate) fn gather_cols(queue: &Queue, x: &CudaTensor, cols: Range<usize>) -> CudaTensor {
     assert!(cols.end <= x.cols, "gather_cols: a column beyond the last");
-    let y = queue.tensor(x.rows, cols.len());
+    let y = queue.tensor_like(x, cols.len());
     let arguments = Arguments::new().address(y.at()).address(x.at()).long(y.filled_len());
     let arguments = arguments.count(cols.len()).count(x.cols).count(cols.start);
     queue.launch(elements("gather_cols"), queue.over_elements(y.filled_len()), arguments);
@@ -191,9 +196,12 @@ pub(crate) fn gather_cols(queue: &Queue, x: &CudaTensor, cols: Range<usize>) -> 
 
 pub(crate) fn regroup(queue: &Queue, x: &CudaTensor, rows: usize, columns: &[(u32, u32)]) -> CudaTensor {
     let y = queue.tensor(rows, columns.len());
-    let columns = queue.numbers(columns.iter().flat_map(|&(part, col)| [part, col]));
-    let arguments = Arguments::new().address(y.at()).address(x.at()).address(columns.at).long(y.len());
-    let arguments = arguments.count(y.cols).count(rows).count(x.cols);
-    queue.launch(elements("regroup"), queue.over_elements(y.len()), arguments);
+    let first_row = |part: u32| x.place_of(part as usize * rows) as u32;
+    let columns = columns.iter().flat_map(|&(part, col)| [first_row(part), col]);
+    // Rows that are not there are the last one: what is behind it may be beyond x's memory.
+    let columns = queue.numbers([rows.saturating_sub(1) as u32].into_iter().chain(columns));
+    let arguments = Arguments::new().address(y.at()).address(x.at()).address(columns.at).long(y.filled_len());
+    let arguments = arguments.count(y.cols).count(x.cols);
+    queue.launch(elements("regroup"), queue.over_elements(y.filled_len()), arguments);
     y
 }

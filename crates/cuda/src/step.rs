@@ -7,7 +7,7 @@ use tensor::{KV_BLOCK, SEGMENT, SequenceSpan, StepMeta};
 
 use crate::driver::Address;
 use crate::memory::Block;
-use crate::tensor::{Queue, filled_up};
+use crate::tensor::Queue;
 
 /// A sequence with at most so many rows is one whose segments are worked on side by side.
 const SHORT_ROWS: usize = 8;
@@ -17,7 +17,7 @@ const MOST_ROWS: usize = 128;
 const NONE: u32 = u32::MAX;
 
 /// A step's positions and block tables. All goes to the GPU at once. Rows and short sequences are filled up to as many as
-/// [`filled_up`] says; what is not there has u32::MAX where its block table or number would be.
+/// [`Queue::filled_up`] says; what is not there has u32::MAX where its block table or number would be.
 pub struct CudaStep {
     /// All that follows, one behind the other.
     _block: Rc<Block>,
@@ -43,6 +43,8 @@ pub struct CudaStep {
 #[derive(Default)]
 pub(crate) struct KnownLists {
     lists: Vec<(Vec<u32>, Address)>,
+    /// How many rows there are, and where that lies.
+    rows: Option<(usize, Address)>,
     /// Where they lie.
     block: Option<Rc<Block>>,
 }
@@ -58,9 +60,20 @@ impl KnownLists {
         if let Some((_, at)) = self.lists.iter().find(|(list, _)| list == numbers) {
             return List { at: *at, _own: None };
         }
-        let more = filled_up(numbers.len()) - numbers.len();
+        let more = queue.filled_up(numbers.len()) - numbers.len();
         let own = queue.numbers(numbers.iter().copied().chain(repeat_n(0, more)));
         List { at: own.at, _own: Some(own) }
+    }
+
+    /// A number of rows, for kernels that work on rows that are not there too.
+    pub fn count(&self, queue: &Queue, rows: usize) -> List {
+        match self.rows {
+            Some((known, at)) if known == rows => List { at, _own: None },
+            _ => {
+                let own = queue.numbers([number(rows)]);
+                List { at: own.at, _own: Some(own) }
+            }
+        }
     }
 }
 
@@ -88,13 +101,17 @@ impl Numbers {
     }
 }
 
+fn number(x: usize) -> u32 {
+    u32::try_from(x).expect("rows, positions and tables have fewer than 2^32")
+}
+
 impl CudaStep {
     /// Of what the step before left in `known` nothing is needed any more.
     pub(crate) fn new(queue: &Queue, meta: &StepMeta, known: &mut KnownLists) -> Self {
         *known = KnownLists::default();
         let sequences: Vec<SequenceSpan> =
             meta.sequences.iter().filter(|sequence| !sequence.rows.is_empty()).cloned().collect();
-        let number = |x: usize| u32::try_from(x).expect("rows, positions and tables have fewer than 2^32");
+        let filled_up = |rows: usize| queue.filled_up(rows);
         let mut numbers = Numbers::default();
         let lengths = sequences.iter().map(|sequence| sequence.block_table.len());
         let ends = lengths.scan(0, |end, length| {
@@ -103,6 +120,7 @@ impl CudaStep {
         });
         let tables: Vec<usize> = std::iter::once(0).chain(ends).collect();
         let of_rows = sequences.iter().zip(&tables);
+        let rows = numbers.put([number(meta.num_rows())]);
         let more = filled_up(meta.num_rows()) - meta.num_rows();
         let positions = numbers.put(meta.positions().into_iter().chain(repeat_n(0, more)));
         let table_of_row = numbers.put(
@@ -139,6 +157,7 @@ impl CudaStep {
         numbers.0.resize(numbers.0.len().next_power_of_two(), 0);
         let block = Rc::new(queue.numbers(numbers.0));
         let at = |index: usize| block.at + 4 * index as u64;
+        known.rows = Some((meta.num_rows(), at(rows)));
         known.lists = lists.map(|(list, place)| (list.clone(), at(place))).into();
         known.block = Some(block.clone());
         let group =

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 /// once.
 pub(crate) struct StepGraphs<G> {
     known: HashMap<u128, Known<G>>,
+    /// Graphs of lists that are known no more. They may still be under way.
+    left: Vec<G>,
     /// Lists so far.
     clock: u64,
     most: usize,
@@ -41,7 +43,7 @@ impl<G> StepGraphs<G> {
     /// For at most so many lists, of which those that came last are known.
     pub fn new(most: usize, least_work: usize) -> Self {
         assert!(most > 0, "one list at least is known");
-        StepGraphs { known: HashMap::new(), clock: 0, most, least_work }
+        StepGraphs { known: HashMap::new(), left: Vec::new(), clock: 0, most, least_work }
     }
 
     /// How a list of so many pieces is to run.
@@ -70,10 +72,27 @@ impl<G> StepGraphs<G> {
         self.known.insert(list, Known { last: self.clock, state });
     }
 
+    /// Drops the graphs that made room for others, of which none is under way any more.
+    pub fn drop_left(&mut self) {
+        self.left.clear();
+    }
+
+    /// All graphs that there are.
+    pub fn all(&self) -> impl Iterator<Item = &G> {
+        let kept = self.known.values().filter_map(|known| match &known.state {
+            State::Graph(graph) => Some(graph),
+            State::Seen | State::Unfit => None,
+        });
+        kept.chain(&self.left)
+    }
+
     fn make_room(&mut self) {
         if self.known.len() >= self.most {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.last).map(|(list, _)| *list);
-            oldest.map(|list| self.known.remove(&list));
+            let oldest = oldest.and_then(|list| self.known.remove(&list));
+            if let Some(Known { state: State::Graph(graph), .. }) = oldest {
+                self.left.push(graph);
+            }
         }
     }
 }
@@ -124,8 +143,13 @@ mod tests {
         let ways = [1, 1, 2, 1, 3, 1, 2].map(|list| run(&mut graphs, list));
         // 2 made room for 3, and not 1, which came between.
         assert_eq!(ways, ["eager", "capture", "eager", "replay", "eager", "replay", "eager"]);
+        assert_eq!(graphs.all().count(), 1);
         // Any number of lists that come once leave no more behind than that.
         (10..1000).for_each(|list| assert_eq!(run(&mut graphs, list), "eager"));
         assert_eq!(graphs.known.len(), 2);
+        // That of 1 stays until somebody knows that it is not under way.
+        assert_eq!(graphs.all().collect::<Vec<_>>(), [&1]);
+        graphs.drop_left();
+        assert_eq!(graphs.all().count(), 0);
     }
 }

@@ -4,18 +4,18 @@ use std::rc::Rc;
 
 use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel};
 use crate::memory::{Block, Memory};
+use crate::reduction::Reduction;
 
-/// As many rows as kernels work on where there are so many. Tensor cores take eight at a time; and steps with a few rows more or
-/// fewer have the same launches, so that one graph serves them. What is computed of rows that are not there, nobody reads.
-pub(crate) fn filled_up(rows: usize) -> usize {
-    if rows > 1 { rows.next_multiple_of(8) } else { rows }
-}
-
-/// A row-major matrix of f32, with memory for as many rows as [`filled_up`] says.
+/// A row-major matrix of f32, with memory for as many rows as [`Queue::filled_up`] says. It may be several that lie one behind the
+/// other, as nodes of a tree do: then each is filled up for itself.
 pub struct CudaTensor {
     block: Block,
+    /// Of all parts, as its shape says.
     pub(crate) rows: usize,
     pub(crate) cols: usize,
+    parts: usize,
+    /// Rows from one part to the next.
+    part_rows: usize,
 }
 
 impl CudaTensor {
@@ -30,10 +30,33 @@ impl CudaTensor {
 
     /// As many rows as kernels work on.
     pub(crate) fn filled_rows(&self) -> usize {
-        filled_up(self.rows)
+        self.parts * self.part_rows
     }
 
-    /// Number of elements of those.
+    /// How many matrices lie one behind the other.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts
+    }
+
+    /// Rows of each, filled up.
+    pub(crate) fn part_rows(&self) -> usize {
+        self.part_rows
+    }
+
+    /// Number of elements of each, filled up.
+    pub(crate) fn part_len(&self) -> usize {
+        self.part_rows * self.cols
+    }
+
+    /// In which row of memory a row is.
+    pub(crate) fn place_of(&self, row: usize) -> usize {
+        match self.rows / self.parts.max(1) {
+            0 => 0,
+            rows => row / rows * self.part_rows + row % rows,
+        }
+    }
+
+    /// Number of elements of all rows that kernels work on.
     pub(crate) fn filled_len(&self) -> usize {
         self.filled_rows() * self.cols
     }
@@ -54,13 +77,58 @@ pub(crate) struct Queue(pub Rc<Memory>);
 const THREADS: usize = 256;
 
 impl Queue {
-    pub fn tensor(&self, rows: usize, cols: usize) -> CudaTensor {
-        CudaTensor { block: self.0.block(4 * filled_up(rows) * cols), rows, cols }
+    /// As many rows as kernels work on where there are so many: steps with a few rows more or fewer have the same launches, so that
+    /// one graph serves them. Tensor cores take eight at a time; where sums may have any order, there are kernels for 2 and 4 too.
+    /// What is computed of rows that are not there, nobody reads.
+    pub fn filled_up(&self, rows: usize) -> usize {
+        match rows {
+            0 | 1 => rows,
+            2..=4 if self.0.reduction == Reduction::Fast => rows.next_power_of_two(),
+            _ => rows.next_multiple_of(8),
+        }
     }
 
-    /// The same with room for so many elements at least.
-    pub fn tensor_with_room(&self, rows: usize, cols: usize, room: usize) -> CudaTensor {
-        CudaTensor { block: self.0.block(4 * room.max(filled_up(rows) * cols)), rows, cols }
+    pub fn tensor(&self, rows: usize, cols: usize) -> CudaTensor {
+        self.tensor_of(1, rows, self.filled_up(rows), cols)
+    }
+
+    /// A matrix of several parts with so many rows each, filled up to `part_rows`.
+    pub fn tensor_of(&self, parts: usize, rows: usize, part_rows: usize, cols: usize) -> CudaTensor {
+        assert!(rows <= part_rows, "{rows} rows are filled up to {part_rows}");
+        CudaTensor {
+            block: self.0.block(4 * parts * part_rows * cols),
+            rows: parts * rows,
+            cols,
+            parts,
+            part_rows,
+        }
+    }
+
+    /// A matrix with a row for each of x's.
+    pub fn tensor_like(&self, x: &CudaTensor, cols: usize) -> CudaTensor {
+        self.tensor_of(x.parts, x.rows / x.parts.max(1), x.part_rows, cols)
+    }
+
+    /// One with room for so many elements at least.
+    pub fn tensor_with_room(&self, rows: usize, part_rows: usize, cols: usize, room: usize) -> CudaTensor {
+        let block = self.0.block(4 * room.max(part_rows * cols));
+        CudaTensor { block, rows, cols, parts: 1, part_rows }
+    }
+
+    /// The same in so many parts of `rows` each, as kernels leave nodes of a tree.
+    pub fn in_parts(&self, x: CudaTensor, parts: usize, rows: usize) -> CudaTensor {
+        assert_eq!(x.rows, parts * rows, "rows of {parts} parts");
+        if x.parts == parts {
+            return x;
+        }
+        assert_eq!(x.parts, 1, "what has parts has these");
+        let y = self.tensor_of(parts, rows, self.filled_up(rows), x.cols);
+        for part in 0..parts {
+            let at = |x: &CudaTensor, row: usize| x.at() + 4 * (row * x.cols) as u64;
+            let copied = self.copy(at(&x, part * rows), at(&y, part * y.part_rows), 4 * rows * x.cols);
+            self.0.note(copied);
+        }
+        y
     }
 
     /// Memory of `bytes`.
@@ -78,6 +146,34 @@ impl Queue {
         let block = self.0.block(bytes.len());
         self.write(block.at, bytes);
         block
+    }
+
+    /// A matrix of the host, filled up with zeros.
+    pub fn matrix(&self, data: &[f32], rows: usize, cols: usize) -> CudaTensor {
+        let x = self.tensor(rows, cols);
+        let mut bytes = Vec::with_capacity(4 * x.filled_len());
+        data.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+        bytes.resize(4 * x.filled_len(), 0);
+        self.write(x.at(), &bytes);
+        x
+    }
+
+    /// What a matrix is, behind all work.
+    ///
+    /// # Errors
+    /// Whatever went wrong since the last call.
+    pub fn read_matrix(&self, x: &CudaTensor) -> Result<Vec<f32>, Fault> {
+        let (rows, parts) = (x.rows / x.parts.max(1), x.parts);
+        if parts <= 1 || rows == x.part_rows || x.len() == 0 {
+            return self.read(x.at(), x.len());
+        }
+        let mut all = self.read(x.at(), (parts - 1) * x.part_len() + rows * x.cols)?;
+        for part in 1..parts {
+            let from = part * x.part_len();
+            all.copy_within(from..from + rows * x.cols, part * rows * x.cols);
+        }
+        all.truncate(x.len());
+        Ok(all)
     }
 
     /// Numbers of the host, in memory of the GPU.

@@ -3,10 +3,10 @@
 mod process;
 
 use cuda::CudaDevice;
-use process::{driver, graph_launches, with_libraries};
+use process::{counted, driver, graph_launches, with_libraries};
 use tensor::{
-    AttentionSpec, DType, Device, HeadSpan, KV_BLOCK, KvShare, KvSpec, NormKind, NormSpec, ReductionTree,
-    ReferenceTensor, RopeSpec, SequenceSpan, StepMeta,
+    Activation, AttentionSpec, DType, Device, HeadSpan, KV_BLOCK, KvShare, KvSpec, NormKind, NormSpec,
+    Program, ReductionTree, ReferenceTensor, RopeSpec, RouterSpec, SequenceSpan, StepMeta,
 };
 
 /// A model of one layer, and what its sequences have in the cache.
@@ -105,5 +105,87 @@ fn steps_of_a_few_sequences_more_or_fewer_are_one_graph() {
         }
         // The first uploads what stays, the second runs piece by piece; the third is captured and serves all others.
         assert_eq!(graph_launches() - before, batches.len() as u32 - 2);
+    });
+}
+
+/// What a rank has of a layer of experts, and of one whose sum other ranks finish.
+struct Share {
+    dev: CudaDevice,
+    router: <CudaDevice as Device>::Weight,
+    gate_up: Vec<<CudaDevice as Device>::Weight>,
+    down: Vec<<CudaDevice as Device>::Weight>,
+    /// Of several nodes each.
+    over_inputs: Program,
+    over_experts: Program,
+}
+
+impl Share {
+    const WIDTH: usize = 64;
+    const EXPERTS: usize = 6;
+
+    fn new(enforce_eager: bool) -> Self {
+        let dev = CudaDevice::new(Box::new(driver(enforce_eager)));
+        let pack = |seed: usize, n, k| {
+            let number = |row: usize, col: usize| ((row * 37 + col * 101 + seed) % 29) as f32 / 29.0 - 0.5;
+            dev.pack(&ReferenceTensor::from_fn(n, k, number), DType::BF16.into())
+        };
+        let own = 1..Self::EXPERTS;
+        let over_inputs = ReductionTree::over_heads(4, 16).program(1..4);
+        let k = over_inputs.num_inputs();
+        let over_experts = ReductionTree::over_ids(Self::EXPERTS).program(own.clone());
+        assert!(over_inputs.num_nodes() > 1 && over_experts.num_nodes() > 1);
+        Share {
+            router: pack(3, Self::EXPERTS, Self::WIDTH),
+            gate_up: own.clone().map(|e| pack(e, 2 * k, Self::WIDTH)).collect(),
+            down: own.map(|e| pack(e * 5, Self::WIDTH, k)).collect(),
+            over_inputs,
+            over_experts,
+            dev,
+        }
+    }
+
+    /// Of each token, whose numbers follow from its own: bits of the nodes over experts, and of those over inputs.
+    fn step(&self, tokens: &[usize]) -> Vec<Vec<u32>> {
+        let Share { dev, router, gate_up, down, over_inputs, over_experts } = self;
+        let numbers =
+            |&token: &usize| (0..Self::WIDTH).map(move |i| ((token * 53 + i * 17) % 31) as f32 - 15.0);
+        let x: Vec<f32> = tokens.iter().flat_map(numbers).collect();
+        let x = dev.upload(&x, tokens.len(), Self::WIDTH);
+        let routing = dev.route(&dev.linear(&x, router, None), RouterSpec { top_k: 2, normalize: true });
+        let chosen = dev.assign(&routing, 1..Self::EXPERTS);
+        let hidden = dev.grouped_linear_gated(&x, &chosen, gate_up, Activation::Silu);
+        let undivided = ReductionTree::over_heads(1, over_inputs.num_inputs()).program(0..1);
+        let outputs = dev.grouped_linear_tree(&hidden, &chosen, down, &undivided);
+        let combined = dev.combine(&outputs, &chosen, over_experts);
+        let inner = dev.gather_cols(&x, 0..over_inputs.num_inputs());
+        let nodes = dev.linear_tree(&inner, &down[0], over_inputs);
+        let mut of_tokens = vec![Vec::new(); tokens.len()];
+        for sums in [combined, nodes] {
+            let all = dev.download(&sums).expect("numbers");
+            for (row, numbers) in all.chunks_exact(Self::WIDTH).enumerate() {
+                of_tokens[row % tokens.len()].extend(numbers.iter().map(|x| x.to_bits()));
+            }
+        }
+        of_tokens
+    }
+}
+
+#[test]
+fn shares_of_sums_and_of_experts_are_one_graph_for_a_few_tokens_more_or_fewer() {
+    let test = "shares_of_sums_and_of_experts_are_one_graph_for_a_few_tokens_more_or_fewer";
+    with_libraries(test, &[], || {
+        let [graphs, eager, alone] = [false, true, true].map(Share::new);
+        let (made, launched) = (counted("libcuda.so.1", "fake_graphs_made"), graph_launches());
+        let batches = [9, 12, 16, 10, 15, 11];
+        for (i, rows) in batches.into_iter().enumerate() {
+            let tokens: Vec<usize> = (0..rows).map(|row| row * (i + 3) + i).collect();
+            let found = graphs.step(&tokens);
+            assert_eq!(found, eager.step(&tokens), "{rows} tokens: a graph and not");
+            let one_by_one: Vec<_> = tokens.iter().flat_map(|one| alone.step(&[*one])).collect();
+            assert_eq!(found, one_by_one, "{rows} tokens: together and alone");
+        }
+        assert_eq!(counted("libcuda.so.1", "fake_graphs_made") - made, 1);
+        // The first uploads what stays, the second runs piece by piece.
+        assert_eq!(graph_launches() - launched, batches.len() as u32 - 2);
     });
 }

@@ -7,7 +7,8 @@ use crate::{Engine, EngineError};
 
 impl Engine {
     /// Where ranks are GPUs, runs a step of as many tokens as there may be, once: what its activations take is known from then
-    /// on and no estimate, and kernels and graphs are ready when the first request comes.
+    /// on and no estimate, and kernels are loaded when the first request comes. Graphs are made as steps come again: those of
+    /// this step would be of another cache.
     ///
     /// # Errors
     /// There is no room for it; a rank fails.

@@ -8,9 +8,10 @@ use crate::Collective;
 
 impl<D: Device, C: Collective<D>> Checks<'_, D, C> {
     pub(super) fn gathers(&self) {
-        let rows_of_rank = |case: usize| (0..self.ranks).map(move |r| [1, r, 150 * ((r + 1) % 2), 0][case]);
+        let rows_of_rank =
+            |case: usize| (0..self.ranks).map(move |r| [1, r, 150 * ((r + 1) % 2), 0, 3][case]);
         self.on_all(LONG, |rank, group, dev| {
-            for (case, cols) in (0..4).flat_map(|case| [1, 17, 2048].map(|cols| (case, cols))) {
+            for (case, cols) in (0..5).flat_map(|case| [1, 17, 2048].map(|cols| (case, cols))) {
                 let rows: Vec<usize> = rows_of_rank(case).collect();
                 let of = |rank: usize| -> Vec<f32> {
                     (0..rows[rank] * cols).map(|i| value(rank as u32, i as u32)).collect()
@@ -20,6 +21,14 @@ impl<D: Device, C: Collective<D>> Checks<'_, D, C> {
                 assert_eq!(dev.shape(&all), [rows.iter().sum(), cols]);
                 let expected: Vec<f32> = (0..self.ranks).flat_map(of).collect();
                 assert!(bits(&dev.download(&all).expect("download")) == bits(&expected), "rows {rows:?}");
+                if rows.iter().all(|&r| r == rows[0]) {
+                    let all = group.all_gather_alike(&dev, &part).expect("all_gather_alike");
+                    assert!(bits(&dev.download(&all).expect("download")) == bits(&expected), "rows {rows:?}");
+                    let backwards: Vec<u32> = (0..expected.len() as u32 / cols as u32).rev().collect();
+                    let back = dev.download(&dev.gather_rows(&all, &backwards)).expect("download");
+                    let expected: Vec<f32> = expected.chunks(cols).rev().flatten().copied().collect();
+                    assert!(bits(&back) == bits(&expected), "rows {rows:?} backwards");
+                }
                 let all = group.all_gather_host(&of(rank)).expect("all_gather_host");
                 assert!(all == (0..self.ranks).map(of).collect::<Vec<_>>(), "lengths {rows:?} · {cols}");
             }

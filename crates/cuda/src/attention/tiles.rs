@@ -73,10 +73,19 @@ impl Shape {
         32 * self.rows() / rows_of_warp
     }
 
-    /// Bytes of shared memory: keys and values of a tile, their scales, and queries.
+    /// Tiles of keys and values that a block has at a time.
+    fn buffers(self) -> usize {
+        match self {
+            Shape::Of64 | Shape::Of128 | Shape::To128 => 2,
+            Shape::Of256 | Shape::To256 => 1,
+        }
+    }
+
+    /// Bytes of shared memory: keys and values of tiles, their scales, and queries.
     pub fn shared_bytes(self, head_dim: usize, kv: &CudaKv) -> usize {
         let filled_up = head_dim.next_multiple_of(TILE);
-        2 * POSITIONS * kv.spec.dtype.bytes(filled_up) + 2 * self.rows() * filled_up
+        let tile = 2 * POSITIONS * kv.spec.dtype.bytes(filled_up);
+        self.buffers() * tile + 2 * self.rows() * filled_up
     }
 
     pub fn kernel(self, kv: &CudaKv) -> &'static str {

@@ -1,6 +1,6 @@
 //! Which kernel computes a layer whose weights lie in tiles, and in how many blocks.
 
-use ::tensor::{DType, GROUP, WeightFormat};
+use ::tensor::{DType, WeightFormat};
 
 use super::deal::{Deal, WARPS};
 use super::tiles::{Layout, PANEL};
@@ -14,11 +14,8 @@ const PANELS: usize = 2;
 const ORDERED_ROWS: usize = 16;
 /// Up to so many rows a layer is limited by its weights' bytes.
 pub(super) const MANY_ROWS: usize = 64;
-/// Outputs, and rows, of a block of `gemm.cuh`.
-pub(super) const GEMM_SIDE: usize = 128;
-/// Threads of such a block, and stages in its shared memory.
-const GEMM_THREADS: usize = 128;
-const STAGES: usize = 4;
+/// Rows of a block of `gemm.cuh`.
+pub(super) const GEMM_ROWS: usize = 128;
 
 /// A kernel and its blocks.
 pub(super) struct Blocks {
@@ -27,11 +24,12 @@ pub(super) struct Blocks {
 }
 
 /// A format's kernels.
-struct Kernels {
+pub(super) struct Kernels {
     /// Of `linear.cuh`, for 8, 16 and 32 rows of a block.
     few: [Kernel; 3],
-    /// Of `gemm.cuh`.
-    many: Kernel,
+    /// Of `gemm.cuh`, for 128 outputs of a block, and for 256; experts have blocks of 128.
+    pub many: Kernel,
+    pub wide: Option<Kernel>,
     /// Of `ordered.cuh`, of whole numbers.
     ordered: Option<Kernel>,
 }
@@ -69,13 +67,6 @@ impl Blocks {
         let grid = Grid::plane(n.div_ceil(PANEL * PANELS), rows.div_ceil(8), 256);
         Some(Blocks { kernel, grid: in_layers(grid, experts.unwrap_or(1)) })
     }
-
-    /// Many rows, in so many blocks: these are large enough to use each operand often.
-    pub fn many(layout: Layout, n: usize, row_blocks: usize, of_experts: bool) -> Self {
-        let grid = Grid::plane(n.div_ceil(GEMM_SIDE), row_blocks, GEMM_THREADS);
-        let kernel = kernels_of(layout.format, of_experts).many;
-        Blocks { kernel, grid: grid.with_shared(STAGES * stage_bytes(layout)) }
-    }
 }
 
 /// The files of a format's kernels; none of f32, which has one for all.
@@ -83,7 +74,7 @@ pub(super) fn files_of(format: WeightFormat) -> Vec<&'static str> {
     if format == WeightFormat::Float(DType::F32) {
         return Vec::new();
     }
-    let Kernels { few: [few, ..], many, ordered } = kernels_of(format, false);
+    let Kernels { few: [few, ..], many, ordered, .. } = kernels_of(format, false);
     [few, many].into_iter().chain(ordered).map(|kernel| kernel.file).collect()
 }
 
@@ -93,20 +84,7 @@ pub(super) fn in_layers(grid: Grid, experts: usize) -> Grid {
     Grid { blocks: [x, y, experts as u32], ..grid }
 }
 
-/// Shared memory of a stage of `gemm.cuh`: some tiles of 8 panels and of 16 groups of rows.
-fn stage_bytes(layout: Layout) -> usize {
-    // Elements, and scales and zero points or sums, of 8 rows of activations.
-    let (tiles, right) = match layout.format {
-        WeightFormat::Float(_) => (2, 8 * 2 * layout.width),
-        WeightFormat::Fp8 => (1, 8 * 2 * layout.width),
-        WeightFormat::Int8 => (2, 8 * (GROUP + 4)),
-        WeightFormat::Int4 => (2, 8 * (GROUP + 4 + 4)),
-    };
-    let left = layout.tile_bytes() + layout.group_bytes().iter().sum::<usize>();
-    tiles * (GEMM_SIDE / PANEL * left + GEMM_SIDE / 8 * right)
-}
-
-fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
+pub(super) fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
     macro_rules! kernels {
         ($format:literal, $of:literal) => {{
             const fn few(name: &'static str) -> Kernel {
@@ -119,6 +97,10 @@ fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
                     few(concat!("linear_", $format, "_32", $of)),
                 ],
                 many: Kernel { file: concat!("gemm_", $format), name: concat!("gemm_", $format, $of) },
+                wide: (!of_experts).then_some(Kernel {
+                    file: concat!("gemm_", $format),
+                    name: concat!("gemm_", $format, "_wide"),
+                }),
                 ordered: matches!(format, WeightFormat::Int8 | WeightFormat::Int4).then_some(Kernel {
                     file: concat!("ordered_", $format),
                     name: concat!("ordered_", $format, $of),
@@ -134,6 +116,7 @@ fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
         WeightFormat::Float(DType::BF16) => kernels!("bfloat"),
         WeightFormat::Float(DType::F16) => kernels!("half"),
         WeightFormat::Fp8 => kernels!("fp8"),
+        WeightFormat::Scaled(_) => kernels!("scaled"),
         WeightFormat::Int8 => kernels!("int8"),
         WeightFormat::Int4 => kernels!("int4"),
     }

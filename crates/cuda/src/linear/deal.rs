@@ -38,6 +38,8 @@ pub(crate) struct Deal {
     items: Vec<Item>,
     /// Merges after each of the nodes that the warps leave.
     left: Vec<u32>,
+    /// The most sums of a warp that wait at a time.
+    pub waiting: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,32 +53,56 @@ impl Deal {
     /// Deals items out to so many warps, to each about as many tiles.
     pub fn new(items: &Items, sharing: usize) -> Self {
         let all: usize = items.tiles.iter().map(Range::len).sum();
-        let mut deal =
-            Deal { sharing, first_item: vec![0], first_left: vec![0], items: Vec::new(), left: Vec::new() };
+        let mut deal = Deal {
+            sharing,
+            first_item: vec![0],
+            first_left: vec![0],
+            items: Vec::new(),
+            left: Vec::new(),
+            waiting: 0,
+        };
         let (mut next, mut before) = (0, 0);
         for warp in 0..sharing {
-            // Sums of this warp that nobody has taken over yet.
-            let mut height = 0;
+            // The last item of each sum of this warp that nobody has taken over yet.
+            let mut sums: Vec<usize> = Vec::new();
+            let mut left = Vec::new();
             let is_last = warp + 1 == sharing;
             while next < items.tiles.len() && (is_last || before < (warp + 1) * all / sharing) {
                 let (tiles, wanted) = (items.tiles[next].clone(), items.merges[next]);
-                let merges = wanted.min(height);
-                height = height - merges + 1;
-                // What it merges with is another warp's.
-                let leaves = wanted > merges;
-                if leaves {
+                let merges = wanted.min(sums.len() as u32);
+                sums.truncate(sums.len() - merges as usize);
+                sums.push(next);
+                if wanted > merges {
+                    // What it merges with is another warp's.
+                    left.append(&mut sums);
                     deal.left.push(wanted - merges);
-                    height = 0;
                 }
                 before += tiles.len();
-                deal.items.push(Item { tiles, merges, leaves });
+                deal.items.push(Item { tiles, merges, leaves: false });
                 next += 1;
             }
-            deal.left.extend((0..height).map(|_| 0));
+            deal.left.extend(sums.iter().map(|_| 0));
+            left.append(&mut sums);
+            left.iter().for_each(|&item| deal.items[item].leaves = true);
             deal.first_item.push(next);
             deal.first_left.push(deal.left.len());
         }
+        deal.waiting = deal.most_waiting();
         deal
+    }
+
+    /// The most sums of a warp that wait for another one at a time. What is left to the block does not wait.
+    fn most_waiting(&self) -> usize {
+        let mut most = 0;
+        for warp in 0..self.sharing {
+            let mut now = 0;
+            for item in &self.items[self.first_item[warp]..self.first_item[warp + 1]] {
+                now -= item.merges as usize;
+                now += usize::from(!item.leaves);
+                most = most.max(now);
+            }
+        }
+        most
     }
 
     pub fn num_items(&self) -> usize {
@@ -122,11 +148,12 @@ mod tests {
             for item in &deal.items[deal.first_item[warp]..deal.first_item[warp + 1]] {
                 merge(&mut stack, format!("{:?}", item.tiles), item.merges);
                 if item.leaves {
-                    assert_eq!(stack.len(), 1, "only what is alone is left before the end");
+                    assert_eq!(stack.len(), 1, "only what is alone is left");
                     left.append(&mut stack);
                 }
+                assert!(stack.len() <= deal.waiting, "no more wait than it says");
             }
-            left.append(&mut stack);
+            assert!(stack.is_empty(), "all is left in the end");
         }
         let mut stack = Vec::new();
         left.into_iter().zip(&deal.left).for_each(|(node, &merges)| merge(&mut stack, node, merges));
@@ -156,6 +183,17 @@ mod tests {
             let Program { inputs, merges, .. } = tree.program(start.min(end)..end);
             let items = Items { tiles: inputs, merges };
             prop_assert_eq!(run(&Deal::new(&items, items.sharing())), whole(&items));
+        }
+
+        #[test]
+        fn few_sums_wait(heads in 1..=128usize, start in 0..128usize, end in 0..=128usize) {
+            let tree = ReductionTree::over_heads(heads, 3);
+            let (start, end) = (start.min(heads), end.min(heads));
+            let Program { inputs, merges, .. } = tree.program(start.min(end)..end);
+            let items = Items { tiles: inputs, merges };
+            // One for each level of the tree; warps that share it have three levels fewer.
+            prop_assert!(Deal::new(&items, 1).waiting <= heads.next_power_of_two().ilog2() as usize);
+            prop_assert!(Deal::new(&items, items.sharing()).waiting <= 4);
         }
 
         #[test]

@@ -3,8 +3,9 @@
 
 use ::tensor::{Activation, Program};
 
-use super::blocks::{Blocks, GEMM_SIDE, MANY_ROWS, in_layers};
+use super::blocks::{Blocks, GEMM_ROWS, MANY_ROWS, in_layers};
 use super::inputs::Inputs;
+use super::many::Many;
 use super::plan::{Dealt, Plan};
 use super::tiles::Layout;
 use super::{CudaWeight, exact_blocks, gate_of};
@@ -28,7 +29,7 @@ pub(super) struct Places {
 
 impl Places {
     fn new(queue: &Queue, assignment: &CudaAssignment, tokens: Address) -> Self {
-        let CudaAssignment { experts, pairs, ref offsets, .. } = *assignment;
+        let CudaAssignment { experts, filled_pairs: pairs, ref offsets, .. } = *assignment;
         Places { experts, pairs, offsets: offsets.at, group_first: first_of(queue, assignment, 8), tokens }
     }
 
@@ -78,17 +79,17 @@ pub(crate) struct Grouped<'a> {
 /// `x [tokens, k]` or `[pairs, k]` → `[nodes · pairs, n]`, or half as many columns
 pub(crate) fn grouped(queue: &Queue, layers: Grouped<'_>) -> CudaTensor {
     let Grouped { x, of_tokens, assignment, weights, program, gate } = layers;
-    let pairs = assignment.pairs;
+    let CudaAssignment { pairs: rows, filled_pairs: pairs, .. } = *assignment;
     let nodes = program.map_or(1, Program::num_nodes);
     assert_eq!(weights.len(), assignment.experts, "a weight for each expert");
-    assert_eq!(x.rows, if of_tokens { assignment.tokens } else { pairs }, "rows of an expert's layer");
-    let Some(first) = weights.first() else { return queue.tensor(nodes * pairs, 0) };
+    assert_eq!(x.rows, if of_tokens { assignment.tokens } else { rows }, "rows of an expert's layer");
+    let Some(first) = weights.first() else { return queue.tensor_of(nodes, rows, pairs, 0) };
     let is_alike = |w: &CudaWeight| (w.n, w.k, w.spec) == (first.n, first.k, first.spec);
     assert!(x.cols == first.k && weights.iter().all(is_alike), "weights of experts are alike");
     if let Some(activation) = gate.filter(|_| !first.gates_lie_in_panels()) {
         return rows::gated(queue, &grouped(queue, Grouped { gate: None, ..layers }), activation);
     }
-    let y = queue.tensor(nodes * pairs, if gate.is_some() { first.n / 2 } else { first.n });
+    let y = queue.tensor_of(nodes, rows, pairs, if gate.is_some() { first.n / 2 } else { first.n });
     if y.len() == 0 {
         return y;
     }
@@ -126,7 +127,7 @@ pub(crate) fn grouped(queue: &Queue, layers: Grouped<'_>) -> CudaTensor {
 fn few(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, plan: &Dealt) {
     let Grouped { x, weights, gate, .. } = *layers;
     let (n, layout) = (weights[0].n, Layout::new(weights[0].spec, weights[0].k));
-    let inputs = Inputs::new(queue, x, x.rows, layout, Some(places));
+    let inputs = Inputs::new(queue, x, x.filled_rows(), layout, Some(places));
     let arguments = inputs.addresses().into_iter().fold(to, Arguments::address);
     let arguments = arguments.count(layout.tiles()).count(places.pairs).count(n);
     let experts = Some(weights.len());
@@ -145,14 +146,14 @@ fn few(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, plan
 fn many(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, plan: &Dealt) {
     let Grouped { x, assignment, weights, gate, .. } = *layers;
     let (n, layout) = (weights[0].n, Layout::new(weights[0].spec, weights[0].k));
-    let inputs = Inputs::new(queue, x, x.rows, layout, Some(places));
-    let block_first = first_of(queue, assignment, GEMM_SIDE);
-    let Blocks { kernel, grid } =
-        Blocks::many(layout, n, most_of(places.pairs, weights.len(), GEMM_SIDE), true);
+    let inputs = Inputs::new(queue, x, x.filled_rows(), layout, Some(places));
+    let block_first = first_of(queue, assignment, GEMM_ROWS);
+    let most_blocks = most_of(places.pairs, weights.len(), GEMM_ROWS);
+    let many = Many::new(queue, layout, n, most_blocks, &plan.deal, true);
     let [_, items, _] = plan.addresses();
     let arguments = to.address(block_first.at).count(weights.len());
     let arguments = inputs.addresses().into_iter().fold(arguments, Arguments::address);
     let arguments = arguments.count(layout.tiles()).count(places.pairs).count(n);
-    let arguments = arguments.address(items).count(plan.deal.num_items());
-    queue.launch(kernel, grid, arguments.count(gate_of(gate)));
+    let arguments = many.slots(arguments.address(items).count(plan.deal.num_items()));
+    queue.launch(many.kernel, many.grid, arguments.count(gate_of(gate)));
 }

@@ -1,11 +1,13 @@
 //! Linear layers. Weights in f32 are summed in the order of every other device; others by tensor cores.
 
 mod blocks;
+mod bring;
 mod deal;
 mod embed;
 mod experts;
 mod fast;
 mod inputs;
+mod many;
 mod pack;
 mod plan;
 mod tiles;
@@ -22,8 +24,9 @@ use crate::driver::{Address, Arguments, Grid, Kernel};
 use crate::rows;
 use crate::tensor::{CudaTensor, Queue};
 
-use blocks::{Blocks, GEMM_SIDE, MANY_ROWS};
+use blocks::{Blocks, GEMM_ROWS, MANY_ROWS};
 use inputs::Inputs;
+use many::Many;
 use plan::{Dealt, Plan};
 use tiles::{Layout, PANEL};
 
@@ -51,9 +54,9 @@ pub(crate) fn linear(
 ) -> CudaTensor {
     assert!(program.is_none_or(|program| program.num_inputs() == w.k), "a program of the weight's inputs");
     let nodes = program.map_or(1, Program::num_nodes);
-    let y = queue.tensor(nodes * x.rows, w.n);
-    // Of several nodes, those that follow lie behind the rows that are there.
-    let rows = if nodes == 1 { x.filled_rows() } else { x.rows };
+    assert!(x.parts() == 1, "a linear layer of one matrix");
+    let rows = x.filled_rows();
+    let y = queue.tensor_of(nodes, x.rows, rows, w.n);
     Layer { queue, x, rows, w, bias, y: &y, gate: None }.compute(fast, program);
     y
 }
@@ -70,7 +73,7 @@ pub(crate) fn gated(
     if !w.gates_lie_in_panels() || fast.is_some_and(|fast| fast.takes_library(w, x.filled_rows())) {
         return rows::gated(queue, &linear(queue, fast, x, w, None, bias), activation);
     }
-    let y = queue.tensor(x.rows, w.n / 2);
+    let y = queue.tensor_like(x, w.n / 2);
     let gate = Some(activation);
     Layer { queue, x, rows: x.filled_rows(), w, bias, y: &y, gate }.compute(fast, None);
     y
@@ -148,10 +151,12 @@ impl Layer<'_> {
     fn many(self, plan: &Dealt) {
         let layout = Layout::new(self.w.spec, self.w.k);
         let inputs = Inputs::new(self.queue, self.x, self.rows, layout, None);
-        let Blocks { kernel, grid } = Blocks::many(layout, self.w.n, self.rows.div_ceil(GEMM_SIDE), false);
+        let row_blocks = self.rows.div_ceil(GEMM_ROWS);
+        let many = Many::new(self.queue, layout, self.w.n, row_blocks, &plan.deal, false);
         let [_, items, _] = plan.addresses();
         let arguments = self.operands(layout, &inputs).address(items).count(plan.deal.num_items());
-        self.queue.launch(kernel, grid, arguments.address(self.bias()).count(gate_of(self.gate)));
+        let arguments = many.slots(arguments).address(self.bias()).count(gate_of(self.gate));
+        self.queue.launch(many.kernel, many.grid, arguments);
     }
 
     fn bias(&self) -> Address {

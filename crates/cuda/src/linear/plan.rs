@@ -11,6 +11,9 @@ use crate::driver::Address;
 use crate::memory::Block;
 use crate::tensor::Queue;
 
+/// Sums of a warp of `linear.cuh` for which there is room: those of 256 leaves that eight warps share.
+const MOST_WAITING: usize = 5;
+
 /// A program of one weight.
 pub(super) enum Plan {
     /// In f32: where each item's inputs end, then the merges behind it.
@@ -89,8 +92,10 @@ impl Plan {
             (None, _) => Items::cut(layout.tiles()),
         };
         let dealt = |sharing: usize| Box::new(Dealt::new(queue, Deal::new(&items, sharing)));
+        let shared = dealt(items.sharing());
+        assert!(shared.deal.waiting <= MOST_WAITING, "a tree of {} items is too deep", items.tiles.len());
         let nodes = Nodes::new(queue, &items);
-        Plan::Tiled { shared: dealt(items.sharing()), alone: dealt(1), nodes }
+        Plan::Tiled { shared, alone: dealt(1), nodes }
     }
 }
 

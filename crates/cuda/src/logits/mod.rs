@@ -11,6 +11,8 @@ pub(crate) use survey::survey;
 pub(crate) use top::{row_max, top_k};
 pub(crate) use tree::{PanelTree, exp_sums};
 
+use std::iter::repeat_n;
+
 use crate::driver::{Arguments, Fault, Grid, Kernel};
 use crate::tensor::{CudaTensor, Queue};
 
@@ -51,13 +53,15 @@ pub(crate) fn count_before(
 ) -> Result<Vec<u32>, Fault> {
     assert_eq!(x.rows, places.len(), "count_before: one place per row");
     let parts = Parts::of(queue, x);
-    let counts = queue.block(4 * x.rows * parts.parts);
+    let counts = queue.block(4 * x.filled_rows() * parts.parts);
     // All columns come before one that is beyond the last.
     let col = |col: usize| u32::try_from(col).unwrap_or(u32::MAX);
-    let places = queue.numbers(places.iter().flat_map(|&(logit, at)| [logit.to_bits(), col(at)]));
+    let more = repeat_n(0, 2 * (x.filled_rows() - x.rows));
+    let places = places.iter().flat_map(|&(logit, at)| [logit.to_bits(), col(at)]);
+    let places = queue.numbers(places.chain(more));
     let arguments = Arguments::new().address(counts.at).address(x.at()).address(places.at);
     let arguments = arguments.count(x.cols).count(parts.width).count(parts.parts);
-    queue.launch(kernel("logits_count_before"), parts.grid(x.rows), arguments);
+    queue.launch(kernel("logits_count_before"), parts.grid(x.filled_rows()), arguments);
     let counts = queue.read_numbers(counts.at, x.rows * parts.parts)?;
     Ok((0..x.rows).map(|row| counts[row * parts.parts..(row + 1) * parts.parts].iter().sum()).collect())
 }
@@ -65,10 +69,12 @@ pub(crate) fn count_before(
 /// Single logits, by (row, column).
 pub(crate) fn pick(queue: &Queue, x: &CudaTensor, at: &[(usize, usize)]) -> Result<Vec<f32>, Fault> {
     assert!(at.iter().all(|&(row, col)| row < x.rows && col < x.cols), "pick: a place beyond the last");
-    let picked = queue.block(4 * at.len());
-    let places = queue.numbers(at.iter().flat_map(|&(row, col)| [row as u32, col as u32]));
+    let filled = queue.filled_up(at.len());
+    let picked = queue.block(4 * filled);
+    let more = repeat_n(0, 2 * (filled - at.len()));
+    let places = queue.numbers(at.iter().flat_map(|&(row, col)| [row as u32, col as u32]).chain(more));
     let arguments = Arguments::new().address(picked.at).address(x.at()).address(places.at);
-    let arguments = arguments.count(at.len()).count(x.cols);
-    queue.launch(kernel("logits_pick"), queue.over_each(at.len()), arguments);
+    let arguments = arguments.count(filled).count(x.cols);
+    queue.launch(kernel("logits_pick"), queue.over_each(filled), arguments);
     queue.read(picked.at, at.len())
 }

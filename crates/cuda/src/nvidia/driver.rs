@@ -39,11 +39,15 @@ const READ_BYTES: usize = 256 << 10;
 /// Larger writes are not collected, and no longer lists.
 const MOST_WRITTEN: usize = 256 << 10;
 const MOST_WORK: usize = 1 << 14;
-/// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
+/// Lists that are known, the most graphs that a rank has: a few per eight rows of a step, and twice as many when block tables or
+/// contexts have doubled.
 const MOST_GRAPHS: usize = 128;
 const LEAST_WORK: usize = 8;
 /// Room for all that graphs write; a list for which there is none left is no graph.
 const GRAPH_BYTES: usize = 16 << 20;
+
+/// From this compute capability on tensor cores multiply e4m3.
+const FP8: (u32, u32) = (8, 9);
 
 /// A rank's stream on a GPU. It stays on the thread that made it.
 pub struct NvidiaDriver {
@@ -153,12 +157,17 @@ impl NvidiaDriver {
                 let capture =
                     |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
                 let (stream, bytes) = (self.stream, list.bytes.len());
+                let free = self.gpu.memory().map_or(0, |(free, _)| free);
                 self.captures.set(true);
                 let captured =
                     Graph::capture(stream, &self.pending, &self.written, bytes, &list.foreign, capture);
                 self.captures.set(false);
                 let mut graph = captured.ok();
                 let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
+                if let Some(graph) = &mut graph {
+                    let left = self.gpu.memory().map_or(free, |(left, _)| left);
+                    graph.bytes = free.saturating_sub(left) as u64;
+                }
                 graphs.keep(number, graph);
                 if let Some(launched) = launched {
                     return launched;
@@ -267,7 +276,11 @@ impl NvidiaDriver {
             )),
             Some(last) => Fault(format!("{error}, in kernel {last}")),
             None => Fault(error),
-        })
+        })?;
+        if let Some(graphs) = &self.graphs {
+            graphs.borrow_mut().drop_left();
+        }
+        Ok(())
     }
 }
 
@@ -289,6 +302,10 @@ impl Driver for NvidiaDriver {
         self.gpu.info.shared_bytes as usize
     }
 
+    fn multiplies_fp8(&self) -> bool {
+        self.gpu.info.capability >= FP8
+    }
+
     fn finish(&self) -> Result<(), Fault> {
         self.flush()?;
         self.wait()
@@ -300,6 +317,10 @@ impl Driver for NvidiaDriver {
 
     fn free_bytes(&self) -> Option<u64> {
         self.gpu.free_bytes().ok()
+    }
+
+    fn graph_bytes(&self) -> u64 {
+        self.graphs.as_ref().map_or(0, |graphs| graphs.borrow().all().map(|graph| graph.bytes).sum())
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {

@@ -10,7 +10,8 @@ use super::pending::Pending;
 use super::pinned::{PinnedPart, PinnedPool};
 use crate::driver::{Fault, Foreign};
 
-/// A captured list, with host memory of its own for what it writes each time.
+/// A captured list, with host memory of its own for what it writes each time. It is not dropped while a launch is under way, which
+/// reads that.
 pub(crate) struct Graph {
     stream: CUstream,
     executable: CUgraphExec,
@@ -18,6 +19,8 @@ pub(crate) struct Graph {
     /// Which of the waits for the stream came before the last launch.
     launched: u64,
     pending: Rc<Pending>,
+    /// What it takes of the GPU's memory.
+    pub bytes: u64,
     /// Whose work is in it: what they are of must stay for as long as it does.
     foreign: Vec<Rc<dyn Foreign>>,
 }
@@ -51,7 +54,7 @@ impl Graph {
             unsafe { sys::cuGraphDestroy(graph) };
         }
         let (pending, foreign) = (pending.clone(), foreign.to_vec());
-        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, foreign })
+        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, bytes: 0, foreign })
     }
 
     /// Runs it, behind all work so far, with these bytes to be written. `waits` counts how often the stream was waited for.
@@ -71,8 +74,6 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // A launch that is under way still reads what it is to write. The stream outlives its graphs.
-        self.pending.wait().ok();
         // SAFETY: it was instantiated and is destroyed once.
         unsafe { sys::cuGraphExecDestroy(self.executable) };
     }

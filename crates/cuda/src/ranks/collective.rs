@@ -28,7 +28,7 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         plan: &ReducePlan,
     ) -> Result<CudaTensor, CollectiveError> {
         if let Some(moves) = self.moving() {
-            self.check_nodes(&partial, rows, plan);
+            let partial = self.nodes(dev, partial, rows, plan);
             let count = count_reduction(4 * partial.len() as u64);
             let by = match dev.reduction() {
                 Reduction::Canonical => Moves::all_reduce,
@@ -40,17 +40,19 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         let Some(peers) = self.reducing(plan) else {
             return self.of_host(|host| host.all_reduce(dev, partial, rows, plan));
         };
-        self.check_nodes(&partial, rows, plan);
+        let partial = self.nodes(dev, partial, rows, plan);
         let tree = dev.trees.get(&dev.queue, plan);
         if self.wire == WireDType::Float32 {
             let count = count_reduction(4 * partial.len() as u64);
             let run = || peers.all_reduce(&dev.queue, &tree, &partial, rows, plan);
             return self.call(ALL_REDUCE, peers, count, run);
         }
-        let slices = WireDType::slices(rows * partial.cols, self.size());
-        let of = CompressedSum { wire: self.wire, plan, tree: &tree, partial: &partial, rows, slices };
+        let slices = |rows: usize| WireDType::slices(rows * partial.cols, self.size());
+        let longest = slices(partial.part_rows()).iter().map(ExactSizeIterator::len).max().unwrap_or(0);
+        let slices = slices(rows);
+        let of = CompressedSum { wire: self.wire, plan, tree: &tree, partial: &partial, slices, longest };
         let count = count_reduction(of.bytes(self.rank(), true));
-        let out = dev.queue.tensor(rows, partial.cols);
+        let out = dev.queue.tensor_of(1, rows, partial.part_rows(), partial.cols);
         self.call(ALL_REDUCE, peers, count, || peers.reduce_compressed(&dev.queue, &of, true, out))
     }
 
@@ -72,7 +74,7 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
             let sum = self.all_reduce(dev, partial, x.rows, plan)?;
             return Ok(::tensor::Device::add_norm(dev, x, &sum, post, norm));
         };
-        self.check_nodes(&partial, x.rows, plan);
+        let partial = self.nodes(dev, partial, x.rows, plan);
         let tree = dev.trees.get(&dev.queue, plan);
         let own_nodes = plan.nodes_of_rank[self.rank()];
         self.call(ALL_REDUCE, peers, count_reduction(4 * partial.len() as u64), || {
@@ -90,7 +92,7 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         assert_eq!(rows_of_rank.len(), self.size(), "a number of rows for each rank");
         let (rows, cols) = (rows_of_rank.iter().sum(), partial.cols);
         if let Some(moves) = self.moving() {
-            self.check_nodes(&partial, rows, plan);
+            let partial = self.nodes(dev, partial, rows, plan);
             let count = count_reduction(4 * partial.len() as u64);
             let by = match dev.reduction() {
                 Reduction::Canonical => Moves::reduce_scatter,
@@ -102,7 +104,7 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         let Some(peers) = self.reducing(plan) else {
             return self.of_host(|host| host.reduce_scatter(dev, partial, rows_of_rank, plan));
         };
-        self.check_nodes(&partial, rows, plan);
+        let partial = self.nodes(dev, partial, rows, plan);
         let tree = dev.trees.get(&dev.queue, plan);
         if self.wire == WireDType::Float32 {
             let count = count_reduction(4 * partial.len() as u64);
@@ -111,7 +113,8 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         }
         let end = |rank: usize| rows_of_rank[..rank].iter().sum::<usize>() * cols;
         let slices = (0..rows_of_rank.len()).map(|rank| end(rank)..end(rank + 1)).collect();
-        let of = CompressedSum { wire: self.wire, plan, tree: &tree, partial: &partial, rows, slices };
+        let longest = rows_of_rank.iter().map(|&rows| dev.queue.filled_up(rows) * cols).max().unwrap_or(0);
+        let of = CompressedSum { wire: self.wire, plan, tree: &tree, partial: &partial, slices, longest };
         let count = count_reduction(of.bytes(self.rank(), false));
         let out = dev.queue.tensor(rows_of_rank[self.rank()], cols);
         self.call(REDUCE_SCATTER, peers, count, || peers.reduce_compressed(&dev.queue, &of, false, out))
@@ -134,6 +137,18 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
             return self.of_host(|host| host.all_gather(dev, part, rows_of_rank));
         };
         self.call(ALL_GATHER, peers, count, || peers.all_gather(&dev.queue, part, rows_of_rank))
+    }
+
+    fn all_gather_alike(&self, dev: &CudaDevice, part: &CudaTensor) -> Result<CudaTensor, CollectiveError> {
+        let count = |own: &mut CollectiveStats| own.other_calls += 1;
+        if let Some(moves) = self.nccl() {
+            let run = |call| moves.all_gather_alike(&dev.queue, call, part);
+            return self.call_nccl("all_gather", count, run);
+        }
+        let Some(peers) = self.peers() else {
+            return self.of_host(|host| host.all_gather_alike(dev, part));
+        };
+        self.call(ALL_GATHER, peers, count, || peers.all_gather_alike(&dev.queue, part))
     }
 
     fn all_to_all(
@@ -226,14 +241,12 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         self.peers().filter(goes)
     }
 
-    fn check_nodes(&self, partial: &CudaTensor, rows: usize, plan: &ReducePlan) {
+    /// What this rank brings, each node filled up for itself.
+    fn nodes(&self, dev: &CudaDevice, partial: CudaTensor, rows: usize, plan: &ReducePlan) -> CudaTensor {
         assert_eq!(plan.nodes_of_rank.len(), self.size(), "a plan for the group's ranks");
-        let rank = self.rank();
-        assert_eq!(
-            partial.rows,
-            plan.nodes_of_rank[rank] * rows,
-            "rank {rank} brings the nodes that it owns"
-        );
+        let (rank, nodes) = (self.rank(), plan.nodes_of_rank[self.rank()]);
+        assert_eq!(partial.rows, nodes * rows, "rank {rank} brings the nodes that it owns");
+        dev.queue.in_parts(partial, nodes, rows)
     }
 }
 

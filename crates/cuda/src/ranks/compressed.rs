@@ -33,9 +33,10 @@ pub(super) struct CompressedSum<'a> {
     pub plan: &'a ReducePlan,
     pub tree: &'a Tree,
     pub partial: &'a CudaTensor,
-    pub rows: usize,
     /// The elements that each rank sums.
     pub slices: Vec<Range<usize>>,
+    /// As many as the longest slice has where rows are filled up.
+    pub longest: usize,
 }
 
 impl CompressedSum<'_> {
@@ -67,18 +68,18 @@ impl Peers {
         shares: bool,
         out: CudaTensor,
     ) -> CudaTensor {
-        let CompressedSum { wire, plan, tree, partial, rows, ref slices } = *of;
+        let CompressedSum { wire, plan, tree, partial, ref slices, longest } = *of;
         let from = if shares { 0 } else { slices[self.rank].start };
         let ends = slices.iter().flat_map(|slice| [slice.start as u64, slice.end as u64]);
         let table = queue.uploaded(&ends.flat_map(u64::to_le_bytes).collect::<Vec<_>>());
-        let longest = slices.iter().map(|slice| slice.len().div_ceil(WireDType::GROUP)).max().unwrap_or(0);
+        let longest = longest.div_ceil(WireDType::GROUP);
         let most = self.groups_at_once(wire, plan);
         let op = if shares { ALL_REDUCE } else { REDUCE_SCATTER };
         for first in (0..longest).step_by(most) {
             let count = most.min(longest - first);
             let arguments = Arguments::new().address(out.at()).address(self.group()).count(op);
             let arguments = arguments.address(partial.at()).count(plan.nodes_of_rank[self.rank]);
-            let arguments = arguments.count(most_nodes(plan)).long(rows * partial.cols).address(table.at);
+            let arguments = arguments.count(most_nodes(plan)).long(partial.part_len()).address(table.at);
             let arguments = arguments.long(first).long(count).long(from).count(usize::from(shares));
             let arguments = arguments.address(tree.at()).count(tree.num_items);
             let warps = count.div_ceil(self.blocks).clamp(1, WARPS);

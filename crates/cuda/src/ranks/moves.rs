@@ -9,10 +9,13 @@ use super::finish::{Tree, Trees, finish};
 use super::path::{DataPath, Move};
 use crate::driver::{Address, Fault};
 use crate::memory::Block;
+use crate::rows::gather_rows;
+use crate::step::KnownLists;
 use crate::tensor::{CudaTensor, Queue};
 
 /// Up to so many bytes of nodes every rank gets all of them and finishes the whole tree: one move instead of two. Nobody has measured
-/// where that ends to be faster.
+/// where that ends to be faster. Up to as many bytes rows also travel filled up, of which each rank then takes what it wants: so steps
+/// with a few rows more or fewer make the same moves, and are one graph.
 const DIRECT_BYTES: usize = 256 << 10;
 const WORD: usize = 4;
 /// Slices begin where kernels can take four floats at a time.
@@ -62,18 +65,18 @@ impl<P: DataPath> Moves<P> {
         rows: usize,
         plan: &ReducePlan,
     ) -> Result<CudaTensor, Fault> {
-        let cols = partial.cols;
-        let words = rows * cols;
+        let (cols, filled) = (partial.cols, partial.part_rows());
+        let words = partial.part_len();
         let tree = trees.get(queue, plan);
         if WORD * words * tree.num_items <= DIRECT_BYTES {
-            let out = queue.tensor(rows, cols);
+            let out = queue.tensor_of(1, rows, filled, cols);
             let slices = vec![0..words; self.ranks];
             self.reduce(queue, call, &tree, partial.at(), words, &slices, plan, out.at())?;
             return Ok(out);
         }
         let (each, slices) = even_slices(words, self.ranks);
         // With room for as much of the last rank as of all others, so that all send the same.
-        let out = queue.tensor_with_room(rows, cols, each * self.ranks);
+        let out = queue.tensor_with_room(rows, filled, cols, each * self.ranks);
         let own = at(out.at(), each * self.rank);
         self.reduce(queue, call, &tree, partial.at(), words, &slices, plan, own)?;
         self.path.all_gather(queue, call, own, each, out.at())?;
@@ -90,10 +93,14 @@ impl<P: DataPath> Moves<P> {
         rows_of_rank: &[usize],
         plan: &ReducePlan,
     ) -> Result<CudaTensor, Fault> {
-        let slices = row_slices(rows_of_rank, partial.cols);
-        let words = slices.last().map_or(0, |slice| slice.end);
-        let out = queue.tensor(rows_of_rank[self.rank], partial.cols);
+        let words = partial.part_len();
         let tree = trees.get(queue, plan);
+        if WORD * words * tree.num_items <= DIRECT_BYTES {
+            let sum = self.all_reduce(queue, call, trees, partial, rows_of_rank.iter().sum(), plan)?;
+            return Ok(self.own_rows(queue, &sum, rows_of_rank));
+        }
+        let slices = row_slices(rows_of_rank, partial.cols);
+        let out = queue.tensor(rows_of_rank[self.rank], partial.cols);
         self.reduce(queue, call, &tree, partial.at(), words, &slices, plan, out.at())?;
         Ok(out)
     }
@@ -156,7 +163,7 @@ impl<P: DataPath> Moves<P> {
         plan: &ReducePlan,
     ) -> Result<CudaTensor, Fault> {
         let out = self.own_sum(queue, trees, partial, rows, plan);
-        self.path.sum(queue, call, out.at(), out.len())?;
+        self.path.sum(queue, call, out.at(), out.filled_len())?;
         Ok(out)
     }
 
@@ -171,6 +178,10 @@ impl<P: DataPath> Moves<P> {
         plan: &ReducePlan,
     ) -> Result<CudaTensor, Fault> {
         let own = rows_of_rank[self.rank];
+        if WORD * partial.part_len() * self.ranks <= DIRECT_BYTES {
+            let sum = self.fast_all_reduce(queue, call, trees, partial, rows_of_rank.iter().sum(), plan)?;
+            return Ok(self.own_rows(queue, &sum, rows_of_rank));
+        }
         if rows_of_rank.iter().any(|&rows| rows != own) {
             return self.reduce_scatter(queue, call, trees, partial, rows_of_rank, plan);
         }
@@ -189,13 +200,14 @@ impl<P: DataPath> Moves<P> {
         rows: usize,
         plan: &ReducePlan,
     ) -> CudaTensor {
-        let (out, nodes) = (queue.tensor(rows, partial.cols), plan.nodes_of_rank[self.rank]);
+        let out = queue.tensor_of(1, rows, partial.part_rows(), partial.cols);
+        let nodes = plan.nodes_of_rank[self.rank];
         match nodes {
-            0 => queue.write(out.at(), &vec![0; WORD * out.len()]),
+            0 => queue.write(out.at(), &vec![0; WORD * out.filled_len()]),
             _ => {
                 let finish_own = ReductionTree::over_ids(nodes).program(0..nodes);
                 let own = ReducePlan { nodes_of_rank: vec![nodes], finish: finish_own };
-                finish(queue, &trees.get(queue, &own), &[partial.at()], out.at(), out.len());
+                finish(queue, &trees.get(queue, &own), &[partial.at()], out.at(), out.filled_len());
             }
         }
         out
@@ -209,13 +221,39 @@ impl<P: DataPath> Moves<P> {
         part: &CudaTensor,
         rows_of_rank: &[usize],
     ) -> Result<CudaTensor, Fault> {
-        let out = queue.tensor(rows_of_rank.iter().sum(), part.cols);
+        let rows = rows_of_rank.iter().sum();
+        let longest = rows_of_rank.iter().map(|&rows| queue.filled_up(rows)).max().unwrap_or(0);
+        if WORD * longest * part.cols * self.ranks <= DIRECT_BYTES {
+            // As many rows of each, so that what is done follows from how many those are filled up to.
+            let own = queue.tensor_of(1, longest, longest, part.cols);
+            if part.rows > 0 {
+                queue.copy(part.at(), own.at(), WORD * part.filled_len())?;
+            }
+            let all = self.all_gather_alike(queue, call, &own)?;
+            let places =
+                rows_of_rank.iter().enumerate().flat_map(|(of, &rows)| (0..rows).map(move |r| (of, r)));
+            let places: Vec<u32> = places.map(|(of, row)| (of * longest + row) as u32).collect();
+            return Ok(gather_rows(queue, &all, &places, &KnownLists::default()));
+        }
+        let out = queue.tensor(rows, part.cols);
         if rows_of_rank.iter().all(|&rows| rows == part.rows) {
             self.path.all_gather(queue, call, part.at(), part.len(), out.at())?;
             return Ok(out);
         }
         let own = vec![0..part.len(); self.ranks];
         self.swap(queue, call, (part.at(), &own), (out.at(), &row_slices(rows_of_rank, part.cols)))?;
+        Ok(out)
+    }
+
+    /// As [`collective::Collective::all_gather_alike`].
+    pub fn all_gather_alike(
+        &self,
+        queue: &Queue,
+        call: CallId,
+        part: &CudaTensor,
+    ) -> Result<CudaTensor, Fault> {
+        let out = queue.tensor_of(self.ranks, part.rows, part.part_rows(), part.cols);
+        self.path.all_gather(queue, call, part.at(), part.part_len(), out.at())?;
         Ok(out)
     }
 
@@ -250,6 +288,13 @@ impl<P: DataPath> Moves<P> {
         let out = queue.tensor(rows, cols);
         self.path.exchange(queue, call, &[], &moves_of(&out, from))?;
         Ok(out)
+    }
+
+    /// This rank's rows of all, by a list that lies in memory.
+    fn own_rows(&self, queue: &Queue, all: &CudaTensor, rows_of_rank: &[usize]) -> CudaTensor {
+        let first: usize = rows_of_rank[..self.rank].iter().sum();
+        let own: Vec<u32> = (first..first + rows_of_rank[self.rank]).map(|row| row as u32).collect();
+        gather_rows(queue, all, &own, &KnownLists::default())
     }
 
     /// A slice for each rank, and one of each rank: from the first place to the second.

@@ -1,7 +1,7 @@
 //! Collectives of ranks that use each other's memory (`kernels/ranks.cuh`, `all_reduce.cu`).
 
 use std::cell::Cell;
-use std::ops::Range;
+use std::iter::repeat_n;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use super::finish::Tree;
 use super::rings::Rings;
 use super::words::{Report, Words};
 use crate::driver::{Address, Arguments, Fault, Grid, Kernel, SharedMemory};
+use crate::memory::Block;
 use crate::tensor::{CudaTensor, Queue};
 
 /// Operations by their numbers in kernels.
@@ -125,7 +126,7 @@ impl Peers {
         rows: usize,
         plan: &ReducePlan,
     ) -> CudaTensor {
-        let bytes = 4 * rows * partial.cols * most_nodes(plan);
+        let bytes = 4 * partial.part_len() * most_nodes(plan);
         let shots = if bytes <= self.one_shot_bytes.get() { Shots::One } else { Shots::Two };
         self.all_reduce_in(queue, tree, partial, rows, plan, shots)
     }
@@ -140,13 +141,11 @@ impl Peers {
         plan: &ReducePlan,
         shots: Shots,
     ) -> CudaTensor {
-        let out = queue.tensor(rows, partial.cols);
-        let elements = out.len();
+        let out = queue.tensor_of(1, rows, partial.part_rows(), partial.cols);
+        let elements = out.filled_len();
         let nodes = Nodes { of: partial, elements, plan, tree };
         match shots {
-            Shots::One => {
-                self.one_shot(queue, ALL_REDUCE, &out, &nodes, 0..elements, elements.is_multiple_of(4))
-            }
+            Shots::One => self.one_shot(queue, ALL_REDUCE, &out, &nodes, 0, elements.is_multiple_of(4)),
             Shots::Two => self.two_shot(queue, &out, &nodes),
         }
         out
@@ -164,29 +163,30 @@ impl Peers {
         let cols = partial.cols;
         let out = queue.tensor(rows_of_rank[self.rank], cols);
         let first: usize = rows_of_rank[..self.rank].iter().sum();
-        let elements = rows_of_rank.iter().sum::<usize>() * cols;
+        let nodes = Nodes { of: partial, elements: partial.part_len(), plan, tree };
+        // Which rows are whose lies in memory: it is another thing with every number of rows.
+        let wanted = [first * cols, (first + rows_of_rank[self.rank]) * cols];
+        let wanted = longs(queue, wanted);
         // All ranks must cut in the same way, so fours must be fours for all.
-        let nodes = Nodes { of: partial, elements, plan, tree };
-        let (from, end) = (first * cols, (first + rows_of_rank[self.rank]) * cols);
-        let are_fours = rows_of_rank.iter().all(|rows| (rows * cols).is_multiple_of(4));
-        self.one_shot(queue, REDUCE_SCATTER, &out, &nodes, from..end, are_fours);
+        self.one_shot(queue, REDUCE_SCATTER, &out, &nodes, wanted.at, cols.is_multiple_of(4));
         out
     }
 
+    /// `wanted`: where the first of this rank's elements lies, and the end; nowhere if it wants all.
     fn one_shot(
         &self,
         queue: &Queue,
         op: usize,
         out: &CudaTensor,
         nodes: &Nodes<'_>,
-        wanted: Range<usize>,
+        wanted: Address,
         are_fours: bool,
     ) {
         let most = self.slot / most_nodes(nodes.plan) / 4 * 4;
         let (name, together) = if are_fours { ("one_shot_fours", 4) } else { ("one_shot_ones", 1) };
         for first in (0..nodes.elements).step_by(most) {
             let count = most.min(nodes.elements - first);
-            let arguments = self.piece(op, out, nodes, first, count).long(wanted.start).long(wanted.end);
+            let arguments = self.piece(op, out, nodes, first, count).address(wanted);
             let arguments = arguments.address(nodes.tree.at()).count(nodes.tree.num_items);
             self.launch(queue, name, count / together, arguments);
         }
@@ -214,18 +214,40 @@ impl Peers {
 
     /// All ranks' rows.
     pub fn all_gather(&self, queue: &Queue, part: &CudaTensor, rows_of_rank: &[usize]) -> CudaTensor {
-        let out = queue.tensor(rows_of_rank.iter().sum(), part.cols);
-        let words: Vec<usize> = rows_of_rank.iter().map(|rows| rows * part.cols).collect();
-        let table = queue.uploaded(&words.iter().flat_map(|&n| (n as u64).to_le_bytes()).collect::<Vec<_>>());
-        let are_fours = words.iter().all(|n| n.is_multiple_of(4));
+        let (rows, cols) = (rows_of_rank.iter().sum(), part.cols);
+        let filled = || rows_of_rank.iter().map(|&rows| queue.filled_up(rows) * cols);
+        // The same memory for all numbers of rows that are filled up to these.
+        let out = queue.tensor_with_room(rows, queue.filled_up(rows), cols, filled().sum());
+        let words = rows_of_rank.iter().map(|rows| rows * cols);
+        self.gather(queue, part, words, filled().max().unwrap_or(0), &out);
+        out
+    }
+
+    /// All ranks' rows, of which each has as many.
+    pub fn all_gather_alike(&self, queue: &Queue, part: &CudaTensor) -> CudaTensor {
+        let out = queue.tensor_of(self.ranks(), part.rows, part.part_rows(), part.cols);
+        self.gather(queue, part, repeat_n(part.part_len(), self.ranks()), part.part_len(), &out);
+        out
+    }
+
+    /// So many words of each rank, `longest` at most.
+    fn gather(
+        &self,
+        queue: &Queue,
+        part: &CudaTensor,
+        words: impl IntoIterator<Item = usize>,
+        longest: usize,
+        out: &CudaTensor,
+    ) {
+        let table = longs(queue, words);
+        let are_fours = part.cols.is_multiple_of(4);
         let (name, together) = if are_fours { ("gather_fours", 4) } else { ("gather_ones", 1) };
-        let (longest, most) = (words.iter().copied().max().unwrap_or(0), self.slot / 4 * 4);
+        let most = self.slot / 4 * 4;
         for first in (0..longest).step_by(most) {
             let arguments = Arguments::new().address(out.at()).address(self.group()).count(ALL_GATHER);
             let arguments = arguments.address(part.at()).address(table.at).long(first).long(most);
             self.launch(queue, name, most.min(longest - first).div_ceil(together), arguments);
         }
-        out
     }
 
     /// What of another rank's slots this rank's GPU reads, behind all work.
@@ -252,6 +274,11 @@ impl Peers {
         let grid = queue.over_elements(words.len());
         queue.launch(Kernel { file: "all_reduce", name: "copy_words" }, grid, arguments);
     }
+}
+
+/// Numbers that kernels read as `u64`.
+fn longs(queue: &Queue, numbers: impl IntoIterator<Item = usize>) -> Block {
+    queue.uploaded(&numbers.into_iter().flat_map(|n| (n as u64).to_le_bytes()).collect::<Vec<_>>())
 }
 
 /// What a rank brings to a reduction.

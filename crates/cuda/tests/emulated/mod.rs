@@ -58,6 +58,10 @@ pub struct Emulated {
     shared: RefCell<Vec<Arc<Shared>>>,
     /// Which of the process's GPUs this is; nobody shares memory with one that has no number.
     pub ordinal: Option<u32>,
+    /// Multiprocessors.
+    pub multiprocessors: usize,
+    /// The most bytes of shared memory that a block can have.
+    pub shared_bytes: usize,
     /// A kernel that does nothing, as if what it writes got lost.
     pub lost: Option<&'static str>,
 }
@@ -90,7 +94,17 @@ impl Emulated {
             eprintln!("skipped: no C++ compiler, so no kernel can be emulated");
         }
         let (turn, sizes, shared) = (Cell::new(turn), RefCell::default(), RefCell::default());
-        Some(Emulated { library: library?, turn, sizes, shared, ordinal: Some(0), lost: None })
+        let (multiprocessors, shared_bytes) = (2, 227 << 10);
+        Some(Emulated {
+            library: library?,
+            turn,
+            sizes,
+            shared,
+            ordinal: Some(0),
+            multiprocessors,
+            shared_bytes,
+            lost: None,
+        })
     }
 
     fn layout(bytes: usize) -> Layout {
@@ -122,11 +136,11 @@ impl Driver for Emulated {
     }
 
     fn multiprocessors(&self) -> usize {
-        2
+        self.multiprocessors
     }
 
     fn shared_bytes(&self) -> usize {
-        227 << 10
+        self.shared_bytes
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
@@ -188,6 +202,11 @@ impl Driver for Emulated {
         if self.lost == Some(kernel.name) {
             return Ok(());
         }
+        assert!(
+            grid.shared as usize <= self.shared_bytes,
+            "{kernel} has {} bytes of shared memory",
+            grid.shared
+        );
         let symbol = format!("emulate_{}", kernel.name);
         // SAFETY: this is the signature of what EXPORT makes.
         let run = unsafe { self.library.get::<Run>(symbol.as_bytes()) }.expect("the kernel is exported");

@@ -2,6 +2,7 @@
 // as it may, and only then reads and writes; so whatever must stay in its place until then is known to have stayed. Kernels
 // are those of emulated.h, which comes before this.
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <dlfcn.h>
@@ -142,7 +143,16 @@ std::vector<Device> &devices = *new std::vector<Device>(number("FAKE_GPUS", 1));
 std::map<u64, Allocation> &memory = *new std::map<u64, Allocation>;
 std::vector<Stream *> &streams = *new std::vector<Stream *>;
 std::map<std::string, Function> &functions = *new std::map<std::string, Function>;
-u32 graph_launches = 0, marks = 0;
+std::atomic<u32> graphs_made = 0, graph_launches = 0;
+u32 marks = 0;
+// Tells whoever reads the file FAKE_TOLD, if there is to be one.
+void tell(const char *what) {
+  const char *path = getenv("FAKE_TOLD");
+  if (!path) return;
+  FILE *file = fopen(path, "a");
+  fprintf(file, "%s\n", what);
+  fclose(file);
+}
 thread_local Device *bound = nullptr;
 
 // Whether these bytes are of one allocation.
@@ -160,7 +170,10 @@ using namespace fake;
 
 extern "C" {
 
+u32 fake_graphs_made() { return graphs_made; }
 u32 fake_graph_launches() { return graph_launches; }
+// Ten times the compute capability, and its second digit.
+u32 fake_capability() { return number("FAKE_CAPABILITY", 90); }
 u32 fake_marks() { return marks; }
 // For libraries that put work into streams: which GPU the thread has, and such work.
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
@@ -178,8 +191,8 @@ int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), SUCCESS; 
 int cuDeviceGetAttribute(int *value, int which, int) {
   switch (which) {
   case 16: *value = 2; break;
-  case 75: *value = 9; break;
-  case 76: *value = 0; break;
+  case 75: *value = int(fake_capability() / 10); break;
+  case 76: *value = int(fake_capability() % 10); break;
   case 97: *value = 227 << 10; break;
   case 115: *value = number("FAKE_POOL", 1); break;
   case 133: *value = number("FAKE_MPS", 0); break;
@@ -347,7 +360,8 @@ int cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream *stream) {
 }
 
 int cuModuleLoadData(const void **module, const char *code) {
-  if (strncmp(code, "cubin for --gpu-architecture=sm_90a", 35)) return INVALID_VALUE;
+  std::string wanted = "cubin for --gpu-architecture=sm_" + std::to_string(fake_capability());
+  if (strncmp(code, wanted.c_str(), wanted.size())) return INVALID_VALUE;
   return *module = code, SUCCESS;
 }
 int cuModuleUnload(void *) { return SUCCESS; }
@@ -385,10 +399,15 @@ int cuStreamEndCapture(Stream *stream, Graph **graph) {
   return stream->is_captured = false, SUCCESS;
 }
 int cuGraphDestroy(Graph *graph) { return delete graph, SUCCESS; }
-int cuGraphInstantiateWithFlags(Graph **executable, Graph *graph, u64) { return *executable = new Graph(*graph), SUCCESS; }
+int cuGraphInstantiateWithFlags(Graph **executable, Graph *graph, u64) {
+  graphs_made++;
+  tell("made");
+  return *executable = new Graph(*graph), SUCCESS;
+}
 int cuGraphExecDestroy(Graph *graph) { return delete graph, SUCCESS; }
 int cuGraphLaunch(Graph *graph, Stream *stream) {
   graph_launches++;
+  tell("launched");
   for (Work &work : *graph) stream->add(work);
   return SUCCESS;
 }

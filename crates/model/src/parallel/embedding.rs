@@ -37,24 +37,20 @@ impl<D: Device> VocabParallelEmbedding<D> {
             let own = rank.stream.rows(rank.group.rank(), ids.len());
             return Ok(rank.dev.embed(&self.weight, &ids[own]));
         };
+        let (me, rows) = (rank.group.rank(), ids.len());
+        let own = &vocab[me];
+        // Every rank gives as many rows, of whatever ids it has where the id is another rank's, and takes each from the rank that has
+        // it: so what is done follows from the number of rows alone, and not from the ids.
+        let here = |&id: &u32| if own.contains(&(id as usize)) { id - own.start as u32 } else { 0 };
+        let part = match own.is_empty() {
+            true => rank.dev.alloc(rows, rank.dev.weight_shape(&self.weight)[1]),
+            false => rank.dev.embed(&self.weight, &ids.iter().map(here).collect::<Vec<_>>()),
+        };
+        let parts = rank.calls(Part::Exchange).all_gather_alike(&part)?;
         let owner = |id: u32| vocab.partition_point(|range| range.end <= id as usize);
-        // Rows travel sorted by their owner; then they are put back in the order of the ids.
-        let mut by_owner: Vec<Vec<u32>> = vec![Vec::new(); vocab.len()];
-        for (row, &id) in ids.iter().enumerate() {
-            by_owner[owner(id)].push(row as u32);
-        }
-        let me = rank.group.rank();
-        let own: Vec<u32> =
-            by_owner[me].iter().map(|&row| ids[row as usize] - vocab[me].start as u32).collect();
-        let part = rank.dev.embed(&self.weight, &own);
-        let counts: Vec<usize> = by_owner.iter().map(Vec::len).collect();
-        let sorted = rank.calls(Part::Exchange).all_gather(&part, &counts)?;
-        let mut place = vec![0; ids.len()];
-        for (at, row) in by_owner.into_iter().flatten().enumerate() {
-            place[row as usize] = at as u32;
-        }
-        let own = rank.stream.rows(me, ids.len());
-        Ok(rank.dev.gather_rows(&sorted, &place[own]))
+        let place = |row: usize| (owner(ids[row]) * rows + row) as u32;
+        let taken: Vec<u32> = rank.stream.rows(me, rows).map(place).collect();
+        Ok(rank.dev.gather_rows(&parts, &taken))
     }
 }
 

@@ -63,6 +63,11 @@ impl<D: Device> Calls<'_, D> {
         self.call("all_gather", bytes, || self.group.all_gather(self.dev, part, rows_of_rank))
     }
 
+    pub fn all_gather_alike(&self, part: &D::Tensor) -> Result<D::Tensor, CollectiveError> {
+        let bytes = bytes(self.dev.shape(part));
+        self.call("all_gather", bytes, || self.group.all_gather_alike(self.dev, part))
+    }
+
     pub fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
         self.host_call("all_gather_host", size_of_val(part), || self.group.all_gather_host(part))
     }

@@ -32,8 +32,7 @@ impl ColumnGather {
     /// `part [t, width]` → `[t, n]`
     pub(super) fn run<D: Device>(&self, rank: Rank<D>, part: &D::Tensor) -> Result<D::Tensor, ModelError> {
         let rows = rank.dev.shape(part)[0];
-        let rows_of_rank = vec![rows; rank.group.size()];
-        let parts = rank.calls(Part::Exchange).all_gather(part, &rows_of_rank)?;
+        let parts = rank.calls(Part::Exchange).all_gather_alike(part)?;
         Ok(rank.dev.regroup(&parts, rows, &self.columns)?)
     }
 }

@@ -66,6 +66,7 @@ impl<D: Device> ParallelExperts<D> {
         let moe = layout.config.moe.expect("a layer of experts is in a mixture of experts");
         let split = layout.split.experts.as_ref().expect("a mixture's experts are cut");
         let own = layout.own_experts(layer, rank);
+        loader.check_experts(layer)?;
         let gate_up = own
             .iter()
             .map(|&e| Ok(loader.linear(&[Module::ExpertGate(e), Module::ExpertUp(e)], layer, 0)?.0));
