@@ -153,9 +153,15 @@ fn chunks_batches_and_decode_have_the_same_bits_over_several_segments() {
 fn chunks_batches_and_decode_have_the_same_bits_for_heads_of_every_size() {
     let Some(dev) = device(1) else { return };
     for dtype in KvDType::ALL {
-        for (heads, head_dim) in
-            [([2, 1], 8), ([4, 2], 64), ([5, 1], 80), ([2, 1], 96), ([4, 2], 128), ([2, 1], 192), ([2, 1], 256)]
-        {
+        for (heads, head_dim) in [
+            ([2, 1], 8),
+            ([4, 2], 64),
+            ([5, 1], 80),
+            ([2, 1], 96),
+            ([4, 2], 128),
+            ([2, 1], 192),
+            ([2, 1], 256),
+        ] {
             bits_do_not_depend_on_the_schedule(&dev, &spec(heads, head_dim), dtype, 90);
         }
         // Ranks whose cut goes through a group; more heads than a product has rows.

@@ -150,7 +150,7 @@ fn large_blocks_give_what_small_ones_give() {
     let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 99, at % k)).collect();
     for &format in &FORMATS[2..] {
         let (mut whole, mut nodes, mut plain, mut gated) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            // Blocks of 256 outputs with shared memory for sums that wait, and without; blocks of 128.
+        // Blocks of 256 outputs with shared memory for sums that wait, and without; blocks of 128.
         for (multiprocessors, shared_bytes) in [(2, 227 << 10), (2, 99 << 10), (6, 99 << 10)] {
             let Some(mut driver) = Emulated::new(5) else { return };
             (driver.multiprocessors, driver.shared_bytes) = (multiprocessors, shared_bytes);

@@ -202,7 +202,11 @@ impl Driver for Emulated {
         if self.lost == Some(kernel.name) {
             return Ok(());
         }
-        assert!(grid.shared as usize <= self.shared_bytes, "{kernel} has {} bytes of shared memory", grid.shared);
+        assert!(
+            grid.shared as usize <= self.shared_bytes,
+            "{kernel} has {} bytes of shared memory",
+            grid.shared
+        );
         let symbol = format!("emulate_{}", kernel.name);
         // SAFETY: this is the signature of what EXPORT makes.
         let run = unsafe { self.library.get::<Run>(symbol.as_bytes()) }.expect("the kernel is exported");
