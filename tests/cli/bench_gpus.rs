@@ -103,6 +103,14 @@ fn what_is_missing_is_said_in_one_line() {
 }
 
 #[test]
+fn why_memory_is_not_shared_is_told() {
+    let Some(folder) = stand_ins::libraries() else { return };
+    let small = "bench comm --backend peer --op all_reduce -b 1K -e 1K -n 2 -w 1";
+    let told = with(folder, 2, small).env("FAKE_PEERS", "0").run().fails_with(1);
+    assert!(told.contains("does not reach the memory of GPU"), "{told}");
+}
+
+#[test]
 fn a_call_that_hangs_ends_the_measurement() {
     let Some(folder) = stand_ins::libraries() else { return };
     let small = "bench comm --json --backend nccl --op all_reduce -b 1K -e 1K -n 2 -w 1 --comm-timeout 2";

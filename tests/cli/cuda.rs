@@ -73,6 +73,74 @@ fn a_model_has_the_same_bits_on_any_split_over_gpus() {
     }
 }
 
+/// Checkpoints whose weights are e4m3: with scales of blocks, of outputs, of whole matrices, and of experts' blocks.
+const FP8: [&str; 4] = ["llama_fp8", "phi3_fp8", "qwen2_fp8", "qwen3_moe_fp8"];
+
+#[test]
+fn fp8_checkpoints_have_the_same_bits_on_any_split_over_gpus() {
+    let score = "score --json";
+    if on_gpu(score).is_none() {
+        return;
+    }
+    for name in FP8 {
+        let alone = scores(there(score), name);
+        // Activations are rounded to bfloat16.
+        let on_cpu = scores(anysplit(score).args("--device cpu"), name);
+        let pairs = alone.as_array().expect("numbers").iter().zip(on_cpu.as_array().expect("numbers"));
+        let difference = |(a, b): (&Value, &Value)| Some((a.as_f64()? - b.as_f64()?).abs());
+        let differences: Vec<f64> = pairs.filter_map(difference).collect();
+        // As much as with weights in bfloat16.
+        let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+        assert!(0.0 < mean && mean < 0.06, "{name} differs by {mean} from the CPU");
+        for split in ["--tp 2", "--tp 3", "--tp 2 --pp 2", "--enforce-eager", "--max-num-batched-tokens 33"] {
+            let over_two = there(score).args(split).env("FAKE_GPUS", "2");
+            assert_eq!(scores(over_two, name), alone, "{name}, {split}");
+        }
+    }
+}
+
+/// Experts that are whole on ranks, consecutive ones and others, over each other's memory and over NVIDIA's library.
+#[test]
+fn whole_experts_have_the_bits_of_one_gpu() {
+    let score = "score --json --dtype bfloat16";
+    let Some(alone) = on_gpu(score) else { return };
+    let alone = scores(alone, "qwen3_moe");
+    let placed = "--expert-placement round-robin";
+    for (split, peers) in
+        [("--tp 2 --ep", "1"), ("--tp 3 --ep --sp", "1"), ("--tp 2 --pp 2 --ep", "1"), ("--tp 4 --ep", "0")]
+    {
+        let over = |split: &str| there(score).args(split).env("FAKE_GPUS", "4").env("FAKE_PEERS", peers);
+        assert_eq!(scores(over(split), "qwen3_moe"), alone, "{split}");
+        assert_eq!(scores(over(split).args(placed), "qwen3_moe"), alone, "{split} {placed}");
+    }
+    // Tokens travel to their experts by counts that the host has to know: only where there is no other way.
+    let sent = |flags: &str| {
+        let run =
+            there("generate --json --max-tokens 5 --tp 2 --ep --prompt-ids").arg(golden_prompt("qwen3_moe"));
+        let stats = run.args(flags).env("FAKE_GPUS", "2").model(golden("qwen3_moe")).json()["stats"].clone();
+        stats["experts"]["sent_bytes"].as_u64().expect("a number")
+    };
+    assert_eq!(sent("--sp"), 0);
+    assert!(sent(placed) > 0);
+}
+
+/// As some launchers do: each process is given one GPU, which is number 0 to it.
+#[test]
+fn ranks_that_see_one_gpu_each_have_all_of_it() {
+    // Of two ranks that share a GPU with so much memory there would be no room for either.
+    let bytes = "275000000";
+    let Some(gpu) = on_gpu("launch --nproc-per-node 2 --master-port") else { return };
+    let port = crate::child::free_port().to_string();
+    let own = "export FAKE_FIRST_GPU=$LOCAL_RANK; exec \"$@\"";
+    let binary = assert_cmd::cargo::cargo_bin!("anysplit");
+    let command = gpu.env("FAKE_GPUS", "1").env("FAKE_FREE_BYTES", bytes).arg(port);
+    let command = command.args("--").args("sh -c").arg(own).arg("sh").arg(binary);
+    let printed = command.args("generate --tp 2 --max-tokens 9").arg("Once upon").run().succeeds().0;
+    assert_eq!(printed, there("generate --max-tokens 9").arg("Once upon").prints());
+    let shared = there("generate --tp 2 x").env("FAKE_GPUS", "1").env("FAKE_FREE_BYTES", bytes);
+    shared.refused(&["2 ranks on it need"]);
+}
+
 #[test]
 fn fast_sums_are_near_the_canonical_ones() {
     let Some(gpu) = on_gpu("score --json --reduction fast --prompt-ids") else { return };
@@ -82,6 +150,17 @@ fn fast_sums_are_near_the_canonical_ones() {
     let perplexity = |command: Anysplit| command.arg(&ids).json()["perplexity"].as_f64().expect("a number");
     let (fast, canonical) = (perplexity(gpu), perplexity(there("score --json --prompt-ids")));
     assert!((fast / canonical - 1.0).abs() < 0.02, "{fast}, canonical {canonical}");
+    // Activations are rounded to e4m3 where an output has one scale.
+    let ids = (0..507).map(|i| (i * i * 7 % 112).to_string()).collect::<Vec<_>>().join(",");
+    for name in FP8 {
+        let perplexity = |flags: &str| {
+            let command = there("score --json").args(flags).arg("--prompt-ids").arg(&ids).model(golden(name));
+            command.json()["perplexity"].as_f64().expect("a number")
+        };
+        let (fast, canonical) = (perplexity("--reduction fast"), perplexity("--reduction canonical"));
+        assert!(fast != canonical, "{name}: {fast}");
+        assert!((fast / canonical - 1.0).abs() < 0.05, "{name}: {fast}, canonical {canonical}");
+    }
 }
 
 #[test]
@@ -114,7 +193,7 @@ fn a_model_without_room_is_refused_before_it_is_loaded() {
     gpu.env("FAKE_FREE_BYTES", "210000000").refused(&[
         "the model does not fit: GPU 0 (Fake GPU) has 10 MB for it (--gpu-memory-utilization 0.9 of 2.0 GB, 210 MB free)",
         "2 ranks on it need",
-        "weights and buffers 41 MB",
+        "weights and buffers 49 MB",
         "--quantization int8",
     ]);
     for share in ["0", "1.1", "-1"] {

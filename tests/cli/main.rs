@@ -18,6 +18,7 @@ mod deploy;
 mod deploy_fields;
 mod deploy_shell;
 mod environment;
+mod fp8;
 #[path = "../../crates/job/tests/common/hosts.rs"]
 mod hosts;
 mod hub;

@@ -35,6 +35,8 @@ class Fixture:
     eos: list[int] | None = None  # generation_config.json's list
     tokenizer: str | None = None  # a tokenizer whose template is in `tokenizer_config.json` or `chat_template.jinja`
     stop_at: int | None = None  # put the first new greedy token from this step on into that list
+    fp8: dict[str, Any] | None = None  # config.json's quantization_config: linear layers are stored in e4m3 with scales
+    scale_dtype: str = "float32"  # the type of those scales
     matters: dict[str, dict[str, Any]] = field(default_factory=dict)  # config changes that must be seen
 
 
@@ -330,6 +332,43 @@ FIXTURES = [
               sliding_window=16, rope_parameters=rope(1e6)),
         fused_experts=True,
         matters=NO_WINDOW | ONE_MORE(16),
+    ),
+    Fixture(
+        "llama_fp8",
+        "FP8 as DeepSeek has it: weight_scale_inv per 24 x 64, which divides neither sizes nor cuts; 6 heads of 16",
+        small(LlamaConfig, hidden_size=48, num_attention_heads=6, head_dim=16, intermediate_size=136,
+              rope_parameters=rope()),
+        fp8=dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[24, 64]),
+    ),
+    Fixture(
+        "qwen2_fp8",
+        "FP8 with one scale per tensor (weight_scale, a scalar) and an input_scale, which is ignored; biases, tied",
+        small(Qwen2Config, **WIDE, tie_word_embeddings=True, rope_parameters=rope(1e6)),
+        fp8=dict(quant_method="fp8", activation_scheme="static", modules_to_not_convert=["lm_head"]),
+    ),
+    Fixture(
+        "phi3_fp8",
+        "compressed-tensors: float-quantized per channel, scales in bfloat16, fused qkv_proj, one down_proj ignored",
+        small(Phi3Config, hidden_size=48, intermediate_size=72, num_key_value_heads=8, sliding_window=40,
+              pad_token_id=0, rope_parameters=rope()),
+        prompt_len=140,
+        fp8=dict(quant_method="compressed-tensors", format="float-quantized", quantization_status="compressed",
+                 ignore=["lm_head", "re:model[.]layers[.]1[.].*down_proj$"], kv_cache_scheme=None, config_groups=dict(
+                     group_0=dict(targets=["Linear"], output_activations=None,
+                                  input_activations=dict(num_bits=8, type="float", strategy="token", dynamic=True),
+                                  weights=dict(num_bits=8, type="float", strategy="channel", symmetric=True,
+                                               dynamic=False)))),
+        scale_dtype="bfloat16",
+    ),
+    Fixture(
+        "qwen3_moe_fp8",
+        "Qwen3 MoE as FP8: each expert's weight_scale_inv, in bfloat16, per 32 x 32; heads of 12, which scales cut",
+        small(Qwen3MoeConfig, hidden_size=48, head_dim=12, num_experts=7, num_experts_per_tok=3,
+              moe_intermediate_size=40, norm_topk_prob=True, rope_parameters=rope(1e6)),
+        old=dict(max_window_layers=2),
+        fp8=dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[32, 32],
+                 modules_to_not_convert=["lm_head", "model.layers.0.mlp.gate", "model.layers.1.mlp.gate"]),
+        scale_dtype="bfloat16",
     ),
     Fixture(
         "opt",

@@ -12,8 +12,10 @@ import copy
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
+import fp8
 import torch
 from fixtures import FIXTURES, Fixture
 from golden_tokenizer import SPECIAL, write_tokenizer
@@ -131,13 +133,17 @@ def write_json(path: Path, value, indent: int | None = None) -> None:
 def save(fixture: Fixture, model: torch.nn.Module, out: Path) -> None:
     """Stores the model as the fixture says."""
     shutil.rmtree(out, ignore_errors=True)
-    stored = copy.deepcopy(model).to(getattr(torch, fixture.dtype))
+    dtype = getattr(torch, fixture.dtype)
+    stored = copy.deepcopy(model).to(torch.float32 if fixture.fp8 else dtype)
     limit = {"max_shard_size": fixture.shard_size} if fixture.shard_size else {}
     stored.save_pretrained(out, save_original_format=not fixture.fused_experts, **limit)
     if fixture.weights:
         rewrite_weights(out, REWRITES[fixture.weights], model.config)
     path = out / "config.json"
     config = json.loads(path.read_text())
+    if fixture.fp8:
+        fp8.store(out, fixture.fp8, getattr(torch, fixture.scale_dtype), dtype)
+        config |= {"dtype": fixture.dtype, "quantization_config": fixture.fp8}
     if fixture.old is not None:
         config = old_keys(config, fixture.old)
     config = {key: value for key, value in sorted(config.items()) if key not in fixture.drop}
@@ -160,7 +166,11 @@ def plain(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def load(out: Path, **changes) -> torch.nn.Module:
-    """Reads a checkpoint in float32, with changes to its config."""
+    """Reads a checkpoint in float32, with changes to its config. One in e4m3 is widened first."""
+    if "quantization_config" in json.loads((out / "config.json").read_text()):
+        with tempfile.TemporaryDirectory() as wide:
+            fp8.widen(out, Path(wide))
+            return load(Path(wide), **changes)
     config = AutoConfig.from_pretrained(out)
     for key, value in changes.items():
         setattr(config, key, value)
@@ -294,6 +304,9 @@ def make(fixture: Fixture, out: Path) -> str:
         config = copy.deepcopy(fixture.config)
         model = plain(AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager"))
         randomise(model, getattr(torch, fixture.dtype), seed)
+        if fixture.fp8:
+            save(fixture, model, out)
+            model = load(out)
         golden = golden_of(model, ids)
         problem = problem_with(golden, eos_of(fixture))
         if problem is None:
@@ -305,7 +318,8 @@ def make(fixture: Fixture, out: Path) -> str:
         stop = next(i for i in range(fixture.stop_at, len(tokens)) if tokens[i] not in tokens[:i])
         fixture.eos = [*fixture.eos, tokens[stop]]
         golden["stops_after"] = stop + 1
-    save(fixture, model, out)
+    if not fixture.fp8:
+        save(fixture, model, out)
     assert torch.equal(logits_of(load(out), ids), logits_of(model, ids)), f"{fixture.name}: changed by storing"
     del golden["all_experts_used"]
     if fixture.tokenizer:

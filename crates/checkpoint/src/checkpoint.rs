@@ -7,10 +7,11 @@ use tensor::DType;
 
 use crate::files::{self, INDEX};
 use crate::header::{self, Entry};
+use crate::scaled::{self, Elements, Scaled};
 use crate::spelling::nearest;
 use crate::storage::Storage;
 use crate::view::widen;
-use crate::{CheckpointError, TensorView};
+use crate::{CheckpointError, ScaledBy, TensorView};
 
 /// How many names an error suggests.
 const SUGGESTIONS: usize = 3;
@@ -137,6 +138,42 @@ impl Checkpoint {
         Ok(TensorView::stored(&bytes[index * expert..][..expert], storage, [rows, cols], dtype))
     }
 
+    /// The matrix `name`; with its scales, if it is stored in e4m3.
+    ///
+    /// # Shapes
+    /// `shape` is `[rows, cols]`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::matrix`]. Also if its scales are missing, have another shape than `by` says, or can't be scales.
+    pub(crate) fn scaled_matrix(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        by: ScaledBy,
+    ) -> Result<TensorView<'_>, CheckpointError> {
+        let inner = &*self.inner;
+        if !inner.tensors.get(name).is_some_and(|tensor| tensor.dtype == E4M3) {
+            return self.matrix(name, shape);
+        }
+        let (found, file, storage) = inner.find(name, &shape)?;
+        let names = by.endings().map(|ending| format!("{name}{ending}"));
+        let Some(of_scales) = names.iter().find(|name| inner.tensors.contains_key(*name)) else {
+            return Err(CheckpointError::NoScales { tensor: name.into(), file: file.into(), names });
+        };
+        let shapes = by.shapes(shape);
+        let its = &inner.tensors[of_scales].shape;
+        let (bytes, _, dtype) =
+            inner.bytes(of_scales, shapes.iter().find(|s| *s == its).unwrap_or(&shapes[0]))?;
+        let mut scales = vec![0.0; bytes.len() / dtype.bytes()];
+        widen(bytes, dtype, &mut scales);
+        if let Some((at, value)) = scaled::first_bad(&scales) {
+            let file = inner.files[inner.tensors[of_scales].file].0.clone();
+            return Err(CheckpointError::BadScale { tensor: of_scales.clone(), at, value, file });
+        }
+        let elements = Elements::Stored(&storage.bytes()[found.bytes.clone()], storage);
+        Ok(TensorView::scaled(Scaled::new(elements, scales, by, shape), shape))
+    }
+
     /// The vector `name` of `len` elements, widened to f32.
     ///
     /// # Errors
@@ -186,9 +223,12 @@ impl Checkpoint {
 
     /// The type in which most bytes are stored, of those that are read; `F32` if there are none.
     pub fn dtype(&self) -> DType {
+        // Scales of quantised weights say nothing of the others.
+        let is_scale = |name: &str| name.ends_with("_scale") || name.ends_with("_scale_inv");
         let bytes_of = |dtype: DType| -> usize {
-            let of_type = |tensor: &&Tensor| stored_dtype(&tensor.dtype) == Some(dtype);
-            self.inner.tensors.values().filter(of_type).map(|tensor| tensor.bytes.len()).sum()
+            let others = self.inner.tensors.iter().filter(|(name, _)| !is_scale(name));
+            let of_type = others.filter(|(_, tensor)| stored_dtype(&tensor.dtype) == Some(dtype));
+            of_type.map(|(_, tensor)| tensor.bytes.len()).sum()
         };
         let most = [DType::F16, DType::BF16, DType::F32].into_iter().max_by_key(|&dtype| bytes_of(dtype));
         most.unwrap_or(DType::F32)
@@ -223,21 +263,30 @@ impl Inner {
         CheckpointError::MissingTensor { tensor: name.to_owned(), place: self.place.clone(), nearest }
     }
 
-    /// A tensor's bytes, what holds them, and type, its shape checked.
-    fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], &Storage, DType), CheckpointError> {
+    /// A tensor, its shape checked, its file's name, and what holds that.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Tensor, &str, &Storage), CheckpointError> {
         let Some(found) = self.tensors.get(name) else { return Err(self.missing(name)) };
         let (tensor, (file, storage)) = (name.to_owned(), &self.files[found.file]);
         if found.shape != shape {
             let (expected, found) = (shape.to_vec(), found.shape.clone());
             return Err(CheckpointError::Shape { tensor, expected, found, file: file.clone() });
         }
+        Ok((found, file, storage))
+    }
+
+    /// A tensor's bytes, what holds them, and type, its shape checked.
+    fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], &Storage, DType), CheckpointError> {
+        let (found, file, storage) = self.find(name, shape)?;
         let Some(dtype) = stored_dtype(&found.dtype) else {
-            let (dtype, file) = (found.dtype.clone(), file.clone());
+            let (tensor, dtype, file) = (name.to_owned(), found.dtype.clone(), file.to_owned());
             return Err(CheckpointError::UnsupportedDtype { tensor, dtype, file });
         };
         Ok((&storage.bytes()[found.bytes.clone()], storage, dtype))
     }
 }
+
+/// What the format calls e4m3.
+const E4M3: &str = "F8_E4M3";
 
 /// The type of that name in a safetensors header, if it is read.
 fn stored_dtype(name: &str) -> Option<DType> {

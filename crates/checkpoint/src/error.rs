@@ -87,7 +87,9 @@ pub enum CheckpointError {
         file: String,
     },
     /// A tensor is of a type that is not read.
-    #[error("tensor {}: unsupported type {} in {file}; F32, F16 and BF16 are supported", quote(.tensor), quote(.dtype))]
+    #[error(
+        "tensor {}: unsupported type {} in {file}; F32, F16 and BF16 are supported, and F8_E4M3 for linear layers where config.json's quantization_config says so", quote(.tensor), quote(.dtype)
+    )]
     UnsupportedDtype {
         /// The tensor.
         tensor: String,
@@ -171,6 +173,28 @@ pub enum CheckpointError {
         expected: Vec<usize>,
         /// The shape the file states.
         found: Vec<usize>,
+        /// The file.
+        file: String,
+    },
+    /// A weight in e4m3 has no scales.
+    #[error("tensor {}: F8_E4M3 in {file}, and its scales are missing; looked for {} and {}", quote(.tensor), quote(&.names[0]), quote(&.names[1]))]
+    NoScales {
+        /// The weight.
+        tensor: String,
+        /// Its file.
+        file: String,
+        /// The names that were looked for.
+        names: [String; 2],
+    },
+    /// A scale of a weight is none.
+    #[error("tensor {}: scale {at} is {value} in {file}; a scale must be from 0 to {:e}", quote(.tensor), f32::MAX / tensor::fp8::MAX)]
+    BadScale {
+        /// The tensor of scales.
+        tensor: String,
+        /// Its place among them, row by row.
+        at: usize,
+        /// What it is.
+        value: f32,
         /// The file.
         file: String,
     },

@@ -1,7 +1,8 @@
 use tensor::DType;
 
 use crate::random::RandomMatrix;
-use crate::{Checkpoint, CheckpointError, PackedCheckpoint, TensorView};
+use crate::scaled::{Elements, Scaled};
+use crate::{Checkpoint, CheckpointError, PackedCheckpoint, ScaledBy, TensorView};
 
 /// Where a loader gets weights from.
 pub enum WeightSource {
@@ -41,11 +42,16 @@ impl Fill {
     /// What a norm's weight looks like.
     pub const NORM: Fill = Fill::Near(1.0);
 
+    /// The centre of the values, and how far they are from it at most.
+    fn interval(self) -> [f32; 2] {
+        match self {
+            Fill::Uniform { std } => [0.0, std * 3f32.sqrt()],
+            Fill::Near(centre) => [centre, 0.05 * centre.abs()],
+        }
+    }
+
     fn random(self, seed: u64, tensor: &str, part: usize) -> RandomMatrix {
-        let (centre, spread) = match self {
-            Fill::Uniform { std } => (0.0, std * 3f32.sqrt()),
-            Fill::Near(centre) => (centre, 0.05 * centre.abs()),
-        };
+        let [centre, spread] = self.interval();
         RandomMatrix::new(seed, tensor, part, centre, spread)
     }
 }
@@ -121,6 +127,34 @@ impl WeightSource {
                 TensorView::random(fill.random(*seed, name, 0), shape, *dtype)
             }
             WeightSource::Meta { dtype } => TensorView::meta(shape, *dtype),
+        })
+    }
+
+    /// The matrix `name` with what scales it, if it is stored in e4m3; made in e4m3 where nothing is stored.
+    ///
+    /// # Shapes
+    /// `shape` is `[rows, cols]`.
+    ///
+    /// # Errors
+    /// As [`WeightSource::matrix`]. Also if its scales are missing, have another shape than `by` says, or can't be scales.
+    pub fn scaled_matrix(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        by: ScaledBy,
+        fill: Fill,
+    ) -> Result<TensorView<'_>, CheckpointError> {
+        Ok(match self {
+            WeightSource::Files(checkpoint) => checkpoint.scaled_matrix(name, shape, by)?,
+            WeightSource::Packed(_) => self.matrix(name, shape, fill)?,
+            WeightSource::Random { seed, .. } => {
+                let [centre, spread] = fill.interval();
+                let spread = centre.abs() + spread;
+                TensorView::scaled(Scaled::random(*seed, name, spread, by, shape), shape)
+            }
+            WeightSource::Meta { .. } => {
+                TensorView::scaled(Scaled::new(Elements::Meta, Vec::new(), by, shape), shape)
+            }
         })
     }
 

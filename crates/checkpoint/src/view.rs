@@ -2,9 +2,10 @@ use std::ops::Range;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use tensor::{DType, MatrixSource, PackedPart, PackedWeight, Stored, WeightSpec};
+use tensor::{DType, MatrixSource, PackedPart, PackedWeight, Stored, StoredElements, WeightSpec};
 
 use crate::random::RandomMatrix;
+use crate::scaled::{Elements, Scaled};
 use crate::storage::Storage;
 
 /// A matrix `[rows, cols]` of a [`crate::WeightSource`], read row by row and widened to f32.
@@ -20,6 +21,8 @@ pub struct TensorView<'a> {
 enum Values<'a> {
     /// Little endian, row-major, at any alignment.
     Stored(&'a [u8], &'a Storage),
+    /// In e4m3.
+    Scaled(Scaled<'a>),
     Random(RandomMatrix),
     /// In a device's own layout.
     Packed(PackedWeight),
@@ -38,6 +41,10 @@ impl<'a> TensorView<'a> {
         TensorView { rows, cols, dtype, values: Values::Stored(bytes, storage) }
     }
 
+    pub(crate) fn scaled(scaled: Scaled<'a>, [rows, cols]: [usize; 2]) -> Self {
+        TensorView { rows, cols, dtype: DType::F32, values: Values::Scaled(scaled) }
+    }
+
     pub(crate) fn random(matrix: RandomMatrix, [rows, cols]: [usize; 2], dtype: DType) -> Self {
         TensorView { rows, cols, dtype, values: Values::Random(matrix) }
     }
@@ -52,9 +59,17 @@ impl<'a> TensorView<'a> {
     }
 
     /// The type in which the elements are stored; every element is exact in it. Of a packed matrix that of the elements
-    /// which are not quantised.
+    /// which are not quantised; of one with scales the one in which elements · scales are.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The rows and columns that share a scale, if the elements are e4m3.
+    pub fn scale_block(&self) -> Option<[usize; 2]> {
+        match &self.values {
+            Values::Scaled(scaled) => Some(scaled.block),
+            _ => None,
+        }
     }
 
     /// How the matrix is packed, if it is.
@@ -67,19 +82,36 @@ impl<'a> TensorView<'a> {
 
     /// Says that the matrix will hardly be read again, so that its file takes no memory.
     pub fn release(&self) {
-        if let Values::Stored(bytes, storage) = &self.values {
-            storage.release(bytes);
+        match &self.values {
+            Values::Stored(bytes, storage)
+            | Values::Scaled(Scaled { elements: Elements::Stored(bytes, storage), .. }) => {
+                storage.release(bytes);
+            }
+            _ => {}
         }
     }
 
     /// Bytes of one stored element.
     pub fn bytes_per_element(&self) -> usize {
-        self.dtype.bytes()
+        if self.scale_block().is_some() { 1 } else { self.dtype.bytes() }
     }
 
-    /// Bytes of the whole stored matrix.
+    /// Bytes of the whole stored matrix, without scales.
     pub fn stored_bytes(&self) -> usize {
-        self.rows * self.cols * self.dtype.bytes()
+        self.rows * self.cols * self.bytes_per_element()
+    }
+
+    /// Panics unless there are such rows and columns.
+    fn check(&self, rows: &Range<usize>, cols: &Range<usize>) {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+    }
+
+    fn elements(&self) -> &Scaled<'a> {
+        match &self.values {
+            Values::Scaled(scaled) => scaled,
+            _ => panic!("a matrix without elements in e4m3"),
+        }
     }
 }
 
@@ -93,14 +125,14 @@ impl MatrixSource for TensorView<'_> {
     }
 
     fn read(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
-        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        self.check(&(row..row + 1), &cols);
         assert_eq!(cols.len(), out.len(), "one place for every column");
         match &self.values {
             Values::Stored(bytes, _) => {
                 let (first, width) = (row * self.cols, self.dtype.bytes());
                 widen(&bytes[(first + cols.start) * width..(first + cols.end) * width], self.dtype, out);
             }
+            Values::Scaled(scaled) => scaled.read(row, cols, out),
             Values::Random(matrix) => matrix.read(row, cols, self.dtype, out),
             Values::Packed(_) => panic!("a packed matrix is used as it lies"),
             Values::Meta => panic!("weights of a Meta source have shapes and no values"),
@@ -108,13 +140,27 @@ impl MatrixSource for TensorView<'_> {
     }
 
     fn stored(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Stored<'_>> {
-        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
-        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        self.check(&rows, &cols);
         let Values::Stored(bytes, _) = &self.values else { return None };
         let width = self.dtype.bytes();
         let at = |row: usize, col: usize| (row * self.cols + col) * width;
         let own = if rows.is_empty() { 0..0 } else { at(rows.start, cols.start)..at(rows.end - 1, cols.end) };
         Some(Stored { dtype: self.dtype, bytes: &bytes[own], stride: self.cols * width })
+    }
+
+    fn read_elements(&self, row: usize, cols: Range<usize>, out: &mut [u8]) {
+        self.check(&(row..row + 1), &cols);
+        self.elements().read_elements(row, cols, out);
+    }
+
+    fn scale(&self, row: usize, col: usize) -> f32 {
+        self.check(&(row..row + 1), &(col..col + 1));
+        self.elements().scale(row, col)
+    }
+
+    fn stored_elements(&self, rows: Range<usize>, cols: Range<usize>) -> Option<StoredElements<'_>> {
+        self.check(&rows, &cols);
+        self.elements().stored(rows, cols)
     }
 
     fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {

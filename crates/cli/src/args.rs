@@ -20,10 +20,11 @@ pub struct ModelArgs {
     /// A directory, a hub id (org/name, org/name@revision), or nothing for the built-in demo model
     #[arg(long, short, env = "ANYSPLIT_MODEL", value_name = "DIR|ID")]
     pub model: Option<String>,
-    /// What weights are kept in; auto: as stored. Short names such as half, bf16 and f32 work, too
+    /// What weights are kept in; auto: as stored. FP8 checkpoints keep their linear layers' eight bits. Short names such as half, bf16 and f32 work, too
     #[arg(long, env = "ANYSPLIT_DTYPE", default_value = "auto", value_name = "TYPE")]
     pub dtype: DTypeArg,
-    /// What linear layers' weights are quantised to while they are loaded; default: none, or what a packed checkpoint has
+    /// What linear layers' weights are quantised to while they are loaded; default: none, or what a packed checkpoint has. none: an FP8
+    /// checkpoint stays as it is
     #[arg(long, env = "ANYSPLIT_QUANTIZATION", value_name = "TYPE")]
     pub quantization: Option<QuantizationArg>,
     /// How weights are read; random: seeded weights from config.json alone

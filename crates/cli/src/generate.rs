@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use engine::text::{Message, StopMatcher, StreamDecoder, TextError, Tokenizer};
 use engine::{Completion, Engine, EngineOptions, GenerateRequest, SamplingParams};
-use model::{Quantization, check_tokens};
+use model::check_tokens;
 use serde_json::{Map, Value, json};
 
 use crate::args::{ModelArgs, RunArgs, engine_options, parse_ids, read_prompts, yes_or_no};
@@ -204,7 +204,7 @@ fn result_json(
         "model": name,
         "parallel": stats.parallel(),
         "dtype": engine.dtype().name(),
-        "quantization": engine.kept_as().quantization.map(Quantization::name),
+        "quantization": engine.kept_as().layers(engine.config()),
         "prompt_token_ids": request.prompt,
         "token_ids": completion.token_ids,
         "text": text,

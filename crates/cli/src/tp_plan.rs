@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use engine::{Plan, weight_bytes};
 use model::parallel::{ExpertForm, Module, Part, pattern};
 use model::tp_plan::Style;
-use model::{KeptAs, Layout, Quantization, Stage};
+use model::{KeptAs, Layout, Stage};
 use serde_json::{Map, Value, json};
 use tensor::DType;
 
@@ -87,7 +87,11 @@ fn of_module(layout: &Layout, kept: KeptAs, module: Module, layer: usize, dtype:
             let (rows, cols) = (held.num_rows(), held.cols.len());
             match shape.len() {
                 1 => (vec![rows], rows * dtype.bytes()),
-                _ => (vec![rows, cols], kept.spec(layout, module, dtype).bytes(rows, cols)),
+                _ => {
+                    let stored = layout.stored_as(module, layer, dtype);
+                    let whole = kept.spec(layout, module, shape[1], stored);
+                    (vec![rows, cols], whole.from_input(held.cols.start, shape[1]).bytes(rows, cols))
+                }
             }
         };
         Row {
@@ -135,7 +139,7 @@ fn to_json(whole: &Plan, stages: &[Vec<u64>], rows: &[Row], kept: KeptAs) -> Val
         "stages": whole.stages.iter().zip(stages).map(stage).collect::<Vec<_>>(),
         "supported": true,
         "dtype": kept.dtype.map(DType::name),
-        "quantization": kept.quantization.map(Quantization::name),
+        "quantization": kept.layers(&layout.config),
         "plan": plan,
         "ranks": (0..layout.ranks()).map(rank).collect::<Vec<_>>(),
         "weights": rows.iter().map(weight).collect::<Vec<_>>(),
@@ -161,12 +165,16 @@ fn print(out: &mut impl Write, plan: &Plan, rows: &[Row], kept: KeptAs) -> Resul
     let config = &layout.config;
     writeln!(
         out,
-        "{} split over {}{others}: {} layers, {} query heads, {} KV heads, {kept}",
+        "{} split over {}{others}: {} layers, {} query heads, {} KV heads, {}",
         config.architecture.name,
         count(layout.ranks(), "rank"),
         config.num_layers(),
         config.num_heads,
         config.num_kv_heads,
+        match kept.layers(config) {
+            None => kept.to_string(),
+            Some(layers) => format!("{layers} (the rest {})", KeptAs { quantization: None, ..kept }),
+        },
     )?;
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);

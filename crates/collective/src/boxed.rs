@@ -1,60 +1,13 @@
 //! A box of a group is a group: whoever is generic over groups also takes one that was chosen at run time.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tensor::{Device, RowNorm};
 
-use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Watched};
+use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan};
 
 impl<G: Group + ?Sized> Group for Box<G> {
-    fn rank(&self) -> usize {
-        (**self).rank()
-    }
-
-    fn size(&self) -> usize {
-        (**self).size()
-    }
-
-    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        (**self).all_gather_host(part)
-    }
-
-    fn all_to_all_host(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError> {
-        (**self).all_to_all_host(parts)
-    }
-
-    fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError> {
-        (**self).broadcast(bytes, deadline)
-    }
-
-    fn barrier(&self) -> Result<(), CollectiveError> {
-        (**self).barrier()
-    }
-
-    fn send_bytes(&self, bytes: &[u8], to: usize) -> Result<(), CollectiveError> {
-        (**self).send_bytes(bytes, to)
-    }
-
-    fn recv_bytes(&self, from: usize, deadline: Option<Duration>) -> Result<Vec<u8>, CollectiveError> {
-        (**self).recv_bytes(from, deadline)
-    }
-
-    fn try_recv_bytes(&self, from: usize) -> Result<Option<Vec<u8>>, CollectiveError> {
-        (**self).try_recv_bytes(from)
-    }
-
-    fn check(&self) -> Result<(), CollectiveError> {
-        (**self).check()
-    }
-
-    fn fail(&self, message: &str) {
-        (**self).fail(message);
-    }
-
-    fn watched(&self) -> Arc<dyn Watched> {
-        (**self).watched()
-    }
+    crate::delegated::delegated!(own => **own);
 
     fn stats(&self) -> CollectiveStats {
         (**self).stats()
@@ -119,6 +72,10 @@ impl<D: Device, C: Collective<D> + ?Sized> Collective<D> for Box<C> {
         rows_from: &[usize],
     ) -> Result<D::Tensor, CollectiveError> {
         (**self).all_to_all(dev, x, rows_to, rows_from)
+    }
+
+    fn sizes_by_numbers(&self) -> bool {
+        (**self).sizes_by_numbers()
     }
 
     fn send(&self, dev: &D, x: &D::Tensor, to: usize) -> Result<(), CollectiveError> {

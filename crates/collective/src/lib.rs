@@ -7,6 +7,7 @@
 mod boxed;
 mod compressed;
 pub mod conformance;
+mod delegated;
 mod error;
 mod finish;
 mod hierarchical;
@@ -216,6 +217,11 @@ pub trait Collective<D: Device>: Group {
         rows_to: &[usize],
         rows_from: &[usize],
     ) -> Result<D::Tensor, CollectiveError>;
+    /// Whether how much ranks exchange may follow from numbers at hand. Where devices run behind their hosts, those would have to be
+    /// waited for.
+    fn sizes_by_numbers(&self) -> bool {
+        true
+    }
     /// Sends a matrix to another rank; returns like [`Group::send_bytes`] and keeps its place among those messages.
     fn send(&self, dev: &D, x: &D::Tensor, to: usize) -> Result<(), CollectiveError>;
     /// The matrix that another rank sent. `deadline: None` waits as long as it takes.

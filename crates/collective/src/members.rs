@@ -195,6 +195,10 @@ impl<D: Device> Collective<D> for Members<D> {
         self.named(self.inner.all_to_all(dev, x, rows_to, rows_from))
     }
 
+    fn sizes_by_numbers(&self) -> bool {
+        self.inner.sizes_by_numbers()
+    }
+
     fn send(&self, dev: &D, x: &D::Tensor, to: usize) -> Result<(), CollectiveError> {
         self.named(self.inner.send(dev, x, to))
     }

@@ -1,12 +1,11 @@
 //! Groups of devices whose tensors are not host memory, over groups of those whose tensors are: what ranks exchange goes through
 //! the host. Any device can use any transport that way, at the price of waiting for the device in each call.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tensor::{Device, Reference, ReferenceTensor};
 
-use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Watched};
+use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan};
 
 /// A group over `C`, which sees matrices of the host.
 #[derive(Debug)]
@@ -33,53 +32,7 @@ fn up<D: Device>(dev: &D, x: ReferenceTensor) -> D::Tensor {
 }
 
 impl<C: Group> Group for Staged<C> {
-    fn rank(&self) -> usize {
-        self.0.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.0.size()
-    }
-
-    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        self.0.all_gather_host(part)
-    }
-
-    fn all_to_all_host(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError> {
-        self.0.all_to_all_host(parts)
-    }
-
-    fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError> {
-        self.0.broadcast(bytes, deadline)
-    }
-
-    fn barrier(&self) -> Result<(), CollectiveError> {
-        self.0.barrier()
-    }
-
-    fn send_bytes(&self, bytes: &[u8], to: usize) -> Result<(), CollectiveError> {
-        self.0.send_bytes(bytes, to)
-    }
-
-    fn recv_bytes(&self, from: usize, deadline: Option<Duration>) -> Result<Vec<u8>, CollectiveError> {
-        self.0.recv_bytes(from, deadline)
-    }
-
-    fn try_recv_bytes(&self, from: usize) -> Result<Option<Vec<u8>>, CollectiveError> {
-        self.0.try_recv_bytes(from)
-    }
-
-    fn check(&self) -> Result<(), CollectiveError> {
-        self.0.check()
-    }
-
-    fn fail(&self, message: &str) {
-        self.0.fail(message);
-    }
-
-    fn watched(&self) -> Arc<dyn Watched> {
-        self.0.watched()
-    }
+    crate::delegated::delegated!(own => own.0);
 
     fn stats(&self) -> CollectiveStats {
         self.0.stats()

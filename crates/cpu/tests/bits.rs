@@ -4,17 +4,18 @@
 use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
 use tensor::{
     Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvDType, KvShare, KvSpec, LogitEdit,
-    MatrixSource, NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, RowNorm, SequenceSpan,
-    StepMeta, WeightFormat, WeightSpec,
+    MatrixSource, NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, RowNorm, ScaledMatrix,
+    Scales, SequenceSpan, StepMeta, WeightFormat, WeightSpec,
 };
 
-const FORMATS: [WeightFormat; 6] = [
+const FORMATS: [WeightFormat; 7] = [
     WeightFormat::Float(DType::F32),
     WeightFormat::Float(DType::F16),
     WeightFormat::Float(DType::BF16),
     WeightFormat::Fp8,
     WeightFormat::Int8,
     WeightFormat::Int4,
+    WeightFormat::Scaled(Scales::OUTPUT),
 ];
 
 /// Pseudo-random numbers.
@@ -51,7 +52,17 @@ fn random(dev: &CpuDevice, rows: usize, cols: usize, seed: u32) -> CpuTensor {
 }
 
 fn pack(dev: &CpuDevice, rows: usize, cols: usize, seed: u32, spec: impl Into<WeightSpec>) -> CpuWeight {
-    dev.pack(&Matrix { rows, cols, seed }, spec.into())
+    let spec = spec.into();
+    dev.pack(&*source(rows, cols, seed, spec), spec)
+}
+
+/// Pseudo-random numbers, in e4m3 where the spec keeps them so.
+fn source(rows: usize, cols: usize, seed: u32, spec: WeightSpec) -> Box<dyn MatrixSource> {
+    let matrix = Matrix { rows, cols, seed };
+    match spec.format.scales() {
+        Some(_) => Box::new(ScaledMatrix::of(&matrix, spec)),
+        None => Box::new(matrix),
+    }
 }
 
 /// Results with their names.
@@ -80,7 +91,8 @@ fn same_everywhere(work: impl Fn(&CpuDevice, &mut dyn FnMut(&str, &[f32]))) {
 #[test]
 fn linear_layers() {
     same_everywhere(|dev, found| {
-        for format in FORMATS {
+        let every = |inputs| WeightFormat::Scaled(Scales::every(inputs, None).unwrap());
+        for format in FORMATS.into_iter().chain([every(64), every(128)]) {
             let tree = ReductionTree::over_granules(515, 64);
             let w = pack(dev, 331, 515, 1, format);
             let bias = random(dev, 1, 331, 2);
@@ -90,14 +102,10 @@ fn linear_layers() {
                 for leaves in [0..17, 2..13] {
                     let program = tree.program(leaves.clone());
                     let inputs = tree.inputs_of(leaves);
-                    let w = dev.pack(
-                        &tensor::Slice {
-                            of: &Matrix { rows: 331, cols: 515, seed: 1 },
-                            rows: std::iter::once(0..331).collect(),
-                            cols: inputs.clone(),
-                        },
-                        format.into(),
-                    );
+                    let of = &*source(331, 515, 1, format.into());
+                    let rows = std::iter::once(0..331).collect();
+                    let part = WeightSpec::from(format).from_input(inputs.start, 515);
+                    let w = dev.pack(&tensor::Slice { of, rows, cols: inputs.clone() }, part);
                     found(
                         "linear_tree",
                         dev.as_slice(&dev.linear_tree(&dev.gather_cols(&x, inputs), &w, &program)),
@@ -119,7 +127,7 @@ fn more_rows_than_a_cache_holds() {
     let x = random(&dev, rows, k, 2);
     let tree = ReductionTree::over_granules(k, 64);
     let program = tree.program(0..tree.num_leaves());
-    for format in [WeightFormat::Float(DType::BF16), WeightFormat::Fp8, WeightFormat::Int8] {
+    for format in [WeightFormat::Float(DType::BF16), WeightFormat::Fp8, WeightFormat::Int8, FORMATS[6]] {
         let w = pack(&dev, 40, k, 1, format);
         let all = dev.linear_tree(&x, &w, &program);
         for row in (0..rows).step_by(7) {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use cuda::{CubinCache, CudaDevice, Fault, Gpu, GpuLimits};
 use tensor::{
-    AttentionSpec, DType, Device, DeviceError, KV_BLOCK, KvShare, KvSpec, MatrixSource, Part, SequenceSpan,
-    StepMeta, WeightFormat, WeightSpec,
+    AttentionSpec, DType, Device, DeviceError, KV_BLOCK, KvShare, KvSpec, MatrixSource, Part, Scales,
+    SequenceSpan, StepMeta, WeightFormat, WeightSpec,
 };
 
 /// Llama-3.1-8B's layers, [outputs, inputs].
@@ -120,6 +120,13 @@ impl MatrixSource for Numbers {
     fn read(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
         out.copy_from_slice(&self.some[row % 61 + cols.start..row % 61 + cols.end]);
     }
+    fn read_elements(&self, row: usize, cols: Range<usize>, out: &mut [u8]) {
+        // All but NaN.
+        out.iter_mut().zip(cols).for_each(|(out, col)| *out = ((row + col) * 89 % 127) as u8);
+    }
+    fn scale(&self, _: usize, _: usize) -> f32 {
+        1.0 / 1024.0
+    }
 }
 
 struct Bench {
@@ -136,10 +143,16 @@ impl Bench {
         for (name, shape) in LAYERS {
             rows.extend(self.layer(name, shape, ("bf16", bf16), name != "head")?);
         }
-        for format in [("fp8", WeightFormat::Fp8), ("int8", WeightFormat::Int8), ("int4", WeightFormat::Int4)]
-        {
+        let scaled = |scales: Option<Scales>| WeightFormat::Scaled(scales.expect("whole groups"));
+        for (format, of_prompts) in [
+            (("fp8", WeightFormat::Fp8), false),
+            (("e4m3", scaled(Some(Scales::OUTPUT))), true),
+            (("e4m3/128", scaled(Scales::every(128, None))), false),
+            (("int8", WeightFormat::Int8), false),
+            (("int4", WeightFormat::Int4), false),
+        ] {
             for (name, shape) in [LAYERS[0], LAYERS[2]] {
-                rows.extend(self.layer(name, shape, format, false)?);
+                rows.extend(self.layer(name, shape, format, of_prompts)?);
             }
         }
         for context in [1024, 8192] {

@@ -295,6 +295,10 @@ DEVICE u16 float_to_bfloat(float x) {
   return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
 }
 DEVICE u32 two_bfloats(float low, float high) { return float_to_bfloat(low) | u32(float_to_bfloat(high)) << 16; }
+DEVICE u32 bfloats_times(u32 two, u32 others) {
+  float low = float_of(two << 16) * float_of(others << 16);
+  return two_bfloats(low, float_of(two & 0xffff0000u) * float_of(others & 0xffff0000u));
+}
 
 // What a GPU adds in an order of its own is added here exactly, almost, and rounded once.
 struct Fragments { u32 a[4], b[2]; };

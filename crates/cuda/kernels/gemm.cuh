@@ -5,8 +5,9 @@
 // and 64 rows: a step of 16 inputs reads 4 kB of shared memory for 32 products, 128 bytes for each. A block of 256 outputs and 128 rows
 // brings 48 bytes for each, one of 128 outputs 64; that is for layers that would leave multiprocessors without work. Blocks that
 // run at the same time share both operands (`part_of`): else the weights of large layers came from memory again for each 128 rows.
-// Weights of 8 bits are limited by widening too, whole numbers by what is done to each group's sums beside the product (a
-// conversion, a multiplication, a fused one: about twice its time). Weights of 16 bits should reach 55 % of the rate of a library.
+// Weights of 8 bits are limited by widening too (with scales of checkpoints also by a fused operation per sum and tile), whole
+// numbers by what is done to each group's sums beside the product (a conversion, a multiplication, a fused one: about twice its
+// time). Weights of 16 bits should reach 55 % of the rate of a library.
 //
 // Operands lie in memory as lanes want them (16 bytes of a panel, 8 of a group of rows, no two lanes in one bank), so they are
 // copied as they are, three stages ahead, and ldmatrix would do nothing for them. A stage has one barrier and, of 16 bits, 64 products of a
@@ -80,6 +81,17 @@ DEVICE void fetch(u8 *stage, const u8 *from, u32 tile, u32 tiles, const Unit &un
   }
 }
 
+// The same of scales that tiles share.
+template <u32 THREADS, u32 UNITS, u32 TILES, class Unit>
+DEVICE void fetch_shared(u8 *stage, const Operands &of, u32 panels, u32 tile, const Unit &panel_of) {
+  static_assert(UNITS * 4 <= THREADS && TILES == 1, "a thread copies once, and a stage has a tile of each unit");
+  if (thread() >= UNITS * 4) return;
+  u32 panel = panel_of(thread() / 4);
+  bool is_there = panel != NONE && tile < of.tiles;
+  const u8 *from = is_there ? shared_scales(of, panels, panel, tile) + thread() % 4 * 16 : of.weight_scales;
+  copy_async_if(is_there, stage + thread() * 16, from);
+}
+
 // So many tiles further.
 DEVICE Tile further(Tile of, Sizes sizes, u32 tiles) {
   return {of.elements + tiles * sizes.elements, of.scales + tiles * sizes.scales, of.more + tiles * sizes.more};
@@ -107,7 +119,9 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u
     u32 tiles = of.tiles;
     constexpr Sizes LEFT = Format::LEFT, RIGHT = Format::RIGHT;
     fetch<THREADS, BLOCK_PANELS, TILES, LEFT.elements>(here, of.weights, tile, tiles, panel_of);
-    fetch<THREADS, BLOCK_PANELS, TILES, LEFT.scales>(here + Shape::WEIGHT_SCALES, of.weight_scales, tile, tiles, panel_of);
+    u8 *scales = here + Shape::WEIGHT_SCALES;
+    if constexpr (LEFT.is_shared) fetch_shared<THREADS, BLOCK_PANELS, TILES>(scales, of, panels, tile, panel_of);
+    else fetch<THREADS, BLOCK_PANELS, TILES, LEFT.scales>(scales, of.weight_scales, tile, tiles, panel_of);
     fetch<THREADS, BLOCK_PANELS, TILES, LEFT.more>(here + Shape::WEIGHT_ZEROS, of.weight_zeros, tile, tiles, panel_of);
     fetch<THREADS, BLOCK_GROUPS, TILES, RIGHT.elements>(here + Shape::INPUTS, of.inputs, tile, tiles, group_of);
     fetch<THREADS, BLOCK_GROUPS, TILES, RIGHT.scales>(here + Shape::INPUT_SCALES, of.input_scales, tile, tiles, group_of);

@@ -84,6 +84,15 @@ struct Eight {
   }
 };
 
+// The same with other scales.
+struct Scaled : Eight {
+  static constexpr Sizes LEFT = ::Scaled::LEFT;
+  DEVICE_IN Left load(Tile tile) {
+    ::Scaled::Left left = ::Scaled::left<Streamed>(tile);
+    return Left{left.elements, {left.scales[0], left.scales[1]}};
+  }
+};
+
 template <bool IS_FOUR> struct Whole {
   struct Left { u32 a[4]; float scales[2]; int zeros[2]; };
   static constexpr Sizes LEFT = ::Whole<IS_FOUR>::LEFT;
@@ -124,11 +133,7 @@ DEVICE void multiply(float *y, const Operands &of, u32 rows, u32 k, u32 n, const
   u32 first = start + u32(u64(tiles) * warp / WARPS), end = start + u32(u64(tiles) * (warp + 1) / WARPS);
   Inputs inputs{of.inputs, of.input_scales, rows, k};
   auto load = [&](typename Format::Left(&left)[PANELS], u32 tile) {
-    UNROLL for (u32 p = 0; p < PANELS; p++) {
-      u64 place = u64(panel[p]) * of.tiles + tile;
-      left[p] = Format::load(Tile{of.weights + place * Format::LEFT.elements, of.weight_scales + place * Format::LEFT.scales,
-                                  of.weight_zeros + place * Format::LEFT.more});
-    }
+    UNROLL for (u32 p = 0; p < PANELS; p++) left[p] = Format::load(weight_tile<Format>(of, panels, panel[p], tile));
   };
   float sums[PANELS][2][ROWS] = {};
   for (u32 tile = first; tile < end; tile += AT_ONCE) {

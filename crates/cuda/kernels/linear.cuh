@@ -41,10 +41,7 @@ DEVICE void linear(float *y, const Operands &of, Rows rows, u32 n, const Deal *d
   float stack[WAITING][PANELS][GROUPS][4];
   u32 height = 0, slot = team * nodes_left + deal->first_left[part];
   auto left_of = [&](u32 panel, u32 tile) {
-    u64 place = u64(panel) * of.tiles + tile;
-    return Format::template left<Streamed>(Tile{of.weights + place * Format::LEFT.elements,
-                                                of.weight_scales + place * Format::LEFT.scales,
-                                                of.weight_zeros + place * Format::LEFT.more});
+    return Format::template left<Streamed>(weight_tile<Format>(of, panels, panel, tile));
   };
   auto right_of = [&](u32 group, u32 tile) {
     u64 place = u64(rows.first_group + first_row / 8 + group) * of.tiles + tile;

@@ -21,7 +21,8 @@ struct Item {
 // What a layer is given, besides its program.
 struct Operands {
   // Elements of weights, their scales and zero points by [panel][tile][16]; the same of activations by [group][tile][8], with
-  // sums instead of zero points.
+  // sums instead of zero points. Where tiles share scales those are by [scale][panel][16], and instead of zero points
+  // it is said which of them a tile has, by [tile].
   const u8 *weights, *weight_scales, *weight_zeros, *inputs, *input_scales, *input_sums;
   u32 tiles;
 };
@@ -43,8 +44,23 @@ struct Near {
   template <class T> DEVICE_IN T load(const u8 *from, u32 at) { return reinterpret_cast<const T *>(from)[at]; }
 };
 
-// Bytes of a tile's elements, scales and zero points or sums.
-struct Sizes { u32 elements, scales, more; };
+// Bytes of a tile's elements, scales and zero points or sums; whether tiles share scales.
+struct Sizes { u32 elements, scales, more; bool is_shared; };
+
+// The scales of a tile that it shares with others.
+DEVICE const u8 *shared_scales(const Operands &of, u32 panels, u32 panel, u32 tile) {
+  u32 scale = reinterpret_cast<const u32 *>(of.weight_zeros)[tile];
+  return of.weight_scales + (u64(scale) * panels + panel) * 64;
+}
+
+// A tile of a panel of weights.
+template <class Format> DEVICE Tile weight_tile(const Operands &of, u32 panels, u32 panel, u32 tile) {
+  u64 place = u64(panel) * of.tiles + tile;
+  constexpr Sizes LEFT = Format::LEFT;
+  const u8 *elements = of.weights + place * LEFT.elements;
+  if constexpr (LEFT.is_shared) return Tile{elements, shared_scales(of, panels, panel, tile), nullptr};
+  else return Tile{elements, of.weight_scales + place * LEFT.scales, of.weight_zeros + place * LEFT.more};
+}
 
 // Formats: `Left` is what a lane has of a tile of 16 outputs, `Right` of 8 rows.
 template <bool IS_HALF> struct Sixteen {
@@ -98,6 +114,35 @@ struct Eight {
       u32 b[2] = {right.b[half].x, right.b[half].y};
       mma_bfloat(d, left.a[half], b);
     }
+  }
+};
+
+// e4m3 with scales in f32, of which an output has one, or one per some inputs. A tile's products are those of e4m3 itself, widened
+// exactly to bfloat16; then its sum is multiplied by its scale.
+struct Scaled {
+  struct Left { Vec4 elements; float scales[2]; };
+  typedef Eight::Right Right;
+  static constexpr Sizes LEFT{512, 64, 0, true}, RIGHT = Eight::RIGHT;
+  static constexpr u32 TILES = 1;
+  // The first two of four numbers, or the last two, as bfloat16. At the lower end of its exponent they are 2^-120 of what they are.
+  DEVICE_IN u32 widen(u32 four, u32 half) {
+    u32 apart = half ? (four >> 16 & 0xff) << 8 | (four & 0xff000000u) : (four & 0xff) << 8 | (four & 0xff00) << 16;
+    return bfloats_times((apart >> 4 & 0x07f007f0u) | (apart & 0x80008000u), 0x7b807b80u);
+  }
+  template <class From> DEVICE_IN Left left(Tile tile) {
+    Vec4 elements = From::template load<Vec4>(tile.elements, thread() % 32);
+    return Left{elements, {Near::load<float>(tile.scales, lane_row()), Near::load<float>(tile.scales, 8 + lane_row())}};
+  }
+  DEVICE_IN Right right(Tile tile) { return Eight::right(tile); }
+  DEVICE_IN void multiply(float (&d)[4], const Left &left, const Right &right) {
+    u32 fours[4] = {left.elements.x, left.elements.y, left.elements.z, left.elements.w};
+    float sums[4] = {};
+    UNROLL for (u32 half = 0; half < 2; half++) {
+      u32 lower = fours[2 * half], upper = fours[2 * half + 1];
+      u32 a[4] = {widen(lower, 0), widen(upper, 0), widen(lower, 1), widen(upper, 1)}, b[2] = {right.b[half].x, right.b[half].y};
+      mma_bfloat(sums, a, b);
+    }
+    UNROLL for (u32 i = 0; i < 4; i++) d[i] = fused(sums[i], left.scales[i / 2], d[i]);
   }
 };
 

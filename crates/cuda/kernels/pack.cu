@@ -111,6 +111,22 @@ KERNEL(pack_groups)
 }
 EXPORT(pack_groups)
 
+// Of e4m3 as it is stored, [count][k]. A thread per lane of a tile.
+KERNEL(pack_bytes)(Vec4 *out, const u8 *rows, u32 count, u32 k, u32 period, u32 tiles) {
+  PackPlace place = PackPlace::of(Stored{rows, 0, count, k}, period, 32, tiles);
+  if (!place.is_there) return;
+  u32 words[4] = {};
+  UNROLL for (u32 i = 0; i < 4; i++) {
+    u32 output = place.panel * 16 + place.lane / 4 + 8 * (i % 2);
+    UNROLL for (u32 j = 0; j < 4; j++) {
+      u32 input = 16 * (i / 2) + place.lane % 4 * 2 + j % 2 + j / 2 * 8;
+      if (output < count && input < place.inputs) words[i] |= u32(rows[u64(output) * k + place.first + input]) << 8 * j;
+    }
+  }
+  out[(u64(place.panel) * tiles + place.tile) * 32 + place.lane] = Vec4{words[0], words[1], words[2], words[3]};
+}
+EXPORT(pack_bytes)
+
 // To f32, [k][n], of rows that are outputs from `first` on. A thread per element, neighbours of the same input.
 KERNEL(pack_columns)(float *out, const u8 *rows, u32 type, u32 count, u32 k, u32 first, u32 n) {
   u64 at = u64(block_x()) * threads() + thread();

@@ -13,9 +13,14 @@
 namespace ranks {
 
 constexpr u32 MOST_RANKS = 16, MOST_BLOCKS = 64, PHASES = 2;
+// Of messages between two ranks: lanes, and words for which one is enough.
+constexpr u32 MOST_LANES = 8, LANE_WORDS = 4096;
 // Looks at the flag between looks at whether there is still a reason to.
 constexpr u32 LOOKS = 64;
-enum State { SOUND, LATE, STOPPED };
+enum State { SOUND, LATE, STOPPED, OTHER_SIZE };
+// The number of this operation (crates/cuda/src/ranks/peers.rs).
+constexpr u32 SEND = 4;
+constexpr u32 NOBODY = ~0u;
 
 // What a rank has in memory that others write.
 struct Region {
@@ -34,18 +39,39 @@ struct Words {
   u32 state, op, at, missing;
   // How many calls a rank made before it ended, plus 1.
   u32 ended[MOST_RANKS];
+  // How many messages it gave this rank, and took of this rank, before it ended, plus 1.
+  u32 gave[MOST_RANKS], took[MOST_RANKS];
+  // Words of a message, and how many were expected: two numbers of 64 bits, low halves first.
+  u32 sizes[4];
+};
+
+// How far messages are, on each lane; the numbers go round. It lies in the region, from peers.rings on.
+struct Rings {
+  // What a rank has left here, and what it has taken of what this one left there. Others write them.
+  u32 arrived[MOST_RANKS][MOST_LANES], taken[MOST_RANKS][MOST_LANES];
+  // What this one has left for a rank, and taken of it; messages to it, and of it.
+  u32 left[MOST_RANKS][MOST_LANES], got[MOST_RANKS][MOST_LANES], sent[MOST_RANKS], received[MOST_RANKS];
+  // Exchanges of all ranks, and blocks that are done with the kernel at hand.
+  u32 exchanges, done;
 };
 
 struct Peers {
   u32 rank, ranks;
   u64 timeout_ns, slot_bytes, first_slot;
   Words *words;
+  // Where Rings and the rings themselves lie in a region; lanes, and words of a ring, a power of two.
+  u64 rings, first_ring;
+  u32 lanes, ring_words;
   Region *regions[MOST_RANKS];
 };
 
 DEVICE float *slot(const Peers *peers, u32 rank, u32 epoch) {
   u8 *region = reinterpret_cast<u8 *>(peers->regions[rank]);
   return reinterpret_cast<float *>(region + peers->first_slot + (epoch & 1) * peers->slot_bytes);
+}
+
+DEVICE Rings *rings_of(const Peers *peers, u32 rank) {
+  return reinterpret_cast<Rings *>(reinterpret_cast<u8 *>(peers->regions[rank]) + peers->rings);
 }
 
 // A call of this rank, as all threads of a block know it.

@@ -143,6 +143,10 @@ pub trait Driver {
     fn multiprocessors(&self) -> usize;
     /// The most bytes of shared memory that a block can have.
     fn shared_bytes(&self) -> usize;
+    /// Whether its tensor cores multiply e4m3.
+    fn multiplies_fp8(&self) -> bool {
+        false
+    }
     /// Waits for all work.
     ///
     /// # Errors
@@ -230,6 +234,10 @@ pub trait Driver {
     /// A number that is this GPU's in all processes of this host.
     fn gpu_number(&self) -> u64 {
         self.ordinal().map_or(0, u64::from)
+    }
+    /// Whether kernels of several processes run on it at the same time; else one's wait until another's have had their turn.
+    fn runs_processes_together(&self) -> bool {
+        false
     }
     /// Memory of the GPU that other ranks use too, all 0.
     ///

@@ -109,17 +109,20 @@ pub const FILES: &[(&str, &str)] = &[
     of_format!("gemm", "GEMM", "bfloat", "Sixteen<false>"),
     of_format!("gemm", "GEMM", "half", "Sixteen<true>"),
     of_format!("gemm", "GEMM", "fp8", "Eight"),
+    of_format!("gemm", "GEMM", "scaled", "Scaled"),
     of_format!("gemm", "GEMM", "int8", "Whole<false>"),
     of_format!("gemm", "GEMM", "int4", "Whole<true>"),
     of_format!("gemv", "GEMV", "bfloat", "Sixteen<false>"),
     of_format!("gemv", "GEMV", "half", "Sixteen<true>"),
     of_format!("gemv", "GEMV", "fp8", "Eight"),
+    of_format!("gemv", "GEMV", "scaled", "Scaled"),
     of_format!("gemv", "GEMV", "int8", "Whole<false>"),
     of_format!("gemv", "GEMV", "int4", "Whole<true>"),
     ("limits", include_str!("../kernels/limits.cu")),
     of_format!("linear", "LINEAR", "bfloat", "Sixteen<false>"),
     of_format!("linear", "LINEAR", "half", "Sixteen<true>"),
     of_format!("linear", "LINEAR", "fp8", "Eight"),
+    of_format!("linear", "LINEAR", "scaled", "Scaled"),
     of_format!("linear", "LINEAR", "int8", "Whole<false>"),
     of_format!("linear", "LINEAR", "int4", "Whole<true>"),
     ("linear_exact", include_str!("../kernels/linear_exact.cu")),
@@ -128,6 +131,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("logits_edit", include_str!("../kernels/logits_edit.cu")),
     ("logits_top", include_str!("../kernels/logits_top.cu")),
     ("moe", include_str!("../kernels/moe.cu")),
+    ("moves", ranks!("moves")),
     ("kv", concat!(include_str!("../kernels/heads.cuh"), attention!("kv"))),
     (
         "norm",
@@ -146,7 +150,7 @@ pub const FILES: &[(&str, &str)] = &[
 
 /// Whether a file is for one format of weights.
 pub(crate) fn is_of_format(file: &str) -> bool {
-    let ends = ["_bfloat", "_half", "_fp8", "_int8", "_int4"];
+    let ends = ["_bfloat", "_half", "_fp8", "_scaled", "_int8", "_int4"];
     ends.iter().any(|end| file.ends_with(end))
 }
 

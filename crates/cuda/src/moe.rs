@@ -13,8 +13,6 @@ use crate::tensor::{CudaTensor, Queue};
 const NOBODY: u32 = u32::MAX;
 /// Sums that a thread keeps until they are merged; as `kernels/moe.cu` has it. A tree over 65,536 experts has no more.
 const MOST_WAITING: u32 = 34;
-/// Rows for pairs of which nobody knows how many there are, at most.
-const MOST_ROWS: usize = 4096;
 /// Threads of a block that sums up.
 const THREADS: usize = 256;
 /// The most threads of a block that sorts.
@@ -147,8 +145,7 @@ pub(crate) fn routing_from_host(queue: &Queue, choices: &[Vec<(u32, f32)>], expe
 ///
 /// How many there are is known where choices came from the host, and where all experts are here. A part of the experts of a
 /// routing that was made here has as many as it has: matrices get rows for as many as there could be, which no kernel works on,
-/// so that nothing is waited for in decode. Where those would take much memory (a rank of eight uses one in eight), in prefill, the
-/// number is read, which waits for the GPU once per layer.
+/// so that nothing is waited for. That is as much memory as a rank needs that has all experts.
 pub(crate) fn assign(queue: &Queue, routing: &CudaRouting, experts: Range<usize>) -> CudaAssignment {
     assert!(experts.end <= routing.experts, "experts {experts:?} of {}", routing.experts);
     let (tokens, places) = (routing.tokens, routing.places);
@@ -166,10 +163,7 @@ pub(crate) fn assign(queue: &Queue, routing: &CudaRouting, experts: Range<usize>
     let threads = tokens.next_multiple_of(32).clamp(32, MOST_THREADS);
     let arguments = arguments.count(experts.start).count(experts.len());
     queue.launch(kernel("moe_assign"), Grid::flat(experts.len(), threads), arguments);
-    let pairs = routing.pairs(&experts).or((most <= MOST_ROWS).then_some(most)).unwrap_or_else(|| {
-        let read = queue.read_numbers(offsets.at + 4 * experts.len() as u64, 1);
-        queue.0.note(read).map_or(0, |pairs| pairs[0] as usize)
-    });
+    let pairs = routing.pairs(&experts).unwrap_or(most);
     let experts = experts.len();
     CudaAssignment {
         tokens,

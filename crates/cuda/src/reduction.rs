@@ -11,6 +11,7 @@ pub enum Reduction {
     Canonical,
     /// The fastest that there is for a number of rows: CUDA cores for few, NVIDIA's libraries for many. The bits depend on how many
     /// rows there are, on the versions of libraries, and on the number of ranks; each sum is as near to the exact one as any in f32.
+    /// Only many rows that meet a checkpoint's e4m3 with one scale per output are rounded to e4m3 first (NUMERICS.md, rule 11).
     Fast,
 }
 

@@ -5,7 +5,7 @@ mod suite;
 
 use cuda::{CudaDevice, Reduction};
 use emulated::Emulated;
-use tensor::{DType, WeightFormat, conformance};
+use tensor::{DType, Scales, WeightFormat, conformance};
 
 /// A device for each order of threads; none without a C++ compiler.
 fn devices() -> impl Iterator<Item = CudaDevice> {
@@ -37,6 +37,17 @@ fn experts_are_those_of_the_reference() {
     });
 }
 
+#[test]
+fn scales_of_checkpoints_are_those_of_the_reference() {
+    // An order for each format, since each takes long.
+    for (turn, (format, inputs)) in suite::scaled().enumerate() {
+        let Some(driver) = Emulated::new([0, 1, 7][turn % 3]) else { return };
+        let dev = CudaDevice::new(Box::new(driver));
+        conformance::linear_near(&dev, format, inputs);
+        conformance::experts_near(&dev, format, inputs);
+    }
+}
+
 /// A device that chooses the order of its sums.
 fn fast(turn: u32) -> Option<CudaDevice> {
     Some(CudaDevice::with(Box::new(Emulated::new(turn)?), Reduction::Fast))
@@ -49,6 +60,8 @@ fn sums_of_any_order_are_near_the_references() {
         (DType::F16.into(), DType::F16),
         (DType::BF16.into(), DType::BF16),
         (WeightFormat::Fp8, DType::BF16),
+        (WeightFormat::Scaled(Scales::OUTPUT), DType::BF16),
+        (WeightFormat::Scaled(Scales::every(128, None).expect("whole groups")), DType::BF16),
         (WeightFormat::Int8, DType::F32),
         (WeightFormat::Int4, DType::F32),
     ];

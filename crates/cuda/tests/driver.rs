@@ -314,7 +314,21 @@ fn rank_sums(group: SharedRank, gpu: &Arc<Gpu>, expected_path: &str) {
             x = group.all_reduce(&dev, x, 1, &plan).expect("all_reduce");
             dev.scale(&mut x, 1.0 / ranks as f32);
         }
+        // Each gives each a row, and then what it has to the next, who adds its own.
+        let all: Vec<f32> =
+            (0..ranks).flat_map(|to| (0..3).map(move |i| (step * 50 + to * 7 + i) as f32)).collect();
+        let ones = vec![1; ranks];
+        let rows = group.all_to_all(&dev, &dev.upload(&all, ranks, 3), &ones, &ones).expect("all_to_all");
+        if rank > 0 {
+            dev.add(&mut x, &group.recv(&dev, rank - 1, 1, 8, None).expect("recv"));
+        }
+        if rank + 1 < ranks {
+            group.send(&dev, &x, rank + 1).expect("send");
+        }
         if rank + 1 == ranks {
+            dev.scale(&mut x, 1.0 / ranks as f32);
+            let own: Vec<f32> = (0..3).map(|i| (step * 50 + rank * 7 + i) as f32).collect();
+            assert_eq!(dev.download(&rows).expect("numbers"), own.repeat(ranks), "step {step}");
             let mean = |i: usize| (0..ranks).map(|rank| of(rank, i)).sum::<f32>() / ranks as f32;
             let found = dev.download(&x).expect("numbers");
             assert_eq!(found, (0..8).map(mean).collect::<Vec<_>>(), "step {step}");
@@ -340,23 +354,33 @@ fn ranks_of_several_processes_open_each_others_memory() {
             let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the segment");
             let segment = SharedSegment::open(file.into(), ranks, &config).expect("the segment");
             let rank: usize = rank.parse().expect("a rank");
-            let gpu = Gpu::open(rank as u32, &CubinCache::none()).expect("a GPU");
+            let number = |variable: &str| std::env::var(variable).ok()?.parse::<u32>().ok();
+            let gpus = number("FAKE_GPUS").expect("a number of GPUs");
+            let gpu = Gpu::open(rank as u32 % gpus, &CubinCache::none()).expect("a GPU");
             let group = segment.rank(rank, &config).expect("a rank that is free");
-            return rank_sums(group, &gpu, "peer memory");
+            let together = gpus > 1 || number("FAKE_MPS") == Some(1);
+            return rank_sums(group, &gpu, if together { "peer memory" } else { "through the host" });
         }
-        let segment = SharedSegment::create(ranks, &config).expect("a segment");
-        let path = format!("/proc/{}/fd/{}", std::process::id(), segment.as_fd().as_raw_fd());
-        let start = |rank: usize| {
-            Command::new(std::env::current_exe().expect("this program"))
-                .args(["--exact", "ranks_of_several_processes_open_each_others_memory", "--nocapture"])
-                .env(RANK, rank.to_string())
-                .env(SEGMENT, &path)
-                .spawn()
-                .expect("a process")
-        };
-        let processes: Vec<_> = (0..ranks).map(start).collect();
-        for mut process in processes {
-            assert!(process.wait().expect("it ends").success(), "its words are above");
+        // Two processes of one GPU use its memory only if their kernels run at the same time.
+        for (gpus, mps) in [("2", "0"), ("1", "0"), ("1", "1")] {
+            let segment = SharedSegment::create(ranks, &config).expect("a segment");
+            let path = format!("/proc/{}/fd/{}", std::process::id(), segment.as_fd().as_raw_fd());
+            let start = |rank: usize| {
+                Command::new(std::env::current_exe().expect("this program"))
+                    .args(["--exact", "ranks_of_several_processes_open_each_others_memory", "--nocapture"])
+                    .envs([
+                        ("FAKE_GPUS", gpus),
+                        ("FAKE_MPS", mps),
+                        (RANK, &rank.to_string()),
+                        (SEGMENT, &path),
+                    ])
+                    .spawn()
+                    .expect("a process")
+            };
+            let processes: Vec<_> = (0..ranks).map(start).collect();
+            for mut process in processes {
+                assert!(process.wait().expect("it ends").success(), "{gpus} GPUs; its words are above");
+            }
         }
     });
 }

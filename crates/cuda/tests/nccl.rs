@@ -186,6 +186,14 @@ fn steps_that_come_again_are_replayed_with_what_they_exchange() {
                     let partial = dev.upload(&values(10 * step + layer + rank, 64 * nodes), nodes, 64);
                     dev.add(&mut x, &group.all_reduce(dev, partial, 1, plan).expect("all_reduce"));
                 }
+                // As stages do.
+                if rank > 0 {
+                    let came = group.recv(dev, rank - 1, 1, 64, None).expect("recv");
+                    dev.add(&mut x, &came);
+                }
+                if rank < 2 {
+                    group.send(dev, &x, rank + 1).expect("send");
+                }
                 let found = dev.download(&x).expect("numbers");
                 group.barrier().expect("barrier");
                 asked.push(counted("fake_nccl_calls"));
@@ -197,6 +205,10 @@ fn steps_that_come_again_are_replayed_with_what_they_exchange() {
                     for (i, x) in expected.iter_mut().enumerate() {
                         *x += plan.finish.run(|node| nodes[64 * node + i])[0];
                     }
+                }
+                let own = expected.clone();
+                for _ in 0..rank {
+                    expected.iter_mut().zip(&own).for_each(|(x, own)| *x += own);
                 }
                 assert_eq!(bits(&found), bits(&expected), "step {step}");
             }
@@ -306,6 +318,28 @@ fn a_rank_that_never_comes_is_not_waited_for_longer() {
         let told = ended[0].as_ref().expect("rank 0").as_ref().expect_err("rank 1 never came").to_string();
         assert!(told.contains("number") && told.contains("not done within 1 s"), "{told}");
         assert!(began.elapsed() < 5 * deadline);
+    });
+}
+
+#[test]
+fn a_matrix_that_is_never_sent_is_not_waited_for_longer() {
+    with_libraries("a_matrix_that_is_never_sent_is_not_waited_for_longer", &[], || {
+        let (deadline, began) = (Duration::from_secs(1), Instant::now());
+        on_all(2, deadline, Reduction::Canonical, |rank, group, dev| {
+            group.prepare(dev).expect("prepare");
+            if rank == 1 {
+                while group.check().is_ok() {
+                    std::thread::yield_now();
+                }
+                return;
+            }
+            let came = group.recv(dev, 1, 2, 3, None).expect("it is enqueued");
+            let told = dev.download(&came).expect_err("nothing was sent").to_string();
+            assert!(told.contains("recv number 1") && told.contains("over NCCL on rank 0"), "{told}");
+            assert!(told.contains("not done within 1 s"), "{told}");
+        });
+        assert!(began.elapsed() < 5 * deadline);
+        assert_eq!(counted("fake_nccl_alive"), 0, "communicators are given back");
     });
 }
 

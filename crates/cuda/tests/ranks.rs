@@ -177,6 +177,95 @@ fn many_calls_follow_each_other() {
     });
 }
 
+/// Matrices of some megabytes, of all sizes beside multiples of four and of what a ring holds, and rows for all of all.
+#[test]
+fn what_ranks_hand_each_other_is_what_they_sent() {
+    if !can_emulate() {
+        return;
+    }
+    let content = |from: usize, case: usize, count: usize| -> Vec<f32> {
+        (0..count as u32).map(|i| value((from * 100 + case) as u32, i)).collect()
+    };
+    let shapes = [[1, 1], [0, 7], [3, 5], [8, 64], [1030, 1021], [2, 3], [700, 1111]];
+    for ranks in [2, 3] {
+        on_all(groups(ranks, LONG, WireDType::Float32, 1 << 16), |rank, group, dev| {
+            let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
+            for (case, [rows, cols]) in shapes.into_iter().enumerate() {
+                let x = dev.upload(&content(rank, case, rows * cols), rows, cols);
+                let send = || group.send(dev, &x, next).expect("send");
+                let receive = || {
+                    let deadline = [None, Some(LONG)][case % 2];
+                    let came = group.recv(dev, before, rows, cols, deadline).expect("recv");
+                    assert!(
+                        dev.download(&came).expect("numbers") == content(before, case, rows * cols),
+                        "{case}"
+                    );
+                };
+                // No ring holds all of it, so somebody must take something first.
+                if rank == 0 {
+                    send();
+                    receive();
+                } else {
+                    receive();
+                    send();
+                }
+            }
+            for (case, cols) in [1, 6, 33, 4099].into_iter().enumerate() {
+                let rows = |from: usize, to: usize| {
+                    (3 * from + 5 * to + case) % 7 * usize::from(from != 1 || to != 0)
+                };
+                let to: Vec<usize> = (0..ranks).map(|to| rows(rank, to)).collect();
+                let from: Vec<usize> = (0..ranks).map(|from| rows(from, rank)).collect();
+                let all = content(rank, case, to.iter().sum::<usize>() * cols);
+                let x = dev.upload(&all, to.iter().sum(), cols);
+                let sent = group.stats().sent_bytes;
+                let came = group.all_to_all(dev, &x, &to, &from).expect("all_to_all");
+                let others = to.iter().sum::<usize>() - to[rank];
+                assert_eq!(group.stats().sent_bytes - sent, 4 * (others * cols) as u64);
+                let mut expected = Vec::new();
+                for (of, &count) in from.iter().enumerate() {
+                    let first: usize = (0..rank).map(|to| rows(of, to)).sum();
+                    let all: usize = (0..ranks).map(|to| rows(of, to)).sum();
+                    expected.extend(&content(of, case, all * cols)[first * cols..(first + count) * cols]);
+                }
+                assert!(dev.download(&came).expect("numbers") == expected, "{cols} columns");
+            }
+        });
+    }
+}
+
+/// A message that never comes, and one for which there is no room because nobody takes what is there.
+#[test]
+fn who_hands_nothing_on_or_takes_nothing_is_named() {
+    if !can_emulate() {
+        return;
+    }
+    let deadline = Duration::from_secs(1);
+    for is_sent in [false, true] {
+        on_all(groups(2, deadline, WireDType::Float32, 1 << 16), |rank, group, dev| {
+            if rank == 1 {
+                while group.check().is_ok() {
+                    std::thread::yield_now();
+                }
+                return;
+            }
+            let began = Instant::now();
+            let error = match is_sent {
+                false => group.recv(dev, 1, 2, 3, Some(deadline)).map(drop).expect_err("nothing was sent"),
+                true => {
+                    let x = dev.upload(&vec![1.0; 1 << 20], 1 << 10, 1 << 10);
+                    (0..).find_map(|_| group.send(dev, &x, 1).err()).expect("nobody takes it")
+                }
+            };
+            let text = error.to_string();
+            let op = if is_sent { "send number" } else { "recv number 1 on rank 0" };
+            assert!(text.contains(op) && text.contains("rank [1] did not arrive within 1 s"), "{text}");
+            assert!(began.elapsed() < 10 * deadline, "{:?}", began.elapsed());
+            assert!(dev.download(&dev.alloc(1, 1)).is_err(), "what follows is nothing");
+        });
+    }
+}
+
 #[test]
 fn a_rank_that_never_comes_is_named_within_the_deadline() {
     if !can_emulate() {

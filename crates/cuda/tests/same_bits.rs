@@ -2,18 +2,39 @@
 
 mod emulated;
 
-use cuda::{CudaDevice, Reduction};
+use cuda::{CudaDevice, CudaWeight, Reduction};
 use emulated::Emulated;
-use tensor::{Activation, DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
+use tensor::{
+    Activation, DType, Device, GROUP, MatrixSource, Program, ReductionTree, ReferenceTensor, ScaledMatrix,
+    Scales, Slice, WeightFormat, WeightSpec,
+};
 
-const FORMATS: [WeightFormat; 6] = [
-    WeightFormat::Float(DType::F32),
-    WeightFormat::Float(DType::F16),
-    WeightFormat::Float(DType::BF16),
-    WeightFormat::Fp8,
-    WeightFormat::Int8,
-    WeightFormat::Int4,
-];
+/// All formats of weights whose groups begin anew at each period, where they have one.
+fn formats(period: Option<usize>) -> [WeightFormat; 8] {
+    let every = Scales::every(3 * period.unwrap_or(GROUP), period).expect("whole groups");
+    [
+        WeightFormat::Float(DType::F32),
+        WeightFormat::Float(DType::F16),
+        WeightFormat::Float(DType::BF16),
+        WeightFormat::Fp8,
+        WeightFormat::Scaled(Scales::OUTPUT),
+        WeightFormat::Scaled(every),
+        WeightFormat::Int8,
+        WeightFormat::Int4,
+    ]
+}
+
+/// A matrix as a checkpoint of a format has it.
+fn stored(matrix: ReferenceTensor, spec: WeightSpec) -> Box<dyn MatrixSource> {
+    match spec.format {
+        WeightFormat::Scaled(_) => Box::new(ScaledMatrix::of(&matrix, spec)),
+        _ => Box::new(matrix),
+    }
+}
+
+fn pack(dev: &CudaDevice, matrix: ReferenceTensor, format: WeightFormat) -> CudaWeight {
+    dev.pack(&*stored(matrix, format.into()), format.into())
+}
 
 /// A device whose threads run in an order of their own.
 fn device(turn: u32) -> Option<CudaDevice> {
@@ -34,8 +55,8 @@ fn bits(dev: &CudaDevice, x: &<CudaDevice as Device>::Tensor) -> Vec<u32> {
 fn a_row_alone_gives_what_it_gives_among_others() {
     let Some(dev) = device(7) else { return };
     let (n, k, rows) = (40, 300, 200);
-    for format in FORMATS {
-        let weight = dev.pack(&ReferenceTensor::from_fn(n, k, value), format.into());
+    for format in formats(None) {
+        let weight = pack(&dev, ReferenceTensor::from_fn(n, k, value), format);
         let x: Vec<f32> = (0..rows).flat_map(|row| (0..k).map(move |col| value(row + 99, col))).collect();
         let all = bits(&dev, &dev.linear(&dev.upload(&x, rows, k), &weight, None));
         for row in (0..rows).step_by(11) {
@@ -64,11 +85,11 @@ fn gates_that_are_put_together_at_once_give_what_two_steps_give() {
 
 fn gates_give_what_two_steps_give(dev: &CudaDevice) {
     let k = 96;
-    for (format, half) in FORMATS.into_iter().flat_map(|format| [(format, 80), (format, 20)]) {
-        let pack = |of: usize| {
-            dev.pack(&ReferenceTensor::from_fn(2 * half, k, |row, col| value(row + of, col)), format.into())
+    for (format, half) in formats(None).into_iter().flat_map(|format| [(format, 80), (format, 20)]) {
+        let packed = |of: usize| {
+            pack(dev, ReferenceTensor::from_fn(2 * half, k, |row, col| value(row + of, col)), format)
         };
-        let weights: Vec<_> = (0..3).map(pack).collect();
+        let weights: Vec<_> = (0..3).map(packed).collect();
         let bias: Vec<f32> = (0..2 * half).map(|col| value(7, col)).collect();
         let bias = dev.upload(&bias, 1, 2 * half);
         for (rows, activation) in [(1, Activation::Silu), (12, Activation::GeluTanh), (130, Activation::Relu)]
@@ -97,11 +118,11 @@ fn an_experts_rows_give_what_they_give_in_a_layer_of_their_own() {
     let (n, k, tokens, experts) = (40, 136, 150, 3);
     let tree = ReductionTree::over_granules(k, 4);
     let program = tree.program(0..tree.num_leaves());
-    for format in FORMATS {
-        let pack = |of: usize| {
-            dev.pack(&ReferenceTensor::from_fn(n, k, |row, col| value(row + 31 * of, col)), format.into())
+    for format in formats(None) {
+        let packed = |of: usize| {
+            pack(&dev, ReferenceTensor::from_fn(n, k, |row, col| value(row + 31 * of, col)), format)
         };
-        let weights: Vec<_> = (0..experts).map(pack).collect();
+        let weights: Vec<_> = (0..experts).map(packed).collect();
         // Few pairs, and more per expert than are few: most of the first, none of the second.
         for count in [20, tokens] {
             let of_token = |t: usize| match t % 5 {
@@ -148,21 +169,23 @@ fn large_blocks_give_what_small_ones_give() {
     // All but one of the heads: three nodes.
     let part = tree.program(1..8);
     let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 99, at % k)).collect();
-    for &format in &FORMATS[2..] {
+    for &format in &formats(Some(24))[2..] {
+        let spec = WeightSpec { format, period: Some(24) };
+        let matrix = stored(ReferenceTensor::from_fn(n, k, value), spec);
         let (mut whole, mut nodes, mut plain, mut gated) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         // Blocks of 256 outputs with shared memory for sums that wait, and without; blocks of 128.
         for (multiprocessors, shared_bytes) in [(2, 227 << 10), (2, 99 << 10), (6, 99 << 10)] {
             let Some(mut driver) = Emulated::new(5) else { return };
             (driver.multiprocessors, driver.shared_bytes) = (multiprocessors, shared_bytes);
             let dev = CudaDevice::new(Box::new(driver));
-            let source = ReferenceTensor::from_fn(n, k, value);
-            let weight = dev.pack(&source, WeightSpec { format, period: Some(24) });
+            let weight = dev.pack(&*matrix, spec);
             let x = dev.upload(&x, rows, k);
             whole.push(bits(&dev, &dev.linear_tree(&x, &weight, &program)));
-            let of_part = ReferenceTensor::from_fn(n, k - 24, |row, col| value(row, col + 24));
-            let of_part = dev.pack(&of_part, WeightSpec { format, period: Some(24) });
+            let (all, cols) = (0..n, 24..k);
+            let of_part = Slice { of: &*matrix, rows: vec![all], cols };
+            let of_part = dev.pack(&of_part, spec.from_input(24, k));
             nodes.push(bits(&dev, &dev.linear_tree(&dev.gather_cols(&x, 24..k), &of_part, &part)));
-            let weight = dev.pack(&source, format.into());
+            let weight = pack(&dev, ReferenceTensor::from_fn(n, k, value), format);
             plain.push(bits(&dev, &dev.linear(&x, &weight, None)));
             gated.push(bits(&dev, &dev.linear_gated(&x, &weight, None, Activation::Silu)));
             // And a few rows give what they give there.
@@ -174,6 +197,28 @@ fn large_blocks_give_what_small_ones_give() {
         }
         for found in [whole, nodes, plain, gated] {
             assert!(found.windows(2).all(|two| two[0] == two[1]), "{format}");
+        }
+    }
+}
+
+#[test]
+fn an_output_gives_what_it_gives_among_others() {
+    let Some(dev) = device(7) else { return };
+    let (n, k) = (100, 300);
+    for format in formats(None) {
+        let matrix = stored(ReferenceTensor::from_fn(n, k, value), format.into());
+        for rows in [3, 80] {
+            let x: Vec<f32> = (0..rows * k).map(|at| value(at / k + 99, at % k)).collect();
+            let x = dev.upload(&x, rows, k);
+            let y = |own: std::ops::Range<usize>| {
+                let source = Slice { of: &*matrix, rows: vec![own], cols: 0..k };
+                bits(&dev, &dev.linear(&x, &dev.pack(&source, format.into()), None))
+            };
+            let all = y(0..n);
+            for own in [0..16, 16..100, 33..50] {
+                let part: Vec<u32> = all.chunks(n).flat_map(|row| row[own.clone()].to_vec()).collect();
+                assert_eq!(y(own.clone()), part, "{format}, {rows} rows, outputs {own:?}");
+            }
         }
     }
 }
@@ -196,12 +241,14 @@ fn ranks_of_any_share_give_what_one_gives() {
         let x = |inputs: std::ops::Range<usize>| -> Vec<f32> {
             (0..rows).flat_map(|row| inputs.clone().map(move |col| value(row + 50, col))).collect()
         };
-        for format in FORMATS {
+        for format in formats(*period) {
+            let spec = WeightSpec { format, period: *period };
+            let matrix = stored(ReferenceTensor::from_fn(n, k, value), spec);
             let sums = |own: std::ops::Range<usize>| {
                 let inputs = tree.inputs_of(own.clone());
-                let source =
-                    ReferenceTensor::from_fn(n, inputs.len(), |row, col| value(row, inputs.start + col));
-                let weight = dev.pack(&source, WeightSpec { format, period: *period });
+                let (all, cols) = (0..n, inputs.clone());
+                let source = Slice { of: &*matrix, rows: vec![all], cols };
+                let weight = dev.pack(&source, spec.from_input(inputs.start, k));
                 let program: Program = tree.program(own);
                 let y =
                     dev.linear_tree(&dev.upload(&x(inputs.clone()), rows, inputs.len()), &weight, &program);

@@ -41,18 +41,26 @@ pub(crate) struct MakeCuda {
     gpus: Vec<Arc<Gpu>>,
     /// How many there are for the ranks of this host.
     count: usize,
+    /// How many ranks of this host have this process's GPU, where each is a process and has said which GPU is its own.
+    together: Option<usize>,
 }
 
 impl MakeCuda {
     fn gpu_of(&self, index: usize) -> usize {
         gpu_of(index, self.local.ranks, self.count)
     }
-}
 
-/// Ranks of this host that have a GPU.
-fn ranks_on(gpu: &Gpu, local: &Local, gpus: usize) -> usize {
-    let ordinal = gpu.info.ordinal as usize;
-    (0..local.ranks).filter(|&index| gpu_of(index, local.ranks, gpus) == ordinal).count()
+    /// Ranks of this host that have a GPU.
+    fn ranks_on(&self, gpu: &Gpu) -> usize {
+        let ordinal = gpu.info.ordinal as usize;
+        let has = |index: &usize| self.gpu_of(*index) == ordinal;
+        self.together.unwrap_or_else(|| (0..self.local.ranks).filter(has).count())
+    }
+
+    fn say_shares(&self) -> Result<(), EngineError> {
+        let said = self.gpus.iter().try_for_each(|gpu| gpu.shared_by(self.ranks_on(gpu)));
+        said.map_err(|Fault(message)| EngineError::Request(message))
+    }
 }
 
 /// Which of `gpus` is that of a host's rank.
@@ -91,9 +99,25 @@ impl Machine for MakeCuda {
         let cache = CubinCache::of_user();
         let open = |ordinal: usize| Gpu::open(ordinal as u32, &cache).map_err(refused);
         let gpus = ordinals.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        gpus.iter().try_for_each(|gpu| gpu.shared_by(ranks_on(gpu, &local, count))).map_err(refused)?;
         let EngineOptions { enforce_eager, times_parts, reduction, .. } = *options;
-        Ok(MakeCuda { local, enforce_eager, times_parts, reduction, gpus, count })
+        let make = MakeCuda { local, enforce_eager, times_parts, reduction, gpus, count, together: None };
+        make.say_shares()?;
+        Ok(make)
+    }
+
+    const MEETS: bool = true;
+
+    fn devices(&self) -> Vec<u64> {
+        self.gpus.iter().map(|gpu| gpu.number()).collect()
+    }
+
+    fn hear(&mut self, others: &[Vec<u64>]) -> Result<(), EngineError> {
+        // A launcher may give each rank a GPU that is number 0 to it.
+        if let [own] = &self.gpus[..] {
+            let number = own.number();
+            self.together = Some(others.iter().filter(|of| of.contains(&number)).count());
+        }
+        self.say_shares()
     }
 
     fn gpus(&self) -> usize {
@@ -103,7 +127,7 @@ impl Machine for MakeCuda {
     fn places(&self) -> Vec<Place> {
         let place = |gpu: &Arc<Gpu>| {
             let ordinal = gpu.info.ordinal as usize;
-            let ranks = ranks_on(gpu, &self.local, self.count);
+            let ranks = self.ranks_on(gpu);
             let asked = gpu.clone();
             // A GPU that doesn't answer has nothing to give; the first who uses it says why.
             let ask = move || asked.free_bytes().unwrap_or(0);

@@ -114,7 +114,8 @@ impl<D: Device> RankGroups<D> {
     /// Has the groups whose ranks exchange tensors find out how their devices reach each other. All ranks call it when all are
     /// ready.
     pub fn prepare(&self, dev: &D) -> Result<(), CollectiveError> {
-        std::iter::once(&self.tensor).chain(&self.context).try_for_each(|group| group.prepare(dev))
+        let mut exchanging = std::iter::once(&self.tensor).chain(&self.context).chain(&self.pipeline);
+        exchanging.try_for_each(|group| group.prepare(dev))
     }
 
     /// Whether all groups can go on.

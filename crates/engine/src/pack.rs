@@ -39,7 +39,7 @@ pub fn pack(
     let layout = Layout::new(config, &[1.0], &TpPlan::auto())?;
     let loader = Loader::new(&dev, source, &layout, 0, options.kept_as(), &|_| Ok(())).only_finite();
     let weights = loader.stored_weights()?;
-    one_float_type(&weights)?;
+    types_agree(&weights)?;
     let entry = |w: &StoredWeight| {
         PackedEntry::new(w.name.clone(), w.shape, w.spec, CpuDevice::packed_len(w.shape, w.spec))
     };
@@ -73,14 +73,18 @@ pub fn pack(
 }
 
 /// Layers of several types that share their input would be widened to one when they are loaded, which packed ones can't be.
-fn one_float_type(weights: &[StoredWeight]) -> Result<(), EngineError> {
-    let mut floats = weights.iter().filter(|weight| !weight.spec.format.is_grouped());
-    let Some(first) = floats.next() else { return Ok(()) };
-    match floats.find(|weight| weight.spec.format != first.spec.format) {
+fn types_agree(weights: &[StoredWeight]) -> Result<(), EngineError> {
+    // Those that lie together follow each other, three at most.
+    let neighbours = |i: usize| weights[i + 1..].iter().take(2).map(move |other| (&weights[i], other));
+    let differ = |(one, other): &(&StoredWeight, &StoredWeight)| {
+        one.lies_with(other) && one.spec.format != other.spec.format
+    };
+    match (0..weights.len()).flat_map(neighbours).find(differ) {
         None => Ok(()),
-        Some(other) => Err(EngineError::Request(format!(
-            "weights are stored in several types: {} is {}, {} is {}; say by --dtype in which one to pack them",
-            first.name, first.spec.format, other.name, other.spec.format
+        Some((one, other)) => Err(EngineError::Request(format!(
+            "layers that share their input are stored in several types: {} is {}, {} is {}; say by --dtype or --quantization in \
+             which one to pack them",
+            one.name, one.spec.format, other.name, other.spec.format
         ))),
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use checkpoint::{PackedCheckpoint, WeightSource};
+use collective::{CollectiveError, Group};
 use job::Job;
 use model::{Decoder, KeptAs, Loader, ModelConfig, Quantization, Stage};
 use tensor::{Cost, KvDType};
@@ -97,6 +98,19 @@ pub(crate) trait Machine: MakeDevice + Sized {
     fn gpus(&self) -> usize {
         0
     }
+    /// Whether the ranks of a host, if they are processes, are to hear of each other's devices.
+    const MEETS: bool = false;
+    /// What this process's devices are called, the same in all processes of a host.
+    fn devices(&self) -> Vec<u64> {
+        Vec::new()
+    }
+    /// Hears what the ranks of this host have, each a process.
+    ///
+    /// # Errors
+    /// A device can't be used that way.
+    fn hear(&mut self, _devices: &[Vec<u64>]) -> Result<(), EngineError> {
+        Ok(())
+    }
     /// # Errors
     /// A packed checkpoint is for other hardware, or not whole.
     fn check_packed(packed: &PackedCheckpoint) -> Result<(), EngineError>;
@@ -171,7 +185,7 @@ impl<M: Machine> Prepared<M> {
         let weights = preflight(&plan, &source, kept)?;
         let all = weights.iter().flatten().sum::<u64>() * plan.mesh.dp as u64;
         let total = all / plan.mesh.size() as u64 * ranks as u64;
-        let make = M::new(local, options)?;
+        let make = met(M::new(local, options), options, job)?;
         let (gpus, places, needs) = (make.gpus(), make.places(), needs(&plan, options, kv_dtype));
         check_room(&places, options, &weights, total, needs)?;
         check_threads(threads, ranks)?;
@@ -214,6 +228,29 @@ impl<M: Machine> Prepared<M> {
     }
 }
 
+/// The job's group of a host's ranks that tell each other which devices they have. Ids below are those of the mesh's axes.
+const MEETING: u16 = 17;
+
+/// Lets the ranks of a host, if they are processes, hear of each other's devices; also of a rank that has none.
+fn met<M: Machine>(
+    made: Result<M, EngineError>,
+    options: &EngineOptions,
+    job: Option<&Job>,
+) -> Result<M, EngineError> {
+    let Some(job) = job.filter(|job| M::MEETS && job.ranks_here().len() > 1) else { return made };
+    let devices = made.as_ref().map(M::devices).unwrap_or_default();
+    let told: Vec<u8> = devices.into_iter().flat_map(u64::to_le_bytes).collect();
+    let here = job.ranks_here();
+    let group = job.group(MEETING, &here, options.comm_timeout)?;
+    let failed =
+        |error: CollectiveError| EngineError::Rank { rank: job.rank(), source: Box::new(error.into()) };
+    let all = group.all_to_all_host(&vec![told; here.len()]).map_err(failed)?;
+    let numbers = |said: &Vec<u8>| said.as_chunks::<8>().0.iter().map(|n| u64::from_le_bytes(*n)).collect();
+    let mut make = made?;
+    make.hear(&all.iter().map(numbers).collect::<Vec<Vec<u64>>>())?;
+    Ok(make)
+}
+
 /// Refuses weights for which there is no room. `total`: bytes of all ranks of this host; `weights`: of each rank, by stage.
 fn check_room(
     places: &[Place],
@@ -223,8 +260,10 @@ fn check_room(
     needs: Needs,
 ) -> Result<(), EngineError> {
     let most = weights.iter().flatten().copied().max().unwrap_or(0);
+    let stages = weights.len();
     let ranks = |size: usize| if size > 1 { cuda::GROUP_BYTES } else { 0 };
-    let groups = ranks(options.rank_weights.len()) + ranks(options.decode_context_parallel_size);
+    let replica = if stages > 1 { cuda::GROUP_BYTES } else { 0 };
+    let groups = ranks(options.rank_weights.len()) + ranks(options.decode_context_parallel_size) + replica;
     let held = most + groups as u64;
     places.iter().try_for_each(|place| place.check_plan(options.memory_share, held, needs))?;
     if places.iter().any(Place::is_gpu) {

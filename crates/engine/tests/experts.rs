@@ -6,8 +6,8 @@ use common::{Golden, bits};
 use engine::{EngineOptions, ExpertReport};
 use model::parallel::{ExpertForm, ExpertOptions, ExpertPlacement};
 
-const MIXTURES: [&str; 5] =
-    ["mixtral", "mixtral_old_config", "qwen3_moe", "qwen3_moe_mixed", "qwen3_moe_fused"];
+const MIXTURES: [&str; 6] =
+    ["mixtral", "mixtral_old_config", "qwen3_moe", "qwen3_moe_mixed", "qwen3_moe_fused", "qwen3_moe_fp8"];
 
 fn options(tp: usize, form: ExpertForm, placement: ExpertPlacement) -> EngineOptions {
     EngineOptions {

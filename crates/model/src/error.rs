@@ -1,6 +1,6 @@
 use checkpoint::CheckpointError;
 use collective::CollectiveError;
-use tensor::{DType, DeviceError};
+use tensor::{DType, DeviceError, WeightFormat};
 
 /// Why a model can't be loaded, split or run.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,14 @@ pub enum ModelError {
         /// What it is.
         value: f32,
     },
+    /// An element in e4m3 is NaN.
+    #[error("{tensor}: element {at:?} is NaN, which no weight in e4m3 may be; mend the checkpoint")]
+    NanElement {
+        /// Its tensor.
+        tensor: String,
+        /// Its row and column.
+        at: [usize; 2],
+    },
     /// A weight that is to be quantised or packed is finite, but not in the type that it would be kept in.
     #[error("{tensor}: element {at:?} is {value:e}, too large for {dtype}; another --dtype would work")]
     BeyondType {
@@ -46,6 +54,17 @@ pub enum ModelError {
         value: f32,
         /// What it would be kept in.
         dtype: DType,
+    },
+    /// Experts of a layer are stored as different types.
+    #[error(
+        "experts of a layer must be stored alike: {} is {}, {} is {}; --quantization int8, int4 or fp8 would make them so",
+        .names[0], .formats[0], .names[1], .formats[1]
+    )]
+    ExpertsDiffer {
+        /// Two of them.
+        names: [String; 2],
+        /// What they are kept as.
+        formats: [WeightFormat; 2],
     },
     /// A packed weight doesn't fit the configuration.
     #[error("{tensor} is packed for another config.json; pack the original again with `anysplit quantize`")]
@@ -71,6 +90,8 @@ impl ModelError {
             | ModelError::Split(_)
             | ModelError::Step(_)
             | ModelError::NotFinite { .. }
+            | ModelError::NanElement { .. }
+            | ModelError::ExpertsDiffer { .. }
             | ModelError::BeyondType { .. }
             | ModelError::PackedOtherwise { .. } => true,
             ModelError::Checkpoint(e) => e.is_usage(),

@@ -1,12 +1,12 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use tensor::{DType, MatrixSource, PackedPart, Stored, WeightFormat};
+use tensor::{DType, MatrixSource, PackedPart, Stored, StoredElements, WeightFormat};
 
 use crate::ModelError;
 
 /// A matrix that notices if an element which is read would not be finite as it is kept: such a one has no place in a file that
-/// is packed, nor among quantised weights.
+/// is packed, nor among quantised weights. Kernels do not know e4m3's NaN.
 pub(crate) struct Finite<'a> {
     of: &'a dyn MatrixSource,
     kept: DType,
@@ -14,6 +14,8 @@ pub(crate) struct Finite<'a> {
     limit: u32,
     /// Row, column and value of one that was found.
     found: OnceLock<(usize, usize, f32)>,
+    /// Row and column of an element in e4m3 that is NaN.
+    nan: OnceLock<(usize, usize)>,
 }
 
 impl<'a> Finite<'a> {
@@ -24,11 +26,25 @@ impl<'a> Finite<'a> {
             // Scales are made of float32.
             _ => DType::F32,
         };
-        Finite { of, kept, limit: limit(kept), found: OnceLock::new() }
+        Finite { of, kept, limit: limit(kept), found: OnceLock::new(), nan: OnceLock::new() }
+    }
+
+    /// Looks for NaN among elements in e4m3.
+    fn check_elements(&self, row: usize, first_col: usize, elements: &[u8]) {
+        const MAGNITUDE: u8 = 0x7F;
+        // All of them first, so that it becomes vectors.
+        let largest = elements.iter().fold(0, |most, element| (element & MAGNITUDE).max(most));
+        if largest == MAGNITUDE {
+            let at = elements.iter().position(|element| element & MAGNITUDE == MAGNITUDE).unwrap_or(0);
+            let _ = self.nan.set((row, first_col + at));
+        }
     }
 
     /// What was found since, as an error about a tensor.
     pub(crate) fn check(&self, tensor: &str) -> Result<(), ModelError> {
+        if let Some(&(row, col)) = self.nan.get() {
+            return Err(ModelError::NanElement { tensor: tensor.into(), at: [row, col] });
+        }
         match self.found.get() {
             None => Ok(()),
             Some(&(row, col, value)) => Err(refusal(tensor, vec![row, col], value, self.kept)),
@@ -53,6 +69,20 @@ impl MatrixSource for Finite<'_> {
             }
         }
         // What is made of others than finite ones is thrown away.
+        Some(stored)
+    }
+    fn read_elements(&self, row: usize, cols: Range<usize>, out: &mut [u8]) {
+        self.of.read_elements(row, cols.clone(), out);
+        self.check_elements(row, cols.start, out);
+    }
+    fn scale(&self, row: usize, col: usize) -> f32 {
+        self.of.scale(row, col)
+    }
+    fn stored_elements(&self, rows: Range<usize>, cols: Range<usize>) -> Option<StoredElements<'_>> {
+        let stored = self.of.stored_elements(rows.clone(), cols.clone())?;
+        for (row, bytes) in rows.zip(stored.bytes.chunks(stored.stride.max(1))) {
+            self.check_elements(row, cols.start, &bytes[..cols.len()]);
+        }
         Some(stored)
     }
     fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {

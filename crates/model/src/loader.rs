@@ -3,14 +3,14 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use checkpoint::{CheckpointError, Fill, TensorView, WeightSource};
+use checkpoint::{CheckpointError, Fill, ScaledBy, TensorView, WeightSource};
 use tensor::{Concat, DType, Device, MatrixSource, NormKind, NormSpec, PackedPart, Slice, WeightSpec};
 
 use crate::ModelError;
 use crate::finite::{self, Finite};
 use crate::norm::Norm;
 use crate::parallel::{Held, Layout, Module, ModuleSpec};
-use crate::quantization::KeptAs;
+use crate::quantization::{KeptAs, StoredAs};
 
 /// What a rank has loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,13 +107,18 @@ impl<'a, D: Device> Loader<'a, D> {
             let found = self.find(*module, spec, layer)?;
             parts.push((found, held));
         }
-        let kept = |i: usize| self.kept_as(specs[i].0, &parts[i].0.view);
+        let kept = |i: usize| {
+            let ((module, spec), (found, held)) = (&specs[i], &parts[i]);
+            self.kept_as(*module, &found.view).from_input(held.cols.start, spec.shape[1])
+        };
         let mut packed_as = kept(0);
         for (i, (found, held)) in parts.iter().enumerate() {
             let (module, spec) = &specs[i];
             let period = self.layout.group_period(*module);
             let is = found.view.packed_as();
-            if is.is_some_and(|is| is != packed_as || is.format.is_grouped() && is.period != period) {
+            let differs =
+                |is: WeightSpec| kept(i) != packed_as || is.format.is_grouped() && is.period != period;
+            if is.is_some_and(differs) {
                 return Err(ModelError::PackedOtherwise { tensor: format!("{}.weight", spec.name) });
             }
             self.count(kept(i).bytes(held.num_rows(), held.cols.len()))?;
@@ -122,7 +127,8 @@ impl<'a, D: Device> Loader<'a, D> {
                 packed_as = DType::F32.into();
             }
         }
-        let finite: Vec<Finite> = match self.finite {
+        let is_scaled = parts.iter().any(|(found, _)| found.view.scale_block().is_some());
+        let finite: Vec<Finite> = match self.finite || is_scaled {
             true => parts.iter().map(|(found, _)| Finite::new(&found.view, packed_as.format)).collect(),
             false => Vec::new(),
         };
@@ -180,7 +186,8 @@ impl<'a, D: Device> Loader<'a, D> {
 
     /// How a module's weight is packed.
     fn kept_as(&self, module: Module, view: &TensorView) -> WeightSpec {
-        view.packed_as().unwrap_or_else(|| self.kept.spec(self.layout, module, view.dtype()))
+        view.packed_as()
+            .unwrap_or_else(|| self.kept.spec(self.layout, module, view.cols(), StoredAs::of(view)))
     }
 
     /// The same without its tensor at hand.
@@ -191,6 +198,28 @@ impl<'a, D: Device> Loader<'a, D> {
         layer: usize,
     ) -> Result<WeightSpec, ModelError> {
         Ok(self.kept_as(module, &self.find(module, spec, layer)?.view))
+    }
+
+    /// That the weights of a layer's experts, which are multiplied together, are packed alike: of all, so that every rank says the
+    /// same.
+    ///
+    /// # Errors
+    /// They are stored as different types.
+    pub(crate) fn check_experts(&self, layer: usize) -> Result<(), ModelError> {
+        let experts = self.layout.config.moe.map_or(0, |moe| moe.num_experts);
+        for module in [Module::ExpertGate, Module::ExpertUp, Module::ExpertDown] {
+            let mut first: Option<(String, WeightSpec)> = None;
+            for expert in 0..experts {
+                let spec = self.layout.spec(module(expert), layer);
+                let is = self.packed_as(module(expert), &spec, layer)?;
+                let (name, of_first) = first.get_or_insert_with(|| (spec.name.clone(), is));
+                if is != *of_first {
+                    let formats = [of_first.format, is.format];
+                    return Err(ModelError::ExpertsDiffer { names: [name.clone(), spec.name], formats });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn vector(&self, name: &str, len: usize, held: &Held, fill: Fill) -> Result<Vec<f32>, ModelError> {
@@ -249,7 +278,20 @@ impl<'a, D: Device> Loader<'a, D> {
                 return Ok(Found { view: view?, first_row });
             }
         }
-        Ok(Found { view: self.source.matrix(&name, [rows, cols], Fill::LINEAR)?, first_row: 0 })
+        let shape = [rows, cols];
+        let view = match self.scaled_by(module, spec, &name) {
+            Some(by) => self.source.scaled_matrix(&name, shape, by, Fill::LINEAR)?,
+            None => self.source.matrix(&name, shape, Fill::LINEAR)?,
+        };
+        Ok(Found { view, first_row: 0 })
+    }
+
+    /// How elements of a weight share scales, if it is in e4m3: a file's tensor says itself whether it is.
+    fn scaled_by(&self, module: Module, spec: &ModuleSpec, tensor: &str) -> Option<ScaledBy> {
+        match self.source.contains(tensor) {
+            None => self.layout.scaled_by(module, &spec.name),
+            Some(_) => self.layout.config.fp8.as_ref().map(|fp8| fp8.scaled_by),
+        }
     }
 
     /// The name as the checkpoint spells it: bare models are saved without the leading `model.`.

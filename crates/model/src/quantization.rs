@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-use tensor::{DType, WeightFormat, WeightSpec};
+use checkpoint::TensorView;
+use tensor::{DType, Scales, WeightFormat, WeightSpec};
 
+use crate::config::ModelConfig;
 use crate::parallel::{Layout, Module};
 
 /// What the weights of linear layers are quantised to when they are loaded.
@@ -51,6 +53,36 @@ impl fmt::Display for Quantization {
     }
 }
 
+/// What a weight of two dimensions is stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredAs {
+    /// As floats.
+    Float(DType),
+    /// As e4m3, with a scale per so many outputs and inputs.
+    Scaled([usize; 2]),
+}
+
+impl StoredAs {
+    /// What a tensor is stored as.
+    pub fn of(view: &TensorView) -> Self {
+        match view.scale_block() {
+            Some(block) => StoredAs::Scaled(block),
+            None => StoredAs::Float(view.dtype()),
+        }
+    }
+
+    /// How the weight is packed if it stays as it is. `k`: its inputs. Groups that scales cut are kept as products.
+    fn format(self, k: usize, period: Option<usize>) -> WeightFormat {
+        match self {
+            StoredAs::Float(dtype) => dtype.into(),
+            StoredAs::Scaled([_, inputs]) if inputs >= k => WeightFormat::Scaled(Scales::OUTPUT),
+            StoredAs::Scaled([_, inputs]) => {
+                Scales::every(inputs, period).map_or(DType::F32.into(), WeightFormat::Scaled)
+            }
+        }
+    }
+}
+
 /// What weights are kept in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeptAs {
@@ -72,20 +104,32 @@ impl fmt::Display for KeptAs {
     }
 }
 
+/// The name of what an FP8 checkpoint's layers are kept in.
+const E4M3: &str = WeightFormat::Scaled(Scales::OUTPUT).name();
+
 impl KeptAs {
-    /// How a module's weight of two dimensions, stored as `stored`, is packed.
-    pub fn spec(&self, layout: &Layout, module: Module, stored: DType) -> WeightSpec {
-        let format = self.format(module, stored, layout.config.tied);
-        WeightSpec { format, period: layout.group_period(module) }
+    /// The name of what linear layers are kept in, if that is not what the rest is: what they are quantised to, or `e4m3` of an FP8
+    /// checkpoint.
+    pub fn layers(&self, config: &ModelConfig) -> Option<&'static str> {
+        self.quantization.map(Quantization::name).or(config.fp8.is_some().then_some(E4M3))
+    }
+
+    /// How a module's weight of two dimensions and `k` inputs, stored as `stored`, is packed.
+    pub fn spec(&self, layout: &Layout, module: Module, k: usize, stored: StoredAs) -> WeightSpec {
+        let period = layout.group_period(module);
+        let as_stored = match (self.dtype, stored) {
+            (Some(dtype), StoredAs::Float(_)) => dtype.into(),
+            _ => stored.format(k, period),
+        };
+        WeightSpec { format: self.format(module, as_stored, layout.config.tied), period }
     }
 
     /// `tied`: the embedding is the head.
-    fn format(&self, module: Module, stored: DType, tied: bool) -> WeightFormat {
-        let float = WeightFormat::Float(self.dtype.unwrap_or(stored));
-        let Some(quantization) = self.quantization else { return float };
+    fn format(&self, module: Module, as_stored: WeightFormat, tied: bool) -> WeightFormat {
+        let Some(quantization) = self.quantization else { return as_stored };
         match module {
-            Module::Embed if !tied => float,
-            Module::Positions | Module::Router => float,
+            Module::Embed if !tied => as_stored,
+            Module::Positions | Module::Router => as_stored,
             Module::Embed | Module::Head => quantization.head(),
             _ => quantization.format(),
         }

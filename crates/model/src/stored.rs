@@ -19,6 +19,19 @@ pub struct StoredWeight {
     layer: usize,
 }
 
+impl StoredWeight {
+    /// Whether layers pack it together with another, because both have the same input.
+    pub fn lies_with(&self, other: &StoredWeight) -> bool {
+        let lies_in = |weight: &StoredWeight| match weight.module {
+            Module::Q | Module::K | Module::V => Some((weight.layer, None)),
+            Module::Gate | Module::Up => Some((weight.layer, Some(0))),
+            Module::ExpertGate(expert) | Module::ExpertUp(expert) => Some((weight.layer, Some(expert))),
+            _ => None,
+        };
+        lies_in(self).is_some() && lies_in(self) == lies_in(other)
+    }
+}
+
 /// A norm's weight or a bias.
 #[derive(Clone, Debug)]
 pub struct StoredVector {
@@ -43,8 +56,11 @@ impl<D: Device> Loader<'_, D> {
     /// All weights of two dimensions. Their elements are not read.
     ///
     /// # Errors
-    /// One is missing or misshapen.
+    /// One is missing or misshapen, or experts of a layer are stored as different types.
     pub fn stored_weights(&self) -> Result<Vec<StoredWeight>, ModelError> {
+        let config = &self.layout.config;
+        let mut sparse = (0..config.num_layers()).filter(|&layer| config.layers[layer].moe);
+        sparse.try_for_each(|layer| self.check_experts(layer))?;
         let mut weights = Vec::new();
         for (module, layer) in self.modules() {
             let spec = self.layout.spec(module, layer);

@@ -11,8 +11,8 @@ use model::{Decoder, KeptAs, KvCache, Layout, Loader, ModelConfig, Rank, Stage, 
 use serde_json::json;
 use tensor::{Cost, DType, KV_BLOCK, Reference, SequenceSpan, StepMeta};
 
-const MIXTURES: [&str; 5] =
-    ["mixtral", "mixtral_old_config", "qwen3_moe", "qwen3_moe_mixed", "qwen3_moe_fused"];
+const MIXTURES: [&str; 6] =
+    ["mixtral", "mixtral_old_config", "qwen3_moe", "qwen3_moe_mixed", "qwen3_moe_fused", "qwen3_moe_fp8"];
 
 /// A mixture and a prompt for it.
 struct Mixture {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::{DType, fp8};
+use crate::{DType, Scales, fp8};
 
 /// Inputs that share a scale, at most.
 pub const GROUP: usize = 32;
@@ -15,6 +15,8 @@ pub enum WeightFormat {
     Float(DType),
     /// As e4m3 with a power of two per group, widened exactly when used.
     Fp8,
+    /// As e4m3 with a float32 per output and some inputs, both as a checkpoint has them. A weight is their product, rounded once.
+    Scaled(Scales),
     /// As whole numbers from −127 to 127 with a scale per group, multiplied by activations that are quantised likewise.
     Int8,
     /// As whole numbers from 0 to 15 with a scale and a zero point per group, multiplied by activations as [`WeightFormat::Int8`].
@@ -22,13 +24,22 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
-    /// The name that users write and read: a type's, or `fp8`, `int8`, `int4`.
+    /// The name that users write and read: a type's, or `fp8`, `e4m3`, `int8`, `int4`.
     pub const fn name(self) -> &'static str {
         match self {
             WeightFormat::Float(dtype) => dtype.name(),
             WeightFormat::Fp8 => "fp8",
+            WeightFormat::Scaled(_) => "e4m3",
             WeightFormat::Int8 => "int8",
             WeightFormat::Int4 => "int4",
+        }
+    }
+
+    /// Which groups share a scale, if they have float32 scales.
+    pub const fn scales(self) -> Option<Scales> {
+        match self {
+            WeightFormat::Scaled(scales) => Some(scales),
+            _ => None,
         }
     }
 
@@ -37,7 +48,8 @@ impl WeightFormat {
         !matches!(self, WeightFormat::Float(_))
     }
 
-    /// Bytes of one group of one output: elements, scale and zero point. A short group takes as much as a full one.
+    /// Bytes of one group of one output: elements, scale and zero point. A short group takes as much as a full one. Scales that
+    /// groups share ([`Scales::BYTES`]) do not count.
     ///
     /// # Panics
     /// For floats, which have no groups.
@@ -45,6 +57,7 @@ impl WeightFormat {
         match self {
             WeightFormat::Float(_) => panic!("floats have no groups"),
             WeightFormat::Fp8 => GROUP + 1,
+            WeightFormat::Scaled(_) => GROUP,
             WeightFormat::Int8 => GROUP + 2,
             WeightFormat::Int4 => GROUP / 2 + 3,
         }
@@ -76,14 +89,44 @@ pub struct WeightSpec {
 impl WeightSpec {
     /// The groups of `k` inputs.
     pub fn groups(self, k: usize) -> Groups {
-        Groups { k, period: self.period.filter(|period| period % GROUP > 0 && *period < k) }
+        let period = self.period.filter(|period| period % GROUP > 0 && *period < k);
+        Groups { k, period, scales: self.format.scales() }
+    }
+
+    /// The inputs of each of an output's scales, of `k` inputs.
+    pub fn scale_inputs(self, k: usize) -> Vec<Range<usize>> {
+        let groups = self.groups(k);
+        let inputs = |scale: usize| {
+            let own = groups.with_scale(scale, 0..groups.count());
+            groups.inputs(own.start).start..groups.inputs(own.end - 1).end
+        };
+        (0..groups.scales()).map(inputs).collect()
     }
 
     /// Bytes of a weight `[n, k]` without padding of its outputs.
     pub fn bytes(self, n: usize, k: usize) -> usize {
         match self.format {
             WeightFormat::Float(dtype) => n * k * dtype.bytes(),
-            format => n * self.groups(k).count() * format.group_bytes(),
+            format => {
+                let groups = self.groups(k);
+                let shared = if format.scales().is_some() { groups.scales() * Scales::BYTES } else { 0 };
+                n * (groups.count() * format.group_bytes() + shared)
+            }
+        }
+    }
+
+    /// How the inputs from `input` on of a weight with `k` inputs are packed: which groups share a scale does not change.
+    ///
+    /// # Panics
+    /// If `input` is beyond `k`.
+    pub fn from_input(self, input: usize, k: usize) -> Self {
+        assert!(input <= k, "input {input} of {k}");
+        match self.format {
+            WeightFormat::Scaled(scales) => {
+                let format = WeightFormat::Scaled(scales.from_group(self.groups(k).before(input)));
+                WeightSpec { format, ..self }
+            }
+            _ => self,
         }
     }
 }
@@ -107,12 +150,33 @@ pub struct Groups {
     /// None if a group begins at every [`GROUP`]th input, as it does with periods of whole groups. Kernels ask about groups at
     /// each leaf of a tree, and this spares them the divisions.
     period: Option<usize>,
+    /// Which of them share a scale; `None`: each has its own.
+    scales: Option<Scales>,
 }
 
 impl Groups {
     /// How many.
     pub fn count(self) -> usize {
         self.before(self.k)
+    }
+
+    /// How many scales an output has.
+    pub fn scales(self) -> usize {
+        let count = self.count();
+        self.scales.map_or(count, |scales| scales.count(count))
+    }
+
+    /// Which of them is a group's.
+    #[inline]
+    pub fn scale(self, group: usize) -> usize {
+        self.scales.map_or(group, |scales| scales.of(group))
+    }
+
+    /// The groups that have a scale, of `range`.
+    #[inline]
+    pub fn with_scale(self, scale: usize, range: Range<usize>) -> Range<usize> {
+        let first = |scale| self.scales.map_or(scale, |scales| scales.first_group(scale));
+        first(scale).max(range.start)..first(scale + 1).min(range.end)
     }
 
     /// The inputs of a group.

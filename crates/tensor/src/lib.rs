@@ -17,6 +17,7 @@ pub mod math;
 mod part;
 mod part_costs;
 mod reference;
+mod scales;
 mod shapes;
 mod source;
 mod spec;
@@ -38,8 +39,11 @@ pub use part_costs::{PartCost, PartCosts, PartLog};
 pub use reference::{
     Reference, ReferenceAssignment, ReferenceKv, ReferenceRouting, ReferenceTensor, ReferenceWeight,
 };
+pub use scales::{ScaledMatrix, Scales};
 pub use shapes::{Recorder, ShapeAssignment, ShapeRouting, ShapeTensor, ShapeWeight, Shapes};
-pub use source::{Concat, MatrixSource, PackedBytes, PackedPart, PackedWeight, Slice, Stored};
+pub use source::{
+    Concat, MatrixSource, PackedBytes, PackedPart, PackedWeight, Slice, Stored, StoredElements,
+};
 pub use spec::{Activation, HeadSpan, Heads, LogitEdit, NormKind, NormSpec, RopeSpec, RouterSpec, RowNorm};
 pub use step::{KV_BLOCK, SequenceSpan, StepMeta};
 pub use survey::Survey;

@@ -20,6 +20,29 @@ pub trait MatrixSource: Sync {
     fn stored(&self, _rows: Range<usize>, _cols: Range<usize>) -> Option<Stored<'_>> {
         None
     }
+    /// Writes the e4m3 elements of `cols` of row `row` to `out`, of a matrix that has such, with float32 scales: what
+    /// [`WeightFormat::Scaled`](crate::WeightFormat::Scaled) is packed from. NaN is not among them. [`MatrixSource::read`]
+    /// writes element · scale, rounded once.
+    ///
+    /// # Shapes
+    /// `out [cols.len()]`
+    ///
+    /// # Panics
+    /// If the matrix has none.
+    fn read_elements(&self, _row: usize, _cols: Range<usize>, _out: &mut [u8]) {
+        panic!("a matrix without elements in e4m3");
+    }
+    /// The float32 scale of an element, of such a matrix: not negative, and no product with an element is infinite.
+    ///
+    /// # Panics
+    /// If the matrix has none.
+    fn scale(&self, _row: usize, _col: usize) -> f32 {
+        panic!("a matrix without scales");
+    }
+    /// The elements of some rows and columns as they are stored, of such a matrix; `None`: they have to be read.
+    fn stored_elements(&self, _rows: Range<usize>, _cols: Range<usize>) -> Option<StoredElements<'_>> {
+        None
+    }
     /// Where some rows and columns lie packed already, in parts one under the other; `None`: they have to be read.
     /// What is packed is not read, and used as it is.
     fn packed(&self, _rows: Range<usize>, _cols: Range<usize>) -> Option<Vec<PackedPart>> {
@@ -32,6 +55,15 @@ pub trait MatrixSource: Sync {
 pub struct Stored<'a> {
     /// Their type.
     pub dtype: DType,
+    /// From the first element of the first row to the last one of the last row.
+    pub bytes: &'a [u8],
+    /// Bytes from the beginning of one row to that of the next.
+    pub stride: usize,
+}
+
+/// Elements in e4m3 as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredElements<'a> {
     /// From the first element of the first row to the last one of the last row.
     pub bytes: &'a [u8],
     /// Bytes from the beginning of one row to that of the next.
@@ -100,6 +132,31 @@ pub struct Slice<'a> {
     pub cols: Range<usize>,
 }
 
+impl Slice<'_> {
+    /// A row of the whole matrix.
+    fn whole_row(&self, mut row: usize) -> usize {
+        for range in &self.rows {
+            if row < range.len() {
+                return range.start + row;
+            }
+            row -= range.len();
+        }
+        panic!("row beyond the slice");
+    }
+
+    /// Columns of the whole matrix.
+    fn whole_cols(&self, cols: Range<usize>) -> Range<usize> {
+        self.cols.start + cols.start..self.cols.start + cols.end
+    }
+
+    /// Rows of the whole matrix, if they follow each other: rows of one range only do.
+    fn whole_rows(&self, rows: Range<usize>) -> Option<Range<usize>> {
+        let (i, own) = only(overlaps(self.rows.iter().map(ExactSizeIterator::len), rows))?;
+        let first = self.rows[i].start;
+        Some(first + own.start..first + own.end)
+    }
+}
+
 impl MatrixSource for Slice<'_> {
     fn rows(&self) -> usize {
         self.rows.iter().map(ExactSizeIterator::len).sum()
@@ -107,25 +164,23 @@ impl MatrixSource for Slice<'_> {
     fn cols(&self) -> usize {
         self.cols.len()
     }
-    fn read(&self, mut row: usize, cols: Range<usize>, out: &mut [f32]) {
-        for range in &self.rows {
-            if row < range.len() {
-                let cols = self.cols.start + cols.start..self.cols.start + cols.end;
-                return self.of.read(range.start + row, cols, out);
-            }
-            row -= range.len();
-        }
-        panic!("row beyond the slice");
+    fn read(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
+        self.of.read(self.whole_row(row), self.whole_cols(cols), out);
     }
     fn stored(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Stored<'_>> {
-        let cols = self.cols.start + cols.start..self.cols.start + cols.end;
-        // Rows of one range only follow each other.
-        let (i, own) = only(overlaps(self.rows.iter().map(ExactSizeIterator::len), rows))?;
-        let first = self.rows[i].start;
-        self.of.stored(first + own.start..first + own.end, cols)
+        self.of.stored(self.whole_rows(rows)?, self.whole_cols(cols))
+    }
+    fn read_elements(&self, row: usize, cols: Range<usize>, out: &mut [u8]) {
+        self.of.read_elements(self.whole_row(row), self.whole_cols(cols), out);
+    }
+    fn scale(&self, row: usize, col: usize) -> f32 {
+        self.of.scale(self.whole_row(row), self.cols.start + col)
+    }
+    fn stored_elements(&self, rows: Range<usize>, cols: Range<usize>) -> Option<StoredElements<'_>> {
+        self.of.stored_elements(self.whole_rows(rows)?, self.whole_cols(cols))
     }
     fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
-        let cols = self.cols.start + cols.start..self.cols.start + cols.end;
+        let cols = self.whole_cols(cols);
         let mut parts = Vec::new();
         for (i, own) in overlaps(self.rows.iter().map(ExactSizeIterator::len), rows) {
             let first = self.rows[i].start;
@@ -138,6 +193,25 @@ impl MatrixSource for Slice<'_> {
 /// Matrices of the same width, one under the other.
 pub struct Concat<'a>(pub Vec<&'a dyn MatrixSource>);
 
+impl<'a> Concat<'a> {
+    /// The matrix that has a row, and which of its rows that is.
+    fn part(&self, mut row: usize) -> (&'a dyn MatrixSource, usize) {
+        for part in &self.0 {
+            if row < part.rows() {
+                return (*part, row);
+            }
+            row -= part.rows();
+        }
+        panic!("row beyond the parts");
+    }
+
+    /// The matrix that has all of some rows, and which of its rows they are.
+    fn part_of(&self, rows: Range<usize>) -> Option<(&'a dyn MatrixSource, Range<usize>)> {
+        let (i, own) = only(overlaps(self.0.iter().map(|m| m.rows()), rows))?;
+        Some((self.0[i], own))
+    }
+}
+
 impl MatrixSource for Concat<'_> {
     fn rows(&self) -> usize {
         self.0.iter().map(|m| m.rows()).sum()
@@ -145,18 +219,25 @@ impl MatrixSource for Concat<'_> {
     fn cols(&self) -> usize {
         self.0.first().map_or(0, |m| m.cols())
     }
-    fn read(&self, mut row: usize, cols: Range<usize>, out: &mut [f32]) {
-        for part in &self.0 {
-            if row < part.rows() {
-                return part.read(row, cols, out);
-            }
-            row -= part.rows();
-        }
-        panic!("row beyond the parts");
+    fn read(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
+        let (part, row) = self.part(row);
+        part.read(row, cols, out);
     }
     fn stored(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Stored<'_>> {
-        let (i, own) = only(overlaps(self.0.iter().map(|m| m.rows()), rows))?;
-        self.0[i].stored(own, cols)
+        let (part, rows) = self.part_of(rows)?;
+        part.stored(rows, cols)
+    }
+    fn read_elements(&self, row: usize, cols: Range<usize>, out: &mut [u8]) {
+        let (part, row) = self.part(row);
+        part.read_elements(row, cols, out);
+    }
+    fn scale(&self, row: usize, col: usize) -> f32 {
+        let (part, row) = self.part(row);
+        part.scale(row, col)
+    }
+    fn stored_elements(&self, rows: Range<usize>, cols: Range<usize>) -> Option<StoredElements<'_>> {
+        let (part, rows) = self.part_of(rows)?;
+        part.stored_elements(rows, cols)
     }
     fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
         let mut parts = Vec::new();

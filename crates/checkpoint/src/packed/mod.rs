@@ -16,7 +16,7 @@ pub use checkpoint::PackedCheckpoint;
 pub use writer::{PackedVector, PackedWriter};
 
 use serde::{Deserialize, Serialize};
-use tensor::{DType, WeightFormat, WeightSpec};
+use tensor::{DType, Scales, WeightFormat, WeightSpec};
 
 /// The file of a packed checkpoint.
 pub const PACKED_FILE: &str = "anysplit-packed.safetensors";
@@ -52,6 +52,9 @@ pub struct PackedEntry {
     pub shape: [usize; 2],
     format: String,
     period: Option<usize>,
+    /// Groups that share a scale, where those of an output have several, in the format of that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    groups_per_scale: Option<usize>,
     /// Bytes, a multiple of 64.
     pub bytes: usize,
 }
@@ -79,12 +82,18 @@ impl PackedEntry {
     pub fn new(name: String, shape: [usize; 2], spec: WeightSpec, bytes: usize) -> PackedEntry {
         let WeightSpec { format, period } = spec;
         let bytes = bytes.next_multiple_of(ALIGN);
-        PackedEntry { name, shape, format: format.name().into(), period, bytes }
+        let groups_per_scale = format.scales().and_then(Scales::groups);
+        PackedEntry { name, shape, format: format.name().into(), period, groups_per_scale, bytes }
     }
 
     /// How it is packed, if this version knows its format.
     fn spec(&self) -> Option<WeightSpec> {
-        let grouped = [WeightFormat::Fp8, WeightFormat::Int8, WeightFormat::Int4];
+        let scales = match self.groups_per_scale {
+            None => Scales::OUTPUT,
+            Some(groups) => Scales::of_groups(groups)?,
+        };
+        let grouped =
+            [WeightFormat::Fp8, WeightFormat::Scaled(scales), WeightFormat::Int8, WeightFormat::Int4];
         let format = grouped.into_iter().find(|format| format.name() == self.format);
         let format = format.or_else(|| DType::parse(&self.format).map(WeightFormat::Float))?;
         Some(WeightSpec { format, period: self.period })

@@ -11,13 +11,12 @@ mod exchange;
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tensor::HostDevice;
 
 use crate::finish::Finish;
-use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan, Watched};
+use crate::{Collective, CollectiveError, CollectiveStats, Group, ReducePlan};
 pub use codec::WireDType;
 use exchange::Exchange;
 
@@ -88,53 +87,7 @@ impl<C: Group> Compressed<C> {
 }
 
 impl<C: Group> Group for Compressed<C> {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn all_gather_host(&self, part: &[f32]) -> Result<Vec<Vec<f32>>, CollectiveError> {
-        self.inner.all_gather_host(part)
-    }
-
-    fn all_to_all_host(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, CollectiveError> {
-        self.inner.all_to_all_host(parts)
-    }
-
-    fn broadcast(&self, bytes: &mut Vec<u8>, deadline: Option<Duration>) -> Result<(), CollectiveError> {
-        self.inner.broadcast(bytes, deadline)
-    }
-
-    fn barrier(&self) -> Result<(), CollectiveError> {
-        self.inner.barrier()
-    }
-
-    fn send_bytes(&self, bytes: &[u8], to: usize) -> Result<(), CollectiveError> {
-        self.inner.send_bytes(bytes, to)
-    }
-
-    fn recv_bytes(&self, from: usize, deadline: Option<Duration>) -> Result<Vec<u8>, CollectiveError> {
-        self.inner.recv_bytes(from, deadline)
-    }
-
-    fn try_recv_bytes(&self, from: usize) -> Result<Option<Vec<u8>>, CollectiveError> {
-        self.inner.try_recv_bytes(from)
-    }
-
-    fn check(&self) -> Result<(), CollectiveError> {
-        self.inner.check()
-    }
-
-    fn fail(&self, message: &str) {
-        self.inner.fail(message);
-    }
-
-    fn watched(&self) -> Arc<dyn Watched> {
-        self.inner.watched()
-    }
+    crate::delegated::delegated!(own => own.inner);
 
     fn stats(&self) -> CollectiveStats {
         let (inner, own, inside) = (self.inner.stats(), self.own.get(), self.inside.get());

@@ -1,4 +1,4 @@
-//! Panels of formats that have a scale per group of 32 inputs. A short group is filled up with zeros.
+//! Panels of formats that have a scale per group of 32 inputs, made from weights that are read. A short group is filled up with zeros.
 //!
 //! | | elements of a group | scales of a group | zero points of a group |
 //! |---|---|---|---|
@@ -17,7 +17,7 @@ use super::{Panel, group_bytes};
 use crate::simd::{Bf16, Element, F32x16, Isa, Kernel, LANES, load_group};
 
 /// Inputs of an output that lie side by side.
-const CHUNK: usize = 4;
+pub(super) const CHUNK: usize = 4;
 /// Groups that are read from the source at a time.
 const BATCH: usize = 16;
 /// What stands for 0 in int8.
@@ -72,7 +72,7 @@ impl Kernel for PackGroup<'_> {
         for lane in 0..LANES {
             let weights = &self.rows[lane][self.inputs.clone()];
             let q = match self.format {
-                WeightFormat::Float(_) => unreachable!("floats have no groups"),
+                WeightFormat::Float(_) | WeightFormat::Scaled(_) => unreachable!("nothing is quantised"),
                 WeightFormat::Fp8 => {
                     let group = Fp8Group::of(weights);
                     self.scales[lane] = group.exponent;
@@ -152,7 +152,7 @@ pub(super) fn read_group(panel: Panel, format: WeightFormat, group: usize, lane:
         Bf16::widen_one(u16::from_ne_bytes([byte(panel.scales, at), byte(panel.scales, at + 1)]))
     };
     match format {
-        WeightFormat::Float(_) => unreachable!("floats have no groups"),
+        WeightFormat::Float(_) | WeightFormat::Scaled(_) => unreachable!("nothing was quantised"),
         WeightFormat::Fp8 => {
             let by = Fp8Group { exponent: byte(panel.scales, group * LANES + lane) };
             (0..).zip(out).for_each(|(i, out)| *out = by.value(element(512, i)));

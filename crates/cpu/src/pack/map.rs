@@ -23,7 +23,8 @@ const OF_OUTPUT: usize = 4;
 pub(super) fn map(parts: &[PackedPart], [n, k]: [usize; 2], spec: WeightSpec, pool: &Pool) -> CpuWeight {
     for part in parts {
         if let Some(weight) = &part.weight {
-            assert_eq!(weight.spec, spec, "a packed weight is used as it is packed");
+            let is = weight.spec.from_input(part.cols.start, weight.shape[1]);
+            assert_eq!(is, spec, "a packed weight is used as it is packed");
             verify(weight, part, pool);
         }
     }
@@ -56,11 +57,15 @@ fn verify(weight: &PackedWeight, part: &PackedPart, pool: &Pool) {
 fn run_of(weight: &PackedWeight, first_panel: usize, first_col: usize, panels: usize) -> PanelRun {
     let layout = PanelLayout::new(weight.spec, weight.shape[1]);
     let at = weight.range.start + first_panel * layout.stride;
-    let first_group = match weight.spec.format {
-        WeightFormat::Float(_) => first_col,
-        _ => weight.spec.groups(weight.shape[1]).of(0..first_col).end,
+    let first = match weight.spec.format {
+        WeightFormat::Float(_) => [first_col; 2],
+        _ => {
+            let groups = weight.spec.groups(weight.shape[1]);
+            let group = groups.of(0..first_col).end;
+            [group, groups.scale(group)]
+        }
     };
-    PanelRun::new(weight.memory.clone(), at, layout, first_group, panels)
+    PanelRun::new(weight.memory.clone(), at, layout, first, panels)
 }
 
 /// Puts outputs together that do not begin where panels do.
@@ -89,7 +94,7 @@ fn gather(parts: &[PackedPart], [n, k]: [usize; 2], spec: WeightSpec, pool: &Poo
             }
         }
     });
-    let run = PanelRun::new(Arc::new(memory), 0, layout, 0, panels);
+    let run = PanelRun::new(Arc::new(memory), 0, layout, [0; 2], panels);
     CpuWeight::from_runs(vec![run], n, k, spec)
 }
 
@@ -119,6 +124,7 @@ fn copy_lane(
             copy(from.elements, elements, elements.len() / (LANES * OF_OUTPUT), OF_OUTPUT, in_order);
             match grouped {
                 WeightFormat::Fp8 => copy(from.scales, scales, scales.len() / LANES, 1, in_order),
+                WeightFormat::Scaled(_) => copy(from.scales, scales, scales.len() / (LANES * 4), 4, in_order),
                 _ => copy(from.scales, scales, scales.len() / (LANES * 2), 2, Bf16::place),
             }
             let points = if grouped == WeightFormat::Int4 { scales.len() / (LANES * 2) } else { 0 };

@@ -14,6 +14,7 @@ mod float;
 mod grouped;
 mod map;
 mod panels;
+mod scaled;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,12 +59,16 @@ impl CpuWeight {
                         // SAFETY: panels do not overlap, and each belongs to one thread.
                         let out = unsafe { all.part(panel * layout.stride..(panel + 1) * layout.stride) };
                         let outputs = panel * LANES..n.min((panel + 1) * LANES);
-                        grouped::pack_panel(isa, source, format, groups, outputs, layout.split(out));
+                        let parts = layout.split(out);
+                        match format.scales() {
+                            Some(_) => scaled::pack_panel(source, spec, outputs, parts),
+                            None => grouped::pack_panel(isa, source, format, groups, outputs, parts),
+                        }
                     }
                 });
             }
         }
-        let run = PanelRun::new(Arc::new(memory), 0, layout, 0, panels);
+        let run = PanelRun::new(Arc::new(memory), 0, layout, [0; 2], panels);
         CpuWeight { runs: vec![run], n, k, spec }
     }
 
@@ -126,7 +131,10 @@ impl CpuWeight {
                 let groups = self.spec.groups(self.k);
                 for group in 0..groups.count() {
                     let inputs: Range<usize> = groups.inputs(group);
-                    grouped::read_group(panel, format, group, lane, &mut out[inputs]);
+                    match format.scales() {
+                        Some(_) => scaled::read_group(panel, groups, group, lane, &mut out[inputs]),
+                        None => grouped::read_group(panel, format, group, lane, &mut out[inputs]),
+                    }
                 }
             }
         }
@@ -136,7 +144,7 @@ impl CpuWeight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tensor::{DType, Device, Reference};
+    use tensor::{DType, Device, Reference, ScaledMatrix, Scales};
 
     struct Numbers(usize, usize);
     impl MatrixSource for Numbers {
@@ -158,7 +166,21 @@ mod tests {
         for format in [WeightFormat::Fp8, WeightFormat::Int8, WeightFormat::Int4] {
             specs.extend([None, Some(80), Some(12)].map(|period| WeightSpec { format, period }));
         }
+        for (inputs, period) in [(128, None), (96, Some(96)), (24, Some(12))] {
+            let scales = Scales::every(inputs, period).unwrap();
+            for format in [scales, scales.from_group(1), Scales::OUTPUT].map(WeightFormat::Scaled) {
+                specs.push(WeightSpec { format, period });
+            }
+        }
         specs
+    }
+
+    /// Some numbers, with scales where the spec says so.
+    fn source(n: usize, k: usize, spec: WeightSpec) -> Box<dyn MatrixSource> {
+        match spec.format.scales() {
+            Some(_) => Box::new(ScaledMatrix::of(&Numbers(n, k), spec)),
+            None => Box::new(Numbers(n, k)),
+        }
     }
 
     #[test]
@@ -167,10 +189,10 @@ mod tests {
         for isa in Isa::available() {
             for spec in specs() {
                 for (n, k) in [(1, 1), (16, 3), (17, 513), (40, 1030), (3, 0), (0, 5)] {
-                    let source = Numbers(n, k);
-                    let weight = CpuWeight::pack(&source, spec, &pool, isa);
+                    let source = &*source(n, k, spec);
+                    let weight = CpuWeight::pack(source, spec, &pool, isa);
                     assert!(weight.bytes() >= spec.bytes(n.next_multiple_of(16), k));
-                    let expected = Reference.pack(&source, spec);
+                    let expected = Reference.pack(source, spec);
                     let mut found = vec![0.0; k];
                     for row in 0..n {
                         weight.read_row(row, &mut found);
@@ -189,15 +211,17 @@ mod tests {
     fn panels_and_groups_can_be_borrowed_from_another_weight() {
         let pool = Pool::new(1, None, false);
         for spec in specs().into_iter().filter(|spec| spec.format.is_grouped()) {
-            let whole = CpuWeight::pack(&Numbers(64, 960), spec, &pool, Isa::Portable);
+            let whole = CpuWeight::pack(&*source(64, 960, spec), spec, &pool, Isa::Portable);
             let layout = PanelLayout::new(spec, 960);
             let memory = whole.runs[0].memory().clone();
             // Outputs 16..48 and 0..16, inputs 480..960.
-            let first_group = spec.groups(960).of(0..480).end;
+            let groups = spec.groups(960);
+            let group = groups.of(0..480).end;
+            let first_of_run = [group, groups.scale(group)];
             let runs = [(1, 2), (0, 1)].map(|(first, panels)| {
-                PanelRun::new(memory.clone(), first * layout.stride, layout, first_group, panels)
+                PanelRun::new(memory.clone(), first * layout.stride, layout, first_of_run, panels)
             });
-            let part = CpuWeight::from_runs(runs.into(), 48, 480, spec);
+            let part = CpuWeight::from_runs(runs.into(), 48, 480, spec.from_input(480, 960));
             let (mut all, mut found) = (vec![0.0; 960], vec![0.0; 480]);
             for (row, of) in [(0, 16), (31, 47), (32, 0), (47, 15)] {
                 whole.read_row(of, &mut all);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tensor::{GROUP, PackedBytes, WeightFormat, WeightSpec};
+use tensor::{GROUP, PackedBytes, Scales, WeightFormat, WeightSpec};
 
 use crate::buffer::Memory;
 use crate::simd::LANES;
@@ -16,7 +16,7 @@ impl PackedBytes for Memory {
     fn verify(&self, _: Range<usize>) {}
 }
 
-/// Elements, scales and zero points of one group of a panel, in bytes.
+/// Elements, scale and zero points of one group of a panel, in bytes. Groups may share a scale.
 ///
 /// # Panics
 /// If the format has no groups.
@@ -24,6 +24,7 @@ pub(crate) const fn group_bytes(format: WeightFormat) -> [usize; 3] {
     match format {
         WeightFormat::Float(_) => panic!("floats have no groups"),
         WeightFormat::Fp8 => [GROUP * LANES, LANES, 0],
+        WeightFormat::Scaled(_) => [GROUP * LANES, Scales::BYTES * LANES, 0],
         WeightFormat::Int8 => [GROUP * LANES, 2 * LANES, 0],
         WeightFormat::Int4 => [GROUP * LANES / 2, 2 * LANES, LANES],
     }
@@ -57,11 +58,11 @@ impl PanelLayout {
             }
             format => group_bytes(format),
         };
-        let groups = spec.groups(k).count();
-        let scales = groups * of_group[0];
-        let zeros = scales + groups * of_group[1];
+        let groups = spec.groups(k);
+        let scales = groups.count() * of_group[0];
+        let zeros = scales + groups.scales() * of_group[1];
         // Whole cache lines, so that panels of several threads share none and vectors of elements cross none.
-        let stride = (zeros + groups * of_group[2]).next_multiple_of(64);
+        let stride = (zeros + groups.count() * of_group[2]).next_multiple_of(64);
         PanelLayout { scales, zeros, stride, of_group }
     }
 
@@ -103,7 +104,7 @@ pub(crate) struct Panel {
 
 impl PanelRun {
     /// `panels` panels, the first of which begins at byte `at` of the memory. They are laid out as `layout` says; of each
-    /// the groups (of floats: the inputs) from `first_group` on are meant.
+    /// the groups (of floats: the inputs) from `first[0]` on are meant, whose scales are those from `first[1]` on.
     ///
     /// # Panics
     /// If they are not all inside the memory, or elements are not at a multiple of 32 bytes there.
@@ -111,16 +112,19 @@ impl PanelRun {
         memory: Arc<dyn PackedBytes>,
         at: usize,
         layout: PanelLayout,
-        first_group: usize,
+        [first_group, first_scale]: [usize; 2],
         panels: usize,
     ) -> Self {
         let bytes = memory.bytes();
         assert!(panels * layout.stride + at <= bytes.len(), "panels beyond their memory");
-        let part = |of_panel: usize, part: usize| {
-            bytes.as_ptr().wrapping_add(at + of_panel + first_group * layout.of_group[part])
+        let part = |of_panel: usize, part: usize, first: usize| {
+            bytes.as_ptr().wrapping_add(at + of_panel + first * layout.of_group[part])
         };
-        let first =
-            Panel { elements: part(0, 0), scales: part(layout.scales, 1), zeros: part(layout.zeros, 2) };
+        let first = Panel {
+            elements: part(0, 0, first_group),
+            scales: part(layout.scales, 1, first_scale),
+            zeros: part(layout.zeros, 2, first_group),
+        };
         assert!(first.elements.addr().is_multiple_of(32), "panels begin at multiples of 32 bytes");
         PanelRun { memory, first, stride: layout.stride, panels }
     }

@@ -116,6 +116,7 @@ pub(super) fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
         WeightFormat::Float(DType::BF16) => kernels!("bfloat"),
         WeightFormat::Float(DType::F16) => kernels!("half"),
         WeightFormat::Fp8 => kernels!("fp8"),
+        WeightFormat::Scaled(_) => kernels!("scaled"),
         WeightFormat::Int8 => kernels!("int8"),
         WeightFormat::Int4 => kernels!("int4"),
     }

@@ -3,7 +3,7 @@
 use ::tensor::{DType, WeightFormat};
 
 use super::CudaWeight;
-use super::tiles::Layout;
+use super::tiles::{Layout, PANEL};
 use crate::driver::{Address, Arguments, Kernel};
 use crate::tensor::{CudaTensor, Queue};
 
@@ -22,10 +22,11 @@ pub(crate) fn embed(queue: &Queue, w: &CudaWeight, rows: &[u32], at: Address) ->
                 WeightFormat::Fp8 => 2,
                 WeightFormat::Int8 => 3,
                 WeightFormat::Int4 => 4,
+                WeightFormat::Scaled(_) => 5,
             };
             let arguments = arguments.address(w.elements.at).address(w.scales.at).address(w.zeros.at);
-            let arguments = arguments.count(layout.tiles()).count(layout.period).count(layout.width);
-            ("embed_tiles", arguments.count(number))
+            let arguments = arguments.count(layout.tiles()).count(w.n.div_ceil(PANEL));
+            ("embed_tiles", arguments.count(layout.period).count(layout.width).count(number))
         }
     };
     queue.launch(Kernel { file: "embed", name }, queue.over_each(y.filled_len()), arguments);

@@ -33,7 +33,7 @@ impl Inputs {
                 let to = Arguments::new().address(elements.at).address(scales.at).address(sums.at);
                 ("linear_quantize", threads, Inputs { elements, scales, sums }, x(to).count(tiles))
             }
-            WeightFormat::Float(_) | WeightFormat::Fp8 => {
+            WeightFormat::Float(_) | WeightFormat::Fp8 | WeightFormat::Scaled(_) => {
                 // Tiles of 16 inputs, whatever those of the weights are.
                 let small = tiles * layout.width / 16;
                 let threads = groups * small * 32;

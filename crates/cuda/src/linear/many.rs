@@ -52,7 +52,7 @@ impl Size {
         // Elements, and scales and zero points or sums, of 8 rows of activations.
         let (tiles, right) = match layout.format {
             WeightFormat::Float(_) => (2, 8 * 2 * layout.width),
-            WeightFormat::Fp8 => (1, 8 * 2 * layout.width),
+            WeightFormat::Fp8 | WeightFormat::Scaled(_) => (1, 8 * 2 * layout.width),
             WeightFormat::Int8 => (2, 8 * (GROUP + 4)),
             WeightFormat::Int4 => (2, 8 * (GROUP + 4 + 4)),
         };

@@ -1,6 +1,7 @@
 //! Linear layers. Weights in f32 are summed in the order of every other device; others by tensor cores.
 
 mod blocks;
+mod bring;
 mod deal;
 mod embed;
 mod experts;

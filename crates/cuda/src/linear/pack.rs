@@ -1,31 +1,32 @@
-//! Weights on their way to the GPU: rows go there as they are stored, a piece after the other, and a kernel lays them out.
+//! Weights are laid out on the GPU, by a kernel, from rows as they are stored.
 
-use std::ops::Range;
+use ::tensor::{DType, MatrixSource, Scales, WeightFormat, WeightSpec};
 
-use ::tensor::{DType, MatrixSource, Stored, WeightFormat, WeightSpec};
-
+use super::bring::{Piece, What, in_pieces};
 use super::tiles::{Layout, PANEL};
-use crate::compile::in_parallel;
 use crate::driver::{Arguments, Kernel};
 use crate::memory::Block;
 use crate::tensor::Queue;
-
-/// So many bytes of f32 are brought to the GPU at a time, or half as many of 16 bits.
-const PIECE: usize = 32 << 20;
-/// Rows that one thread reads at a time.
-const READ_ROWS: usize = 64;
-/// Parts of fewer bytes are put together before they are written.
-const SMALL: usize = 256 << 10;
 
 /// A weight as kernels take it.
 pub(super) struct Packed {
     /// Elements in tiles, `[panel][tile]`; in f32 `[k][n]`.
     pub elements: Block,
-    /// `[panel][tile][16]`, of formats with groups.
+    /// `[panel][tile][16]`, of formats with groups; `[scale][panel][16]` where they share scales.
     pub scales: Block,
+    /// Like scales; where they are shared, which of them a tile has.
     pub zeros: Block,
     /// All of them.
     pub bytes: usize,
+}
+
+impl Packed {
+    /// Memory of so many bytes.
+    fn new(queue: &Queue, bytes: [usize; 3]) -> Self {
+        let block = |bytes: usize| if bytes > 0 { queue.exact_block(bytes) } else { queue.block(0) };
+        let [elements, scales, zeros] = bytes.map(block);
+        Packed { elements, scales, zeros, bytes: bytes.iter().sum() }
+    }
 }
 
 /// Packs a matrix. Rows that are not stored anywhere are read and go as f32.
@@ -41,34 +42,19 @@ pub(super) fn pack(queue: &Queue, source: &dyn MatrixSource, spec: WeightSpec) -
         }
     };
     let units = if layout.is_some() { n.div_ceil(PANEL) } else { n };
-    let block = |bytes: usize| if bytes > 0 { queue.exact_block(bytes) } else { queue.block(0) };
-    let to = Packed {
-        elements: block(units * elements),
-        scales: block(units * scales),
-        zeros: block(units * zeros),
-        bytes: units * (elements + scales + zeros),
-    };
-    if n * k == 0 {
-        return to;
-    }
-    let rows_at_once = (PIECE / (4 * k * PANEL)).max(1) * PANEL;
-    // All that are large have the same, which the next weight takes again.
-    let least = if 4 * k * n < PIECE { 0 } else { PIECE };
-    let piece = queue.block((4 * k * rows_at_once.min(n)).max(least));
-    for first in (0..n).step_by(rows_at_once) {
-        let rows = first..n.min(first + rows_at_once);
-        let count = rows.len();
-        let dtype = bring(queue, source, rows, &piece);
+    let to = Packed::new(queue, [elements, scales, zeros].map(|bytes| units * bytes));
+    in_pieces(queue, source, What::Values, |Piece { at: piece, rows, dtype }| {
+        let (first, count) = (rows.start, rows.len());
         let number = match dtype {
             DType::F32 => 0,
             DType::BF16 => 1,
             DType::F16 => 2,
         };
-        let of = |arguments: Arguments| arguments.address(piece.at).count(number).count(count).count(k);
+        let of = |arguments: Arguments| arguments.address(piece).count(number).count(count).count(k);
         let Some(layout) = layout else {
             let arguments = of(Arguments::new().address(to.elements.at)).count(first).count(n);
             queue.launch(kernel("pack_columns"), queue.over_each(count * k), arguments);
-            continue;
+            return;
         };
         let at = |block: &Block, bytes: usize| block.at + (first / PANEL * bytes) as u64;
         let elements = Arguments::new().address(at(&to.elements, elements));
@@ -89,77 +75,38 @@ pub(super) fn pack(queue: &Queue, source: &dyn MatrixSource, spec: WeightSpec) -
             }
         };
         queue.launch(kernel(name), grid, arguments);
-    }
+    });
+    to
+}
+
+/// Packs a matrix that has elements in e4m3 and their scales already.
+pub(super) fn pack_scaled(
+    queue: &Queue,
+    source: &dyn MatrixSource,
+    spec: WeightSpec,
+    scales: Scales,
+) -> Packed {
+    let (n, k) = (source.rows(), source.cols());
+    let layout = Layout::new(spec, k);
+    let (tiles, panels) = (layout.tiles(), n.div_ceil(PANEL));
+    let of_panel = layout.tile_bytes() * tiles;
+    let starts: Vec<usize> = spec.scale_inputs(k).iter().map(|inputs| inputs.start).collect();
+    let to = Packed::new(queue, [panels * of_panel, 4 * starts.len() * panels * PANEL, 4 * tiles]);
+    let scale = |output: usize, input: usize| if output < n { source.scale(output, input) } else { 0.0 };
+    let of_outputs = |&input: &usize| (0..panels * PANEL).map(move |output| scale(output, input));
+    let numbers: Vec<u8> = starts.iter().flat_map(of_outputs).flat_map(f32::to_le_bytes).collect();
+    queue.write(to.scales.at, &numbers);
+    let scale_of = (0..tiles).map(|tile| scales.of(tile) as u32);
+    queue.write(to.zeros.at, &scale_of.flat_map(u32::to_le_bytes).collect::<Vec<_>>());
+    in_pieces(queue, source, What::Elements, |Piece { at: piece, rows, .. }| {
+        let at = to.elements.at + (rows.start / PANEL * of_panel) as u64;
+        let arguments = Arguments::new().address(at).address(piece).count(rows.len()).count(k);
+        let grid = queue.over_each(rows.len().div_ceil(PANEL) * tiles * 32);
+        queue.launch(kernel("pack_bytes"), grid, arguments.count(layout.period).count(tiles));
+    });
     to
 }
 
 const fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "pack", name }
-}
-
-/// Brings rows to the GPU, one after the other, and says of what type they are there.
-fn bring(queue: &Queue, source: &dyn MatrixSource, rows: Range<usize>, to: &Block) -> DType {
-    let mut parts: Vec<Stored<'_>> = Vec::new();
-    let mut next = rows.start;
-    while next < rows.end {
-        let Some((part, end)) = stored_together(source, next..rows.end) else {
-            return bring_read(queue, source, rows, to);
-        };
-        if parts.first().is_some_and(|first| first.dtype != part.dtype) {
-            return bring_read(queue, source, rows, to);
-        }
-        parts.push(part);
-        next = end;
-    }
-    let Some(&Stored { dtype, .. }) = parts.first() else { return DType::F32 };
-    let width = source.cols() * dtype.bytes();
-    let (mut at, mut gathered) = (to.at, Vec::new());
-    let mut write = |bytes: &[u8]| {
-        queue.write(at, bytes);
-        at += bytes.len() as u64;
-    };
-    for part in parts {
-        if part.stride == width && part.bytes.len() >= SMALL {
-            write(&std::mem::take(&mut gathered));
-            write(part.bytes);
-        } else {
-            part.bytes.chunks(part.stride).for_each(|row| gathered.extend_from_slice(&row[..width]));
-        }
-    }
-    write(&gathered);
-    dtype
-}
-
-/// The first of some rows that lie together as they are stored, about as many as there are, and where they end.
-fn stored_together(source: &dyn MatrixSource, rows: Range<usize>) -> Option<(Stored<'_>, usize)> {
-    let mut count = rows.len();
-    loop {
-        let end = rows.start + count;
-        if let Some(part) = source.stored(rows.start..end, 0..source.cols()) {
-            return Some((part, end));
-        }
-        count = if count > 1 { count / 2 } else { return None };
-    }
-}
-
-/// The same of rows that are not stored.
-fn bring_read(queue: &Queue, source: &dyn MatrixSource, rows: Range<usize>, to: &Block) -> DType {
-    let k = source.cols();
-    let read = |rows: &Range<usize>| {
-        let mut row = vec![0.0; k];
-        let mut bytes = vec![0; 4 * k * rows.len()];
-        for (output, bytes) in rows.clone().zip(bytes.chunks_exact_mut((4 * k).max(1))) {
-            source.read(output, 0..k, &mut row);
-            bytes.as_chunks_mut().0.iter_mut().zip(&row).for_each(|(to, x)| *to = x.to_le_bytes());
-        }
-        bytes
-    };
-    let parts: Vec<Range<usize>> =
-        rows.clone().step_by(READ_ROWS).map(|first| first..rows.end.min(first + READ_ROWS)).collect();
-    let mut at = to.at;
-    for bytes in in_parallel(&parts, read) {
-        queue.write(at, &bytes);
-        at += bytes.len() as u64;
-    }
-    DType::F32
 }

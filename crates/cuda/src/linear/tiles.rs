@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ::tensor::{DType, GROUP, WeightFormat, WeightSpec};
+use ::tensor::{DType, GROUP, Scales, WeightFormat, WeightSpec};
 
 /// Outputs of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -25,7 +25,7 @@ impl Layout {
         let width = match spec.format {
             WeightFormat::Float(DType::F32) => panic!("weights in f32 have no tiles"),
             WeightFormat::Float(_) => 16,
-            WeightFormat::Fp8 | WeightFormat::Int8 | WeightFormat::Int4 => GROUP,
+            WeightFormat::Fp8 | WeightFormat::Scaled(_) | WeightFormat::Int8 | WeightFormat::Int4 => GROUP,
         };
         let period = spec.period.filter(|period| period % width > 0 && *period < k).unwrap_or(k.max(1));
         Layout { format: spec.format, k, period, width }
@@ -50,16 +50,17 @@ impl Layout {
     pub fn tile_bytes(self) -> usize {
         match self.format {
             WeightFormat::Float(_) => 2 * PANEL * self.width,
-            WeightFormat::Fp8 | WeightFormat::Int8 => PANEL * self.width,
+            WeightFormat::Fp8 | WeightFormat::Scaled(_) | WeightFormat::Int8 => PANEL * self.width,
             WeightFormat::Int4 => PANEL * self.width / 2,
         }
     }
 
-    /// Bytes of a tile's scales and zero points.
+    /// Bytes of a tile's scales and zero points. In memory tiles may share scales.
     pub fn group_bytes(self) -> [usize; 2] {
         match self.format {
             WeightFormat::Float(_) => [0, 0],
             WeightFormat::Fp8 => [PANEL, 0],
+            WeightFormat::Scaled(_) => [Scales::BYTES * PANEL, 0],
             WeightFormat::Int8 => [2 * PANEL, 0],
             WeightFormat::Int4 => [2 * PANEL, PANEL],
         }

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use ::tensor::{MatrixSource, Program, WeightSpec};
+use ::tensor::{MatrixSource, Program, WeightFormat, WeightSpec};
 
-use super::pack::{Packed, pack};
+use super::pack::{Packed, pack, pack_scaled};
 use super::plan::{Plan, Plans};
 use crate::driver::Address;
 use crate::memory::Block;
@@ -18,7 +18,8 @@ pub struct CudaWeight {
     pub(crate) spec: WeightSpec,
     /// Elements in tiles, `[panel][tile]`; in f32 `[k][n]`.
     pub(super) elements: Block,
-    /// `[panel][tile][16]`, of formats with groups.
+    /// `[panel][tile][16]`, of formats with groups. Where tiles share scales `[scale][panel][16]`, and instead of zero points which
+    /// of these each tile has.
     pub(super) scales: Block,
     pub(super) zeros: Block,
     bytes: usize,
@@ -29,7 +30,10 @@ pub struct CudaWeight {
 
 impl CudaWeight {
     pub(crate) fn pack(queue: &Queue, source: &dyn MatrixSource, spec: WeightSpec) -> Self {
-        let Packed { elements, scales, zeros, bytes } = pack(queue, source, spec);
+        let Packed { elements, scales, zeros, bytes } = match spec.format {
+            WeightFormat::Scaled(scales) => pack_scaled(queue, source, spec, scales),
+            _ => pack(queue, source, spec),
+        };
         let (n, k) = (source.rows(), source.cols());
         let (plans, experts) = (Plans::default(), RefCell::default());
         CudaWeight { n, k, spec, elements, scales, zeros, bytes, plans, experts }

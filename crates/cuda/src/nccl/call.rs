@@ -21,8 +21,10 @@ pub(super) struct Call {
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let CallId { op, number, .. } = self.call;
-        write!(f, "{op} number {number} over NCCL on rank {}", self.communicator.rank)
+        let CallId { op, number, peer } = self.call;
+        write!(f, "{op} number {number} ")?;
+        peer.map_or(Ok(()), |peer| write!(f, "with rank {peer} "))?;
+        write!(f, "over NCCL on rank {}", self.communicator.rank)
     }
 }
 

@@ -18,4 +18,3 @@ mod setup;
 
 pub use api::Nccl;
 pub(crate) use path::NcclPath;
-pub(crate) use setup::Refusal;

@@ -9,9 +9,9 @@ use collective::{CallId, CollectiveError, Group};
 use super::api::Transfer;
 use super::call::Call;
 use super::communicator::Communicator;
-use super::setup::{self, Refusal};
+use super::setup;
 use crate::driver::{Address, Fault};
-use crate::ranks::{DataPath, Move};
+use crate::ranks::{DataPath, Move, Refusal};
 use crate::tensor::Queue;
 
 const WORD: usize = 4;

@@ -8,14 +8,8 @@ use collective::{CollectiveError, Group};
 use super::api::{ID_BYTES, Nccl};
 use super::communicator::Communicator;
 use crate::driver::Fault;
+use crate::ranks::{Refusal, agreed};
 use crate::tensor::Queue;
-
-/// Why there is no communicator, and which rank says so.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub rank: usize,
-    pub why: String,
-}
 
 /// A communicator of all ranks, or why there is none, the same on all of them.
 ///
@@ -41,24 +35,6 @@ pub(super) fn communicator(
     let own = joined.as_ref().map(|_| Vec::new()).map_err(Clone::clone);
     let refused = |Fault(why)| Refusal { rank: group.rank(), why };
     Ok(agreed(group, own)?.and_then(|_| joined.map_err(refused)))
-}
-
-/// What all ranks say, or the first error.
-fn agreed(
-    group: &dyn Group,
-    own: Result<Vec<u8>, Fault>,
-) -> Result<Result<Vec<Vec<u8>>, Refusal>, CollectiveError> {
-    let said = match own {
-        Ok(said) => [&[1], &said[..]].concat(),
-        Err(Fault(why)) => [&[0], why.as_bytes()].concat(),
-    };
-    let all = group.all_to_all_host(&vec![said; group.size()])?;
-    let said = |(rank, said): (usize, Vec<u8>)| match said.split_first() {
-        Some((1, said)) => Ok(said.to_vec()),
-        Some((_, why)) => Err(Refusal { rank, why: String::from_utf8_lossy(why).into_owned() }),
-        None => Err(Refusal { rank, why: "it says nothing: it is of another version".into() }),
-    };
-    Ok(all.into_iter().enumerate().map(said).collect())
 }
 
 /// The id, if all ranks have the same version of the library.

@@ -45,6 +45,9 @@ const LEAST_WORK: usize = 8;
 /// Room for all that graphs write; a list for which there is none left is no graph.
 const GRAPH_BYTES: usize = 16 << 20;
 
+/// From this compute capability on tensor cores multiply e4m3.
+const FP8: (u32, u32) = (8, 9);
+
 /// A rank's stream on a GPU. It stays on the thread that made it.
 pub struct NvidiaDriver {
     pub(super) stream: CUstream,
@@ -289,6 +292,10 @@ impl Driver for NvidiaDriver {
         self.gpu.info.shared_bytes as usize
     }
 
+    fn multiplies_fp8(&self) -> bool {
+        self.gpu.info.capability >= FP8
+    }
+
     fn finish(&self) -> Result<(), Fault> {
         self.flush()?;
         self.wait()
@@ -316,6 +323,10 @@ impl Driver for NvidiaDriver {
 
     fn gpu_number(&self) -> u64 {
         self.gpu.number()
+    }
+
+    fn runs_processes_together(&self) -> bool {
+        self.gpu.runs_processes_together()
     }
 
     fn open_shared(&self, handle: &[u8]) -> Result<Arc<dyn SharedMemory>, Fault> {

@@ -248,13 +248,21 @@ impl Gpu {
     }
 
     /// A number that no other GPU has, in any process; of one that has none, its ordinal.
-    pub(super) fn number(&self) -> u64 {
+    pub fn number(&self) -> u64 {
         let mut uuid = sys::CUuuid { bytes: [0; 16] };
         // SAFETY: it writes sixteen bytes.
         match check(unsafe { sys::cuDeviceGetUuid_v2(&mut uuid, self.device) }) {
             Ok(()) => xxhash_rust::xxh3::xxh3_64(&uuid.bytes.map(|byte| byte as u8)),
             Err(_) => u64::from(self.info.ordinal),
         }
+    }
+
+    /// Whether kernels of several processes run on it at the same time.
+    pub(super) fn runs_processes_together(&self) -> bool {
+        let (mut has, which) = (0, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MPS_ENABLED);
+        // A driver that does not know of it has said so.
+        // SAFETY: it writes one number.
+        check(unsafe { sys::cuDeviceGetAttribute(&mut has, which, self.device) }).is_ok() && has != 0
     }
 
     /// Whether memory can be had in the order of a stream.

@@ -8,7 +8,8 @@ use ::tensor::{Reference, RowNorm};
 use super::compressed::CompressedSum;
 use super::group::CudaGroup;
 use super::moves::Moves;
-use super::peers::{ALL_GATHER, ALL_REDUCE, Peers, REDUCE_SCATTER};
+use super::peers::{ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, Peers, RECV, REDUCE_SCATTER, SEND};
+use super::rings::LONGEST;
 use crate::device::CudaDevice;
 use crate::nccl::NcclPath;
 use crate::reduction::Reduction;
@@ -142,23 +143,52 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         rows_to: &[usize],
         rows_from: &[usize],
     ) -> Result<CudaTensor, CollectiveError> {
-        let Some(moves) = self.nccl() else {
-            return self.of_host(|host| host.all_to_all(dev, x, rows_to, rows_from));
-        };
-        let (sent, rank) = (rows_to.iter().sum::<usize>() - rows_to[self.rank()], self.rank());
+        let (rank, ranks) = (self.rank(), self.size());
+        assert_eq!(
+            [rows_to.len(), rows_from.len()],
+            [ranks; 2],
+            "numbers of rows for each rank, and of each"
+        );
         assert_eq!(rows_to[rank], rows_from[rank], "what a rank sends itself it receives");
+        assert_eq!(x.rows, rows_to.iter().sum(), "rank {rank} brings the rows that it sends");
+        let sent = x.rows - rows_to[rank];
         let count = |own: &mut CollectiveStats| {
             own.other_calls += 1;
             own.sent_bytes += 4 * (sent * x.cols) as u64;
         };
-        let run = |call| moves.all_to_all(&dev.queue, call, x, rows_to, rows_from);
-        self.call_nccl("all_to_all", count, run)
+        if let Some(moves) = self.nccl() {
+            let run = |call| moves.all_to_all(&dev.queue, call, x, rows_to, rows_from);
+            return self.call_nccl("all_to_all", count, run);
+        }
+        let Some(peers) = self.peers() else {
+            return self.of_host(|host| host.all_to_all(dev, x, rows_to, rows_from));
+        };
+        self.call(ALL_TO_ALL, peers, count, || peers.all_to_all(&dev.queue, x, rows_to, rows_from))
     }
 
+    fn sizes_by_numbers(&self) -> bool {
+        false
+    }
+
+    /// Others may wait for it: it is handed to the GPU at once.
     fn send(&self, dev: &CudaDevice, x: &CudaTensor, to: usize) -> Result<(), CollectiveError> {
-        self.host.send(dev, x, to)
+        let count = |own: &mut CollectiveStats| own.sent_bytes += 4 * x.len() as u64;
+        if let Some(moves) = self.nccl() {
+            self.message_nccl("send", to, count, |call| moves.send(&dev.queue, call, x, to))?;
+        } else if let Some(peers) = self.peers() {
+            let run = || {
+                peers.send(&dev.queue, x, to, self.deadline);
+                dev.queue.flush();
+            };
+            return self.message(SEND, peers, to, count, run);
+        } else {
+            return self.host.send(dev, x, to);
+        }
+        dev.queue.flush();
+        Ok(())
     }
 
+    /// It is waited for on the GPU: who reads what is made of it hears of a rank that did not come.
     fn recv(
         &self,
         dev: &CudaDevice,
@@ -167,7 +197,17 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         cols: usize,
         deadline: Option<Duration>,
     ) -> Result<CudaTensor, CollectiveError> {
-        self.host.recv(dev, from, rows, cols, deadline)
+        if let Some(moves) = self.nccl() {
+            return self.message_nccl(
+                "recv",
+                from,
+                |_| (),
+                |call| moves.recv(&dev.queue, call, from, [rows, cols]),
+            );
+        }
+        let Some(peers) = self.peers() else { return self.host.recv(dev, from, rows, cols, deadline) };
+        self.patience.set(deadline.unwrap_or(LONGEST));
+        self.message(RECV, peers, from, |_| (), || peers.recv(&dev.queue, from, [rows, cols], deadline))
     }
 }
 

@@ -1,6 +1,7 @@
 //! One rank of a group on GPUs.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,19 +10,21 @@ use collective::{
 };
 use tensor::Reference;
 
+use super::agreed::Refusal;
 use super::moves::Moves;
-use super::peers::{FIRST_SLOT, OPS, Peers};
+use super::peers::{ALL_TO_ALL, FIRST_OF_MESSAGES, FIRST_SLOT, OPS, Peers, RECV};
+use super::rings::RING_BYTES;
 use super::setup;
 use super::standing::{Ending, Standing, WatchedStanding};
 use crate::driver::Fault;
-use crate::nccl::{NcclPath, Refusal};
+use crate::nccl::NcclPath;
 use crate::tensor::{CudaTensor, Queue};
 
 /// Bytes of one of a rank's two slots. A step of a few tokens needs kilobytes; what is more comes in pieces.
 const SLOT_BYTES: usize = 8 << 20;
 
 /// Bytes of a GPU's memory that a rank needs for a group by which it exchanges.
-pub const GROUP_BYTES: usize = FIRST_SLOT + 2 * SLOT_BYTES;
+pub const GROUP_BYTES: usize = FIRST_SLOT + 2 * SLOT_BYTES + RING_BYTES;
 
 /// Of a rank that others wait for in vain.
 const ENDED: &str = "it has ended";
@@ -45,7 +48,11 @@ pub enum Way {
 pub struct CudaGroup<C: Group> {
     pub(super) host: Staged<Compressed<C>>,
     pub(super) wire: WireDType,
-    deadline: Duration,
+    pub(super) deadline: Duration,
+    /// Of the last message that was waited for.
+    pub(super) patience: Cell<Duration>,
+    /// Matrices so far, by what was done and with whom.
+    messages: RefCell<HashMap<(&'static str, usize), u64>>,
     slot_bytes: usize,
     way: Way,
     path: OnceCell<Path>,
@@ -71,11 +78,18 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     /// both.
     pub fn new(host: C, wire: WireDType, deadline: Duration) -> Self {
         let standing = Arc::new(Standing::default());
-        let ending = Ending { standing: standing.clone(), rank: host.rank(), kernels: Cell::new(0) };
+        let ending = Ending {
+            standing: standing.clone(),
+            rank: host.rank(),
+            kernels: Cell::default(),
+            messages: Cell::default(),
+        };
         CudaGroup {
             host: Staged(Compressed::new(host, wire)),
             wire,
             deadline,
+            patience: Cell::new(deadline),
+            messages: RefCell::default(),
             slot_bytes: SLOT_BYTES,
             way: Way::default(),
             path: OnceCell::new(),
@@ -137,11 +151,11 @@ impl<C: Collective<Reference>> CudaGroup<C> {
             Way::Host => Path::Staged,
             Way::Shortest | Way::Peers => {
                 match setup::peers(&self.host, queue, self.slot_bytes, self.deadline)? {
-                    Some(peers) => Path::Peers(peers),
-                    None if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
-                    None => {
-                        let why = "the ranks' GPUs can't use each other's memory";
-                        return Err(self.refused(self.rank(), why));
+                    Ok(peers) => Path::Peers(peers),
+                    Err(_) if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
+                    Err(Refusal { rank, why }) => {
+                        let why = format!("GPUs can't use each other's memory: {why}");
+                        return Err(self.refused(rank, &why));
                     }
                 }
             }
@@ -192,6 +206,23 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         Ok(made)
     }
 
+    /// One message over NVIDIA's library, with the rank of this number, likewise.
+    pub(super) fn message_nccl<T>(
+        &self,
+        op: &'static str,
+        with: usize,
+        count: impl FnOnce(&mut CollectiveStats),
+        run: impl FnOnce(CallId) -> Result<T, Fault>,
+    ) -> Result<T, CollectiveError> {
+        let call = self.enter_message(op, with);
+        self.check()?;
+        let made = run(call).map_err(|Fault(why)| self.refused(self.rank(), &why))?;
+        let mut own = self.own.get();
+        count(&mut own);
+        self.own.set(own);
+        Ok(made)
+    }
+
     /// One call over peers' memory, which brings `counted` to the counts.
     pub(super) fn call(
         &self,
@@ -204,13 +235,50 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         self.check()?;
         let made = run();
         self.ending.kernels.set(peers.calls.get());
-        self.standing.leave(peers.calls.get());
+        match op {
+            ALL_TO_ALL => self.standing.leave_exchange(peers.rings.exchanges.get()),
+            _ => self.standing.leave(peers.calls.get()),
+        }
+        self.launched(peers, count)?;
+        Ok(made)
+    }
+
+    /// One message over peers' memory, with the rank of this number.
+    pub(super) fn message<T>(
+        &self,
+        op: usize,
+        peers: &Peers,
+        with: usize,
+        count: impl FnOnce(&mut CollectiveStats),
+        run: impl FnOnce() -> T,
+    ) -> Result<T, CollectiveError> {
+        self.enter_message(OPS[op], with);
+        self.check()?;
+        let made = run();
+        self.launched(peers, count)?;
+        Ok(made)
+    }
+
+    /// A matrix of two ranks begins. Its number counts those to the other one, or of it, that do not go through the host.
+    fn enter_message(&self, op: &'static str, with: usize) -> CallId {
+        let mut messages = self.messages.borrow_mut();
+        let number = messages.entry((op, with)).or_default();
+        *number += 1;
+        self.standing.enter_message(op, *number, self.host.watched().progress());
+        CallId { op, number: *number, peer: Some(with) }
+    }
+
+    fn launched(
+        &self,
+        peers: &Peers,
+        count: impl FnOnce(&mut CollectiveStats),
+    ) -> Result<(), CollectiveError> {
+        self.ending.messages.set(peers.rings.counts.get());
         let mut own = self.own.get();
         count(&mut own);
         self.own.set(own);
         // Where kernels run as they are launched, it is known by now how that ended.
-        self.check()?;
-        Ok(made)
+        self.check()
     }
 
     /// A collective of the host's group, which counts those alone.
@@ -225,12 +293,22 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         let (rank, missing) = (self.rank(), report.missing_ranks());
         // What the host's group knows is the cause.
         self.host.check()?;
+        if let Some(message) = report.other_size() {
+            self.fail(&message);
+            return Err(CollectiveError::Failed { rank, message });
+        }
         if !report.is_late {
             let ended = missing.first().copied().unwrap_or(rank);
             return Err(CollectiveError::Failed { rank: ended, message: ENDED.into() });
         }
         let op = OPS.get(report.op).copied().unwrap_or("a collective");
-        let (sequence, waited_s) = (self.standing.number_of(report.epoch), self.deadline.as_secs());
+        let sequence = match report.op {
+            ALL_TO_ALL => self.standing.number_of_exchange(report.epoch),
+            FIRST_OF_MESSAGES.. => u64::from(report.epoch),
+            _ => self.standing.number_of(report.epoch),
+        };
+        let waited = if report.op == RECV { self.patience.get() } else { self.deadline };
+        let waited_s = waited.as_secs();
         let error = CollectiveError::Missing { op, sequence, rank, missing, waited_s };
         self.fail(&error.to_string());
         Err(error)

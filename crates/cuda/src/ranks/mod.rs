@@ -1,5 +1,6 @@
 //! Ranks that exchange what lies in the memory of GPUs.
 
+mod agreed;
 mod collective;
 mod compressed;
 mod crossover;
@@ -10,10 +11,12 @@ mod moves;
 mod path;
 mod peers;
 mod registry;
+mod rings;
 mod setup;
 mod standing;
 mod words;
 
+pub(crate) use agreed::{Refusal, agreed};
 pub(crate) use finish::Trees;
 pub use group::{CudaGroup, GROUP_BYTES, Way};
 pub(crate) use path::{DataPath, Move};

@@ -45,6 +45,12 @@ fn row_slices(rows_of_rank: &[usize], cols: usize) -> Vec<Range<usize>> {
     ends.zip(rows_of_rank).map(|(end, rows)| end - rows * cols..end).collect()
 }
 
+/// All of a matrix, if there is anything of it: with the rows to which it is filled up, so that others that are too make the same moves.
+fn moves_of(x: &CudaTensor, rank: usize) -> Vec<Move> {
+    let all = (x.len() > 0).then(|| Move { at: x.at(), words: x.filled_len(), rank });
+    all.into_iter().collect()
+}
+
 impl<P: DataPath> Moves<P> {
     /// As [`collective::Collective::all_reduce`].
     pub fn all_reduce(
@@ -225,6 +231,24 @@ impl<P: DataPath> Moves<P> {
         let out = queue.tensor(rows_from.iter().sum(), x.cols);
         let (to, from) = (row_slices(rows_to, x.cols), row_slices(rows_from, x.cols));
         self.swap(queue, call, (x.at(), &to), (out.at(), &from))?;
+        Ok(out)
+    }
+
+    /// As [`collective::Collective::send`].
+    pub fn send(&self, queue: &Queue, call: CallId, x: &CudaTensor, to: usize) -> Result<(), Fault> {
+        self.path.exchange(queue, call, &moves_of(x, to), &[])
+    }
+
+    /// As [`collective::Collective::recv`]. Who waits for it in vain gives up as for any other call.
+    pub fn recv(
+        &self,
+        queue: &Queue,
+        call: CallId,
+        from: usize,
+        [rows, cols]: [usize; 2],
+    ) -> Result<CudaTensor, Fault> {
+        let out = queue.tensor(rows, cols);
+        self.path.exchange(queue, call, &[], &moves_of(&out, from))?;
         Ok(out)
     }
 

@@ -8,22 +8,30 @@ use std::time::Duration;
 use collective::ReducePlan;
 
 use super::finish::Tree;
+use super::rings::Rings;
 use super::words::{Report, Words};
 use crate::driver::{Address, Arguments, Fault, Grid, Kernel, SharedMemory};
 use crate::tensor::{CudaTensor, Queue};
 
 /// Operations by their numbers in kernels.
-pub(super) const OPS: [&str; 3] = ["all_reduce", "reduce_scatter", "all_gather"];
+pub(super) const OPS: [&str; 6] =
+    ["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send", "recv"];
 pub(super) const ALL_REDUCE: usize = 0;
 pub(super) const REDUCE_SCATTER: usize = 1;
 pub(super) const ALL_GATHER: usize = 2;
+pub(super) const ALL_TO_ALL: usize = 3;
+pub(super) const SEND: usize = 4;
+pub(super) const RECV: usize = 5;
+/// Those from here on concern two ranks.
+pub(super) const FIRST_OF_MESSAGES: usize = SEND;
 
 /// The most blocks of a kernel that waits for others, as in the kernels.
 pub(super) const MOST_BLOCKS: usize = 64;
 /// Threads of its blocks, at most.
 const MOST_THREADS: usize = 512;
-/// Where a region's parts begin: flags, what the kernels know of the group, slots.
+/// Where a region's parts begin: flags, what the kernels know of the group, how far messages are, slots. Behind the slots are rings.
 pub(super) const GROUP_AT: u64 = 8448;
+const RINGS_AT: usize = 9216;
 pub(super) const FIRST_SLOT: usize = 16 << 10;
 
 /// How all-reduces are done.
@@ -51,6 +59,8 @@ pub(super) struct Peers {
     pub one_shot_bytes: Cell<usize>,
     /// Kernels so far that wait for others.
     pub calls: Cell<u32>,
+    /// How messages travel.
+    pub rings: Rings,
 }
 
 impl Peers {
@@ -66,8 +76,10 @@ impl Peers {
         let slot_bytes = 4 * self.slot as u64;
         let timeout_ns = u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX);
         let numbers = [timeout_ns, slot_bytes, FIRST_SLOT as u64, self.own_words().at()];
+        let rings = [RINGS_AT, FIRST_SLOT + 8 * self.slot, self.rings.lanes | self.rings.words << 32];
         let regions = self.regions.iter().map(|region| region.at());
-        numbers.into_iter().chain(regions).for_each(|number| bytes.extend(number.to_le_bytes()));
+        let numbers = numbers.into_iter().chain(rings.map(|number| number as u64)).chain(regions);
+        numbers.for_each(|number| bytes.extend(number.to_le_bytes()));
         queue.write(self.group(), &bytes);
     }
 

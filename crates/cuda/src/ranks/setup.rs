@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use collective::{CollectiveError, Group};
 
+use super::agreed::{Refusal, agreed};
 use super::crossover;
 use super::peers::{FIRST_SLOT, MOST_BLOCKS, Peers};
 use super::registry::{Listed, find, process};
+use super::rings::{RING_BYTES, Rings};
 use super::words::{MOST_RANKS, WORDS_BYTES, Words};
 use crate::driver::{Fault, SharedMemory};
 use crate::tensor::Queue;
@@ -22,7 +24,7 @@ const TRIED: usize = 1024;
 /// What ranks need to know of each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Rank {
-    /// Which process it is in; 0 if it can't share memory.
+    /// Which process it is in.
     process: u64,
     /// Which host that is on, as long as it runs; 0 if it can't be told.
     host: u64,
@@ -33,6 +35,8 @@ struct Rank {
     /// How many ranks have that GPU, of any group.
     sharing: u64,
     shared_bytes: u64,
+    /// Whether kernels of several processes run there at the same time.
+    together: u64,
     /// Under which numbers its memory is found in its process.
     region: u64,
     words: u64,
@@ -45,25 +49,23 @@ struct Rank {
 impl Rank {
     /// All but the handle, which is told by itself.
     fn to_bytes(&self) -> Vec<u8> {
-        let of_gpu = [self.gpu, self.multiprocessors, self.sharing, self.shared_bytes];
+        let of_gpu = [self.gpu, self.multiprocessors, self.sharing, self.shared_bytes, self.together];
         let of_process = [self.process, self.host, self.ordinal, self.region, self.words, self.slot];
         of_gpu.into_iter().chain(of_process).flat_map(u64::to_le_bytes).collect()
     }
 
-    /// Of a rank that says something else there is no way.
-    fn from_bytes(bytes: &[u8]) -> Self {
+    /// `None`: it says something else.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (numbers, rest) = bytes.as_chunks::<8>();
         let numbers: Vec<u64> = numbers.iter().map(|n| u64::from_le_bytes(*n)).collect();
-        let [gpu, multiprocessors, sharing, shared_bytes, of_process @ ..] = &numbers[..] else {
-            return Rank::default();
+        let [gpu, multiprocessors, sharing, shared_bytes, together, of_process @ ..] = &numbers[..] else {
+            return None;
         };
-        let [process, host, ordinal, region, words, slot] = *of_process else { return Rank::default() };
-        if !rest.is_empty() {
-            return Rank::default();
-        }
-        let (multiprocessors, sharing, shared_bytes) = (*multiprocessors, *sharing, *shared_bytes);
-        let gpu = Rank { gpu: *gpu, multiprocessors, sharing, shared_bytes, ..Rank::default() };
-        Rank { process, host, ordinal, region, words, slot, ..gpu }
+        let [process, host, ordinal, region, words, slot] = *of_process else { return None };
+        let [gpu, multiprocessors, sharing] = [*gpu, *multiprocessors, *sharing];
+        let (shared_bytes, together) = (*shared_bytes, *together);
+        let of_gpu = Rank { gpu, multiprocessors, sharing, shared_bytes, together, ..Rank::default() };
+        rest.is_empty().then_some(Rank { process, host, ordinal, region, words, slot, ..of_gpu })
     }
 }
 
@@ -84,12 +86,12 @@ impl Own {
     fn new(queue: &Queue, slot_bytes: usize) -> Result<Self, Fault> {
         let driver = &queue.0.driver;
         let ordinal = driver.ordinal().ok_or_else(|| Fault("its GPU's memory can't be shared".into()))?;
-        let region = driver.shared(FIRST_SLOT + 2 * slot_bytes)?;
+        let region = driver.shared(FIRST_SLOT + 2 * slot_bytes + RING_BYTES)?;
         Ok(Own { region, words: driver.shared_of_host(WORDS_BYTES)?, ordinal })
     }
 }
 
-/// The ranks' memory, if all can use all of it. All ranks call it and get the same answer.
+/// The ranks' memory, if all can use all of it, or why not. All ranks call it and get the same answer.
 ///
 /// # Errors
 /// A rank is missing or has failed.
@@ -98,78 +100,110 @@ pub(super) fn peers(
     queue: &Queue,
     slot_bytes: usize,
     timeout: Duration,
-) -> Result<Option<Peers>, CollectiveError> {
+) -> Result<Result<Peers, Refusal>, CollectiveError> {
     // Before anything is allocated, since another rank's kernels may wait as soon as that has all it needs.
-    let own = if group.size() > MOST_RANKS { None } else { Own::new(queue, slot_bytes).ok() };
-    let listed = own.as_ref().map(|own| [Listed::new(own.region.clone()), Listed::new(own.words.clone())]);
-    let told = match (&own, &listed) {
-        (Some(own), Some([region, words])) => Rank {
+    let own = match group.size() {
+        ..=MOST_RANKS => Own::new(queue, slot_bytes),
+        ranks => Err(Fault(format!("{ranks} ranks are more than the {MOST_RANKS} that one group can have"))),
+    };
+    let told = own.map(|own| {
+        let listed = [Listed::new(own.region.clone()), Listed::new(own.words.clone())];
+        let driver = &queue.0.driver;
+        let rank = Rank {
             process: process(),
             host: host(),
             ordinal: u64::from(own.ordinal),
-            gpu: queue.0.driver.gpu_number(),
-            multiprocessors: queue.0.driver.multiprocessors() as u64,
-            sharing: queue.0.driver.ranks_on_gpu() as u64,
-            shared_bytes: queue.0.driver.shared_bytes() as u64,
-            region: region.0,
-            words: words.0,
+            gpu: driver.gpu_number(),
+            multiprocessors: driver.multiprocessors() as u64,
+            sharing: driver.ranks_on_gpu() as u64,
+            shared_bytes: driver.shared_bytes() as u64,
+            together: u64::from(driver.runs_processes_together()),
+            region: listed[0].0,
+            words: listed[1].0,
             slot: slot_bytes as u64 / 4,
             handle: Vec::new(),
-        },
-        _ => Rank::default(),
+        };
+        (own, listed, rank)
+    });
+    let said = told.as_ref().map(|(.., rank)| rank.to_bytes()).map_err(Clone::clone);
+    let (all, own, listed) = match (agreed(group, said)?, told) {
+        (Ok(all), Ok((own, listed, _))) => (all, own, listed),
+        (Err(refusal), _) => return Ok(Err(refusal)),
+        (Ok(_), Err(_)) => unreachable!("all ranks said that they have it"),
     };
-    let mut ranks: Vec<Rank> =
-        all_tell(group, &told.to_bytes())?.iter().map(|bytes| Rank::from_bytes(bytes)).collect();
+    let mut ranks = Vec::new();
+    for (rank, said) in all.iter().enumerate() {
+        match Rank::from_bytes(said) {
+            Some(of) => ranks.push(of),
+            None => return Ok(Err(Refusal { rank, why: "it is of another version".into() })),
+        }
+    }
+    if let Some(refusal) = by_turns(&ranks) {
+        return Ok(Err(refusal));
+    }
     if ranks.iter().any(|of| of.process != ranks[0].process) {
         // What other processes were told of is never given back, so nobody is told in vain.
-        let handle = own.as_ref().and_then(|own| own.region.handle()).unwrap_or_default();
-        let handles = all_tell(group, &handle)?;
+        let handle = own.region.handle().unwrap_or_default();
+        let handles = group.all_to_all_host(&vec![handle; group.size()])?;
         ranks.iter_mut().zip(handles).for_each(|(of, handle)| of.handle = handle);
     }
     let found = found(queue, group.rank(), &ranks, timeout);
     // Until all have found it, it stays in the list.
-    if !all_agree(group, found.is_ok())? {
-        return Ok(None);
-    }
-    let Ok(peers) = found else { return Ok(None) };
+    let peers = match (agreed(group, outcome(&found))?, found) {
+        (Ok(_), Ok(peers)) => peers,
+        (Err(refusal), _) => return Ok(Err(refusal)),
+        (Ok(_), Err(_)) => unreachable!("all ranks said that they found it"),
+    };
     drop(listed);
     peers.tell_kernels(queue);
-    let is_good = try_memory(group, queue, &peers)?;
-    if !all_agree(group, is_good)? {
-        return Ok(None);
+    if let Err(refusal) = try_memory(group, queue, &peers)? {
+        return Ok(Err(refusal));
     }
     if queue.0.driver.has_speed() {
         peers.one_shot_bytes.set(crossover::measured(group, queue, &peers)?);
         // Kernels that could not meet there would not meet later.
-        if !all_agree(group, peers.report().is_none())? {
-            return Ok(None);
+        let met = peers.report().map_or(Ok(Vec::new()), |report| Err(report.fault()));
+        if let Err(refusal) = agreed(group, met)? {
+            return Ok(Err(refusal));
         }
     }
-    Ok(Some(peers))
+    Ok(Ok(peers))
 }
 
-/// Each rank's bytes, of every rank.
-fn all_tell(group: &impl Group, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
-    group.all_to_all_host(&vec![bytes.to_vec(); group.size()])
+fn outcome<T>(found: &Result<T, Fault>) -> Result<Vec<u8>, Fault> {
+    found.as_ref().map(|_| Vec::new()).map_err(Clone::clone)
 }
 
-/// Whether all say yes.
-fn all_agree(group: &impl Group, yes: bool) -> Result<bool, CollectiveError> {
-    Ok(all_tell(group, &[u8::from(yes)])?.iter().all(|said| said == &[1]))
+/// The first rank whose kernels would wait for those of another process on its GPU, where the two run by turns: each would wait until
+/// its time is up, again and again.
+fn by_turns(ranks: &[Rank]) -> Option<Refusal> {
+    let waits = |(at, of): (usize, &Rank)| {
+        let is = |other: &Rank| other.gpu == of.gpu && other.host == of.host && other.process != of.process;
+        let other = ranks[..at].iter().position(is).filter(|_| of.together == 0)?;
+        let why = format!(
+            "its process and rank {other}'s have the same GPU, on which their kernels run by turns: NVIDIA's MPS would let them \
+             run together"
+        );
+        Some(Refusal { rank: at, why })
+    };
+    ranks.iter().enumerate().find_map(waits)
 }
 
 /// All that the ranks share, mapped.
 fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Result<Peers, Fault> {
-    let no = |why: &str| Fault(format!("rank {rank}: {why}"));
     let own = &ranks[rank];
-    if ranks.iter().any(|of| of.process == 0 || of.slot != own.slot) {
-        return Err(no("not all ranks have memory to share, and as much"));
+    let at = |of: &Rank| ranks.iter().position(|other| other == of).unwrap_or(rank);
+    if let Some(other) = ranks.iter().position(|of| of.slot != own.slot) {
+        return Err(Fault(format!("rank {other} has other slots")));
     }
-    let listed = |number: u64| find(number).ok_or_else(|| no("a rank's memory is not there any more"));
+    let listed =
+        |number: u64| find(number).ok_or_else(|| Fault("a rank's memory is not there any more".into()));
     let region = |of: &Rank| match of.process == own.process {
         true if of.ordinal == own.ordinal => listed(of.region),
         true => queue.0.driver.reach(of.ordinal as u32).and_then(|()| listed(of.region)),
-        false if of.host != own.host || own.host == 0 => Err(no("a rank is on another host")),
+        false if of.host != own.host || own.host == 0 => {
+            Err(Fault(format!("rank {} is on another host", at(of))))
+        }
         false => queue.0.driver.open_shared(&of.handle),
     };
     // What hosts of other processes have to say comes by their groups.
@@ -183,22 +217,28 @@ fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Resul
         let beside = ranks.iter().filter(|other| other.gpu == of.gpu).count();
         (of.multiprocessors as usize / beside.max(of.sharing as usize)).clamp(1, MOST_BLOCKS)
     };
+    let blocks = ranks.iter().map(share).min().unwrap_or(1);
     Ok(Peers {
         rank,
         regions: ranks.iter().map(region).collect::<Result<_, _>>()?,
         words: ranks.iter().map(words).collect::<Result<_, Fault>>()?,
-        blocks: ranks.iter().map(share).min().unwrap_or(1),
+        blocks,
         shared_bytes: ranks.iter().map(|of| of.shared_bytes as usize).min().unwrap_or(0),
         slot: own.slot as usize,
         timeout,
         one_shot_bytes: Cell::new(crossover::by_rule(ranks.len())),
         calls: Cell::new(0),
+        rings: Rings::new(ranks.len(), blocks),
     })
 }
 
 /// Whether this rank's GPU reads what the others have, and they have what it writes. Memory of other GPUs that can be reached but
 /// gives other numbers is known to occur where the host's address translation is set up badly.
-fn try_memory(group: &impl Group, queue: &Queue, peers: &Peers) -> Result<bool, CollectiveError> {
+fn try_memory(
+    group: &impl Group,
+    queue: &Queue,
+    peers: &Peers,
+) -> Result<Result<(), Refusal>, CollectiveError> {
     let (rank, ranks) = (peers.rank, group.size());
     let tried = TRIED.min(2 * peers.slot / ranks);
     let pattern = |from: usize, to: usize| -> Vec<u32> {
@@ -207,12 +247,14 @@ fn try_memory(group: &impl Group, queue: &Queue, peers: &Peers) -> Result<bool, 
     };
     // Each writes to each, and reads what all wrote to all.
     (0..ranks).for_each(|to| peers.write_to(queue, to, rank * tried, &pattern(rank, to)));
-    let written = queue.read_numbers(peers.own_slots(), 1).is_ok();
-    if !all_agree(group, written)? {
-        return Ok(false);
+    let written = queue.read_numbers(peers.own_slots(), 1);
+    if let Err(refusal) = agreed(group, outcome(&written))? {
+        return Ok(Err(refusal));
     }
     let expected = |of: usize| (0..ranks).flat_map(|from| pattern(from, of)).collect::<Vec<_>>();
-    let is_good =
-        |of: usize| peers.read_of(queue, of, ranks * tried).is_ok_and(|words| words == expected(of));
-    Ok((0..ranks).all(is_good))
+    let read = |of: usize| match peers.read_of(queue, of, ranks * tried)? {
+        words if words == expected(of) => Ok(()),
+        _ => Err(Fault(format!("its GPU finds other numbers in rank {of}'s memory than ranks wrote there"))),
+    };
+    Ok(agreed(group, outcome(&(0..ranks).try_for_each(read)))?.map(drop))
 }

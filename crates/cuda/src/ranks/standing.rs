@@ -1,11 +1,12 @@
 //! Where a group is, and how those who watch it end its waits: from any thread.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use collective::{CallId, CollectiveError, Progress, Watched};
 
-use super::words::Words;
+use super::words::{MOST_RANKS, Words};
 
 /// Calls that are known by their kernels' numbers.
 const MOST_CALLS: usize = 1 << 12;
@@ -27,6 +28,8 @@ struct Calls {
     last: Option<(Progress, Progress)>,
     /// The number of kernels after each of them that came last, and its own.
     numbers: VecDeque<(u32, u64)>,
+    /// The same of exchanges, by their number among themselves.
+    exchanges: VecDeque<(u32, u64)>,
 }
 
 impl Standing {
@@ -53,21 +56,33 @@ impl Standing {
         CallId { op, number: calls.all, peer: None }
     }
 
+    /// A message begins, of this number among those of its pair.
+    pub fn enter_message(&self, op: &'static str, sequence: u64, host: Progress) {
+        self.calls().last = Some((Progress { op, sequence }, host));
+    }
+
     /// It has launched all its kernels; there were so many so far.
     pub fn leave(&self, kernels: u32) {
-        let mut calls = self.calls();
-        if calls.numbers.len() == MOST_CALLS {
-            calls.numbers.pop_front();
-        }
-        let number = calls.all;
-        calls.numbers.push_back((kernels, number));
+        let calls = &mut *self.calls();
+        keep(&mut calls.numbers, kernels, calls.all);
+    }
+
+    /// The same of an exchange; there were so many so far.
+    pub fn leave_exchange(&self, exchanges: u32) {
+        let calls = &mut *self.calls();
+        keep(&mut calls.exchanges, exchanges, calls.all);
     }
 
     /// The number of the call that a kernel belonged to.
     pub fn number_of(&self, kernel: u32) -> u64 {
         let calls = self.calls();
-        let is_behind = |&&(last, _): &&(u32, u64)| last.wrapping_sub(kernel) as i32 >= 0;
-        calls.numbers.iter().find(is_behind).map_or(calls.all, |&(_, number)| number)
+        found(&calls.numbers, kernel).unwrap_or(calls.all)
+    }
+
+    /// The number of the call that an exchange was.
+    pub fn number_of_exchange(&self, exchange: u32) -> u64 {
+        let calls = self.calls();
+        found(&calls.exchanges, exchange).unwrap_or(calls.all)
     }
 
     /// Nobody's kernels wait any more.
@@ -75,9 +90,13 @@ impl Standing {
         self.words.get().into_iter().flatten().flatten().for_each(Words::stop);
     }
 
-    /// A rank has ended after so many kernels.
-    pub fn end(&self, rank: usize, kernels: u32) {
-        self.words.get().into_iter().flatten().flatten().for_each(|words| words.set_ended(rank, kernels));
+    /// A rank has ended after so many kernels, and so many messages to each rank and of each.
+    pub fn end(&self, rank: usize, kernels: u32, messages: &[[u32; 2]]) {
+        let all = self.words.get().into_iter().flatten().zip(messages);
+        for (words, [to, of]) in all.filter_map(|(words, messages)| Some((words.as_ref()?, *messages))) {
+            words.set_last_messages(rank, to, of);
+            words.set_ended(rank, kernels);
+        }
     }
 
     fn progress(&self, host: Progress) -> Progress {
@@ -86,6 +105,18 @@ impl Standing {
             _ => host,
         }
     }
+}
+
+fn keep(numbers: &mut VecDeque<(u32, u64)>, counted: u32, number: u64) {
+    if numbers.len() == MOST_CALLS {
+        numbers.pop_front();
+    }
+    numbers.push_back((counted, number));
+}
+
+fn found(numbers: &VecDeque<(u32, u64)>, counted: u32) -> Option<u64> {
+    let is_behind = |&&(last, _): &&(u32, u64)| last.wrapping_sub(counted) as i32 >= 0;
+    numbers.iter().find(is_behind).map(|&(_, number)| number)
 }
 
 /// A group, for whoever watches it.
@@ -113,11 +144,13 @@ impl Watched for WatchedStanding {
 pub(super) struct Ending {
     pub standing: Arc<Standing>,
     pub rank: usize,
-    pub kernels: std::cell::Cell<u32>,
+    pub kernels: Cell<u32>,
+    /// Messages to each rank, and of each.
+    pub messages: Cell<[[u32; 2]; MOST_RANKS]>,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.standing.end(self.rank, self.kernels.get());
+        self.standing.end(self.rank, self.kernels.get(), &self.messages.get());
     }
 }

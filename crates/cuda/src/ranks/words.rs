@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::peers::OPS;
+use super::peers::{FIRST_OF_MESSAGES, OPS};
 use crate::driver::{Address, Fault, SharedMemory};
 
 /// As in the kernels.
@@ -15,8 +15,13 @@ const OP: usize = 2;
 const AT: usize = 3;
 const MISSING: usize = 4;
 const ENDED: usize = 5;
+const GAVE: usize = ENDED + MOST_RANKS;
+const TOOK: usize = GAVE + MOST_RANKS;
+const SIZES: usize = TOOK + MOST_RANKS;
 /// Bytes of them.
-pub(super) const WORDS_BYTES: usize = 4 * (ENDED + MOST_RANKS);
+pub(super) const WORDS_BYTES: usize = 4 * (SIZES + 4);
+/// Of those, the state of a rank that stopped because a message was of another size.
+const OTHER_SIZE: u32 = 3;
 
 /// One rank's words. Its group's other ranks have them too.
 #[derive(Clone)]
@@ -29,10 +34,12 @@ pub(super) struct Report {
     pub is_late: bool,
     /// The operation's number among [`super::peers::OPS`].
     pub op: usize,
-    /// Which of the group's calls it was.
+    /// Which of the group's calls it was, or of the messages of two ranks.
     pub epoch: u32,
     /// Who did not come, a bit per rank.
     pub missing: u32,
+    /// Bytes of a message that came, and how many were expected, where they differ.
+    pub sizes: Option<[u64; 2]>,
 }
 
 impl Words {
@@ -60,12 +67,24 @@ impl Words {
         self.word(ENDED + rank).store(calls.wrapping_add(1), Ordering::Release);
     }
 
+    /// Another rank gave this one so many messages, took so many of it, and is done with that.
+    pub fn set_last_messages(&self, rank: usize, gave: u32, took: u32) {
+        self.word(GAVE + rank).store(gave.wrapping_add(1), Ordering::Release);
+        self.word(TOOK + rank).store(took.wrapping_add(1), Ordering::Release);
+    }
+
     /// What kernels have found out.
     pub fn report(&self) -> Option<Report> {
         let state = self.word(STATE).load(Ordering::Acquire);
         let word = |i| self.word(i).load(Ordering::Relaxed);
-        let report =
-            || Report { is_late: state == 1, op: word(OP) as usize, epoch: word(AT), missing: word(MISSING) };
+        let bytes = |i| 4 * (u64::from(word(i)) | u64::from(word(i + 1)) << 32);
+        let report = || Report {
+            is_late: state == 1,
+            op: word(OP) as usize,
+            epoch: word(AT),
+            missing: word(MISSING),
+            sizes: (state == OTHER_SIZE).then(|| [bytes(SIZES), bytes(SIZES + 2)]),
+        };
         (state != 0).then(report)
     }
 }
@@ -76,14 +95,27 @@ impl Report {
         (0..MOST_RANKS).filter(|rank| self.missing >> rank & 1 == 1).collect()
     }
 
+    /// What was sent and what was expected, where they differ.
+    pub fn other_size(&self) -> Option<String> {
+        let [sent, expected] = self.sizes?;
+        let (number, from) = (self.epoch, self.missing_ranks());
+        Some(format!(
+            "recv number {number}: a matrix of rank {from:?} has {sent} bytes, and {expected} were expected"
+        ))
+    }
+
     /// For whoever reads what was never computed.
     pub fn fault(&self) -> Fault {
         let op = OPS.get(self.op).copied().unwrap_or("a collective");
         let (missing, epoch) = (self.missing_ranks(), self.epoch);
-        Fault(match self.is_late {
-            true => format!("{op} (exchange {epoch} of its group): rank {missing:?} did not arrive in time"),
-            false => {
-                format!("{op} (exchange {epoch} of its group) was given up: rank {missing:?} had not arrived")
+        let which = if self.op >= FIRST_OF_MESSAGES { "matrix" } else { "exchange" };
+        Fault(match (self.other_size(), self.is_late) {
+            (Some(sizes), _) => sizes,
+            (None, true) => {
+                format!("{op} ({which} {epoch} of its group): rank {missing:?} did not arrive in time")
+            }
+            (None, false) => {
+                format!("{op} ({which} {epoch} of its group) was given up: rank {missing:?} had not arrived")
             }
         })
     }

@@ -1,6 +1,7 @@
-// NVIDIA's library of matrix products where there is none: of two matrices of bf16 or f16 that lie as the library has them, the first
-// transposed, and a result in f32. Work waits in the stream, as the driver's does.
+// NVIDIA's library of matrix products where there is none: of two matrices of bf16, f16 or e4m3 that lie as the library has them, the
+// first transposed, and a result in f32. Work waits in the stream, as the driver's does.
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <dlfcn.h>
@@ -18,11 +19,31 @@ struct Preference { u64 workspace; uint32_t alignments[4]; };
 struct Algorithm { u64 data[8]; };
 struct Heuristic { Algorithm algorithm; size_t workspace; int state; float waves; int reserved[4]; };
 
-uint32_t asked = 0, multiplied = 0;
+// Of cudaDataType_t.
+enum { FLOAT = 0, HALF = 2, BFLOAT = 14, E4M3 = 28 };
+
+uint32_t asked = 0, multiplied = 0, multiplied_e4m3 = 0;
+
+// Of e4m3 the library wants all in whole sixteens of bytes, and a GPU that multiplies it (8.9 or newer).
+bool fits_e4m3(const Layout &a, const Layout &b, const Layout &d) {
+  static void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+  auto capability = (uint32_t (*)())dlsym(driver, "fake_capability");
+  bool is_whole = a.rows % 16 == 0 && a.cols % 16 == 0 && a.stride % 16 == 0 && b.stride % 16 == 0 && d.stride % 4 == 0;
+  return capability() >= 89 && is_whole;
+}
+
+// As cuda_fp8.h defines e4m3.
+float of_e4m3(uint8_t code) {
+  int exponent = code >> 3 & 15, mantissa = code & 7;
+  float magnitude = exponent ? ldexpf(8 + mantissa, exponent - 10) : ldexpf(mantissa, -9);
+  if (exponent == 15 && mantissa == 7) magnitude = NAN;
+  return code & 0x80 ? -magnitude : magnitude;
+}
 
 float value(const Layout &of, const void *at, u64 row, u64 col) {
+  if (of.type == E4M3) return of_e4m3(static_cast<const uint8_t *>(at)[col * of.stride + row]);
   u16 bits = static_cast<const u16 *>(at)[col * of.stride + row];
-  if (of.type == 2) {
+  if (of.type == HALF) {
     _Float16 half;
     return memcpy(&half, &bits, 2), float(half);
   }
@@ -37,6 +58,7 @@ extern "C" {
 
 uint32_t fake_asked() { return asked; }
 uint32_t fake_multiplied() { return multiplied; }
+uint32_t fake_multiplied_e4m3() { return multiplied_e4m3; }
 
 int cublasLtCreate(void **handle) { return *handle = &asked, SUCCESS; }
 int cublasLtDestroy(void *) { return SUCCESS; }
@@ -66,7 +88,9 @@ int cublasLtMatmulAlgoGetHeuristic(void *, const Description *of, const Layout *
                                    const Preference *preference, int, Heuristic *found, int *count) {
   asked++;
   bool fits = of->compute == 68 && of->scale == 0 && of->is_transposed == 1 && a->rows == b->rows && a->cols == d->rows;
-  fits = fits && b->cols == d->cols && a->type == b->type && d->type == 0 && preference->workspace > 0;
+  fits = fits && b->cols == d->cols && a->type == b->type && d->type == FLOAT && preference->workspace > 0;
+  fits = fits && (a->type == HALF || a->type == BFLOAT || (a->type == E4M3 && fits_e4m3(*a, *b, *d)));
+  for (uint32_t alignment : preference->alignments) fits = fits && (a->type != E4M3 || alignment % 16 == 0);
   *count = fits;
   // What is remembered must come back.
   *found = Heuristic{{{a->cols, a->rows, preference->alignments[0], preference->alignments[3]}}, 1024, SUCCESS, 1.0f, {}};
@@ -80,6 +104,7 @@ int cublasLtMatmul(void *, const Description *, const float *alpha, const char *
   bool fits = of[0] == of_a->cols && of[1] == of_a->rows && *alpha == 1.0f && *beta == 0.0f && workspace && bytes >= 1024;
   if (!fits || u64(a) % of[2] || u64(b) % of[2] || u64(d) % of[3]) return INVALID;
   multiplied++;
+  multiplied_e4m3 += of_a->type == E4M3;
   static void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
   auto add = (void (*)(void *, std::function<int()>))dlsym(driver, "fake_add");
   add(stream, [=, la = *of_a, lb = *of_b, ld = *of_d] {

@@ -161,6 +161,8 @@ using namespace fake;
 extern "C" {
 
 u32 fake_graph_launches() { return graph_launches; }
+// Ten times the compute capability, and its second digit.
+u32 fake_capability() { return number("FAKE_CAPABILITY", 90); }
 u32 fake_marks() { return marks; }
 // For libraries that put work into streams: which GPU the thread has, and such work.
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
@@ -173,15 +175,16 @@ int cuDeviceGet(int *device, int ordinal) {
   return *device = ordinal, ordinal < int(devices.size()) ? SUCCESS : INVALID_DEVICE;
 }
 int cuDeviceGetName(char *name, int, int) { return strcpy(name, "Fake GPU"), SUCCESS; }
-int cuDeviceGetUuid_v2(char *uuid, int device) { return memset(uuid, device + 1, 16), SUCCESS; }
+int cuDeviceGetUuid_v2(char *uuid, int device) { return memset(uuid, int(number("FAKE_FIRST_GPU", 0)) + device + 1, 16), SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), SUCCESS; }
 int cuDeviceGetAttribute(int *value, int which, int) {
   switch (which) {
   case 16: *value = 2; break;
-  case 75: *value = 9; break;
-  case 76: *value = 0; break;
+  case 75: *value = int(fake_capability() / 10); break;
+  case 76: *value = int(fake_capability() % 10); break;
   case 97: *value = 227 << 10; break;
   case 115: *value = number("FAKE_POOL", 1); break;
+  case 133: *value = number("FAKE_MPS", 0); break;
   default: return INVALID_VALUE;
   }
   return SUCCESS;
@@ -346,7 +349,8 @@ int cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream *stream) {
 }
 
 int cuModuleLoadData(const void **module, const char *code) {
-  if (strncmp(code, "cubin for --gpu-architecture=sm_90a", 35)) return INVALID_VALUE;
+  std::string wanted = "cubin for --gpu-architecture=sm_" + std::to_string(fake_capability());
+  if (strncmp(code, wanted.c_str(), wanted.size())) return INVALID_VALUE;
   return *module = code, SUCCESS;
 }
 int cuModuleUnload(void *) { return SUCCESS; }

@@ -28,6 +28,11 @@ pub fn agreement(dtype: KvDType) -> Agreement {
     }
 }
 
+/// The same of formats with scales of checkpoints.
+pub fn scaled() -> impl Iterator<Item = (WeightFormat, DType)> {
+    conformance::scaled().into_iter().map(|format| (format, DType::BF16))
+}
+
 /// One part.
 pub type Part = fn(&CudaDevice);
 
@@ -36,11 +41,14 @@ pub const ALL: &[(&str, Part)] = &[
     ("rows", |dev| conformance::rows(dev)),
     ("linear layers", |dev| conformance::linear_of(dev, &EXACT)),
     ("tensor cores", |dev| {
-        NEAR.iter().for_each(|&(format, inputs)| conformance::linear_near(dev, format, inputs))
+        NEAR.into_iter()
+            .chain(scaled())
+            .for_each(|(format, inputs)| conformance::linear_near(dev, format, inputs))
     }),
     ("experts", |dev| {
         conformance::experts_of(dev, &EXACT);
         conformance::experts_near(dev, DType::BF16.into(), DType::BF16);
+        scaled().for_each(|(format, inputs)| conformance::experts_near(dev, format, inputs));
     }),
     ("attention", |dev| conformance::attention_agreeing(dev, &agreement)),
     ("segments", |dev| conformance::context_agreeing(dev, &agreement)),

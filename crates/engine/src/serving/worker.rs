@@ -90,7 +90,7 @@ fn info(engine: &mut Engine) -> Result<EngineInfo, EngineError> {
         kv_cache_warnings: engine.kv_cache_warnings().to_vec(),
         parallel: (mesh.tp, mesh.pp, mesh.dp, mesh.ep, engine.plan().layout.sequence_parallel),
         dtype: engine.dtype().name().into(),
-        quantization: kept.quantization.map(|quantization| quantization.name().into()),
+        quantization: kept.layers(engine.config()).map(Into::into),
         load_s: engine.load_time().as_secs_f64(),
         ranks,
     })

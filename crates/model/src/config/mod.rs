@@ -1,5 +1,6 @@
 //! config.json, in either generation, as the numbers that a forward pass needs.
 
+mod fp8;
 mod json;
 mod rope;
 
@@ -9,6 +10,7 @@ use tensor::{Activation, DType, RopeSpec};
 use crate::ModelError;
 use crate::architecture::{Architecture, Bias, FfnForm, Moe, MoeLayers, Only, Positions, Scale, Windows};
 use crate::architectures::ALL;
+pub use fp8::Fp8Config;
 use json::Json;
 
 /// A model's shape and settings, whatever its config.json called them.
@@ -58,6 +60,8 @@ pub struct ModelConfig {
     pub moe: Option<MoeConfig>,
     /// Type that the config says the weights have.
     pub dtype: Option<DType>,
+    /// How linear layers are stored, if in e4m3.
+    pub fp8: Option<Fp8Config>,
     /// Begin of sequence.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a completion.
@@ -99,9 +103,7 @@ impl ModelConfig {
         let architecture = find_architecture(config)?;
         let json = Json::new(config, architecture);
         check_only(&json, architecture)?;
-        if json.get("quantization_config").is_some() {
-            return Err(json.error("quantization_config: quantized checkpoints are not supported; one in float32, float16 or bfloat16 would work"));
-        }
+        let fp8 = json.get("quantization_config").map(Fp8Config::parse).transpose()?;
         let hidden_size = json.size("hidden_size", 1 << 20)?;
         let num_heads = json.size("num_attention_heads", 1 << 12)?;
         let num_kv_heads = match json.maybe_size("num_key_value_heads", 1 << 12)? {
@@ -166,6 +168,7 @@ impl ModelConfig {
             ropes,
             moe,
             dtype: json.dtype()?,
+            fp8,
             bos_token_id: json.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: eos_token_ids(&json, generation)?,
         })

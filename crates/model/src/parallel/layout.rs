@@ -4,7 +4,8 @@
 
 use std::ops::Range;
 
-use tensor::AttentionSpec;
+use checkpoint::ScaledBy;
+use tensor::{AttentionSpec, DType};
 
 use super::cuts;
 use super::placement::{ExpertOptions, ExpertPlacement};
@@ -13,6 +14,7 @@ use super::styles::{DownForm, ExpertForm, Styles, UpForm};
 use crate::ModelError;
 use crate::architecture::{FfnForm, Qkv};
 use crate::config::ModelConfig;
+use crate::quantization::StoredAs;
 use crate::tp_plan::{Style, TpPlan};
 
 /// A module of the model; those of a layer are asked for with its number.
@@ -136,6 +138,26 @@ impl Layout {
     /// the leaves of the tree over heads need not be whole groups; all other leaves are.
     pub fn group_period(&self, module: Module) -> Option<usize> {
         (module == Module::O).then_some(self.config.head_dim)
+    }
+
+    /// How elements of a module's weight of that name share scales, if config.json says that it is stored in e4m3.
+    pub(crate) fn scaled_by(&self, module: Module, name: &str) -> Option<ScaledBy> {
+        let fp8 = self.config.fp8.as_ref()?;
+        let converts = match module {
+            Module::Embed | Module::Positions => false,
+            Module::Head | Module::Router => fp8.converts(name, false),
+            _ => fp8.converts(name, true),
+        };
+        converts.then_some(fp8.scaled_by)
+    }
+
+    /// What config.json says that a module's weight is stored as, if floats are of type `dtype`.
+    pub fn stored_as(&self, module: Module, layer: usize, dtype: DType) -> StoredAs {
+        let spec = self.spec(module, layer);
+        match self.scaled_by(module, &spec.name) {
+            Some(by) => StoredAs::Scaled(by.block([spec.shape[0], spec.shape[1]])),
+            None => StoredAs::Float(dtype),
+        }
     }
 
     /// Lays a model out over ranks, one per weight, by the automatic plan and what `plan` wants otherwise.

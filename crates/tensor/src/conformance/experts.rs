@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::linear::DTYPES;
-use super::values::Values;
+use super::values::{Values, pack};
 use super::{Case, Equal, Found, Judge, Near, check, rounded};
 use crate::{DType, Device, Program, ReductionTree, RouterSpec, WeightFormat};
 
@@ -183,24 +183,27 @@ impl Case for Experts {
         let pairs = choices.iter().flatten().filter(is_here).count();
         let assignment = dev.assign(&routing, self.range.clone());
         let x = dev.upload(&rounded(values.vec(self.tokens * hidden), self.inputs), self.tokens, hidden);
-        let mut weights = |n, k| -> Vec<D::Weight> {
-            self.range.clone().map(|_| dev.pack(&values.matrix(n, k), self.format.into())).collect()
+        let weights = |values: &mut Values, n, k| -> Vec<D::Weight> {
+            self.range.clone().map(|_| pack(dev, &values.matrix(n, k), self.format)).collect()
         };
-        let up = weights(intermediate, hidden);
+        let up = weights(&mut values, intermediate, hidden);
         let y = dev.grouped_linear(&x, &assignment, &up);
         let mut found = vec![of_pairs(dev, "grouped_linear", &y, 1, pairs)];
 
         let granules = ReductionTree::over_granules(intermediate, 8);
         for leaves in [0..3, 1..3, 0..1] {
             let inputs = granules.inputs_of(leaves.clone());
-            let down = weights(hidden + 1, inputs.len());
-            let part = match self.range.is_empty() {
-                true => dev.alloc(dev.shape(&y)[0], inputs.len()),
-                false => dev.gather_cols(&y, inputs),
-            };
+            let down = weights(&mut values, hidden + 1, inputs.len());
+            let (rows, cols) = (dev.shape(&y)[0], inputs.len());
             let part = match self.inputs {
-                Some(_) => rounded_matrix(dev, &part, self.inputs),
-                None => part,
+                // Not of sums that may differ in their last place: once they are rounded, they may differ by far more.
+                Some(_) => {
+                    let mut part = rounded(values.vec(pairs * cols), self.inputs);
+                    part.resize(rows * cols, 0.0);
+                    dev.upload(&part, rows, cols)
+                }
+                None if self.range.is_empty() => dev.alloc(rows, cols),
+                None => dev.gather_cols(&y, inputs),
             };
             let program = granules.program(leaves);
             let sums = dev.grouped_linear_tree(&part, &assignment, &down, &program);
@@ -221,9 +224,4 @@ fn of_pairs<D: Device>(dev: &D, op: &'static str, x: &D::Tensor, nodes: usize, p
     );
     let of_node = |node: usize| data[node * (rows / nodes) * cols..][..pairs * cols].iter().copied();
     Found { op, shape: [nodes * pairs, cols], data: (0..nodes).flat_map(of_node).collect() }
-}
-
-fn rounded_matrix<D: Device>(dev: &D, x: &D::Tensor, to: Option<DType>) -> D::Tensor {
-    let ([rows, cols], data) = (dev.shape(x), dev.download(x).expect("download"));
-    dev.upload(&rounded(data, to), rows, cols)
 }

@@ -1,9 +1,11 @@
 //! Linear layers and embeddings.
 
 use super::experts::experts_of;
-use super::values::Values;
+use super::values::{Values, pack};
 use super::{Case, Equal, Found, Judge, Near, check, rounded};
-use crate::{Activation, DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat, WeightSpec};
+use crate::{
+    Activation, DType, Device, Program, ReductionTree, ReferenceTensor, Scales, WeightFormat, WeightSpec,
+};
 
 pub(super) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// One row, less than a register, tails of every kind, more than a tile.
@@ -22,13 +24,21 @@ pub fn linear(dev: &impl Device) {
 /// # Panics
 /// If the device differs from [`crate::Reference`].
 pub fn quantized(dev: &impl Device) {
-    let formats = [WeightFormat::Fp8, WeightFormat::Int8, WeightFormat::Int4];
+    let mut formats = vec![WeightFormat::Fp8, WeightFormat::Int8, WeightFormat::Int4];
+    formats.extend(scaled());
     linear_of(dev, &formats);
     experts_of(dev, &formats);
     for format in formats {
         check(dev, &Poisoned { format });
         check(dev, &Extreme { format });
     }
+}
+
+/// Formats with float32 scales: one per output, per group, and per several, also of weights that begin within what shares one.
+pub fn scaled() -> Vec<WeightFormat> {
+    let every = |inputs| Scales::every(inputs, None).expect("whole groups");
+    let all = [Scales::OUTPUT, every(32), every(128), every(128).from_group(3), every(96).from_group(1)];
+    all.map(WeightFormat::Scaled).into()
 }
 
 /// [`linear`] of some formats.
@@ -124,7 +134,7 @@ impl Case for Linear {
     fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
         let mut values = Values::new(self.n * 1000 + self.k);
         let weight = values.matrix(self.n, self.k);
-        let packed = dev.pack(&weight, self.format.into());
+        let packed = pack(dev, &weight, self.format);
         assert_eq!(dev.weight_shape(&packed), [self.n, self.k], "weight_shape");
         let least = WeightSpec::from(self.format).bytes(self.n, self.k);
         assert!(dev.packed_bytes(&packed) >= least, "packed_bytes is less than {least}, in {self:?}");
@@ -162,7 +172,7 @@ impl Case for LinearTree {
     fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
         let k = self.program.num_inputs();
         let mut values = Values::new(k);
-        let packed = dev.pack(&values.matrix(self.n, k), self.spec);
+        let packed = pack(dev, &values.matrix(self.n, k), self.spec);
         let run = |&t: &usize| {
             let x = dev.upload(&rounded(values.vec(t * k), self.inputs), t, k);
             Found::tensor(dev, "linear_tree", &dev.linear_tree(&x, &packed, &self.program))
@@ -181,7 +191,7 @@ struct Embed {
 impl Case for Embed {
     fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
         let mut values = Values::new(self.n + self.k);
-        let packed = dev.pack(&values.matrix(self.n, self.k), self.format.into());
+        let packed = pack(dev, &values.matrix(self.n, self.k), self.format);
         let run = |t: usize| {
             let mut rows: Vec<u32> = (0..t).map(|_| values.below(self.n) as u32).collect();
             // The last row, and one row twice.
@@ -202,7 +212,7 @@ impl Case for Poisoned {
     fn run<D: Device>(&self, dev: &D) -> Vec<Found> {
         let (n, k) = (20, 100);
         let mut values = Values::new(n);
-        let packed = dev.pack(&values.matrix(n, k), self.format.into());
+        let packed = pack(dev, &values.matrix(n, k), self.format);
         let run = |bad: f32| {
             let mut x = values.vec(3 * k);
             x[k + 70] = bad;
@@ -236,7 +246,7 @@ impl Case for Extreme {
                 }
             }
         });
-        let packed = dev.pack(&weight, self.format.into());
+        let packed = pack(dev, &weight, self.format);
         let run = |height: usize| {
             let value = |at: usize| match at / k % 4 {
                 0 => 1.0,

@@ -20,7 +20,7 @@ pub use attention::{attention, attention_agreeing};
 pub use context::{context, context_agreeing};
 pub use copies::{copies, copies_agreeing};
 pub use experts::{experts, experts_near, experts_of};
-pub use linear::{linear, linear_near, linear_of, quantized};
+pub use linear::{linear, linear_near, linear_of, quantized, scaled};
 pub use logits::logits;
 pub use rotated::rotated;
 pub use rows::rows;

@@ -1,4 +1,13 @@
-use crate::ReferenceTensor;
+use crate::{Device, MatrixSource, ReferenceTensor, ScaledMatrix, WeightFormat, WeightSpec};
+
+/// Packs a matrix, rounded to elements with scales first if the format keeps such.
+pub(super) fn pack<D: Device>(dev: &D, matrix: &dyn MatrixSource, spec: impl Into<WeightSpec>) -> D::Weight {
+    let spec = spec.into();
+    match spec.format {
+        WeightFormat::Scaled(_) => dev.pack(&ScaledMatrix::of(matrix, spec), spec),
+        _ => dev.pack(matrix, spec),
+    }
+}
 
 /// Pseudo-random test data (splitmix64).
 pub(super) struct Values(u64);

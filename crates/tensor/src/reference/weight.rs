@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use super::{ReferenceTensor, dot};
-use crate::{ActivationGroup, Fp8Group, Int4Group, Int8Group, MatrixSource, WeightFormat, WeightSpec};
+use crate::{ActivationGroup, Fp8Group, Int4Group, Int8Group, MatrixSource, WeightFormat, WeightSpec, fp8};
 
 /// A weight `[n, k]`.
 #[derive(Clone, Debug)]
@@ -26,8 +26,12 @@ impl ReferenceWeight {
     pub(super) fn new(source: &dyn MatrixSource, spec: WeightSpec) -> Self {
         let (n, k) = (source.rows(), source.cols());
         let mut values = ReferenceTensor::from_fn(n, k, |_, _| f32::NAN);
+        let is_scaled = spec.format.scales().is_some();
         for (row, values) in values.data.chunks_mut(k.max(1)).enumerate() {
-            source.read(row, 0..k, values);
+            match is_scaled {
+                true => scale_row(source, row, spec, values),
+                false => source.read(row, 0..k, values),
+            }
         }
         let mut whole = Whole { numbers: Vec::new(), scales: Vec::new() };
         let groups = spec.groups(k);
@@ -57,11 +61,25 @@ impl ReferenceWeight {
     }
 }
 
+/// Element · scale of a row, where the spec says that scales lie.
+fn scale_row(source: &dyn MatrixSource, row: usize, spec: WeightSpec, out: &mut [f32]) {
+    let mut elements = vec![0; out.len()];
+    source.read_elements(row, 0..out.len(), &mut elements);
+    for inputs in spec.scale_inputs(out.len()) {
+        let scale = source.scale(row, inputs.start);
+        for (out, element) in out[inputs.clone()].iter_mut().zip(&elements[inputs]) {
+            *out = fp8::to_f32(*element) * scale;
+        }
+    }
+}
+
 impl Whole {
     /// Replaces weights of one group by what they become.
     fn quantize(&mut self, weights: &mut [f32], format: WeightFormat) {
         match format {
             WeightFormat::Float(dtype) => weights.iter_mut().for_each(|w| *w = dtype.round(*w)),
+            // They are what they are.
+            WeightFormat::Scaled(_) => {}
             WeightFormat::Fp8 => {
                 let group = Fp8Group::of(weights);
                 weights.iter_mut().for_each(|w| *w = group.value(group.quantize(*w)));

@@ -39,8 +39,7 @@ use report::{Context, Report};
     whose bits aren't those of the canonical result. With --model, the sizes of one token's all-reduce (decode) and \
     of 512 tokens' (prefill) are measured too, and marked.\n\n\
     On GPUs a time is that of a batch of 32 calls, handed over together as those of a model's step are, until all are \
-    done, divided by 32: a batch that came before is one graph. send_recv goes through the host, and with peer \
-    all_to_all too.")]
+    done, divided by 32: a batch that came before is one graph.")]
 pub struct CommArgs {
     /// Operations; default: all; on GPUs all but broadcast
     #[arg(

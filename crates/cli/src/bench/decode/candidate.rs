@@ -4,7 +4,6 @@ use std::rc::Rc;
 
 use cpu::Isa;
 use engine::{Engine, GenerateRequest, Timing, cpus};
-use model::Quantization;
 use tensor::KV_BLOCK;
 
 use super::machine::Limits;
@@ -61,7 +60,7 @@ impl Candidate {
 
     /// What weights are kept as.
     pub fn kept(&self) -> &'static str {
-        self.engine.kept_as().quantization.map_or(self.engine.dtype().name(), Quantization::name)
+        self.engine.kept_as().layers(self.engine.config()).unwrap_or(self.engine.dtype().name())
     }
 
     /// What tells it from the others.

@@ -4,7 +4,6 @@ use std::io::Write;
 
 use comfy_table::{Table, presets};
 use cpu::{Isa, limits::median};
-use model::Quantization;
 use serde_json::{Value, json};
 
 use super::candidate::{Candidate, Measured, Run};
@@ -41,7 +40,7 @@ pub fn row(candidate: &Candidate, point: &Point, measured: &Measured) -> Result<
         "dcp": engine.plan().context().ranks,
         "threads_per_rank": engine.threads_per_rank(),
         "dtype": engine.dtype().name(),
-        "quantization": engine.kept_as().quantization.map(Quantization::name),
+        "quantization": engine.kept_as().layers(engine.config()),
         "kv_cache_dtype": engine.kv_cache_dtype().name(),
         "isa": candidate.isa.to_string(),
         "device": if candidate.gpus.is_some() { "cuda" } else { "cpu" },

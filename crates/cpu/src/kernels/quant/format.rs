@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tensor::{GROUP, Groups, WeightFormat};
+use tensor::{GROUP, Groups, Scales, WeightFormat};
 
 use super::rows::TileRows;
 use crate::pack::{Panel, group_bytes};
@@ -53,6 +53,7 @@ pub(crate) enum WordsFor {
 pub(crate) struct Int8;
 pub(crate) struct Int4;
 pub(crate) struct Fp8;
+pub(crate) struct Scaled;
 
 /// Asks for the cache lines of a group that will be read later.
 #[inline(always)]
@@ -62,7 +63,9 @@ fn fetch<V: Products>(panel: Option<Panel>, group: usize, [elements, scales, zer
     for line in 0..elements / LINE {
         V::prefetch_far(panel.elements.wrapping_add(group * elements + line * LINE));
     }
-    V::prefetch_far(panel.scales.wrapping_add(group * scales));
+    if scales > 0 {
+        V::prefetch_far(panel.scales.wrapping_add(group * scales));
+    }
     if zeros > 0 {
         V::prefetch_far(panel.zeros.wrapping_add(group * zeros));
     }
@@ -165,6 +168,69 @@ impl Format for Fp8 {
     }
 }
 
+impl Format for Scaled {
+    const ROWS: RowFormat = RowFormat::Floats;
+    const INDEX: usize = 2;
+    const BYTES: [usize; 3] = group_bytes(WeightFormat::Scaled(Scales::OUTPUT));
+
+    #[inline(always)]
+    unsafe fn add<V: Products, const R: usize>(
+        sums: &mut [V; R],
+        x: TileRows,
+        panel: Panel,
+        ahead: Option<Panel>,
+        groups: Groups,
+        range: Range<usize>,
+    ) {
+        let mut next = range.start;
+        while next < range.end {
+            let scale = groups.scale(next);
+            let of_scale = groups.with_scale(scale, next..range.end);
+            next = of_scale.end;
+            if let Some(ahead) = ahead {
+                V::prefetch_far(ahead.scales.wrapping_add(scale * Self::BYTES[1]));
+            }
+            // SAFETY: the panel has this scale, by the caller's word.
+            let (scales, large) = unsafe { element_scales::<V>(panel.scales.add(scale * Self::BYTES[1])) };
+            for group in of_scale {
+                let inputs = groups.inputs(group);
+                fetch::<V>(ahead, group, [Self::BYTES[0], 0, 0]);
+                // SAFETY: rows and panel have this group, by the caller's word.
+                unsafe {
+                    let w = panel.elements.add(group * Self::BYTES[0]);
+                    let x = x.floats.add(inputs.start * R);
+                    match (large, inputs.len() == GROUP) {
+                        (false, true) => add_fp8::<V, R, false>(sums, x, w, scales, GROUP),
+                        (false, false) => add_fp8::<V, R, false>(sums, x, w, scales, inputs.len()),
+                        (true, _) => add_fp8::<V, R, true>(sums, x, w, scales, inputs.len()),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Two factors of 16 scales times 2¹²⁰, and whether the second is other than 1. [`Products::fp8`] gives 2⁻¹²⁰ of elements;
+/// times the first factor that is rounded once, as element · scale is, and times the second exact.
+///
+/// # Safety
+/// 16 scales must be readable.
+#[inline(always)]
+unsafe fn element_scales<V: Products>(scales: *const u8) -> ([V; 2], bool) {
+    const FACTOR: f32 = f32::from_bits((127 + 120) << 23);
+    /// Times the factor, this is infinite.
+    const LARGE: f32 = 256.0;
+    // SAFETY: readable, by the caller's word.
+    let scales = unsafe { scales.cast::<[f32; LANES]>().read_unaligned() };
+    let all = V::load(&scales);
+    if all.largest() < LARGE {
+        return ([all.mul(V::splat(FACTOR)), V::splat(1.0)], false);
+    }
+    let first = scales.map(|scale| if scale < LARGE { scale * FACTOR } else { scale });
+    let second = scales.map(|scale| if scale < LARGE { 1.0 } else { FACTOR });
+    ([V::load(&first), V::load(&second)], true)
+}
+
 /// Adds `inputs` products of floats, ascending. Scales beyond 2⁷ are multiplied by in two steps.
 ///
 /// # Safety
@@ -204,6 +270,10 @@ macro_rules! with_format {
         match $format {
             tensor::WeightFormat::Fp8 => {
                 type $F = $crate::kernels::quant::format::Fp8;
+                $body
+            }
+            tensor::WeightFormat::Scaled(_) => {
+                type $F = $crate::kernels::quant::format::Scaled;
                 $body
             }
             tensor::WeightFormat::Int8 => {

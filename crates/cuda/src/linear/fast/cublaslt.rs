@@ -37,6 +37,7 @@ functions! {
 const R_32F: c_int = 0;
 const R_16F: c_int = 2;
 const R_16BF: c_int = 14;
+const R_8F_E4M3: c_int = 28;
 const COMPUTE_32F: c_int = 68;
 const DESC_TRANSA: c_int = 3;
 const OP_T: c_int = 1;
@@ -63,10 +64,37 @@ pub(super) struct CublasLt {
     handle: Opaque,
 }
 
-/// `y [rows, n] = x [rows, k] · wᵀ [n, k]`, row by row, of f16 or bf16, summed in f32.
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Element {
+    Half,
+    Bfloat,
+    /// On GPUs of which [`crate::Driver::multiplies_fp8`] says so; the library wants sizes of matrices that are multiples of 16.
+    Fp8,
+}
+
+impl Element {
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::Half | Element::Bfloat => 2,
+            Element::Fp8 => 1,
+        }
+    }
+
+    /// Its number in the library.
+    pub fn number(self) -> c_int {
+        match self {
+            Element::Half => R_16F,
+            Element::Bfloat => R_16BF,
+            Element::Fp8 => R_8F_E4M3,
+        }
+    }
+}
+
+/// `y [rows, n] = x [rows, k] · wᵀ [n, k]`, row by row, summed in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Product {
-    pub is_half: bool,
+    pub element: Element,
     pub rows: usize,
     pub n: usize,
     pub k: usize,
@@ -137,8 +165,8 @@ impl Described {
         of.check(unsafe {
             (f.cublasLtMatmulDescSetAttribute)(new.operation, DESC_TRANSA, from_ref(&transposed).cast(), 4)
         })?;
-        let Product { is_half, rows, n, k, input_stride, output_stride } = product;
-        let inputs = if is_half { R_16F } else { R_16BF };
+        let Product { element, rows, n, k, input_stride, output_stride } = product;
+        let inputs = element.number();
         // What lies row by row is, column by column, the transpose.
         let shapes =
             [(inputs, k, n, input_stride), (inputs, k, rows, input_stride), (R_32F, n, rows, output_stride)];

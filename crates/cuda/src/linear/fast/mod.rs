@@ -35,8 +35,8 @@ impl Fast {
 
     /// Whether a layer of so many rows is the library's.
     pub fn takes_library(&self, w: &CudaWeight, rows: usize) -> bool {
-        // Groups of whole numbers are exact on tensor cores as they are. fp8 is unpacked to bf16: a power of two per 32 inputs is a
-        // scale that the library takes on Blackwell only, and then of activations too.
+        // Groups of whole numbers are exact on tensor cores as they are. fp8 is unpacked to bf16 unless an output has one scale: a
+        // power of two per 32 inputs is a scale that the library takes on Blackwell only, and then of activations too.
         let is_wide = !matches!(
             w.spec.format,
             WeightFormat::Float(DType::F32) | WeightFormat::Int8 | WeightFormat::Int4

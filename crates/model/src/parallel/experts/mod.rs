@@ -1,7 +1,8 @@
 //! Experts over ranks: every expert sliced, or whole experts on ranks.
 //!
 //! Whole experts meet in one of two ways, with the same bits: every rank has all tokens and the sums over its experts
-//! are reduced, or each rank has tokens of its own and sends them to the experts that they chose.
+//! are reduced, or each rank has tokens of its own and sends them to the experts that they chose. What is sent then is known when
+//! the choices are, so where a device runs behind its host sums are reduced if they can be.
 
 mod counts;
 mod exchange;
@@ -65,6 +66,7 @@ impl<D: Device> ParallelExperts<D> {
         let moe = layout.config.moe.expect("a layer of experts is in a mixture of experts");
         let split = layout.split.experts.as_ref().expect("a mixture's experts are cut");
         let own = layout.own_experts(layer, rank);
+        loader.check_experts(layer)?;
         let gate_up = own
             .iter()
             .map(|&e| Ok(loader.linear(&[Module::ExpertGate(e), Module::ExpertUp(e)], layer, 0)?.0));
@@ -122,8 +124,11 @@ impl<D: Device> ParallelExperts<D> {
                     Stream::Replicated => rank.dev.shape(x)[0],
                     Stream::Split(rows) => rows.iter().sum(),
                 };
+                let may_exchange = rank.group.sizes_by_numbers();
                 match &whole.reduce {
-                    Some((program, plan)) if !whole.exchanges(rank.group.size(), tokens) => {
+                    Some((program, plan))
+                        if !(may_exchange && whole.exchanges(rank.group.size(), tokens)) =>
+                    {
                         self.forward_reduced(rank, x, program, plan)
                     }
                     _ => self.forward_exchanged(rank, x, &whole.exchange),
