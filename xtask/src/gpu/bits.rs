@@ -109,9 +109,11 @@ fn mean(of: &[f64]) -> f64 {
     of.iter().sum::<f64>() / of.len().max(1) as f64
 }
 
+/// A name, flags, and a distance.
+type Format = (&'static str, &'static str, f64);
 /// What weights and caches are kept in, and how far log-probabilities may be from the processor's in the mean: nothing where layers
 /// have its bits, else twice what kernels in emulation are. A single one says little: an expert that is chosen otherwise moves it far.
-const FORMATS: &[(&str, &str, f64)] = &[
+const FORMATS: &[Format] = &[
     ("bf16", "--dtype bfloat16 --kv-cache-dtype bfloat16", 0.1),
     ("f16", "--dtype float16 --kv-cache-dtype float32", 0.02),
     ("caches of fp8", "--dtype bfloat16 --kv-cache-dtype fp8", 0.15),
@@ -125,7 +127,7 @@ const OF_FORMATS: [&str; 4] = ["llama31", "gemma2", "qwen3_moe", "opt"];
 /// Every format, beside the processor with the same.
 pub fn formats(place: &Place) -> Result<Vec<Row>, String> {
     let pairs: Vec<_> = FORMATS.iter().flat_map(|format| OF_FORMATS.map(|name| (*format, name))).collect();
-    let compare = |((_, flags, near), name): &((&str, &str, f64), &str)| -> Result<f64, String> {
+    let compare = |((_, flags, near), name): &(Format, &str)| -> Result<f64, String> {
         let ids = ids(&read(place, name, "golden.json")?["prompt_token_ids"]);
         let of = |device: &str| scored(place, name, &ids, &format!("--device {device} {flags}"));
         let far = mean(&apart(&of("cuda")?, &of("cpu")?)?);
@@ -135,8 +137,8 @@ pub fn formats(place: &Place) -> Result<Vec<Row>, String> {
         }
     };
     let results = place.each(&pairs, compare);
-    let row = |(format, results): (&(&str, &str, f64), &[Result<f64, String>])| {
-        let name = format!("format: {}", format.0);
+    let row = |(&(format, ..), results): (&Format, &[Result<f64, String>])| {
+        let name = format!("format: {format}");
         let farther = |far: f64, next: Result<f64, String>| Ok::<f64, String>(far.max(next?));
         match results.iter().cloned().try_fold(0.0, farther) {
             Ok(far) => Row { figure: Some((far, "from the processor in the mean")), ..Row::ok(name) },

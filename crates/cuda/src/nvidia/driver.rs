@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use cudarc::driver::sys::{self, CUevent, CUstream};
+use cudarc::driver::sys::{self, CUstream};
 
 use super::api::check;
 use super::events::Events;
@@ -23,17 +23,12 @@ use super::graph::Graph;
 use super::pending::Pending;
 use super::pinned::{Pinned, PinnedPool};
 use super::shared;
+use super::staging::{PART_BYTES, Staging};
 use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, Mark, SharedMemory};
 use crate::nvtx::Ranges;
-use crate::ring::{Place, Ring};
 use crate::step_graphs::{StepGraphs, Way};
 use crate::work::{Work, WorkList};
 
-/// Host memory through which bytes go to the GPU. It is pinned, because a copy from other host memory waits for all the stream's
-/// work first; it is a ring, because such a copy reads its bytes later. Large enough for a weight to be copied into one part while
-/// the GPU reads others.
-const PARTS: usize = 4;
-const PART_BYTES: usize = 4 << 20;
 /// Results up to this size are read through pinned memory too.
 const READ_BYTES: usize = 256 << 10;
 /// Larger writes are not collected, and no longer lists.
@@ -77,25 +72,9 @@ pub struct NvidiaDriver {
     pub(super) gpu: Arc<Gpu>,
 }
 
-/// Bytes on their way to the GPU.
-struct Staging {
-    ring: Ring,
-    memory: Pinned,
-    /// When what was in a part has arrived.
-    arrived: Vec<CUevent>,
-}
-
 impl NvidiaDriver {
     pub(super) fn new(gpu: Arc<Gpu>, enforce_eager: bool) -> Result<Self, Fault> {
         gpu.bind()?;
-        let mut arrived = vec![null_mut(); PARTS];
-        for event in &mut arrived {
-            let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
-            // SAFETY: it writes one pointer.
-            check(unsafe { sys::cuEventCreate(event, flags) })?;
-        }
-        let staging =
-            Staging { ring: Ring::new(PARTS, PART_BYTES), memory: Pinned::new(PARTS * PART_BYTES)?, arrived };
         let results = Pinned::new(READ_BYTES)?;
         let mut stream = null_mut();
         // It must not wait for the default stream, in which other libraries may work.
@@ -113,7 +92,7 @@ impl NvidiaDriver {
             functions: RefCell::default(),
             graphs,
             list: RefCell::new(WorkList::new()),
-            staging: RefCell::new(staging),
+            staging: RefCell::new(Staging::new()?),
             results,
             events,
             ranges: Ranges::of_process(),
@@ -238,29 +217,7 @@ impl NvidiaDriver {
 
     /// Writes bytes by way of pinned memory.
     fn stage(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
-        let mut staging = self.staging.borrow_mut();
-        let Staging { ring, memory, arrived } = &mut *staging;
-        let mut done = 0;
-        while done < bytes.len() {
-            let Place { at, turn } = ring.place(bytes.len() - done);
-            if let Some((left, entered)) = turn {
-                // SAFETY: the events and the stream are there.
-                check(unsafe { sys::cuEventRecord(arrived[left], self.stream) })?;
-                match self.pending.has_calls() {
-                    true => self.pending.wait()?,
-                    // SAFETY: see above. One that was never recorded does not wait.
-                    false => check(unsafe { sys::cuEventSynchronize(arrived[entered]) })?,
-                }
-            }
-            // SAFETY: what was in this part has arrived.
-            unsafe { memory.write(at.start, &bytes[done..done + at.len()]) };
-            // SAFETY: whoever asked for it says that the place is of so many bytes.
-            check(unsafe {
-                sys::cuMemcpyHtoDAsync_v2(to + done as u64, memory.at(at.start).cast(), at.len(), self.stream)
-            })?;
-            done += at.len();
-        }
-        Ok(())
+        self.staging.borrow_mut().write(&self.pending, self.stream, to, bytes)
     }
 
     fn wait(&self) -> Result<(), Fault> {
@@ -500,16 +457,12 @@ impl Drop for NvidiaDriver {
             // All that the stream's work may use stays where it is.
             self.results.leave();
             self.written.leave();
-            self.staging.get_mut().memory.leave();
+            self.staging.get_mut().leave();
             mem::forget((self.graphs.take(), self.gpu.clone()));
             return;
         }
         self.graphs = None;
-        for event in &self.staging.borrow().arrived {
-            // SAFETY: it was created and is destroyed once.
-            unsafe { sys::cuEventDestroy_v2(*event) };
-        }
-        // SAFETY: see above.
+        // SAFETY: it was created and is destroyed once.
         unsafe { sys::cuStreamDestroy_v2(self.stream) };
     }
 }

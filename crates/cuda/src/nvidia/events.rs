@@ -2,12 +2,12 @@
 //!
 //! A step's marks have the same events in every step, so a list of work with marks is the same list again and can be a graph.
 
-use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{self, CUevent, CUresult, CUstream};
 
 use super::api::{Api, check};
+use super::event::Event;
 use crate::driver::Fault;
 
 /// The GPU's clock is compared with the host's again after so long: the driver tells times between events as floats.
@@ -49,10 +49,9 @@ impl Events {
     fn compare(&mut self, stream: CUstream) -> Result<(), Fault> {
         let mut best: Option<(Duration, Base)> = None;
         for _ in 0..MOST_COMPARED {
-            let (event, before) = (Event::new()?, Instant::now());
-            event.record(stream, sys::CUevent_record_flags_enum::CU_EVENT_RECORD_DEFAULT)?;
-            // SAFETY: the event is there.
-            check(unsafe { sys::cuEventSynchronize(event.0) })?;
+            let (event, before) = (Event::timed()?, Instant::now());
+            event.record(stream)?;
+            event.wait()?;
             let took = before.elapsed();
             if best.as_ref().is_none_or(|(least, _)| took < *least) {
                 // In the middle: the event was between the two moments.
@@ -77,7 +76,7 @@ impl Events {
             self.compare(stream)?;
         }
         if self.used == self.all.len() {
-            self.all.push(Event::new()?);
+            self.all.push(Event::timed()?);
         }
         self.used += 1;
         Ok(self.used - 1)
@@ -88,7 +87,7 @@ impl Events {
         use sys::CUevent_record_flags_enum::{CU_EVENT_RECORD_DEFAULT, CU_EVENT_RECORD_EXTERNAL};
         let flags = if is_captured { CU_EVENT_RECORD_EXTERNAL } else { CU_EVENT_RECORD_DEFAULT };
         // Events outlive the graphs in which they are.
-        self.all[number].record(stream, flags)
+        self.all[number].record_as(stream, flags)
     }
 
     /// The moments of all marks, which are in the past, and begins anew.
@@ -98,33 +97,9 @@ impl Events {
         let moment = |event: &Event| {
             let mut ms = 0.0;
             // SAFETY: it writes one number; the events are there.
-            check(unsafe { (self.api.elapsed)(&mut ms, base.event.0, event.0) })?;
+            check(unsafe { (self.api.elapsed)(&mut ms, base.event.raw(), event.raw()) })?;
             Ok(base.at + Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
         };
         self.all[..used].iter().map(moment).collect()
-    }
-}
-
-/// One that has a time.
-struct Event(CUevent);
-
-impl Event {
-    fn new() -> Result<Self, Fault> {
-        let mut event = null_mut();
-        // SAFETY: it writes one pointer.
-        check(unsafe { sys::cuEventCreate(&mut event, sys::CUevent_flags_enum::CU_EVENT_DEFAULT as u32) })?;
-        Ok(Event(event))
-    }
-
-    fn record(&self, stream: CUstream, flags: sys::CUevent_record_flags_enum) -> Result<(), Fault> {
-        // SAFETY: the event and the stream are there.
-        check(unsafe { sys::cuEventRecordWithFlags(self.0, stream, flags as u32) })
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: it was created and is destroyed once.
-        unsafe { sys::cuEventDestroy_v2(self.0) };
     }
 }

@@ -3,6 +3,7 @@
 mod allocation;
 mod api;
 mod driver;
+mod event;
 mod events;
 mod faults;
 mod gpu;
@@ -10,6 +11,7 @@ mod graph;
 mod pending;
 mod pinned;
 mod shared;
+mod staging;
 mod variables;
 
 pub use driver::NvidiaDriver;
