@@ -2,8 +2,9 @@
 // one KV head; of the blocks of the same rows, the one that is done last joins what all of them have left.
 //
 // Limited by the bytes of keys and values, each read once per 16 rows (a row is a token with one of the heads that read the KV
-// head), 16 at a time per lane, straight into the registers that tensor cores take: should reach 80 % of what a copy reaches
-// once some 130 segments are read side by side, and is limited by latency below that.
+// head), straight into the registers that tensor cores take: 16 loads per lane are under way at a time, of 16 bytes (fp8: 8), 64 kB
+// of a block, which is alone on a multiprocessor. Should reach 80 % of what a copy reaches once some 130 segments are read side by side, and is limited
+// by latency below that: a segment is the least that two blocks can share without another order of sums (NUMERICS.md, rule 4).
 //
 // The order of operations is that of attention_tiles. What makes it so although eight warps work on eight tiles at a time: the
 // largest score so far follows from the tiles' largest, which the warps tell each other before they weigh; the weighted values
@@ -59,14 +60,24 @@ DEVICE Scales scales_of(const Records &records, u32 offset) {
   return scales;
 }
 
-// The lane's numbers of a tile of 16 by 16 of each block, `offset` bytes into its record.
-template <Kind KIND>
-DEVICE void load_tiles(typename Lane<KIND>::Numbers (&v)[TILE_BLOCKS], const Records &records, u32 offset) {
+// The lane's numbers of a slice of tiles of 16 by 16, of each block, from tile `first` of `tiles` on, which begin `offset` bytes into its
+// record. All are under way before the first is used.
+template <Kind KIND> struct Slice {
+  typename Lane<KIND>::Numbers of[SLICE][TILE_BLOCKS];
+};
+template <Kind KIND> DEVICE Slice<KIND> load_slice(const Records &records, u32 offset, u32 first, u32 tiles) {
   typedef typename Lane<KIND>::Numbers Numbers;
-  UNROLL for (u32 i = 0; i < TILE_BLOCKS; i++) {
-    const Numbers *at = reinterpret_cast<const Numbers *>(records.at[i] + offset) + thread() % 32;
-    v[i] = records.at[i] ? load_stream(at) : nothing_of(at);
+  Slice<KIND> slice;
+  UNROLL for (u32 i = 0; i < SLICE; i++) {
+    if (first + i >= tiles) break;
+    UNROLL for (u32 b = 0; b < TILE_BLOCKS; b++) {
+      const u8 *tile = records.at[b] + offset + (first + i) * tile_bytes<KIND>();
+      const Numbers *at = reinterpret_cast<const Numbers *>(tile) + thread() % 32;
+      slice.of[i][b] = records.at[b] ? load_ahead(at) : nothing_of(at);
+    }
   }
+  sync_warp();
+  return slice;
 }
 
 template <Kind KIND>
@@ -113,15 +124,17 @@ DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequ
     float s[8][4] = {};
     if (is_active) {
       records = records_of(kv, bytes, num_kv_heads, kv_head, table, tile, any, share);
-      UNROLL_BY(4) for (u32 i = 0; i < tiles; i++) {
-        typename Lane<KIND>::Numbers v[TILE_BLOCKS];
-        load_tiles<KIND>(v, records, i * tile_bytes<KIND>());
-        Vec4 q = query[i * 32 + lane];
-        u32 of_rows[4] = {q.x, q.y, q.z, q.w};
-        UNROLL for (u32 b = 0; b < TILE_BLOCKS; b++) {
-          Operands of = operands_of(v[b]);
-          multiply<KIND>(s[2 * b], of_rows, of.columns[0]);
-          multiply<KIND>(s[2 * b + 1], of_rows, of.columns[1]);
+      for (u32 slice = 0; slice < tiles; slice += SLICE) {
+        Slice<KIND> keys = load_slice<KIND>(records, 0, slice, tiles);
+        UNROLL for (u32 i = 0; i < SLICE; i++) {
+          if (slice + i >= tiles) break;
+          Vec4 q = query[(slice + i) * 32 + lane];
+          u32 of_rows[4] = {q.x, q.y, q.z, q.w};
+          UNROLL for (u32 b = 0; b < TILE_BLOCKS; b++) {
+            Operands of = operands_of(keys.of[i][b]);
+            multiply<KIND>(s[2 * b], of_rows, of.columns[0]);
+            multiply<KIND>(s[2 * b + 1], of_rows, of.columns[1]);
+          }
         }
       }
       finish_scores<KIND>(s, scales_of(records, 2 * part_bytes), low.seen, high.seen, tile * TILE, whole, scoring);
@@ -147,16 +160,16 @@ DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequ
       weight_operands<KIND>(p, s);
     }
     for (u32 slice = 0; slice < tiles; slice += SLICE) {
-      if (is_active)
+      if (is_active) {
+        Slice<KIND> values = load_slice<KIND>(records, part_bytes, slice, tiles);
         UNROLL for (u32 i = 0; i < SLICE; i++) {
           if (slice + i >= tiles) break;
-          typename Lane<KIND>::Numbers v[TILE_BLOCKS];
-          load_tiles<KIND>(v, records, part_bytes + (slice + i) * tile_bytes<KIND>());
           float d[2][4];
-          weigh<KIND>(d, p, v, tile * TILE, whole, any, low.seen, high.seen);
+          weigh<KIND>(d, p, values.of[i], tile * TILE, whole, any, low.seen, high.seen);
           UNROLL for (u32 c = 0; c < 2; c++) UNROLL for (u32 r = 0; r < 2; r++) UNROLL for (u32 e = 0; e < 2; e++)
             shared.part[warp][quad + 8 * r][i * 16 + c * 8 + lane % 4 * 2 + e] = d[c][2 * r + e] * unit[r];
         }
+      }
       sync_block();
       for (u32 at = thread(); at < SPLIT_ROWS * SLICE_COLS; at += threads()) {
         u32 row = at / SLICE_COLS, col = at % SLICE_COLS;

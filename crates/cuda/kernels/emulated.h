@@ -355,7 +355,6 @@ DEVICE int dot_bytes(u32 a, u32 b, int sum) {
 struct alignas(8) Vec2 { u32 x, y; };
 struct alignas(16) Vec4 { u32 x, y, z, w; };
 DEVICE Vec4 load_stream(const Vec4 *from) { return *from; }
-DEVICE Vec2 load_stream(const Vec2 *from) { return *from; }
 DEVICE Vec4 load_ahead(const Vec4 *from) { return *from; }
 DEVICE Vec2 load_ahead(const Vec2 *from) { return *from; }
 

@@ -134,13 +134,6 @@ DEVICE Vec4 load_stream(const Vec4 *from) {
   return v;
 }
 
-// Eight bytes likewise.
-DEVICE Vec2 load_stream(const Vec2 *from) {
-  Vec2 v;
-  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
-  return v;
-}
-
 // The same where several are to be under way at once. The compiler puts loads that it may move right before their use, so that one
 // waits for the other; these it leaves before the sync_warp that follows them.
 DEVICE Vec4 load_ahead(const Vec4 *from) {
