@@ -152,7 +152,7 @@ impl Checkpoint {
         by: ScaledBy,
     ) -> Result<TensorView<'_>, CheckpointError> {
         let inner = &*self.inner;
-        if !inner.tensors.get(name).is_some_and(|tensor| tensor.dtype == E4M3) {
+        if inner.tensors.get(name).is_none_or(|tensor| tensor.dtype != E4M3) {
             return self.matrix(name, shape);
         }
         let (found, file, storage) = inner.find(name, &shape)?;
@@ -286,7 +286,7 @@ impl Inner {
 }
 
 /// What the format calls e4m3.
-const E4M3: &str = "F8_E4M3";
+pub(crate) const E4M3: &str = "F8_E4M3";
 
 /// The type of that name in a safetensors header, if it is read.
 fn stored_dtype(name: &str) -> Option<DType> {

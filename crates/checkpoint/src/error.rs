@@ -1,6 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::checkpoint::E4M3;
 use crate::spelling::{list, quote};
 
 /// What can be wrong with a model's files, or with fetching them. Every message is one line.
@@ -87,9 +88,7 @@ pub enum CheckpointError {
         file: String,
     },
     /// A tensor is of a type that is not read.
-    #[error(
-        "tensor {}: unsupported type {} in {file}; F32, F16 and BF16 are supported, and F8_E4M3 for linear layers where config.json's quantization_config says so", quote(.tensor), quote(.dtype)
-    )]
+    #[error("tensor {}: unsupported type {} in {file}; {}", quote(.tensor), quote(.dtype), instead_of(.dtype))]
     UnsupportedDtype {
         /// The tensor.
         tensor: String,
@@ -325,5 +324,15 @@ impl CheckpointError {
 
     pub(crate) fn read(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         move |source| CheckpointError::Read { path: path.to_owned(), source }
+    }
+}
+
+/// What is read instead of a type that is not.
+fn instead_of(dtype: &str) -> &'static str {
+    match dtype {
+        E4M3 => {
+            "it is read for linear layers of which config.json's quantization_config says how they are scaled"
+        }
+        _ => "F32, F16 and BF16 are supported",
     }
 }

@@ -2,10 +2,10 @@
 
 mod common;
 
-use checkpoint::{Checkpoint, Fill, WeightSource};
+use checkpoint::{Checkpoint, Fill, ScaledBy, WeightSource};
 use common::{f32_file, file_of};
 use half::{bf16, f16};
-use tensor::{DType, MatrixSource, Slice};
+use tensor::{DType, MatrixSource, Slice, fp8};
 
 /// Row-major values of a whole matrix.
 fn read_all(matrix: &dyn MatrixSource) -> Vec<f32> {
@@ -91,6 +91,30 @@ fn a_ranks_slice_of_seeded_weights_has_the_values_of_the_whole() {
         let matrix = source.matrix("w", [5, 1000], Fill::LINEAR).unwrap();
         assert_slice_is_part_of_whole(&matrix, 300..907);
         assert!(read_all(&matrix).iter().all(|&x| x == dtype.round(x)), "{dtype}");
+    }
+}
+
+#[test]
+fn a_ranks_slice_of_weights_in_e4m3_has_elements_and_scales_of_the_whole() {
+    let source = WeightSource::Random { seed: 7, dtype: DType::BF16 };
+    for by in [ScaledBy::Tensor, ScaledBy::Output, ScaledBy::Block([2, 96])] {
+        let matrix = source.scaled_matrix("w", [5, 1000], by, Fill::LINEAR).unwrap();
+        assert_slice_is_part_of_whole(&matrix, 300..907);
+        let slice = Slice { of: &matrix, rows: vec![3..5], cols: 300..907 };
+        let (mut elements, mut values) = ([0; 607], [0.0; 607]);
+        slice.read_elements(1, 0..607, &mut elements);
+        slice.read(1, 0..607, &mut values);
+        for (col, (element, value)) in elements.iter().zip(values).enumerate() {
+            let scale = slice.scale(1, col);
+            assert_eq!(scale, matrix.scale(4, 300 + col));
+            assert_eq!(fp8::to_f32(*element) * scale, value, "{by:?}, column {col}");
+        }
+        let scales: Vec<f32> = (0..1000).map(|col| matrix.scale(4, col)).collect();
+        let changes = scales.windows(2).filter(|two| two[0] != two[1]).count();
+        assert_eq!(changes, if by == ScaledBy::Block([2, 96]) { 10 } else { 0 }, "{by:?}");
+        let all = read_all(&matrix);
+        let deviation = (all.iter().map(|x| x * x).sum::<f32>() / all.len() as f32).sqrt();
+        assert!((0.01..0.03).contains(&deviation), "{by:?}: {deviation}");
     }
 }
 

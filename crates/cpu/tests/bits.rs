@@ -5,7 +5,7 @@ use cpu::{CpuConfig, CpuDevice, CpuTensor, CpuWeight, Isa};
 use tensor::{
     Activation, AttentionSpec, DType, Device, HeadSpan, HostDevice, KvDType, KvShare, KvSpec, LogitEdit,
     MatrixSource, NormKind, NormSpec, Program, ReductionTree, RopeSpec, RouterSpec, RowNorm, ScaledMatrix,
-    Scales, SequenceSpan, StepMeta, WeightFormat, WeightSpec,
+    Scales, SequenceSpan, Slice, StepMeta, WeightFormat, WeightSpec,
 };
 
 const FORMATS: [WeightFormat; 7] = [
@@ -91,8 +91,7 @@ fn same_everywhere(work: impl Fn(&CpuDevice, &mut dyn FnMut(&str, &[f32]))) {
 #[test]
 fn linear_layers() {
     same_everywhere(|dev, found| {
-        let every = |inputs| WeightFormat::Scaled(Scales::every(inputs, None).unwrap());
-        for format in FORMATS.into_iter().chain([every(64), every(128)]) {
+        for format in FORMATS.into_iter().chain(tensor::conformance::scaled()) {
             let tree = ReductionTree::over_granules(515, 64);
             let w = pack(dev, 331, 515, 1, format);
             let bias = random(dev, 1, 331, 2);
@@ -103,13 +102,10 @@ fn linear_layers() {
                     let program = tree.program(leaves.clone());
                     let inputs = tree.inputs_of(leaves);
                     let of = &*source(331, 515, 1, format.into());
-                    let rows = std::iter::once(0..331).collect();
-                    let part = WeightSpec::from(format).from_input(inputs.start, 515);
-                    let w = dev.pack(&tensor::Slice { of, rows, cols: inputs.clone() }, part);
-                    found(
-                        "linear_tree",
-                        dev.as_slice(&dev.linear_tree(&dev.gather_cols(&x, inputs), &w, &program)),
-                    );
+                    let slice = Slice { of, rows: vec![0..200, 200..331], cols: inputs.clone() };
+                    let w = dev.pack(&slice, WeightSpec::from(format).from_input(inputs.start, 515));
+                    let y = dev.linear_tree(&dev.gather_cols(&x, inputs), &w, &program);
+                    found("linear_tree", dev.as_slice(&y));
                 }
             }
             // One panel, many rows.

@@ -93,6 +93,7 @@ impl ScaledMatrix {
     /// # Panics
     /// If the spec's format is another.
     pub fn of(source: &dyn MatrixSource, spec: WeightSpec) -> Self {
+        assert!(spec.format.scales().is_some(), "{} has no float32 scales", spec.format);
         let (rows, cols) = (source.rows(), source.cols());
         let mut matrix = ScaledMatrix { rows, cols, elements: Vec::new(), scales: Vec::new(), spec };
         let mut row = vec![0.0; cols];
