@@ -56,6 +56,12 @@ fn gpus_exchange_over_nccl_and_through_each_others_memory() {
 fn several_ranks_of_one_gpu_use_its_memory() {
     let Some(found) = measured(1, "--backend peer --op all_reduce,all_gather") else { return };
     assert_right(&found, "peer", 2, &OPS[..2]);
+    for shots in ["one", "two"] {
+        let found =
+            measured(1, &format!("--backend peer --op all_reduce --shots {shots}")).expect("it was there");
+        assert_right(&found, "peer", 2, &OPS[..1]);
+    }
+    anysplit("bench comm --backend shared --shots one").refused(&["--shots is of --backend peer alone"]);
 }
 
 #[test]

@@ -13,6 +13,8 @@ use crate::stand_ins;
 
 /// Of a GPU's memory.
 const BYTES: u64 = 2_000_000_000;
+/// So many have room for the built-in model over two ranks, and little else.
+const SMALL: u64 = 24_200_000;
 
 /// The command, where those libraries are found. `None` without a C++ compiler.
 fn on_gpu(arguments: &str) -> Option<Anysplit> {
@@ -164,6 +166,27 @@ fn fast_sums_are_near_the_canonical_ones() {
 }
 
 #[test]
+fn what_fast_gives_up_is_said() {
+    let Some(gpu) = on_gpu("generate --json --reduction fast --max-tokens 2 --device cuda x") else { return };
+    let (printed, told) = gpu.run().succeeds();
+    let said: Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!((&said["device"], &said["reduction"]), (&"cuda".into(), &"fast".into()));
+    assert!(told.starts_with("warning: --reduction fast") && told.lines().count() == 1, "{told}");
+    // The processor has one order.
+    let (printed, told) =
+        anysplit("generate --json --reduction fast --max-tokens 2 --device cpu x").run().succeeds();
+    let said: Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!((&said["device"], &said["reduction"]), (&"cpu".into(), &"canonical".into()));
+    assert_eq!(told, "");
+}
+
+#[test]
+fn instructions_of_the_processor_are_not_for_gpus() {
+    let Some(gpu) = on_gpu("bench decode --device cuda --isa portable") else { return };
+    gpu.refused(&["--isa is of the processor's kernels"]);
+}
+
+#[test]
 fn processes_of_a_job_share_gpus() {
     let Some(gpu) = on_gpu("launch --nproc-per-node 3 --master-port") else { return };
     let port = crate::child::free_port().to_string();
@@ -237,12 +260,13 @@ fn batches_of_up_to_eight_more_sequences_are_one_graph_on_any_split() {
 
 #[test]
 fn a_model_without_room_is_refused_before_it_is_loaded() {
-    let Some(gpu) = on_gpu("generate --tp 2 x") else { return };
+    let Some(gpu) = on_gpu("generate --device cuda --tp 2 x") else { return };
     gpu.env("FAKE_FREE_BYTES", "210000000").refused(&[
         "the model does not fit: GPU 0 (Fake GPU) has 10 MB for it (--gpu-memory-utilization 0.9 of 2.0 GB, 210 MB free)",
         "2 ranks on it need",
         "weights and buffers 49 MB",
         "--quantization int8",
+        "--device cpu would help",
     ]);
     for share in ["0", "1.1", "-1"] {
         let flag = format!("generate x --gpu-memory-utilization={share}");
@@ -284,12 +308,77 @@ fn what_is_missing_is_said() {
 }
 
 #[test]
-fn a_checkpoint_that_was_packed_for_processors_is_refused() {
+fn a_driver_that_is_broken_is_said_and_one_that_finds_no_gpu_is_not() {
+    let Some(broken) = on_gpu("generate --max-tokens 5 x") else { return };
+    let on_cpu = anysplit("generate --max-tokens 5 --device cpu x").prints();
+    // 803: the driver is older than the kernel's part of it; 100: there is no GPU.
+    let (printed, told) = broken.env("FAKE_INIT", "803").run().succeeds();
+    assert_eq!(printed, on_cpu);
+    assert!(
+        told.starts_with("warning: GPUs are not used: NVIDIA's driver") && told.lines().count() == 1,
+        "{told}"
+    );
+    let (printed, told) = there("generate --max-tokens 5 x").env("FAKE_INIT", "100").run().succeeds();
+    assert_eq!((printed, told), (on_cpu, String::new()));
+    there("generate --device cuda x").env("FAKE_INIT", "803").refused(&["--device cuda: NVIDIA's driver"]);
+}
+
+#[test]
+fn what_gpus_cannot_have_is_the_processors_if_that_is_left_open() {
     let Some(gpu) = on_gpu("generate x --device cuda") else { return };
     let packed = Copy::empty();
     let output = packed.path().join("packed");
     anysplit("quantize --quantization int8 --out").arg(&output).prints();
     gpu.model(&output).refused(&["packed for a processor", "--device cpu"]);
+    let told_once = |command: Anysplit, why: &str, like: &str| {
+        let (printed, told) = command.run().succeeds();
+        assert_eq!(printed, anysplit(like).prints(), "{like}");
+        let begin = format!("warning: the processor is used: {why}");
+        assert!(told.starts_with(&begin) && told.lines().count() == 1, "{told}");
+    };
+    let path = output.display();
+    let words = format!("generate --max-tokens 5 --model {path} x");
+    let like = format!("generate --device cpu --max-tokens 5 --model {path} x");
+    told_once(there(&words), "the checkpoint is packed for a processor", &like);
+    let small = there("generate --max-tokens 5 x").env("FAKE_FREE_BYTES", "210000000");
+    told_once(small, "the model does not fit: GPU 0", "generate --device cpu --max-tokens 5 x");
+}
+
+/// A job of two processes, of which rank 1 has a GPU with so many free bytes.
+fn with_a_small_gpu(bytes: u64, words: &str) -> Anysplit {
+    let command = there("launch --nproc-per-node 2 --master-port").env("FAKE_GPUS", "2");
+    let binary = assert_cmd::cargo::cargo_bin!("anysplit").display();
+    let script = format!(
+        "if [ \"$RANK\" = 1 ]; then export FAKE_FREE_BYTES={bytes}; fi; exec {binary} generate --tp 2 {words}"
+    );
+    command.arg(crate::child::free_port().to_string()).args("-- sh -c").arg(script)
+}
+
+#[test]
+fn ranks_of_a_job_go_to_the_processor_together() {
+    if on_gpu("generate").is_none() {
+        return;
+    }
+    let (printed, told) = with_a_small_gpu(210_000_000, "--max-tokens 5 x").run().succeeds();
+    assert_eq!(printed, anysplit("generate --device cpu --max-tokens 5 x").prints());
+    assert!(told.contains("warning: the processor is used: a GPU of another rank"), "{told}");
+    let refused = with_a_small_gpu(210_000_000, "--device cuda --max-tokens 5 x").run().fails_with(2);
+    assert!(refused.contains("the model does not fit: GPU 1"), "{refused}");
+}
+
+#[test]
+fn a_jobs_cache_has_room_on_the_smallest_gpu() {
+    if on_gpu("generate").is_none() {
+        return;
+    }
+    let words = "--device cuda --gpu-memory-utilization 1 --max-num-batched-tokens 64 --max-num-seqs 1 --ignore-eos --max-tokens";
+    let few = with_a_small_gpu(SMALL, &format!("{words} 4 x"));
+    few.run().succeeds();
+    let told = with_a_small_gpu(SMALL, &format!("{words} 900 x")).run().fails_with(2);
+    assert!(
+        told.contains("keys and values of") && told.contains("more than the memory that is left"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -1,19 +1,24 @@
 //! Whoever has a GPU for ten minutes gets everything: `pack` makes a folder that needs nothing but a driver, `run` measures there.
 
 mod bits;
+mod checkpoint;
 mod command;
 mod pack;
 mod parts;
+mod sanitize;
 mod speed;
 mod table;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub const USAGE: &str = "\
+use table::Report;
+
+const USAGE: &str = "\
 usage: cargo xtask gpu pack [--profile NAME] [--out FOLDER]   builds, and packs what a machine with a GPU needs
        cargo xtask gpu run [--folder FOLDER] [--profile NAME] [--only PART,PART] [--seconds N] [--out FILE]
-                                                             runs all of it here; without a packed folder builds first";
+                                                             runs all of it here; without a packed folder builds first
+       FILE gets the table as JSON, and beside it .txt gets it as it is printed, after each part";
 
 /// Where it is packed to.
 const FOLDER: &str = "target/gpu/anysplit-gpu";
@@ -22,6 +27,15 @@ const PROFILE: &str = "gpu";
 /// What all parts of a run may take together.
 const SECONDS: u64 = 590;
 
+/// How to call it, with the parts that there are.
+pub fn usage() -> String {
+    let told = |part: &parts::Part| {
+        format!("\n         {:<12}  {} ({} s at most)", part.name, part.about, part.limit)
+    };
+    let parts: String = parts::PARTS.iter().map(told).collect();
+    format!("{USAGE}\n       parts, the most important first; what there is no time for is left out:{parts}")
+}
+
 /// Options by their names, each with a value.
 struct Options(Vec<(String, String)>);
 
@@ -29,7 +43,7 @@ impl Options {
     fn of(args: &[String], known: &[&str]) -> Result<Self, String> {
         let pair = |pair: &[String]| match pair {
             [name, value] if known.contains(&name.as_str()) => Ok((name.clone(), value.clone())),
-            _ => Err(format!("gpu: {:?} is not understood\n{USAGE}", pair.join(" "))),
+            _ => Err(format!("gpu: {:?} is not understood\n{}", pair.join(" "), usage())),
         };
         Ok(Options(args.chunks(2).map(pair).collect::<Result<_, _>>()?))
     }
@@ -41,7 +55,7 @@ impl Options {
 
 /// `cargo xtask gpu …`, or the same from a packed folder.
 pub fn run(root: &Path, args: &[String]) -> Result<String, String> {
-    let (command, rest) = args.split_first().ok_or(USAGE)?;
+    let (command, rest) = args.split_first().ok_or_else(usage)?;
     match command.as_str() {
         "pack" => {
             let options = Options::of(rest, &["--profile", "--out"])?;
@@ -51,23 +65,38 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, String> {
         }
         "run" => {
             let options = Options::of(rest, &["--folder", "--profile", "--only", "--seconds", "--out"])?;
+            let seconds = match options.get("--seconds").map(str::parse) {
+                None => SECONDS,
+                Some(Ok(seconds)) => seconds,
+                Some(Err(_)) => return Err(format!("gpu: --seconds is a whole number\n{}", usage())),
+            };
+            let only: Option<Vec<&str>> = options.get("--only").map(|only| only.split(',').collect());
+            parts::check(only.as_deref())?;
             let folder = match options.get("--folder") {
                 Some(folder) => PathBuf::from(folder),
                 None => pack::folder(root, options.get("--profile").unwrap_or(PROFILE), &root.join(FOLDER))?,
             };
-            let seconds = match options.get("--seconds").map(str::parse) {
-                None => SECONDS,
-                Some(Ok(seconds)) => seconds,
-                Some(Err(_)) => return Err(format!("gpu: --seconds is a whole number\n{USAGE}")),
-            };
-            let only: Option<Vec<&str>> = options.get("--only").map(|only| only.split(',').collect());
-            let report = parts::all(&folder, only.as_deref(), Duration::from_secs(seconds))?;
             let file = options.get("--out").map_or_else(|| folder.join("results.json"), PathBuf::from);
-            std::fs::write(&file, report.json().to_string() + "\n")
-                .map_err(|error| format!("gpu: {}: {error}", file.display()))?;
-            let told = format!("{}\ngpu: {}", report.table(), file.display());
+            // A run that is cut off has left what came before.
+            let keep = |report: &Report| write(report, &file);
+            let report = parts::all(&folder, only.as_deref(), Duration::from_secs(seconds), &keep)?;
+            let told = format!(
+                "{}\ngpu: {} and {}",
+                report.table(),
+                file.display(),
+                file.with_extension("txt").display()
+            );
             if report.is_good() { Ok(told) } else { Err(told) }
         }
-        other => Err(format!("gpu: there is no {other:?}\n{USAGE}")),
+        other => Err(format!("gpu: there is no {other:?}\n{}", usage())),
     }
+}
+
+/// Writes what there is for programs, and beside it for people.
+fn write(report: &Report, file: &Path) -> Result<(), String> {
+    let text = file.with_extension("txt");
+    for (file, content) in [(file, report.json().to_string()), (&text, report.table())] {
+        std::fs::write(file, content + "\n").map_err(|error| format!("gpu: {}: {error}", file.display()))?;
+    }
+    Ok(())
 }

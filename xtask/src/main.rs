@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Some((command, [])) if command == "tidy" => tidy::run(root),
         Some((command, rest)) if command == "golden" => golden::run(root, rest),
         Some((command, rest)) if command == "gpu" => gpu::run(root, rest),
-        _ => Err(format!("{USAGE}\n{}", gpu::USAGE.trim_start_matches("usage:"))),
+        _ => Err(format!("{USAGE}\n{}", gpu::usage().trim_start_matches("usage:"))),
     };
     match result {
         Ok(report) => {

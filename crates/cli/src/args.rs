@@ -244,12 +244,17 @@ impl DeviceArg {
                 Err(fault) => Err(CliError::Usage(format!("--device cuda: {fault}"))),
             },
             DeviceArg::Auto => match (engine::usable_gpus(), engine::gpus()) {
-                (Ok(_), _) => Ok(DeviceKind::Cuda),
+                (Ok(_), _) => Ok(DeviceKind::Auto),
                 (Err(fault), Ok(gpus)) => {
                     job::say!("warning: {} is not used: {fault}; the processor is", gpus[0]);
                     Ok(DeviceKind::Cpu)
                 }
-                (Err(_), Err(_)) => Ok(DeviceKind::Cpu),
+                (Err(_), Err(_)) => {
+                    if let Some(fault) = engine::broken_driver() {
+                        job::say!("warning: GPUs are not used: {fault}; the processor is");
+                    }
+                    Ok(DeviceKind::Cpu)
+                }
             },
         }
     }

@@ -205,6 +205,8 @@ fn result_json(
         "parallel": stats.parallel(),
         "dtype": engine.dtype().name(),
         "quantization": engine.kept_as().layers(engine.config()),
+        "device": if engine.is_on_gpus() { "cuda" } else { "cpu" },
+        "reduction": engine.reduction().to_string(),
         "prompt_token_ids": request.prompt,
         "token_ids": completion.token_ids,
         "text": text,

@@ -229,6 +229,7 @@ impl OpenModel {
             entry("checkpoint", self.source.fingerprint()),
             entry("plan", plan),
             entry("dtype", kept),
+            // Those for whom it is open settle it together.
             entry("device", format!("{:?}", options.device).to_lowercase()),
             entry("reduction", options.reduction.to_string()),
             entry("comm-timeout", format!("{:?}", options.comm_timeout)),
@@ -275,9 +276,13 @@ impl OpenModel {
         };
         let mut engine = engine?;
         if let Some(engine) = &mut engine {
+            if let Some(why) = engine.not_on_gpus() {
+                job::say!("warning: the processor is used: {why}");
+            }
             startup::warn_of_crowding(engine, job, membership.is_launched());
             startup::tell(engine, job.is_some(), quiet)?;
             startup::warn_of_compression(options)?;
+            startup::warn_of_fast(engine);
         }
         Ok(engine)
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
-use engine::EngineOptions;
+use engine::{EngineOptions, Reduction};
 use model::check_tokens;
 use serde_json::json;
 
@@ -65,12 +65,16 @@ pub fn run(args: &ScoreArgs, membership: &Membership) -> Result<(), CliError> {
     expert_counts::record(args.split.expert_counts.as_deref(), &mut engine)?;
     // The ranks are done: the demo model has the cores to itself.
     let kept = EngineOptions { quantization: engine.kept_as().quantization, ..options };
+    let reduction = engine.reduction();
     drop(engine);
     let of_demo = startup::demo_perplexities(&kept)?;
     let perplexity = perplexity(&logprobs);
     let mut out = std::io::stdout().lock();
     if args.json {
         let mut value = json!({ "token_ids": ids, "logprobs": logprobs, "perplexity": perplexity });
+        if reduction != Reduction::Canonical {
+            value["reduction"] = reduction.to_string().into();
+        }
         if let (Some(quantization), Some((before, after))) = (kept.quantization, of_demo) {
             value["quantization"] = quantization.name().into();
             value["demo_perplexity"] = json!({ "before": before, "after": after });

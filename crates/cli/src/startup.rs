@@ -1,7 +1,7 @@
 //! What is told before a model runs: which rank is what, and what to beware of. Rank 0 only, to stderr.
 
 use collective::WireDType;
-use engine::{Engine, EngineError, EngineOptions, RankReport, cpus};
+use engine::{Engine, EngineError, EngineOptions, RankReport, Reduction, cpus};
 use job::Job;
 
 use crate::error::CliError;
@@ -83,6 +83,15 @@ pub fn warn_of_compression(options: &EngineOptions) -> Result<(), CliError> {
         100.0 * (compressed / exact - 1.0)
     );
     Ok(())
+}
+
+/// Sums of any order change with the split: says so.
+pub fn warn_of_fast(engine: &Engine) {
+    if engine.reduction() == Reduction::Fast {
+        job::say!(
+            "warning: --reduction fast turns off the promise of equal bits: they depend on the split, and on what runs beside a request"
+        );
+    }
 }
 
 /// What the demo model's perplexity of a passage is, and what it becomes if its weights are quantised; `None` if they are not.

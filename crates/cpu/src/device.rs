@@ -430,6 +430,8 @@ impl Device for CpuDevice {
             activations: recycler.most_in_use(Purpose::Activations),
             scratch: recycler.most_in_use(Purpose::Scratch),
             free: None,
+            total: None,
+            ranks: 0,
         }
     }
 }

@@ -410,7 +410,12 @@ impl Device for CudaDevice {
 
     fn memory(&self) -> DeviceMemory {
         let driver = &self.queue.0.driver;
-        let (activations, scratch) = (self.queue.0.most() as u64, driver.graph_bytes());
-        DeviceMemory { activations, scratch, free: driver.free_bytes() }
+        DeviceMemory {
+            activations: self.queue.0.most() as u64,
+            scratch: driver.graph_bytes(),
+            free: driver.free_bytes(),
+            total: driver.total_bytes(),
+            ranks: driver.ranks_on_gpu(),
+        }
     }
 }

@@ -166,6 +166,10 @@ pub trait Driver {
     fn graph_bytes(&self) -> u64 {
         0
     }
+    /// Bytes of all its memory; `None` where nobody counts.
+    fn total_bytes(&self) -> Option<u64> {
+        None
+    }
     /// New memory of unspecified content. Its address is a multiple of 256.
     ///
     /// # Errors

@@ -48,6 +48,24 @@ macro_rules! attention_tiles {
     };
 }
 
+/// attention_split.cuh for a type of cache, for the same reason.
+macro_rules! attention_split {
+    ($type:literal, $kind:literal) => {
+        (
+            concat!("attention_split_", $type),
+            concat!(
+                include_str!("../kernels/attention.cuh"),
+                include_str!("../kernels/attention_split.cuh"),
+                "\nSPLIT(attention_split_",
+                $type,
+                ", ",
+                $kind,
+                ")\n"
+            ),
+        )
+    };
+}
+
 /// A file of kernels of several ranks that meet.
 macro_rules! ranks {
     ($file:literal) => {
@@ -88,7 +106,9 @@ pub const FILES: &[(&str, &str)] = &[
     ("all_reduce_compressed", ranks!("all_reduce_compressed")),
     ("attention_exact", attention!("attention_exact")),
     ("attention_merge", attention!("attention_merge")),
-    ("attention_split", attention!("attention_split")),
+    attention_split!("bfloat", "BFLOAT"),
+    attention_split!("half", "HALF"),
+    attention_split!("fp8", "FP8"),
     attention_tiles!("bfloat", "BFLOAT", "64", 4, 4, 2, true),
     attention_tiles!("bfloat", "BFLOAT", "128", 8, 8, 1, true),
     attention_tiles!("bfloat", "BFLOAT", "256", 16, 4, 1, true),

@@ -77,7 +77,7 @@ impl MakeDevice for MakeCuda {
         let ordinal = self.gpu_of(self.local.here(rank));
         let gpu = self.gpus.iter().find(|gpu| gpu.info.ordinal as usize == ordinal);
         let gpu = gpu.expect("GPUs of all ranks of this process are open");
-        let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim));
+        let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim, self.local.tp));
         let made = made.and_then(|()| gpu.driver(self.enforce_eager));
         match made {
             Ok(driver) => {
@@ -91,7 +91,10 @@ impl MakeDevice for MakeCuda {
 
 impl Machine for MakeCuda {
     fn new(local: Local, options: &EngineOptions) -> Result<Self, EngineError> {
-        let refused = |Fault(message): Fault| EngineError::Request(message);
+        let refused = |Fault(why): Fault| EngineError::NotOnGpus {
+            why,
+            would_work: "--device cpu needs none of that".into(),
+        };
         let count = cuda::probe().map_err(refused)?.len();
         let mut ordinals: Vec<usize> =
             local.of_process().map(|index| gpu_of(index, local.ranks, count)).collect();
@@ -141,11 +144,13 @@ impl Machine for MakeCuda {
     }
 
     fn check_packed(packed: &PackedCheckpoint) -> Result<(), EngineError> {
-        Err(EngineError::Request(format!(
-            "the checkpoint is packed for a processor ({}), and GPUs have a layout of their own; give the original with \
-             --quantization, or use --device cpu",
-            packed.info().layout
-        )))
+        let layout = packed.info().layout.as_str();
+        Err(EngineError::NotOnGpus {
+            why: format!(
+                "the checkpoint is packed for a processor ({layout}), and GPUs have a layout of their own"
+            ),
+            would_work: "give the original with --quantization, or use --device cpu".into(),
+        })
     }
 }
 

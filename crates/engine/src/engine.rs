@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use checkpoint::WeightSource;
+use cuda::Reduction;
 use job::Job;
 use model::{KeptAs, ModelConfig, bytes_per_token};
 use tensor::{DType, KvDType};
@@ -16,7 +17,7 @@ use crate::launch;
 use crate::leader::Leader;
 use crate::peers::Peers;
 use crate::places::{Needs, Place};
-use crate::prepared::{Machine, Prepared, Settings};
+use crate::prepared::{Machine, Planned, Prepared, Settings};
 use crate::replica::Replica;
 use crate::savings::Savings;
 use crate::serving::Event;
@@ -42,6 +43,9 @@ pub struct Engine {
     pub(crate) needs: Needs,
     /// Whether that was measured, and is no estimate any more.
     pub(crate) is_profiled: bool,
+    /// Why ranks are the processor's where GPUs were to be used if they can.
+    not_on_gpus: Option<String>,
+    reduction: Reduction,
     pub(crate) memory_share: Option<f64>,
     pub(crate) max_model_len: usize,
     full_model_len: usize,
@@ -78,9 +82,21 @@ impl Engine {
         options: &EngineOptions,
         progress: &dyn Fn(u64, u64),
     ) -> Result<Engine, EngineError> {
+        let on_cpu = |config, source| Engine::load_on::<MakeCpu>(config, source, options, progress);
         match options.device {
-            DeviceKind::Cpu => Engine::load_on::<MakeCpu>(config, source, options, progress),
+            DeviceKind::Cpu => on_cpu(config, source),
             DeviceKind::Cuda => Engine::load_on::<MakeCuda>(config, source, options, progress),
+            DeviceKind::Auto => {
+                let started = Instant::now();
+                match Planned::<MakeCuda>::new(config.clone(), &source, options, None) {
+                    Ok(planned) => Engine::load_planned(planned, source, options, progress, started),
+                    Err(EngineError::NotOnGpus { why, .. }) => {
+                        let engine = on_cpu(config, source).map_err(|error| nor_on_cpu(&why, error))?;
+                        Ok(Engine { not_on_gpus: Some(why), ..engine })
+                    }
+                    Err(error) => Err(error),
+                }
+            }
         }
     }
 
@@ -92,7 +108,18 @@ impl Engine {
         progress: &dyn Fn(u64, u64),
     ) -> Result<Engine, EngineError> {
         let started = Instant::now();
-        let Prepared::<M> { setup, settings, total } = Prepared::new(config, source, options, None)?;
+        let planned = Planned::<M>::new(config, &source, options, None)?;
+        Engine::load_planned(planned, source, options, progress, started)
+    }
+
+    fn load_planned<M: Machine + 'static>(
+        planned: Planned<M>,
+        source: WeightSource,
+        options: &EngineOptions,
+        progress: &dyn Fn(u64, u64),
+        started: Instant,
+    ) -> Result<Engine, EngineError> {
+        let Prepared::<M> { setup, settings, total } = planned.with(source, options, None);
         let plan = setup.plan();
         let leader = launch::launch(setup, &|bytes| progress(bytes, total))?;
         Ok(Engine::with(Box::new(leader), plan, settings, options, started.elapsed()))
@@ -110,28 +137,47 @@ impl Engine {
         job: &Job,
         progress: &dyn Fn(u64, u64),
     ) -> Result<Option<Engine>, EngineError> {
-        match options.device {
-            DeviceKind::Cpu => Engine::join_on::<MakeCpu>(config, source, options, job, progress),
-            DeviceKind::Cuda => Engine::join_on::<MakeCuda>(config, source, options, job, progress),
+        let started = Instant::now();
+        let on_cpu = |config, source: WeightSource| {
+            let planned = Planned::<MakeCpu>::new(config, &source, options, Some(job))?;
+            Engine::join_planned(planned, source, options, job, progress, started)
+        };
+        if options.device == DeviceKind::Cpu {
+            return on_cpu(config, source);
         }
+        let planned = match Planned::<MakeCuda>::new(config.clone(), &source, options, Some(job)) {
+            Err(EngineError::NotOnGpus { why, .. }) if options.device == DeviceKind::Auto => Err(why),
+            planned => Ok(planned?),
+        };
+        // What is auto is the same for all: one whose GPU has no room takes the others along.
+        if options.device == DeviceKind::Auto && groups::any(job, planned.is_err(), options.comm_timeout)? {
+            let another = || "a GPU of another rank can't have the model".to_owned();
+            let why = planned.err().unwrap_or_else(another);
+            let engine = on_cpu(config, source).map_err(|error| nor_on_cpu(&why, error))?;
+            return Ok(engine.map(|engine| Engine { not_on_gpus: Some(why), ..engine }));
+        }
+        let planned = planned.expect("a rank that GPUs refuse does not go on");
+        Engine::join_planned(planned, source, options, job, progress, started)
     }
 
-    fn join_on<M: Machine>(
-        config: ModelConfig,
+    fn join_planned<M: Machine>(
+        planned: Planned<M>,
         source: WeightSource,
         options: &EngineOptions,
         job: &Job,
         progress: &dyn Fn(u64, u64),
+        started: Instant,
     ) -> Result<Option<Engine>, EngineError> {
-        let started = Instant::now();
-        let Prepared::<M> { setup, settings, total } = Prepared::new(config, source, options, Some(job))?;
+        let Prepared::<M> { setup, settings, total } = planned.with(source, options, Some(job));
         let plan = setup.plan();
         let groups = groups::of_job(setup.grouping, job, options.comm_timeout)?;
         if job.rank() > 0 {
             return launch::live(&setup, groups).map(|()| None);
         }
         let leader = launch::lead(&setup, groups, &|bytes| progress(bytes, total))?;
-        Ok(Some(Engine::with(Box::new(leader), plan, settings, options, started.elapsed())))
+        let mut engine = Engine::with(Box::new(leader), plan, settings, options, started.elapsed());
+        engine.see_other_gpus()?;
+        Ok(Some(engine))
     }
 
     fn with(
@@ -158,6 +204,8 @@ impl Engine {
             places: settings.places.into_iter().map(Place::measured).collect(),
             needs: settings.needs,
             is_profiled: false,
+            not_on_gpus: None,
+            reduction: options.reduction,
             memory_share: options.memory_share,
             max_model_len: settings.max_model_len,
             full_model_len: settings.max_model_len,
@@ -202,6 +250,16 @@ impl Engine {
     /// Whether ranks are GPUs.
     pub fn is_on_gpus(&self) -> bool {
         self.places.iter().any(Place::is_gpu)
+    }
+
+    /// Why ranks are the processor's though there are GPUs, where [`DeviceKind::Auto`] left the choice open.
+    pub fn not_on_gpus(&self) -> Option<&str> {
+        self.not_on_gpus.as_deref()
+    }
+
+    /// In which order sums are made: the processor has one only.
+    pub fn reduction(&self) -> Reduction {
+        if self.is_on_gpus() { self.reduction } else { Reduction::Canonical }
     }
 
     /// What keys and values are kept in.
@@ -345,5 +403,13 @@ impl Engine {
     /// The tokens of each step of any replica since the last call.
     pub fn take_steps(&mut self) -> Vec<usize> {
         self.peers.take_steps()
+    }
+}
+
+/// What was in the way on GPUs, and then on the processor.
+fn nor_on_cpu(why: &str, error: EngineError) -> EngineError {
+    match error {
+        EngineError::Request(nor) => EngineError::Request(format!("{why}; nor on the processor: {nor}")),
+        other => other,
     }
 }

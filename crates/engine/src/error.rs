@@ -11,6 +11,14 @@ pub enum EngineError {
     /// A request or an option can't be.
     #[error("{0}")]
     Request(String),
+    /// GPUs can't have the model.
+    #[error("{why}; {would_work}")]
+    NotOnGpus {
+        /// What is in the way.
+        why: String,
+        /// What to do about it.
+        would_work: String,
+    },
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -58,7 +66,7 @@ impl EngineError {
     /// Whether the user's input is the cause (exit status 2), rather than a failure at run time (1).
     pub fn is_usage(&self) -> bool {
         match self {
-            EngineError::Request(_) => true,
+            EngineError::Request(_) | EngineError::NotOnGpus { .. } => true,
             EngineError::Model(e) => e.is_usage(),
             EngineError::Job(e) => e.is_usage(),
             EngineError::Rank { source, .. } => source.is_usage(),

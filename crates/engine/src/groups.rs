@@ -10,6 +10,8 @@ use job::{Job, JobError};
 use model::ModelError;
 use tensor::{Device, HostDevice};
 
+use crate::EngineError;
+
 /// A device of a rank: how its tensors get to the others'.
 pub(crate) trait RankDevice: Device + Sized + 'static {
     /// Whose matrices transports see.
@@ -206,4 +208,31 @@ pub(crate) fn of_job<D: RankDevice>(
         let group = Box::new(job.group(axis as u16 + 1, &ranks, deadline)?);
         Ok(Made { group, ranks })
     })
+}
+
+/// The job's group of all ranks that agree on something before their groups are made. Ids below are those of [`Axis`].
+const AGREEMENT: u16 = 16;
+
+/// Whether any rank of the job says so. All ranks ask at the same time.
+///
+/// # Errors
+/// A rank is lost.
+pub(crate) fn any(job: &Job, says: bool, deadline: Duration) -> Result<bool, EngineError> {
+    let group = job.group(AGREEMENT, &job.order(), deadline)?;
+    let agree = || -> Result<bool, CollectiveError> {
+        let mut all = vec![u8::from(says)];
+        match group.rank() {
+            0 => {
+                for rank in 1..group.size() {
+                    all[0] |= group.recv_bytes(rank, None)?.first().copied().unwrap_or(0);
+                }
+            }
+            _ => group.send_bytes(&all, 0)?,
+        }
+        group.broadcast(&mut all, None)?;
+        Ok(all.first().is_some_and(|&any| any != 0))
+    };
+    let failed =
+        |error: CollectiveError| EngineError::Rank { rank: job.rank(), source: Box::new(error.into()) };
+    agree().map_err(failed)
 }

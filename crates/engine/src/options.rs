@@ -17,6 +17,8 @@ pub enum DeviceKind {
     Cpu,
     /// NVIDIA GPUs, or parts of one.
     Cuda,
+    /// The same, or the processor if they can't have the model: [`crate::Engine::not_on_gpus`] then says why.
+    Auto,
 }
 
 /// How a model is run.

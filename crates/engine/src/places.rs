@@ -6,6 +6,7 @@ use tensor::KV_BLOCK;
 
 use crate::EngineError;
 use crate::memory;
+use crate::report::GpuRoom;
 
 /// Of the memory that weights leave free, how much keys and values get if nobody says.
 const HOST_SHARE: f64 = 0.5;
@@ -58,6 +59,13 @@ impl Place {
     /// A GPU's memory.
     pub fn gpu(memory: GpuMemory, ranks: usize) -> Self {
         Place { ranks, of: Kind::Gpu(memory) }
+    }
+
+    /// The GPU of a rank elsewhere, as that rank told it when its weights were there and nothing else.
+    pub fn gpu_of_rank(rank: usize, room: GpuRoom) -> Self {
+        let GpuRoom { total, free, ranks } = room;
+        let name = format!("the GPU of rank {rank}");
+        Place::gpu(GpuMemory { name, total, free, ask: Arc::new(move || free) }, ranks)
     }
 
     /// The same, with what is free now.
@@ -113,10 +121,9 @@ impl Place {
             ranks => format!("{ranks} ranks on it need"),
         };
         let gb = |bytes: u64| gigabytes(ranks * bytes);
-        Err(EngineError::Request(format!(
+        let why = format!(
             "the model does not fit: {} has {} for it (--gpu-memory-utilization {} of {}, {} free), and {who} {}: weights and buffers {}, \
-             activations {}, keys and values of {KV_BLOCK} tokens {}; --tp or --pp over more GPUs, --quantization int8 or int4, or \
-             fewer --max-num-batched-tokens would help",
+             activations {}, keys and values of {KV_BLOCK} tokens {}",
             gpu.name,
             gigabytes(usable),
             share.unwrap_or(GPU_SHARE),
@@ -126,7 +133,10 @@ impl Place {
             gb(held),
             gb(needs.activations),
             gb(block),
-        )))
+        );
+        let would_work = "--tp or --pp over more GPUs, --quantization int8 or int4, fewer --max-num-batched-tokens, or --device cpu \
+                          would help";
+        Err(EngineError::NotOnGpus { why, would_work: would_work.into() })
     }
 }
 
@@ -171,6 +181,14 @@ mod tests {
     }
 
     #[test]
+    fn a_gpu_elsewhere_has_what_its_rank_said() {
+        let needs = Needs { activations: GB, token: 1000 };
+        let place = Place::gpu_of_rank(3, GpuRoom { total: 24 * GB, free: 20 * GB, ranks: 2 });
+        assert!(place.is_gpu());
+        assert_eq!(place.measured().for_caches(Some(1.0), needs), Some(18 * GB));
+    }
+
+    #[test]
     fn a_plan_without_room_is_refused_with_its_figures() {
         let needs = Needs { activations: GB, token: 1_000_000 };
         assert!(gpu(70 * GB, 2).check_plan(None, 29 * GB, needs).is_ok());
@@ -179,7 +197,7 @@ mod tests {
             error,
             "the model does not fit: GPU 0 (Test) has 62.0 GB for it (--gpu-memory-utilization 0.9 of 80.0 GB, 70.0 GB \
              free), and 2 ranks on it need 62.0 GB: weights and buffers 60.0 GB, activations 2.0 GB, keys and values of 16 tokens 32 \
-             MB; --tp or --pp over more GPUs, --quantization int8 or int4, or fewer --max-num-batched-tokens would help"
+             MB; --tp or --pp over more GPUs, --quantization int8 or int4, fewer --max-num-batched-tokens, or --device cpu would help"
         );
         assert!(Place::host(2).check_plan(None, u64::MAX / 4, needs).is_ok());
     }

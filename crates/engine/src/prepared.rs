@@ -159,16 +159,28 @@ pub(crate) struct Settings {
     pub needs: Needs,
 }
 
-impl<M: Machine> Prepared<M> {
+/// Hardware on which there is room for a model that is still to be loaded.
+pub(crate) struct Planned<M> {
+    plan: Plan,
+    kept: KeptAs,
+    local: Local,
+    make: M,
+    settings: Settings,
+    total: u64,
+}
+
+impl<M: Machine> Planned<M> {
+    /// # Errors
+    /// A plan or options that can't be, weights that are missing or misshapen, hardware that is not there or has no room.
     pub fn new(
         config: ModelConfig,
-        source: WeightSource,
+        source: &WeightSource,
         options: &EngineOptions,
         job: Option<&Job>,
     ) -> Result<Self, EngineError> {
         let max_positions = config.max_position_embeddings;
         let plan = Plan::new(config, options, job.map(Job::size))?;
-        let kept = kept_as::<M>(&source, options)?;
+        let kept = kept_as::<M>(source, options)?;
         let dtype = kept.dtype.unwrap_or_else(|| source.dtype());
         let kv_dtype = options.kv_cache_dtype.unwrap_or(dtype.into());
         let max_model_len = options.max_model_len.unwrap_or(max_positions);
@@ -181,22 +193,30 @@ impl<M: Machine> Prepared<M> {
             return Err(EngineError::Request("--threads-per-rank must be at least 1".into()));
         }
         let local = Local::new(&plan, options, job, kv_dtype);
-        let Local { ranks, threads, spin, .. } = local;
-        let weights = preflight(&plan, &source, kept)?;
+        let Local { ranks, threads, .. } = local;
+        let weights = preflight(&plan, source, kept)?;
         let all = weights.iter().flatten().sum::<u64>() * plan.mesh.dp as u64;
         let total = all / plan.mesh.size() as u64 * ranks as u64;
         let make = met(M::new(local, options), options, job)?;
         let (gpus, places, needs) = (make.gpus(), make.places(), needs(&plan, options, kv_dtype));
         check_room(&places, options, &weights, total, needs)?;
         check_threads(threads, ranks)?;
-        let launch_options = LaunchOptions {
-            kept,
+        let settings = Settings {
+            kept: KeptAs { dtype: Some(dtype), ..kept },
             kv_dtype,
-            comm_timeout: options.comm_timeout,
-            spin: if spin { SPIN } else { Duration::ZERO },
-            host: job.map_or(String::new(), host_name),
-            grammars: options.grammars.clone(),
+            threads,
+            max_model_len,
+            ranks_here: ranks,
+            gpus,
+            places,
+            needs,
         };
+        Ok(Planned { plan, kept, local, make, settings, total })
+    }
+
+    /// With its weights, ready to be loaded.
+    pub fn with(self, source: WeightSource, options: &EngineOptions, job: Option<&Job>) -> Prepared<M> {
+        let Planned { plan, kept, local, make, settings, total } = self;
         let setup = Setup {
             grouping: Grouping {
                 mesh: plan.mesh,
@@ -206,25 +226,19 @@ impl<M: Machine> Prepared<M> {
             layout: plan.layout,
             stages: plan.stages,
             source,
-            options: launch_options,
+            options: LaunchOptions {
+                kept,
+                kv_dtype: settings.kv_dtype,
+                comm_timeout: options.comm_timeout,
+                spin: if local.spin { SPIN } else { Duration::ZERO },
+                host: job.map_or(String::new(), host_name),
+                grammars: options.grammars.clone(),
+            },
             make,
             loaded_bytes: AtomicU64::new(0),
             left: job.is_none().then(Default::default),
         };
-        Ok(Prepared {
-            setup,
-            settings: Settings {
-                kept: KeptAs { dtype: Some(dtype), ..kept },
-                kv_dtype,
-                threads,
-                max_model_len,
-                ranks_here: ranks,
-                gpus,
-                places,
-                needs,
-            },
-            total,
-        })
+        Prepared { setup, settings, total }
     }
 }
 

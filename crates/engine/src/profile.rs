@@ -2,10 +2,25 @@
 
 use tensor::{KV_BLOCK, SequenceSpan, StepMeta};
 
+use crate::places::Place;
 use crate::worker::Command;
 use crate::{Engine, EngineError};
 
 impl Engine {
+    /// Asks the ranks of other processes what their GPUs have, so that no cache is larger than the smallest of them allows.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub(crate) fn see_other_gpus(&mut self) -> Result<(), EngineError> {
+        if !self.is_on_gpus() {
+            return Ok(());
+        }
+        // This one is rank 0.
+        let others = self.reports()?.into_iter().filter(|report| report.rank > 0);
+        self.places.extend(others.filter_map(|report| Some(Place::gpu_of_rank(report.rank, report.gpu?))));
+        Ok(())
+    }
+
     /// Where ranks are GPUs, runs a step of as many tokens as there may be, once: what its activations take is known from then
     /// on and no estimate, and kernels are loaded when the first request comes. Graphs are made as steps come again: those of
     /// this step would be of another cache.

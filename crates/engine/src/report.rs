@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use collective::Coordinates;
+use collective::{CollectiveStats, Coordinates};
 use model::parallel::ExpertCounts;
 use serde::{Deserialize, Serialize};
-use tensor::{Category, OpCost, Part, PartTime, PartTimes};
+use tensor::{Category, DeviceMemory, OpCost, Part, PartTime, PartTimes};
 
 /// What one rank holds and has spent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,8 @@ pub struct RankReport {
     pub activation_bytes: u64,
     /// The most that operations took for themselves at a time, in bytes.
     pub scratch_bytes: u64,
+    /// What its GPU has now; `None` on the processor.
+    pub gpu: Option<GpuRoom>,
     /// The most memory that its process has had, in bytes; 0 where the system doesn't say.
     pub peak_rss_bytes: u64,
     /// Where the time of the last call's last step with a prompt went.
@@ -65,6 +67,39 @@ pub struct RankReport {
     pub decode_steps: usize,
     /// Seconds of all parts of those.
     pub decode_s: f64,
+}
+
+/// A GPU's memory, as one of the ranks that share it sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuRoom {
+    /// All of it, in bytes.
+    pub total: u64,
+    /// Bytes that nobody has.
+    pub free: u64,
+    /// Ranks of its host that share it.
+    pub ranks: usize,
+}
+
+impl GpuRoom {
+    /// Of a device with a memory of its own.
+    pub(crate) fn of(memory: &DeviceMemory) -> Option<GpuRoom> {
+        let (total, free) = memory.total.zip(memory.free)?;
+        Some(GpuRoom { total, free, ranks: memory.ranks.max(1) })
+    }
+}
+
+/// What a group has done between two moments.
+pub(crate) fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStats {
+    CollectiveStats {
+        waits: after.waits - before.waits,
+        waited: after.waited - before.waited,
+        waiting_since: after.waiting_since,
+        all_reduce_calls: after.all_reduce_calls - before.all_reduce_calls,
+        all_reduce_bytes: after.all_reduce_bytes - before.all_reduce_bytes,
+        all_reduce_s: after.all_reduce_s - before.all_reduce_s,
+        other_calls: after.other_calls - before.other_calls,
+        sent_bytes: after.sent_bytes - before.sent_bytes,
+    }
 }
 
 /// Where a step's time went on a rank.

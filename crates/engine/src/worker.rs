@@ -19,7 +19,7 @@ use crate::cost::StepCosts;
 use crate::groups::RankGroups;
 use crate::memory;
 use crate::pulse::RankPulse;
-use crate::report::{RankReport, StepReport};
+use crate::report::{GpuRoom, RankReport, StepReport, difference};
 use crate::sampler::answer;
 use crate::sampling::{Ask, Sampled};
 use crate::steps::{Asked, StepTime, Steps};
@@ -438,6 +438,7 @@ impl<D: Device> Worker<D> {
             row_all_reduce_s: self.spent.row_all_reduce.map(|time| time.as_secs_f64()),
             activation_bytes: memory.activations,
             scratch_bytes: memory.scratch,
+            gpu: GpuRoom::of(&memory),
             peak_rss_bytes: memory::peak_rss_bytes(),
             prefill: prefill.as_ref().map(|step| self.breakdown(step)).transpose()?,
             decode: self.spent.steps.median_decode().map(|step| self.breakdown(step)).transpose()?,
@@ -478,21 +479,13 @@ impl<D: Device> Worker<D> {
 
     /// What steps cost this rank.
     pub fn costs(&self) -> StepCosts<'_> {
-        let (layout, stage) = (self.decoder.layout(), self.decoder.stage());
-        StepCosts::new(layout, stage, self.groups.at.tp, self.kept, self.kv_dtype)
-    }
-}
-
-fn difference(after: CollectiveStats, before: CollectiveStats) -> CollectiveStats {
-    CollectiveStats {
-        waits: after.waits - before.waits,
-        waited: after.waited - before.waited,
-        waiting_since: after.waiting_since,
-        all_reduce_calls: after.all_reduce_calls - before.all_reduce_calls,
-        all_reduce_bytes: after.all_reduce_bytes - before.all_reduce_bytes,
-        all_reduce_s: after.all_reduce_s - before.all_reduce_s,
-        other_calls: after.other_calls - before.other_calls,
-        sent_bytes: after.sent_bytes - before.sent_bytes,
+        StepCosts::new(
+            self.decoder.layout(),
+            self.decoder.stage(),
+            self.groups.at.tp,
+            self.kept,
+            self.kv_dtype,
+        )
     }
 }
 

@@ -457,6 +457,10 @@ pub struct DeviceMemory {
     pub scratch: u64,
     /// What nobody has of a memory of the device's own; `None` where it is the host's.
     pub free: Option<u64>,
+    /// All of that memory, whoever has it.
+    pub total: Option<u64>,
+    /// Ranks of this host that share it, this one among them; 0 where it is the host's.
+    pub ranks: usize,
 }
 
 /// A device whose tensors are host memory, for collectives that reduce on the host.

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,12 @@ pub struct Place {
     /// What the part may take, for who asks why.
     pub limit: Duration,
 }
+
+/// Programs that were run, which number their logs.
+static RUNS: AtomicUsize = AtomicUsize::new(0);
+
+/// Small programs that run at a time.
+const AT_ONCE: usize = 4;
 
 /// How often it is looked whether a program has ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -49,7 +56,7 @@ impl Place {
         let logs = self.folder.join("logs");
         fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
         let name = command.get_program().to_string_lossy().rsplit('/').next().unwrap_or_default().to_owned();
-        let number = fs::read_dir(&logs).map_or(0, Iterator::count) / 2;
+        let number = RUNS.fetch_add(1, Ordering::Relaxed);
         let log = |kind: &str| logs.join(format!("{number:03}-{name}.{kind}"));
         let file =
             |kind: &str| File::create(log(kind)).map_err(|error| format!("{}: {error}", log(kind).display()));
@@ -67,8 +74,11 @@ impl Place {
                         child.kill().ok();
                     }
                     child.wait().ok();
+                    // What it was at is what it said last.
+                    let said = fs::read(log("err")).unwrap_or_default();
+                    let last = last_line(&String::from_utf8_lossy(&said));
                     return Err(format!(
-                        "{name} took longer than the {:.0} s of this part",
+                        "{name} took longer than the {:.0} s of this part{last}",
                         self.limit.as_secs_f64()
                     ));
                 }
@@ -95,6 +105,28 @@ impl Place {
         })
     }
 
+    /// What `work` makes of each item, in their order, by a few threads: most of the time of a small program is its start.
+    pub fn each<T: Sync, R: Send>(&self, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+        let next = AtomicUsize::new(0);
+        let take = || {
+            let mut done = Vec::new();
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(item) = items.get(at) else { return done };
+                done.push((at, work(item)));
+            }
+        };
+        let mut all: Vec<(usize, R)> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(take)).collect();
+            threads
+                .into_iter()
+                .flat_map(|thread| thread.join().expect("a thread that runs programs"))
+                .collect()
+        });
+        all.sort_by_key(|(at, _)| *at);
+        all.into_iter().map(|(_, result)| result).collect()
+    }
+
     /// The command line's program, with these words.
     pub fn anysplit(&self, words: &str) -> Command {
         let mut command = self.command("anysplit");
@@ -107,6 +139,11 @@ impl Place {
 fn cause(errors: &str, output: &str) -> String {
     let says = |line: &&str| line.contains("error") || line.contains("panicked") || line.contains("ERROR");
     let line = errors.lines().find(says).or_else(|| output.lines().find(says));
-    let line = line.or_else(|| errors.lines().rfind(|line| !line.trim().is_empty()));
+    line.map_or_else(|| last_line(errors), |line| format!(": {}", line.trim()))
+}
+
+/// What was said last, behind a colon.
+fn last_line(text: &str) -> String {
+    let line = text.lines().rfind(|line| !line.trim().is_empty());
     line.map_or(String::new(), |line| format!(": {}", line.trim()))
 }

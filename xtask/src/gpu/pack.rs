@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::speed::SHAPE;
+use super::speed::{self, SHAPE, TO_LOAD};
 
 /// What can be carried to such a machine.
 pub const MOST_BYTES: u64 = 64 << 20;
@@ -20,6 +20,12 @@ const RUN: &str = "\
 # Runs everything that is here on this machine's GPU, in ten minutes, and prints one table. It needs a driver and nothing else.
 # Usage: ./run [--only PART,PART] [--seconds N] [--out FILE]
 cd \"$(dirname \"$0\")\" || exit 2
+needs=$(cat glibc)
+has=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed 's/^glibc //')
+if [ \"$(printf '%s\\n' \"$needs\" \"${has:-0}\" | sort -V | head -n 1)\" != \"$needs\" ]; then
+    echo \"error: these programs need glibc $needs, this system has ${has:-another C library}; pack on an older one, or run this in a container of Debian 12 or Ubuntu 22.04\" >&2
+    exit 2
+fi
 exec ./gpu-run gpu run --folder . \"$@\"
 ";
 
@@ -56,41 +62,41 @@ pub fn folder(root: &Path, profile: &str, out: &Path) -> Result<PathBuf, String>
     files.push((root.join("tools/gpu/transformers_decode.py"), "transformers_decode.py".into()));
     files.push((root.join("tests/golden"), "golden".into()));
     put(&files, out)?;
-    write(&out.join(SHAPE).join("config.json"), &(shape().to_string() + "\n"))?;
+    write(&out.join(SHAPE).join("config.json"), &(speed::shape(32).to_string() + "\n"))?;
+    write(&out.join(TO_LOAD), &(speed::shape(8).to_string() + "\n"))?;
     write(&out.join("run"), RUN)?;
+    write(&out.join("glibc"), &(newest_glibc(&files) + "\n"))?;
     let run = out.join("run");
     fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).map_err(|error| told(&run, &error))?;
     Ok(out.to_owned())
 }
 
+/// The newest version of the C library whose symbols one of the programs wants.
+fn newest_glibc(files: &[(PathBuf, String)]) -> String {
+    let of_file = |(path, _): &(PathBuf, String)| {
+        let bytes = if path.is_file() { fs::read(path).unwrap_or_default() } else { Vec::new() };
+        glibc_of(&bytes)
+    };
+    let minor = files.iter().filter_map(of_file).max().unwrap_or(0);
+    format!("2.{minor}")
+}
+
+/// The largest N of `GLIBC_2.N` in a program.
+fn glibc_of(program: &[u8]) -> Option<u32> {
+    let name = b"GLIBC_2.";
+    let number = |at: usize| {
+        let digits = program[at + name.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+        // Beyond two digits it is no version.
+        let digits: String = digits.take(3).map(|&byte| char::from(byte)).collect();
+        digits.parse::<u32>().ok().filter(|&number| number < 100)
+    };
+    let places = program.windows(name.len()).enumerate().filter(|(_, window)| window == name);
+    places.filter_map(|(at, _)| number(at)).max()
+}
+
 enum Kind {
     Program(&'static str),
     Tests,
-}
-
-/// The shape of Llama-3.1-8B.
-fn shape() -> Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "rope_scaling": { "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192 },
-        "hidden_act": "silu",
-        "tie_word_embeddings": false,
-        "bos_token_id": 128000,
-        "eos_token_id": 128001,
-        "torch_dtype": "bfloat16",
-    })
 }
 
 /// What cargo built, by its own word.

@@ -7,50 +7,180 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 
 use super::command::Place;
-use super::table::{Report, Row};
-use super::{bits, speed};
+use super::table::{Report, Row, Target};
+use super::{bits, sanitize, speed};
 
 /// One part.
 pub struct Part {
     /// As `--only` calls it.
     pub name: &'static str,
+    /// What it shows.
+    pub about: &'static str,
     /// Seconds.
     pub limit: u64,
     pub run: fn(&Place) -> Result<Vec<Row>, String>,
+    /// What its rows should come to, by their names. A target is told of even if nothing was measured.
+    pub targets: &'static [(&'static str, Target)],
 }
 
-/// Together they take at most what a run may.
+/// Those further down get what time is left.
 pub const PARTS: &[Part] = &[
-    Part { name: "limits", limit: 15, run: speed::limits },
-    Part { name: "conformance", limit: 60, run: conformance },
-    Part { name: "goldens", limit: 60, run: bits::goldens },
-    Part { name: "bits", limit: 50, run: bits::equality },
-    Part { name: "kernels", limit: 50, run: speed::kernels },
-    Part { name: "decode", limit: 80, run: speed::decode },
-    Part { name: "prefill", limit: 50, run: speed::prefill },
-    Part { name: "fast", limit: 75, run: speed::fast },
-    Part { name: "comm", limit: 15, run: speed::comm },
-    Part { name: "start-up", limit: 25, run: speed::start_up },
-    Part { name: "memcheck", limit: 30, run: |place| sanitizer(place, "memcheck") },
-    Part { name: "racecheck", limit: 30, run: |place| sanitizer(place, "racecheck") },
-    Part { name: "transformers", limit: 45, run: speed::transformers },
+    Part { name: "limits", about: "what the GPU does at best", limit: 15, run: speed::limits, targets: &[] },
+    Part {
+        name: "conformance",
+        about: "every operation against the reference",
+        limit: 75,
+        run: conformance,
+        targets: &[],
+    },
+    Part {
+        name: "bits",
+        about: "equal bits over tp 1 to 4, graphs, chunks, batch 33",
+        limit: 50,
+        run: bits::equality,
+        targets: &[("bits", Target::None)],
+    },
+    Part {
+        name: "decode",
+        about: "Llama-3.1-8B's shape in bf16, batch 1 and 64",
+        limit: 80,
+        run: speed::decode,
+        targets: &[
+            ("decode, batch 1, of copying", Target::AtLeast(75.0)),
+            ("batch 64 beside batch 1", Target::AtLeast(30.0)),
+        ],
+    },
+    Part {
+        name: "prefill",
+        about: "4,096 tokens of the same",
+        limit: 50,
+        run: speed::prefill,
+        targets: &[("prefill of 4096, of mma.sync", Target::AtLeast(55.0))],
+    },
+    Part {
+        name: "start-up",
+        about: "with kernels to compile, and with kernels found",
+        limit: 30,
+        run: speed::start_up,
+        targets: &[
+            ("start, kernels compiled", Target::Below(10.0)),
+            ("start, kernels cached", Target::Below(2.0)),
+        ],
+    },
+    Part {
+        name: "load",
+        about: "5.6 GB of weights from files that are in memory",
+        limit: 60,
+        run: speed::load,
+        targets: &[("weights from page cache", Target::AtLeast(3.0))],
+    },
+    Part {
+        name: "comm",
+        about: "all-reduces of 16 KB, 2, 4 and 8 ranks on one card, in one shot and in two",
+        limit: 30,
+        run: speed::comm,
+        targets: &[],
+    },
+    Part {
+        name: "kernels",
+        about: "each kernel's share of what limits it",
+        limit: 50,
+        run: speed::kernels,
+        targets: &[("slowest gemv", Target::AtLeast(85.0))],
+    },
+    Part {
+        name: "goldens",
+        about: "what transformers computes, on every architecture, in float32",
+        limit: 40,
+        run: bits::goldens,
+        targets: &[],
+    },
+    Part {
+        name: "fast",
+        about: "--reduction fast: what the promise of equal bits costs",
+        limit: 75,
+        run: speed::fast,
+        targets: &[("fast: prefill of 4096, of mma.sync", Target::AtLeast(70.0))],
+    },
+    Part {
+        name: "formats",
+        about: "bf16, f16, int8, int4, fp8 and caches of fp8 beside the processor",
+        limit: 30,
+        run: bits::formats,
+        targets: &[],
+    },
+    Part {
+        name: "memcheck",
+        about: "compute-sanitizer over each family of kernels",
+        limit: 60,
+        run: |place| sanitize::tool(place, "memcheck"),
+        targets: &[],
+    },
+    Part {
+        name: "eager",
+        about: "transformers as it comes, on the same shape",
+        limit: 60,
+        run: |place| speed::transformers(place, "eager"),
+        targets: &[("beside transformers, eager", Target::AtLeast(3.0))],
+    },
+    Part {
+        name: "compiled",
+        about: "transformers with a static cache and torch.compile",
+        limit: 90,
+        run: |place| speed::transformers(place, "compiled"),
+        targets: &[("beside transformers, compiled", Target::AtLeast(1.3))],
+    },
+    Part {
+        name: "racecheck",
+        about: "compute-sanitizer, races in shared memory",
+        limit: 60,
+        run: |place| sanitize::tool(place, "racecheck"),
+        targets: &[],
+    },
+    Part {
+        name: "synccheck",
+        about: "compute-sanitizer, barriers",
+        limit: 60,
+        run: |place| sanitize::tool(place, "synccheck"),
+        targets: &[],
+    },
 ];
+
+/// What is done with what there is, after each part.
+pub type Keep<'a> = &'a dyn Fn(&Report) -> Result<(), String>;
+
+/// Whether there are such parts.
+///
+/// # Errors
+/// One that there is not, and those that there are.
+pub fn check(only: Option<&[&str]>) -> Result<(), String> {
+    known(PARTS, only)
+}
+
+fn known(parts: &[Part], only: Option<&[&str]>) -> Result<(), String> {
+    let names = || parts.iter().map(|part| part.name).collect::<Vec<_>>().join(", ");
+    match only.unwrap_or(&[]).iter().find(|name| !parts.iter().any(|part| part.name == **name)) {
+        Some(unknown) => Err(format!("gpu: there is no part {unknown:?}; there are {}", names())),
+        None => Ok(()),
+    }
+}
 
 /// Runs them, or some.
 ///
 /// # Errors
-/// There is no such part, or no packed folder.
-pub fn all(folder: &Path, only: Option<&[&str]>, budget: Duration) -> Result<Report, String> {
-    run(PARTS, folder, only, budget)
+/// There is no such part, no packed folder, or what there is can't be kept.
+pub fn all(folder: &Path, only: Option<&[&str]>, budget: Duration, keep: Keep<'_>) -> Result<Report, String> {
+    run(PARTS, folder, only, budget, keep)
 }
 
-fn run(parts: &[Part], folder: &Path, only: Option<&[&str]>, budget: Duration) -> Result<Report, String> {
-    let names = || parts.iter().map(|part| part.name).collect::<Vec<_>>().join(", ");
-    if let Some(unknown) =
-        only.unwrap_or(&[]).iter().find(|name| !parts.iter().any(|part| part.name == **name))
-    {
-        return Err(format!("gpu: there is no part {unknown:?}; there are {}", names()));
-    }
+fn run(
+    parts: &[Part],
+    folder: &Path,
+    only: Option<&[&str]>,
+    budget: Duration,
+    keep: Keep<'_>,
+) -> Result<Report, String> {
+    known(parts, only)?;
     let folder = fs::canonicalize(folder).map_err(|error| format!("gpu: {}: {error}", folder.display()))?;
     if !folder.join("anysplit").is_file() {
         return Err(format!(
@@ -63,23 +193,36 @@ fn run(parts: &[Part], folder: &Path, only: Option<&[&str]>, budget: Duration) -
         fs::remove_dir_all(&old).or_else(|_| fs::remove_file(&old)).ok();
     }
     let began = Instant::now();
-    let mut rows = Vec::new();
+    let date = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut report = Report { gpu: gpu(&folder), date, seconds: 0.0, rows: Vec::new() };
     for part in parts.iter().filter(|part| only.is_none_or(|only| only.contains(&part.name))) {
         let left = budget.saturating_sub(began.elapsed());
-        if left.is_zero() {
-            rows.push(Row::skipped(part.name, "no time was left"));
-            continue;
-        }
-        let limit = Duration::from_secs(part.limit).min(left);
-        eprintln!("gpu: {} ({:.0} s at most)", part.name, limit.as_secs_f64());
-        let place = Place { folder: folder.clone(), deadline: Instant::now() + limit, limit };
-        match (part.run)(&place) {
-            Ok(of_part) => rows.extend(of_part),
-            Err(why) => rows.push(Row::failed(part.name, why)),
-        }
+        let rows = if left.is_zero() {
+            vec![Row::skipped(part.name, "no time was left")]
+        } else {
+            let limit = Duration::from_secs(part.limit).min(left);
+            eprintln!("gpu: {} ({:.0} s at most)", part.name, limit.as_secs_f64());
+            let place = Place { folder: folder.clone(), deadline: Instant::now() + limit, limit };
+            (part.run)(&place).unwrap_or_else(|why| vec![Row::failed(part.name, why)])
+        };
+        report.rows.extend(part.with_targets(rows));
+        report.seconds = began.elapsed().as_secs_f64();
+        keep(&report)?;
     }
-    let date = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Ok(Report { gpu: gpu(&folder), date, seconds: began.elapsed().as_secs_f64(), rows })
+    Ok(report)
+}
+
+impl Part {
+    /// Its rows, with what they should come to; and a row for each target that none of them is of.
+    fn with_targets(&self, mut rows: Vec<Row>) -> Vec<Row> {
+        for &(name, target) in self.targets {
+            match rows.iter_mut().find(|row| row.part == name) {
+                Some(row) => row.target = Some(target),
+                None => rows.push(Row::skipped(name, "it was not measured").target(target)),
+            }
+        }
+        rows
+    }
 }
 
 /// The GPU and its driver.
@@ -145,21 +288,6 @@ fn skipped(place: &Place) -> Option<String> {
     logs.sort();
     let text = fs::read_to_string(logs.last()?).ok()?;
     text.lines().find_map(|line| line.strip_prefix("skipped: ")).map(str::to_owned)
-}
-
-fn sanitizer(place: &Place, tool: &str) -> Result<Vec<Row>, String> {
-    if place.run(place.command("compute-sanitizer").arg("--version")).is_err() {
-        return Ok(vec![Row::skipped(tool, "compute-sanitizer is not on PATH")]);
-    }
-    let mut rows = Vec::new();
-    for test in tests(place)? {
-        let mut command = place.command("compute-sanitizer");
-        command.args(["--tool", tool, "--error-exitcode", "9"]).arg(place.folder.join(&test));
-        command.env("RUST_TEST_THREADS", "1");
-        let name = format!("{tool} {test}");
-        rows.push(place.run(&mut command).map_or_else(|why| Row::failed(&name, why), |_| Row::ok(&name)));
-    }
-    Ok(rows)
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-/// What a figure should be.
+/// What a figure should be: with what is measured of a part, or told as not measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     AtLeast(f64),
     Below(f64),
+    None,
 }
 
 /// A line of the table.
@@ -63,6 +64,7 @@ impl Row {
         Some(match self.target? {
             Target::AtLeast(least) => value >= least,
             Target::Below(most) => value < most,
+            Target::None => value == 0.0,
         })
     }
 }
@@ -133,6 +135,7 @@ fn told(target: Target) -> String {
     match target {
         Target::AtLeast(least) => format!(">= {least}"),
         Target::Below(most) => format!("< {most}"),
+        Target::None => "none".into(),
     }
 }
 
@@ -146,7 +149,12 @@ fn cells(row: &Row) -> [String; 5] {
         let digits = if value.abs() < 10.0 { 3 } else { 1 };
         format!("{value:.digits$} {unit}")
     });
-    let met = row.is_met().map_or("", |is_met| if is_met { "yes" } else { "no" });
+    let met = match (row.is_met(), row.target) {
+        (Some(true), _) => "yes",
+        (Some(false), _) => "no",
+        (None, Some(_)) => "not measured",
+        (None, None) => "",
+    };
     [row.part.clone(), result.into(), figure, row.target.map_or(String::new(), told), met.into()]
 }
 
@@ -168,7 +176,7 @@ Some GPU, 17 s
 part       result   figure          target  met
 decode     ok       81.2 % of copy  >= 75   yes
 start      ok       12.0 s          < 10    no
-comm       FAILED                   < 10
+comm       FAILED                   < 10    not measured
 racecheck  skipped
 comm: it was not told: null
 racecheck: no compute-sanitizer";

@@ -237,7 +237,7 @@ impl Call<'_> {
             shared: number(split::shared_bytes(spec.head_dim)),
         };
         let name = self.kv.own(split::KERNELS);
-        let kernel = Kernel { file: "attention_split", name };
+        let kernel = Kernel { file: name, name };
         let (parts, arrived) = meet.unwrap_or((0, 0));
         let arguments = self.over_sequences(out, group).count(group.most_rows);
         self.queue.launch(kernel, grid, arguments.address(parts).address(arrived));

@@ -1,9 +1,9 @@
-//! kernels/attention_split.cu.
+//! kernels/attention_split.cuh.
 
 use crate::kv::TILE;
 
 /// For each type of cache. Over f32 there is another (kernels/attention_exact.cu).
-pub(super) const KERNELS: [&str; 4] =
+pub(crate) const KERNELS: [&str; 4] =
     ["", "attention_split_bfloat", "attention_split_half", "attention_split_fp8"];
 /// Rows of a block: a row is a token with one of the heads that read a KV head.
 pub(super) const ROWS: usize = 16;

@@ -2,6 +2,7 @@
 
 use tensor::KvDType;
 
+use super::split;
 use crate::kernels;
 use crate::kv::{CudaKv, TILE, of_type};
 
@@ -94,11 +95,38 @@ impl Shape {
 }
 
 /// Files of kernels that a model with such a cache needs, whatever its weights are: those of their formats are loaded with them.
-pub fn kernels_for(dtype: KvDType, head_dim: usize) -> Vec<&'static str> {
+/// `tp`: ranks that sum together; what one alone does not need is a fifth of all that is compiled.
+pub fn kernels_for(dtype: KvDType, head_dim: usize, tp: usize) -> Vec<&'static str> {
     let tiles = of_type(dtype, KERNELS)[Shape::of(head_dim) as usize];
-    let is_needed = |file: &&str| match file.starts_with("attention_tiles_") {
-        true => *file == tiles,
-        false => !kernels::is_of_format(file),
+    let split = of_type(dtype, split::KERNELS);
+    let is_needed = |file: &&str| match file {
+        file if file.starts_with("attention_tiles_") => *file == tiles,
+        file if file.starts_with("attention_split_") => *file == split,
+        file if file.starts_with("all_reduce") => tp > 1,
+        file => !kernels::is_of_format(file),
     };
     kernels::FILES.iter().map(|(file, _)| *file).filter(is_needed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tensor::DType;
+
+    use super::*;
+
+    #[test]
+    fn a_model_gets_the_kernels_of_its_cache_and_those_of_ranks_if_there_are_some() {
+        let of = |dtype: KvDType, tp| kernels_for(dtype, 128, tp);
+        let of_kind = |files: &[&'static str], kind: &str| -> Vec<&'static str> {
+            files.iter().copied().filter(|file| file.starts_with(kind)).collect()
+        };
+        let (alone, of_two) = (of(DType::BF16.into(), 1), of(KvDType::Fp8, 2));
+        assert_eq!(of_kind(&alone, "attention_split"), ["attention_split_bfloat"]);
+        assert_eq!(of_kind(&alone, "attention_tiles"), ["attention_tiles_bfloat_128"]);
+        assert_eq!(of_kind(&alone, "all_reduce"), [""; 0]);
+        assert_eq!(of_kind(&of_two, "attention_split"), ["attention_split_fp8"]);
+        assert_eq!(of_kind(&of_two, "all_reduce").len(), 3);
+        assert!(of_kind(&of(DType::F32.into(), 1), "attention_split").is_empty());
+        assert!(alone.contains(&"norm") && alone.contains(&"logits"));
+    }
 }

@@ -93,9 +93,18 @@ impl Api {
         Api::from(FOLDERS.iter().map(PathBuf::from).collect())
     }
 
+    /// What is wrong with a driver that is there; `None` if it works, or finds no GPU.
+    pub fn broken() -> Option<Fault> {
+        let (library, _) = search(FOLDERS.iter().map(PathBuf::from).collect()).open().ok()?;
+        let fault = Api::load().err()?;
+        // SAFETY: the function of this name has this type, and may be called any number of times.
+        let said = unsafe { library.get::<unsafe extern "C" fn(u32) -> u32>("cuInit").map(|init| init(0)) };
+        (said.ok() != Some(CUresult::CUDA_ERROR_NO_DEVICE as u32)).then_some(fault)
+    }
+
     /// Likewise, also from these folders.
     pub fn from(folders: Vec<PathBuf>) -> Result<Self, Fault> {
-        let search = Search { names: ["libcuda.so.1", "libcuda.so"].map(String::from).to_vec(), folders };
+        let search = search(folders);
         let (library, path) =
             search.open().map_err(|not_found| Fault(format!("no NVIDIA driver: {not_found}")))?;
         let lacks = |name: &&&str| {
@@ -135,6 +144,10 @@ impl Api {
         })?;
         Ok(Api { version, elapsed })
     }
+}
+
+fn search(folders: Vec<PathBuf>) -> Search {
+    Search { names: ["libcuda.so.1", "libcuda.so"].map(String::from).to_vec(), folders }
 }
 
 /// What a function says of itself, in one line.

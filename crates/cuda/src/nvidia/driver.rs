@@ -323,6 +323,10 @@ impl Driver for NvidiaDriver {
         self.graphs.as_ref().map_or(0, |graphs| graphs.borrow().all().map(|graph| graph.bytes).sum())
     }
 
+    fn total_bytes(&self) -> Option<u64> {
+        Some(self.gpu.info.memory_bytes)
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
         self.allocated(bytes, self.has_pool)
     }

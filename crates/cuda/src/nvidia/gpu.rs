@@ -66,6 +66,12 @@ pub fn usable() -> Result<Vec<GpuInfo>, Fault> {
     Ok(found)
 }
 
+/// What is wrong with a driver that is there and can't be used; `None` if nothing is, or if all there is to say is that there is no
+/// driver or no GPU.
+pub fn broken_driver() -> Option<Fault> {
+    Api::broken()
+}
+
 fn target_of(info: &GpuInfo, nvrtc: &Nvrtc) -> Result<Target, Fault> {
     Target::of(info.capability, nvrtc)
         .map_err(|Fault(error)| Fault(format!("{} cannot be used: {error}", info.name)))

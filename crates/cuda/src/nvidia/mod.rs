@@ -13,5 +13,5 @@ mod shared;
 mod variables;
 
 pub use driver::NvidiaDriver;
-pub use gpu::{Gpu, GpuInfo, probe, usable};
+pub use gpu::{Gpu, GpuInfo, broken_driver, probe, usable};
 pub use variables::set_variables;

@@ -68,7 +68,7 @@ pub(super) enum Path {
     /// Through the host.
     Staged,
     /// Ranks use each other's memory.
-    Peers(Peers),
+    Peers(Box<Peers>),
     /// NVIDIA's library moves what is exchanged.
     Nccl(Moves<NcclPath>),
 }
@@ -130,7 +130,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
 
     pub(super) fn peers(&self) -> Option<&Peers> {
         match self.path.get() {
-            Some(Path::Peers(peers)) => Some(peers),
+            Some(Path::Peers(peers)) => Some(&**peers),
             _ => None,
         }
     }
@@ -151,7 +151,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
             Way::Host => Path::Staged,
             Way::Shortest | Way::Peers => {
                 match setup::peers(&self.host, queue, self.slot_bytes, self.deadline)? {
-                    Ok(peers) => Path::Peers(peers),
+                    Ok(peers) => Path::Peers(Box::new(peers)),
                     Err(_) if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
                     Err(Refusal { rank, why }) => {
                         let why = format!("GPUs can't use each other's memory: {why}");

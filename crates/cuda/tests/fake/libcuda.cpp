@@ -179,7 +179,7 @@ u32 fake_marks() { return marks; }
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
 void fake_add(Stream *stream, Work work) { stream->add(work); }
 
-int cuInit(u32) { return SUCCESS; }
+int cuInit(u32) { return number("FAKE_INIT", SUCCESS); }
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
 int cuDeviceGetCount(int *count) { return *count = int(devices.size()), SUCCESS; }
 int cuDeviceGet(int *device, int ordinal) {

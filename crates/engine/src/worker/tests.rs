@@ -12,7 +12,7 @@ use crate::cpu_ranks::MakeCpu;
 use crate::launch::launch;
 use crate::leader::Leader;
 use crate::plan::context_parallel;
-use crate::prepared::Prepared;
+use crate::prepared::Planned;
 use crate::sampling::Choice;
 use crate::{Engine, EngineError, EngineOptions};
 
@@ -46,7 +46,8 @@ impl Running {
     fn new(name: &str, options: &EngineOptions) -> Self {
         let (config, source) = checkpoint(name);
         let vocab_size = config.vocab_size as u32;
-        let prepared = Prepared::<MakeCpu>::new(config, source, options, None).unwrap();
+        let planned = Planned::<MakeCpu>::new(config, &source, options, None).unwrap();
+        let prepared = planned.with(source, options, None);
         let mut leader = launch(prepared.setup, &|_| {}).unwrap();
         leader.issue(&Command::AllocateKv { blocks: 32 }).unwrap();
         let tokens = (0..PROMPT as u32).map(|i| (i * i * 7 + 3 * i + 1) % vocab_size).collect();

@@ -43,12 +43,17 @@ pub fn measure<C: Collective<Reference> + Send + 'static>(
     on_sample: &mut dyn FnMut(Sample),
 ) -> Result<(), CollectiveError> {
     let group = CudaGroup::new(host, settings.wire, settings.deadline).by(way);
-    let group: Members<CudaDevice> = Members::new(Box::new(group), numbers);
     let driver = gpu.driver(false).map_err(|Fault(message)| {
         group.fail(&message);
         CollectiveError::Failed { rank: numbers[group.rank()], message }
     })?;
     let dev = CudaDevice::with(Box::new(driver), settings.reduction);
+    if let Some(bytes) = settings.one_shot_bytes {
+        // Only once the ranks have met is there anything to set.
+        group.prepare(&dev)?;
+        group.set_one_shot_bytes(bytes);
+    }
+    let group: Members<CudaDevice> = Members::new(Box::new(group), numbers);
     group.prepare(&dev)?;
     sweep(&group, &dev, settings, Timing::InBatches(CALLS), on_sample)
 }

@@ -27,6 +27,8 @@ pub struct Settings {
     pub wire: WireDType,
     /// In which order GPUs add up.
     pub reduction: Reduction,
+    /// Up to which size GPUs that use each other's memory sum in one shot; `None`: as they found out.
+    pub one_shot_bytes: Option<usize>,
 }
 
 impl Settings {

@@ -77,6 +77,9 @@ pub struct CommArgs {
     /// In which order GPUs add up; sums of fast are not compared
     #[arg(long, env = "ANYSPLIT_REDUCTION", default_value = "canonical", value_name = "ORDER")]
     reduction: ReductionArg,
+    /// In how many rounds --backend peer sums: auto is what is faster for a size
+    #[arg(long, env = "ANYSPLIT_SHOTS", default_value = "auto", value_name = "SHOTS")]
+    shots: Shots,
     /// Ranks; default: 2, or the processes that a launcher started
     #[arg(long, visible_alias = "tp", env = "ANYSPLIT_TENSOR_PARALLEL_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(2..=RANKS_MAX))]
     tensor_parallel_size: Option<u32>,
@@ -138,6 +141,28 @@ impl Backend {
     }
 }
 
+/// How kernels that use each other's memory make an all-reduce.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shots {
+    /// As was measured when the ranks met
+    Auto,
+    /// Every rank reads all and sums it
+    One,
+    /// Every rank sums a part, and all read the parts
+    Two,
+}
+
+impl Shots {
+    /// Up to which size it is one shot, where that is not to be measured.
+    fn one_shot_bytes(self) -> Option<usize> {
+        match self {
+            Shots::Auto => None,
+            Shots::One => Some(usize::MAX),
+            Shots::Two => Some(0),
+        }
+    }
+}
+
 /// A size such as 64, 8K or 4M.
 fn parse_size(text: &str) -> Result<usize, String> {
     let (digits, unit) = match text.char_indices().next_back() {
@@ -161,6 +186,9 @@ pub fn run(args: &CommArgs, membership: &Membership) -> Result<(), CliError> {
         let told =
             "--op broadcast is of host memory, which --backend nccl and peer don't carry; leave it out";
         return Err(CliError::Usage(told.into()));
+    }
+    if args.shots != Shots::Auto && !matches!(args.backend[..], [Backend::Peer]) {
+        return Err(CliError::Usage("--shots is of --backend peer alone; leave it out, or give that".into()));
     }
     let uses = uses(args)?;
     let settings = args.settings(&uses);
@@ -253,6 +281,7 @@ impl CommArgs {
             deadline: Duration::from_secs(self.job.comm_timeout),
             wire: self.all_reduce_dtype,
             reduction: self.reduction.get(),
+            one_shot_bytes: self.shots.one_shot_bytes(),
         }
     }
 }

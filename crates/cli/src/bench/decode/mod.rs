@@ -12,7 +12,7 @@ use std::rc::Rc;
 use clap::Args;
 use clap::builder::EnumValueParser;
 use cpu::Isa;
-use engine::{EngineOptions, GenerateRequest, SamplingParams};
+use engine::{DeviceKind, EngineOptions, GenerateRequest, SamplingParams};
 
 use crate::args::{ModelArgs, QuantizationArg, RunArgs, engine_options, yes_or_no};
 use crate::error::CliError;
@@ -36,7 +36,8 @@ use sweep::{Point, distinct, parse_isa, parse_split, points};
     each once. What is compared is run in turn, everything once before anything a second time, and the limits are \
     measured between the runs. The first round is preceded by a warm-up of each.\n\
     Decode counts the tokens of all sequences together. Its limit is the read bandwidth divided by the bytes of \
-    weights, keys and values that a step reads, or the FMA peak divided by its FLOPs, whichever is less. Prompts \
+    weights, keys and values that a step reads, or the FMA peak divided by its FLOPs, whichever is less. On GPUs that is \
+    the bandwidth of copying and the rate of bfloat16 products, as `bench limits --device cuda` measures them. Prompts \
     that exceed --max-num-batched-tokens together start, and end, one after the other.\n\
     --trace records one run more, after all that are measured; what is interrupted before has no trace.\n\
     The peak of memory is what a split would need if it ran alone: the limits' buffers and the other splits don't \
@@ -97,7 +98,7 @@ pub struct DecodeArgs {
         conflicts_with = "quantization"
     )]
     quantizations: Vec<QuantizationArg>,
-    /// Instructions that kernels may use; default: the best that this machine has
+    /// Instructions that the processor's kernels may use; default: the best that this machine has
     #[arg(long, env = "ANYSPLIT_ISA", value_name = "ISA", value_parser = parse_isa)]
     isa: Option<Isa>,
     /// Prints one JSON value
@@ -117,6 +118,16 @@ pub fn run(args: &DecodeArgs, membership: &Membership) -> Result<(), CliError> {
     }
     let points = points(&args.prompt_len, &args.gen_len, &args.batch_size, args.run.max_num_seqs)?;
     let options = engine_options(&args.model, &args.split, &args.run, membership)?;
+    let device = match (args.isa, options.device) {
+        (Some(_), DeviceKind::Cuda) => {
+            let why = "--isa is of the processor's kernels; leave it out, or use --device cpu";
+            return Err(CliError::Usage(why.into()));
+        }
+        // Who names instructions means the processor.
+        (Some(_), DeviceKind::Auto) => DeviceKind::Cpu,
+        (_, device) => device,
+    };
+    let options = EngineOptions { device, ..options };
     let options = compared(args, EngineOptions { isa: args.isa, ..options });
     for &quantization in &args.quantizations {
         // So that a packed checkpoint which can't be so is refused before anything is measured.

@@ -42,7 +42,7 @@ pub fn row(candidate: &Candidate, point: &Point, measured: &Measured) -> Result<
         "dtype": engine.dtype().name(),
         "quantization": engine.kept_as().layers(engine.config()),
         "kv_cache_dtype": engine.kv_cache_dtype().name(),
-        "isa": candidate.isa.to_string(),
+        "isa": candidate.gpus.is_none().then(|| candidate.isa.to_string()),
         "device": if candidate.gpus.is_some() { "cuda" } else { "cpu" },
         "batch": point.batch,
         "prompt": point.prompt,
@@ -59,6 +59,7 @@ pub fn row(candidate: &Candidate, point: &Point, measured: &Measured) -> Result<
             "decode_roofline_fraction": spread(&roofline),
             "prefill_flops_fraction": spread(&prefill_flops),
         },
+        // Of GPUs those of copying and of products of bfloat16.
         "read_gb_s": middle(&|r| r.limits.bandwidth),
         "fma_gflop_s": middle(&|r| r.limits.flops),
         "repeats": runs.len(),
@@ -84,6 +85,12 @@ type Column = (&'static str, fn(&Value) -> String);
 fn table(rows: &[Value]) -> Table {
     let isa = Isa::detect().to_string();
     let differs = |differs: &dyn Fn(&Value) -> bool| rows.iter().any(differs);
+    // All are of one device.
+    let is_on_gpus = differs(&|row| row["device"] == "cuda");
+    let [flops, bandwidth, rate, memory] = match is_on_gpus {
+        true => ["of bf16 rate", "copy GB/s", "bf16 GFLOP/s", "host peak MiB"],
+        false => ["of FMA peak", "read GB/s", "GFLOP/s", "peak MiB"],
+    };
     let is_split = |key: &str| differs(&|row| row[key].as_u64() > Some(1));
     // What is as usual in all rows says nothing.
     let columns: Vec<(bool, Column)> = vec![
@@ -94,7 +101,7 @@ fn table(rows: &[Value]) -> Table {
         (differs(&|row| row["sp"] == true), ("sp", |row| row["sp"].to_string())),
         (is_split("dcp"), ("dcp", |row| row["dcp"].to_string())),
         (true, ("threads", |row| row["threads_per_rank"].to_string())),
-        (differs(&|row| row["isa"] != *isa), ("ISA", |row| text(&row["isa"]))),
+        (!is_on_gpus && differs(&|row| row["isa"] != *isa), ("ISA", |row| text(&row["isa"]))),
         (
             true,
             ("weights", |row| {
@@ -109,12 +116,12 @@ fn table(rows: &[Value]) -> Table {
         (true, ("prompt", |row| row["prompt"].to_string())),
         (true, ("gen", |row| row["gen"].to_string())),
         (true, ("prefill tok/s", |row| with_spread(row, "prefill_tokens_per_s", 1))),
-        (true, ("of FMA peak", |row| percent(row, "prefill_flops_fraction"))),
+        (true, (flops, |row| percent(row, "prefill_flops_fraction"))),
         (true, ("decode tok/s", |row| with_spread(row, "decode_tokens_per_s", 2))),
         (true, ("of the limit", |row| percent(row, "decode_roofline_fraction"))),
-        (true, ("read GB/s", |row| number(row, "read_gb_s", 1))),
-        (true, ("GFLOP/s", |row| number(row, "fma_gflop_s", 0))),
-        (true, ("peak MiB", |row| (row["peak_rss_bytes"].as_u64().unwrap_or(0) >> 20).to_string())),
+        (true, (bandwidth, |row| number(row, "read_gb_s", 1))),
+        (true, (rate, |row| number(row, "fma_gflop_s", 0))),
+        (true, (memory, |row| (row["peak_rss_bytes"].as_u64().unwrap_or(0) >> 20).to_string())),
     ];
     let columns: Vec<Column> =
         columns.into_iter().filter_map(|(shown, column)| shown.then_some(column)).collect();
@@ -187,6 +194,16 @@ mod tests {
             assert_eq!(heads.len(), usual.len() + 1, "{head}");
             assert!(heads.contains(&head.to_owned()), "{head}");
         }
+    }
+
+    #[test]
+    fn gpus_have_limits_of_their_own() {
+        let of_gpus = heads(&[row(json!({ "device": "cuda", "isa": null }))]);
+        for head in ["of bf16 rate", "copy GB/s", "bf16 GFLOP/s", "host peak MiB"] {
+            assert!(of_gpus.contains(&head.to_owned()), "{of_gpus:?}");
+        }
+        let of_cpu = heads(&[row(json!({ "device": "cpu" }))]);
+        assert!(of_gpus.len() == of_cpu.len() && of_cpu.contains(&"of FMA peak".to_owned()), "{of_cpu:?}");
     }
 
     #[test]

@@ -10,6 +10,9 @@
 // largest score so far follows from the tiles' largest, which the warps tell each other before they weigh; the weighted values
 // of each tile are summed on their own, and join the running sums in the tiles' order.
 
+#ifndef ATTENTION_SPLIT_CUH
+#define ATTENTION_SPLIT_CUH
+
 namespace attention {
 
 constexpr u32 SPLIT_WARPS = 8, SPLIT_ROWS = 16, SLICE = 4, SLICE_COLS = SLICE * 16, SLICE_STRIDE = SLICE_COLS + 8;
@@ -249,6 +252,4 @@ DEVICE void split(float *out, const float *queries, u32 cols, const u8 *kv, Sequ
   }                                                                                                                    \
   EXPORT(name)
 
-SPLIT(attention_split_bfloat, BFLOAT)
-SPLIT(attention_split_half, HALF)
-SPLIT(attention_split_fp8, FP8)
+#endif

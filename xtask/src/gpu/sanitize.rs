@@ -1,0 +1,55 @@
+//! `compute-sanitizer` over small models: each family of kernels once, in steps as they are. Tests would find no more, and under it
+//! they take an hour.
+
+use std::path::Path;
+
+use super::command::Place;
+use super::table::Row;
+
+/// What is run, the most important first. All are small, and launch by launch, so that an access is told with its kernel.
+const RUNS: &[(&str, &str)] = &[
+    ("bf16: linear, gemm, attention", "generate --dtype bfloat16"),
+    (
+        "f32: exact layers and attention",
+        "generate --dtype float32 --kv-cache-dtype float32 --model golden/llama",
+    ),
+    ("two ranks: sums, gathers, fused norms", "generate --tp 2 --comm-timeout 60"),
+    ("experts", "generate --model golden/qwen3_moe"),
+    ("int4, and fp8 caches", "generate --quantization int4 --kv-cache-dtype fp8"),
+    ("int8", "generate --quantization int8"),
+    ("fp8", "generate --quantization fp8"),
+    ("fast: gemv", "generate --reduction fast"),
+    ("sampling", "generate --temperature 0.8 --top-p 0.9 --top-k 40 --min-p 0.01"),
+    ("windows, soft caps", "generate --model golden/gemma2"),
+    ("f16", "generate --dtype float16 --model golden/opt"),
+    ("compressed sums", "generate --tp 2 --all-reduce-dtype int8 --comm-timeout 60"),
+];
+
+/// Where it is if it is not on PATH.
+const PLACES: [&str; 3] =
+    ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer", "/opt/cuda/bin/compute-sanitizer"];
+
+/// One of its tools. What there was no time for says so; what came before stands.
+pub fn tool(place: &Place, tool: &str) -> Result<Vec<Row>, String> {
+    let is_there = |program: &&&str| place.run(place.command(program).arg("--version")).is_ok();
+    let Some(program) = PLACES.iter().find(is_there) else {
+        return Ok(vec![Row::skipped(
+            tool,
+            "compute-sanitizer is not on PATH; any CUDA toolkit of 12 or later has it",
+        )]);
+    };
+    // 40 tokens: more rows than decoding has, so that prompts' kernels run too.
+    let ids = (5..45).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
+    let sanitized = |(about, words): &(&str, &str)| {
+        let name = format!("{tool}: {about}");
+        if place.is_over() {
+            return Row::skipped(name, "no time was left");
+        }
+        let mut command = place.command(program);
+        command.args(["--tool", tool, "--error-exitcode", "9"]).arg(place.folder.join(Path::new("anysplit")));
+        command.args(words.split_whitespace());
+        command.args(["--device", "cuda", "--enforce-eager", "--max-tokens", "3", "--prompt-ids", &ids]);
+        place.run(&mut command).map_or_else(|why| Row::failed(&name, why), |_| Row::ok(&name))
+    };
+    Ok(RUNS.iter().map(sanitized).collect())
+}
