@@ -237,7 +237,7 @@ fn batches_of_up_to_eight_more_sequences_are_one_graph_on_any_split() {
     };
     for (model, splits) in [
         ("llama", ["--tp 2", "--tp 2 --sp", "--pp 2", "--tp 3"]),
-        ("qwen3_moe", ["--tp 1", "--tp 2", "--tp 2 --ep", "--pp 2"]),
+        ("qwen3_moe", ["--tp 1", "--tp 2", "--tp 3", "--pp 2"]),
     ] {
         let eager = Served::of(serve(model, "--enforce-eager"));
         let expected = answers_of_many(&eager);

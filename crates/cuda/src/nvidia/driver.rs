@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::mem;
-use std::ptr::{self, null_mut};
+use std::ptr::null_mut;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,8 +34,7 @@ const READ_BYTES: usize = 256 << 10;
 /// Larger writes are not collected, and no longer lists.
 const MOST_WRITTEN: usize = 256 << 10;
 const MOST_WORK: usize = 1 << 14;
-/// Lists that are known, the most graphs that a rank has: a few per eight rows of a step, and twice as many when block tables or
-/// contexts have doubled.
+/// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
 const MOST_GRAPHS: usize = 128;
 const LEAST_WORK: usize = 8;
 /// Room for all that graphs write; a list for which there is none left is no graph.
@@ -136,17 +135,12 @@ impl NvidiaDriver {
                 let capture =
                     |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
                 let (stream, bytes) = (self.stream, list.bytes.len());
-                let free = self.gpu.memory().map_or(0, |(free, _)| free);
                 self.captures.set(true);
                 let captured =
                     Graph::capture(stream, &self.pending, &self.written, bytes, &list.foreign, capture);
                 self.captures.set(false);
                 let mut graph = captured.ok();
                 let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
-                if let Some(graph) = &mut graph {
-                    let left = self.gpu.memory().map_or(free, |(left, _)| left);
-                    graph.bytes = free.saturating_sub(left) as u64;
-                }
                 graphs.keep(number, graph);
                 if let Some(launched) = launched {
                     return launched;
@@ -170,9 +164,9 @@ impl NvidiaDriver {
         written: *mut u8,
     ) -> Result<(), Fault> {
         match work {
-            Work::Launch { function, kernel, grid, arguments } => {
-                self.start(*function, grid, arguments).map_err(|Fault(error)| told(*kernel, *grid, &error))
-            }
+            Work::Launch { function, kernel, grid, arguments } => function
+                .start(grid, arguments, self.stream)
+                .map_err(|Fault(error)| told(*kernel, *grid, &error)),
             // SAFETY: whoever asked for it says that the places are of so many bytes; the host's are pinned.
             Work::Write { to, from, bytes } => check(unsafe {
                 sys::cuMemcpyHtoDAsync_v2(*to, written.wrapping_add(*from).cast(), *bytes, self.stream)
@@ -191,28 +185,6 @@ impl NvidiaDriver {
             }
             Work::Mark(number) => self.events.borrow().record(*number, self.stream, self.captures.get()),
         }
-    }
-
-    fn start(&self, function: Function, grid: &Grid, arguments: &Arguments) -> Result<(), Fault> {
-        let mut pointers = arguments.all_slots().each_ref().map(|slot| ptr::from_ref(slot).cast_mut().cast());
-        let [x, y, z] = grid.blocks;
-        // SAFETY: there are as many arguments as the kernel takes, each in a slot that has all the bytes of any type, which are
-        // copied before this returns. What they point to is the device's.
-        check(unsafe {
-            sys::cuLaunchKernel(
-                function.0,
-                x,
-                y,
-                z,
-                grid.threads,
-                1,
-                1,
-                grid.shared,
-                self.stream,
-                pointers.as_mut_ptr(),
-                null_mut(),
-            )
-        })
     }
 
     /// Writes bytes by way of pinned memory.
@@ -234,9 +206,7 @@ impl NvidiaDriver {
             Some(last) => Fault(format!("{error}, in kernel {last}")),
             None => Fault(error),
         })?;
-        if let Some(graphs) = &self.graphs {
-            graphs.borrow_mut().drop_left();
-        }
+        self.graphs.iter().for_each(|graphs| graphs.borrow_mut().drop_left());
         Ok(())
     }
 }

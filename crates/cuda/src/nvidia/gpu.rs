@@ -3,20 +3,20 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_int};
 use std::fmt;
-use std::ptr::null_mut;
+use std::ptr::{self, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUlimit,
-    CUmemPool_attribute, CUmodule,
+    CUmemPool_attribute, CUmodule, CUstream,
 };
 
 use super::api::{Api, check};
 use super::driver::NvidiaDriver;
 use crate::compile::{Compiler, Target, in_parallel};
 use crate::cubin_cache::CubinCache;
-use crate::driver::{Fault, Kernel};
+use crate::driver::{Arguments, Fault, Grid, Kernel};
 use crate::limits::{self, GpuLimits};
 use crate::nvrtc::Nvrtc;
 
@@ -151,6 +151,19 @@ struct Loaded {
 /// A kernel as the driver knows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Function(pub CUfunction);
+
+impl Function {
+    /// Runs it in a stream.
+    pub fn start(self, grid: &Grid, arguments: &Arguments, stream: CUstream) -> Result<(), Fault> {
+        let mut pointers = arguments.all_slots().each_ref().map(|slot| ptr::from_ref(slot).cast_mut().cast());
+        let ([x, y, z], to) = (grid.blocks, pointers.as_mut_ptr());
+        // SAFETY: there are as many arguments as the kernel takes, each in a slot that has all the bytes of any type, which are
+        // copied before this returns. What they point to is the device's.
+        check(unsafe {
+            sys::cuLaunchKernel(self.0, x, y, z, grid.threads, 1, 1, grid.shared, stream, to, null_mut())
+        })
+    }
+}
 
 // SAFETY: contexts, modules and functions may be used from any thread of the process.
 unsafe impl Send for Gpu {}

@@ -37,6 +37,7 @@ impl Graph {
         enqueue: impl FnOnce(*mut u8) -> Result<(), Fault>,
     ) -> Result<Self, Fault> {
         let written = pinned.part(bytes)?;
+        let free = free_bytes();
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is of this thread alone.
         check(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) })?;
@@ -54,7 +55,8 @@ impl Graph {
             unsafe { sys::cuGraphDestroy(graph) };
         }
         let (pending, foreign) = (pending.clone(), foreign.to_vec());
-        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, bytes: 0, foreign })
+        let bytes = free.saturating_sub(free_bytes());
+        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, bytes, foreign })
     }
 
     /// Runs it, behind all work so far, with these bytes to be written. `waits` counts how often the stream was waited for.
@@ -70,6 +72,14 @@ impl Graph {
         // SAFETY: the graph and all it refers to are there until the stream has been waited for.
         check(unsafe { sys::cuGraphLaunch(self.executable, self.stream) })
     }
+}
+
+/// Of the current context's GPU; 0 if that can't be known.
+fn free_bytes() -> u64 {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: it writes two numbers.
+    unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+    free as u64
 }
 
 impl Drop for Graph {
