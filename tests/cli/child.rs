@@ -189,6 +189,14 @@ impl Ended {
         line
     }
 
+    /// Checks the exit status, and gives the last line of what was told until then.
+    #[track_caller]
+    pub fn fails_after_all_with(&self, status: i32) -> String {
+        let stderr = text(&self.output.stderr);
+        assert_eq!(self.output.status.code(), Some(status), "{}: {stderr}", self.shown);
+        stderr.lines().last().unwrap_or_default().to_owned()
+    }
+
     /// Checks the exit status and that stderr is one line, without `error: `. The warning of too few cores is none.
     #[track_caller]
     pub fn fails_with(&self, status: i32) -> String {

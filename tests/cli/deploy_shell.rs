@@ -19,6 +19,7 @@ const IDLE: &[&str] = &[
     "kubectl",
     "lscpu",
     "nvidia-smi",
+    "python3",
     "sbatch",
     "scp",
     "sleep",

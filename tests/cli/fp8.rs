@@ -112,6 +112,28 @@ fn random_weights_have_the_same_bits_on_any_split() {
     }
 }
 
+#[test]
+fn gathered_layers_that_do_not_split_evenly_are_filled_up() {
+    let copy = Copy::empty();
+    let plan = [
+        ("self_attn.q_proj", "replicate"),
+        ("self_attn.k_proj", "replicate"),
+        ("self_attn.v_proj", "replicate"),
+        ("self_attn.o_proj", "colwise_gather_output"),
+        ("mlp.gate_proj", "replicate"),
+        ("mlp.up_proj", "replicate"),
+        ("mlp.down_proj", "colwise_gather_output"),
+    ];
+    let plan: Value =
+        plan.map(|(layer, style)| (format!("model.layers.*.{layer}"), json!(style))).into_iter().collect();
+    copy.write("plan.json", plan.to_string());
+    let by_plan = format!("--tp-plan {}", copy.file("plan.json").display());
+    for (name, split) in [("qwen2_fp8", "--tp 3"), ("llama_fp8", "--tp 5")] {
+        let want = score(name, &golden(name), "");
+        assert_eq!(score(name, &golden(name), &format!("{by_plan} {split}")), want, "{name} {split}");
+    }
+}
+
 /// A tensor's bytes of a golden checkpoint, changed.
 fn with_bytes(tensor: &str, change: impl FnOnce(&mut [u8])) -> Copy {
     let copy = Copy::of("llama_fp8");

@@ -89,7 +89,7 @@ impl Stats {
                 "kv_replicated_bytes_per_token": r.kv_replicated_bytes_per_token,
                 "all_reduce_calls": r.all_reduce_calls,
                 "all_reduce_bytes": r.all_reduce_bytes,
-                "all_reduce_s": r.all_reduce_s,
+                "all_reduce_s": (!self.is_on_gpus).then_some(r.all_reduce_s),
                 "vocab_collective_calls": r.vocab_collective_calls,
                 "sent_bytes": r.sent_bytes,
                 "busy_s": r.busy_s,

@@ -91,6 +91,11 @@ pub fn warn_of_fast(engine: &Engine) {
         job::say!(
             "warning: --reduction fast turns off the promise of equal bits: they depend on the split, and on what runs beside a request"
         );
+        if let Some(why) = engine::missing_library() {
+            job::say!(
+                "warning: --reduction fast: {why}; 512 rows or more take the kernels that canonical sums have"
+            );
+        }
     }
 }
 

@@ -15,7 +15,7 @@ impl<G: Group + ?Sized> Group for Box<G> {
 }
 
 impl<D: Device, C: Collective<D> + ?Sized> Collective<D> for Box<C> {
-    fn prepare(&self, dev: &D) -> Result<(), CollectiveError> {
+    fn prepare(&self, dev: &D) -> Result<Option<String>, CollectiveError> {
         (**self).prepare(dev)
     }
 

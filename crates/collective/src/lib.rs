@@ -142,12 +142,12 @@ pub trait Group {
 /// A group whose ranks exchange a device's tensors.
 pub trait Collective<D: Device>: Group {
     /// Finds out how the ranks' devices reach each other. All ranks call it once, before anything else and when all are ready;
-    /// groups whose tensors are host memory know already.
+    /// groups whose tensors are host memory know already. Gives why tensors have to take a long way, if they have to.
     ///
     /// # Errors
     /// A rank is missing, or has failed. That devices don't reach each other is no error.
-    fn prepare(&self, _dev: &D) -> Result<(), CollectiveError> {
-        Ok(())
+    fn prepare(&self, _dev: &D) -> Result<Option<String>, CollectiveError> {
+        Ok(None)
     }
     /// Finishes a reduction tree on every rank.
     ///

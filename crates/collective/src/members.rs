@@ -136,7 +136,7 @@ impl<D: Device> Group for Members<D> {
 }
 
 impl<D: Device> Collective<D> for Members<D> {
-    fn prepare(&self, dev: &D) -> Result<(), CollectiveError> {
+    fn prepare(&self, dev: &D) -> Result<Option<String>, CollectiveError> {
         self.named(self.inner.prepare(dev))
     }
 

@@ -77,6 +77,11 @@ impl<G> StepGraphs<G> {
         self.left.clear();
     }
 
+    /// How many made room for others and are not dropped yet.
+    pub fn left(&self) -> usize {
+        self.left.len()
+    }
+
     /// All graphs that there are.
     pub fn all(&self) -> impl Iterator<Item = &G> {
         let kept = self.known.values().filter_map(|known| match &known.state {

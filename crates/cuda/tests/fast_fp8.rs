@@ -143,7 +143,7 @@ fn products_of_e4m3_are_replayed_with_the_rest() {
         });
         assert!(all[0] == all[1], "graphs give what single calls give");
         assert!(all[0][3] != all[0][4] && graph_launches() >= 3);
-        assert!(times_of_e4m3() <= 3 + 5, "{} calls", times_of_e4m3());
+        assert!((1..=3 + 5).contains(&times_of_e4m3()), "{} calls", times_of_e4m3());
     });
 }
 

@@ -77,7 +77,7 @@ impl MakeDevice for MakeCuda {
         let ordinal = self.gpu_of(self.local.here(rank));
         let gpu = self.gpus.iter().find(|gpu| gpu.info.ordinal as usize == ordinal);
         let gpu = gpu.expect("GPUs of all ranks of this process are open");
-        let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim, self.local.tp));
+        let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim, self.local.replica));
         let made = made.and_then(|()| gpu.driver(self.enforce_eager));
         match made {
             Ok(driver) => {
@@ -96,6 +96,12 @@ impl Machine for MakeCuda {
             would_work: "--device cpu needs none of that".into(),
         };
         let count = cuda::probe().map_err(refused)?.len();
+        if local.heads > cuda::MOST_HEADS {
+            let (most, heads) = (cuda::MOST_HEADS, local.heads);
+            return Err(refused(Fault(format!(
+                "GPUs take models of {most} heads at most, this one has {heads}"
+            ))));
+        }
         let mut ordinals: Vec<usize> =
             local.of_process().map(|index| gpu_of(index, local.ranks, count)).collect();
         ordinals.dedup();

@@ -114,10 +114,11 @@ impl<D: Device> RankGroups<D> {
     }
 
     /// Has the groups whose ranks exchange tensors find out how their devices reach each other. All ranks call it when all are
-    /// ready.
-    pub fn prepare(&self, dev: &D) -> Result<(), CollectiveError> {
-        let mut exchanging = std::iter::once(&self.tensor).chain(&self.context).chain(&self.pipeline);
-        exchanging.try_for_each(|group| group.prepare(dev))
+    /// ready. Gives why some tensors have to take a long way, if they have to.
+    pub fn prepare(&self, dev: &D) -> Result<Option<String>, CollectiveError> {
+        let exchanging = std::iter::once(&self.tensor).chain(&self.context).chain(&self.pipeline);
+        let long_ways = exchanging.map(|group| group.prepare(dev)).collect::<Result<Vec<_>, _>>()?;
+        Ok(long_ways.into_iter().flatten().next())
     }
 
     /// Whether all groups can go on.

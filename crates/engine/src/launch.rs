@@ -166,9 +166,12 @@ fn load<M: MakeDevice>(
         });
         (decoder.inspect_err(|error| groups.fail(error))?, loader.stats())
     };
-    all_are_ready(&groups)
+    let long_way = all_are_ready(&groups)
         .and_then(|()| Ok(groups.prepare(&dev)?))
         .inspect_err(|error| groups.fail(error))?;
+    if let Some(why) = long_way.filter(|_| groups.rank == 0) {
+        job::say!("warning: ranks exchange through the host: {why}");
+    }
     let LaunchOptions { kept, kv_dtype, comm_timeout, ref host, .. } = setup.options;
     let host = host.clone();
     Ok(Worker {

@@ -47,7 +47,9 @@ mod worker;
 pub use bubble::Bubble;
 pub use clocks::HostClock;
 pub use cost::cost_of_step;
-pub use cuda::{GpuInfo, GpuLimits, Reduction, broken_driver, probe as gpus, usable as usable_gpus};
+pub use cuda::{
+    GpuInfo, GpuLimits, Reduction, broken_driver, missing_library, probe as gpus, usable as usable_gpus,
+};
 pub use engine::Engine;
 pub use error::EngineError;
 pub use experts::ExpertReport;

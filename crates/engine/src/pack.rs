@@ -81,10 +81,14 @@ fn types_agree(weights: &[StoredWeight]) -> Result<(), EngineError> {
     };
     match (0..weights.len()).flat_map(neighbours).find(differ) {
         None => Ok(()),
-        Some((one, other)) => Err(EngineError::Request(format!(
-            "layers that share their input are stored in several types: {} is {}, {} is {}; say by --dtype or --quantization in \
-             which one to pack them",
-            one.name, one.spec.format, other.name, other.spec.format
-        ))),
+        Some((one, other)) => {
+            let is_grouped = one.spec.format.is_grouped() || other.spec.format.is_grouped();
+            let by =
+                if is_grouped { "--quantization int8, int4 or fp8" } else { "--dtype or --quantization" };
+            Err(EngineError::Request(format!(
+                "layers that share their input are stored in several types: {} is {}, {} is {}; say by {by} in which one to pack them",
+                one.name, one.spec.format, other.name, other.spec.format
+            )))
+        }
     }
 }

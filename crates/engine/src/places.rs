@@ -134,9 +134,12 @@ impl Place {
             gb(needs.activations),
             gb(block),
         );
-        let would_work = "--tp or --pp over more GPUs, --quantization int8 or int4, fewer --max-num-batched-tokens, or --device cpu \
-                          would help";
-        Err(EngineError::NotOnGpus { why, would_work: would_work.into() })
+        let more = if needed <= gpu.free { "more --gpu-memory-utilization, " } else { "" };
+        let would_work = format!(
+            "{more}--tp or --pp over more GPUs, --quantization int8 or int4, fewer --max-num-batched-tokens, or --device cpu \
+             would help"
+        );
+        Err(EngineError::NotOnGpus { why, would_work })
     }
 }
 
@@ -197,7 +200,7 @@ mod tests {
             error,
             "the model does not fit: GPU 0 (Test) has 62.0 GB for it (--gpu-memory-utilization 0.9 of 80.0 GB, 70.0 GB \
              free), and 2 ranks on it need 62.0 GB: weights and buffers 60.0 GB, activations 2.0 GB, keys and values of 16 tokens 32 \
-             MB; --tp or --pp over more GPUs, --quantization int8 or int4, fewer --max-num-batched-tokens, or --device cpu would help"
+             MB; more --gpu-memory-utilization, --tp or --pp over more GPUs, --quantization int8 or int4, fewer --max-num-batched-tokens, or --device cpu would help"
         );
         assert!(Place::host(2).check_plan(None, u64::MAX / 4, needs).is_ok());
     }

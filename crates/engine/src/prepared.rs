@@ -33,6 +33,10 @@ pub(crate) struct Local {
     only_here: Option<usize>,
     /// Ranks of a tensor-parallel group.
     pub tp: usize,
+    /// Ranks of a replica.
+    pub replica: usize,
+    /// Query heads of a layer.
+    pub heads: usize,
     /// Threads of each rank.
     pub threads: usize,
     /// Whether threads that wait spin.
@@ -51,6 +55,8 @@ impl Local {
             only: None,
             only_here: None,
             tp: plan.mesh.tp,
+            replica: plan.mesh.tp * plan.mesh.pp,
+            heads: plan.layout.config.num_heads,
             threads: 1,
             spin: false,
             kv_dtype,
@@ -302,8 +308,16 @@ fn needs(plan: &Plan, options: &EngineOptions, kv_dtype: KvDType) -> Needs {
     // The residual stream, its norm, and a block's sums: a few nodes of a tree where the work is split.
     let stream = 3 + if mesh.tp > 1 { 4 } else { 1 };
     let attention = share(config.num_heads * config.head_dim) * 3;
-    let feed_forward = share(config.intermediate_size) * 3;
-    let row = config.hidden_size as u64 * stream + attention.max(feed_forward);
+    let hidden = config.hidden_size as u64;
+    // Of a token's experts as many rows as there could be on a rank: inputs, and outputs or their sums.
+    let experts = config.moe.map_or(0, |moe| {
+        let width = if mesh.ep > 1 { moe.intermediate_size as u64 } else { share(moe.intermediate_size) };
+        moe.top_k as u64 * (2 * width + hidden)
+    });
+    let feed_forward = (share(config.intermediate_size) * 3).max(experts);
+    // The split embedding's rows of every rank, which are there before anything else is.
+    let embedding = if mesh.tp > 1 { (mesh.tp as u64 + 2) * hidden } else { 0 };
+    let row = (hidden * stream + attention.max(feed_forward)).max(embedding);
     let logits = share(config.vocab_size) * options.max_num_seqs.min(options.max_num_batched_tokens) as u64;
     Needs { activations: 4 * (rows * row + logits), token: kv_bytes_of_rank(plan, kv_dtype) }
 }

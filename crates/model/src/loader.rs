@@ -325,6 +325,12 @@ impl MatrixSource for Zeros {
     fn read(&self, _: usize, _: Range<usize>, out: &mut [f32]) {
         out.fill(0.0);
     }
+    fn read_elements(&self, _: usize, _: Range<usize>, out: &mut [u8]) {
+        out.fill(0);
+    }
+    fn scale(&self, _: usize, _: usize) -> f32 {
+        0.0
+    }
     fn packed(&self, rows: Range<usize>, cols: Range<usize>) -> Option<Vec<PackedPart>> {
         Some(vec![PackedPart { weight: None, rows, cols }])
     }

@@ -95,14 +95,14 @@ impl Shape {
 }
 
 /// Files of kernels that a model with such a cache needs, whatever its weights are: those of their formats are loaded with them.
-/// `tp`: ranks that sum together; what one alone does not need is a fifth of all that is compiled.
-pub fn kernels_for(dtype: KvDType, head_dim: usize, tp: usize) -> Vec<&'static str> {
+/// `ranks`: of a replica; what one alone does not need is a fifth of all that is compiled.
+pub fn kernels_for(dtype: KvDType, head_dim: usize, ranks: usize) -> Vec<&'static str> {
     let tiles = of_type(dtype, KERNELS)[Shape::of(head_dim) as usize];
     let split = of_type(dtype, split::KERNELS);
     let is_needed = |file: &&str| match file {
         file if file.starts_with("attention_tiles_") => *file == tiles,
         file if file.starts_with("attention_split_") => *file == split,
-        file if file.starts_with("all_reduce") => tp > 1,
+        file if file.starts_with("all_reduce") => ranks > 1,
         file => !kernels::is_of_format(file),
     };
     kernels::FILES.iter().map(|(file, _)| *file).filter(is_needed).collect()

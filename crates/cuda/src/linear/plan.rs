@@ -13,6 +13,8 @@ use crate::tensor::Queue;
 
 /// Sums of a warp of `linear.cuh` for which there is room: those of 256 leaves that eight warps share.
 const MOST_WAITING: usize = 5;
+/// Query heads, the leaves of attention's projection, for whose tree that is enough.
+pub const MOST_HEADS: usize = 256;
 
 /// A program of one weight.
 pub(super) enum Plan {

@@ -36,6 +36,8 @@ const MOST_WRITTEN: usize = 256 << 10;
 const MOST_WORK: usize = 1 << 14;
 /// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
 const MOST_GRAPHS: usize = 128;
+/// Those that made room for others, until somebody waits.
+const MOST_LEFT: usize = 8;
 const LEAST_WORK: usize = 8;
 /// Room for all that graphs write; a list for which there is none left is no graph.
 const GRAPH_BYTES: usize = 16 << 20;
@@ -128,6 +130,11 @@ impl NvidiaDriver {
 
     fn run(&self, list: &WorkList<Function>, graphs: &mut StepGraphs<Graph>) -> Result<(), Fault> {
         let number = list.number();
+        // Who never reads, as the first stages of a pipeline, waits here.
+        if graphs.left() > MOST_LEFT {
+            self.pending.wait()?;
+            graphs.drop_left();
+        }
         match graphs.way(number, list.work.len()) {
             Way::Eager => {}
             Way::Replay(graph) => return graph.launch(&list.bytes, self.waits.get()),

@@ -16,7 +16,7 @@ use crate::reduction::Reduction;
 use crate::tensor::CudaTensor;
 
 impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
-    fn prepare(&self, dev: &CudaDevice) -> Result<(), CollectiveError> {
+    fn prepare(&self, dev: &CudaDevice) -> Result<Option<String>, CollectiveError> {
         self.find_path(&dev.queue)
     }
 

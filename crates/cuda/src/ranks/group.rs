@@ -143,16 +143,23 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     }
 
     /// As [`Collective::prepare`].
-    pub(super) fn find_path(&self, queue: &Queue) -> Result<(), CollectiveError> {
+    pub(super) fn find_path(&self, queue: &Queue) -> Result<Option<String>, CollectiveError> {
         if self.size() == 1 || self.path.get().is_some() {
-            return Ok(());
+            return Ok(None);
         }
+        let mut long_way = None;
         let path = match self.way {
             Way::Host => Path::Staged,
             Way::Shortest | Way::Peers => {
                 match setup::peers(&self.host, queue, self.slot_bytes, self.deadline)? {
                     Ok(peers) => Path::Peers(Box::new(peers)),
-                    Err(_) if self.way == Way::Shortest => self.by_nccl(queue)?.unwrap_or(Path::Staged),
+                    Err(Refusal { why, .. }) if self.way == Way::Shortest => {
+                        self.by_nccl(queue)?.unwrap_or_else(|Refusal { why: nor, .. }| {
+                            long_way =
+                                Some(format!("GPUs can't use each other's memory: {why}; nor NCCL: {nor}"));
+                            Path::Staged
+                        })
+                    }
                     Err(Refusal { rank, why }) => {
                         let why = format!("GPUs can't use each other's memory: {why}");
                         return Err(self.refused(rank, &why));
@@ -175,7 +182,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         self.path.set(path).ok();
         self.standing.enter_host(self.host.watched().progress().sequence);
         self.prepared.set(self.host.stats());
-        Ok(())
+        Ok(long_way)
     }
 
     fn by_nccl(&self, queue: &Queue) -> Result<Result<Path, Refusal>, CollectiveError> {

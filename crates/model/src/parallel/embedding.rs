@@ -37,21 +37,53 @@ impl<D: Device> VocabParallelEmbedding<D> {
             let own = rank.stream.rows(rank.group.rank(), ids.len());
             return Ok(rank.dev.embed(&self.weight, &ids[own]));
         };
-        let (me, rows) = (rank.group.rank(), ids.len());
-        let own = &vocab[me];
-        // Every rank gives as many rows, of whatever ids it has where the id is another rank's, and takes each from the rank that has
-        // it: so what is done follows from the number of rows alone, and not from the ids.
+        let (parts, places) = match rank.group.sizes_by_numbers() {
+            true => self.by_owner(rank, vocab, ids)?,
+            false => self.alike(rank, vocab, ids)?,
+        };
+        let own = rank.stream.rows(rank.group.rank(), ids.len());
+        Ok(rank.dev.gather_rows(&parts, &places[own]))
+    }
+
+    /// Each row of the rank that has it, and the place of each id's among them: as little as there can be.
+    fn by_owner(&self, rank: Rank<D>, vocab: &[Range<usize>], ids: &[u32]) -> Gathered<D> {
+        let mut by_owner: Vec<Vec<u32>> = vec![Vec::new(); vocab.len()];
+        for (row, &id) in ids.iter().enumerate() {
+            by_owner[owner(vocab, id)].push(row as u32);
+        }
+        let me = rank.group.rank();
+        let own = by_owner[me].iter().map(|&row| ids[row as usize] - vocab[me].start as u32);
+        let part = rank.dev.embed(&self.weight, &own.collect::<Vec<_>>());
+        let counts: Vec<usize> = by_owner.iter().map(Vec::len).collect();
+        let sorted = rank.calls(Part::Exchange).all_gather(&part, &counts)?;
+        let mut places = vec![0; ids.len()];
+        for (at, row) in by_owner.into_iter().flatten().enumerate() {
+            places[row as usize] = at as u32;
+        }
+        Ok((sorted, places))
+    }
+
+    /// The same where sizes must not depend on ids: every rank gives as many rows, of whatever ids it has where the id is another
+    /// rank's.
+    fn alike(&self, rank: Rank<D>, vocab: &[Range<usize>], ids: &[u32]) -> Gathered<D> {
+        let (own, rows) = (&vocab[rank.group.rank()], ids.len());
         let here = |&id: &u32| if own.contains(&(id as usize)) { id - own.start as u32 } else { 0 };
         let part = match own.is_empty() {
             true => rank.dev.alloc(rows, rank.dev.weight_shape(&self.weight)[1]),
             false => rank.dev.embed(&self.weight, &ids.iter().map(here).collect::<Vec<_>>()),
         };
         let parts = rank.calls(Part::Exchange).all_gather_alike(&part)?;
-        let owner = |id: u32| vocab.partition_point(|range| range.end <= id as usize);
-        let place = |row: usize| (owner(ids[row]) * rows + row) as u32;
-        let taken: Vec<u32> = rank.stream.rows(me, rows).map(place).collect();
-        Ok(rank.dev.gather_rows(&parts, &taken))
+        let places = ids.iter().enumerate().map(|(row, &id)| (owner(vocab, id) * rows + row) as u32);
+        Ok((parts, places.collect()))
     }
+}
+
+/// Rows of all ranks, and where each id's is.
+type Gathered<D> = Result<(<D as Device>::Tensor, Vec<u32>), ModelError>;
+
+/// The rank that has an id.
+fn owner(vocab: &[Range<usize>], id: u32) -> usize {
+    vocab.partition_point(|range| range.end <= id as usize)
 }
 
 /// The ids of each rank, if there are several and they don't all have all.

@@ -103,19 +103,23 @@ pub(super) struct Product {
     pub output_stride: usize,
 }
 
+/// The newest that there is.
+pub(super) fn search() -> Search {
+    let names = ["libcublasLt.so.13", "libcublasLt.so.12"].map(String::from).to_vec();
+    let toolkits = [variable("CUDA_HOME"), variable("CUDA_PATH"), Some("/usr/local/cuda".into())];
+    let mut folders: Vec<_> = toolkits.into_iter().flatten().map(|kit| kit.join("lib64")).collect();
+    folders.extend(package_folders(|name| name == "cublas" || name.starts_with("cu1")));
+    Search { names, folders }
+}
+
 impl CublasLt {
     /// The newest that there is. The GPU is that of the calling thread.
     ///
     /// # Errors
     /// What was looked for, or why it does not work here.
     pub fn open() -> Result<Rc<Self>, Fault> {
-        let names = ["libcublasLt.so.13", "libcublasLt.so.12"].map(String::from).to_vec();
-        let toolkits = [variable("CUDA_HOME"), variable("CUDA_PATH"), Some("/usr/local/cuda".into())];
-        let mut folders: Vec<_> = toolkits.into_iter().flatten().map(|kit| kit.join("lib64")).collect();
-        folders.extend(package_folders(|name| name == "cublas" || name.starts_with("cu1")));
-        let (library, path) = Search { names, folders }
-            .open()
-            .map_err(|not_found| Fault(format!("no libcublasLt: {not_found}")))?;
+        let (library, path) =
+            search().open().map_err(|not_found| Fault(format!("no libcublasLt: {not_found}")))?;
         // SAFETY: these are cublasLt.h's types, the same in all these versions.
         let functions = unsafe { Functions::of(library) }
             .map_err(|lacks| Fault(format!("{} has no {lacks}: it is too old", path.display())))?;

@@ -17,6 +17,11 @@ use crate::tensor::Queue;
 /// hundred rows takes about as long as reading it. Not measured.
 const LIBRARY_ROWS: usize = 512;
 
+/// What was looked for, if the library is not there that layers of many rows are given to.
+pub fn missing_library() -> Option<String> {
+    cublaslt::search().open().err().map(|why| format!("no cuBLASLt: {why}"))
+}
+
 /// What a device has that is allowed to choose.
 pub(crate) struct Fast {
     library: Option<Library>,
