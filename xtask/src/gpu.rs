@@ -18,10 +18,13 @@ const USAGE: &str = "\
 usage: cargo xtask gpu pack [--profile NAME] [--out FOLDER]   builds, and packs what a machine with a GPU needs
        cargo xtask gpu run [--folder FOLDER] [--profile NAME] [--only PART,PART] [--seconds N] [--out FILE]
                                                              runs all of it here; without a packed folder builds first
-       FILE gets the table as JSON, and beside it .txt gets it as it is printed, after each part";
+       FILE gets the table as JSON, and beside it .txt gets it as it is printed, after each part; unless it is said,
+       it is results.json in FOLDER (without one, in target/gpu), and of some parts results-PART-PART.json";
 
 /// Where it is packed to.
 const FOLDER: &str = "target/gpu/anysplit-gpu";
+/// Where results of a run that packs are.
+const RESULTS: &str = "target/gpu";
 /// What it is built with.
 const PROFILE: &str = "gpu";
 /// What all parts of a run may take together.
@@ -72,11 +75,16 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, String> {
             };
             let only: Option<Vec<&str>> = options.get("--only").map(|only| only.split(',').collect());
             parts::check(only.as_deref())?;
-            let folder = match options.get("--folder") {
-                Some(folder) => PathBuf::from(folder),
-                None => pack::folder(root, options.get("--profile").unwrap_or(PROFILE), &root.join(FOLDER))?,
+            // Packing replaces the folder, so that results of a run that packs lie beside it.
+            let (folder, beside) = match options.get("--folder") {
+                Some(folder) => (PathBuf::from(folder), PathBuf::from(folder)),
+                None => {
+                    let profile = options.get("--profile").unwrap_or(PROFILE);
+                    (pack::folder(root, profile, &root.join(FOLDER))?, root.join(RESULTS))
+                }
             };
-            let file = options.get("--out").map_or_else(|| folder.join("results.json"), PathBuf::from);
+            let file =
+                options.get("--out").map_or_else(|| beside.join(results(only.as_deref())), PathBuf::from);
             // A run that is cut off has left what came before.
             let keep = |report: &Report| write(report, &file);
             let report = parts::all(&folder, only.as_deref(), Duration::from_secs(seconds), &keep)?;
@@ -92,6 +100,11 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, String> {
     }
 }
 
+/// The file of a run's results: what some parts came to takes nothing from a whole run.
+fn results(only: Option<&[&str]>) -> String {
+    only.map_or_else(|| "results.json".into(), |only| format!("results-{}.json", only.join("-")))
+}
+
 /// Writes what there is for programs, and beside it for people.
 fn write(report: &Report, file: &Path) -> Result<(), String> {
     let text = file.with_extension("txt");
@@ -99,4 +112,15 @@ fn write(report: &Report, file: &Path) -> Result<(), String> {
         std::fs::write(file, content + "\n").map_err(|error| format!("gpu: {}: {error}", file.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_some_parts_take_no_whole_runs_place() {
+        assert_eq!(results(None), "results.json");
+        assert_eq!(results(Some(&["decode", "start-up"])), "results-decode-start-up.json");
+    }
 }

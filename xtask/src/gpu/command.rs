@@ -135,10 +135,22 @@ impl Place {
     }
 }
 
+/// What `compute-sanitizer` begins its lines with, and what those of them have that say what it found.
+const SANITIZER: &str = "=========";
+const FINDINGS: [&str; 5] = ["Invalid ", "hazard", "Race reported", "Barrier error", NOT_SUPPORTED];
+/// What `compute-sanitizer` says where it can't work.
+pub const NOT_SUPPORTED: &str = "Device not supported";
+
 /// The line that says why a program failed, if one does.
 fn cause(errors: &str, output: &str) -> String {
+    // What a fault leads to is told as an error too, on the other stream. A summary tells of hazards even if there are none.
+    let finds = |line: &&str| {
+        let is_one = line.starts_with(SANITIZER) && !line.contains("SUMMARY");
+        is_one && FINDINGS.iter().any(|finding| line.contains(finding))
+    };
     let says = |line: &&str| line.contains("error") || line.contains("panicked") || line.contains("ERROR");
-    let line = errors.lines().find(says).or_else(|| output.lines().find(says));
+    let found = errors.lines().find(finds).or_else(|| output.lines().find(finds));
+    let line = found.or_else(|| errors.lines().find(says)).or_else(|| output.lines().find(says));
     line.map_or_else(|| last_line(errors), |line| format!(": {}", line.trim()))
 }
 

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::speed::{self, SHAPE, TO_LOAD};
 
-/// What can be carried to such a machine.
-pub const MOST_BYTES: u64 = 64 << 20;
+/// What can be carried to such a machine: some take 64 MiB, of which the working tree has its part.
+pub const MOST_BYTES: u64 = 48 << 20;
 
 /// Programs of the package `cuda` that try a real GPU are called so.
 const TESTS: &str = "gpu";
@@ -195,7 +195,8 @@ pub fn archive(folder: &Path, most: u64) -> Result<String, String> {
     let (new, whole) = (parent.join(format!("{name}.tar.xz.new")), parent.join(format!("{name}.tar.xz")));
     fs::remove_file(&whole).ok();
     let made = Command::new("tar")
-        .env("XZ_OPT", "-6 -T0")
+        // Most of it is machine code; that filter takes 6 % off NVIDIA's compiler.
+        .env("XZ_OPT", "--x86 --lzma2=preset=6 -T0")
         .arg("-cJf")
         .arg(&new)
         .arg("-C")
@@ -207,7 +208,7 @@ pub fn archive(folder: &Path, most: u64) -> Result<String, String> {
     let result = match made.success() {
         false => Err(format!("gpu: tar: {made}")),
         true if bytes > most => Err(format!(
-            "gpu: {:.1} MiB packed are more than {} MiB; the largest: {}",
+            "gpu: {:.1} MiB packed are more than {} MiB, beside which a working tree has room; the largest: {}",
             mib(bytes),
             most >> 20,
             largest(folder)

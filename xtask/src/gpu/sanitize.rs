@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::command::Place;
+use super::command::{NOT_SUPPORTED, Place};
 use super::table::Row;
 
 /// What is run, the most important first. All are small, and launch by launch, so that an access is told with its kernel.
@@ -40,16 +40,28 @@ pub fn tool(place: &Place, tool: &str) -> Result<Vec<Row>, String> {
     };
     // 40 tokens: more rows than decoding has, so that prompts' kernels run too.
     let ids = (5..45).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
-    let sanitized = |(about, words): &(&str, &str)| {
+    let mut rows = Vec::new();
+    for (about, words) in RUNS {
         let name = format!("{tool}: {about}");
         if place.is_over() {
-            return Row::skipped(name, "no time was left");
+            rows.push(Row::skipped(name, "no time was left"));
+            continue;
         }
         let mut command = place.command(program);
         command.args(["--tool", tool, "--error-exitcode", "9"]).arg(place.folder.join(Path::new("anysplit")));
         command.args(words.split_whitespace());
         command.args(["--device", "cuda", "--enforce-eager", "--max-tokens", "3", "--prompt-ids", &ids]);
-        place.run(&mut command).map_or_else(|why| Row::failed(&name, why), |_| Row::ok(&name))
-    };
-    Ok(RUNS.iter().map(sanitized).collect())
+        match place.run(&mut command) {
+            // It is the same with all that would come.
+            Ok(said) | Err(said) if said.contains(NOT_SUPPORTED) => {
+                rows.push(Row::skipped(tool, format!("compute-sanitizer: {NOT_SUPPORTED}")));
+                break;
+            }
+            Ok(_) => rows.push(Row::ok(name)),
+            // It was cut off, and has found nothing so far that would have ended it.
+            Err(why) if place.is_over() => rows.push(Row::skipped(name, why)),
+            Err(why) => rows.push(Row::failed(name, why)),
+        }
+    }
+    Ok(rows)
 }

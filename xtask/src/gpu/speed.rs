@@ -15,6 +15,9 @@ pub const SHAPE: &str = "shapes/llama-3.1-8b";
 /// The shape of the checkpoint that is loaded from files: some GB.
 pub const TO_LOAD: &str = "shapes/to-load.json";
 
+/// The figure of `decode` that others are compared with.
+const DECODED: &str = "decode_tokens_per_s";
+
 /// The shape of Llama-3.1-8B, with so many layers in place of 32.
 pub fn shape(layers: usize) -> Value {
     json!({
@@ -75,9 +78,12 @@ pub fn kernels(place: &Place) -> Result<Vec<Row>, String> {
     Ok([slowest].into_iter().chain(rows.iter().map(row)).collect())
 }
 
-fn bench(place: &Place, words: &str) -> Result<Vec<Value>, String> {
-    let shape =
-        format!("--model {SHAPE} --load-format random --dtype bfloat16 --device cuda --repeats 1 --json");
+/// `tokens` are those of a step: room for all prompts, so that none waits for the others.
+fn bench(place: &Place, tokens: usize, words: &str) -> Result<Vec<Value>, String> {
+    // The warm-up runs piece by piece, the first run is captured as a graph as well: two are left that are neither, and the median is one.
+    let shape = format!(
+        "--model {SHAPE} --load-format random --dtype bfloat16 --device cuda --repeats 3 --max-num-batched-tokens {tokens} --json"
+    );
     let mut told = place.json(&mut place.anysplit(&format!("bench decode {shape} {words}")))?;
     match told["rows"].take() {
         Value::Array(rows) => Ok(rows),
@@ -94,16 +100,18 @@ fn row_of(rows: &[Value], batch: u64, prompt: u64) -> Result<&Value, String> {
 
 /// The shape of Llama-3.1-8B with random weights, in canonical order.
 pub fn decode(place: &Place) -> Result<Vec<Row>, String> {
+    // What another run noted is no figure of this one.
+    note(place, DECODED, &Value::Null);
     // One load for both.
     let words = "--reduction canonical --prompt-len 128 --gen-len 64 --batch-size 1,64 --max-model-len 8192";
-    let rows = bench(place, words)?;
+    let rows = bench(place, 64 * 128, words)?;
     let (one, many) = (row_of(&rows, 1, 128)?, row_of(&rows, 64, 128)?);
-    note(place, "decode_tokens_per_s", &one["decode_tokens_per_s"]);
+    note(place, DECODED, &one["decode_tokens_per_s"]);
     let speed = |row: &Value| row["decode_tokens_per_s"].as_f64();
     let ratio = speed(one).zip(speed(many)).map_or(Value::Null, |(one, many)| (many / one).into());
     Ok(vec![
         Row::figure("decode, batch 1", &one["decode_tokens_per_s"], 1.0, "tokens/s"),
-        Row::figure("decode, batch 1, of copying", &one["decode_roofline_fraction"], 100.0, "%"),
+        Row::figure("decode, batch 1, of copying", &one["decode_bandwidth_fraction"], 100.0, "%"),
         Row::figure("decode, batch 64", &many["decode_tokens_per_s"], 1.0, "tokens/s"),
         Row::figure("batch 64 beside batch 1", &ratio, 1.0, "times"),
         Row::figure("load of 16 GB at random", &one["load_s"], 1.0, "s"),
@@ -113,7 +121,7 @@ pub fn decode(place: &Place) -> Result<Vec<Row>, String> {
 /// A long prompt, in canonical order.
 pub fn prefill(place: &Place) -> Result<Vec<Row>, String> {
     let words = "--reduction canonical --prompt-len 4096 --gen-len 2 --batch-size 1 --max-model-len 8192";
-    let rows = bench(place, words)?;
+    let rows = bench(place, 4096, words)?;
     let long = row_of(&rows, 1, 4096)?;
     Ok(vec![
         Row::figure("prefill of 4096", &long["prefill_tokens_per_s"], 1.0, "tokens/s"),
@@ -123,12 +131,12 @@ pub fn prefill(place: &Place) -> Result<Vec<Row>, String> {
 
 /// The same without the promise of equal bits.
 pub fn fast(place: &Place) -> Result<Vec<Row>, String> {
-    let rows =
-        bench(place, "--reduction fast --prompt-len 4096 --gen-len 64 --batch-size 1 --max-model-len 8192")?;
+    let words = "--reduction fast --prompt-len 4096 --gen-len 64 --batch-size 1 --max-model-len 8192";
+    let rows = bench(place, 4096, words)?;
     let long = row_of(&rows, 1, 4096)?;
     Ok(vec![
         Row::figure("fast: decode behind 4096", &long["decode_tokens_per_s"], 1.0, "tokens/s"),
-        Row::figure("fast: decode, of copying", &long["decode_roofline_fraction"], 100.0, "%"),
+        Row::figure("fast: decode, of copying", &long["decode_bandwidth_fraction"], 100.0, "%"),
         Row::figure("fast: prefill of 4096, of mma.sync", &long["prefill_flops_fraction"], 100.0, "%"),
     ])
 }
@@ -203,7 +211,9 @@ pub fn transformers(place: &Place, way: &str) -> Result<Vec<Row>, String> {
         let why = "python3 has no torch and transformers: `python3 -m pip install torch transformers`";
         return Ok(vec![Row::skipped(name, why)]);
     }
-    let ours = noted(place, "decode_tokens_per_s").ok_or("`decode` told no tokens/s to compare with")?;
+    let ours = noted(place, DECODED).ok_or(
+        "there is no figure of `decode` to compare with: run it with `--only decode,eager,compiled`",
+    )?;
     let mut command = place.command("python3");
     let told = place.json(command.args(["transformers_decode.py", "--shape", SHAPE, "--way", way]))?;
     let theirs = told["decode_tokens_per_s"].as_f64().ok_or("it told no tokens/s")?;
