@@ -290,14 +290,16 @@ fn who_hands_nothing_on_or_takes_nothing_is_named() {
         return;
     }
     let deadline = Duration::from_secs(1);
-    for is_sent in [false, true] {
-        on_all(groups(2, deadline, WireDType::Float32, 1 << 16), |rank, group, dev| {
+    for (gpu, is_sent) in [false, true].into_iter().flat_map(both) {
+        on_all_of(gpu, groups(2, deadline, WireDType::Float32, 1 << 16), |rank, group, dev, _| {
             if rank == 1 {
+                group.send(dev, &dev.upload(&[1.0; 30_000], 300, 100), 0).expect("send");
                 while group.check().is_ok() {
                     std::thread::yield_now();
                 }
                 return;
             }
+            group.recv(dev, 1, 300, 100, None).expect("recv");
             let began = Instant::now();
             let error = match is_sent {
                 false => group.recv(dev, 1, 2, 3, Some(deadline)).map(drop).expect_err("nothing was sent"),
@@ -307,7 +309,7 @@ fn who_hands_nothing_on_or_takes_nothing_is_named() {
                 }
             };
             let text = error.to_string();
-            let op = if is_sent { "send number" } else { "recv number 1 on rank 0" };
+            let op = if is_sent { "send number" } else { "recv number 2 on rank 0" };
             assert!(text.contains(op) && text.contains("rank [1] did not arrive within 1 s"), "{text}");
             assert!(began.elapsed() < 10 * deadline, "{:?}", began.elapsed());
             assert!(dev.download(&dev.alloc(1, 1)).is_err(), "what follows is nothing");
