@@ -158,6 +158,10 @@ pub trait Driver {
     fn ranks_on_gpu(&self) -> usize {
         1
     }
+    /// How many processes those are.
+    fn processes_on_gpu(&self) -> usize {
+        1
+    }
     /// Bytes of its memory that nobody has; `None` where nobody counts.
     fn free_bytes(&self) -> Option<u64> {
         None

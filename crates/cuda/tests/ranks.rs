@@ -10,7 +10,7 @@ use cuda::{CudaDevice, CudaGroup};
 use tensor::{Device, NormKind, NormSpec, ReductionTree, Reference, RowNorm};
 
 mod emulated;
-use emulated::Emulated;
+use emulated::{Emulated, Launches};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -18,11 +18,26 @@ fn can_emulate() -> bool {
     Emulated::new(0).is_some()
 }
 
-/// A rank's device: two ranks share a GPU.
-fn device(rank: usize) -> CudaDevice {
-    let mut driver = Emulated::new(rank as u32).expect("there is a compiler");
-    driver.ordinal = Some(rank as u32 / 2);
-    CudaDevice::new(Box::new(driver))
+/// What two ranks share: of one that is narrow each has a block, of one that is wide many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gpu {
+    Narrow,
+    Wide,
+}
+
+impl Gpu {
+    /// A rank's device, and what runs there.
+    fn device(self, rank: usize) -> (CudaDevice, Launches) {
+        let (turn, multiprocessors) = match self {
+            Gpu::Narrow => (rank, 2),
+            // A block waits for the same one of other ranks, and blocks run one after another: all must begin at the same end.
+            Gpu::Wide => (2 * rank, 32),
+        };
+        let mut driver = Emulated::new(turn as u32).expect("there is a compiler");
+        (driver.ordinal, driver.multiprocessors) = (Some(rank as u32 / 2), multiprocessors);
+        let launches = driver.launches.clone();
+        (CudaDevice::new(Box::new(driver)), launches)
+    }
 }
 
 fn groups(
@@ -42,9 +57,11 @@ fn groups_of_gpus_are_groups() {
     if !can_emulate() {
         return;
     }
-    for (ranks, slot_bytes) in [(2, 1 << 20), (3, 4096)] {
+    for (gpu, ranks, slot_bytes) in
+        [(Gpu::Narrow, 2, 1 << 20), (Gpu::Narrow, 3, 4096), (Gpu::Wide, 2, 1 << 20)]
+    {
         let make = |ranks, deadline| groups(ranks, deadline, WireDType::Float32, slot_bytes);
-        conformance::run(ranks, make, device);
+        conformance::run(ranks, make, |rank| gpu.device(rank).0);
     }
 }
 
@@ -53,16 +70,37 @@ fn on_all(
     groups: Vec<CudaGroup<SharedRank>>,
     work: impl Fn(usize, &CudaGroup<SharedRank>, &CudaDevice) + Sync,
 ) {
+    on_all_of(Gpu::Narrow, groups, |rank, group, dev, _| work(rank, group, dev));
+}
+
+/// The same on such GPUs. `work` gets what ran there too.
+fn on_all_of(
+    gpu: Gpu,
+    groups: Vec<CudaGroup<SharedRank>>,
+    work: impl Fn(usize, &CudaGroup<SharedRank>, &CudaDevice, &Launches) + Sync,
+) {
     std::thread::scope(|scope| {
         for (rank, group) in groups.into_iter().enumerate() {
             let work = &work;
             scope.spawn(move || {
-                let dev = device(rank);
+                let (dev, launches) = gpu.device(rank);
                 group.prepare(&dev).expect("prepare");
-                work(rank, &group, &dev);
+                work(rank, &group, &dev, &launches);
             });
         }
     });
+}
+
+/// A case on both GPUs.
+fn both<T: Copy>(case: T) -> [(Gpu, T); 2] {
+    [(Gpu::Narrow, case), (Gpu::Wide, case)]
+}
+
+/// How often one of these kernels ran, and in how many blocks at most.
+fn ran(launches: &Launches, names: &[&str]) -> [u32; 2] {
+    let launches = launches.borrow();
+    let of = names.iter().filter_map(|name| launches.get(name));
+    of.fold([0; 2], |[times, most], of| [times + of[0], most.max(of[1])])
 }
 
 /// A tree whose leaves are cut between ranks.
@@ -131,12 +169,13 @@ fn one_shot_and_two_shots_have_the_bits_of_the_tree() {
     if !can_emulate() {
         return;
     }
-    for ranks in [2, 3, 4, 8] {
+    for (gpu, ranks) in [2, 3, 4, 8].into_iter().flat_map(both) {
         let splits = Split::of(ranks);
         for (slot_bytes, one_shot_bytes) in
             [(1 << 20, usize::MAX), (1 << 20, 0), (2048, 0), (2048, usize::MAX)]
         {
-            on_all(groups(ranks, LONG, WireDType::Float32, slot_bytes), |rank, group, dev| {
+            let groups = groups(ranks, LONG, WireDType::Float32, slot_bytes);
+            on_all_of(gpu, groups, |rank, group, dev, launches| {
                 assert_eq!(group.path(), "peer memory");
                 group.set_one_shot_bytes(one_shot_bytes);
                 for (seed, split) in (0..).zip(&splits) {
@@ -147,6 +186,13 @@ fn one_shot_and_two_shots_have_the_bits_of_the_tree() {
                         assert!(bits(dev, &sum) == split.sums(elements, seed), "{ranks} ranks, {shape:?}");
                     }
                 }
+                let name = if one_shot_bytes == 0 { "two_shot" } else { "one_shot" };
+                let names = ["fours", "ones"].map(|of| format!("{name}_{of}"));
+                let [_, blocks] = ran(launches, &names.each_ref().map(|name| &**name));
+                // A rank's part of what a small slot holds is little.
+                let has_many = gpu == Gpu::Wide && slot_bytes > 2048;
+                assert!(blocks == 1 || gpu == Gpu::Wide, "{blocks} blocks");
+                assert!(blocks > 1 || !has_many, "{name} in one block");
             });
         }
     }
@@ -159,22 +205,24 @@ fn many_calls_follow_each_other() {
         return;
     }
     let (ranks, split, shape) = (3, &Split::of(3)[1], [2, 40]);
-    on_all(groups(ranks, LONG, WireDType::Float32, 1 << 16), |rank, group, dev| {
-        for round in 0..20 {
-            let mut sums = Vec::new();
-            for seed in 0..10 {
-                group.set_one_shot_bytes(if (seed + round) % 3 == 0 { 0 } else { usize::MAX });
-                if (seed as usize + rank).is_multiple_of(4) {
-                    std::thread::yield_now();
+    for gpu in [Gpu::Narrow, Gpu::Wide] {
+        on_all_of(gpu, groups(ranks, LONG, WireDType::Float32, 1 << 16), |rank, group, dev, _| {
+            for round in 0..20 {
+                let mut sums = Vec::new();
+                for seed in 0..10 {
+                    group.set_one_shot_bytes(if (seed + round) % 3 == 0 { 0 } else { usize::MAX });
+                    if (seed as usize + rank).is_multiple_of(4) {
+                        std::thread::yield_now();
+                    }
+                    let partial = split.partial(dev, rank, shape, seed);
+                    sums.push(group.all_reduce(dev, partial, shape[0], &split.plan).expect("all_reduce"));
                 }
-                let partial = split.partial(dev, rank, shape, seed);
-                sums.push(group.all_reduce(dev, partial, shape[0], &split.plan).expect("all_reduce"));
+                for (seed, sum) in (0..).zip(&sums) {
+                    assert!(bits(dev, sum) == split.sums(80, seed), "round {round}, call {seed}");
+                }
             }
-            for (seed, sum) in (0..).zip(&sums) {
-                assert!(bits(dev, sum) == split.sums(80, seed), "round {round}, call {seed}");
-            }
-        }
-    });
+        });
+    }
 }
 
 /// Matrices of some megabytes, of all sizes beside multiples of four and of what a ring holds, and rows for all of all.
@@ -187,8 +235,8 @@ fn what_ranks_hand_each_other_is_what_they_sent() {
         (0..count as u32).map(|i| value((from * 100 + case) as u32, i)).collect()
     };
     let shapes = [[1, 1], [0, 7], [3, 5], [8, 64], [1030, 1021], [2, 3], [700, 1111]];
-    for ranks in [2, 3] {
-        on_all(groups(ranks, LONG, WireDType::Float32, 1 << 16), |rank, group, dev| {
+    for (gpu, ranks) in [2, 3].into_iter().flat_map(both) {
+        on_all_of(gpu, groups(ranks, LONG, WireDType::Float32, 1 << 16), |rank, group, dev, launches| {
             let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
             for (case, [rows, cols]) in shapes.into_iter().enumerate() {
                 let x = dev.upload(&content(rank, case, rows * cols), rows, cols);
@@ -230,6 +278,7 @@ fn what_ranks_hand_each_other_is_what_they_sent() {
                 }
                 assert!(dev.download(&came).expect("numbers") == expected, "{cols} columns");
             }
+            assert_eq!(ran(launches, &["move_words"])[1], if gpu == Gpu::Wide { 8 } else { 1 }, "lanes");
         });
     }
 }
@@ -241,14 +290,16 @@ fn who_hands_nothing_on_or_takes_nothing_is_named() {
         return;
     }
     let deadline = Duration::from_secs(1);
-    for is_sent in [false, true] {
-        on_all(groups(2, deadline, WireDType::Float32, 1 << 16), |rank, group, dev| {
+    for (gpu, is_sent) in [false, true].into_iter().flat_map(both) {
+        on_all_of(gpu, groups(2, deadline, WireDType::Float32, 1 << 16), |rank, group, dev, _| {
             if rank == 1 {
+                group.send(dev, &dev.upload(&[1.0; 30_000], 300, 100), 0).expect("send");
                 while group.check().is_ok() {
                     std::thread::yield_now();
                 }
                 return;
             }
+            group.recv(dev, 1, 300, 100, None).expect("recv");
             let began = Instant::now();
             let error = match is_sent {
                 false => group.recv(dev, 1, 2, 3, Some(deadline)).map(drop).expect_err("nothing was sent"),
@@ -258,7 +309,7 @@ fn who_hands_nothing_on_or_takes_nothing_is_named() {
                 }
             };
             let text = error.to_string();
-            let op = if is_sent { "send number" } else { "recv number 1 on rank 0" };
+            let op = if is_sent { "send number" } else { "recv number 2 on rank 0" };
             assert!(text.contains(op) && text.contains("rank [1] did not arrive within 1 s"), "{text}");
             assert!(began.elapsed() < 10 * deadline, "{:?}", began.elapsed());
             assert!(dev.download(&dev.alloc(1, 1)).is_err(), "what follows is nothing");
@@ -332,10 +383,10 @@ fn a_fused_norm_has_the_bits_of_the_two_steps() {
         return;
     }
     let norms = [NormKind::Rms { weight_offset: 1.0 }, NormKind::Layer];
-    for ranks in [2, 3, 4] {
+    for (gpu, ranks) in [2, 3, 4].into_iter().flat_map(both) {
         let splits = Split::of(ranks);
-        on_all(groups(ranks, LONG, WireDType::Float32, 1 << 18), |rank, group, dev| {
-            let cases = [[1, 64], [1, 33], [2, 512], [5, 100]];
+        on_all_of(gpu, groups(ranks, LONG, WireDType::Float32, 1 << 18), |rank, group, dev, launches| {
+            let cases = [[1, 64], [1, 33], [2, 512], [5, 100], [8, 36], [11, 33], [17, 8]];
             for (seed, (split, shape)) in (0..).zip(splits.iter().flat_map(|s| cases.map(|c| (s, c)))) {
                 let [rows, cols] = shape;
                 let vector = |seed: u32| {
@@ -352,6 +403,8 @@ fn a_fused_norm_has_the_bits_of_the_two_steps() {
                     };
                     let (mut x, mut expected) = (stream(), stream());
                     let partial = || split.partial(dev, rank, shape, seed);
+                    let kernels = ["one_shot_norm_fours", "one_shot_norm_ones"];
+                    let fusings = ran(launches, &kernels)[0];
                     let before = group.stats().all_reduce_calls;
                     let fused = group.all_reduce_add_norm(
                         dev,
@@ -363,6 +416,9 @@ fn a_fused_norm_has_the_bits_of_the_two_steps() {
                     );
                     let fused = fused.expect("all_reduce_add_norm");
                     assert_eq!(group.stats().all_reduce_calls, before + 1);
+                    // A wide GPU has sixteen blocks for each rank.
+                    let is_fused = rows == 1 || gpu == Gpu::Wide && rows <= 16;
+                    assert_eq!(ran(launches, &kernels)[0] - fusings, u32::from(is_fused), "{shape:?}");
                     let sum = group.all_reduce(dev, partial(), rows, &split.plan).expect("all_reduce");
                     let normed = dev.add_norm(&mut expected, &sum, post.then(norm), norm());
                     assert!(bits(dev, &x) == bits(dev, &expected), "the stream, {ranks} ranks, {shape:?}");
@@ -406,7 +462,8 @@ fn compressed_sums_have_the_bits_of_the_processors() {
     if !can_emulate() {
         return;
     }
-    for (ranks, slot_bytes) in [(2, 1 << 18), (3, 1 << 18), (3, 8192), (4, 1 << 18)] {
+    let cases = [(2, 1 << 18), (3, 1 << 18), (3, 8192), (4, 1 << 18)];
+    for (gpu, (ranks, slot_bytes)) in cases.into_iter().flat_map(both) {
         for wire in [WireDType::Bfloat16, WireDType::Fp8, WireDType::Int8] {
             for split in &Split::of(ranks) {
                 for shape in [[1, 1], [1, 64], [3, 33], [7, 65], [9, 411]] {
@@ -416,7 +473,7 @@ fn compressed_sums_have_the_bits_of_the_processors() {
                     rows_of_rank[ranks - 1] += shape[0] / 2;
                     let sums = on_host(wire, split, shape, None);
                     let parts = on_host(wire, split, shape, Some(&rows_of_rank));
-                    on_all(groups(ranks, LONG, wire, slot_bytes), |rank, group, dev| {
+                    on_all_of(gpu, groups(ranks, LONG, wire, slot_bytes), |rank, group, dev, _| {
                         let what = format!("{wire:?}, {ranks} ranks, {shape:?}");
                         let sum =
                             group.all_reduce(dev, split.partial(dev, rank, shape, 3), shape[0], &split.plan);

@@ -58,7 +58,10 @@ impl MakeCuda {
     }
 
     fn say_shares(&self) -> Result<(), EngineError> {
-        let said = self.gpus.iter().try_for_each(|gpu| gpu.shared_by(self.ranks_on(gpu)));
+        let said = self.gpus.iter().try_for_each(|gpu| {
+            let ranks = self.ranks_on(gpu);
+            gpu.shared_by(ranks, if self.local.are_processes() { ranks } else { 1 })
+        });
         said.map_err(|Fault(message)| EngineError::Request(message))
     }
 }

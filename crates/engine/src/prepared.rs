@@ -87,6 +87,11 @@ impl Local {
         self.only_here.unwrap_or(rank)
     }
 
+    /// Whether each rank of this host is a process; else all are threads of this one.
+    pub fn are_processes(&self) -> bool {
+        self.only_here.is_some()
+    }
+
     /// The ranks of this process, as those of this host.
     pub fn of_process(&self) -> std::ops::Range<usize> {
         self.only_here.map_or(0..self.ranks, |only| only..only + 1)

@@ -8,7 +8,7 @@ use collective::{CollectiveError, Group};
 use super::api::{ID_BYTES, Nccl};
 use super::communicator::Communicator;
 use crate::driver::Fault;
-use crate::ranks::{Refusal, agreed};
+use crate::ranks::{Refusal, agreed, without_turns};
 use crate::tensor::Queue;
 
 /// A communicator of all ranks, or why there is none, the same on all of them.
@@ -20,7 +20,9 @@ pub(super) fn communicator(
     group: &dyn Group,
     deadline: Duration,
 ) -> Result<Result<Communicator, Refusal>, CollectiveError> {
-    let found = Nccl::find().and_then(|nccl| queue.0.driver.bind().map(|()| nccl));
+    let driver = &queue.0.driver;
+    let found = without_turns(&**driver).and_then(|()| Nccl::find());
+    let found = found.and_then(|nccl| driver.bind().map(|()| nccl));
     let own = found.as_ref().map_err(Clone::clone).and_then(|nccl| {
         // Whose id it is, all ranks get.
         let id = if group.rank() == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };

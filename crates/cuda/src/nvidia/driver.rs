@@ -249,6 +249,10 @@ impl Driver for NvidiaDriver {
         self.gpu.ranks.load(Ordering::Relaxed)
     }
 
+    fn processes_on_gpu(&self) -> usize {
+        self.gpu.processes.load(Ordering::Relaxed)
+    }
+
     fn free_bytes(&self) -> Option<u64> {
         self.gpu.free_bytes().ok()
     }

@@ -137,6 +137,8 @@ pub struct Gpu {
     loaded: Mutex<Loaded>,
     /// How many ranks of this host have it.
     pub(super) ranks: AtomicUsize,
+    /// How many processes those are.
+    pub(super) processes: AtomicUsize,
     /// Once somebody asked for them.
     limits: Mutex<Option<GpuLimits>>,
 }
@@ -199,6 +201,7 @@ impl Gpu {
             compiler,
             loaded: Mutex::default(),
             ranks: AtomicUsize::new(1),
+            processes: AtomicUsize::new(1),
             limits: Mutex::default(),
         }))
     }
@@ -231,12 +234,13 @@ impl Gpu {
         Ok(())
     }
 
-    /// Says how many ranks of this host have it, of this process or others: their kernels may have to run at the same time.
+    /// Says how many ranks of this host have it, in how many processes: their kernels may have to run at the same time.
     ///
     /// # Errors
     /// Whatever the driver says.
-    pub fn shared_by(&self, ranks: usize) -> Result<(), Fault> {
+    pub fn shared_by(&self, ranks: usize, processes: usize) -> Result<(), Fault> {
         self.ranks.store(ranks.max(1), Ordering::Relaxed);
+        self.processes.store(processes.max(1), Ordering::Relaxed);
         if ranks < 2 {
             return Ok(());
         }

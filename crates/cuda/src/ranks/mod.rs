@@ -14,9 +14,11 @@ mod registry;
 mod rings;
 mod setup;
 mod standing;
+mod turns;
 mod words;
 
 pub(crate) use agreed::{Refusal, agreed};
 pub(crate) use finish::Trees;
 pub use group::{CudaGroup, GROUP_BYTES, Way};
 pub(crate) use path::{DataPath, Move};
+pub(crate) use turns::without_turns;

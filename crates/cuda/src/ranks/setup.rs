@@ -14,6 +14,7 @@ use super::crossover;
 use super::peers::{FIRST_SLOT, MOST_BLOCKS, Peers};
 use super::registry::{Listed, find, process};
 use super::rings::{RING_BYTES, Rings};
+use super::turns::without_turns;
 use super::words::{MOST_RANKS, WORDS_BYTES, Words};
 use crate::driver::{Fault, SharedMemory};
 use crate::tensor::Queue;
@@ -85,6 +86,7 @@ struct Own {
 impl Own {
     fn new(queue: &Queue, slot_bytes: usize) -> Result<Self, Fault> {
         let driver = &queue.0.driver;
+        without_turns(&**driver)?;
         let ordinal = driver.ordinal().ok_or_else(|| Fault("its GPU's memory can't be shared".into()))?;
         let region = driver.shared(FIRST_SLOT + 2 * slot_bytes + RING_BYTES)?;
         Ok(Own { region, words: driver.shared_of_host(WORDS_BYTES)?, ordinal })
@@ -174,8 +176,8 @@ fn outcome<T>(found: &Result<T, Fault>) -> Result<Vec<u8>, Fault> {
     found.as_ref().map(|_| Vec::new()).map_err(Clone::clone)
 }
 
-/// The first rank whose kernels would wait for those of another process on its GPU, where the two run by turns: each would wait until
-/// its time is up, again and again.
+/// The first rank whose kernels would wait for those of another process on its GPU, where the two run by turns, also if nobody said
+/// that it has several: each would wait until its time is up, again and again.
 fn by_turns(ranks: &[Rank]) -> Option<Refusal> {
     let waits = |(at, of): (usize, &Rank)| {
         let is = |other: &Rank| other.gpu == of.gpu && other.host == of.host && other.process != of.process;

@@ -6,10 +6,14 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 use cuda::{Address, Arguments, Driver, Fault, Grid, Kernel, SharedMemory, kernels};
 use libloading::Library;
+
+/// Of each kernel, by its name: how often it ran, and in how many blocks at most.
+pub type Launches = Rc<RefCell<HashMap<&'static str, [u32; 2]>>>;
 
 type Run = unsafe extern "C" fn(*const u32, u32, u32, *const *const c_void, u32);
 
@@ -64,6 +68,8 @@ pub struct Emulated {
     pub shared_bytes: usize,
     /// A kernel that does nothing, as if what it writes got lost.
     pub lost: Option<&'static str>,
+    /// What ran.
+    pub launches: Launches,
 }
 
 /// Memory that is shared.
@@ -104,6 +110,7 @@ impl Emulated {
             multiprocessors,
             shared_bytes,
             lost: None,
+            launches: Launches::default(),
         })
     }
 
@@ -207,6 +214,11 @@ impl Driver for Emulated {
             "{kernel} has {} bytes of shared memory",
             grid.shared
         );
+        let blocks: u32 = grid.blocks.iter().product();
+        let mut launches = self.launches.borrow_mut();
+        let [times, most] = launches.entry(kernel.name).or_default();
+        (*times, *most) = (*times + 1, blocks.max(*most));
+        drop(launches);
         let symbol = format!("emulate_{}", kernel.name);
         // SAFETY: this is the signature of what EXPORT makes.
         let run = unsafe { self.library.get::<Run>(symbol.as_bytes()) }.expect("the kernel is exported");
