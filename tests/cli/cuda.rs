@@ -407,7 +407,9 @@ fn stats_and_traces_of_a_gpu_have_the_processors_parts() {
                 parts.clone().all(|part| part["fraction"].as_f64().is_none_or(f64::is_finite)),
                 "{stats}"
             );
-            let part = |p: &Value| (p["op"].to_string(), p["bytes"].clone(), p["flops"].clone());
+            // What GPUs exchange follows from shapes, on processors from ids.
+            let bytes = |p: &Value| if p["op"] == "exchange" { Value::Null } else { p["bytes"].clone() };
+            let part = |p: &Value| (p["op"].to_string(), bytes(p), p["flops"].clone());
             parts.map(part).filter(|(name, ..)| name != "\"other\"").collect()
         };
         // Of rank 1, whose thread does nothing but steps: what it did, in its order.

@@ -24,7 +24,8 @@ use crate::report::bytes;
     after_help = "Examples:\n  anysplit quantize ./Llama-3.2-1B --quantization int4 --out ./Llama-3.2-1B-int4\n  \
     anysplit generate --model ./Llama-3.2-1B-int4 --tp 2 \"Once upon a time\"\n\n\
     It runs with the same bits as --quantization does on the original, split over any number of ranks. With --quantization \
-    none weights stay as they are, and loading is still only mapping a file."
+    none weights stay as they are, and loading is still only mapping a file. \
+    Packed checkpoints are for processors: GPUs take the original, with --quantization."
 )]
 pub struct QuantizeArgs {
     /// The checkpoint, in place of --model
