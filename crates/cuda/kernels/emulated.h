@@ -21,11 +21,16 @@
 
 #define DEVICE static inline
 #define DEVICE_IN static inline
-#define KERNEL(name) static void name
-#define KERNEL_OF(threads, name) static void name
+// Without bounds a thread may have 255 registers, and a multiprocessor 65,536: so many threads always fit.
+#define KERNEL(name) KERNEL_OF(256, name)
+#define KERNEL_OF(threads, name)                                                                                       \
+  constexpr uint32_t most_threads_of_##name = threads;                                                                 \
+  static void name
 #define EXPORT(name)                                                                                                   \
+  extern "C" uint32_t arguments_of_##name() { return emulated::count_arguments(name); }                                \
   extern "C" void emulate_##name(const uint32_t *grid, uint32_t threads, uint32_t shared, void **arguments,             \
                                  uint32_t turn) {                                                                      \
+    if (threads > most_threads_of_##name) emulated::fail(#name ": more threads than its blocks may have");              \
     emulated::launch(name, grid, threads, shared, arguments, turn);                                                    \
   }
 #define SHARED static thread_local
@@ -205,13 +210,28 @@ inline void run_block(u32 turn) {
   }
 }
 
+template <class... A> constexpr u32 count_arguments(void (*)(A...)) { return sizeof...(A); }
+
+// An argument in the first bytes of its slot of eight; the others must be zero, or the kernel takes less than it is given.
+template <class A> A argument(const void *slot) {
+  u8 bytes[8];
+  memcpy(bytes, slot, sizeof bytes);
+  for (size_t i = sizeof(A); i < sizeof bytes; i++)
+    if (bytes[i] != 0) fail("an argument has more bits than the kernel takes");
+  A value;
+  memcpy(&value, bytes, sizeof value);
+  return value;
+}
+
 template <class... A, size_t... I>
 void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
-  kernel(*static_cast<A *>(arguments[I])...);
+  kernel(argument<A>(arguments[I])...);
 }
 
 template <class... A>
 void launch(void (*kernel)(A...), const u32 *grid, u32 threads, u32 shared, void **arguments, u32 turn) {
+  // What GPUs take (CUDA C++ Programming Guide, technical specifications per compute capability).
+  if (grid[0] - 1 >= 0x7fffffff || grid[1] - 1 >= 65535 || grid[2] - 1 >= 65535) fail("no grid that GPUs have");
   Block &b = block();
   std::copy(grid, grid + 3, b.grid);
   b.threads = threads;

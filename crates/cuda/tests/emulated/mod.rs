@@ -16,6 +16,7 @@ use libloading::Library;
 pub type Launches = Rc<RefCell<HashMap<&'static str, [u32; 2]>>>;
 
 type Run = unsafe extern "C" fn(*const u32, u32, u32, *const *const c_void, u32);
+type Takes = unsafe extern "C" fn() -> u32;
 
 /// The kernels of this machine, compiled once per process. `None` where there is no C++ compiler.
 fn library() -> Option<&'static Library> {
@@ -39,6 +40,9 @@ fn compile() -> Option<Library> {
             "-mf16c",
             "-U_FORTIFY_SOURCE",
             "-Wall",
+            // Where a GPU does otherwise than this processor: addresses that are no multiples, shifts by too much. A kernel ends there.
+            "-fsanitize=alignment,shift",
+            "-fsanitize-undefined-trap-on-error",
         ])
         .args(["-Wno-unused-function", "-o"])
         .args([path("kernels.so"), path("kernels.cpp")])
@@ -222,6 +226,11 @@ impl Driver for Emulated {
         let symbol = format!("emulate_{}", kernel.name);
         // SAFETY: this is the signature of what EXPORT makes.
         let run = unsafe { self.library.get::<Run>(symbol.as_bytes()) }.expect("the kernel is exported");
+        // SAFETY: so does this.
+        let takes = unsafe { self.library.get::<Takes>(format!("arguments_of_{}", kernel.name).as_bytes()) };
+        // SAFETY: it only returns a number.
+        let takes = unsafe { takes.expect("the kernel says what it takes")() };
+        assert_eq!(arguments.slots().len(), takes as usize, "{kernel}: arguments that it is given, and that it takes");
         let pointers: Vec<*const c_void> =
             arguments.slots().iter().map(|slot| slot as *const u64 as *const c_void).collect();
         // SAFETY: the arguments are as many as the kernel takes, and each slot has all the bytes that any type takes. What
