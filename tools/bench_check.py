@@ -44,7 +44,7 @@ def cases(cores: int) -> list[list[str]]:
 
 def machine(anysplit: Anysplit, cores: int) -> str:
     """A name of what is measured on."""
-    isa = anysplit.report(["bench", "limits", "--threads", cores], LIMITS).get("isa", "unknown")
+    isa = anysplit.report(["bench", "limits", "--device", "cpu", "--threads", cores], LIMITS).get("isa", "unknown")
     facts: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace, anysplit: Anysplit, cores: int, only: set[
             say(f"{quantization}: {' '.join(case)}")
             model = ["--model", str(HOME), "--load-format", "random"]
             kept = [] if quantization == "none" else ["--quantization", quantization]
-            arguments = ["bench", "decode", *model, *case, *kept, "--repeats", args.repeats]
+            arguments = ["bench", "decode", "--device", "cpu", *model, *case, *kept, "--repeats", args.repeats]
             keys = ("tp", "threads_per_rank", "batch", "spread", *FRACTIONS.values())
             for row in anysplit.report(arguments, keys)["rows"]:
                 for what in measured(row["batch"]):

@@ -66,7 +66,7 @@ def engines(args: argparse.Namespace, ours: Anysplit, peer: LlamaCpp) -> list[En
     split = f"1x{args.threads}"
 
     def anysplit(sequences: int, tokens: int) -> Server:
-        command = [ours.binary, "serve", "--model", model, *FLAGS[FORMAT], "--threads-per-rank", args.threads]
+        command = [ours.binary, "serve", "--device", "cpu", "--model", model, *FLAGS[FORMAT], "--threads-per-rank", args.threads]
         return Server([*command, "--max-num-seqs", sequences, "--max-model-len", tokens], log, "/ready")
 
     def llama(sequences: int, tokens: int) -> Server:

@@ -15,8 +15,8 @@ fn unknown_commands_flags_and_values_are_named() {
     anysplit("generate x --kv-cache-dtype q4").refused(&["q4", "--kv-cache-dtype", "float16"]);
     anysplit("generate x --load-format pickle").refused(&["pickle", "--load-format", "safetensors"]);
     anysplit("generate x --device tpu").refused(&["tpu", "--device", "cpu", "cuda"]);
-    // Whether there is a driver or not: models don't run there yet.
-    anysplit("generate x --device cuda").refused(&["--device cuda"]);
+    // Whether there is a driver or not, there is no GPU.
+    anysplit("generate x --device cuda").refused(&["--device cuda", "NVIDIA"]);
     anysplit("generate x --max-tokens many").refused(&["many", "--max-tokens"]);
     anysplit("generate x --seed 0.5").refused(&["0.5", "--seed"]);
     anysplit("generate x --seed -1").refused(&["-1", "--seed"]);

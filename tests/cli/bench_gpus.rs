@@ -12,10 +12,7 @@ use crate::stand_ins;
 
 /// The command, where libraries of this folder are found.
 fn with(folder: &Path, gpus: usize, arguments: &str) -> Anysplit {
-    anysplit(arguments)
-        .env("LD_LIBRARY_PATH", stand_ins::search_path(folder))
-        .env("XDG_CACHE_HOME", folder.join("cache"))
-        .env("FAKE_GPUS", gpus.to_string())
+    anysplit(arguments).with_gpus_of(folder).env("FAKE_GPUS", gpus.to_string())
 }
 
 /// What a small measurement prints, if there is a C++ compiler.

@@ -9,8 +9,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::stand_ins;
+
 /// A child that takes longer is killed, and fails its test.
 const LIMIT: Duration = Duration::from_secs(60);
+/// NVIDIA's driver shows the GPUs that this lists.
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 /// Bad input is found before anything long begins.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -28,7 +32,7 @@ pub struct Ended {
 }
 
 /// `anysplit` with arguments that are divided by spaces. Variables of the outer environment that it would heed are
-/// not there.
+/// not there, nor is any GPU of this machine.
 pub fn anysplit(arguments: &str) -> Anysplit {
     let mut command = Command::new(env!("CARGO_BIN_EXE_anysplit"));
     for (name, _) in std::env::vars_os() {
@@ -36,6 +40,7 @@ pub fn anysplit(arguments: &str) -> Anysplit {
             command.env_remove(name);
         }
     }
+    command.env(VISIBLE, "");
     let this = Anysplit { command, shown: "anysplit".into() };
     this.args(arguments)
 }
@@ -107,6 +112,13 @@ impl Anysplit {
         self.shown = format!("{name}={:?} {}", value.as_ref(), self.shown);
         self.command.env(name, value);
         self
+    }
+
+    /// Runs it with the libraries of this folder, of which NVIDIA's driver shows its GPUs.
+    pub fn with_gpus_of(mut self, folder: &Path) -> Self {
+        self.command.env_remove(VISIBLE);
+        self.env("LD_LIBRARY_PATH", stand_ins::search_path(folder))
+            .env("XDG_CACHE_HOME", folder.join("cache"))
     }
 
     /// Runs it in this directory.

@@ -24,11 +24,7 @@ fn on_gpu(arguments: &str) -> Option<Anysplit> {
 /// The command, where libraries of this folder are found.
 fn with(folder: &Path, arguments: &str) -> Anysplit {
     let bytes = BYTES.to_string();
-    anysplit(arguments)
-        .env("LD_LIBRARY_PATH", stand_ins::search_path(folder))
-        .env("FAKE_FREE_BYTES", &bytes)
-        .env("FAKE_TOTAL_BYTES", &bytes)
-        .env("XDG_CACHE_HOME", folder.join("cache"))
+    anysplit(arguments).with_gpus_of(folder).env("FAKE_FREE_BYTES", &bytes).env("FAKE_TOTAL_BYTES", &bytes)
 }
 
 /// The same, where it is known that there is a compiler.
@@ -353,11 +349,15 @@ fn what_gpus_cannot_have_is_the_processors_if_that_is_left_open() {
 
 /// A job of two processes, of which rank 1 has a GPU with so many free bytes.
 fn with_a_small_gpu(bytes: u64, words: &str) -> Anysplit {
+    with_rank_1(&format!("FAKE_FREE_BYTES={bytes}"), words)
+}
+
+/// A job of two processes, of which rank 1 has such a variable.
+fn with_rank_1(variable: &str, words: &str) -> Anysplit {
     let command = there("launch --nproc-per-node 2 --master-port").env("FAKE_GPUS", "2");
     let binary = assert_cmd::cargo::cargo_bin!("anysplit").display();
-    let script = format!(
-        "if [ \"$RANK\" = 1 ]; then export FAKE_FREE_BYTES={bytes}; fi; exec {binary} generate --tp 2 {words}"
-    );
+    let script =
+        format!("if [ \"$RANK\" = 1 ]; then export {variable}; fi; exec {binary} generate --tp 2 {words}");
     command.arg(crate::child::free_port().to_string()).args("-- sh -c").arg(script)
 }
 
@@ -368,7 +368,18 @@ fn ranks_of_a_job_go_to_the_processor_together() {
     }
     let (printed, told) = with_a_small_gpu(210_000_000, "--max-tokens 5 x").run().succeeds();
     assert_eq!(printed, anysplit("generate --device cpu --max-tokens 5 x").prints());
-    assert!(told.contains("warning: the processor is used: a GPU of another rank"), "{told}");
+    let why = "warning: the processor is used: rank 1: the model does not fit: GPU 1";
+    assert!(told.contains(why) && told.matches("warning").count() == 1, "{told}");
+    // Nor is one that has no GPU, though others have.
+    let (printed, told) = with_rank_1("FAKE_INIT=100", "--max-tokens 5 x").run().succeeds();
+    assert_eq!(printed, anysplit("generate --device cpu --max-tokens 5 x").prints());
+    let why = "warning: the processor is used: rank 1 finds no NVIDIA GPU that it can use";
+    assert!(told.contains(why) && told.matches("warning").count() == 1, "{told}");
+    // Where nobody has one there is nothing to tell.
+    let all = with_rank_1("X=", "--max-tokens 5 x").env("FAKE_INIT", "100");
+    let (printed, told) = all.run().succeeds();
+    assert_eq!(printed, anysplit("generate --device cpu --max-tokens 5 x").prints());
+    assert!(!told.contains("warning: the processor"), "{told}");
     let refused = with_a_small_gpu(210_000_000, "--device cuda --max-tokens 5 x").run().fails_with(2);
     assert!(refused.contains("the model does not fit: GPU 1"), "{refused}");
 }

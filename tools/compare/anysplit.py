@@ -48,12 +48,12 @@ class Anysplit:
             raise Misused(f"{binary} is not Anysplit: it does not print its version; name the binary by --anysplit")
 
     def limits(self, threads: int) -> Limits:
-        row = self.report(["bench", "limits", "--threads", threads], LIMITS)["rows"][0]
+        row = self.report(["bench", "limits", "--device", "cpu", "--threads", threads], LIMITS)["rows"][0]
         return Limits(*(row[key] for key in LIMITS))
 
     def decode(self, model: Path, split: str, format: str, prompt: int, gen: int, batch: int, isa: str | None) -> dict:
         """The row of `bench decode`, of one run."""
-        command = ["bench", "decode", "--model", model, "--splits", split, "--repeats", 1]
+        command = ["bench", "decode", "--device", "cpu", "--model", model, "--splits", split, "--repeats", 1]
         command += ["--prompt-len", prompt, "--gen-len", gen, "--batch-size", batch, *FLAGS[format]]
         command += ["--isa", isa] if isa else []
         return self.report(command, (*LIMITS, *RATES, "peak_rss_bytes"))["rows"][0]

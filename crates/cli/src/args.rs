@@ -226,6 +226,7 @@ pub enum DeviceArg {
     /// The processor.
     Cpu,
     /// NVIDIA GPUs.
+    #[value(alias = "gpu")]
     Cuda,
 }
 
@@ -243,19 +244,20 @@ impl DeviceArg {
                 Ok(_) => Ok(DeviceKind::Cuda),
                 Err(fault) => Err(CliError::Usage(format!("--device cuda: {fault}"))),
             },
-            DeviceArg::Auto => match (engine::usable_gpus(), engine::gpus()) {
-                (Ok(_), _) => Ok(DeviceKind::Auto),
-                (Err(fault), Ok(gpus)) => {
-                    job::say!("warning: {} is not used: {fault}; the processor is", gpus[0]);
-                    Ok(DeviceKind::Cpu)
-                }
-                (Err(_), Err(_)) => {
-                    if let Some(fault) = engine::broken_driver() {
-                        job::say!("warning: GPUs are not used: {fault}; the processor is");
+            DeviceArg::Auto => {
+                match (engine::usable_gpus(), engine::gpus()) {
+                    (Ok(_), _) => {}
+                    (Err(fault), Ok(gpus)) => {
+                        job::say!("warning: {} is not used: {fault}; the processor is", gpus[0]);
                     }
-                    Ok(DeviceKind::Cpu)
+                    (Err(_), Err(_)) => {
+                        if let Some(fault) = engine::broken_driver() {
+                            job::say!("warning: GPUs are not used: {fault}; the processor is");
+                        }
+                    }
                 }
-            },
+                Ok(DeviceKind::Auto)
+            }
         }
     }
 }

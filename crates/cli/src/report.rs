@@ -89,7 +89,7 @@ impl Stats {
                 "kv_replicated_bytes_per_token": r.kv_replicated_bytes_per_token,
                 "all_reduce_calls": r.all_reduce_calls,
                 "all_reduce_bytes": r.all_reduce_bytes,
-                "all_reduce_s": (!self.is_on_gpus).then_some(r.all_reduce_s),
+                "all_reduce_s": r.all_reduce_s,
                 "vocab_collective_calls": r.vocab_collective_calls,
                 "sent_bytes": r.sent_bytes,
                 "busy_s": r.busy_s,
@@ -154,8 +154,7 @@ impl Stats {
                 r.kv_heads.to_string(),
                 if_shared(r.all_reduce_calls.to_string()),
                 if_shared(bytes(r.all_reduce_bytes)),
-                // What ranks on GPUs wait is within kernels: the breakdown has it in its parts.
-                if self.is_on_gpus { "-".into() } else { if_shared(format!("{:.3}", r.all_reduce_s)) },
+                if_shared(format!("{:.3}", r.all_reduce_s)),
                 bytes(r.sent_bytes),
                 format!("{:.3}", r.busy_s),
             ]);

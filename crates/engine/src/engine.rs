@@ -12,7 +12,7 @@ use crate::bubble::Bubble;
 use crate::cpu_ranks::MakeCpu;
 use crate::cuda_ranks::MakeCuda;
 use crate::dispatch::Dispatch;
-use crate::groups;
+use crate::groups::{self, OfGpus};
 use crate::launch;
 use crate::leader::Leader;
 use crate::peers::Peers;
@@ -86,6 +86,7 @@ impl Engine {
         match options.device {
             DeviceKind::Cpu => on_cpu(config, source),
             DeviceKind::Cuda => Engine::load_on::<MakeCuda>(config, source, options, progress),
+            DeviceKind::Auto if cuda::usable().is_err() => on_cpu(config, source),
             DeviceKind::Auto => {
                 let started = Instant::now();
                 match Planned::<MakeCuda>::new(config.clone(), &source, options, None) {
@@ -145,18 +146,37 @@ impl Engine {
         if options.device == DeviceKind::Cpu {
             return on_cpu(config, source);
         }
-        let planned = match Planned::<MakeCuda>::new(config.clone(), &source, options, Some(job)) {
-            Err(EngineError::NotOnGpus { why, .. }) if options.device == DeviceKind::Auto => Err(why),
+        let plan = || Planned::<MakeCuda>::new(config.clone(), &source, options, Some(job));
+        if options.device == DeviceKind::Cuda {
+            return Engine::join_planned(plan()?, source, options, job, progress, started);
+        }
+        // What is auto is the same for all: one that has no GPU, or none with room, takes the others along.
+        let agreement = groups::Agreement::new(job, options.comm_timeout)?;
+        let found = agreement.told(&cuda::usable().ok().map(|_| Ok(())))?;
+        if found.iter().all(|(_, of_gpus)| of_gpus.is_none()) {
+            return on_cpu(config, source);
+        }
+        let on_cpu_because = |(rank, of_gpus): (usize, OfGpus), config, source| {
+            let why = match of_gpus {
+                Some(Err(why)) => format!("rank {rank}: {why}"),
+                _ => format!("rank {rank} finds no NVIDIA GPU that it can use"),
+            };
+            let engine = on_cpu(config, source).map_err(|error| nor_on_cpu(&why, error))?;
+            Ok(engine.map(|engine| Engine { not_on_gpus: Some(why), ..engine }))
+        };
+        let is_refusal = |(_, of_gpus): &(usize, OfGpus)| *of_gpus != Some(Ok(()));
+        if let Some(refused) = found.into_iter().find(is_refusal) {
+            return on_cpu_because(refused, config, source);
+        }
+        let planned = match plan() {
+            Err(EngineError::NotOnGpus { why, .. }) => Err(why),
             planned => Ok(planned?),
         };
-        // What is auto is the same for all: one whose GPU has no room takes the others along.
-        if options.device == DeviceKind::Auto && groups::any(job, planned.is_err(), options.comm_timeout)? {
-            let another = || "a GPU of another rank can't have the model".to_owned();
-            let why = planned.err().unwrap_or_else(another);
-            let engine = on_cpu(config, source).map_err(|error| nor_on_cpu(&why, error))?;
-            return Ok(engine.map(|engine| Engine { not_on_gpus: Some(why), ..engine }));
+        let own = planned.as_ref().map(drop).map_err(String::clone);
+        if let Some(refused) = agreement.told(&Some(own))?.into_iter().find(is_refusal) {
+            return on_cpu_because(refused, config, source);
         }
-        let planned = planned.expect("a rank that GPUs refuse does not go on");
+        let planned = planned.expect("all ranks have a GPU with room");
         Engine::join_planned(planned, source, options, job, progress, started)
     }
 

@@ -6,8 +6,10 @@ use collective::{
     Collective, CollectiveError, Coordinates, Group, Members, Mesh, SharedConfig, SharedGroup, Solo,
     WireDType,
 };
-use job::{Job, JobError};
+use job::{Job, JobError, JobGroup};
 use model::ModelError;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tensor::{Device, HostDevice};
 
 use crate::EngineError;
@@ -214,26 +216,51 @@ pub(crate) fn of_job<D: RankDevice>(
 /// The job's group of all ranks that agree on something before their groups are made. Ids below are those of [`Axis`].
 const AGREEMENT: u16 = 16;
 
-/// Whether any rank of the job says so. All ranks ask at the same time.
-///
-/// # Errors
-/// A rank is lost.
-pub(crate) fn any(job: &Job, says: bool, deadline: Duration) -> Result<bool, EngineError> {
-    let group = job.group(AGREEMENT, &job.order(), deadline)?;
-    let agree = || -> Result<bool, CollectiveError> {
-        let mut all = vec![u8::from(says)];
-        match group.rank() {
-            0 => {
-                for rank in 1..group.size() {
-                    all[0] |= group.recv_bytes(rank, None)?.first().copied().unwrap_or(0);
-                }
+/// What a rank says of GPUs where the choice is open: `None`, it knows of none; else whether it can have one, or why not.
+pub(crate) type OfGpus = Option<Result<(), String>>;
+
+/// Where all ranks of a job say something, before their groups are made.
+pub(crate) struct Agreement<'a> {
+    job: &'a Job,
+    group: JobGroup,
+}
+
+impl<'a> Agreement<'a> {
+    /// All ranks come, within `deadline`.
+    pub fn new(job: &'a Job, deadline: Duration) -> Result<Self, EngineError> {
+        Ok(Agreement { job, group: job.group(AGREEMENT, &job.order(), deadline)? })
+    }
+
+    /// What all ranks say, and which rank says it. All say it at the same time, and hear the same.
+    ///
+    /// # Errors
+    /// A rank is lost, or is of another version.
+    pub fn told(&self, own: &OfGpus) -> Result<Vec<(usize, OfGpus)>, EngineError> {
+        self.exchange(&(self.job.rank(), own.clone()))
+            .map_err(|error| EngineError::Rank { rank: self.job.rank(), source: Box::new(error.into()) })
+    }
+
+    fn exchange(&self, own: &(usize, OfGpus)) -> Result<Vec<(usize, OfGpus)>, CollectiveError> {
+        let group = &self.group;
+        let mut all = Vec::new();
+        if group.rank() == 0 {
+            let mut said = vec![own.clone()];
+            for rank in 1..group.size() {
+                said.push(read(&group.recv_bytes(rank, None)?)?);
             }
-            _ => group.send_bytes(&all, 0)?,
+            all = written(&said);
+        } else {
+            group.send_bytes(&written(own), 0)?;
         }
         group.broadcast(&mut all, None)?;
-        Ok(all.first().is_some_and(|&any| any != 0))
-    };
-    let failed =
-        |error: CollectiveError| EngineError::Rank { rank: job.rank(), source: Box::new(error.into()) };
-    agree().map_err(failed)
+        read(&all)
+    }
+}
+
+fn written<T: Serialize>(said: &T) -> Vec<u8> {
+    serde_json::to_vec(said).expect("numbers and texts")
+}
+
+fn read<T: DeserializeOwned>(said: &[u8]) -> Result<T, CollectiveError> {
+    serde_json::from_slice(said).map_err(|_| CollectiveError::Refused("it is of another version".into()))
 }

@@ -17,7 +17,7 @@ pub enum DeviceKind {
     Cpu,
     /// NVIDIA GPUs, or parts of one.
     Cuda,
-    /// The same, or the processor if they can't have the model: [`crate::Engine::not_on_gpus`] then says why.
+    /// The same, or the processor if there is none, or if they can't have the model: [`crate::Engine::not_on_gpus`] then says why.
     Auto,
 }
 

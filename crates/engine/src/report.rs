@@ -39,7 +39,7 @@ pub struct RankReport {
     pub all_reduce_calls: u64,
     /// Bytes that it contributed to those.
     pub all_reduce_bytes: u64,
-    /// Seconds in all-reduces since the start.
+    /// Seconds in all-reduces since the start. On a GPU: in those of the last call, if the times of parts are wanted, else 0.
     pub all_reduce_s: f64,
     /// Exchanges of embedding rows, sums and candidates for one forward pass and its choice.
     pub vocab_collective_calls: u64,

@@ -56,11 +56,14 @@ pub(crate) struct Steps {
     pub decodes: usize,
     /// All of them together.
     pub decode_time: Duration,
+    /// All-reduces of all steps, also of those with prompts.
+    pub all_reduce: Duration,
 }
 
 impl Steps {
     /// Notes a step. Of a long run few are copied.
     pub fn note(&mut self, meta: &StepMeta, asked: Asked, parts: PartTimes) {
+        self.all_reduce += parts.of(Part::AllReduce).time;
         let step = || StepTime { meta: meta.clone(), asked, parts };
         if has_prompt(meta) {
             self.prefill = Some(step());

@@ -412,7 +412,7 @@ impl<D: Device> Worker<D> {
 
     fn report(&self) -> Result<RankReport, ModelError> {
         let memory = self.dev.memory();
-        let Steps { prefill, decodes, decode_time, .. } = &self.spent.steps;
+        let Steps { prefill, decodes, decode_time, all_reduce, .. } = &self.spent.steps;
         let (layout, stage, at) = (self.decoder.layout(), self.decoder.stage(), self.groups.at);
         let attention = layout.attention(stage.layers.start, at.tp);
         Ok(RankReport {
@@ -430,7 +430,11 @@ impl<D: Device> Worker<D> {
             kv_replicated_bytes_per_token: replicated_bytes_per_token(layout, stage, at.tp, self.kv_dtype),
             all_reduce_calls: self.spent.last_forward.all_reduce_calls,
             all_reduce_bytes: self.spent.last_forward.all_reduce_bytes,
-            all_reduce_s: self.groups.tensor.stats().all_reduce_s,
+            // Those of a GPU are under way when the host goes on: only their own clocks know.
+            all_reduce_s: match memory.total {
+                Some(_) => all_reduce.as_secs_f64(),
+                None => self.groups.tensor.stats().all_reduce_s,
+            },
             vocab_collective_calls: self.spent.last.other_calls,
             sent_bytes: self.spent.handed_on + self.spent.last_forward.sent_bytes,
             experts: self.decoder.take_expert_counts(&self.dev)?,

@@ -43,7 +43,7 @@ class Rank {
     const { at, told } = this.history.at(-1);
     const shares = this.#shares();
     this.did.update(shares, shareWords(shares));
-    setText(this.layers, `${told.host ? `${told.host}, ` : ""}layers ${told.layers[0]}–${told.layers[1] - 1}`);
+    setText(this.layers, `${[told.host, told.device].filter(Boolean).map((word) => `${word}, `).join("")}layers ${told.layers[0]}–${told.layers[1] - 1}`);
     setText(this.place, placeWords(told));
     const step = ["", "step", seconds(told.last_step_s || NaN)];
     draw(this.shares, [...DID.map((kind) => [kind, NAMES[kind] ?? kind, percent(shares[kind])]), step]);

@@ -26,7 +26,8 @@ pub fn status(app: &App) -> Value {
             "max_model_len": info.max_model_len, "vocab_size": info.vocab_size,
             "max_num_seqs": info.max_num_seqs, "kv_cache_tokens": info.kv_cache_tokens,
             "kv_cache_bytes": info.kv_cache_bytes, "dtype": info.dtype, "quantization": info.quantization,
-            "parallel": {"tp": tp, "pp": pp, "dp": dp, "ep": ep, "sp": sp}, "load_s": info.load_s,
+            "parallel": {"tp": tp, "pp": pp, "dp": dp, "ep": ep, "sp": sp}, "reduction": info.reduction,
+            "load_s": info.load_s,
         })
     });
     json!({

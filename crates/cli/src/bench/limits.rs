@@ -37,9 +37,9 @@ const REPEATS: usize = 7;
 pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
     // Only the processor has threads.
     let device = if args.threads.is_empty() { args.device } else { args.device.or(DeviceArg::Cpu) };
-    if device.get()? != DeviceKind::Cpu {
-        // They were there a moment ago.
-        let gpus = engine::usable_gpus().map_err(|fault| CliError::Usage(fault.to_string()))?;
+    if device.get()? != DeviceKind::Cpu
+        && let Ok(gpus) = engine::usable_gpus()
+    {
         return gpu_limits::run(&gpus, args.json);
     }
     let cores = cpus::available();

@@ -60,7 +60,7 @@ fn lines(name: &str, info: &EngineInfo) -> Vec<String> {
     let full = info.kv_cache_tokens as f64 / info.max_model_len as f64;
     let mut lines = vec![
         format!("model {name}: {kept}, {} of weights, loaded in {:.1} s", bytes(weights), info.load_s),
-        format!("{}{axes}{sp}", count(ranks, "rank")),
+        format!("{}{}{axes}{sp}", count(ranks, "rank"), devices(info)),
         format!(
             "KV cache: {} for {} tokens, {full:.1} sequences of the longest, {} tokens, at a time",
             bytes(info.kv_cache_bytes),
@@ -70,4 +70,14 @@ fn lines(name: &str, info: &EngineInfo) -> Vec<String> {
     ];
     lines.extend(info.kv_cache_warnings.iter().map(|warning| format!("warning: {warning}")));
     lines
+}
+
+/// Which GPUs ranks are on, and in which order sums are made if not in the canonical one; nothing of the processor.
+fn devices(info: &EngineInfo) -> String {
+    let mut names: Vec<&str> = info.ranks.iter().map(|rank| rank.device.as_str()).collect();
+    names.dedup();
+    match names[..] {
+        ["cpu"] => String::new(),
+        _ => format!(" on {}, {} sums", names.join(", "), info.reduction),
+    }
 }

@@ -20,7 +20,7 @@
 namespace fake {
 
 enum {
-  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600,
+  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600,
   ALREADY_ENABLED = 704, FAILED = 719
 };
 constexpr u32 ARGUMENTS = 26;
@@ -179,7 +179,11 @@ u32 fake_marks() { return marks; }
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
 void fake_add(Stream *stream, Work work) { stream->add(work); }
 
-int cuInit(u32) { return number("FAKE_INIT", SUCCESS); }
+// A list of none hides all.
+int cuInit(u32) {
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  return visible && !*visible ? NO_DEVICE : number("FAKE_INIT", SUCCESS);
+}
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
 int cuDeviceGetCount(int *count) { return *count = int(devices.size()), SUCCESS; }
 int cuDeviceGet(int *device, int ordinal) {

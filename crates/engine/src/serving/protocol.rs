@@ -76,6 +76,8 @@ pub struct EngineInfo {
     pub dtype: String,
     /// What weights are quantised to.
     pub quantization: Option<String>,
+    /// In which order sums are made: `canonical` or `fast`.
+    pub reduction: String,
     /// Seconds that loading took.
     pub load_s: f64,
     /// What each rank holds.

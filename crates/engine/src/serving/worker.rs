@@ -91,6 +91,7 @@ fn info(engine: &mut Engine) -> Result<EngineInfo, EngineError> {
         parallel: (mesh.tp, mesh.pp, mesh.dp, mesh.ep, engine.plan().layout.sequence_parallel),
         dtype: engine.dtype().name().into(),
         quantization: kept.layers(engine.config()).map(Into::into),
+        reduction: engine.reduction().to_string(),
         load_s: engine.load_time().as_secs_f64(),
         ranks,
     })

@@ -22,6 +22,8 @@ pub struct RankState {
     pub place: (usize, usize, usize),
     /// Where it runs.
     pub host: String,
+    /// What it computes on: `cpu`, or a GPU's name.
+    pub device: String,
     /// Its layers: the first, and the one behind the last.
     pub layers: (usize, usize),
     /// Steps since it was loaded.
@@ -84,6 +86,7 @@ impl RankState {
             rank: report.rank,
             place: report.place,
             host: report.host.clone(),
+            device: report.device.clone(),
             layers: report.layers,
             memory_bytes: Memory {
                 weights: report.packed_bytes.max(report.weight_bytes),

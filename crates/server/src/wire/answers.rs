@@ -177,7 +177,7 @@ pub fn status() -> Value {
     let engine = json!({
         "max_model_len": "integer", "vocab_size": "integer", "max_num_seqs": "integer", "kv_cache_tokens": "integer",
         "kv_cache_bytes": "integer", "dtype": "string", "quantization": "string|null", "parallel": parallel,
-        "load_s": "number",
+        "reduction": "string", "load_s": "number",
     });
     json!({
         "model": "string", "version": "string", "state": "string", "failure": "string|null", "uptime_s": "number",

@@ -111,10 +111,11 @@ pub fn info() -> EngineInfo {
         parallel: (2, 1, 1, 1, false),
         dtype: "float32".into(),
         quantization: None,
+        reduction: "canonical".into(),
         load_s: 0.5,
         ranks: vec![
-            RankReport { rank: 0, ..Default::default() },
-            RankReport { rank: 1, ..Default::default() },
+            RankReport { rank: 0, device: "cpu".into(), ..Default::default() },
+            RankReport { rank: 1, device: "cpu".into(), ..Default::default() },
         ],
     }
 }
