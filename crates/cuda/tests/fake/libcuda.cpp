@@ -33,10 +33,34 @@ u64 number(const char *variable, u64 otherwise) {
 u64 of_process() { return number("FAKE_FREE_BYTES", 300 << 20); }
 u64 total() { return number("FAKE_TOTAL_BYTES", 80ull << 30); }
 
-typedef std::function<int()> Work;
+// Whether kernels of a GPU run one at a time, in the order of their launches over all streams, as with one queue of the hardware.
+bool is_serial() { return number("FAKE_SERIAL", 0); }
+
+typedef std::function<int()> Run;
+struct Work {
+  Run run;
+  bool is_kernel = false;
+};
 struct Device {
   u64 used = 0;
   std::set<Device *> peers;
+  // Kernels that were launched, and those that have run.
+  std::mutex lock;
+  std::condition_variable next;
+  u64 launched = 0, ran = 0;
+
+  // A kernel that waits for those launched before it.
+  Run in_order(Run run) {
+    std::lock_guard held(lock);
+    return [=, own = launched++] {
+      std::unique_lock held(lock);
+      next.wait(held, [&] { return ran == own; });
+      held.unlock();
+      int result = run();
+      held.lock();
+      return ran++, next.notify_all(), result;
+    };
+  }
 };
 
 // A queue of work with a thread of its own. That begins when somebody waits for it, or when nobody has for a while: so what is on
@@ -56,6 +80,7 @@ struct Stream {
 
   void add(Work next) {
     if (is_captured) return captured.push_back(next);
+    if (next.is_kernel && is_serial()) next.run = device->in_order(next.run);
     std::lock_guard held(lock);
     work.push_back(next);
     if (waiting > 0) wake.notify_all();
@@ -86,7 +111,7 @@ struct Stream {
       for (u64 until = done + work.size(); done < until; done++, progress.notify_all()) {
         Work next = std::move(work.front());
         held.unlock();
-        int result = next();
+        int result = next.run();
         held.lock();
         work.pop_front();
         if (result != SUCCESS) failed = result;
@@ -116,10 +141,10 @@ double now_ms() {
   return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
 }
 typedef std::vector<Work> Graph;
-typedef void (*Run)(const u32 *, u32, u32, void **, u32);
+typedef void (*Emulated)(const u32 *, u32, u32, void **, u32);
 struct Function {
   std::string name;
-  Run run;
+  Emulated run;
 };
 struct Allocation {
   size_t bytes;
@@ -175,9 +200,9 @@ u32 fake_graph_launches() { return graph_launches; }
 // Ten times the compute capability, and its second digit.
 u32 fake_capability() { return number("FAKE_CAPABILITY", 90); }
 u32 fake_marks() { return marks; }
-// For libraries that put work into streams: which GPU the thread has, and such work.
+// For libraries that put kernels into streams: which GPU the thread has, and such a kernel.
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
-void fake_add(Stream *stream, Work work) { stream->add(work); }
+void fake_add(Stream *stream, Run kernel) { stream->add({kernel, true}); }
 
 int cuInit(u32) { return number("FAKE_INIT", SUCCESS); }
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
@@ -281,13 +306,13 @@ int cuMemFreeAsync(u64 at, Stream *stream) {
   auto own = memory.find(at);
   if (own == memory.end()) return INVALID_VALUE;
   own->second.device->used -= own->second.bytes;
-  stream->add([=] {
+  stream->add({[=] {
     std::lock_guard held(all);
     memset((void *)at, 0xee, memory[at].bytes);
     memory.erase(at);
     free((void *)at);
     return int(SUCCESS);
-  });
+  }});
   return SUCCESS;
 }
 int cuCtxSetLimit(int, size_t) { return bound ? SUCCESS : INVALID_VALUE; }
@@ -332,7 +357,7 @@ int cuEventRecordWithFlags(Event *event, Stream *stream, u32 flags) {
   // Within a capture one that is outside of it is meant, elsewhere there is none.
   if (flags != u32(stream->is_captured)) return INVALID_VALUE;
   if (!stream->is_captured) *event = {stream};
-  stream->add([=] { return event->ms = now_ms(), int(SUCCESS); });
+  stream->add({[=] { return event->ms = now_ms(), int(SUCCESS); }});
   if (!stream->is_captured) event->after = stream->all();
   return marks++, SUCCESS;
 }
@@ -348,15 +373,15 @@ int cuEventSynchronize(Event *event) {
 
 int cuMemcpyHtoDAsync_v2(u64 to, const void *from, size_t bytes, Stream *stream) {
   if (!is_ours(to, bytes)) return INVALID_VALUE;
-  return stream->add([=] { return memcpy((void *)to, from, bytes), SUCCESS; }), SUCCESS;
+  return stream->add({[=] { return memcpy((void *)to, from, bytes), SUCCESS; }}), SUCCESS;
 }
 int cuMemcpyDtoHAsync_v2(void *to, u64 from, size_t bytes, Stream *stream) {
   if (!is_ours(from, bytes)) return INVALID_VALUE;
-  return stream->add([=] { return memcpy(to, (const void *)from, bytes), SUCCESS; }), SUCCESS;
+  return stream->add({[=] { return memcpy(to, (const void *)from, bytes), SUCCESS; }}), SUCCESS;
 }
 int cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream *stream) {
   if (!is_ours(from, bytes) || !is_ours(to, bytes)) return INVALID_VALUE;
-  return stream->add([=] { return memcpy((void *)to, (const void *)from, bytes), SUCCESS; }), SUCCESS;
+  return stream->add({[=] { return memcpy((void *)to, (const void *)from, bytes), SUCCESS; }}), SUCCESS;
 }
 
 int cuModuleLoadData(const void **module, const char *code) {
@@ -370,7 +395,7 @@ int cuModuleGetFunction(const Function **function, void *, const char *name) {
   dladdr((void *)&fake_graph_launches, &own);
   static void *library = dlopen(own.dli_fname, RTLD_NOW | RTLD_NOLOAD);
   std::lock_guard held(all);
-  Run run = (Run)dlsym(library, (std::string("emulate_") + name).c_str());
+  Emulated run = (Emulated)dlsym(library, (std::string("emulate_") + name).c_str());
   if (!run) return NOT_FOUND;
   return *function = &(functions[name] = {name, run}), SUCCESS;
 }
@@ -381,15 +406,15 @@ int cuLaunchKernel(const Function *function, u32 x, u32 y, u32 z, u32 threads, u
   if (threads > 1024) return INVALID_VALUE;
   std::vector<u64> slots;
   for (u32 i = 0; i < ARGUMENTS; i++) slots.push_back(*static_cast<u64 *>(from[i]));
-  stream->add([=]() mutable {
+  Run run = [=]() mutable {
     std::vector<void *> arguments;
     for (u64 &slot : slots) arguments.push_back(&slot);
     u32 grid[3] = {x, y, z};
     // Where a kernel whose first argument that is writes to nobody's memory, a GPU fails; a processor would be ended.
     if (function->name == "scale" && !is_ours(slots[0], 1)) return int(FAILED);
     return function->run(grid, threads, shared, arguments.data(), 0), int(SUCCESS);
-  });
-  return SUCCESS;
+  };
+  return stream->add({run, true}), SUCCESS;
 }
 
 int cuStreamBeginCapture_v2(Stream *stream, int) { return stream->is_captured = true, SUCCESS; }
