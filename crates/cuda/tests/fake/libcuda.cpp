@@ -13,7 +13,11 @@ u32 fake_marks() { return marks; }
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
 void fake_add(Stream *stream, Run kernel) { stream->add({kernel, true}); }
 
-int cuInit(u32) { return number("FAKE_INIT", SUCCESS); }
+// A list of none hides all.
+int cuInit(u32) {
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  return visible && !*visible ? NO_DEVICE : number("FAKE_INIT", SUCCESS);
+}
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
 int cuDeviceGetCount(int *count) { return *count = int(devices.size()), SUCCESS; }
 int cuDeviceGet(int *device, int ordinal) {
