@@ -11,7 +11,8 @@ use collective::{
     Collective, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank, SharedSegment, WireDType,
 };
 use cuda::{
-    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, Reduction, kernels, probe,
+    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, Reduction,
+    kernels, probe,
 };
 use tensor::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat};
 
@@ -231,6 +232,32 @@ fn several_ranks_have_their_own_queues_on_one_gpu() {
     });
 }
 
+/// A stream's work begins when somebody waits for it, so another's may be behind it; not where all have one queue.
+#[test]
+fn kernels_may_run_in_the_order_of_their_launches() {
+    with_libraries("kernels_may_run_in_the_order_of_their_launches", &[("FAKE_SERIAL", "1")], || {
+        let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
+        let [first, second] = [(), ()].map(|()| gpu.driver(true).expect("a stream"));
+        let at = second.alloc(4).expect("memory");
+        second.write(at, &1f32.to_le_bytes()).expect("a write");
+        let scale = |driver: &NvidiaDriver, by| {
+            let (kernel, arguments) =
+                (Kernel { file: "elements", name: "scale" }, Arguments::new().address(at).long(1).float(by));
+            let grid = Grid { blocks: [1, 1, 1], threads: 32, shared: 0 };
+            driver.launch(kernel, grid, &arguments).expect("a launch");
+        };
+        let read = || {
+            let mut read = [0; 4];
+            second.read(at, &mut read).expect("a number");
+            f32::from_le_bytes(read)
+        };
+        assert_eq!(read(), 1.0);
+        scale(&first, 3.0);
+        scale(&second, 2.0);
+        assert_eq!(read(), 6.0);
+    });
+}
+
 #[test]
 fn faults_name_what_asked() {
     with_libraries("faults_name_what_asked", &[], || {
@@ -400,6 +427,13 @@ fn ranks_of_one_gpu_and_of_several_use_each_others_memory() {
         ranks_sum(&[0, 1], "peer memory");
         ranks_sum(&[1, 0, 1, 0], "peer memory");
     });
+}
+
+/// Who asks for memory while another rank's kernel waits for him would wait for that one.
+#[test]
+fn ranks_of_one_gpu_ask_for_nothing_while_others_wait_for_them() {
+    let test = "ranks_of_one_gpu_ask_for_nothing_while_others_wait_for_them";
+    with_libraries(test, &[("FAKE_WAITS", "1")], || ranks_sum(&[0, 0, 0], "peer memory"));
 }
 
 /// Of ranks whose GPUs have ranks of other groups too, in processes of their own, kernels that wait would keep each other off them.
