@@ -132,7 +132,8 @@ fn results(wire: WireDType, before: u32) -> Vec<Vec<Vec<u32>>> {
     std::thread::scope(|scope| {
         let groups = SharedGroup::new(RANKS, config).into_iter().enumerate();
         let of_rank = &of_rank;
-        let threads: Vec<_> = groups.map(|(rank, shared)| scope.spawn(move || of_rank(rank, shared))).collect();
+        let threads: Vec<_> =
+            groups.map(|(rank, shared)| scope.spawn(move || of_rank(rank, shared))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a rank")).collect()
     })
 }

@@ -69,7 +69,8 @@ fn check(format: WeightFormat, turn: u32) {
     let tree = ReductionTree::over_granules(K, 5);
     let program = tree.program(0..tree.num_leaves());
     let matrix = |of: usize| ReferenceTensor::from_fn(N, K, |row, col| value(row + 31 * of, col));
-    let packed = |dev: &CudaDevice| (0..EXPERTS).map(|of| dev.pack(&matrix(of), format.into())).collect::<Vec<_>>();
+    let packed =
+        |dev: &CudaDevice| (0..EXPERTS).map(|of| dev.pack(&matrix(of), format.into())).collect::<Vec<_>>();
     let (weights, fast_weights) = (packed(&dev), packed(&fast));
     for tokens in [1, 2, 3, 5, 8, 70] {
         let x: Vec<f32> = (0..tokens * K).map(|at| value(at / K + 99, at % K)).collect();
@@ -146,11 +147,14 @@ fn grids_are_bounded_and_bits_those_of_single_layers_of_int4() {
 fn experts_whom_nobody_chose_are_no_work() {
     let Some((dev, launches)) = device(0, Reduction::Canonical) else { return };
     let (tokens, range) = (6, 8..20);
-    let logits: Vec<f32> =
-        (0..tokens * EXPERTS).map(|at| if range.contains(&(at % EXPERTS)) { -9.0 } else { value(1, at) }).collect();
+    let logits: Vec<f32> = (0..tokens * EXPERTS)
+        .map(|at| if range.contains(&(at % EXPERTS)) { -9.0 } else { value(1, at) })
+        .collect();
     let routing = dev.route(&dev.upload(&logits, tokens, EXPERTS), RouterSpec { top_k: 4, normalize: true });
     let x = dev.upload(&vec![0.5; tokens * K], tokens, K);
-    for format in [DType::F32.into(), WeightFormat::Float(DType::BF16), WeightFormat::Int8, WeightFormat::Int4] {
+    for format in
+        [DType::F32.into(), WeightFormat::Float(DType::BF16), WeightFormat::Int8, WeightFormat::Int4]
+    {
         let matrix = ReferenceTensor::from_fn(N, K, value);
         let weights: Vec<_> = range.clone().map(|_| dev.pack(&matrix, format.into())).collect();
         let assignment = dev.assign(&routing, range.clone());

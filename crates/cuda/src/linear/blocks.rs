@@ -132,3 +132,29 @@ pub(super) fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
         WeightFormat::Int4 => kernels!("int4"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However the rows fall to experts there are no more groups, and in one case there are as many.
+    #[test]
+    fn as_many_groups_as_rows_of_experts_can_need() {
+        fn most(rows: usize, experts: usize, of_group: usize) -> usize {
+            match experts {
+                0 => 0,
+                1 => rows.div_ceil(of_group),
+                _ => (0..=rows)
+                    .map(|own| own.div_ceil(of_group) + most(rows - own, experts - 1, of_group))
+                    .max()
+                    .unwrap_or(0),
+            }
+        }
+        for (rows, experts) in (0..20).flat_map(|rows| (1..5).map(move |experts| (rows, experts))) {
+            for of_group in [1, 3, 8] {
+                let expected = most(rows, experts, of_group);
+                assert_eq!(most_groups(rows, experts, of_group), expected, "{rows} rows, {experts} experts");
+            }
+        }
+    }
+}

@@ -13,7 +13,8 @@ const LARGE: usize = 40;
 
 /// Between −1 and 1.
 fn number(position: usize, col: usize) -> f32 {
-    let h = ((position * 331 + col) as u32).wrapping_mul(0x9E37_79B9).rotate_left(15).wrapping_mul(0x85EB_CA6B);
+    let h =
+        ((position * 331 + col) as u32).wrapping_mul(0x9E37_79B9).rotate_left(15).wrapping_mul(0x85EB_CA6B);
     ((h ^ h >> 15).wrapping_mul(0xC2B2_AE35) >> 8) as f32 / (1 << 23) as f32 - 1.0
 }
 
@@ -77,7 +78,10 @@ pub fn unseen_values(dev: &CudaDevice) {
                     let of = row * head_dim..(row + 1) * head_dim;
                     found[of.clone()] != whole[of]
                 });
-                assert_eq!(differ, None, "{dtype:?}, heads of {head_dim}, {how}: a row that has other bits than at once");
+                assert_eq!(
+                    differ, None,
+                    "{dtype:?}, heads of {head_dim}, {how}: a row that has other bits than at once"
+                );
             }
         }
     }
