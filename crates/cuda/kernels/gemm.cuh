@@ -210,17 +210,6 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 block_group, u
   sync_block();
 }
 
-// The expert whose rows a block has, of those whose blocks begin at block_first[e].
-DEVICE u32 expert_of(u32 block, const u32 *block_first, u32 experts) {
-  u32 expert = 0;
-  for (u32 end = experts; end - expert > 1;) {
-    u32 middle = (expert + end) / 2;
-    if (block_first[middle] <= block) expert = middle;
-    else end = middle;
-  }
-  return expert;
-}
-
 // All parts of a layer that fall to this block; of each `multiply_rows` is told the block of rows and that of outputs.
 template <u32 ALONG, class Multiply> DEVICE void each_part(u32 n, u32 down, const Multiply &multiply_rows) {
   u32 along = (n + 16 * PANELS * ALONG - 1) / (16 * PANELS * ALONG);
@@ -232,7 +221,7 @@ template <u32 ALONG, class Multiply> DEVICE void each_part(u32 n, u32 down, cons
 
 } // namespace gemm
 
-// Of one weight, in blocks of 128 or 256 outputs, and of those of experts: as in linear.cuh, but that a block looks up whose rows it has.
+// Of one weight, in blocks of 128 or 256 outputs, and of those of experts, as in linear.cuh.
 #define GEMM_OF(name, format, along)                                                                                   \
   KERNEL_OF(64 * along, name)                                                                                          \
   (float *y, const u8 *weights, const u8 *weight_scales, const u8 *weight_zeros, const u8 *inputs,                     \
@@ -256,7 +245,7 @@ template <u32 ALONG, class Multiply> DEVICE void each_part(u32 n, u32 down, cons
    u32 num_experts, const u8 *inputs, const u8 *input_scales, const u8 *input_sums, u32 tiles, u32 pairs, u32 n,       \
    const Item *items, u32 num_items, u32 near, Vec4 *far, u32 slots, u32 gate) {                                       \
     gemm::each_part<2>(n, block_first[num_experts], [&](u32 block_rows, u32 block_outputs) {                           \
-      u32 e = gemm::expert_of(block_rows, block_first, num_experts);                                                   \
+      u32 e = expert_of(block_rows, block_first, num_experts);                                                         \
       Operands of{experts[e].elements, experts[e].scales, experts[e].zeros, inputs, input_scales, input_sums, tiles};  \
       Rows rows{offsets[e + 1] - offsets[e], offsets[e], pairs, group_first[e]};                                       \
       u32 group = (block_rows - block_first[e]) * gemm::BLOCK_GROUPS;                                                  \

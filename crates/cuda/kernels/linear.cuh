@@ -22,15 +22,14 @@ struct Deal {
 #define EACH(p, g, i)                                                                                                  \
   UNROLL for (u32 p = 0; p < PANELS; p++) UNROLL for (u32 g = 0; g < GROUPS; g++) UNROLL for (u32 i = 0; i < 4; i++)
 
-// A block's rows of one weight, at most 8 · GROUPS, and 32 outputs for each team of warps.
+// A block's rows of one weight, at most 8 · GROUPS from `first_row` on, and 32 outputs for each team of warps.
 template <class Format, u32 GROUPS>
-DEVICE void linear(float *y, const Operands &of, Rows rows, u32 n, const Deal *deal, const Item *items, const u32 *merges,
-                   const float *bias, u32 gate) {
+DEVICE void linear(float *y, const Operands &of, Rows rows, u32 first_row, u32 n, const Deal *deal, const Item *items,
+                   const u32 *merges, const float *bias, u32 gate) {
   constexpr u32 OUTPUTS = 16 * PANELS, ROWS = 8 * GROUPS, PLACES = OUTPUTS * ROWS;
   DYNAMIC_SHARED(float, left_over);
   u32 lane = thread() % 32, warp = thread() / 32, sharing = deal->sharing, part = warp % sharing, team = warp / sharing;
   u32 teams = threads() / 32 / sharing, nodes_left = deal->left, panels = (n + 15) / 16;
-  u32 first_row = block_y() * ROWS;
   // A team beyond the last panel does what the last one does, and tells nobody.
   u32 panel[PANELS];
   UNROLL for (u32 p = 0; p < PANELS; p++) {
@@ -115,25 +114,27 @@ DEVICE void linear(float *y, const Operands &of, Rows rows, u32 n, const Deal *d
 #undef EACH
 
 // Of one weight, and of those of experts: rows of expert e, of which there are offsets[e + 1] - offsets[e], begin at offsets[e]
-// in the result and at group group_first[e] of the activations.
+// in the result, at group group_first[e] of the activations, and at block_first[e] of the grid's second axis.
 #define LINEAR_OF(name, format, groups)                                                                                \
   KERNEL_OF(256, name)                                                                                                 \
   (float *y, const u8 *weights, const u8 *weight_scales, const u8 *weight_zeros, const u8 *inputs,                     \
    const u8 *input_scales, const u8 *input_sums, u32 tiles, u32 rows, u32 n, const Deal *deal, const Item *items,      \
    const u32 *merges, const float *bias, u32 gate) {                                                                   \
     Operands of{weights, weight_scales, weight_zeros, inputs, input_scales, input_sums, tiles};                        \
-    linear<format, groups>(y, of, Rows{rows, 0, rows, 0}, n, deal, items, merges, bias, gate);                         \
+    Rows all{rows, 0, rows, 0};                                                                                        \
+    linear<format, groups>(y, of, all, block_y() * 8 * groups, n, deal, items, merges, bias, gate);                    \
   }                                                                                                                    \
   EXPORT(name)                                                                                                         \
   KERNEL_OF(256, name##_experts)                                                                                       \
-  (float *y, const Expert *experts, const u32 *offsets, const u32 *group_first, const u8 *inputs,                      \
-   const u8 *input_scales, const u8 *input_sums, u32 tiles, u32 pairs, u32 n, const Deal *deal, const Item *items,     \
-   const u32 *merges, u32 gate) {                                                                                      \
-    u32 e = block_z();                                                                                                 \
+  (float *y, const Expert *experts, const u32 *offsets, const u32 *group_first, const u32 *block_first,                \
+   u32 num_experts, const u8 *inputs, const u8 *input_scales, const u8 *input_sums, u32 tiles, u32 pairs, u32 n,       \
+   const Deal *deal, const Item *items, const u32 *merges, u32 gate) {                                                 \
+    if (block_y() >= block_first[num_experts]) return;                                                                 \
+    u32 e = expert_of(block_y(), block_first, num_experts);                                                            \
     Rows rows{offsets[e + 1] - offsets[e], offsets[e], pairs, group_first[e]};                                         \
-    if (block_y() * 8 * groups >= rows.count) return;                                                                  \
+    u32 first_row = (block_y() - block_first[e]) * 8 * groups;                                                         \
     Operands of{experts[e].elements, experts[e].scales, experts[e].zeros, inputs, input_scales, input_sums, tiles};    \
-    linear<format, groups>(y, of, rows, n, deal, items, merges, nullptr, gate);                                        \
+    linear<format, groups>(y, of, rows, first_row, n, deal, items, merges, nullptr, gate);                             \
   }                                                                                                                    \
   EXPORT(name##_experts)
 

@@ -10,9 +10,13 @@ namespace exact {
 struct Rows { u32 count, first, all; const u32 *tokens; };
 struct Program { u32 items; const u32 *ends, *merges; };
 
-DEVICE void linear(float *y, const float *w, const float *x, Rows rows, u32 n, u32 k, Program program, const float *bias) {
-  constexpr u32 ROWS = 8, STACK = 12;
-  u32 output = block_x() * threads() + thread(), first_row = block_y() * ROWS;
+// Rows of a block (crates/cuda/src/linear/blocks.rs).
+constexpr u32 ROWS = 8;
+
+DEVICE void linear(float *y, const float *w, const float *x, Rows rows, u32 first_row, u32 n, u32 k, Program program,
+                   const float *bias) {
+  constexpr u32 STACK = 12;
+  u32 output = block_x() * threads() + thread();
   if (output >= n || first_row >= rows.count) return;
   u32 count = rows.count - first_row < ROWS ? rows.count - first_row : ROWS;
   const float *inputs[ROWS];
@@ -47,16 +51,20 @@ DEVICE void linear(float *y, const float *w, const float *x, Rows rows, u32 n, u
 KERNEL(linear_exact)
 (float *y, const float *w, const float *x, u32 rows, u32 n, u32 k, u32 items, const u32 *ends, const u32 *merges,
  const float *bias) {
-  exact::linear(y, w, x, exact::Rows{rows, 0, rows, nullptr}, n, k, exact::Program{items, ends, merges}, bias);
+  exact::Rows all{rows, 0, rows, nullptr};
+  exact::linear(y, w, x, all, block_y() * exact::ROWS, n, k, exact::Program{items, ends, merges}, bias);
 }
 EXPORT(linear_exact)
 
-// Of experts: the rows of expert e begin at offsets[e]; three addresses of each, the first that of its elements.
+// Of experts: the rows of expert e begin at offsets[e], its blocks of rows at block_first[e]; three addresses of each, the first that
+// of its elements.
 KERNEL(linear_exact_experts)
-(float *y, const u64 *experts, const u32 *offsets, const u32 *tokens, const float *x, u32 pairs, u32 n, u32 k, u32 items,
- const u32 *ends, const u32 *merges) {
-  u32 e = block_z();
+(float *y, const u64 *experts, const u32 *offsets, const u32 *block_first, u32 num_experts, const u32 *tokens, const float *x,
+ u32 pairs, u32 n, u32 k, u32 items, const u32 *ends, const u32 *merges) {
+  if (block_y() >= block_first[num_experts]) return;
+  u32 e = expert_of(block_y(), block_first, num_experts), first_row = (block_y() - block_first[e]) * exact::ROWS;
   exact::Rows rows{offsets[e + 1] - offsets[e], offsets[e], pairs, tokens};
-  exact::linear(y, reinterpret_cast<const float *>(experts[3 * e]), x, rows, n, k, exact::Program{items, ends, merges}, nullptr);
+  const float *w = reinterpret_cast<const float *>(experts[3 * e]);
+  exact::linear(y, w, x, rows, first_row, n, k, exact::Program{items, ends, merges}, nullptr);
 }
 EXPORT(linear_exact_experts)

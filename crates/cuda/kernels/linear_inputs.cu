@@ -39,9 +39,12 @@ struct Source {
   }
 };
 
-// The first group of each expert's rows, of groups of so many rows, and the number of groups. One block.
-KERNEL(linear_group_first)(u32 *group_first, const u32 *offsets, u32 experts, u32 rows) {
+// The first group of each expert's rows, and the number of groups: of groups of 8 rows, then of groups of as many as blocks of a
+// kernel have. first [2, experts + 1]; two blocks.
+KERNEL(linear_group_first)(u32 *first, const u32 *offsets, u32 experts, u32 rows_of_block) {
   DYNAMIC_SHARED(u32, sums);
+  u32 rows = block_x() == 0 ? 8 : rows_of_block;
+  first += block_x() * (experts + 1);
   // Sums of ever more neighbours, in turns between two halves.
   for (u32 e = thread(); e < experts; e += threads()) sums[e] = (offsets[e + 1] - offsets[e] + rows - 1) / rows;
   u32 from = 0;
@@ -52,8 +55,8 @@ KERNEL(linear_group_first)(u32 *group_first, const u32 *offsets, u32 experts, u3
     from = 1 - from;
   }
   sync_block();
-  for (u32 e = thread(); e < experts; e += threads()) group_first[e + 1] = sums[from * experts + e];
-  if (thread() == 0) group_first[0] = 0;
+  for (u32 e = thread(); e < experts; e += threads()) first[e + 1] = sums[from * experts + e];
+  if (thread() == 0) first[0] = 0;
 }
 EXPORT(linear_group_first)
 

@@ -58,9 +58,14 @@ KERNEL_OF(256, logits_exp_sums)
   x += row * cols;
   for (u32 panel = own.first + thread() / 32 * 32; panel < own.end; panel += THREADS) {
     float of_columns[16];
+    // First the loads, so that they are on their way together.
     UNROLL for (u32 i = 0; i < 16; i++) {
       u32 col = panel * 16 + i * 32 + lane;
-      of_columns[i] = col < end ? exponential(x[col] - largest) : 0.0f;
+      of_columns[i] = col < end ? x[col] : 0.0f;
+    }
+    UNROLL for (u32 i = 0; i < 16; i++) {
+      u32 col = panel * 16 + i * 32 + lane;
+      of_columns[i] = col < end ? exponential(of_columns[i] - largest) : 0.0f;
     }
     float sum = sum_of_panel(of_columns);
     u32 place = panel + panel_of_lane();
@@ -86,9 +91,13 @@ KERNEL_OF(256, logits_count_before)
   u32 first = block_y() * width, end = first + width < cols ? first + width : cols;
   float logit = float_of(places[row].x);
   u32 place = places[row].y, count = 0;
+  // As in logits_top.cu: eight loads together.
+  u32 own = first + thread(), turns = own < end ? (end - own + logits::THREADS - 1) / logits::THREADS : 0;
   x += row * cols;
-  UNROLL_BY(8) for (u32 col = first + thread(); col < end; col += logits::THREADS)
+  UNROLL_BY(8) for (u32 i = 0; i < turns; i++) {
+    u32 col = own + i * logits::THREADS;
     count += x[col] > logit || (x[col] == logit && col < place);
+  }
   for (u32 step = 16; step > 0; step /= 2) count += shuffle_xor(count, step);
   if (thread() % 32 == 0) of_warps[thread() / 32] = count;
   sync_block();

@@ -7,6 +7,8 @@
 namespace logits_edit {
 
 constexpr u32 THREADS = 256;
+// Loads that are on their way at the same time.
+constexpr u32 TOGETHER = 4;
 
 // In the order of crates/cuda/src/logits/edits.rs.
 enum Kind { ADD, REPETITION, ALLOW, DIVIDE };
@@ -52,11 +54,25 @@ KERNEL_OF(256, logits_edit_rows)
       }
       break;
     case ALLOW:
-      UNROLL_BY(4) for (u32 col = first + thread(); col < end; col += THREADS)
-        if (col / 32 >= edit.count || !(list[col / 32] >> col % 32 & 1)) x[col] = float_of(0xff800000u);
+      for (u32 col = first + thread(); col < end; col += TOGETHER * THREADS) {
+        u32 masks[TOGETHER];
+        UNROLL for (u32 i = 0; i < TOGETHER; i++) {
+          u32 word = (col + i * THREADS) / 32;
+          masks[i] = word < edit.count ? list[word] : 0;
+        }
+        UNROLL for (u32 i = 0; i < TOGETHER; i++) {
+          u32 own = col + i * THREADS;
+          if (own < end && !(masks[i] >> own % 32 & 1)) x[own] = float_of(0xff800000u);
+        }
+      }
       break;
     case DIVIDE:
-      UNROLL_BY(4) for (u32 col = first + thread(); col < end; col += THREADS) x[col] = x[col] / by;
+      for (u32 col = first + thread(); col < end; col += TOGETHER * THREADS) {
+        float logits[TOGETHER];
+        UNROLL for (u32 i = 0; i < TOGETHER; i++) logits[i] = col + i * THREADS < end ? x[col + i * THREADS] : 0.0f;
+        UNROLL for (u32 i = 0; i < TOGETHER; i++)
+          if (col + i * THREADS < end) x[col + i * THREADS] = logits[i] / by;
+      }
     }
     // The next edit may have another thread change what this one has.
     sync_block();

@@ -2,14 +2,24 @@
 #ifndef NORM_CUH
 #define NORM_CUH
 
+// Every 16th number of a row, from that of the lane on, in order. Sixteen of them lie in fixed places, so that they are read ahead of what
+// is done with them one after the other.
+template <class Use> DEVICE void each_of_lane(const float *row, u32 cols, const Use &use) {
+  u32 i = thread() % 16;
+  for (; i + 240 < cols; i += 256) {
+    const float *own = row + i;
+    UNROLL for (u32 k = 0; k < 16; k++) use(own[16 * k]);
+  }
+  UNROLL_BY(1) for (; i < cols; i += 16) use(row[i]);
+}
+
 // A row of `cols` numbers that all threads of the block put into `row`; gives 1 / root(mean square + eps) of it to all.
 DEVICE float inverse_root(const float *row, u32 cols, float eps) {
   SHARED float result;
   sync_block();
   if (thread() < 32) {
-    u32 lane = thread() % 16;
     float sum = 0.0f;
-    for (u32 i = lane; i < cols; i += 16) sum = fused(row[i], row[i], sum);
+    each_of_lane(row, cols, [&](float x) { sum = fused(x, x, sum); });
     sum = sum_by_halves(sum);
     if (thread() == 0) result = 1.0f / root(sum / float(cols) + eps);
   }
@@ -22,9 +32,8 @@ DEVICE float mean_of(const float *row, u32 cols) {
   SHARED float result;
   sync_block();
   if (thread() < 32) {
-    u32 lane = thread() % 16;
     float sum = 0.0f;
-    for (u32 i = lane; i < cols; i += 16) sum += row[i];
+    each_of_lane(row, cols, [&](float x) { sum += x; });
     sum = sum_by_halves(sum);
     if (thread() == 0) result = sum / float(cols);
   }

@@ -19,9 +19,9 @@ struct Sums {
 };
 
 template <class Format>
-DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 n, const float *bias, u32 gate) {
+DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 first_row, u32 n, const float *bias, u32 gate) {
   SHARED Sums all[2];
-  u32 lane = thread() % 32, warp = thread() / 32, panels = (n + 15) / 16, first_row = block_y() * 8;
+  u32 lane = thread() % 32, warp = thread() / 32, panels = (n + 15) / 16;
   u32 panel[PANELS];
   UNROLL for (u32 p = 0; p < PANELS; p++) {
     u32 wanted = gate ? block_x() + p * (panels / 2) : block_x() * PANELS + p;
@@ -96,17 +96,18 @@ DEVICE void multiply(float *y, const Operands &of, Rows rows, u32 n, const float
   (float *y, const u8 *weights, const u8 *weight_scales, const u8 *weight_zeros, const u8 *inputs,                     \
    const u8 *input_scales, const u8 *input_sums, u32 tiles, u32 rows, u32 n, const float *bias, u32 gate) {            \
     Operands of{weights, weight_scales, weight_zeros, inputs, input_scales, input_sums, tiles};                        \
-    ordered::multiply<name##_format>(y, of, Rows{rows, 0, rows, 0}, n, bias, gate);                                    \
+    ordered::multiply<name##_format>(y, of, Rows{rows, 0, rows, 0}, block_y() * 8, n, bias, gate);                     \
   }                                                                                                                    \
   EXPORT(name)                                                                                                         \
   KERNEL_OF(256, name##_experts)                                                                                       \
-  (float *y, const Expert *experts, const u32 *offsets, const u32 *group_first, const u8 *inputs,                      \
-   const u8 *input_scales, const u8 *input_sums, u32 tiles, u32 pairs, u32 n, u32 gate) {                              \
-    u32 e = block_z();                                                                                                 \
+  (float *y, const Expert *experts, const u32 *offsets, const u32 *group_first, const u32 *block_first,                \
+   u32 num_experts, const u8 *inputs, const u8 *input_scales, const u8 *input_sums, u32 tiles, u32 pairs, u32 n,       \
+   u32 gate) {                                                                                                         \
+    if (block_y() >= block_first[num_experts]) return;                                                                 \
+    u32 e = expert_of(block_y(), block_first, num_experts);                                                            \
     Rows rows{offsets[e + 1] - offsets[e], offsets[e], pairs, group_first[e]};                                         \
-    if (block_y() * 8 >= rows.count) return;                                                                           \
     Operands of{experts[e].elements, experts[e].scales, experts[e].zeros, inputs, input_scales, input_sums, tiles};    \
-    ordered::multiply<name##_format>(y, of, rows, n, nullptr, gate);                                                   \
+    ordered::multiply<name##_format>(y, of, rows, (block_y() - block_first[e]) * 8, n, nullptr, gate);                 \
   }                                                                                                                    \
   EXPORT(name##_experts)
 

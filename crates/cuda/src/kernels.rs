@@ -83,6 +83,7 @@ macro_rules! of_format {
         (
             concat!($file, "_", $format),
             concat!(
+                include_str!("../kernels/experts.cuh"),
                 include_str!("../kernels/linear_formats.cuh"),
                 include_str!(concat!("../kernels/", $file, ".cuh")),
                 "\n",
@@ -145,7 +146,10 @@ pub const FILES: &[(&str, &str)] = &[
     of_format!("linear", "LINEAR", "scaled", "Scaled"),
     of_format!("linear", "LINEAR", "int8", "Whole<false>"),
     of_format!("linear", "LINEAR", "int4", "Whole<true>"),
-    ("linear_exact", include_str!("../kernels/linear_exact.cu")),
+    (
+        "linear_exact",
+        concat!(include_str!("../kernels/experts.cuh"), include_str!("../kernels/linear_exact.cu")),
+    ),
     ("linear_inputs", include_str!("../kernels/linear_inputs.cu")),
     ("logits", include_str!("../kernels/logits.cu")),
     ("logits_edit", include_str!("../kernels/logits_edit.cu")),

@@ -33,6 +33,11 @@ fn segments_of_several_owners_agree_with_the_reference() {
 }
 
 #[test]
+fn values_that_a_row_does_not_see_change_none_of_its_bits() {
+    device(7).iter().for_each(suite::unseen_values);
+}
+
+#[test]
 fn copied_blocks_agree_with_the_reference() {
     device(0).iter().for_each(|dev| conformance::copies_agreeing(dev, &agreement));
 }

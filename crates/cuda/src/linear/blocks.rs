@@ -16,11 +16,15 @@ const ORDERED_ROWS: usize = 16;
 pub(super) const MANY_ROWS: usize = 64;
 /// Rows of a block of `gemm.cuh`.
 pub(super) const GEMM_ROWS: usize = 128;
+/// Rows of a block of `linear_exact.cu`.
+pub(super) const EXACT_ROWS: usize = 8;
 
 /// A kernel and its blocks.
 pub(super) struct Blocks {
     pub kernel: Kernel,
     pub grid: Grid,
+    /// Of a block.
+    pub rows: usize,
 }
 
 /// A format's kernels.
@@ -35,7 +39,7 @@ pub(super) struct Kernels {
 }
 
 impl Blocks {
-    /// Some rows: warps of a block share the inputs. Of experts there is a layer of blocks for each.
+    /// Some rows, of one weight or of those of so many experts together: warps of a block share the inputs.
     pub fn few(
         queue: &Queue,
         layout: Layout,
@@ -45,7 +49,7 @@ impl Blocks {
         experts: Option<usize>,
     ) -> Self {
         // As many warps as a block can have, as long as all multiprocessors have blocks.
-        let pairs = n.div_ceil(PANEL * PANELS) * experts.unwrap_or(1);
+        let pairs = n.div_ceil(PANEL * PANELS) * experts.map_or(1, |experts| experts.min(rows));
         let wanted = 2 * queue.0.driver.multiprocessors();
         let mut teams = WARPS / deal.sharing;
         while teams > 1 && pairs / teams < wanted {
@@ -56,16 +60,17 @@ impl Blocks {
         let fits = |groups: usize| rows > 8 * groups / 2 && shared(groups) <= queue.0.driver.shared_bytes();
         let groups = [4, 2].into_iter().find(|&groups| fits(groups)).unwrap_or(1);
         let threads = 32 * teams * deal.sharing;
-        let grid = Grid::plane(n.div_ceil(PANEL * PANELS * teams), rows.div_ceil(8 * groups), threads);
-        let grid = in_layers(grid.with_shared(shared(groups)), experts.unwrap_or(1));
-        Blocks { kernel: kernels_of(layout.format, experts.is_some()).few[groups.ilog2() as usize], grid }
+        let kernel = kernels_of(layout.format, experts.is_some()).few[groups.ilog2() as usize];
+        let down = blocks_down(rows, experts, 8 * groups);
+        let grid = Grid::plane(n.div_ceil(PANEL * PANELS * teams), down, threads).with_shared(shared(groups));
+        Blocks { kernel, grid, rows: 8 * groups }
     }
 
     /// Few rows of whole numbers without a tree. None for others.
     pub fn ordered(layout: Layout, n: usize, rows: usize, experts: Option<usize>) -> Option<Self> {
         let kernel = kernels_of(layout.format, experts.is_some()).ordered.filter(|_| rows <= ORDERED_ROWS)?;
-        let grid = Grid::plane(n.div_ceil(PANEL * PANELS), rows.div_ceil(8), 256);
-        Some(Blocks { kernel, grid: in_layers(grid, experts.unwrap_or(1)) })
+        let grid = Grid::plane(n.div_ceil(PANEL * PANELS), blocks_down(rows, experts, 8), 256);
+        Some(Blocks { kernel, grid, rows: 8 })
     }
 }
 
@@ -78,10 +83,16 @@ pub(super) fn files_of(format: WeightFormat) -> Vec<&'static str> {
     [few, many].into_iter().chain(ordered).map(|kernel| kernel.file).collect()
 }
 
-/// One layer of a grid for each expert.
-pub(super) fn in_layers(grid: Grid, experts: usize) -> Grid {
-    let [x, y, _] = grid.blocks;
-    Grid { blocks: [x, y, experts as u32], ..grid }
+/// As many groups of so many rows as rows of experts can need together, wherever they are: one for each expert that has any, and
+/// another for each `of_group` rows more.
+pub(super) fn most_groups(rows: usize, experts: usize, of_group: usize) -> usize {
+    let beginning = experts.min(rows);
+    beginning + (rows - beginning) / of_group
+}
+
+/// Blocks of so many rows.
+fn blocks_down(rows: usize, experts: Option<usize>, of_block: usize) -> usize {
+    experts.map_or(rows.div_ceil(of_block), |experts| most_groups(rows, experts, of_block))
 }
 
 pub(super) fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
@@ -119,5 +130,31 @@ pub(super) fn kernels_of(format: WeightFormat, of_experts: bool) -> Kernels {
         WeightFormat::Scaled(_) => kernels!("scaled"),
         WeightFormat::Int8 => kernels!("int8"),
         WeightFormat::Int4 => kernels!("int4"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However the rows fall to experts there are no more groups, and in one case there are as many.
+    #[test]
+    fn as_many_groups_as_rows_of_experts_can_need() {
+        fn most(rows: usize, experts: usize, of_group: usize) -> usize {
+            match experts {
+                0 => 0,
+                1 => rows.div_ceil(of_group),
+                _ => (0..=rows)
+                    .map(|own| own.div_ceil(of_group) + most(rows - own, experts - 1, of_group))
+                    .max()
+                    .unwrap_or(0),
+            }
+        }
+        for (rows, experts) in (0..20).flat_map(|rows| (1..5).map(move |experts| (rows, experts))) {
+            for of_group in [1, 3, 8] {
+                let expected = most(rows, experts, of_group);
+                assert_eq!(most_groups(rows, experts, of_group), expected, "{rows} rows, {experts} experts");
+            }
+        }
     }
 }

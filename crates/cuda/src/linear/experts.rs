@@ -3,12 +3,12 @@
 
 use ::tensor::{Activation, Program};
 
-use super::blocks::{Blocks, GEMM_ROWS, MANY_ROWS, in_layers};
+use super::blocks::{Blocks, EXACT_ROWS, GEMM_ROWS, MANY_ROWS, most_groups};
 use super::inputs::Inputs;
 use super::many::Many;
 use super::plan::{Dealt, Plan};
 use super::tiles::Layout;
-use super::{CudaWeight, exact_blocks, gate_of};
+use super::{CudaWeight, exact_grid, gate_of};
 use crate::driver::{Address, Arguments, Grid, Kernel};
 use crate::memory::Block;
 use crate::moe::CudaAssignment;
@@ -21,44 +21,38 @@ pub(super) struct Places {
     pairs: usize,
     /// `[experts + 1]`, in rows.
     offsets: Address,
-    /// The same in groups of 8, where each expert has its own.
-    group_first: Block,
+    /// `[2, experts + 1]`: the same in groups of 8 and in blocks of a kernel, where each expert has its own.
+    firsts: Block,
     /// The row of x that each row is, if it is another.
     tokens: Address,
 }
 
 impl Places {
-    fn new(queue: &Queue, assignment: &CudaAssignment, tokens: Address) -> Self {
+    /// For a kernel whose blocks have so many rows.
+    fn new(queue: &Queue, assignment: &CudaAssignment, tokens: Address, rows_of_block: usize) -> Self {
         let CudaAssignment { experts, filled_pairs: pairs, ref offsets, .. } = *assignment;
-        Places { experts, pairs, offsets: offsets.at, group_first: first_of(queue, assignment, 8), tokens }
+        let firsts = queue.block(2 * 4 * (experts + 1));
+        let arguments = Arguments::new().address(firsts.at).address(offsets.at);
+        let grid = Grid::flat(2, experts.next_multiple_of(32).min(1024)).with_shared(8 * experts);
+        let kernel = Kernel { file: "linear_inputs", name: "linear_group_first" };
+        queue.launch(kernel, grid, arguments.count(experts).count(rows_of_block));
+        Places { experts, pairs, offsets: offsets.at, firsts, tokens }
     }
 
-    /// As many groups as there can be.
+    /// As many groups of 8 as there can be.
     pub fn most_groups(&self) -> usize {
-        most_of(self.pairs, self.experts, 8)
+        most_groups(self.pairs, self.experts, 8)
     }
 
     /// As `kernels/linear_inputs.cu` is told it.
     pub fn source(&self, arguments: Arguments) -> Arguments {
-        arguments.count(self.experts).address(self.offsets).address(self.group_first.at).address(self.tokens)
+        arguments.count(self.experts).address(self.offsets).address(self.firsts.at).address(self.tokens)
     }
-}
 
-/// `[experts + 1]`: the first of each expert's groups of so many rows, and their number.
-fn first_of(queue: &Queue, assignment: &CudaAssignment, rows: usize) -> Block {
-    let experts = assignment.experts;
-    let first = queue.block(4 * (experts + 1));
-    let arguments =
-        Arguments::new().address(first.at).address(assignment.offsets.at).count(experts).count(rows);
-    let threads = experts.next_multiple_of(32).min(1024);
-    let grid = Grid::flat(1, threads).with_shared(8 * experts);
-    queue.launch(Kernel { file: "linear_inputs", name: "linear_group_first" }, grid, arguments);
-    first
-}
-
-/// As many groups of so many rows as experts can have together.
-fn most_of(pairs: usize, experts: usize, rows: usize) -> usize {
-    pairs / rows + experts.min(pairs)
+    /// Whose rows blocks have, as layers are told it.
+    fn blocks(&self, arguments: Arguments) -> Arguments {
+        arguments.address(self.firsts.at + 4 * (self.experts as u64 + 1)).count(self.experts)
+    }
 }
 
 /// Layers of experts that are to be computed.
@@ -98,7 +92,9 @@ pub(crate) fn grouped(queue: &Queue, layers: Grouped<'_>) -> CudaTensor {
     let to = Arguments::new().address(y.at()).address(experts.at).address(assignment.offsets.at);
     match &*first.plan(queue, program) {
         Plan::Exact { items, words } => {
-            let arguments = to
+            let places = Places::new(queue, assignment, tokens, EXACT_ROWS);
+            let arguments = places
+                .blocks(to)
                 .address(tokens)
                 .address(x.at())
                 .count(pairs)
@@ -108,52 +104,54 @@ pub(crate) fn grouped(queue: &Queue, layers: Grouped<'_>) -> CudaTensor {
                 .address(words.at)
                 .address(words.at + 4 * *items as u64);
             let kernel = Kernel { file: "linear_exact", name: "linear_exact_experts" };
-            queue.launch(kernel, in_layers(exact_blocks(first.n, pairs), weights.len()), arguments);
+            let down = most_groups(pairs, weights.len(), EXACT_ROWS);
+            queue.launch(kernel, exact_grid(first.n, down), arguments);
         }
-        Plan::Tiled { shared, alone, .. } => {
-            let places = Places::new(queue, assignment, tokens);
-            let to = to.address(places.group_first.at);
-            if pairs > MANY_ROWS * weights.len() {
-                many(queue, &layers, &places, to, alone);
-            } else {
-                few(queue, &layers, &places, to, shared);
-            }
+        Plan::Tiled { alone, .. } if pairs > MANY_ROWS * weights.len() => {
+            many(queue, &layers, tokens, to, alone);
         }
+        Plan::Tiled { shared, .. } => few(queue, &layers, tokens, to, shared),
     }
     y
 }
 
-/// Few rows per expert: blocks for as many as could all be of one.
-fn few(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, plan: &Dealt) {
-    let Grouped { x, weights, gate, .. } = *layers;
+/// Few rows per expert, on average.
+fn few(queue: &Queue, layers: &Grouped<'_>, tokens: Address, to: Arguments, plan: &Dealt) {
+    let Grouped { assignment, weights, gate, .. } = *layers;
     let (n, layout) = (weights[0].n, Layout::new(weights[0].spec, weights[0].k));
-    let inputs = Inputs::new(queue, x, x.filled_rows(), layout, Some(places));
-    let arguments = inputs.addresses().into_iter().fold(to, Arguments::address);
-    let arguments = arguments.count(layout.tiles()).count(places.pairs).count(n);
-    let experts = Some(weights.len());
-    let ordered = || Blocks::ordered(layout, n, places.pairs, experts);
-    let (Blocks { kernel, grid }, arguments) = match ordered().filter(|_| layers.program.is_none()) {
-        Some(blocks) => (blocks, arguments),
-        None => {
-            let blocks = Blocks::few(queue, layout, n, places.pairs, &plan.deal, experts);
-            (blocks, plan.addresses().into_iter().fold(arguments, Arguments::address))
-        }
-    };
-    queue.launch(kernel, grid, arguments.count(gate_of(gate)));
+    let (pairs, experts) = (assignment.filled_pairs, Some(weights.len()));
+    let ordered = Blocks::ordered(layout, n, pairs, experts).filter(|_| layers.program.is_none());
+    let dealt = ordered.is_none().then(|| plan.addresses());
+    let blocks = ordered.unwrap_or_else(|| Blocks::few(queue, layout, n, pairs, &plan.deal, experts));
+    let places = Places::new(queue, assignment, tokens, blocks.rows);
+    let (arguments, _inputs) = operands(queue, layers, layout, &places, to);
+    let arguments = dealt.into_iter().flatten().fold(arguments, Arguments::address);
+    queue.launch(blocks.kernel, blocks.grid, arguments.count(gate_of(gate)));
 }
 
-/// Many rows per expert, on average: a block looks up whose rows it has.
-fn many(queue: &Queue, layers: &Grouped<'_>, places: &Places, to: Arguments, plan: &Dealt) {
-    let Grouped { x, assignment, weights, gate, .. } = *layers;
+/// Many rows per expert, on average.
+fn many(queue: &Queue, layers: &Grouped<'_>, tokens: Address, to: Arguments, plan: &Dealt) {
+    let Grouped { assignment, weights, gate, .. } = *layers;
     let (n, layout) = (weights[0].n, Layout::new(weights[0].spec, weights[0].k));
-    let inputs = Inputs::new(queue, x, x.filled_rows(), layout, Some(places));
-    let block_first = first_of(queue, assignment, GEMM_ROWS);
-    let most_blocks = most_of(places.pairs, weights.len(), GEMM_ROWS);
+    let places = Places::new(queue, assignment, tokens, GEMM_ROWS);
+    let most_blocks = most_groups(places.pairs, weights.len(), GEMM_ROWS);
     let many = Many::new(queue, layout, n, most_blocks, &plan.deal, true);
     let [_, items, _] = plan.addresses();
-    let arguments = to.address(block_first.at).count(weights.len());
-    let arguments = inputs.addresses().into_iter().fold(arguments, Arguments::address);
-    let arguments = arguments.count(layout.tiles()).count(places.pairs).count(n);
+    let (arguments, _inputs) = operands(queue, layers, layout, &places, to);
     let arguments = many.slots(arguments.address(items).count(plan.deal.num_items()));
     queue.launch(many.kernel, many.grid, arguments.count(gate_of(gate)));
+}
+
+/// What all kernels are told first, and what of it is to stay until the launch.
+fn operands(
+    queue: &Queue,
+    layers: &Grouped<'_>,
+    layout: Layout,
+    places: &Places,
+    to: Arguments,
+) -> (Arguments, Inputs) {
+    let inputs = Inputs::new(queue, layers.x, layers.x.filled_rows(), layout, Some(places));
+    let arguments = places.blocks(to.address(places.firsts.at));
+    let arguments = inputs.addresses().into_iter().fold(arguments, Arguments::address);
+    (arguments.count(layout.tiles()).count(places.pairs).count(layers.weights[0].n), inputs)
 }

@@ -26,7 +26,7 @@ use crate::driver::{Address, Arguments, Grid, Kernel};
 use crate::rows;
 use crate::tensor::{CudaTensor, Queue};
 
-use blocks::{Blocks, GEMM_ROWS, MANY_ROWS};
+use blocks::{Blocks, EXACT_ROWS, GEMM_ROWS, MANY_ROWS};
 use inputs::Inputs;
 use many::Many;
 use plan::{Dealt, Plan};
@@ -132,7 +132,7 @@ impl Layer<'_> {
             .address(words + 4 * items as u64)
             .address(self.bias());
         let kernel = Kernel { file: "linear_exact", name: "linear_exact" };
-        queue.launch(kernel, exact_blocks(w.n, rows), arguments);
+        queue.launch(kernel, exact_grid(w.n, rows.div_ceil(EXACT_ROWS)), arguments);
     }
 
     fn few(self, plan: &Dealt, has_tree: bool) {
@@ -140,7 +140,7 @@ impl Layer<'_> {
         let inputs = Inputs::new(self.queue, self.x, self.rows, layout, None);
         let operands = self.operands(layout, &inputs);
         let ordered = || Blocks::ordered(layout, self.w.n, self.rows, None);
-        let (Blocks { kernel, grid }, arguments) = match ordered().filter(|_| !has_tree) {
+        let (Blocks { kernel, grid, .. }, arguments) = match ordered().filter(|_| !has_tree) {
             Some(blocks) => (blocks, operands),
             None => {
                 let blocks = Blocks::few(self.queue, layout, self.w.n, self.rows, &plan.deal, None);
@@ -175,8 +175,8 @@ impl Layer<'_> {
     }
 }
 
-/// A thread per output and eight rows.
-fn exact_blocks(n: usize, rows: usize) -> Grid {
-    let (threads, rows_of_block) = (128, 8);
-    Grid::plane(n.div_ceil(threads), rows.div_ceil(rows_of_block), threads)
+/// A thread per output and block of rows.
+fn exact_grid(n: usize, row_blocks: usize) -> Grid {
+    let threads = 128;
+    Grid::plane(n.div_ceil(threads), row_blocks, threads)
 }

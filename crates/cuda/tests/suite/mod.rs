@@ -6,6 +6,10 @@ use cuda::CudaDevice;
 use tensor::conformance::{self, Agreement};
 use tensor::{DType, KvDType, WeightFormat};
 
+mod unseen;
+
+pub use unseen::unseen_values;
+
 /// Formats whose products have the reference's bits.
 pub const EXACT: [WeightFormat; 3] =
     [WeightFormat::Float(DType::F32), WeightFormat::Int8, WeightFormat::Int4];
@@ -51,6 +55,7 @@ pub const ALL: &[(&str, Part)] = &[
         scaled().for_each(|(format, inputs)| conformance::experts_near(dev, format, inputs));
     }),
     ("attention", |dev| conformance::attention_agreeing(dev, &agreement)),
+    ("unseen values", unseen_values),
     ("segments", |dev| conformance::context_agreeing(dev, &agreement)),
     ("copies", |dev| conformance::copies_agreeing(dev, &agreement)),
     ("logits", |dev| conformance::logits(dev)),
