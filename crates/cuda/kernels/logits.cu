@@ -91,12 +91,16 @@ KERNEL_OF(256, logits_count_before)
   u32 first = block_y() * width, end = first + width < cols ? first + width : cols;
   float logit = float_of(places[row].x);
   u32 place = places[row].y, count = 0;
-  // As in logits_top.cu: eight loads together.
-  u32 own = first + thread(), turns = own < end ? (end - own + logits::THREADS - 1) / logits::THREADS : 0;
   x += row * cols;
-  UNROLL_BY(8) for (u32 i = 0; i < turns; i++) {
-    u32 col = own + i * logits::THREADS;
-    count += x[col] > logit || (x[col] == logit && col < place);
+  // Loads that are on their way together.
+  constexpr u32 AT_ONCE = 8, STEP = logits::THREADS;
+  for (u32 col = first + thread(); col < end; col += AT_ONCE * STEP) {
+    float own[AT_ONCE];
+    UNROLL for (u32 i = 0; i < AT_ONCE; i++) own[i] = col + i * STEP < end ? x[col + i * STEP] : 0.0f;
+    UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+      u32 at = col + i * STEP;
+      count += at < end && (own[i] > logit || (own[i] == logit && at < place));
+    }
   }
   for (u32 step = 16; step > 0; step /= 2) count += shuffle_xor(count, step);
   if (thread() % 32 == 0) of_warps[thread() / 32] = count;

@@ -106,13 +106,17 @@ KERNEL_OF(256, logits_largest)(Vec2 *found, const float *x, u32 cols, u32 width,
   using namespace logits_top;
   SHARED u64 of_warps[THREADS / 32];
   u64 row = block_x(), largest = 0;
-  u32 first = block_y() * width, end = first + width < cols ? first + width : cols, own = first + thread();
-  // Known before, so that eight loads are on their way together, which no branch lies between.
-  u32 turns = own < end ? (end - own + THREADS - 1) / THREADS : 0;
+  // Loads that are on their way together.
+  constexpr u32 AT_ONCE = 8;
+  u32 first = block_y() * width, end = first + width < cols ? first + width : cols;
   x += row * cols;
-  UNROLL_BY(8) for (u32 i = 0; i < turns; i++) {
-    u32 col = own + i * THREADS;
-    largest = larger_key(largest, key_of(x[col], col));
+  for (u32 col = first + thread(); col < end; col += AT_ONCE * THREADS) {
+    float own[AT_ONCE];
+    UNROLL for (u32 i = 0; i < AT_ONCE; i++) own[i] = col + i * THREADS < end ? x[col + i * THREADS] : 0.0f;
+    UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+      u64 key = key_of(own[i], col + i * THREADS);
+      largest = larger_key(largest, col + i * THREADS < end ? key : 0);
+    }
   }
   for (u32 step = 16; step > 0; step /= 2) largest = larger_key(largest, shuffle_xor(largest, step));
   if (thread() % 32 == 0) of_warps[thread() / 32] = largest;
