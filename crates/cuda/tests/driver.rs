@@ -12,7 +12,7 @@ use collective::{
 };
 use cuda::{
     Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, Reduction,
-    kernels, probe,
+    Usable, Way, kernels, probe,
 };
 use tensor::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat};
 
@@ -40,6 +40,54 @@ fn gpus_are_told() {
         assert_eq!(told, ["GPU 0: Fake GPU, 86 GB, compute capability 9.0, 2 multiprocessors"]);
         let error = Gpu::open(1, &CubinCache::none()).err().expect("there is one GPU");
         assert_eq!(error.0, "there is no GPU 1: this process may use 1, from 0");
+    });
+}
+
+/// A toolkit has a libcuda.so for machines that only build: all its functions say that there is no driver.
+#[test]
+fn a_toolkits_library_before_the_drivers_is_named() {
+    let Some(folder) = process::fake::libraries() else { return };
+    let stubs = tempfile::tempdir().expect("a folder");
+    let names = include_str!("../src/nvidia/api.rs").lines().filter_map(|line| {
+        let name = line.trim().strip_prefix('"')?.strip_suffix("\",")?;
+        name.starts_with("cu").then(|| format!("int {name}() {{ return 34; }}\n"))
+    });
+    let (source, library) = (stubs.path().join("stubs.c"), stubs.path().join("libcuda.so"));
+    std::fs::write(&source, names.collect::<String>() + "int cuEventElapsedTime() { return 34; }")
+        .expect("a source");
+    let compiler = std::env::var("CXX").unwrap_or("c++".into());
+    let made =
+        Command::new(compiler).args(["-shared", "-fPIC", "-x", "c", "-o"]).args([&library, &source]).status();
+    assert!(made.expect("a compiler").success());
+    let path = format!("{}:{}", stubs.path().display(), process::fake::search_path(folder).display());
+    with_libraries("a_toolkits_library_before_the_drivers_is_named", &[("LD_LIBRARY_PATH", &path)], || {
+        let told = probe().expect_err("calls would go to the stubs").0;
+        let began = "libcuda.so is another library than libcuda.so.1: ";
+        assert!(told.starts_with(began) && told.contains("stubs") && told.lines().count() == 1, "{told}");
+        assert_eq!(cuda::broken_driver(), Some(Fault(told)));
+    });
+}
+
+/// As a display's card beside the one that computes.
+#[test]
+fn gpus_that_are_too_old_are_passed_over() {
+    let variables = [("FAKE_GPUS", "3"), ("FAKE_OLD_GPU", "0")];
+    with_libraries("gpus_that_are_too_old_are_passed_over", &variables, || {
+        let Usable { gpus, passed_over } = cuda::usable().expect("two of them");
+        assert_eq!(gpus.iter().map(|gpu| gpu.ordinal).collect::<Vec<_>>(), [1, 2]);
+        let why = "Fake GPU cannot be used: its compute capability is 7.5; the kernels need 8.0";
+        assert_eq!(passed_over, [format!("GPU 0 is passed over: {why}")]);
+        assert_eq!(Gpu::open(0, &CubinCache::none()).err(), Some(Fault(why.into())));
+        assert!(Gpu::open(2, &CubinCache::none()).is_ok());
+    });
+}
+
+/// A display's GPU ends what runs for seconds, as kernels that wait for a request may.
+#[test]
+fn gpus_of_displays_are_not_waited_on() {
+    let variables = [("FAKE_GPUS", "2"), ("FAKE_WATCHDOG", "1")];
+    with_libraries("gpus_of_displays_are_not_waited_on", &variables, || {
+        ranks_sum(&[0, 1], "through the host")
     });
 }
 
@@ -314,6 +362,10 @@ fn ranks_sum(gpus: &[u32], expected_path: &str) {
 
 /// The same where each GPU is that of so many processes.
 fn ranks_sum_beside(processes: usize, gpus: &[u32], expected_path: &str) {
+    ranks_sum_within(DEADLINE, processes, gpus, expected_path);
+}
+
+fn ranks_sum_within(deadline: Duration, processes: usize, gpus: &[u32], expected_path: &str) {
     let opened: HashMap<u32, Arc<Gpu>> = gpus
         .iter()
         .map(|&ordinal| (ordinal, Gpu::open(ordinal, &CubinCache::none()).expect("a GPU")))
@@ -321,9 +373,11 @@ fn ranks_sum_beside(processes: usize, gpus: &[u32], expected_path: &str) {
     opened.values().for_each(|gpu| gpu.shared_by(processes, processes).expect("it is bound"));
     let before = graph_launches();
     std::thread::scope(|scope| {
-        for (rank, group) in SharedGroup::new(gpus.len(), shared_config()).into_iter().enumerate() {
+        for (rank, group) in
+            SharedGroup::new(gpus.len(), SharedConfig { deadline, ..shared_config() }).into_iter().enumerate()
+        {
             let gpu = opened[&gpus[rank]].clone();
-            scope.spawn(move || rank_sums(group, &gpu, expected_path));
+            scope.spawn(move || rank_sums(group, deadline, &gpu, expected_path));
         }
     });
     let is_replayed = graph_launches() > before;
@@ -331,12 +385,12 @@ fn ranks_sum_beside(processes: usize, gpus: &[u32], expected_path: &str) {
 }
 
 /// One rank's part: what it does is replayed as graphs from the third time on. Only the last rank reads.
-fn rank_sums(group: SharedRank, gpu: &Arc<Gpu>, expected_path: &str) {
+fn rank_sums(group: SharedRank, deadline: Duration, gpu: &Arc<Gpu>, expected_path: &str) {
     let (rank, ranks) = (group.rank(), group.size());
     let leaves: Vec<_> = (0..ranks).map(|rank| rank..rank + 1).collect();
     let finish = ReductionTree::over_ids(ranks).finish(&leaves);
     let plan = ReducePlan { nodes_of_rank: vec![1; ranks], finish };
-    let group = CudaGroup::new(group, WireDType::Float32, DEADLINE);
+    let group = CudaGroup::new(group, WireDType::Float32, deadline);
     let dev = CudaDevice::new(Box::new(gpu.driver(false).expect("a stream")));
     group.prepare(&dev).expect("prepare");
     assert_eq!(group.path(), expected_path);
@@ -393,7 +447,12 @@ fn ranks_of_several_processes_open_each_others_memory() {
             let gpu = Gpu::open(rank as u32 % gpus, &CubinCache::none()).expect("a GPU");
             let group = segment.rank(rank, &config).expect("a rank that is free");
             let together = gpus > 1 || number("FAKE_MPS") == Some(1);
-            return rank_sums(group, &gpu, if together { "peer memory" } else { "through the host" });
+            return rank_sums(
+                group,
+                DEADLINE,
+                &gpu,
+                if together { "peer memory" } else { "through the host" },
+            );
         }
         // Two processes of one GPU use its memory only if their kernels run at the same time.
         for (gpus, mps) in [("2", "0"), ("1", "0"), ("1", "1")] {
@@ -447,5 +506,31 @@ fn gpus_that_do_not_reach_each_other_use_the_library() {
     with_libraries(test, &[("FAKE_GPUS", "2"), ("FAKE_PEERS", "0"), ("FAKE_POOL", "0")], || {
         ranks_sum(&[0, 1], "nccl");
         ranks_sum(&[1, 1], "peer memory");
+    });
+}
+
+/// As where the hardware has one queue for all: a kernel that waits would keep the one it waits for from running, step after step.
+#[test]
+fn kernels_that_do_not_run_together_are_found_out_at_the_start() {
+    let test = "kernels_that_do_not_run_together_are_found_out_at_the_start";
+    let variables = [("FAKE_SERIAL", "1"), ("FAKE_GPUS", "2"), ("CUDA_DEVICE_MAX_CONNECTIONS", "1")];
+    with_libraries(test, &variables, || {
+        ranks_sum(&[0, 1], "peer memory");
+        ranks_sum_within(Duration::from_secs(4), 1, &[1, 1], "through the host");
+        let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
+        let deadline = Duration::from_secs(2);
+        std::thread::scope(|scope| {
+            for group in SharedGroup::new(2, SharedConfig { deadline, ..shared_config() }) {
+                let gpu = &gpu;
+                scope.spawn(move || {
+                    let group = CudaGroup::new(group, WireDType::Float32, deadline).by(Way::Peers);
+                    let dev = CudaDevice::new(Box::new(gpu.driver(false).expect("a stream")));
+                    let told = group.prepare(&dev).expect_err("there is no other way").to_string();
+                    let wanted = "did not run at the same time within 1.5 s: \
+                                  CUDA_DEVICE_MAX_CONNECTIONS is 1, and ranks need 32";
+                    assert!(told.ends_with(wanted), "{told}");
+                });
+            }
+        });
     });
 }
