@@ -1,5 +1,6 @@
 //! A list of work as one thing that a GPU runs by itself.
 
+use std::mem;
 use std::ptr::null_mut;
 use std::rc::Rc;
 
@@ -72,6 +73,14 @@ impl Graph {
         // SAFETY: the graph and all it refers to are there until the stream has been waited for.
         check(unsafe { sys::cuGraphLaunch(self.executable, self.stream) })
     }
+}
+
+/// Destroys graphs that are not under way, and only then gives back what their work was of: all ranks in the same order, for some of it
+/// ends together with other ranks'.
+pub(super) fn destroy(graphs: impl Iterator<Item = Graph>) {
+    let mut foreign: Vec<_> = graphs.flat_map(|mut graph| mem::take(&mut graph.foreign)).collect();
+    foreign.sort_by_key(|call| call.order());
+    // A vector drops its first first.
 }
 
 /// Of the current context's GPU; 0 if that can't be known.

@@ -230,7 +230,11 @@ impl Driver for Emulated {
         let takes = unsafe { self.library.get::<Takes>(format!("arguments_of_{}", kernel.name).as_bytes()) };
         // SAFETY: it only returns a number.
         let takes = unsafe { takes.expect("the kernel says what it takes")() };
-        assert_eq!(arguments.slots().len(), takes as usize, "{kernel}: arguments that it is given, and that it takes");
+        assert_eq!(
+            arguments.slots().len(),
+            takes as usize,
+            "{kernel}: arguments that it is given, and that it takes"
+        );
         let pointers: Vec<*const c_void> =
             arguments.slots().iter().map(|slot| slot as *const u64 as *const c_void).collect();
         // SAFETY: the arguments are as many as the kernel takes, and each slot has all the bytes that any type takes. What

@@ -6,7 +6,7 @@ use cuda::{CubinCache, Gpu, NvidiaDriver};
 use libloading::Library;
 
 #[path = "../fake/mod.rs"]
-mod fake;
+pub mod fake;
 
 /// Set in the process where a test's body runs.
 const BODY: &str = "ANYSPLIT_TEST_BODY";
