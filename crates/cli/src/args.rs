@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use engine::{DeviceKind, EngineOptions, Reduction};
+use engine::{DeviceKind, EngineOptions, Reduction, Usable};
 use model::{KeptAs, Quantization};
 use tensor::{DType, KvDType};
 
@@ -240,11 +240,11 @@ impl DeviceArg {
         match self {
             DeviceArg::Cpu => Ok(DeviceKind::Cpu),
             DeviceArg::Cuda => match engine::usable_gpus() {
-                Ok(_) => Ok(DeviceKind::Cuda),
+                Ok(found) => Ok(said(&found, DeviceKind::Cuda)),
                 Err(fault) => Err(CliError::Usage(format!("--device cuda: {fault}"))),
             },
             DeviceArg::Auto => match (engine::usable_gpus(), engine::gpus()) {
-                (Ok(_), _) => Ok(DeviceKind::Auto),
+                (Ok(found), _) => Ok(said(&found, DeviceKind::Auto)),
                 (Err(fault), Ok(gpus)) => {
                     job::say!("warning: {} is not used: {fault}; the processor is", gpus[0]);
                     Ok(DeviceKind::Cpu)
@@ -258,6 +258,12 @@ impl DeviceArg {
             },
         }
     }
+}
+
+/// A kind of device, once it was said which GPUs are not used.
+fn said(found: &Usable, kind: DeviceKind) -> DeviceKind {
+    found.passed_over.iter().for_each(|gpu| job::say!("warning: {gpu}"));
+    kind
 }
 
 /// Everything that the engine wants to know.

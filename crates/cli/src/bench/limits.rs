@@ -39,8 +39,8 @@ pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
     let device = if args.threads.is_empty() { args.device } else { args.device.or(DeviceArg::Cpu) };
     if device.get()? != DeviceKind::Cpu {
         // They were there a moment ago.
-        let gpus = engine::usable_gpus().map_err(|fault| CliError::Usage(fault.to_string()))?;
-        return gpu_limits::run(&gpus, args.json);
+        let found = engine::usable_gpus().map_err(|fault| CliError::Usage(fault.to_string()))?;
+        return gpu_limits::run(&found.gpus, args.json);
     }
     let cores = cpus::available();
     let counts = match args.threads.is_empty() {
