@@ -28,6 +28,7 @@
   static void name
 #define EXPORT(name)                                                                                                   \
   extern "C" uint32_t arguments_of_##name() { return emulated::count_arguments(name); }                                \
+  extern "C" uint32_t threads_of_##name() { return most_threads_of_##name; }                                           \
   extern "C" void emulate_##name(const uint32_t *grid, uint32_t threads, uint32_t shared, void **arguments,             \
                                  uint32_t turn) {                                                                      \
     if (threads > most_threads_of_##name) emulated::fail(#name ": more threads than its blocks may have");              \

@@ -195,6 +195,56 @@ fn graphs_that_follow_each_other_at_once_have_their_own_numbers() {
     });
 }
 
+/// As the first stages of a pipeline, which only hand on. Each number of scalings is a list of its own, which comes twice.
+fn many_lists(driver: &NvidiaDriver, at: u64, lists: std::ops::Range<usize>) -> Result<(), Fault> {
+    let kernel = Kernel { file: "elements", name: "scale" };
+    let arguments = Arguments::new().address(at).long(1).float(1.0);
+    for times in lists.flat_map(|list| [8 + list; 2]) {
+        for _ in 0..times {
+            driver.launch(kernel, Grid { blocks: [1, 1, 1], threads: 32, shared: 0 }, &arguments)?;
+        }
+        driver.flush()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn graphs_of_who_never_reads_make_room_for_others() {
+    with_libraries("graphs_of_who_never_reads_make_room_for_others", &[], || {
+        let driver = driver(false);
+        let at = driver.alloc(4).expect("memory");
+        driver.write(at, &3f32.to_le_bytes()).expect("a write");
+        let alive = || counted("libcuda.so.1", "fake_graphs_alive");
+        many_lists(&driver, at, 0..128).expect("lists");
+        assert_eq!(alive(), 128);
+        // A few are left over until somebody waits.
+        for lists in [128..140, 140..160] {
+            many_lists(&driver, at, lists).expect("lists");
+            assert!((128..=128 + 9).contains(&alive()), "{} graphs", alive());
+        }
+        let mut read = [0; 4];
+        driver.read(at, &mut read).expect("a number");
+        assert_eq!((f32::from_le_bytes(read), alive()), (3.0, 128));
+        drop(driver);
+        assert_eq!(alive(), 0);
+    });
+}
+
+#[test]
+fn a_fault_that_shows_where_room_is_made_names_its_kernel() {
+    with_libraries("a_fault_that_shows_where_room_is_made_names_its_kernel", &[], || {
+        let driver = driver(false);
+        let at = driver.alloc(4).expect("memory");
+        many_lists(&driver, at, 0..128).expect("lists");
+        driver.finish().expect("all is done");
+        // They write to nobody's memory.
+        let Fault(told) =
+            many_lists(&driver, 64, 128..145).expect_err("somebody waits before they are all there");
+        let began = "unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED), in one of ";
+        assert!(told.starts_with(began) && told.contains(" kernels up to scale"), "{told}");
+    });
+}
+
 #[test]
 fn very_many_rows_are_multiplied_by_the_library() {
     with_libraries("very_many_rows_are_multiplied_by_the_library", &[], || {

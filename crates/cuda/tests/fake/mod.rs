@@ -38,7 +38,13 @@ pub fn search_path(folder: &Path) -> OsString {
 }
 
 fn compiled() -> Option<PathBuf> {
-    let driver = cuda::kernels::emulated() + "#line 1 \"libcuda.cpp\"\n" + include_str!("libcuda.cpp");
+    let parts = [
+        ("libcuda_state.cpp", include_str!("libcuda_state.cpp")),
+        ("libcuda.cpp", include_str!("libcuda.cpp")),
+        ("libcuda_streams.cpp", include_str!("libcuda_streams.cpp")),
+    ];
+    let parts = parts.map(|(name, source)| format!("#line 1 \"{name}\"\n{source}"));
+    let driver = cuda::kernels::emulated() + &parts.concat();
     let sources = [
         ("libcuda.so.1", driver.as_str()),
         ("libnvrtc.so.13", include_str!("libnvrtc.cpp")),
