@@ -137,7 +137,12 @@ impl NvidiaDriver {
         }
         match graphs.way(number, list.work.len()) {
             Way::Eager => {}
-            Way::Replay(graph) => return graph.launch(&list.bytes, self.waits.get()),
+            Way::Replay(graph) => {
+                if graph.may_be_under_way(self.waits.get()) {
+                    self.wait_named()?;
+                }
+                return graph.launch(&list.bytes, self.waits.get());
+            }
             Way::Capture => {
                 let capture =
                     |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));

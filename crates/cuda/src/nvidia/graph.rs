@@ -60,12 +60,13 @@ impl Graph {
         made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, bytes, foreign })
     }
 
-    /// Runs it, behind all work so far, with these bytes to be written. `waits` counts how often the stream was waited for.
+    /// Whether the launch before may still read what it is to write. `waits` counts how often the stream was waited for.
+    pub fn may_be_under_way(&self, waits: u64) -> bool {
+        self.launched == waits
+    }
+
+    /// Runs it, behind all work so far, with these bytes to be written. It is not under way.
     pub fn launch(&mut self, bytes: &[u8], waits: u64) -> Result<(), Fault> {
-        if self.launched == waits {
-            // The launch before may still read what it is to write.
-            self.pending.wait()?;
-        }
         self.launched = waits;
         self.pending.add(self.foreign.iter().cloned());
         // SAFETY: no launch is under way, so no GPU reads there.

@@ -1,5 +1,7 @@
 //! Tests that run in processes of their own, where libraries that stand for NVIDIA's are found.
 
+#![allow(dead_code, reason = "each program of tests uses a part")]
+
 use std::process::Command;
 
 use cuda::{CubinCache, Gpu, NvidiaDriver};
