@@ -197,7 +197,7 @@ fn graphs_of_who_never_reads_make_room_for_others() {
     with_libraries("graphs_of_who_never_reads_make_room_for_others", &[], || {
         let driver = driver(false);
         let at = driver.alloc(4).expect("memory");
-        driver.write(at, &3f32.to_le_bytes()).expect("a write");
+        driver.write(at, &3f32.to_le_bytes()).and_then(|()| driver.finish()).expect("a write");
         let alive = || counted("libcuda.so.1", "fake_graphs_alive");
         many_lists(&driver, at, 0..128).expect("lists");
         assert_eq!(alive(), 128);
