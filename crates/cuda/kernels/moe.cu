@@ -95,7 +95,7 @@ EXPORT(moe_route)
 
 // The pairs of `experts` from id `start` on, by expert, then by token; a block per expert. ids and weights [tokens, places] →
 // offsets [experts + 1], token and weight of each pair, and of each token its choices [places] and how many there are.
-KERNEL(moe_assign)
+KERNEL_OF(1024, moe_assign)
 (u32 *offsets, u32 *pair_token, float *pair_weight, moe::Choice *choices, u32 *choices_of_token, const u32 *ids,
  const float *weights, u32 tokens, u32 places, u32 start, u32 experts) {
   using namespace moe;

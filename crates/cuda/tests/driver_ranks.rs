@@ -148,11 +148,14 @@ fn ranks_of_several_processes_open_each_others_memory() {
 #[test]
 fn ranks_of_one_gpu_and_of_several_use_each_others_memory() {
     let test = "ranks_of_one_gpu_and_of_several_use_each_others_memory";
-    with_libraries(test, &[("FAKE_GPUS", "2")], || {
-        ranks_sum(&[0, 0], "peer memory");
-        ranks_sum(&[0, 1], "peer memory");
-        ranks_sum(&[1, 0, 1, 0], "peer memory");
-    });
+    // Whoever asks for memory while another rank's kernel waits for him may have to wait for that.
+    for waits in ["0", "1"] {
+        with_libraries(test, &[("FAKE_GPUS", "2"), ("FAKE_WAITS", waits)], || {
+            ranks_sum(&[0, 0], "peer memory");
+            ranks_sum(&[0, 1], "peer memory");
+            ranks_sum(&[1, 0, 1, 0], "peer memory");
+        });
+    }
 }
 
 /// Of ranks whose GPUs have ranks of other groups too, in processes of their own, kernels that wait would keep each other off them.

@@ -13,7 +13,11 @@ u32 fake_marks() { return marks; }
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
 void fake_add(Stream *stream, Run kernel) { stream->add({kernel, true}); }
 
-int cuInit(u32) { return number("FAKE_INIT", SUCCESS); }
+// A list of none hides all.
+int cuInit(u32) {
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  return visible && !*visible ? NO_DEVICE : number("FAKE_INIT", SUCCESS);
+}
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
 int cuDeviceGetCount(int *count) { return *count = int(devices.size()), SUCCESS; }
 int cuDeviceGet(int *device, int ordinal) {
@@ -98,7 +102,7 @@ int cuCtxEnablePeerAccess(Device *context, u32) {
 int cuCtxGetLimit(size_t *value, int) { return *value = 1024, bound ? SUCCESS : INVALID_CONTEXT; }
 int cuCtxSetLimit(int, size_t) {
   CHECK(uncaptured);
-  return may_wait_for_all(), SUCCESS;
+  return may_wait_for_all(__func__), SUCCESS;
 }
 
 int allocate(u64 *at, size_t bytes, int file) {
@@ -114,7 +118,7 @@ int allocate(u64 *at, size_t bytes, int file) {
 }
 int cuMemAlloc_v2(u64 *at, size_t bytes) {
   CHECK(uncaptured);
-  may_wait_for_all();
+  may_wait_for_all(__func__);
   return allocate(at, bytes, memfd_create("fake", 0));
 }
 int cuIpcGetMemHandle(Handle *handle, u64 at) {
@@ -192,7 +196,7 @@ int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
 int cuMemsetD8_v2(u64 at, u8 value, size_t bytes) {
   CHECK(uncaptured);
   if (!is_ours(at, bytes)) return INVALID_VALUE;
-  may_wait_for_all();
+  may_wait_for_all(__func__);
   return memset((void *)at, value, bytes), SUCCESS;
 }
 int cuMemGetInfo_v2(size_t *free, size_t *of) {
@@ -202,7 +206,7 @@ int cuMemGetInfo_v2(size_t *free, size_t *of) {
 }
 int cuMemHostAlloc(void **at, size_t bytes, u32) {
   CHECK(uncaptured);
-  may_wait_for_all();
+  may_wait_for_all(__func__);
   *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (*at == MAP_FAILED) return OUT_OF_MEMORY;
   memset(*at, 0xff, bytes);
@@ -222,7 +226,7 @@ int cuModuleLoadData(Module **module, const char *code) {
   CHECK(uncaptured);
   std::string wanted = "cubin for --gpu-architecture=sm_" + std::to_string(fake_capability());
   if (strncmp(code, wanted.c_str(), wanted.size())) return INVALID_VALUE;
-  may_wait_for_all();
+  may_wait_for_all(__func__);
   return *module = new Module, SUCCESS;
 }
 int cuModuleUnload(Module *module) {

@@ -22,8 +22,8 @@
 namespace fake {
 
 enum {
-  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_HANDLE = 400,
-  ILLEGAL_STATE = 401, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701, ALREADY_ENABLED = 704,
+  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_CONTEXT = 201,
+  INVALID_HANDLE = 400, ILLEGAL_STATE = 401, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701, ALREADY_ENABLED = 704,
   CONTEXT_IS_DESTROYED = 709, FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, CAPTURED_EVENT = 907,
   CAPTURE_WRONG_THREAD = 908
 };
@@ -40,8 +40,6 @@ u64 of_process() { return number("FAKE_FREE_BYTES", 300 << 20); }
 u64 total() { return number("FAKE_TOTAL_BYTES", 80ull << 30); }
 // Whether kernels of a GPU run one at a time, in the order of their launches over all streams, as with one queue of the hardware.
 bool is_serial() { return number("FAKE_SERIAL", 0); }
-// Whether whatever may wait for all that runs on a GPU does.
-bool waits() { return number("FAKE_WAITS", 0); }
 
 int refuse(const char *function, int error, const char *why) {
   if (number("FAKE_REFUSES", 0)) return error;
@@ -258,8 +256,13 @@ void wait_for_all() {
   for (Stream *stream : there)
     if (stream->device == bound && stream->is_there()) stream->wait();
 }
-void may_wait_for_all() {
-  if (waits()) wait_for_all();
+// What may wait for that, if FAKE_WAITS says so; it tells if that was long. From 1 on it is what the CUDA C++ Programming Guide names
+// (implicit synchronization), from 2 on whatever is not said to be asynchronous.
+void may_wait_for_all(const char *function, u64 from = 1) {
+  if (number("FAKE_WAITS", 0) < from) return;
+  double began = now_ms();
+  wait_for_all();
+  if (now_ms() - began > 1000) fprintf(stderr, "libcuda: %s waited %.1f s for all that ran\n", function, (now_ms() - began) / 1e3);
 }
 
 // Checks of a call, which are over if there is something to say.

@@ -144,7 +144,7 @@ int cuStreamEndCapture(Stream *stream, Graph **graph) {
 int cuGraphDestroy(Graph *graph) { return delete graph, SUCCESS; }
 int cuGraphInstantiateWithFlags(Executable **executable, Graph *graph, u64) {
   CHECK(uncaptured);
-  may_wait_for_all();
+  may_wait_for_all(__func__, 2);
   graphs_made++, graphs_alive++;
   tell("made");
   *executable = new Executable;
@@ -153,7 +153,7 @@ int cuGraphInstantiateWithFlags(Executable **executable, Graph *graph, u64) {
 int cuGraphExecDestroy(Executable *executable) {
   CHECK(uncaptured);
   CHECK(there, executable);
-  may_wait_for_all();
+  may_wait_for_all(__func__, 2);
   graphs_alive--;
   executable->graph.clear();
   return executable->is_ended = true, SUCCESS;
