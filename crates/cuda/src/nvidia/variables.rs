@@ -31,8 +31,8 @@ fn otherwise(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
     wanted.filter_map(said).collect()
 }
 
-/// Sets the variables that ranks on GPUs need, where they are not set, and takes away what they can't live with: at the start of a program, as long as it has one thread. It does
-/// nothing where that can't be seen.
+/// Sets the variables that ranks on GPUs need, where they are not set, and takes away what they can't live with: at the start of a
+/// program, as long as it has one thread. It does nothing where that can't be seen.
 pub fn set_variables() {
     if std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count) != 1 {
         return;
