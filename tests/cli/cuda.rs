@@ -307,6 +307,11 @@ fn what_is_missing_is_said() {
     let (printed, told) = with(only_driver.path(), "generate --max-tokens 5 x").run().succeeds();
     assert_eq!(printed, anysplit("generate --max-tokens 5 --device cpu x").prints());
     assert!(told.starts_with("warning: GPU 0: Fake GPU, 2 GB, ") && told.contains("libnvrtc"), "{told}");
+    let broken = |words: &str| with(folder, words).env("FAKE_NO_BUILTINS", "1");
+    broken("generate --device cuda x").refused(&["--device cuda: ", "does not work", "libnvrtc-builtins"]);
+    let (printed, told) = broken("generate --max-tokens 5 x").run().succeeds();
+    assert_eq!(printed, anysplit("generate --max-tokens 5 --device cpu x").prints());
+    assert!(told.contains("libnvrtc-builtins") && told.lines().count() == 1, "{told}");
     with(folder, "generate --device cuda x").env("FAKE_GPUS", "0").refused(&["NVIDIA's driver finds no GPU"]);
 }
 
@@ -324,6 +329,21 @@ fn a_driver_that_is_broken_is_said_and_one_that_finds_no_gpu_is_not() {
     let (printed, told) = there("generate --max-tokens 5 x").env("FAKE_INIT", "100").run().succeeds();
     assert_eq!((printed, told), (on_cpu, String::new()));
     there("generate --device cuda x").env("FAKE_INIT", "803").refused(&["--device cuda: NVIDIA's driver"]);
+}
+
+#[test]
+fn a_gpu_that_is_too_old_is_passed_over() {
+    let Some(gpu) = on_gpu("generate --device cuda --tp 2 --dtype float32 --max-tokens 5 x") else { return };
+    let (printed, told) = gpu.env("FAKE_GPUS", "3").env("FAKE_OLD_GPU", "1").run().succeeds();
+    assert_eq!(printed, anysplit("generate --max-tokens 5 --dtype float32 --device cpu x").prints());
+    let why = "Fake GPU cannot be used: its compute capability is 7.5; the kernels need 8.0";
+    assert_eq!(told, format!("warning: GPU 1 is passed over: {why}\n"));
+    // With none but such there is nothing to go on with.
+    let only = there("generate --device cuda x").env("FAKE_GPUS", "1").env("FAKE_OLD_GPU", "0");
+    only.refused(&[&format!("--device cuda: {why}")]);
+    let (_, told) =
+        there("generate --max-tokens 5 x").env("FAKE_GPUS", "1").env("FAKE_OLD_GPU", "0").run().succeeds();
+    assert!(told.starts_with("warning: GPU 0: ") && told.contains(why), "{told}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use engine::{DeviceKind, EngineOptions, Reduction};
+use engine::{DeviceKind, EngineOptions, Reduction, Usable};
 use model::{KeptAs, Quantization};
 use tensor::{DType, KvDType};
 
@@ -226,7 +226,6 @@ pub enum DeviceArg {
     /// The processor.
     Cpu,
     /// NVIDIA GPUs.
-    #[value(alias = "gpu")]
     Cuda,
 }
 
@@ -241,12 +240,15 @@ impl DeviceArg {
         match self {
             DeviceArg::Cpu => Ok(DeviceKind::Cpu),
             DeviceArg::Cuda => match engine::usable_gpus() {
-                Ok(_) => Ok(DeviceKind::Cuda),
+                Ok(found) => {
+                    say_unfit(&found);
+                    Ok(DeviceKind::Cuda)
+                }
                 Err(fault) => Err(CliError::Usage(format!("--device cuda: {fault}"))),
             },
             DeviceArg::Auto => {
                 match (engine::usable_gpus(), engine::gpus()) {
-                    (Ok(_), _) => {}
+                    (Ok(found), _) => say_unfit(&found),
                     (Err(fault), Ok(gpus)) => {
                         job::say!("warning: {} is not used: {fault}; the processor is", gpus[0]);
                     }
@@ -260,6 +262,11 @@ impl DeviceArg {
             }
         }
     }
+}
+
+/// Says which GPUs are not used though others are.
+fn say_unfit(found: &Usable) {
+    found.passed_over.iter().for_each(|gpu| job::say!("warning: {gpu}"));
 }
 
 /// Everything that the engine wants to know.

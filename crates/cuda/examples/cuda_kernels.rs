@@ -2,7 +2,7 @@
 //!
 //! What was compiled before is taken from the cache of the user.
 //!
-//! Exit status: 1 if a kernel does not compile or is not rounded as NUMERICS.md says, 2 if there is no compiler.
+//! Exit status: 1 if a kernel does not compile, is not rounded as NUMERICS.md says or has more stack than ranks of a GPU are given, 2 if there is no compiler.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use std::time::Instant;
 use cuda::compile::{Compiler, Target, in_parallel};
 use cuda::kernels::FILES;
 use cuda::nvrtc::Nvrtc;
-use cuda::resources::{KernelResources, loosely_rounded};
+use cuda::resources::{KernelResources, MOST_STACK, loosely_rounded};
 use cuda::{CubinCache, Fault};
 
 /// One of each generation with tensor cores that know bf16, and of the last a card for desks.
@@ -71,7 +71,14 @@ fn check(nvrtc: Arc<Nvrtc>, targets: &[Target]) -> ExitCode {
 fn outcome(nvrtc: &Arc<Nvrtc>, file: &str, target: Target) -> Result<Vec<KernelResources>, Fault> {
     let compiler = Compiler::new(nvrtc.clone(), target, CubinCache::of_user());
     if target.name != PTX {
-        return compiler.resources(file);
+        let kernels = compiler.resources(file)?;
+        let has_more = |kernel: &&KernelResources| kernel.stack_bytes as usize > MOST_STACK;
+        return match kernels.iter().find(has_more) {
+            None => Ok(kernels),
+            Some(KernelResources { name, stack_bytes, .. }) => Err(Fault(format!(
+                "{file}.cu: {name} has {stack_bytes} bytes of stack for {target}; ranks of a GPU are given {MOST_STACK} (resources.rs)"
+            ))),
+        };
     }
     let ptx = compiler.code(file)?;
     match loosely_rounded(&String::from_utf8_lossy(&ptx)).first() {

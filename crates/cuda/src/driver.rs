@@ -111,6 +111,10 @@ pub trait Foreign: fmt::Display {
     /// What it is: calls of the same words put the same work there, at the same addresses. So a graph that was made of one does for
     /// the others.
     fn words(&self) -> Vec<u64>;
+    /// In which order what they are of is given back, on all ranks: the lowest first.
+    fn order(&self) -> u64 {
+        0
+    }
     /// Puts its work into a stream, which may be one that is being captured. The GPU is that of the calling thread.
     ///
     /// # Errors
@@ -129,9 +133,12 @@ pub trait Foreign: fmt::Display {
 pub trait SharedMemory: Send + Sync {
     /// Where it is, for all of this process and for the GPUs that reach it.
     fn at(&self) -> Address;
-    /// By what another process of this host opens it, if one can.
-    fn handle(&self) -> Option<Vec<u8>> {
-        None
+    /// By what another process of this host opens it.
+    ///
+    /// # Errors
+    /// None can.
+    fn handle(&self) -> Result<Vec<u8>, Fault> {
+        Err(Fault("its memory is no other process's".into()))
     }
 }
 
@@ -249,6 +256,10 @@ pub trait Driver {
     }
     /// Whether kernels of several processes run on it at the same time; else one's wait until another's have had their turn.
     fn runs_processes_together(&self) -> bool {
+        false
+    }
+    /// Whether kernels that run for seconds are ended there.
+    fn ends_long_kernels(&self) -> bool {
         false
     }
     /// Memory of the GPU that other ranks use too, all 0.

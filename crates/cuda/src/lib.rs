@@ -44,7 +44,7 @@ pub use kv::CudaKv;
 pub use limits::GpuLimits;
 pub use linear::{CudaWeight, MOST_HEADS, missing_library};
 pub use moe::{CudaAssignment, CudaRouting};
-pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, broken_driver, probe, set_variables, usable};
+pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, Usable, broken_driver, probe, set_variables, usable};
 pub use ranks::{CudaGroup, GROUP_BYTES, Way};
 pub use reduction::Reduction;
 pub use step::CudaStep;

@@ -15,6 +15,10 @@ pub struct KernelResources {
     pub spill_bytes: u32,
 }
 
+/// The most bytes of stack that a kernel has: `linear.cuh` has sums of a tree there. Ranks that share a GPU are given as much before
+/// their kernels wait for each other.
+pub const MOST_STACK: usize = 832;
+
 /// The options that make the compiler tell it.
 pub(crate) const VERBOSE: &[&str] = &["--ptxas-options=-v"];
 

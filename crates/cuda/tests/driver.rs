@@ -1,17 +1,10 @@
 //! What stands between a device and NVIDIA's libraries, tried with libraries that stand for them. A process loads a library once,
 //! so each test runs in a process of its own.
 
-use std::collections::HashMap;
-use std::os::fd::AsRawFd;
 use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
 
-use collective::{
-    Collective, Group, ReducePlan, SharedConfig, SharedGroup, SharedRank, SharedSegment, WireDType,
-};
 use cuda::{
-    Arguments, CubinCache, CudaDevice, CudaGroup, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, Reduction,
+    Arguments, CubinCache, CudaDevice, Driver, Fault, Gpu, Grid, Kernel, NvidiaDriver, Reduction, Usable,
     kernels, probe,
 };
 use tensor::{DType, Device, Program, ReductionTree, ReferenceTensor, WeightFormat};
@@ -40,6 +33,45 @@ fn gpus_are_told() {
         assert_eq!(told, ["GPU 0: Fake GPU, 86 GB, compute capability 9.0, 2 multiprocessors"]);
         let error = Gpu::open(1, &CubinCache::none()).err().expect("there is one GPU");
         assert_eq!(error.0, "there is no GPU 1: this process may use 1, from 0");
+    });
+}
+
+/// A toolkit has a libcuda.so for machines that only build: all its functions say that there is no driver.
+#[test]
+fn a_toolkits_library_before_the_drivers_is_named() {
+    let Some(folder) = process::fake::libraries() else { return };
+    let stubs = tempfile::tempdir().expect("a folder");
+    let names = include_str!("../src/nvidia/api.rs").lines().filter_map(|line| {
+        let name = line.trim().strip_prefix('"')?.strip_suffix("\",")?;
+        name.starts_with("cu").then(|| format!("int {name}() {{ return 34; }}\n"))
+    });
+    let (source, library) = (stubs.path().join("stubs.c"), stubs.path().join("libcuda.so"));
+    std::fs::write(&source, names.collect::<String>() + "int cuEventElapsedTime() { return 34; }")
+        .expect("a source");
+    let compiler = std::env::var("CXX").unwrap_or("c++".into());
+    let made =
+        Command::new(compiler).args(["-shared", "-fPIC", "-x", "c", "-o"]).args([&library, &source]).status();
+    assert!(made.expect("a compiler").success());
+    let path = format!("{}:{}", stubs.path().display(), process::fake::search_path(folder).display());
+    with_libraries("a_toolkits_library_before_the_drivers_is_named", &[("LD_LIBRARY_PATH", &path)], || {
+        let told = probe().expect_err("calls would go to the stubs").0;
+        let began = "libcuda.so is another library than libcuda.so.1: ";
+        assert!(told.starts_with(began) && told.contains("stubs") && told.lines().count() == 1, "{told}");
+        assert_eq!(cuda::broken_driver(), Some(Fault(told)));
+    });
+}
+
+/// As a display's card beside the one that computes.
+#[test]
+fn gpus_that_are_too_old_are_passed_over() {
+    let variables = [("FAKE_GPUS", "3"), ("FAKE_OLD_GPU", "0")];
+    with_libraries("gpus_that_are_too_old_are_passed_over", &variables, || {
+        let Usable { gpus, passed_over } = cuda::usable().expect("two of them");
+        assert_eq!(gpus.iter().map(|gpu| gpu.ordinal).collect::<Vec<_>>(), [1, 2]);
+        let why = "Fake GPU cannot be used: its compute capability is 7.5; the kernels need 8.0";
+        assert_eq!(passed_over, [format!("GPU 0 is passed over: {why}")]);
+        assert_eq!(Gpu::open(0, &CubinCache::none()).err(), Some(Fault(why.into())));
+        assert!(Gpu::open(2, &CubinCache::none()).is_ok());
     });
 }
 
@@ -144,6 +176,56 @@ fn graphs_that_follow_each_other_at_once_have_their_own_numbers() {
         driver.read(sum, &mut read).expect("a number");
         assert_eq!(f32::from_le_bytes(read), 8.0 * 15.0);
         assert!(graph_launches() >= 4);
+    });
+}
+
+/// As the first stages of a pipeline, which only hand on. Each number of scalings is a list of its own, which comes twice.
+fn many_lists(driver: &NvidiaDriver, at: u64, lists: std::ops::Range<usize>) -> Result<(), Fault> {
+    let kernel = Kernel { file: "elements", name: "scale" };
+    let arguments = Arguments::new().address(at).long(1).float(1.0);
+    for times in lists.flat_map(|list| [8 + list; 2]) {
+        for _ in 0..times {
+            driver.launch(kernel, Grid { blocks: [1, 1, 1], threads: 32, shared: 0 }, &arguments)?;
+        }
+        driver.flush()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn graphs_of_who_never_reads_make_room_for_others() {
+    with_libraries("graphs_of_who_never_reads_make_room_for_others", &[], || {
+        let driver = driver(false);
+        let at = driver.alloc(4).expect("memory");
+        driver.write(at, &3f32.to_le_bytes()).and_then(|()| driver.finish()).expect("a write");
+        let alive = || counted("libcuda.so.1", "fake_graphs_alive");
+        many_lists(&driver, at, 0..128).expect("lists");
+        assert_eq!(alive(), 128);
+        // A few are left over until somebody waits.
+        for lists in [128..140, 140..160] {
+            many_lists(&driver, at, lists).expect("lists");
+            assert!((128..=128 + 9).contains(&alive()), "{} graphs", alive());
+        }
+        let mut read = [0; 4];
+        driver.read(at, &mut read).expect("a number");
+        assert_eq!((f32::from_le_bytes(read), alive()), (3.0, 128));
+        drop(driver);
+        assert_eq!(alive(), 0);
+    });
+}
+
+#[test]
+fn a_fault_that_shows_where_room_is_made_names_its_kernel() {
+    with_libraries("a_fault_that_shows_where_room_is_made_names_its_kernel", &[], || {
+        let driver = driver(false);
+        let at = driver.alloc(4).expect("memory");
+        many_lists(&driver, at, 0..128).expect("lists");
+        driver.finish().expect("all is done");
+        // They write to nobody's memory.
+        let Fault(told) =
+            many_lists(&driver, 64, 128..145).expect_err("somebody waits before they are all there");
+        let began = "unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED), in one of ";
+        assert!(told.starts_with(began) && told.contains(" kernels up to scale"), "{told}");
     });
 }
 
@@ -298,161 +380,5 @@ fn faults_name_what_asked() {
                 "unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED), in kernel scale"
             );
         }
-    });
-}
-
-const DEADLINE: Duration = Duration::from_secs(60);
-
-fn shared_config() -> SharedConfig {
-    SharedConfig { deadline: DEADLINE, spin: Duration::ZERO, ..SharedConfig::default() }
-}
-
-/// Ranks as threads, each with its GPU.
-fn ranks_sum(gpus: &[u32], expected_path: &str) {
-    ranks_sum_beside(1, gpus, expected_path);
-}
-
-/// The same where each GPU is that of so many processes.
-fn ranks_sum_beside(processes: usize, gpus: &[u32], expected_path: &str) {
-    let opened: HashMap<u32, Arc<Gpu>> = gpus
-        .iter()
-        .map(|&ordinal| (ordinal, Gpu::open(ordinal, &CubinCache::none()).expect("a GPU")))
-        .collect();
-    opened.values().for_each(|gpu| gpu.shared_by(processes, processes).expect("it is bound"));
-    let before = graph_launches();
-    std::thread::scope(|scope| {
-        for (rank, group) in SharedGroup::new(gpus.len(), shared_config()).into_iter().enumerate() {
-            let gpu = opened[&gpus[rank]].clone();
-            scope.spawn(move || rank_sums(group, &gpu, expected_path));
-        }
-    });
-    let is_replayed = graph_launches() > before;
-    assert!(is_replayed || expected_path == "through the host", "what came again was replayed");
-}
-
-/// One rank's part: what it does is replayed as graphs from the third time on. Only the last rank reads.
-fn rank_sums(group: SharedRank, gpu: &Arc<Gpu>, expected_path: &str) {
-    let (rank, ranks) = (group.rank(), group.size());
-    let leaves: Vec<_> = (0..ranks).map(|rank| rank..rank + 1).collect();
-    let finish = ReductionTree::over_ids(ranks).finish(&leaves);
-    let plan = ReducePlan { nodes_of_rank: vec![1; ranks], finish };
-    let group = CudaGroup::new(group, WireDType::Float32, DEADLINE);
-    let dev = CudaDevice::new(Box::new(gpu.driver(false).expect("a stream")));
-    group.prepare(&dev).expect("prepare");
-    assert_eq!(group.path(), expected_path);
-    for step in 0..6 {
-        let of = |rank: usize, i: usize| (step * 100 + rank * 10 + i) as f32;
-        let mut x = dev.upload(&(0..8).map(|i| of(rank, i)).collect::<Vec<_>>(), 1, 8);
-        // Enough of them to be worth a graph.
-        for _ in 0..8 {
-            x = group.all_reduce(&dev, x, 1, &plan).expect("all_reduce");
-            dev.scale(&mut x, 1.0 / ranks as f32);
-        }
-        // Each gives each a row, and then what it has to the next, who adds its own.
-        let all: Vec<f32> =
-            (0..ranks).flat_map(|to| (0..3).map(move |i| (step * 50 + to * 7 + i) as f32)).collect();
-        let ones = vec![1; ranks];
-        let rows = group.all_to_all(&dev, &dev.upload(&all, ranks, 3), &ones, &ones).expect("all_to_all");
-        if rank > 0 {
-            dev.add(&mut x, &group.recv(&dev, rank - 1, 1, 8, None).expect("recv"));
-        }
-        if rank + 1 < ranks {
-            group.send(&dev, &x, rank + 1).expect("send");
-        }
-        if rank + 1 == ranks {
-            dev.scale(&mut x, 1.0 / ranks as f32);
-            let own: Vec<f32> = (0..3).map(|i| (step * 50 + rank * 7 + i) as f32).collect();
-            assert_eq!(dev.download(&rows).expect("numbers"), own.repeat(ranks), "step {step}");
-            let mean = |i: usize| (0..ranks).map(|rank| of(rank, i)).sum::<f32>() / ranks as f32;
-            let found = dev.download(&x).expect("numbers");
-            assert_eq!(found, (0..8).map(mean).collect::<Vec<_>>(), "step {step}");
-        } else {
-            dev.flush();
-        }
-        // As the next step is told.
-        group.barrier().expect("barrier");
-    }
-}
-
-/// Set in the processes of ranks.
-const RANK: &str = "ANYSPLIT_TEST_RANK";
-const SEGMENT: &str = "ANYSPLIT_TEST_SEGMENT";
-
-#[test]
-fn ranks_of_several_processes_open_each_others_memory() {
-    let test = "ranks_of_several_processes_open_each_others_memory";
-    with_libraries(test, &[("FAKE_GPUS", "2")], || {
-        let (ranks, config) = (2, shared_config());
-        if let Ok(rank) = std::env::var(RANK) {
-            let path = std::env::var(SEGMENT).expect("a segment");
-            let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the segment");
-            let segment = SharedSegment::open(file.into(), ranks, &config).expect("the segment");
-            let rank: usize = rank.parse().expect("a rank");
-            let number = |variable: &str| std::env::var(variable).ok()?.parse::<u32>().ok();
-            let gpus = number("FAKE_GPUS").expect("a number of GPUs");
-            let gpu = Gpu::open(rank as u32 % gpus, &CubinCache::none()).expect("a GPU");
-            let group = segment.rank(rank, &config).expect("a rank that is free");
-            let together = gpus > 1 || number("FAKE_MPS") == Some(1);
-            return rank_sums(group, &gpu, if together { "peer memory" } else { "through the host" });
-        }
-        // Two processes of one GPU use its memory only if their kernels run at the same time.
-        for (gpus, mps) in [("2", "0"), ("1", "0"), ("1", "1")] {
-            let segment = SharedSegment::create(ranks, &config).expect("a segment");
-            let path = format!("/proc/{}/fd/{}", std::process::id(), segment.as_fd().as_raw_fd());
-            let start = |rank: usize| {
-                Command::new(std::env::current_exe().expect("this program"))
-                    .args(["--exact", "ranks_of_several_processes_open_each_others_memory", "--nocapture"])
-                    .envs([
-                        ("FAKE_GPUS", gpus),
-                        ("FAKE_MPS", mps),
-                        (RANK, &rank.to_string()),
-                        (SEGMENT, &path),
-                    ])
-                    .spawn()
-                    .expect("a process")
-            };
-            let processes: Vec<_> = (0..ranks).map(start).collect();
-            for mut process in processes {
-                assert!(process.wait().expect("it ends").success(), "{gpus} GPUs; its words are above");
-            }
-        }
-    });
-}
-
-#[test]
-fn ranks_of_one_gpu_and_of_several_use_each_others_memory() {
-    let test = "ranks_of_one_gpu_and_of_several_use_each_others_memory";
-    with_libraries(test, &[("FAKE_GPUS", "2")], || {
-        ranks_sum(&[0, 0], "peer memory");
-        ranks_sum(&[0, 1], "peer memory");
-        ranks_sum(&[1, 0, 1, 0], "peer memory");
-    });
-}
-
-/// Who asks for memory while another rank's kernel waits for him would wait for that one.
-#[test]
-fn ranks_of_one_gpu_ask_for_nothing_while_others_wait_for_them() {
-    let test = "ranks_of_one_gpu_ask_for_nothing_while_others_wait_for_them";
-    with_libraries(test, &[("FAKE_WAITS", "1")], || ranks_sum(&[0, 0, 0], "peer memory"));
-}
-
-/// Of ranks whose GPUs have ranks of other groups too, in processes of their own, kernels that wait would keep each other off them.
-#[test]
-fn gpus_of_other_processes_too_are_not_waited_on() {
-    for (peers, mps) in [("1", "0"), ("0", "0"), ("1", "1")] {
-        let test = "gpus_of_other_processes_too_are_not_waited_on";
-        with_libraries(test, &[("FAKE_GPUS", "2"), ("FAKE_PEERS", peers), ("FAKE_MPS", mps)], || {
-            let together = std::env::var("FAKE_MPS").is_ok_and(|mps| mps == "1");
-            ranks_sum_beside(2, &[0, 1], if together { "peer memory" } else { "through the host" });
-        });
-    }
-}
-
-#[test]
-fn gpus_that_do_not_reach_each_other_use_the_library() {
-    let test = "gpus_that_do_not_reach_each_other_use_the_library";
-    with_libraries(test, &[("FAKE_GPUS", "2"), ("FAKE_PEERS", "0"), ("FAKE_POOL", "0")], || {
-        ranks_sum(&[0, 1], "nccl");
-        ranks_sum(&[1, 1], "peer memory");
     });
 }

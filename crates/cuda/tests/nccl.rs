@@ -396,3 +396,71 @@ fn a_machine_without_the_library_says_what_was_looked_for() {
         assert_eq!(told.lines().count(), 1);
     }
 }
+
+/// Ranks whose groups are two, and whose graphs have work of either: what a rank does at its end, in so many milliseconds.
+fn two_groups(deadline: Duration) -> Vec<Duration> {
+    std::thread::scope(|scope| {
+        let groups = shared(2, deadline).into_iter().zip(shared(2, deadline)).enumerate();
+        let rank = |(rank, (first, second)): (usize, (SharedRank, SharedRank))| {
+            let gpu = Gpu::open(rank as u32, &CubinCache::none()).expect("a GPU");
+            let dev = CudaDevice::new(Box::new(gpu.driver(false).expect("a stream")));
+            let groups =
+                [first, second].map(|host| CudaGroup::new(host, WireDType::Float32, deadline).by(Way::Nccl));
+            groups.iter().for_each(|group| assert_eq!(group.prepare(&dev), Ok(None)));
+            let plan = &plans(2)[0];
+            let nodes = plan.nodes_of_rank[rank];
+            // Lists that are long enough to be graphs, each of which comes three times.
+            for (times, which) in (0..18).map(|i| (4 + i / 2 % 3, i % 2)) {
+                let mut sum = dev.upload(&[0.0; 8], 1, 8);
+                for _ in 0..times {
+                    let x = dev.upload(&values(rank, 8 * nodes), nodes, 8);
+                    dev.add(&mut sum, &groups[which].all_reduce(&dev, x, 1, plan).expect("all_reduce"));
+                }
+                dev.download(&sum).expect("numbers");
+            }
+            groups.iter().for_each(|group| group.barrier().expect("barrier"));
+            let began = Instant::now();
+            // Graphs are then the last that have them.
+            drop(groups);
+            drop(dev);
+            began.elapsed()
+        };
+        let threads: Vec<_> = groups.map(|of| scope.spawn(move || rank(of))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a rank's thread")).collect()
+    })
+}
+
+#[test]
+fn communicators_end_in_the_order_in_which_they_were_made() {
+    with_libraries("communicators_end_in_the_order_in_which_they_were_made", &[], || {
+        (0..6).for_each(|_| drop(two_groups(LONG)));
+        // SAFETY: it is loaded already.
+        let driver = unsafe { Library::new("libcuda.so.1") }.expect("the driver");
+        // SAFETY: the function takes nothing and gives a number.
+        let made =
+            unsafe { driver.get::<unsafe extern "C" fn() -> u32>("fake_graphs_made") }.expect("it counts");
+        // SAFETY: see above.
+        assert_eq!(unsafe { made() }, 6 * 2 * 6);
+        assert_eq!([counted("fake_nccl_disordered"), counted("fake_nccl_alive")], [0, 0]);
+    });
+}
+
+#[test]
+fn a_library_that_would_wait_by_itself_is_refused() {
+    let test = "a_library_that_would_wait_by_itself_is_refused";
+    with_libraries(test, &[("NCCL_COMM_BLOCKING", "1")], || {
+        let told = Nccl::find().err().expect("calls would not return").0;
+        assert_eq!(told, "NCCL_COMM_BLOCKING is 1, by which nobody could give NCCL up: unset it");
+    });
+}
+
+#[test]
+fn a_library_that_does_not_return_at_the_end_is_left() {
+    let test = "a_library_that_does_not_return_at_the_end_is_left";
+    with_libraries(test, &[("FAKE_NCCL_STAYS", "1")], || {
+        let deadline = Duration::from_secs(1);
+        let ended = two_groups(deadline);
+        assert!(ended.iter().all(|took| (deadline..5 * deadline).contains(took)), "{ended:?}");
+        assert!(counted("fake_nccl_alive") > 0);
+    });
+}

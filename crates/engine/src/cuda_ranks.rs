@@ -31,7 +31,7 @@ impl RankDevice for CudaDevice {
 }
 
 /// Makes ranks' devices of this host's GPUs. Each rank has one of its own while there are enough; ranks that are more than
-/// GPUs share them, neighbours the same.
+/// GPUs share them, neighbours the same. GPUs that can't run models are passed over.
 pub(crate) struct MakeCuda {
     local: Local,
     enforce_eager: bool,
@@ -39,21 +39,20 @@ pub(crate) struct MakeCuda {
     reduction: Reduction,
     /// Those that ranks of this process use.
     gpus: Vec<Arc<Gpu>>,
-    /// How many there are for the ranks of this host.
-    count: usize,
+    /// By their numbers, those that there are for the ranks of this host.
+    usable: Vec<u32>,
     /// How many ranks of this host have this process's GPU, where each is a process and has said which GPU is its own.
     together: Option<usize>,
 }
 
 impl MakeCuda {
-    fn gpu_of(&self, index: usize) -> usize {
-        gpu_of(index, self.local.ranks, self.count)
+    fn gpu_of(&self, index: usize) -> u32 {
+        self.usable[gpu_of(index, self.local.ranks, self.usable.len())]
     }
 
     /// Ranks of this host that have a GPU.
     fn ranks_on(&self, gpu: &Gpu) -> usize {
-        let ordinal = gpu.info.ordinal as usize;
-        let has = |index: &usize| self.gpu_of(*index) == ordinal;
+        let has = |index: &usize| self.gpu_of(*index) == gpu.info.ordinal;
         self.together.unwrap_or_else(|| (0..self.local.ranks).filter(has).count())
     }
 
@@ -78,7 +77,7 @@ impl MakeDevice for MakeCuda {
     type Device = CudaDevice;
     fn make(&self, rank: usize) -> Result<CudaDevice, DeviceError> {
         let ordinal = self.gpu_of(self.local.here(rank));
-        let gpu = self.gpus.iter().find(|gpu| gpu.info.ordinal as usize == ordinal);
+        let gpu = self.gpus.iter().find(|gpu| gpu.info.ordinal == ordinal);
         let gpu = gpu.expect("GPUs of all ranks of this process are open");
         let made = gpu.load(&cuda::kernels_for(self.local.kv_dtype, self.local.head_dim, self.local.replica));
         let made = made.and_then(|()| gpu.driver(self.enforce_eager));
@@ -98,21 +97,22 @@ impl Machine for MakeCuda {
             why,
             would_work: "--device cpu needs none of that".into(),
         };
-        let count = cuda::probe().map_err(refused)?.len();
+        let usable = cuda::usable().map_err(refused)?.gpus;
+        let usable: Vec<u32> = usable.iter().map(|gpu| gpu.ordinal).collect();
         if local.heads > cuda::MOST_HEADS {
             let (most, heads) = (cuda::MOST_HEADS, local.heads);
             return Err(refused(Fault(format!(
                 "GPUs take models of {most} heads at most, this one has {heads}"
             ))));
         }
-        let mut ordinals: Vec<usize> =
-            local.of_process().map(|index| gpu_of(index, local.ranks, count)).collect();
-        ordinals.dedup();
+        let mut own: Vec<usize> =
+            local.of_process().map(|index| gpu_of(index, local.ranks, usable.len())).collect();
+        own.dedup();
         let cache = CubinCache::of_user();
-        let open = |ordinal: usize| Gpu::open(ordinal as u32, &cache).map_err(refused);
-        let gpus = ordinals.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let open = |which: usize| Gpu::open(usable[which], &cache).map_err(refused);
+        let gpus = own.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let EngineOptions { enforce_eager, times_parts, reduction, .. } = *options;
-        let make = MakeCuda { local, enforce_eager, times_parts, reduction, gpus, count, together: None };
+        let make = MakeCuda { local, enforce_eager, times_parts, reduction, gpus, usable, together: None };
         make.say_shares()?;
         Ok(make)
     }
@@ -133,17 +133,16 @@ impl Machine for MakeCuda {
     }
 
     fn gpus(&self) -> usize {
-        self.count.min(self.local.ranks)
+        self.usable.len().min(self.local.ranks)
     }
 
     fn places(&self) -> Vec<Place> {
         let place = |gpu: &Arc<Gpu>| {
-            let ordinal = gpu.info.ordinal as usize;
             let ranks = self.ranks_on(gpu);
             let asked = gpu.clone();
             // A GPU that doesn't answer has nothing to give; the first who uses it says why.
             let ask = move || asked.free_bytes().unwrap_or(0);
-            let name = format!("GPU {ordinal} ({})", gpu.info.name);
+            let name = format!("GPU {} ({})", gpu.info.ordinal, gpu.info.name);
             Place::gpu(
                 GpuMemory { name, total: gpu.info.memory_bytes, free: ask(), ask: Arc::new(ask) },
                 ranks,

@@ -21,8 +21,11 @@ pub struct HostGpus {
 /// There is no such GPU, nothing to compile kernels with, or no memory to read.
 pub fn gpu_limits(ordinal: u32) -> Result<GpuLimits, EngineError> {
     let limits = Gpu::open(ordinal, &CubinCache::of_user()).and_then(|gpu| gpu.limits());
-    let failed = |Fault(message)| DeviceError { device: format!("GPU {ordinal}"), message };
-    Ok(limits.map_err(failed).map_err(ModelError::from)?)
+    Ok(limits.map_err(|fault| failed(&format!("GPU {ordinal}"), fault))?)
+}
+
+fn failed(device: &str, Fault(message): Fault) -> ModelError {
+    DeviceError { device: device.into(), message }.into()
 }
 
 impl Engine {
@@ -34,6 +37,7 @@ impl Engine {
         if !self.is_on_gpus() {
             return Ok(None);
         }
-        Ok(Some(HostGpus { count: self.gpus, each: gpu_limits(0)? }))
+        let first = cuda::usable().map_err(|fault| failed("the GPUs", fault))?.gpus[0].ordinal;
+        Ok(Some(HostGpus { count: self.gpus, each: gpu_limits(first)? }))
     }
 }

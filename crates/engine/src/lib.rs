@@ -48,7 +48,8 @@ pub use bubble::Bubble;
 pub use clocks::HostClock;
 pub use cost::cost_of_step;
 pub use cuda::{
-    GpuInfo, GpuLimits, Reduction, broken_driver, missing_library, probe as gpus, usable as usable_gpus,
+    GpuInfo, GpuLimits, Reduction, Usable, broken_driver, missing_library, probe as gpus,
+    usable as usable_gpus,
 };
 pub use engine::Engine;
 pub use error::EngineError;

@@ -38,9 +38,9 @@ pub fn run(args: &LimitsArgs) -> Result<(), CliError> {
     // Only the processor has threads.
     let device = if args.threads.is_empty() { args.device } else { args.device.or(DeviceArg::Cpu) };
     if device.get()? != DeviceKind::Cpu
-        && let Ok(gpus) = engine::usable_gpus()
+        && let Ok(found) = engine::usable_gpus()
     {
-        return gpu_limits::run(&gpus, args.json);
+        return gpu_limits::run(&found.gpus, args.json);
     }
     let cores = cpus::available();
     let counts = match args.threads.is_empty() {

@@ -102,7 +102,7 @@ pub fn kernels_for(dtype: KvDType, head_dim: usize, ranks: usize) -> Vec<&'stati
     let is_needed = |file: &&str| match file {
         file if file.starts_with("attention_tiles_") => *file == tiles,
         file if file.starts_with("attention_split_") => *file == split,
-        file if file.starts_with("all_reduce") => ranks > 1,
+        file if file.starts_with("all_reduce") || *file == "moves" => ranks > 1,
         file => !kernels::is_of_format(file),
     };
     kernels::FILES.iter().map(|(file, _)| *file).filter(is_needed).collect()
@@ -123,9 +123,9 @@ mod tests {
         let (alone, of_two) = (of(DType::BF16.into(), 1), of(KvDType::Fp8, 2));
         assert_eq!(of_kind(&alone, "attention_split"), ["attention_split_bfloat"]);
         assert_eq!(of_kind(&alone, "attention_tiles"), ["attention_tiles_bfloat_128"]);
-        assert_eq!(of_kind(&alone, "all_reduce"), [""; 0]);
+        assert_eq!([of_kind(&alone, "all_reduce"), of_kind(&alone, "moves")], [[""; 0]; 2]);
         assert_eq!(of_kind(&of_two, "attention_split"), ["attention_split_fp8"]);
-        assert_eq!(of_kind(&of_two, "all_reduce").len(), 3);
+        assert_eq!([of_kind(&of_two, "all_reduce").len(), of_kind(&of_two, "moves").len()], [3, 1]);
         assert!(of_kind(&of(DType::F32.into(), 1), "attention_split").is_empty());
         assert!(alone.contains(&"norm") && alone.contains(&"logits"));
     }

@@ -9,6 +9,7 @@ use libloading::Library;
 
 use crate::driver::{Address, Fault};
 use crate::libraries::{Search, functions, package_folders};
+use crate::nvidia::BLOCKS;
 
 /// A communicator as the library knows it.
 pub(super) type Handle = *mut c_void;
@@ -141,8 +142,13 @@ impl Nccl {
     /// The first that is found: where the system looks, or where pip and conda put it.
     ///
     /// # Errors
-    /// What was looked for; or what is there is too old, with its version.
+    /// What was looked for; or what is there is too old, with its version; or the environment has it wait by itself.
     pub fn find() -> Result<Arc<Self>, Fault> {
+        if let Ok(blocks) = std::env::var(BLOCKS)
+            && blocks != "0"
+        {
+            return Err(Fault(format!("{BLOCKS} is {blocks}, by which nobody could give NCCL up: unset it")));
+        }
         let names = ["libnccl.so.2", "libnccl.so"].map(String::from).to_vec();
         let search = Search { names, folders: package_folders(|name| name == "nccl") };
         let (library, path) = search.open().map_err(|not_found| {

@@ -47,6 +47,10 @@ impl Foreign for Call {
         [self.communicator.serial].into_iter().chain(self.transfers.iter().flat_map(words)).collect()
     }
 
+    fn order(&self) -> u64 {
+        self.communicator.serial
+    }
+
     fn enqueue(&self, stream: *mut c_void) -> Result<(), Fault> {
         let enqueued = self.communicator.enqueue(&self.transfers, stream);
         self.told(enqueued).map_err(|Fault(why)| Fault(format!("{self}: {why}")))

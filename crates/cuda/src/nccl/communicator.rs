@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -75,27 +75,8 @@ impl Communicator {
 
     /// Waits until the library has done what it began.
     fn settle(&self, state: &State, deadline: Duration) -> Result<(), Fault> {
-        let began = Instant::now();
         // SAFETY: it is there.
-        while unsafe { self.nccl.progress(state.handle) }? == Progress::UnderWay {
-            let waited = began.elapsed();
-            self.watch_group(waited, deadline)?;
-            match waited < SPINS_FOR {
-                true => std::hint::spin_loop(),
-                false => thread::yield_now(),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether waiting makes sense.
-    fn watch_group(&self, waited: Duration, deadline: Duration) -> Result<(), Fault> {
-        self.watched.check().map_err(|error| Fault(error.to_string()))?;
-        if waited < deadline {
-            return Ok(());
-        }
-        let seconds = deadline.as_secs_f64();
-        Err(Fault(format!("not done within {seconds} s, and no rank has said why; it is aborted")))
+        unsafe { settle(&self.nccl, state.handle, &*self.watched, deadline) }
     }
 
     /// Puts transfers into a stream, together. `name` is what errors call them.
@@ -120,7 +101,7 @@ impl Communicator {
         state.lost.clone().map_or(Ok(()), Err)?;
         // SAFETY: it is there.
         unsafe { self.nccl.progress(state.handle) }?;
-        self.watch_group(waited, self.deadline)
+        watch_group(&*self.watched, waited, self.deadline)
     }
 
     /// Tells all ranks that this one can't go on, unless they know of a failure already.
@@ -155,18 +136,69 @@ impl Abandoned {
     }
 }
 
+/// Waits until the library has done what it began.
+///
+/// # Safety
+/// The communicator is there.
+unsafe fn settle(
+    nccl: &Nccl,
+    handle: Handle,
+    watched: &dyn Watched,
+    deadline: Duration,
+) -> Result<(), Fault> {
+    let began = Instant::now();
+    // SAFETY: the caller promises it.
+    while unsafe { nccl.progress(handle) }? == Progress::UnderWay {
+        let waited = began.elapsed();
+        watch_group(watched, waited, deadline)?;
+        match waited < SPINS_FOR {
+            true => std::hint::spin_loop(),
+            false => thread::yield_now(),
+        }
+    }
+    Ok(())
+}
+
+/// Whether waiting makes sense.
+fn watch_group(watched: &dyn Watched, waited: Duration, deadline: Duration) -> Result<(), Fault> {
+    watched.check().map_err(|error| Fault(error.to_string()))?;
+    if waited < deadline {
+        return Ok(());
+    }
+    let seconds = deadline.as_secs_f64();
+    Err(Fault(format!("not done within {seconds} s, and no rank has said why; it is aborted")))
+}
+
+/// Brings a communicator to its end together with the other ranks, or alone if they don't come.
+///
+/// # Safety
+/// It is there, and nobody else uses it any more.
+unsafe fn end(nccl: &Nccl, handle: Handle, watched: &dyn Watched, deadline: Duration) {
+    // SAFETY: the caller promises it.
+    unsafe {
+        let ended = nccl.finalize(handle).and_then(|()| settle(nccl, handle, watched, deadline));
+        match ended {
+            Ok(()) => nccl.destroy(handle),
+            Err(_) => nccl.abort(handle),
+        }
+    }
+}
+
 impl Drop for Communicator {
     fn drop(&mut self) {
-        let mut state = self.state();
+        let state = self.state();
         if state.lost.is_some() {
             return;
         }
-        // SAFETY: it is there, and nobody uses it any more.
-        let finalized = unsafe { self.nccl.finalize(state.handle) };
-        match finalized.and_then(|()| self.settle(&state, self.deadline.min(LAST_WAIT))) {
-            // SAFETY: see above.
-            Ok(()) => unsafe { self.nccl.destroy(state.handle) },
-            Err(why) => self.give_up(&mut state, why),
-        }
+        let (nccl, watched, abandoned) = (self.nccl.clone(), self.watched.clone(), Abandoned(state.handle));
+        let (patience, (ended, all)) = (self.deadline.min(LAST_WAIT), mpsc::channel::<()>());
+        // None of the library's calls is sure to return: whoever goes on without them leaves that to the thread.
+        thread::spawn(move || {
+            // SAFETY: who drops it was the last to have it.
+            unsafe { end(&nccl, abandoned.handle(), &*watched, patience) };
+            drop(ended);
+        });
+        // It ends by the sender that is dropped, or by the time.
+        all.recv_timeout(patience).ok();
     }
 }

@@ -8,7 +8,7 @@ use collective::{CollectiveError, Group};
 use super::api::{ID_BYTES, Nccl};
 use super::communicator::Communicator;
 use crate::driver::Fault;
-use crate::ranks::{Refusal, agreed, without_turns};
+use crate::ranks::{Refusal, agreed, lets_kernels_wait};
 use crate::tensor::Queue;
 
 /// A communicator of all ranks, or why there is none, the same on all of them.
@@ -21,7 +21,7 @@ pub(super) fn communicator(
     deadline: Duration,
 ) -> Result<Result<Communicator, Refusal>, CollectiveError> {
     let driver = &queue.0.driver;
-    let found = without_turns(&**driver).and_then(|()| Nccl::find());
+    let found = lets_kernels_wait(&**driver).and_then(|()| Nccl::find());
     let found = found.and_then(|nccl| driver.bind().map(|()| nccl));
     let own = found.as_ref().map_err(Clone::clone).and_then(|nccl| {
         // Whose id it is, all ranks get.

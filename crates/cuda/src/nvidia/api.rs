@@ -1,10 +1,11 @@
 //! The driver's functions: where they are found, and what their errors say.
 
 use std::ffi::{CStr, c_char};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr::null;
 
 use cudarc::driver::sys::{self, CUresult};
+use libloading::Library;
 
 use super::events::Elapsed;
 use crate::driver::Fault;
@@ -13,6 +14,7 @@ use crate::libraries::Search;
 /// All that is called of it. cudarc panics at the first call of one that is missing.
 const FUNCTIONS: &[&str] = &[
     "cuCtxEnablePeerAccess",
+    "cuCtxGetLimit",
     "cuCtxSetCurrent",
     "cuCtxSetLimit",
     "cuDeviceCanAccessPeer",
@@ -107,10 +109,30 @@ impl Api {
         let search = search(folders);
         let (library, path) =
             search.open().map_err(|not_found| Fault(format!("no NVIDIA driver: {not_found}")))?;
-        let lacks = |name: &&&str| {
-            // SAFETY: the function is only looked up.
-            unsafe { library.get::<unsafe extern "C" fn()>(**name) }.is_err()
+        // It stays, so that whoever looks for it by its name finds it, wherever it came from.
+        let library: &Library = Box::leak(Box::new(library));
+        // SAFETY: it was loaded already.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Fault(format!("{} is not a library that calls itself libcuda", path.display())));
+        }
+        // All calls go there, which may be another file: of another name, or a copy.
+        // SAFETY: see above.
+        let called = unsafe { sys::culib() };
+        let is_other = address(library, "cuInit") != address(called, "cuInit");
+        let of_other = |Fault(error): Fault| match is_other {
+            true => Fault(format!(
+                "libcuda.so is another library than {}: {error}; if it is a toolkit's, for those who have no driver, take its folder \
+                 `stubs` out of LD_LIBRARY_PATH",
+                path.display()
+            )),
+            false => Fault(error),
         };
+        Api::of(called, &path).map_err(of_other)
+    }
+
+    /// A library's, which was found here.
+    fn of(library: &Library, path: &Path) -> Result<Self, Fault> {
+        let lacks = |name: &&&str| address(library, name).is_none();
         if let Some(name) = FUNCTIONS.iter().find(lacks) {
             return Err(Fault(format!(
                 "{} has no {name}: a driver of CUDA {OLDEST} is needed",
@@ -124,12 +146,6 @@ impl Api {
         let elapsed = elapsed.ok_or_else(|| {
             Fault(format!("{} has no {}: a driver of CUDA {OLDEST} is needed", path.display(), ELAPSED[1]))
         })?;
-        // It stays, so that the next line finds it by its name, wherever it came from.
-        std::mem::forget(library);
-        // SAFETY: it was loaded already.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Fault(format!("{} is not a library that calls itself libcuda", path.display())));
-        }
         let mut version = 0;
         // SAFETY: it writes one number.
         check(unsafe { sys::cuDriverGetVersion(&mut version) })?;
@@ -144,6 +160,12 @@ impl Api {
         })?;
         Ok(Api { version, elapsed })
     }
+}
+
+/// Where a library has a function.
+fn address(library: &Library, name: &str) -> Option<usize> {
+    // SAFETY: the function is only looked up.
+    unsafe { library.get::<unsafe extern "C" fn()>(name) }.ok().map(|function| *function as usize)
 }
 
 fn search(folders: Vec<PathBuf>) -> Search {

@@ -19,7 +19,7 @@ use super::api::check;
 use super::events::Events;
 use super::faults::told;
 use super::gpu::{Function, Gpu};
-use super::graph::Graph;
+use super::graph::{Graph, destroy};
 use super::pending::Pending;
 use super::pinned::{Pinned, PinnedPool};
 use super::shared;
@@ -132,12 +132,17 @@ impl NvidiaDriver {
         let number = list.number();
         // Who never reads, as the first stages of a pipeline, waits here.
         if graphs.left() > MOST_LEFT {
-            self.pending.wait()?;
+            self.wait_named()?;
             graphs.drop_left();
         }
         match graphs.way(number, list.work.len()) {
             Way::Eager => {}
-            Way::Replay(graph) => return graph.launch(&list.bytes, self.waits.get()),
+            Way::Replay(graph) => {
+                if graph.may_be_under_way(self.waits.get()) {
+                    self.wait_named()?;
+                }
+                return graph.launch(&list.bytes, self.waits.get());
+            }
             Way::Capture => {
                 let capture =
                     |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
@@ -200,6 +205,13 @@ impl NvidiaDriver {
     }
 
     fn wait(&self) -> Result<(), Fault> {
+        self.wait_named()?;
+        self.graphs.iter().for_each(|graphs| graphs.borrow_mut().drop_left());
+        Ok(())
+    }
+
+    /// Waits for the stream's work; a fault names the kernel that it is in.
+    fn wait_named(&self) -> Result<(), Fault> {
         let (count, last) = self.kernels.replace((0, None));
         self.waits.set(self.waits.get() + 1);
         self.pending.check()?;
@@ -212,9 +224,7 @@ impl NvidiaDriver {
             )),
             Some(last) => Fault(format!("{error}, in kernel {last}")),
             None => Fault(error),
-        })?;
-        self.graphs.iter().for_each(|graphs| graphs.borrow_mut().drop_left());
-        Ok(())
+        })
     }
 }
 
@@ -285,6 +295,10 @@ impl Driver for NvidiaDriver {
         self.gpu.runs_processes_together()
     }
 
+    fn ends_long_kernels(&self) -> bool {
+        self.gpu.ends_long_kernels()
+    }
+
     fn open_shared(&self, handle: &[u8]) -> Result<Arc<dyn SharedMemory>, Fault> {
         self.gpu.bind()?;
         shared::opened(&self.gpu, handle)
@@ -296,7 +310,7 @@ impl Driver for NvidiaDriver {
 
     fn shared_of_host(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
         self.gpu.bind()?;
-        shared::of_host(bytes)
+        shared::of_host(&self.gpu, bytes)
     }
 
     fn reach(&self, ordinal: u32) -> Result<(), Fault> {
@@ -442,7 +456,9 @@ impl Drop for NvidiaDriver {
             mem::forget((self.graphs.take(), self.gpu.clone()));
             return;
         }
-        self.graphs = None;
+        if let Some(graphs) = self.graphs.take() {
+            destroy(graphs.into_inner().into_all());
+        }
         // SAFETY: it was created and is destroyed once.
         unsafe { sys::cuStreamDestroy_v2(self.stream) };
     }

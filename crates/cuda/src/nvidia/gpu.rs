@@ -5,7 +5,7 @@ use std::ffi::{CString, c_int};
 use std::fmt;
 use std::ptr::{self, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUlimit,
@@ -19,6 +19,7 @@ use crate::cubin_cache::CubinCache;
 use crate::driver::{Arguments, Fault, Grid, Kernel};
 use crate::limits::{self, GpuLimits};
 use crate::nvrtc::Nvrtc;
+use crate::resources::MOST_STACK;
 
 /// What a GPU is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,16 +55,56 @@ pub fn probe() -> Result<Vec<GpuInfo>, Fault> {
     gpus(Api::load()?)
 }
 
-/// The GPUs of this machine, of which each has what it takes to run models.
+/// What of this machine runs models.
+#[derive(Clone, Debug)]
+pub struct Usable {
+    /// GPUs that have what it takes, at least one. Ranks get these, in this order.
+    pub gpus: Vec<GpuInfo>,
+    /// What is said of the others, a line each.
+    pub passed_over: Vec<String>,
+}
+
+/// The GPUs of this machine that have what it takes to run models: an old card beside them does not matter.
 ///
 /// # Errors
-/// Those of [`probe`]; there is no compiler for kernels, or not for one of the GPUs.
-pub fn usable() -> Result<Vec<GpuInfo>, Fault> {
+/// Those of [`probe`]; there is no compiler for kernels, or not for any of the GPUs, with what the first lacks.
+pub fn usable() -> Result<Usable, Fault> {
     let api = Api::load()?;
     let found = gpus(api)?;
     let nvrtc = Nvrtc::find(Some(api.version.0))?;
-    found.iter().try_for_each(|info| target_of(info, &nvrtc).map(drop))?;
-    Ok(found)
+    let (mut usable, mut first) = (Usable { gpus: Vec::new(), passed_over: Vec::new() }, None);
+    for info in found {
+        match target_of(&info, &nvrtc) {
+            Ok(_) => usable.gpus.push(info),
+            Err(fault) => {
+                usable.passed_over.push(format!("GPU {} is passed over: {fault}", info.ordinal));
+                first.get_or_insert(fault);
+            }
+        }
+    }
+    match first {
+        Some(fault) if usable.gpus.is_empty() => Err(fault),
+        _ => compiles(&nvrtc).map(|()| usable),
+    }
+}
+
+/// Whether the compiler does its work: one that was copied without what it loads is found, and fails at the first kernel. It
+/// is tried once, and takes some 20 ms.
+fn compiles(nvrtc: &Nvrtc) -> Result<(), Fault> {
+    static TRIED: OnceLock<Result<(), Fault>> = OnceLock::new();
+    let try_out = || {
+        let tried = nvrtc.compile("extern \"C\" __global__ void nothing() {}", &[], false);
+        // What it says goes over several lines.
+        let in_line = |Fault(why)| -> String { why.split_whitespace().collect::<Vec<_>>().join(" ") };
+        tried.map(drop).map_err(|fault| {
+            Fault(format!(
+                "{}, which compiles the kernels, does not work: {}",
+                nvrtc.path.display(),
+                in_line(fault)
+            ))
+        })
+    };
+    TRIED.get_or_init(try_out).clone()
 }
 
 /// What is wrong with a driver that is there and can't be used; `None` if nothing is, or if all there is to say is that there is no
@@ -121,9 +162,6 @@ fn device(ordinal: c_int) -> Result<CUdevice, Fault> {
     check(unsafe { sys::cuDeviceGet(&mut device, ordinal) })?;
     Ok(device)
 }
-
-/// Bytes of local memory that a thread of any kernel has at most: `linear.cuh` has sums of a tree there (tools/kernels/check).
-const MOST_STACK: usize = 832;
 
 /// A GPU, and the kernels that are loaded on it.
 pub struct Gpu {
@@ -246,8 +284,14 @@ impl Gpu {
         }
         self.bind()?;
         // The first kernel that needs more than there was may wait for all that run, also for those of ranks that wait for it.
+        let (mut there, which) = (0, CUlimit::CU_LIMIT_STACK_SIZE);
+        // SAFETY: it writes one number.
+        check(unsafe { sys::cuCtxGetLimit(&mut there, which) })?;
+        if there >= MOST_STACK {
+            return Ok(());
+        }
         // SAFETY: it is a number of the current context.
-        check(unsafe { sys::cuCtxSetLimit(CUlimit::CU_LIMIT_STACK_SIZE, MOST_STACK) })
+        check(unsafe { sys::cuCtxSetLimit(which, MOST_STACK) })
     }
 
     /// A queue of its own, for the rank of this thread.
@@ -284,6 +328,13 @@ impl Gpu {
     pub(super) fn runs_processes_together(&self) -> bool {
         let (mut has, which) = (0, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MPS_ENABLED);
         // A driver that does not know of it has said so.
+        // SAFETY: it writes one number.
+        check(unsafe { sys::cuDeviceGetAttribute(&mut has, which, self.device) }).is_ok() && has != 0
+    }
+
+    /// Whether kernels that run for seconds are ended, so that a display goes on.
+    pub(super) fn ends_long_kernels(&self) -> bool {
+        let (mut has, which) = (0, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT);
         // SAFETY: it writes one number.
         check(unsafe { sys::cuDeviceGetAttribute(&mut has, which, self.device) }).is_ok() && has != 0
     }

@@ -1,5 +1,6 @@
 //! A list of work as one thing that a GPU runs by itself.
 
+use std::mem;
 use std::ptr::null_mut;
 use std::rc::Rc;
 
@@ -59,12 +60,13 @@ impl Graph {
         made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, bytes, foreign })
     }
 
-    /// Runs it, behind all work so far, with these bytes to be written. `waits` counts how often the stream was waited for.
+    /// Whether the launch before may still read what it is to write. `waits` counts how often the stream was waited for.
+    pub fn may_be_under_way(&self, waits: u64) -> bool {
+        self.launched == waits
+    }
+
+    /// Runs it, behind all work so far, with these bytes to be written. It is not under way.
     pub fn launch(&mut self, bytes: &[u8], waits: u64) -> Result<(), Fault> {
-        if self.launched == waits {
-            // The launch before may still read what it is to write.
-            self.pending.wait()?;
-        }
         self.launched = waits;
         self.pending.add(self.foreign.iter().cloned());
         // SAFETY: no launch is under way, so no GPU reads there.
@@ -72,6 +74,14 @@ impl Graph {
         // SAFETY: the graph and all it refers to are there until the stream has been waited for.
         check(unsafe { sys::cuGraphLaunch(self.executable, self.stream) })
     }
+}
+
+/// Destroys graphs that are not under way, and only then gives back what their work was of: all ranks in the same order, for some of it
+/// ends together with other ranks'.
+pub(super) fn destroy(graphs: impl Iterator<Item = Graph>) {
+    let mut foreign: Vec<_> = graphs.flat_map(|mut graph| mem::take(&mut graph.foreign)).collect();
+    foreign.sort_by_key(|call| call.order());
+    // A vector drops its first first.
 }
 
 /// Of the current context's GPU; 0 if that can't be known.

@@ -15,5 +15,6 @@ mod staging;
 mod variables;
 
 pub use driver::NvidiaDriver;
-pub use gpu::{Gpu, GpuInfo, broken_driver, probe, usable};
+pub use gpu::{Gpu, GpuInfo, Usable, broken_driver, probe, usable};
 pub use variables::set_variables;
+pub(crate) use variables::{BLOCKS, told_otherwise};

@@ -36,13 +36,14 @@ impl SharedMemory for OfGpu {
         self.at
     }
 
-    fn handle(&self) -> Option<Vec<u8>> {
+    fn handle(&self) -> Result<Vec<u8>, Fault> {
         let mut handle = sys::CUipcMemHandle { reserved: [0; HANDLE_BYTES] };
-        self.gpu.bind().ok()?;
+        self.gpu.bind()?;
         // SAFETY: it writes the handle; the memory is there.
-        check(unsafe { sys::cuIpcGetMemHandle(&mut handle, self.at) }).ok()?;
+        check(unsafe { sys::cuIpcGetMemHandle(&mut handle, self.at) })
+            .map_err(|Fault(why)| Fault(format!("its memory is no other process's: {why}")))?;
         self.is_told.store(true, Ordering::Relaxed);
-        Some(handle.reserved.iter().map(|byte| *byte as u8).collect())
+        Ok(handle.reserved.iter().map(|byte| *byte as u8).collect())
     }
 }
 
@@ -95,7 +96,11 @@ impl Drop for OfOther {
 }
 
 /// Memory of the host, at the same place for all GPUs.
-struct OfHost(Pinned);
+struct OfHost {
+    memory: Pinned,
+    /// Behind it: memory is given back while its context is there.
+    gpu: Arc<Gpu>,
+}
 
 // SAFETY: its place is fixed, and whoever uses it from several threads does so by atomic words.
 unsafe impl Send for OfHost {}
@@ -103,13 +108,20 @@ unsafe impl Send for OfHost {}
 unsafe impl Sync for OfHost {}
 
 /// Memory of the host, all 0. The GPU is current.
-pub(super) fn of_host(bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
-    Ok(Arc::new(OfHost(Pinned::new(bytes)?)))
+pub(super) fn of_host(gpu: &Arc<Gpu>, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
+    Ok(Arc::new(OfHost { memory: Pinned::new(bytes)?, gpu: gpu.clone() }))
 }
 
 impl SharedMemory for OfHost {
     fn at(&self) -> Address {
-        self.0.at(0) as Address
+        self.memory.at(0) as Address
+    }
+}
+
+impl Drop for OfHost {
+    fn drop(&mut self) {
+        // Whoever is the last to have it may be of another GPU, or have none yet. It is given back behind this.
+        self.gpu.bind().ok();
     }
 }
 

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use collective::{CollectiveError, Group, ReducePlan};
-use tensor::ReductionTree;
 
 use super::finish::Trees;
+use super::meeting;
 use super::peers::{Peers, Shots};
 use crate::driver::Fault;
 use crate::tensor::Queue;
@@ -37,9 +37,7 @@ pub(super) fn measured(group: &impl Group, queue: &Queue, peers: &Peers) -> Resu
     if ranks <= 2 {
         return Ok(by_rule(ranks));
     }
-    let leaves: Vec<_> = (0..ranks).map(|rank| rank..rank + 1).collect();
-    let plan =
-        ReducePlan { nodes_of_rank: vec![1; ranks], finish: ReductionTree::over_ids(ranks).finish(&leaves) };
+    let plan = meeting::plan(ranks);
     let mut times = Vec::new();
     for bytes in (0..SIZES).map(|i| LEAST << i).filter(|&bytes| bytes <= 4 * peers.slot) {
         let mut of = [Shots::One, Shots::Two].map(|shots| (shots, Ok(Duration::ZERO)));

@@ -29,7 +29,7 @@ pub(super) const FIRST_OF_MESSAGES: usize = SEND;
 /// The most blocks of a kernel that waits for others, as in the kernels.
 pub(super) const MOST_BLOCKS: usize = 64;
 /// Threads of its blocks, at most.
-const MOST_THREADS: usize = 512;
+pub(super) const MOST_THREADS: usize = 512;
 /// Where a region's parts begin: flags, what the kernels know of the group, how far messages are, slots. Behind the slots are rings.
 pub(super) const GROUP_AT: u64 = 8448;
 const RINGS_AT: usize = 9216;
@@ -69,13 +69,13 @@ impl Peers {
         self.regions.len()
     }
 
-    /// Writes what kernels know of the group into this rank's region.
-    pub fn tell_kernels(&self, queue: &Queue) {
+    /// Writes what kernels know of the group into this rank's region, which wait for so long from then on.
+    pub fn tell_kernels(&self, queue: &Queue, timeout: Duration) {
         let mut bytes = Vec::new();
         bytes.extend((self.rank as u32).to_le_bytes());
         bytes.extend((self.ranks() as u32).to_le_bytes());
         let slot_bytes = 4 * self.slot as u64;
-        let timeout_ns = u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX);
+        let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
         let numbers = [timeout_ns, slot_bytes, FIRST_SLOT as u64, self.own_words().at()];
         let rings = [RINGS_AT, FIRST_SLOT + 8 * self.slot, self.rings.lanes | self.rings.words << 32];
         let regions = self.regions.iter().map(|region| region.at());

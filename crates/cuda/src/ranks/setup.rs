@@ -11,10 +11,11 @@ use collective::{CollectiveError, Group};
 
 use super::agreed::{Refusal, agreed};
 use super::crossover;
+use super::meeting;
 use super::peers::{FIRST_SLOT, MOST_BLOCKS, Peers};
 use super::registry::{Listed, find, process};
 use super::rings::{RING_BYTES, Rings};
-use super::turns::without_turns;
+use super::turns::lets_kernels_wait;
 use super::words::{MOST_RANKS, WORDS_BYTES, Words};
 use crate::driver::{Fault, SharedMemory};
 use crate::tensor::Queue;
@@ -86,7 +87,7 @@ struct Own {
 impl Own {
     fn new(queue: &Queue, slot_bytes: usize) -> Result<Self, Fault> {
         let driver = &queue.0.driver;
-        without_turns(&**driver)?;
+        lets_kernels_wait(&**driver)?;
         let ordinal = driver.ordinal().ok_or_else(|| Fault("its GPU's memory can't be shared".into()))?;
         let region = driver.shared(FIRST_SLOT + 2 * slot_bytes + RING_BYTES)?;
         Ok(Own { region, words: driver.shared_of_host(WORDS_BYTES)?, ordinal })
@@ -145,8 +146,10 @@ pub(super) fn peers(
     }
     if ranks.iter().any(|of| of.process != ranks[0].process) {
         // What other processes were told of is never given back, so nobody is told in vain.
-        let handle = own.region.handle().unwrap_or_default();
-        let handles = group.all_to_all_host(&vec![handle; group.size()])?;
+        let handles = match agreed(group, own.region.handle())? {
+            Ok(handles) => handles,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         ranks.iter_mut().zip(handles).for_each(|(of, handle)| of.handle = handle);
     }
     let found = found(queue, group.rank(), &ranks, timeout);
@@ -157,8 +160,10 @@ pub(super) fn peers(
         (Ok(_), Err(_)) => unreachable!("all ranks said that they found it"),
     };
     drop(listed);
-    peers.tell_kernels(queue);
     if let Err(refusal) = try_memory(group, queue, &peers)? {
+        return Ok(Err(refusal));
+    }
+    if let Err(refusal) = meeting::tried(group, queue, &peers)? {
         return Ok(Err(refusal));
     }
     if queue.0.driver.has_speed() {

@@ -26,11 +26,14 @@ int cuDeviceGet(int *device, int ordinal) {
 int cuDeviceGetName(char *name, int, int) { return strcpy(name, "Fake GPU"), SUCCESS; }
 int cuDeviceGetUuid_v2(char *uuid, int device) { return memset(uuid, int(number("FAKE_FIRST_GPU", 0)) + device + 1, 16), SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), SUCCESS; }
-int cuDeviceGetAttribute(int *value, int which, int) {
+int cuDeviceGetAttribute(int *value, int which, int device) {
+  // One GPU may be an old one.
+  u32 capability = device == int(number("FAKE_OLD_GPU", ~0u)) ? 75 : fake_capability();
   switch (which) {
+  case 17: *value = number("FAKE_WATCHDOG", 0); break;
   case 16: *value = 2; break;
-  case 75: *value = int(fake_capability() / 10); break;
-  case 76: *value = int(fake_capability() % 10); break;
+  case 75: *value = int(capability / 10); break;
+  case 76: *value = int(capability % 10); break;
   case 97: *value = MOST_SHARED; break;
   case 115: *value = number("FAKE_POOL", 1); break;
   case 133: *value = number("FAKE_MPS", 0); break;
@@ -96,6 +99,7 @@ int cuCtxEnablePeerAccess(Device *context, u32) {
   std::lock_guard held(all);
   return bound->peers.insert(context).second ? SUCCESS : ALREADY_ENABLED;
 }
+int cuCtxGetLimit(size_t *value, int) { return *value = 1024, bound ? SUCCESS : INVALID_CONTEXT; }
 int cuCtxSetLimit(int, size_t) {
   CHECK(uncaptured);
   return may_wait_for_all(__func__), SUCCESS;

@@ -60,6 +60,7 @@ struct Comm {
   std::function<void()> then;
   bool is_joined = false, is_finalized = false;
   std::atomic<u32> runs{0};
+  u32 serial = 0;
   std::atomic<int> error{SUCCESS};
   std::atomic<bool> is_aborted{false};
   std::string text;
@@ -89,7 +90,9 @@ struct Asked {
   std::vector<Op> ops;
 };
 
-std::atomic<u32> calls, alive;
+std::atomic<u32> calls, alive, disordered;
+// Of each rank: the last of its communicators that was given back, by when they were made.
+std::atomic<u32> made, last_of_rank[RANKS];
 thread_local u32 depth = 0;
 thread_local std::vector<Asked> group;
 thread_local std::string last_error;
@@ -195,6 +198,7 @@ extern "C" {
 
 u32 fake_nccl_calls() { return calls; }
 u32 fake_nccl_alive() { return alive; }
+u32 fake_nccl_disordered() { return disordered; }
 
 int ncclGetVersion(int *version) {
   const char *text = getenv("FAKE_NCCL_VERSION");
@@ -231,7 +235,7 @@ int ncclCommInitRankConfig(Handle **made, int ranks, Id id, int rank, const Conf
   comm->rank = rank, comm->ranks = ranks, comm->shared = (Shared *)mapped, comm->path = id.path;
   comm->shared->gpu_of_rank[rank] = gpu;
   if (!is_meant("FAKE_NCCL_HANG", rank, 0)) comm->shared->joined++;
-  alive++;
+  alive++, comm->serial = ++fake::made;
   return *made = new Handle(comm), IN_PROGRESS;
 }
 int ncclCommGetAsyncError(Handle *handle, int *state) {
@@ -307,6 +311,8 @@ int ncclCommDestroy(Handle *comm) {
   // The real one waits for graphs that have work of it.
   (*comm)->then = nullptr;
   if (!(*comm)->is_finalized || comm->use_count() > 1) fprintf(stderr, "a communicator is destroyed that is in use\n"), abort();
+  if (last_of_rank[(*comm)->rank].exchange((*comm)->serial) > (*comm)->serial) disordered++;
+  while (getenv("FAKE_NCCL_STAYS")) std::this_thread::sleep_for(std::chrono::seconds(1));
   return alive--, delete comm, SUCCESS;
 }
 int ncclCommAbort(Handle *comm) {

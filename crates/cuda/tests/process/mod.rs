@@ -1,12 +1,14 @@
 //! Tests that run in processes of their own, where libraries that stand for NVIDIA's are found.
 
+#![allow(dead_code, reason = "each program of tests uses a part")]
+
 use std::process::Command;
 
 use cuda::{CubinCache, Gpu, NvidiaDriver};
 use libloading::Library;
 
 #[path = "../fake/mod.rs"]
-mod fake;
+pub mod fake;
 
 /// Set in the process where a test's body runs.
 const BODY: &str = "ANYSPLIT_TEST_BODY";

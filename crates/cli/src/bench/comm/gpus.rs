@@ -71,7 +71,7 @@ pub fn of_ranks(
 }
 
 fn found(way: Way, ranks: impl Iterator<Item = usize>, ranks_here: usize) -> Result<Vec<Arc<Gpu>>, Fault> {
-    let here = cuda::probe()?;
+    let here = cuda::usable()?.gpus;
     if way == Way::Nccl {
         Nccl::find()?;
         if here.len() < ranks_here {
