@@ -201,12 +201,22 @@ impl Ended {
         line
     }
 
-    /// Checks the exit status, and gives the last line of what was told until then.
+    /// Checks the exit status and that the last line of stderr is the only error, which is returned without `error: `. What was told
+    /// until then is warnings, and which ranks there are.
     #[track_caller]
     pub fn fails_after_all_with(&self, status: i32) -> String {
         let stderr = text(&self.output.stderr);
-        assert_eq!(self.output.status.code(), Some(status), "{}: {stderr}", self.shown);
-        stderr.lines().last().unwrap_or_default().to_owned()
+        let whole = format!("{}: {}\nstderr: {stderr:?}", self.shown, self.output.status);
+        assert_eq!(self.output.status.code(), Some(status), "{whole}");
+        let told = stderr.strip_suffix('\n').expect(&whole);
+        let (before, last) = told.rsplit_once('\n').unwrap_or(("", told));
+        let is_told = |line: &str| {
+            let of_ranks =
+                line.contains(" ranks: ") || line.starts_with("rank ") || line.starts_with("ranks ");
+            line.starts_with("warning: ") || of_ranks
+        };
+        assert!(before.lines().all(is_told), "{whole}");
+        last.strip_prefix("error: ").expect(&whole).to_owned()
     }
 
     /// Checks the exit status and that stderr is one line, without `error: `. The warning of too few cores is none.

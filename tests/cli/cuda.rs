@@ -17,18 +17,18 @@ const BYTES: u64 = 2_000_000_000;
 const SMALL: u64 = 28_400_000;
 
 /// The command, where those libraries are found. `None` without a C++ compiler.
-fn on_gpu(arguments: &str) -> Option<Anysplit> {
+pub fn on_gpu(arguments: &str) -> Option<Anysplit> {
     Some(with(stand_ins::libraries()?, arguments))
 }
 
 /// The command, where libraries of this folder are found.
-fn with(folder: &Path, arguments: &str) -> Anysplit {
+pub fn with(folder: &Path, arguments: &str) -> Anysplit {
     let bytes = BYTES.to_string();
     anysplit(arguments).with_gpus_of(folder).env("FAKE_FREE_BYTES", &bytes).env("FAKE_TOTAL_BYTES", &bytes)
 }
 
 /// The same, where it is known that there is a compiler.
-fn there(arguments: &str) -> Anysplit {
+pub fn there(arguments: &str) -> Anysplit {
     on_gpu(arguments).expect("it was there before")
 }
 
@@ -175,6 +175,21 @@ fn what_fast_gives_up_is_said() {
     let said: Value = serde_json::from_str(&printed).expect("JSON");
     assert_eq!((&said["device"], &said["reduction"]), (&"cuda".into(), &"fast".into()));
     assert!(told.starts_with("warning: --reduction fast") && told.lines().count() == 1, "{told}");
+    // A library that does not work is missed by layers that it would have had.
+    let without = |flags: &str| {
+        let command = there("generate --reduction fast --max-tokens 2 --device cuda x").args(flags);
+        command.env("FAKE_NO_CUBLASLT", "1").run().succeeds().1
+    };
+    let told = without("--tp 2");
+    assert_eq!(
+        told.matches("libcublasLt.so.13: libcublasLt: CUBLAS_STATUS_NOT_INITIALIZED").count(),
+        1,
+        "{told}"
+    );
+    assert!(told.starts_with("warning: --reduction fast: ") && told.lines().count() == 2, "{told}");
+    for flags in ["--quantization int8", "--quantization int4", "--dtype float32"] {
+        assert_eq!(without(flags).lines().count(), 1, "{flags}");
+    }
     // The processor has one order.
     let (printed, told) =
         anysplit("generate --json --reduction fast --max-tokens 2 --device cpu x").run().succeeds();

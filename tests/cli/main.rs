@@ -14,6 +14,7 @@ mod bench_serve;
 mod checkpoints;
 mod child;
 mod cuda;
+mod cuda_told;
 mod deploy;
 mod deploy_fields;
 mod deploy_shell;

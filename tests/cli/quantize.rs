@@ -47,6 +47,15 @@ fn check(name: &str, heads: usize) {
 }
 
 #[test]
+fn what_a_checkpoint_had_before_is_what_its_tensors_have() {
+    for (name, bytes) in [("llama_fp8", 85_968), ("llama", 151_424)] {
+        let copy = Copy::empty();
+        let quantize = anysplit("quantize --json --out").arg(copy.file("packed")).arg(golden(name));
+        assert_eq!(quantize.json()["stored_bytes"], bytes, "{name}");
+    }
+}
+
+#[test]
 fn quantised_llama_prints_the_same_bytes_on_any_split() {
     check("llama", 8);
 }

@@ -91,11 +91,6 @@ pub fn warn_of_fast(engine: &Engine) {
         job::say!(
             "warning: --reduction fast turns off the promise of equal bits: they depend on the split, and on what runs beside a request"
         );
-        if let Some(why) = engine::missing_library() {
-            job::say!(
-                "warning: --reduction fast: {why}; 512 rows or more take the kernels that canonical sums have"
-            );
-        }
     }
 }
 
@@ -116,7 +111,7 @@ fn table(engine: &Engine, reports: &[RankReport]) -> Vec<String> {
     let more = groups.len().saturating_sub(LINES_MAX);
     let line = |group: &[RankReport]| {
         let first = &group[0];
-        let ranks = numbers(group);
+        let ranks = engine::ranks_in_words(&group.iter().map(|report| report.rank).collect::<Vec<_>>());
         let (from, behind) = first.layers;
         let hosts = hosts(group);
         let place = if hosts.is_empty() { String::new() } else { format!(" on {}", hosts.join(", ")) };
@@ -134,19 +129,6 @@ fn table(engine: &Engine, reports: &[RankReport]) -> Vec<String> {
         lines.push(format!("… and {more} more groups (--stats shows all)"));
     }
     lines
-}
-
-/// The numbers of some ranks, from the first to the last if they follow each other.
-fn numbers(group: &[RankReport]) -> String {
-    let follow = group.windows(2).all(|pair| pair[1].rank == pair[0].rank + 1);
-    match group {
-        [one] => format!("rank {}", one.rank),
-        [first, .., last] if follow => format!("ranks {}–{}", first.rank, last.rank),
-        all => {
-            let numbers: Vec<String> = all.iter().map(|r| r.rank.to_string()).collect();
-            format!("ranks {}", numbers.join(", "))
-        }
-    }
 }
 
 /// The hosts of some ranks, each once.

@@ -24,6 +24,11 @@ impl<D: Device> Members<D> {
         Members { inner, ranks: ranks.into() }
     }
 
+    /// The job's numbers of its ranks.
+    pub fn ranks(&self) -> &[usize] {
+        &self.ranks
+    }
+
     /// Fails the group because of another group's failure: `rank` is the job's number of the culprit.
     pub fn pass_on(&self, rank: usize, message: &str) {
         self.inner.fail(&encode(rank, message));

@@ -6,7 +6,7 @@ use std::ops::Range;
 use ::tensor::{
     Activation, AttentionSpec, Device, DeviceError, DeviceMemory, Exchanged, HeadSpan, Heads, KvSpec,
     LogitEdit, MatrixSource, NormSpec, Part, PartTimes, Program, RopeSpec, RouterSpec, RowNorm, StepMeta,
-    Survey, Timeline, WeightSpec,
+    Survey, Timeline, WeightFormat, WeightSpec,
 };
 
 use crate::attention::Arrived;
@@ -68,6 +68,12 @@ impl CudaDevice {
     /// What it promises about the order of its sums.
     pub fn reduction(&self) -> Reduction {
         self.queue.0.reduction
+    }
+
+    /// Why layers of many rows do not go to NVIDIA's library of matrix products, if they could: sums are [fast](Reduction::Fast), and
+    /// weights of this format.
+    pub fn missing_library(&self, format: WeightFormat) -> Option<String> {
+        self.fast.as_ref()?.missing_library(format).map(|Fault(why)| why.clone())
     }
 
     /// An operation of this name in [`Device`].

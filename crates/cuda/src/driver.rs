@@ -150,6 +150,10 @@ pub trait Driver {
     fn multiprocessors(&self) -> usize;
     /// The most bytes of shared memory that a block can have.
     fn shared_bytes(&self) -> usize;
+    /// The major version of CUDA that it is of; `None` where other libraries need not know.
+    fn cuda_major(&self) -> Option<u32> {
+        None
+    }
     /// Whether its tensor cores multiply e4m3.
     fn multiplies_fp8(&self) -> bool {
         false

@@ -42,7 +42,7 @@ pub use device::CudaDevice;
 pub use driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, Mark, SharedMemory};
 pub use kv::CudaKv;
 pub use limits::GpuLimits;
-pub use linear::{CudaWeight, MOST_HEADS, missing_library};
+pub use linear::{CudaWeight, MOST_HEADS};
 pub use moe::{CudaAssignment, CudaRouting};
 pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, Usable, broken_driver, probe, set_variables, usable};
 pub use ranks::{CudaGroup, GROUP_BYTES, Way};

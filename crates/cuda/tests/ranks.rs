@@ -367,7 +367,10 @@ fn ranks_whose_memory_is_not_what_it_should_be_go_through_the_host() {
                     driver.ordinal = (rank != 1 || lost.is_some()).then_some(0);
                     driver.lost = lost.filter(|_| rank == 1);
                     let dev = CudaDevice::new(Box::new(driver));
-                    group.prepare(&dev).expect("prepare");
+                    let group = group.called(&[4, 6, 5]);
+                    let why = group.prepare(&dev).expect("prepare").expect("a reason");
+                    let expected = ["memory: rank 6: its GPU's memory can't", "in rank 4's memory"];
+                    assert!(why.contains(expected[usize::from(lost.is_some())]), "{why}");
                     assert_eq!(group.path(), "through the host");
                     let sum = group.all_reduce(&dev, split.partial(&dev, rank, [3, 5], 7), 3, &split.plan);
                     assert_eq!(bits(&dev, &sum.expect("all_reduce")), split.sums(15, 7));

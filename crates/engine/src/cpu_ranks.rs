@@ -17,6 +17,7 @@ impl RankDevice for CpuDevice {
     type Host = Self;
     fn over(
         group: Box<dyn Collective<Self> + Send>,
+        _: &[usize],
         wire: WireDType,
         _: Duration,
     ) -> Box<dyn Collective<Self> + Send> {
@@ -28,6 +29,7 @@ impl RankDevice for Timed<CpuDevice> {
     type Host = Self;
     fn over(
         group: Box<dyn Collective<Self> + Send>,
+        _: &[usize],
         wire: WireDType,
         _: Duration,
     ) -> Box<dyn Collective<Self> + Send> {

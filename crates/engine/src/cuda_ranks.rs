@@ -6,7 +6,7 @@ use std::time::Duration;
 use checkpoint::PackedCheckpoint;
 use collective::{Collective, Solo, WireDType};
 use cuda::{CubinCache, CudaDevice, CudaGroup, Fault, Gpu, Reduction};
-use tensor::{DeviceError, Reference};
+use tensor::{DeviceError, Reference, WeightFormat};
 
 use crate::groups::RankDevice;
 use crate::launch::MakeDevice;
@@ -20,13 +20,19 @@ impl RankDevice for CudaDevice {
     /// What is alone exchanges nothing.
     fn over(
         group: Box<dyn Collective<Reference> + Send>,
+        ranks: &[usize],
         wire: WireDType,
         deadline: Duration,
     ) -> Box<dyn Collective<Self> + Send> {
         match group.size() {
             1 => Box::new(Solo::default()),
-            _ => Box::new(CudaGroup::new(group, wire, deadline)),
+            _ => Box::new(CudaGroup::new(group, wire, deadline).called(ranks)),
         }
+    }
+
+    fn slowed_by(&self, format: WeightFormat) -> Option<String> {
+        let why = self.missing_library(format)?;
+        Some(format!("--reduction fast: {why}; 512 rows or more take the kernels that canonical sums have"))
     }
 }
 

@@ -10,7 +10,7 @@ use job::{Job, JobError, JobGroup};
 use model::ModelError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tensor::{Device, HostDevice};
+use tensor::{Device, HostDevice, WeightFormat};
 
 use crate::EngineError;
 
@@ -18,13 +18,18 @@ use crate::EngineError;
 pub(crate) trait RankDevice: Device + Sized + 'static {
     /// Whose matrices transports see.
     type Host: HostDevice + 'static;
-    /// A group of this device over one that transports know. The sums of all-reduces travel as `wire`; who waits longer than
-    /// `deadline` gives up.
+    /// A group of this device over one that transports know. Its ranks are the job's `ranks`; the sums of all-reduces travel as
+    /// `wire`; who waits longer than `deadline` gives up.
     fn over(
         group: Box<dyn Collective<Self::Host> + Send>,
+        ranks: &[usize],
         wire: WireDType,
         deadline: Duration,
     ) -> Box<dyn Collective<Self> + Send>;
+    /// Why layers with weights of this format are slower than was asked for, if they are.
+    fn slowed_by(&self, _format: WeightFormat) -> Option<String> {
+        None
+    }
 }
 
 /// How ranks are grouped.
@@ -67,7 +72,7 @@ impl<D: RankDevice> RankGroups<D> {
         let mut group = |axis, members: &[usize]| -> Result<Members<D>, E> {
             let Made { group, ranks } = group(axis, members)?;
             let wire = if axis == Axis::Tensor { wire } else { WireDType::Float32 };
-            Ok(Members::new(D::over(group, wire, deadline), &ranks))
+            Ok(Members::new(D::over(group, &ranks, wire, deadline), &ranks))
         };
         let place = mesh.coordinates(at);
         let leads = place.pp == 0 && place.tp == 0;
@@ -116,11 +121,24 @@ impl<D: Device> RankGroups<D> {
     }
 
     /// Has the groups whose ranks exchange tensors find out how their devices reach each other. All ranks call it when all are
-    /// ready. Gives why some tensors have to take a long way, if they have to.
-    pub fn prepare(&self, dev: &D) -> Result<Option<String>, CollectiveError> {
-        let exchanging = std::iter::once(&self.tensor).chain(&self.context).chain(&self.pipeline);
-        let long_ways = exchanging.map(|group| group.prepare(dev)).collect::<Result<Vec<_>, _>>()?;
-        Ok(long_ways.into_iter().flatten().next())
+    /// ready. Gives a line for each reason why tensors have to take a long way, of the groups of which this rank is the first.
+    pub fn prepare(&self, dev: &D) -> Result<Vec<String>, CollectiveError> {
+        let tensor = std::iter::once((&self.tensor, "tensor parallel"));
+        let context = self.context.iter().map(|group| (group, "decode context parallel"));
+        let exchanging = tensor.chain(context).chain(self.pipeline.iter().map(|group| (group, "pipeline")));
+        let mut long_ways: Vec<(String, Vec<String>)> = Vec::new();
+        for (group, what) in exchanging {
+            let Some(why) = group.prepare(dev)?.filter(|_| group.rank() == 0) else { continue };
+            let who = format!("{} ({what})", ranks_in_words(group.ranks()));
+            match long_ways.iter_mut().find(|(known, _)| *known == why) {
+                Some((_, groups)) => groups.push(who),
+                None => long_ways.push((why, vec![who])),
+            }
+        }
+        let line = |(why, who): (String, Vec<String>)| {
+            format!("{} exchange through the host: {why}", who.join(" and "))
+        };
+        Ok(long_ways.into_iter().map(line).collect())
     }
 
     /// Whether all groups can go on.
@@ -141,6 +159,16 @@ impl<D: Device> RankGroups<D> {
     /// Tells all groups that this rank cannot go on.
     pub fn fail_with(&self, message: &str) {
         self.all().for_each(|group| group.fail(message));
+    }
+}
+
+/// Some ranks in words: the first and the last if they follow each other.
+pub fn ranks_in_words(numbers: &[usize]) -> String {
+    let follow = numbers.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    match numbers {
+        [one] => format!("rank {one}"),
+        [first, .., last] if follow => format!("ranks {first}–{last}"),
+        all => format!("ranks {}", all.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
     }
 }
 

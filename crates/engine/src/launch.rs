@@ -166,20 +166,21 @@ fn load<M: MakeDevice>(
         });
         (decoder.inspect_err(|error| groups.fail(error))?, loader.stats())
     };
-    let long_way = all_are_ready(&groups)
+    let long_ways = all_are_ready(&groups)
         .and_then(|()| Ok(groups.prepare(&dev)?))
         .inspect_err(|error| groups.fail(error))?;
-    if let Some(why) = long_way.filter(|_| groups.rank == 0) {
-        job::say!("warning: ranks exchange through the host: {why}");
-    }
     let LaunchOptions { kept, kv_dtype, comm_timeout, ref host, .. } = setup.options;
+    let kept = KeptAs { dtype: kept.dtype.or(Some(setup.source.dtype())), ..kept };
+    let slowed =
+        dev.slowed_by(kept.of_layers(&setup.layout, setup.source.dtype())).filter(|_| groups.rank == 0);
+    long_ways.iter().chain(&slowed).for_each(|line| job::say!("warning: {line}"));
     let host = host.clone();
     Ok(Worker {
         dev,
         groups,
         decoder,
         loaded,
-        kept: KeptAs { dtype: kept.dtype.or(Some(setup.source.dtype())), ..kept },
+        kept,
         kv_dtype,
         comm_timeout,
         host,

@@ -47,15 +47,13 @@ mod worker;
 pub use bubble::Bubble;
 pub use clocks::HostClock;
 pub use cost::cost_of_step;
-pub use cuda::{
-    GpuInfo, GpuLimits, Reduction, Usable, broken_driver, missing_library, probe as gpus,
-    usable as usable_gpus,
-};
+pub use cuda::{GpuInfo, GpuLimits, Reduction, Usable, broken_driver, probe as gpus, usable as usable_gpus};
 pub use engine::Engine;
 pub use error::EngineError;
 pub use experts::ExpertReport;
 pub use gpu_limits::{HostGpus, gpu_limits};
 pub use grammar::Grammars;
+pub use groups::ranks_in_words;
 pub use memory::peak_rss_bytes;
 pub use options::{DeviceKind, EngineOptions};
 pub use pack::{Packed, pack};

@@ -15,7 +15,7 @@ use crate::{EngineError, EngineOptions, cpus, memory};
 pub struct Packed {
     /// Bytes of the file.
     pub bytes: u64,
-    /// Bytes of the weights as they were stored.
+    /// Bytes of the tensors as they were stored.
     pub stored_bytes: u64,
 }
 
@@ -65,11 +65,12 @@ pub fn pack(
         progress(done, total);
     }
     writer.finish().map_err(write)?;
-    let elements = weights.iter().map(|w| (w.shape[0] * w.shape[1]) as u64).sum::<u64>();
-    Ok(Packed {
-        bytes: std::fs::metadata(path).map_err(write)?.len(),
-        stored_bytes: elements * source.dtype().bytes() as u64,
-    })
+    let stored_bytes = match source {
+        // With scales, norms and biases.
+        WeightSource::Files(checkpoint) => checkpoint.stored_bytes() as u64,
+        _ => weights.iter().map(|weight| weight.stored_bytes).sum(),
+    };
+    Ok(Packed { bytes: std::fs::metadata(path).map_err(write)?.len(), stored_bytes })
 }
 
 /// Layers of several types that share their input would be widened to one when they are loaded, which packed ones can't be.

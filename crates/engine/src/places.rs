@@ -112,7 +112,8 @@ impl Place {
         let Kind::Gpu(gpu) = &self.of else { return Ok(()) };
         let ranks = self.ranks as u64;
         let block = needs.token * KV_BLOCK as u64;
-        let (needed, usable) = (ranks * (held + needs.activations + block), gpu.usable(share));
+        let each = held.saturating_add(needs.activations).saturating_add(block);
+        let (needed, usable) = (ranks.saturating_mul(each), gpu.usable(share));
         if needed <= usable {
             return Ok(());
         }
@@ -120,7 +121,7 @@ impl Place {
             1 => "a rank on it needs".to_owned(),
             ranks => format!("{ranks} ranks on it need"),
         };
-        let gb = |bytes: u64| gigabytes(ranks * bytes);
+        let gb = |bytes: u64| gigabytes(ranks.saturating_mul(bytes));
         let why = format!(
             "the model does not fit: {} has {} for it (--gpu-memory-utilization {} of {}, {} free), and {who} {}: weights and buffers {}, \
              activations {}, keys and values of {KV_BLOCK} tokens {}",
@@ -203,5 +204,10 @@ mod tests {
              MB; more --gpu-memory-utilization, --tp or --pp over more GPUs, --quantization int8 or int4, fewer --max-num-batched-tokens, or --device cpu would help"
         );
         assert!(Place::host(2).check_plan(None, u64::MAX / 4, needs).is_ok());
+        // A larger share of what is free would not be enough.
+        let error = gpu(70 * GB, 2).check_plan(None, 35 * GB, needs).unwrap_err().to_string();
+        assert!(error.contains("need 72.0 GB") && error.contains("32 MB; --tp or --pp over"), "{error}");
+        let countless = Needs { activations: u64::MAX, ..needs };
+        assert!(gpu(70 * GB, 2).check_plan(None, GB, countless).is_err());
     }
 }

@@ -323,8 +323,9 @@ fn needs(plan: &Plan, options: &EngineOptions, kv_dtype: KvDType) -> Needs {
     // The split embedding's rows of every rank, which are there before anything else is.
     let embedding = if mesh.tp > 1 { (mesh.tp as u64 + 2) * hidden } else { 0 };
     let row = (hidden * stream + attention.max(feed_forward)).max(embedding);
-    let logits = share(config.vocab_size) * options.max_num_seqs.min(options.max_num_batched_tokens) as u64;
-    Needs { activations: 4 * (rows * row + logits), token: kv_bytes_of_rank(plan, kv_dtype) }
+    let sampled = options.max_num_seqs.min(options.max_num_batched_tokens) as u64;
+    let numbers = rows.saturating_mul(row).saturating_add(sampled.saturating_mul(share(config.vocab_size)));
+    Needs { activations: numbers.saturating_mul(4), token: kv_bytes_of_rank(plan, kv_dtype) }
 }
 
 /// Bytes that one token takes on the rank on which it takes most.
@@ -394,4 +395,57 @@ pub fn weight_bytes(plan: &Plan, source: &WeightSource, kept: KeptAs) -> Result<
         Ok(loader.stats().weight_bytes)
     };
     plan.stages.iter().map(|stage| (0..plan.mesh.tp).map(|rank| of_rank(stage, rank)).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use checkpoint::config_file;
+    use model::parallel::{ExpertForm, ExpertOptions};
+    use tensor::DType;
+
+    use super::*;
+
+    fn needed(name: &str, options: &EngineOptions) -> Needs {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+        let config = ModelConfig::parse(&config_file(&dir).unwrap(), None).unwrap();
+        needs(&Plan::new(config, options, None).unwrap(), options, DType::F32.into())
+    }
+
+    fn options(tp: usize) -> EngineOptions {
+        EngineOptions {
+            rank_weights: vec![1.0; tp],
+            max_num_batched_tokens: 10,
+            max_num_seqs: 4,
+            ..EngineOptions::default()
+        }
+    }
+
+    /// Of models of 32 numbers per token, 8 heads of 8, and 40 inputs of feed-forward layers.
+    #[test]
+    fn a_step_needs_the_largest_of_what_a_layer_has_at_a_time() {
+        // The residual stream and attention's three matrices; as many rows of logits as sequences run.
+        let alone = needed("llama", &options(1));
+        assert_eq!(alone.activations, 4 * (10 * (4 * 32 + 3 * 64) + 4 * 277));
+        assert_eq!(alone.token, 2 * 2 * 4 * 8 * 4);
+        // The rows of a split embedding, of eight ranks, are more than the rest.
+        assert_eq!(needed("llama", &options(8)).activations, 4 * (10 * (8 + 2) * 32 + 4 * 35));
+        // Three experts of a token on each rank, whole or in halves, with 16 numbers between their layers.
+        let of_experts = |form| {
+            let experts = ExpertOptions { form: Some(form), ..ExpertOptions::default() };
+            needed("qwen3_moe", &EngineOptions { experts, ..options(2) }).activations
+        };
+        assert_eq!(of_experts(ExpertForm::Whole), 4 * (10 * (7 * 32 + 3 * (2 * 16 + 32)) + 4 * 56));
+        assert_eq!(of_experts(ExpertForm::Sliced), 4 * (10 * (7 * 32 + 3 * (2 * 8 + 32)) + 4 * 56));
+    }
+
+    #[test]
+    fn steps_of_any_size_can_be_counted() {
+        for tokens in [1 << 62, usize::MAX] {
+            let options =
+                EngineOptions { max_num_batched_tokens: tokens, max_num_seqs: tokens, ..options(2) };
+            assert_eq!(needed("llama", &options).activations, u64::MAX);
+        }
+    }
 }

@@ -197,7 +197,18 @@ impl<'a, D: Device> Loader<'a, D> {
         spec: &ModuleSpec,
         layer: usize,
     ) -> Result<WeightSpec, ModelError> {
-        Ok(self.kept_as(module, &self.find(module, spec, layer)?.view))
+        Ok(self.packed_and_stored_as(module, spec, layer)?.0)
+    }
+
+    /// The same, and bytes of the elements as they are stored.
+    pub(crate) fn packed_and_stored_as(
+        &self,
+        module: Module,
+        spec: &ModuleSpec,
+        layer: usize,
+    ) -> Result<(WeightSpec, u64), ModelError> {
+        let view = self.find(module, spec, layer)?.view;
+        Ok((self.kept_as(module, &view), (spec.shape[0] * spec.shape[1] * view.bytes_per_element()) as u64))
     }
 
     /// That the weights of a layer's experts, which are multiplied together, are packed alike: of all, so that every rank says the

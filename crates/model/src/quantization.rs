@@ -114,6 +114,12 @@ impl KeptAs {
         self.quantization.map(Quantization::name).or(config.fp8.is_some().then_some(E4M3))
     }
 
+    /// What the weights of most linear layers are packed as, if floats are stored as `stored`.
+    pub fn of_layers(&self, layout: &Layout, stored: DType) -> WeightFormat {
+        let inputs = layout.spec(Module::O, 0).shape[1];
+        self.spec(layout, Module::O, inputs, layout.stored_as(Module::O, 0, stored)).format
+    }
+
     /// How a module's weight of two dimensions and `k` inputs, stored as `stored`, is packed.
     pub fn spec(&self, layout: &Layout, module: Module, k: usize, stored: StoredAs) -> WeightSpec {
         let period = layout.group_period(module);

@@ -15,6 +15,8 @@ pub struct StoredWeight {
     pub shape: [usize; 2],
     /// How it is packed.
     pub spec: WeightSpec,
+    /// Bytes of its elements before that.
+    pub stored_bytes: u64,
     module: Module,
     layer: usize,
 }
@@ -65,9 +67,16 @@ impl<D: Device> Loader<'_, D> {
         for (module, layer) in self.modules() {
             let spec = self.layout.spec(module, layer);
             if let [n, k] = spec.shape[..] {
-                let packed_as = self.packed_as(module, &spec, layer)?;
+                let (packed_as, stored_bytes) = self.packed_and_stored_as(module, &spec, layer)?;
                 let name = format!("{}.weight", spec.name);
-                weights.push(StoredWeight { name, shape: [n, k], spec: packed_as, module, layer });
+                weights.push(StoredWeight {
+                    name,
+                    shape: [n, k],
+                    spec: packed_as,
+                    stored_bytes,
+                    module,
+                    layer,
+                });
             }
         }
         Ok(weights)

@@ -153,7 +153,8 @@ impl Nccl {
         let search = Search { names, folders: package_folders(|name| name == "nccl") };
         let (library, path) = search.open().map_err(|not_found| {
             Fault(format!(
-                "no libnccl, by which GPUs exchange: {not_found}; `pip install nvidia-nccl-cu13` brings it"
+                "no libnccl, by which GPUs exchange: {not_found}; `pip install nvidia-nccl-cu13`, or nvidia-nccl-cu12 for a driver of CUDA 12, \
+                 brings it"
             ))
         })?;
         let version = version(&library)

@@ -48,7 +48,7 @@ fn id_of(all: &[Vec<u8>]) -> Result<[u8; ID_BYTES], Refusal> {
     let text = |said: &Vec<u8>| version(said).iter().map(u32::to_string).collect::<Vec<_>>().join(".");
     if let Some(other) = all.iter().position(|said| version(said) != version(&all[0])) {
         let why = format!(
-            "it has NCCL {}, and rank 0 {}: they must have the same",
+            "it has NCCL {}, and the first rank of its group {}: they must have the same",
             text(&all[other]),
             text(&all[0])
         );
@@ -84,7 +84,7 @@ mod tests {
         let all = [said([2, 27, 3], &id), said([2, 27, 3], &[])];
         assert_eq!(id_of(&all), Ok(id));
         let all = [said([2, 27, 3], &id), said([2, 27, 3], &[]), said([2, 21, 5], &[])];
-        let why = "it has NCCL 2.21.5, and rank 0 2.27.3: they must have the same";
+        let why = "it has NCCL 2.21.5, and the first rank of its group 2.27.3: they must have the same";
         assert_eq!(id_of(&all), Err(Refusal { rank: 2, why: why.into() }));
         assert!(id_of(&[said([2, 27, 3], &[1, 2])]).is_err());
     }

@@ -246,6 +246,10 @@ impl Driver for NvidiaDriver {
         self.gpu.info.shared_bytes as usize
     }
 
+    fn cuda_major(&self) -> Option<u32> {
+        Some(self.gpu.api.version.0)
+    }
+
     fn multiplies_fp8(&self) -> bool {
         self.gpu.info.capability >= FP8
     }

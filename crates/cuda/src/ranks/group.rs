@@ -26,6 +26,9 @@ const SLOT_BYTES: usize = 8 << 20;
 /// Bytes of a GPU's memory that a rank needs for a group by which it exchanges.
 pub const GROUP_BYTES: usize = FIRST_SLOT + 2 * SLOT_BYTES + RING_BYTES;
 
+/// What ranks can't do, for reasons that follow.
+const NO_PEERS: &str = "GPUs can't use each other's memory";
+
 /// Of a rank that others wait for in vain.
 const ENDED: &str = "it has ended";
 
@@ -55,6 +58,8 @@ pub struct CudaGroup<C: Group> {
     messages: RefCell<HashMap<(&'static str, usize), u64>>,
     slot_bytes: usize,
     way: Way,
+    /// What its ranks are called.
+    numbers: Vec<usize>,
     path: OnceCell<Path>,
     pub(super) standing: Arc<Standing>,
     /// What is added to the host's counts, and what is taken off.
@@ -85,6 +90,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
             messages: Cell::default(),
         };
         CudaGroup {
+            numbers: (0..host.size()).collect(),
             host: Staged(Compressed::new(host, wire)),
             wire,
             deadline,
@@ -109,6 +115,12 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     /// The same by one way and no other, for which [`Collective::prepare`] then is an error. All ranks agree on it.
     pub fn by(self, way: Way) -> Self {
         CudaGroup { way, ..self }
+    }
+
+    /// The same, of ranks that the job has other numbers for: what one rank says of another calls it by that. All ranks agree on them.
+    pub fn called(self, numbers: &[usize]) -> Self {
+        assert_eq!(self.size(), numbers.len(), "a number for every rank");
+        CudaGroup { numbers: numbers.into(), ..self }
     }
 
     /// How tensors get to other ranks, in a word or two.
@@ -151,18 +163,16 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         let path = match self.way {
             Way::Host => Path::Staged,
             Way::Shortest | Way::Peers => {
-                match setup::peers(&self.host, queue, self.slot_bytes, self.deadline)? {
+                match setup::peers(&self.host, &self.numbers, queue, self.slot_bytes, self.deadline)? {
                     Ok(peers) => Path::Peers(Box::new(peers)),
-                    Err(Refusal { why, .. }) if self.way == Way::Shortest => {
-                        self.by_nccl(queue)?.unwrap_or_else(|Refusal { why: nor, .. }| {
-                            long_way =
-                                Some(format!("GPUs can't use each other's memory: {why}; nor NCCL: {nor}"));
+                    Err(no_peers) if self.way == Way::Shortest => {
+                        self.by_nccl(queue)?.unwrap_or_else(|no_nccl| {
+                            long_way = Some(self.long_way(&no_peers, &no_nccl));
                             Path::Staged
                         })
                     }
                     Err(Refusal { rank, why }) => {
-                        let why = format!("GPUs can't use each other's memory: {why}");
-                        return Err(self.refused(rank, &why));
+                        return Err(self.refused(rank, &format!("{NO_PEERS}: {why}")));
                     }
                 }
             }
@@ -189,6 +199,15 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         let (rank, ranks) = (self.rank(), self.size());
         let path = NcclPath::new(queue, &self.host, self.deadline)?;
         Ok(path.map(|path| Path::Nccl(Moves { path, rank, ranks })))
+    }
+
+    /// Why there is no way but through the host.
+    fn long_way(&self, no_peers: &Refusal, no_nccl: &Refusal) -> String {
+        let said = |Refusal { rank, why }: &Refusal| format!("rank {}: {why}", self.numbers[*rank]);
+        match no_peers == no_nccl {
+            true => format!("{NO_PEERS}, nor NCCL: {}", said(no_peers)),
+            false => format!("{NO_PEERS}: {}; nor NCCL: {}", said(no_peers), said(no_nccl)),
+        }
     }
 
     /// What a rank can't do: none of them goes on.

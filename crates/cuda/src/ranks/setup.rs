@@ -94,12 +94,13 @@ impl Own {
     }
 }
 
-/// The ranks' memory, if all can use all of it, or why not. All ranks call it and get the same answer.
+/// The ranks' memory, if all can use all of it, or why not. All ranks call it and get the same answer. `numbers`: what they are called.
 ///
 /// # Errors
 /// A rank is missing or has failed.
 pub(super) fn peers(
     group: &impl Group,
+    numbers: &[usize],
     queue: &Queue,
     slot_bytes: usize,
     timeout: Duration,
@@ -141,7 +142,7 @@ pub(super) fn peers(
             None => return Ok(Err(Refusal { rank, why: "it is of another version".into() })),
         }
     }
-    if let Some(refusal) = by_turns(&ranks) {
+    if let Some(refusal) = by_turns(&ranks, numbers) {
         return Ok(Err(refusal));
     }
     if ranks.iter().any(|of| of.process != ranks[0].process) {
@@ -152,7 +153,7 @@ pub(super) fn peers(
         };
         ranks.iter_mut().zip(handles).for_each(|(of, handle)| of.handle = handle);
     }
-    let found = found(queue, group.rank(), &ranks, timeout);
+    let found = found(queue, group.rank(), &ranks, numbers, timeout);
     // Until all have found it, it stays in the list.
     let peers = match (agreed(group, outcome(&found))?, found) {
         (Ok(_), Ok(peers)) => peers,
@@ -160,7 +161,7 @@ pub(super) fn peers(
         (Ok(_), Err(_)) => unreachable!("all ranks said that they found it"),
     };
     drop(listed);
-    if let Err(refusal) = try_memory(group, queue, &peers)? {
+    if let Err(refusal) = try_memory(group, numbers, queue, &peers)? {
         return Ok(Err(refusal));
     }
     if let Err(refusal) = meeting::tried(group, queue, &peers)? {
@@ -183,13 +184,14 @@ fn outcome<T>(found: &Result<T, Fault>) -> Result<Vec<u8>, Fault> {
 
 /// The first rank whose kernels would wait for those of another process on its GPU, where the two run by turns, also if nobody said
 /// that it has several: each would wait until its time is up, again and again.
-fn by_turns(ranks: &[Rank]) -> Option<Refusal> {
+fn by_turns(ranks: &[Rank], numbers: &[usize]) -> Option<Refusal> {
     let waits = |(at, of): (usize, &Rank)| {
         let is = |other: &Rank| other.gpu == of.gpu && other.host == of.host && other.process != of.process;
         let other = ranks[..at].iter().position(is).filter(|_| of.together == 0)?;
         let why = format!(
-            "its process and rank {other}'s have the same GPU, on which their kernels run by turns: NVIDIA's MPS would let them \
-             run together"
+            "its process and rank {}'s have the same GPU, on which their kernels run by turns: NVIDIA's MPS would let them run \
+             together",
+            numbers[other]
         );
         Some(Refusal { rank: at, why })
     };
@@ -197,11 +199,17 @@ fn by_turns(ranks: &[Rank]) -> Option<Refusal> {
 }
 
 /// All that the ranks share, mapped.
-fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Result<Peers, Fault> {
+fn found(
+    queue: &Queue,
+    rank: usize,
+    ranks: &[Rank],
+    numbers: &[usize],
+    timeout: Duration,
+) -> Result<Peers, Fault> {
     let own = &ranks[rank];
-    let at = |of: &Rank| ranks.iter().position(|other| other == of).unwrap_or(rank);
+    let number = |of: &Rank| numbers[ranks.iter().position(|other| other == of).unwrap_or(rank)];
     if let Some(other) = ranks.iter().position(|of| of.slot != own.slot) {
-        return Err(Fault(format!("rank {other} has other slots")));
+        return Err(Fault(format!("rank {} has other slots", numbers[other])));
     }
     let listed =
         |number: u64| find(number).ok_or_else(|| Fault("a rank's memory is not there any more".into()));
@@ -209,7 +217,7 @@ fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Resul
         true if of.ordinal == own.ordinal => listed(of.region),
         true => queue.0.driver.reach(of.ordinal as u32).and_then(|()| listed(of.region)),
         false if of.host != own.host || own.host == 0 => {
-            Err(Fault(format!("rank {} is on another host", at(of))))
+            Err(Fault(format!("rank {} is on another host", number(of))))
         }
         false => queue.0.driver.open_shared(&of.handle),
     };
@@ -243,6 +251,7 @@ fn found(queue: &Queue, rank: usize, ranks: &[Rank], timeout: Duration) -> Resul
 /// gives other numbers is known to occur where the host's address translation is set up badly.
 fn try_memory(
     group: &impl Group,
+    numbers: &[usize],
     queue: &Queue,
     peers: &Peers,
 ) -> Result<Result<(), Refusal>, CollectiveError> {
@@ -261,7 +270,10 @@ fn try_memory(
     let expected = |of: usize| (0..ranks).flat_map(|from| pattern(from, of)).collect::<Vec<_>>();
     let read = |of: usize| match peers.read_of(queue, of, ranks * tried)? {
         words if words == expected(of) => Ok(()),
-        _ => Err(Fault(format!("its GPU finds other numbers in rank {of}'s memory than ranks wrote there"))),
+        _ => {
+            let of = numbers[of];
+            Err(Fault(format!("its GPU finds other numbers in rank {of}'s memory than ranks wrote there")))
+        }
     };
     Ok(agreed(group, outcome(&(0..ranks).try_for_each(read)))?.map(drop))
 }

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
 #include <functional>
@@ -12,7 +13,7 @@ typedef uint16_t u16;
 
 namespace {
 
-enum { SUCCESS = 0, INVALID = 7, NOT_SUPPORTED = 15 };
+enum { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID = 7, NOT_SUPPORTED = 15 };
 struct Description { int compute, scale, is_transposed; };
 struct Layout { int type; u64 rows, cols; int64_t stride; };
 struct Preference { u64 workspace; uint32_t alignments[4]; };
@@ -60,9 +61,15 @@ uint32_t fake_asked() { return asked; }
 uint32_t fake_multiplied() { return multiplied; }
 uint32_t fake_multiplied_e4m3() { return multiplied_e4m3; }
 
-int cublasLtCreate(void **handle) { return *handle = &asked, SUCCESS; }
+int cublasLtCreate(void **handle) {
+  if (getenv("FAKE_NO_CUBLASLT")) return NOT_INITIALIZED;
+  return *handle = &asked, SUCCESS;
+}
 int cublasLtDestroy(void *) { return SUCCESS; }
-const char *cublasLtGetStatusString(int status) { return status == INVALID ? "CUBLAS_STATUS_INVALID_VALUE" : "CUBLAS_STATUS"; }
+const char *cublasLtGetStatusString(int status) {
+  if (status == NOT_INITIALIZED) return "CUBLAS_STATUS_NOT_INITIALIZED";
+  return status == INVALID ? "CUBLAS_STATUS_INVALID_VALUE" : "CUBLAS_STATUS";
+}
 int cublasLtMatmulDescCreate(Description **made, int compute, int scale) {
   return *made = new Description{compute, scale, 0}, SUCCESS;
 }
@@ -93,7 +100,7 @@ int cublasLtMatmulAlgoGetHeuristic(void *, const Description *of, const Layout *
   for (uint32_t alignment : preference->alignments) fits = fits && (a->type != E4M3 || alignment % 16 == 0);
   *count = fits;
   // What is remembered must come back.
-  *found = Heuristic{{{a->cols, a->rows, preference->alignments[0], preference->alignments[3]}}, 1024, SUCCESS, 1.0f, {}};
+  *found = Heuristic{{{a->cols, a->rows, preference->alignments[0], preference->alignments[3], b->cols}}, 1024, SUCCESS, 1.0f, {}};
   return fits ? SUCCESS : NOT_SUPPORTED;
 }
 
@@ -101,7 +108,8 @@ int cublasLtMatmul(void *, const Description *, const float *alpha, const char *
                    const Layout *of_b, const float *beta, const float *, const Layout *, float *d, const Layout *of_d,
                    const Algorithm *algorithm, void *workspace, size_t bytes, void *stream) {
   const u64 *of = algorithm->data;
-  bool fits = of[0] == of_a->cols && of[1] == of_a->rows && *alpha == 1.0f && *beta == 0.0f && workspace && bytes >= 1024;
+  // An algorithm need not do for other sizes than it was asked for.
+  bool fits = of[0] == of_a->cols && of[1] == of_a->rows && of[4] == of_b->cols && *alpha == 1.0f && *beta == 0.0f && workspace && bytes >= 1024;
   if (!fits || u64(a) % of[2] || u64(b) % of[2] || u64(d) % of[3]) return INVALID;
   multiplied++;
   multiplied_e4m3 += of_a->type == E4M3;

@@ -108,11 +108,15 @@ fn compressed(json: &Value) -> Result<Fp8Config, ModelError> {
 /// How the weights of a group are scaled.
 fn scheme(weights: &Value) -> Result<ScaledBy, ModelError> {
     let is = |key: &str, value: Value| weights.get(key) == Some(&value);
-    let symmetric = weights.get("symmetric").is_none_or(|symmetric| *symmetric == Value::Bool(true));
-    if !is("num_bits", 8.into()) || !is("type", "float".into()) || !symmetric {
+    if !is("num_bits", 8.into()) || !is("type", "float".into()) {
         let (bits, kind) = (&weights["num_bits"], &weights["type"]);
         return Err(error(format!(
             "compressed-tensors with weights of {bits} bits of type {kind} are not read; {READ}"
+        )));
+    }
+    if let Some(other) = weights.get("symmetric").filter(|symmetric| **symmetric != Value::Bool(true)) {
+        return Err(error(format!(
+            "compressed-tensors with weights whose \"symmetric\" is {other} are not read: zero points are not, true would work"
         )));
     }
     match weights.get("strategy").and_then(Value::as_str) {
@@ -224,6 +228,8 @@ mod tests {
         packed["format"] = "pack-quantized".into();
         let mut asymmetric = weights("channel");
         asymmetric["symmetric"] = false.into();
+        let mut unsaid = weights("channel");
+        unsaid["symmetric"] = Value::Null;
         let mut several = compressed_with(weights("channel"));
         several["config_groups"]["group_1"] = json!({ "weights": weights("tensor") });
         let mut sparse = compressed_with(weights("channel"));
@@ -243,7 +249,8 @@ mod tests {
             (compressed_with(int4), "4 bits"),
             (compressed_with(weights("group")), "group"),
             (compressed_with(weights("block")), "block_structure"),
-            (compressed_with(asymmetric), "8 bits"),
+            (compressed_with(asymmetric), "\"symmetric\" is false"),
+            (compressed_with(unsaid), "\"symmetric\" is null"),
             (packed, "pack-quantized"),
             (several, "several ways"),
             (sparse, "sparse-24-bitmask"),

@@ -42,7 +42,7 @@ pub fn measure<C: Collective<Reference> + Send + 'static>(
     settings: &Settings,
     on_sample: &mut dyn FnMut(Sample),
 ) -> Result<(), CollectiveError> {
-    let group = CudaGroup::new(host, settings.wire, settings.deadline).by(way);
+    let group = CudaGroup::new(host, settings.wire, settings.deadline).called(numbers).by(way);
     let driver = gpu.driver(false).map_err(|Fault(message)| {
         group.fail(&message);
         CollectiveError::Failed { rank: numbers[group.rank()], message }

@@ -103,9 +103,14 @@ pub(super) struct Product {
     pub output_stride: usize,
 }
 
-/// The newest that there is.
-pub(super) fn search() -> Search {
-    let names = ["libcublasLt.so.13", "libcublasLt.so.12"].map(String::from).to_vec();
+/// The newest major version whose functions are known, and the oldest.
+const NEWEST: u32 = 13;
+const OLDEST: u32 = 12;
+
+/// The newest that there is, of those that a driver of this major version of CUDA runs.
+fn search(driver: Option<u32>) -> Search {
+    let newest = driver.map_or(NEWEST, |major| major.clamp(OLDEST, NEWEST));
+    let names = (OLDEST..=newest).rev().map(|major| format!("libcublasLt.so.{major}")).collect();
     let toolkits = [variable("CUDA_HOME"), variable("CUDA_PATH"), Some("/usr/local/cuda".into())];
     let mut folders: Vec<_> = toolkits.into_iter().flatten().map(|kit| kit.join("lib64")).collect();
     folders.extend(package_folders(|name| name == "cublas" || name.starts_with("cu1")));
@@ -113,13 +118,13 @@ pub(super) fn search() -> Search {
 }
 
 impl CublasLt {
-    /// The newest that there is. The GPU is that of the calling thread.
+    /// The newest that there is, of those that a driver of this major version of CUDA runs. The GPU is that of the calling thread.
     ///
     /// # Errors
     /// What was looked for, or why it does not work here.
-    pub fn open() -> Result<Rc<Self>, Fault> {
+    pub fn open(driver: Option<u32>) -> Result<Rc<Self>, Fault> {
         let (library, path) =
-            search().open().map_err(|not_found| Fault(format!("no libcublasLt: {not_found}")))?;
+            search(driver).open().map_err(|not_found| Fault(format!("no libcublasLt: {not_found}")))?;
         // SAFETY: these are cublasLt.h's types, the same in all these versions.
         let functions = unsafe { Functions::of(library) }
             .map_err(|lacks| Fault(format!("{} has no {lacks}: it is too old", path.display())))?;
@@ -127,7 +132,7 @@ impl CublasLt {
         // SAFETY: it writes one pointer.
         let status = unsafe { (functions.cublasLtCreate)(&mut handle) };
         let library = CublasLt { functions, handle };
-        library.check(status)?;
+        library.check(status).map_err(|Fault(why)| Fault(format!("{}: {why}", path.display())))?;
         Ok(Rc::new(library))
     }
 
@@ -284,6 +289,21 @@ impl Drop for Preference<'_> {
         if !self.preference.is_null() {
             // SAFETY: it was created and is destroyed once.
             unsafe { (self.of.functions.cublasLtMatmulPreferenceDestroy)(self.preference) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_gets_no_library_that_is_newer_than_itself() {
+        let names = |driver| search(driver).names;
+        let [new, old] = ["libcublasLt.so.13", "libcublasLt.so.12"].map(String::from);
+        assert_eq!(names(Some(12)), std::slice::from_ref(&old));
+        for newer in [None, Some(13), Some(14)] {
+            assert_eq!(names(newer), [new.clone(), old.clone()]);
         }
     }
 }

@@ -35,11 +35,13 @@ const SIDE: usize = 16;
 pub(super) struct Library {
     cublaslt: Rc<CublasLt>,
     workspace: Block,
-    /// By products whose rows are rounded up to a power of two; `None` where the library has no way.
-    algorithms: RefCell<HashMap<Product, Option<Algorithm>>>,
-    /// Products that came, and how.
-    described: RefCell<HashMap<Product, Rc<Described>>>,
+    /// Products that came, and how; `None` where the library has no way. An algorithm is for exactly what was asked for: that it does
+    /// for other numbers of rows the library doesn't promise.
+    ways: RefCell<HashMap<Product, Option<Way>>>,
 }
+
+/// How a product is computed.
+type Way = (Rc<Described>, Algorithm);
 
 /// The most products that are kept: a prompt's last chunk can have any number of rows.
 const MOST_KEPT: usize = 1024;
@@ -54,10 +56,9 @@ impl Library {
         }
         driver.bind()?;
         Ok(Library {
-            cublaslt: CublasLt::open()?,
+            cublaslt: CublasLt::open(driver.cuda_major())?,
             workspace: queue.exact_block(WORKSPACE),
-            algorithms: RefCell::default(),
-            described: RefCell::default(),
+            ways: RefCell::default(),
         })
     }
 
@@ -129,29 +130,25 @@ impl Library {
         true
     }
 
-    fn way(&self, product: Product) -> Option<(Rc<Described>, Algorithm)> {
-        let algorithm = self.algorithm(product)?;
-        let mut described = self.described.borrow_mut();
-        if let Some(known) = described.get(&product) {
-            return Some((known.clone(), algorithm));
+    fn way(&self, product: Product) -> Option<Way> {
+        let mut ways = self.ways.borrow_mut();
+        if let Some(known) = ways.get(&product) {
+            return known.clone();
         }
-        let new = Rc::new(Described::new(&self.cublaslt, product).ok()?);
-        if described.len() >= MOST_KEPT {
-            described.clear();
+        if ways.len() >= MOST_KEPT {
+            ways.clear();
         }
-        described.insert(product, new.clone());
-        Some((new, algorithm))
+        ways.entry(product).insert_entry(self.asked_for(product).ok()).get().clone()
     }
 
-    /// The same for all rows up to a power of two.
-    fn algorithm(&self, product: Product) -> Option<Algorithm> {
-        let bucket = Product { rows: product.rows.next_power_of_two(), ..product };
-        *self.algorithms.borrow_mut().entry(bucket).or_insert_with(|| {
-            // Nodes and slices begin at multiples of 16 elements.
-            let outputs = if product.output_stride.is_multiple_of(4) { 16 } else { 4 };
-            let described = Described::new(&self.cublaslt, bucket).ok()?;
-            described.algorithm([16, 16, outputs], WORKSPACE).ok()
-        })
+    /// # Errors
+    /// The library has no way to compute it.
+    fn asked_for(&self, product: Product) -> Result<Way, Fault> {
+        // Nodes and slices begin at multiples of 16 elements.
+        let outputs = if product.output_stride.is_multiple_of(4) { 16 } else { 4 };
+        let described = Described::new(&self.cublaslt, product)?;
+        let algorithm = described.algorithm([16, 16, outputs], WORKSPACE)?;
+        Ok((Rc::new(described), algorithm))
     }
 }
 
