@@ -53,7 +53,7 @@ pub use cuda::{
 pub use engine::Engine;
 pub use error::EngineError;
 pub use experts::ExpertReport;
-pub use gpu_limits::{HostGpus, gpu_limits};
+pub use gpu_limits::{HostGpus, gpu_library_rate, gpu_limits};
 pub use grammar::Grammars;
 pub use memory::peak_rss_bytes;
 pub use options::{DeviceKind, EngineOptions};

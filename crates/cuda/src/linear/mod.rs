@@ -15,8 +15,8 @@ mod weight;
 
 pub(crate) use embed::embed;
 pub(crate) use experts::{Grouped, grouped};
-pub(crate) use fast::Fast;
 pub use fast::missing_library;
+pub(crate) use fast::{Fast, library_rate};
 pub use plan::MOST_HEADS;
 pub use weight::CudaWeight;
 
