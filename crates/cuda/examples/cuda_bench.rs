@@ -49,11 +49,11 @@ fn main() -> ExitCode {
     let measured = |reduction| -> Result<Vec<Row>, String> {
         let limits = gpu.limits().map_err(|Fault(why)| why)?;
         let driver = gpu.driver(false).map_err(|Fault(why)| why)?;
-        let bench =
-            Bench { dev: CudaDevice::with(Box::new(driver), reduction).watched(), limits, divisor };
+        let bench = Bench { dev: CudaDevice::with(Box::new(driver), reduction).watched(), limits, divisor };
         bench.all().map_err(|error| error.to_string())
     };
-    let rows = [Reduction::Canonical, Reduction::Fast].into_iter().map(measured).collect::<Result<Vec<_>, _>>();
+    let rows =
+        [Reduction::Canonical, Reduction::Fast].into_iter().map(measured).collect::<Result<Vec<_>, _>>();
     let rows = rows.map(|rows| rows.concat());
     match rows {
         Ok(rows) if has("--json") => {
