@@ -483,8 +483,21 @@ fn limits_of_a_gpu_are_told() {
     let Some(command) = on_gpu("bench limits --json") else { return };
     let limits = command.json();
     let row = &limits["rows"][0];
-    for key in ["copy_gb_s", "read_gb_s", "bf16_tflop_s", "launch_us", "graph_launch_us"] {
+    for key in
+        ["copy_gb_s", "read_gb_s", "bf16_tflop_s", "bf16_library_tflop_s", "launch_us", "graph_launch_us"]
+    {
         assert!(row[key].as_f64().is_some_and(|number| number > 0.0), "{key}: {limits}");
     }
     assert_eq!((limits["device"].as_str(), row["name"].as_str()), (Some("cuda"), Some("Fake GPU")));
+    // Without the library all else is measured, and what was looked for is told.
+    let folder = stand_ins::libraries().expect("they were there before");
+    let without = Copy::empty();
+    for library in ["libcuda.so.1", "libnvrtc.so.13"] {
+        symlink(folder.join(library), without.path().join(library)).expect("a link");
+    }
+    let limits = with(without.path(), "bench limits --json").json();
+    let row = &limits["rows"][0];
+    assert!(row["bf16_tflop_s"].as_f64().is_some_and(|rate| rate > 0.0), "{limits}");
+    let missing = row["bf16_library_missing"].as_str().unwrap_or_default();
+    assert!(row["bf16_library_tflop_s"].is_null() && missing.contains("libcublasLt.so.13"), "{limits}");
 }

@@ -3,9 +3,12 @@
 mod bits;
 mod checkpoint;
 mod command;
+mod goldens;
 mod pack;
 mod parts;
 mod sanitize;
+mod seeing;
+mod serve;
 mod speed;
 mod table;
 
@@ -58,6 +61,9 @@ impl Options {
 
 /// `cargo xtask gpu …`, or the same from a packed folder.
 pub fn run(root: &Path, args: &[String]) -> Result<String, String> {
+    if args.iter().any(|arg| is_help(arg)) {
+        return Ok(usage());
+    }
     let (command, rest) = args.split_first().ok_or_else(usage)?;
     match command.as_str() {
         "pack" => {
@@ -100,6 +106,11 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, String> {
     }
 }
 
+/// Whether somebody asks how to call it.
+pub fn is_help(arg: &str) -> bool {
+    ["--help", "-h", "help"].contains(&arg)
+}
+
 /// The file of a run's results: what some parts came to takes nothing from a whole run.
 fn results(only: Option<&[&str]>) -> String {
     only.map_or_else(|| "results.json".into(), |only| format!("results-{}.json", only.join("-")))
@@ -117,6 +128,23 @@ fn write(report: &Report, file: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_for_help_gets_it_wherever_it_is_said() {
+        let told = |words: &str| {
+            let args: Vec<String> = words.split_whitespace().map(String::from).collect();
+            run(Path::new("/nowhere"), &args)
+        };
+        for words in ["--help", "-h", "help", "run --help", "run -h", "pack --help", "run --seconds 9 --help"]
+        {
+            assert_eq!(told(words), Ok(usage()), "{words}");
+        }
+        assert_eq!(told(""), Err(usage()));
+        let refused = told("sing").expect_err("there is no such thing");
+        assert!(refused.starts_with("gpu: there is no \"sing\"\nusage: "), "{refused}");
+        let odd = told("run --secs 9").expect_err("there is no such option");
+        assert!(odd.starts_with("gpu: \"--secs 9\" is not understood\nusage: "), "{odd}");
+    }
 
     #[test]
     fn results_of_some_parts_take_no_whole_runs_place() {

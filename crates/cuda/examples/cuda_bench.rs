@@ -1,7 +1,8 @@
 //! How fast the kernels of a large model's shape are, as shares of what this GPU does at best: `cuda_bench [--json] [--small]`.
 //!
 //! Times are the GPU's, of operations that follow each other as in a step and are replayed as graphs: with the conversion of their
-//! inputs, and with weights and caches that no cache of the GPU holds. `--small` takes small shapes, to try the program itself.
+//! inputs, and with weights and caches that no cache of the GPU holds. Layers of few rows are measured in canonical order and in
+//! whatever order is the fastest. `--small` takes small shapes, to try the program itself.
 //!
 //! Exit status: 1 if the GPU fails, 2 if there is none.
 
@@ -9,7 +10,7 @@ use std::ops::Range;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cuda::{CubinCache, CudaDevice, Fault, Gpu, GpuLimits};
+use cuda::{CubinCache, CudaDevice, Fault, Gpu, GpuLimits, Reduction};
 use tensor::{
     AttentionSpec, DType, Device, DeviceError, KV_BLOCK, KvShare, KvSpec, MatrixSource, Part, Scales,
     SequenceSpan, StepMeta, WeightFormat, WeightSpec,
@@ -44,15 +45,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let measured = gpu.limits().and_then(|limits| Ok((limits, gpu.driver(false)?)));
-    let rows = measured.map_err(|Fault(why)| why).and_then(|(limits, driver)| {
-        let bench = Bench {
-            dev: CudaDevice::new(Box::new(driver)).watched(),
-            limits,
-            divisor: if has("--small") { 32 } else { 1 },
-        };
+    let divisor = if has("--small") { 32 } else { 1 };
+    let measured = |reduction| -> Result<Vec<Row>, String> {
+        let limits = gpu.limits().map_err(|Fault(why)| why)?;
+        let driver = gpu.driver(false).map_err(|Fault(why)| why)?;
+        let bench = Bench { dev: CudaDevice::with(Box::new(driver), reduction).watched(), limits, divisor };
         bench.all().map_err(|error| error.to_string())
-    });
+    };
+    let rows =
+        [Reduction::Canonical, Reduction::Fast].into_iter().map(measured).collect::<Result<Vec<_>, _>>();
+    let rows = rows.map(|rows| rows.concat());
     match rows {
         Ok(rows) if has("--json") => {
             let rows: Vec<String> = rows.iter().map(Row::json).collect();
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
 }
 
 /// What came of one measurement.
+#[derive(Clone)]
 struct Row {
     name: String,
     kind: &'static str,
@@ -139,9 +142,11 @@ struct Bench {
 impl Bench {
     fn all(&self) -> Result<Vec<Row>, DeviceError> {
         let bf16 = WeightFormat::Float(DType::BF16);
+        // In whatever order, few rows have kernels of their own; the rest has those of canonical sums, or is not ours.
+        let is_canonical = self.dev.reduction() == Reduction::Canonical;
         let mut rows = Vec::new();
         for (name, shape) in LAYERS {
-            rows.extend(self.layer(name, shape, ("bf16", bf16), name != "head")?);
+            rows.extend(self.layer(name, shape, ("bf16", bf16), is_canonical && name != "head")?);
         }
         let scaled = |scales: Option<Scales>| WeightFormat::Scaled(scales.expect("whole groups"));
         for (format, of_prompts) in [
@@ -152,8 +157,11 @@ impl Bench {
             (("int4", WeightFormat::Int4), false),
         ] {
             for (name, shape) in [LAYERS[0], LAYERS[2]] {
-                rows.extend(self.layer(name, shape, format, of_prompts)?);
+                rows.extend(self.layer(name, shape, format, is_canonical && of_prompts)?);
             }
+        }
+        if !is_canonical {
+            return Ok(rows);
         }
         for context in [1024, 8192] {
             rows.push(self.attention(context)?);
@@ -199,9 +207,14 @@ impl Bench {
             Ok(time.as_secs_f64() / all.len() as f64)
         };
         let mut rows = Vec::new();
+        let (kind, order) = match dev.reduction() {
+            Reduction::Canonical => ("gemv", ""),
+            Reduction::Fast => ("fast gemv", "fast: "),
+        };
         for count in [1, 8] {
             let moved = bytes + 4 * count * (n + k);
-            rows.push(self.of_copy(format!("{name} {format}, rows {count}"), "gemv", time(count)?, moved));
+            let name = format!("{order}{name} {format}, rows {count}");
+            rows.push(self.of_copy(name, kind, time(count)?, moved));
         }
         if let Some(count) = prompt {
             let (seconds, flops) = (time(count)?, 2.0 * (count * n * k) as f64);

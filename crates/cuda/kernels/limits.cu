@@ -1,7 +1,8 @@
 // What a GPU does at best, for other kernels' speed to be compared with.
 //
 // Limited by one thing each: limits_copy by memory both ways, limits_read by reading it, limits_mma by the tensor cores, as fast as
-// mma.sync drives them (on chips of compute capability 9.0 and 10.0 other instructions are faster, which no kernel here uses),
+// mma.sync drives them (on chips of compute capability 9.0 and 10.0 other instructions are faster, which no kernel here uses: what
+// those give is measured by NVIDIA's library, linear/fast/rate.rs),
 // limits_nothing by what it takes to start a kernel.
 
 // Sixteen bytes each. Four are under way at a time per thread.

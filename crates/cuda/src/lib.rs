@@ -41,7 +41,7 @@ pub use cubin_cache::CubinCache;
 pub use device::CudaDevice;
 pub use driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, Mark, SharedMemory};
 pub use kv::CudaKv;
-pub use limits::GpuLimits;
+pub use limits::{GpuLimits, library_rate};
 pub use linear::{CudaWeight, MOST_HEADS};
 pub use moe::{CudaAssignment, CudaRouting};
 pub use nvidia::{Gpu, GpuInfo, NvidiaDriver, Usable, broken_driver, probe, set_variables, usable};

@@ -1,9 +1,12 @@
 //! What a GPU does at best, measured: how fast its memory is copied and read, how fast its tensor cores multiply, how long a kernel
 //! takes to start. A kernel's speed means something only beside these.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::driver::{Address, Arguments, Driver, Fault, Grid, Kernel, Mark};
+use crate::linear;
+use crate::nvidia::Gpu;
 
 /// What one GPU does at best.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,7 +15,8 @@ pub struct GpuLimits {
     pub copy_bytes_per_s: f64,
     /// Bytes read, while memory is only read.
     pub read_bytes_per_s: f64,
-    /// Operations (an FMA counts as two) of `mma.sync` on bfloat16 from registers.
+    /// Operations (an FMA counts as two) of `mma.sync` on bfloat16 from registers. On GPUs that have faster instructions that is not
+    /// all that their tensor cores can do: see [`library_rate`].
     pub bf16_flops_per_s: f64,
     /// From one kernel that does nothing to the next, launched one by one.
     pub launch: Duration,
@@ -76,6 +80,14 @@ pub(crate) fn measure(eager: &dyn Driver, graphs: &dyn Driver) -> Result<GpuLimi
         launch: launch(eager, memory.to)?,
         graph_launch: launch(graphs, memory.to)?,
     })
+}
+
+/// Operations per second (an FMA counts as two) of NVIDIA's library, multiplying large matrices of bfloat16.
+///
+/// # Errors
+/// There is no library that works on this GPU, with what was looked for; or whatever the GPU met.
+pub fn library_rate(gpu: &Arc<Gpu>) -> Result<f64, Fault> {
+    linear::library_rate(&gpu.driver(true)?)
 }
 
 /// How long the GPU takes for some work.

@@ -27,6 +27,25 @@ fn limits_are_measured_once() {
     });
 }
 
+#[test]
+fn the_rate_of_nvidias_library_is_that_of_its_products() {
+    with_libraries("the_rate_of_nvidias_library_is_that_of_its_products", &[], || {
+        let gpu = Gpu::open(0, &CubinCache::none()).expect("the GPU");
+        let free = || gpu.free_bytes().expect("a number");
+        let (before, began) = (free(), Instant::now());
+        let rate = cuda::library_rate(&gpu).expect("a rate");
+        let seconds = began.elapsed().as_secs_f64();
+        // It multiplied what is counted, within the time that it all took, and 16 of the 40 products took the median or longer.
+        let products = f64::from(counted("libcublasLt.so.13", "fake_multiplied"));
+        assert!(
+            products == 40.0 && rate > 0.4 * products * 2.0 * 128f64.powi(3) / seconds,
+            "{rate}, {products}"
+        );
+        assert!(rate < 1e12, "what stands for a GPU is a slow one: {rate}");
+        assert_eq!(free(), before);
+    });
+}
+
 /// A step of a norm's worth of work and a feed-forward network's, which is many times that. What it reads is right.
 fn step(dev: &CudaDevice, x: &CudaTensor) {
     dev.span(Part::Step, || {

@@ -28,6 +28,15 @@ fn failed(device: &str, Fault(message): Fault) -> ModelError {
     DeviceError { device: device.into(), message }.into()
 }
 
+/// Operations per second (an FMA counts as two) of NVIDIA's library of matrix products on a GPU, on large ones of bfloat16.
+///
+/// # Errors
+/// Why there is none, in one line: without the library nothing else fails.
+pub fn gpu_library_rate(ordinal: u32) -> Result<f64, String> {
+    let rate = Gpu::open(ordinal, &CubinCache::of_user()).and_then(|gpu| cuda::library_rate(&gpu));
+    rate.map_err(|Fault(message)| message)
+}
+
 impl Engine {
     /// Measures the GPUs of this host's ranks; `None` if ranks are the processor's.
     ///

@@ -51,7 +51,7 @@ pub use cuda::{GpuInfo, GpuLimits, Reduction, Usable, broken_driver, probe as gp
 pub use engine::Engine;
 pub use error::EngineError;
 pub use experts::ExpertReport;
-pub use gpu_limits::{HostGpus, gpu_limits};
+pub use gpu_limits::{HostGpus, gpu_library_rate, gpu_limits};
 pub use grammar::Grammars;
 pub use groups::ranks_in_words;
 pub use memory::peak_rss_bytes;

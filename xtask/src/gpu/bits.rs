@@ -1,161 +1,29 @@
-//! Whether it is right: what transformers computes, and the same bits however it is split.
+//! The same bits, however a model is split and run.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener;
 
 use serde_json::Value;
 
-use super::command::Place;
-use super::table::{Outcome, Row};
+use super::command::{Missed, Place};
+use super::table::Row;
 
-/// How far log-probabilities in f32 may be from those that transformers computes, which sums in another order.
-const NEAR: f64 = 1e-4;
-/// The same in the mean, where weights are quantised.
-const NEAR_QUANTISED: f64 = 0.05;
-/// A form of OPT that is refused, and whose checkpoint shows that.
-const REFUSED: &str = "opt_post_norm";
-
-/// Tokens of the prompts by which splits are compared: of several blocks and chunks.
+/// Tokens of the prompt by which ways are compared: of several blocks and chunks.
 const PROMPT: usize = 150;
 /// Prompts of a batch.
 const BATCH: usize = 33;
 
-/// Every golden checkpoint: its tokens and its log-probabilities.
-pub fn goldens(place: &Place) -> Result<Vec<Row>, String> {
-    let folder = place.folder.join("golden");
-    let entries = fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let mut names: Vec<String> =
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.retain(|name| name != REFUSED);
-    names.sort();
-    let (mut right, mut left, mut farthest, mut wrong) = (0, 0, 0.0f64, Vec::new());
-    let results = place.each(&names, |name| (!place.is_over()).then(|| golden(place, name)));
-    for (name, result) in names.iter().zip(results) {
-        match result {
-            Some(Ok(far)) => (right, farthest) = (right + 1, farthest.max(far)),
-            Some(Err(why)) => wrong.push(Row::failed(format!("golden {name}"), why)),
-            None => left += 1,
-        }
-    }
-    if left > 0 {
-        let why = format!("no time for {left} of {}", names.len());
-        wrong.push(Row::failed("goldens that were left", why));
-    }
-    let far = Row {
-        figure: Some((farthest, "from transformers at most")),
-        ..Row::ok("goldens' log-probabilities")
-    };
-    let all = Row { figure: Some((f64::from(right), "checkpoints")), ..Row::ok("goldens") };
-    Ok([all, far].into_iter().chain(wrong).collect())
-}
+/// Log-probabilities and tokens.
+type Results = BTreeMap<&'static str, Value>;
 
-/// How far one is from what transformers computes.
-fn golden(place: &Place, name: &str) -> Result<f64, String> {
-    let golden = read(place, name, "golden.json")?;
-    let ids = ids(&golden["prompt_token_ids"]);
-    let exact = "--device cuda --dtype float32 --kv-cache-dtype float32";
-    let apart = apart(&scored(place, name, &ids, exact)?, &numbers(&golden))?;
-    // Weights that files have quantised are multiplied by tensor cores, of activations with fewer digits: tokens may differ then.
-    let is_quantised = read(place, name, "config.json")?["quantization_config"].is_object();
-    let (far, near) = if is_quantised { (mean(&apart), NEAR_QUANTISED) } else { (largest(&apart), NEAR) };
-    if far.is_nan() || far > near {
-        return Err(format!("log-probabilities are {far} from what transformers computes"));
-    }
-    if is_quantised {
-        return Ok(0.0);
-    }
-    let words = format!("generate --ignore-eos --max-tokens 24 --json {exact} --model golden/{name}");
-    let generated = place.json(place.anysplit(&words).args(["--prompt-ids", &ids]))?;
-    match generated["token_ids"] == golden["greedy_token_ids"] {
-        true => Ok(far),
-        false => {
-            Err(format!("the tokens are {}, not {}", generated["token_ids"], golden["greedy_token_ids"]))
-        }
-    }
-}
-
-/// A file of a golden checkpoint.
-fn read(place: &Place, name: &str, file: &str) -> Result<Value, String> {
-    let file = place.folder.join("golden").join(name).join(file);
-    let text = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
-    serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))
-}
-
-/// Log-probabilities of a golden checkpoint's prompt.
-fn scored(place: &Place, name: &str, ids: &str, flags: &str) -> Result<Vec<Option<f64>>, String> {
-    let words = format!("score --json {flags} --model golden/{name}");
-    Ok(numbers(&place.json(place.anysplit(&words).args(["--prompt-ids", ids]))?))
-}
-
-fn numbers(of: &Value) -> Vec<Option<f64>> {
-    of["logprobs"].as_array().into_iter().flatten().map(Value::as_f64).collect()
-}
-
-/// How far each is from the other.
-fn apart(ours: &[Option<f64>], theirs: &[Option<f64>]) -> Result<Vec<f64>, String> {
-    if ours.len() != theirs.len() || ours.iter().zip(theirs).any(|(a, b)| a.is_some() != b.is_some()) {
-        return Err(format!("{} log-probabilities, not {}", ours.len(), theirs.len()));
-    }
-    let pairs = ours.iter().flatten().zip(theirs.iter().flatten());
-    Ok(pairs.map(|(a, b)| (a - b).abs()).collect())
-}
-
-/// The largest; NaN if there is one.
-fn largest(of: &[f64]) -> f64 {
-    of.iter().fold(0.0, |far, &next| if next > far || next.is_nan() { next } else { far })
-}
-
-fn mean(of: &[f64]) -> f64 {
-    of.iter().sum::<f64>() / of.len().max(1) as f64
-}
-
-/// A name, flags, and a distance.
-type Format = (&'static str, &'static str, f64);
-/// What weights and caches are kept in, and how far log-probabilities may be from the processor's in the mean: nothing where layers
-/// have its bits, else twice what kernels in emulation are. A single one says little: an expert that is chosen otherwise moves it far.
-const FORMATS: &[Format] = &[
-    ("bf16", "--dtype bfloat16 --kv-cache-dtype bfloat16", 0.1),
-    ("f16", "--dtype float16 --kv-cache-dtype float32", 0.02),
-    ("caches of fp8", "--dtype bfloat16 --kv-cache-dtype fp8", 0.15),
-    ("int8", "--dtype float32 --kv-cache-dtype float32 --quantization int8", 0.0),
-    ("int4", "--dtype float32 --kv-cache-dtype float32 --quantization int4", 0.0),
-    ("fp8", "--dtype float32 --kv-cache-dtype float32 --quantization fp8", 0.05),
-];
-/// Those by which formats are compared: dense, with soft caps and windows, with experts, with biases and learned positions.
-const OF_FORMATS: [&str; 4] = ["llama31", "gemma2", "qwen3_moe", "opt"];
-
-/// Every format, beside the processor with the same.
-pub fn formats(place: &Place) -> Result<Vec<Row>, String> {
-    let pairs: Vec<_> = FORMATS.iter().flat_map(|format| OF_FORMATS.map(|name| (*format, name))).collect();
-    let compare = |((_, flags, near), name): &(Format, &str)| -> Result<f64, String> {
-        let ids = ids(&read(place, name, "golden.json")?["prompt_token_ids"]);
-        let of = |device: &str| scored(place, name, &ids, &format!("--device {device} {flags}"));
-        let far = mean(&apart(&of("cuda")?, &of("cpu")?)?);
-        match far <= *near {
-            true => Ok(far),
-            false => Err(format!("{name}: log-probabilities are {far} from the processor's")),
-        }
-    };
-    let results = place.each(&pairs, compare);
-    let row = |(&(format, ..), results): (&Format, &[Result<f64, String>])| {
-        let name = format!("format: {format}");
-        let farther = |far: f64, next: Result<f64, String>| Ok::<f64, String>(far.max(next?));
-        match results.iter().cloned().try_fold(0.0, farther) {
-            Ok(far) => Row { figure: Some((far, "from the processor in the mean")), ..Row::ok(name) },
-            Err(why) => Row::failed(name, why),
-        }
-    };
-    Ok(FORMATS.iter().zip(results.chunks(OF_FORMATS.len())).map(row).collect())
-}
-
-/// Ids as the command line takes them.
-fn ids(of: &Value) -> String {
-    of.as_array().into_iter().flatten().map(Value::to_string).collect::<Vec<_>>().join(",")
-}
-
-/// A prompt of the built-in model, whose vocabulary is larger than that.
-fn prompt(which: usize) -> String {
-    (0..PROMPT).map(|i| (5 + (i * 7919 + which * 31 + i * i) % 400).to_string()).collect::<Vec<_>>().join(",")
+/// What became of one way to run a model.
+enum Way {
+    Same,
+    /// What is not as it should be.
+    Other(String),
+    /// Nobody knows.
+    Missed(Missed),
 }
 
 /// The same bits on any split, as graphs or not, whole or in chunks, alone or in a batch.
@@ -168,57 +36,153 @@ pub fn equality(place: &Place) -> Result<Vec<Row>, String> {
         ("in chunks of 64", "--max-num-batched-tokens 64"),
         ("in chunks of 64, tp 2, without graphs", "--max-num-batched-tokens 64 --tp 2 --enforce-eager"),
     ];
-    let ids = prompt(0);
-    let told = |way: &str| -> Result<BTreeMap<&str, Value>, String> {
-        let run = |words: &str| {
-            place.json(&mut place.anysplit(&format!("{words} --json --device cuda --prompt-ids {ids} {way}")))
-        };
-        let scored = run("score")?["logprobs"].take();
-        let generated = run("generate --ignore-eos --max-tokens 40")?["token_ids"].take();
-        Ok(BTreeMap::from([("log-probabilities", scored), ("tokens", generated)]))
-    };
-    let one = told("")?;
-    let way = |(name, way): &(&str, &str)| {
-        let name = format!("bits: {name}");
-        if place.is_over() {
-            return Row::failed(name, "no time was left");
-        }
-        match told(way) {
-            Ok(other) => same(&name, &one, &other),
-            Err(why) => Row::failed(name, why),
-        }
-    };
-    let mut rows: Vec<Row> = ways.iter().map(way).collect();
-    rows.push(batch(place).unwrap_or_else(|why| Row::failed("bits: batch 33", why)));
-    let others = rows.iter().filter(|row| row.result != Outcome::Ok).count();
-    rows.insert(0, Row { figure: Some((others as f64, "ways with other bits")), ..Row::ok("bits") });
-    Ok(rows)
+    let one = results(place, "");
+    let mut all: Vec<(String, Way)> =
+        ways.iter().map(|(name, flags)| (format!("bits: {name}"), way(place, &one, flags))).collect();
+    all.push((format!("bits: batch {BATCH}"), batch(place).unwrap_or_else(Way::Missed)));
+    Ok(rows("bits", all))
 }
 
-fn same(name: &str, one: &BTreeMap<&str, Value>, other: &BTreeMap<&str, Value>) -> Row {
+/// A model in its formats, and ways to run it.
+struct Group {
+    name: &'static str,
+    model: &'static str,
+    ways: &'static [(&'static str, &'static str)],
+}
+
+/// A flag of ours: the ranks are two processes of a job.
+const PROCESSES: &str = "--processes";
+
+/// Splits besides those of layers, and formats besides bf16.
+const GROUPS: &[Group] = &[
+    Group {
+        name: "stages and replicas",
+        model: "",
+        ways: &[("pp 2", "--pp 2"), ("dp 2", "--dp 2"), ("tp 2, pp 2", "--tp 2 --pp 2")],
+    },
+    Group {
+        name: "rows, positions",
+        model: "",
+        ways: &[("tp 2, sp", "--tp 2 --sp"), ("tp 8, dcp 2", "--tp 8 --dcp 2"), ("two processes", PROCESSES)],
+    },
+    Group {
+        name: "experts",
+        model: "--model golden/qwen3_moe --dtype bfloat16",
+        ways: &[
+            ("tp 2, ep", "--tp 2 --ep"),
+            ("tp 2", "--tp 2 --ep=false"),
+            ("without graphs", "--enforce-eager"),
+        ],
+    },
+    Group { name: "int4", model: "--quantization int4", ways: &[("tp 2", "--tp 2"), ("tp 3", "--tp 3")] },
+    Group { name: "int8", model: "--quantization int8", ways: &[("tp 2", "--tp 2")] },
+    Group { name: "fp8", model: "--quantization fp8", ways: &[("tp 2", "--tp 2")] },
+    Group { name: "fp8 of a checkpoint", model: "--model golden/llama_fp8", ways: &[("tp 2", "--tp 2")] },
+    Group { name: "caches of fp8", model: "--kv-cache-dtype fp8", ways: &[("tp 2", "--tp 2")] },
+    Group {
+        name: "100 layers",
+        model: DEEP_MODEL,
+        // Some thousand launches are under way, of ranks that wait for each other.
+        ways: &[("tp 2, without graphs", "--tp 2 --enforce-eager")],
+    },
+];
+const DEEP_MODEL: &str = "--model shapes/deep --load-format random --dtype bfloat16";
+
+/// The same bits of what is less usual: each group has one way that the others are compared with.
+pub fn splits(place: &Place) -> Result<Vec<Row>, String> {
+    let compared = |group: &Group| -> Vec<(String, Way)> {
+        let one = results(place, group.model);
+        let compare = |(name, flags): &(&str, &str)| {
+            let way = way(place, &one, &format!("{} {flags}", group.model));
+            (format!("splits: {}: {name}", group.name), way)
+        };
+        group.ways.iter().map(compare).collect()
+    };
+    Ok(rows("splits", place.each(GROUPS, compared).into_iter().flatten().collect()))
+}
+
+/// What a model gives with these flags.
+fn results(place: &Place, flags: &str) -> Result<Results, Missed> {
+    let ids = (0..PROMPT).map(|i| (5 + (i * 7919 + i * i) % 100).to_string()).collect::<Vec<_>>().join(",");
+    let run = |words: &str| {
+        let words = format!("{words} --json --device cuda --prompt-ids {ids} {flags}");
+        match words.strip_suffix(PROCESSES) {
+            None => place.json(&mut place.anysplit(&words)),
+            Some(words) => {
+                let port = free_port()?;
+                let launch =
+                    format!("launch --nproc-per-node 2 --master-port {port} -- anysplit {words} --tp 2");
+                place.json(&mut place.anysplit(&launch))
+            }
+        }
+    };
+    let scored = run("score")?["logprobs"].take();
+    let generated = run("generate --ignore-eos --max-tokens 40")?["token_ids"].take();
+    Ok(BTreeMap::from([("log-probabilities", scored), ("tokens", generated)]))
+}
+
+/// A port that nobody has at this moment.
+fn free_port() -> Result<u16, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    listener.map(|address| address.port()).map_err(|error| format!("no free port: {error}"))
+}
+
+/// Compares what flags give with what there is without.
+fn way(place: &Place, one: &Result<Results, Missed>, flags: &str) -> Way {
+    let one = match one {
+        Ok(one) => one,
+        Err(why) => return Way::Missed(why.clone()),
+    };
+    if place.is_over() {
+        return Way::Missed(Missed::Late("no time was left".into()));
+    }
     // Numbers are printed so that they come back exactly.
-    match one.iter().find(|(what, value)| other.get(*what) != Some(value)) {
-        None => Row::ok(name),
-        Some((what, _)) => Row::failed(name, format!("other {what} than tp 1 has")),
+    match results(place, flags) {
+        Err(why) => Way::Missed(why),
+        Ok(other) => match one.iter().find(|(what, value)| other.get(*what) != Some(value)) {
+            None => Way::Same,
+            Some((what, _)) => Way::Other(format!("other {what} than tp 1 has")),
+        },
     }
 }
 
+/// How many ways give other bits, unless nobody knows, and each of them.
+fn rows(name: &str, ways: Vec<(String, Way)>) -> Vec<Row> {
+    let count = |is_one: &dyn Fn(&Way) -> bool| ways.iter().filter(|(_, way)| is_one(way)).count();
+    let others = count(&|way| matches!(way, Way::Other(_)));
+    let late = count(&|way| matches!(way, Way::Missed(Missed::Late(_))));
+    let failed = count(&|way| matches!(way, Way::Missed(_))) - late;
+    let head = match others {
+        0 if late + failed > 0 => {
+            let had = if failed > 0 { format!(", and {failed} failed") } else { String::new() };
+            let why = format!("not measured: {late} of {} ways had no time{had}", ways.len());
+            Row::skipped(name, why)
+        }
+        _ => Row { figure: Some((others as f64, "ways with other bits")), ..Row::ok(name) },
+    };
+    let row = |(name, way)| match way {
+        Way::Same => Row::ok(name),
+        Way::Other(why) => Row::failed(name, why),
+        Way::Missed(why) => why.row(name),
+    };
+    [head].into_iter().chain(ways.into_iter().map(row)).collect()
+}
+
 /// Prompts of a batch get the tokens that they get alone.
-fn batch(place: &Place) -> Result<Row, String> {
+fn batch(place: &Place) -> Result<Way, Missed> {
     let texts: Vec<String> =
         (0..BATCH).map(|i| format!("In year {i} there was a {} of", i * i + 3)).collect();
     let file = place.folder.join("logs").join("prompts.txt");
     fs::write(&file, texts.join("\n") + "\n").map_err(|error| format!("{}: {error}", file.display()))?;
     let generate = "generate --json --device cuda --ignore-eos --max-tokens 24";
     let together = place.json(place.anysplit(generate).arg("--prompt-file").arg(&file))?;
-    let name = format!("bits: batch {BATCH}");
     for at in [0, BATCH / 2, BATCH - 1] {
         let alone = place.json(place.anysplit(generate).arg(&texts[at]))?;
         if alone["token_ids"] != together[at]["token_ids"]
             || alone["token_ids"].as_array().is_none_or(Vec::is_empty)
         {
-            return Ok(Row::failed(name, format!("prompt {at} has other tokens than alone")));
+            return Ok(Way::Other(format!("prompt {at} has other tokens than alone")));
         }
     }
-    Ok(Row::ok(name))
+    Ok(Way::Same)
 }

@@ -3,12 +3,14 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+use super::table::Row;
 
 /// Where programs run, and until when.
 pub struct Place {
@@ -18,6 +20,38 @@ pub struct Place {
     pub deadline: Instant,
     /// What the part may take, for who asks why.
     pub limit: Duration,
+}
+
+/// Why there is no result.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Missed {
+    /// The time was over first.
+    Late(String),
+    Failed(String),
+}
+
+impl Missed {
+    /// The row of a part of which there is none. What there was no time for is no failure.
+    pub fn row(self, part: impl Into<String>) -> Row {
+        match self {
+            Missed::Late(why) => Row::skipped(part, why),
+            Missed::Failed(why) => Row::failed(part, why),
+        }
+    }
+}
+
+impl From<String> for Missed {
+    fn from(why: String) -> Self {
+        Missed::Failed(why)
+    }
+}
+
+impl From<Missed> for String {
+    fn from(missed: Missed) -> Self {
+        match missed {
+            Missed::Late(why) | Missed::Failed(why) => why,
+        }
+    }
 }
 
 /// Programs that were run, which number their logs.
@@ -52,56 +86,39 @@ impl Place {
     ///
     /// # Errors
     /// It could not be started, took too long, or failed: its last line of errors.
-    pub fn run(&self, command: &mut Command) -> Result<String, String> {
+    pub fn run(&self, command: &mut Command) -> Result<String, Missed> {
+        self.start(command)?.ends(self)
+    }
+
+    /// Starts it, to be ended or waited for.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(&self, command: &mut Command) -> Result<Running, String> {
         let logs = self.folder.join("logs");
         fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
         let name = command.get_program().to_string_lossy().rsplit('/').next().unwrap_or_default().to_owned();
         let number = RUNS.fetch_add(1, Ordering::Relaxed);
-        let log = |kind: &str| logs.join(format!("{number:03}-{name}.{kind}"));
-        let file =
-            |kind: &str| File::create(log(kind)).map_err(|error| format!("{}: {error}", log(kind).display()));
+        let log = logs.join(format!("{number:03}-{name}"));
+        let file = |kind: &str| {
+            let path = log.with_added_extension(kind);
+            File::create(&path).map_err(|error| format!("{}: {error}", path.display()))
+        };
         command.stdin(Stdio::null()).stdout(file("out")?).stderr(file("err")?);
         // In a group of its own, so that all that it starts ends with it.
-        let mut child = command.process_group(0).spawn().map_err(|error| format!("{name}: {error}"))?;
-        let status = loop {
-            match child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if Instant::now() < self.deadline => thread::sleep(LOOK),
-                Ok(None) => {
-                    let group = format!("-{}", child.id());
-                    let ended = Command::new("kill").args(["-KILL", "--", &group]).status();
-                    if !ended.is_ok_and(|status| status.success()) {
-                        child.kill().ok();
-                    }
-                    child.wait().ok();
-                    // What it was at is what it said last.
-                    let said = fs::read(log("err")).unwrap_or_default();
-                    let last = last_line(&String::from_utf8_lossy(&said));
-                    return Err(format!(
-                        "{name} took longer than the {:.0} s of this part{last}",
-                        self.limit.as_secs_f64()
-                    ));
-                }
-                Err(error) => return Err(format!("{name}: {error}")),
-            }
-        };
-        let read =
-            |kind: &str| String::from_utf8_lossy(&fs::read(log(kind)).unwrap_or_default()).into_owned();
-        match status.success() {
-            true => Ok(read("out")),
-            false => Err(format!("{name}: {status}{}", cause(&read("err"), &read("out")))),
-        }
+        let child = command.process_group(0).spawn().map_err(|error| format!("{name}: {error}"))?;
+        Ok(Running { child, name, log, is_over: false })
     }
 
     /// The same of a program that prints JSON.
     ///
     /// # Errors
     /// See [`Place::run`]; or it is something else.
-    pub fn json(&self, command: &mut Command) -> Result<Value, String> {
+    pub fn json(&self, command: &mut Command) -> Result<Value, Missed> {
         let printed = self.run(command)?;
         serde_json::from_str(&printed).map_err(|error| {
             let begin: String = printed.chars().take(80).collect();
-            format!("{}: {error} in {begin:?}", command.get_program().to_string_lossy())
+            format!("{}: {error} in {begin:?}", command.get_program().to_string_lossy()).into()
         })
     }
 
@@ -132,6 +149,102 @@ impl Place {
         let mut command = self.command("anysplit");
         command.args(words.split_whitespace());
         command
+    }
+}
+
+/// A program that was started. What is left of it is ended with this.
+pub struct Running {
+    child: Child,
+    name: String,
+    /// Where it prints to, without the kind of it.
+    log: PathBuf,
+    is_over: bool,
+}
+
+impl Running {
+    /// What it printed so far: `out`, or `err`.
+    pub fn said(&self, kind: &str) -> String {
+        let bytes = fs::read(self.log.with_added_extension(kind)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Asks it to end.
+    pub fn ask_to_end(&self) {
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().ok();
+    }
+
+    /// Waits until something can be read from what it says on its errors' stream.
+    ///
+    /// # Errors
+    /// It ended before, or the time did.
+    pub fn until<R>(&mut self, place: &Place, read: impl Fn(&str) -> Option<R>) -> Result<R, Missed> {
+        loop {
+            let has_ended = self.has_ended()?.is_some();
+            if let Some(found) = read(&self.said("err")) {
+                return Ok(found);
+            }
+            match (has_ended, place.is_over()) {
+                (true, _) => {
+                    let why = cause(&self.said("err"), &self.said("out"));
+                    return Err(format!("{} ended{why}", self.name).into());
+                }
+                (false, true) => return Err(self.took_too_long(place)),
+                (false, false) => thread::sleep(LOOK),
+            }
+        }
+    }
+
+    /// Waits for its end: what it printed.
+    ///
+    /// # Errors
+    /// It took too long, or failed: its last line of errors.
+    pub fn ends(mut self, place: &Place) -> Result<String, Missed> {
+        let status = loop {
+            match self.has_ended()? {
+                Some(status) => break status,
+                None if !place.is_over() => thread::sleep(LOOK),
+                None => return Err(self.took_too_long(place)),
+            }
+        };
+        match status.success() {
+            true => Ok(self.said("out")),
+            false => {
+                let why = cause(&self.said("err"), &self.said("out"));
+                Err(format!("{}: {status}{why}", self.name).into())
+            }
+        }
+    }
+
+    fn has_ended(&mut self) -> Result<Option<ExitStatus>, String> {
+        let status = self.child.try_wait().map_err(|error| format!("{}: {error}", self.name))?;
+        self.is_over |= status.is_some();
+        Ok(status)
+    }
+
+    fn took_too_long(&mut self, place: &Place) -> Missed {
+        self.kill();
+        // What it was at is what it said last.
+        let (name, last) = (&self.name, last_line(&self.said("err")));
+        let limit = place.limit.as_secs_f64();
+        Missed::Late(format!("{name} took longer than the {limit:.0} s of this part{last}"))
+    }
+
+    fn kill(&mut self) {
+        let group = format!("-{}", self.child.id());
+        let ended = Command::new("kill").args(["-KILL", "--", &group]).status();
+        if !ended.is_ok_and(|status| status.success()) {
+            self.child.kill().ok();
+        }
+        self.child.wait().ok();
+        self.is_over = true;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.kill();
+        }
     }
 }
 

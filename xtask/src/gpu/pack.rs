@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::speed::{self, SHAPE, TO_LOAD};
+use super::speed::{self, DEEP, SHAPE, TO_LOAD};
 
 /// What can be carried to such a machine: some take 64 MiB, of which the working tree has its part.
 pub const MOST_BYTES: u64 = 48 << 20;
@@ -63,6 +63,7 @@ pub fn folder(root: &Path, profile: &str, out: &Path) -> Result<PathBuf, String>
     files.push((root.join("tests/golden"), "golden".into()));
     put(&files, out)?;
     write(&out.join(SHAPE).join("config.json"), &(speed::shape(32).to_string() + "\n"))?;
+    write(&out.join(DEEP).join("config.json"), &(speed::deep().to_string() + "\n"))?;
     write(&out.join(TO_LOAD), &(speed::shape(8).to_string() + "\n"))?;
     write(&out.join("run"), RUN)?;
     write(&out.join("glibc"), &(newest_glibc(&files) + "\n"))?;

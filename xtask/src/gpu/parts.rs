@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::command::Place;
 use super::table::{Report, Row, Target};
-use super::{bits, sanitize, speed};
+use super::{bits, goldens, sanitize, seeing, serve, speed};
 
 /// One part.
 pub struct Part {
@@ -29,14 +29,14 @@ pub const PARTS: &[Part] = &[
     Part {
         name: "conformance",
         about: "every operation against the reference",
-        limit: 75,
+        limit: 70,
         run: conformance,
         targets: &[],
     },
     Part {
         name: "bits",
         about: "equal bits over tp 1 to 4, graphs, chunks, batch 33",
-        limit: 50,
+        limit: 75,
         run: bits::equality,
         targets: &[("bits", Target::None)],
     },
@@ -55,7 +55,7 @@ pub const PARTS: &[Part] = &[
         about: "4,096 tokens of the same",
         limit: 50,
         run: speed::prefill,
-        targets: &[("prefill of 4096, of mma.sync", Target::AtLeast(55.0))],
+        targets: &[("prefill of 4096, of cuBLASLt", Target::AtLeast(55.0))],
     },
     Part {
         name: "start-up",
@@ -70,13 +70,13 @@ pub const PARTS: &[Part] = &[
     Part {
         name: "load",
         about: "5.6 GB of weights from files that are in memory",
-        limit: 60,
+        limit: 50,
         run: speed::load,
         targets: &[("weights from page cache", Target::AtLeast(3.0))],
     },
     Part {
         name: "comm",
-        about: "all-reduces of 16 KB, 2, 4 and 8 ranks on one card, in one shot and in two",
+        about: "all-reduces of 16 KB, 2, 4 and 8 ranks on one card, in one shot and in two; other operations",
         limit: 30,
         run: speed::comm,
         targets: &[],
@@ -84,7 +84,7 @@ pub const PARTS: &[Part] = &[
     Part {
         name: "kernels",
         about: "each kernel's share of what limits it",
-        limit: 50,
+        limit: 45,
         run: speed::kernels,
         targets: &[("slowest gemv", Target::AtLeast(85.0))],
     },
@@ -92,21 +92,28 @@ pub const PARTS: &[Part] = &[
         name: "goldens",
         about: "what transformers computes, on every architecture, in float32",
         limit: 40,
-        run: bits::goldens,
+        run: goldens::goldens,
         targets: &[],
     },
     Part {
         name: "fast",
         about: "--reduction fast: what the promise of equal bits costs",
-        limit: 75,
+        limit: 55,
         run: speed::fast,
-        targets: &[("fast: prefill of 4096, of mma.sync", Target::AtLeast(70.0))],
+        targets: &[("fast: prefill of 4096, of cuBLASLt", Target::AtLeast(70.0))],
+    },
+    Part {
+        name: "serve",
+        about: "eight clients at a time get generate's texts",
+        limit: 20,
+        run: serve::serve,
+        targets: &[],
     },
     Part {
         name: "formats",
         about: "bf16, f16, int8, int4, fp8 and caches of fp8 beside the processor",
-        limit: 30,
-        run: bits::formats,
+        limit: 25,
+        run: goldens::formats,
         targets: &[],
     },
     Part {
@@ -122,6 +129,20 @@ pub const PARTS: &[Part] = &[
         limit: 150,
         run: |place| speed::transformers(place, "compiled"),
         targets: &[("beside transformers, compiled", Target::AtLeast(1.3))],
+    },
+    Part {
+        name: "splits",
+        about: "equal bits over pp, dp, sp, ep, dcp, two processes; int4, int8, fp8; 100 layers",
+        limit: 45,
+        run: bits::splits,
+        targets: &[("splits", Target::None)],
+    },
+    Part {
+        name: "seeing",
+        about: "--stats and --trace: times of parts are of their steps",
+        limit: 10,
+        run: seeing::seeing,
+        targets: &[],
     },
     Part {
         name: "memcheck",

@@ -51,17 +51,14 @@ pub fn tool(place: &Place, tool: &str) -> Result<Vec<Row>, String> {
         command.args(["--tool", tool, "--error-exitcode", "9"]).arg(place.folder.join(Path::new("anysplit")));
         command.args(words.split_whitespace());
         command.args(["--device", "cuda", "--enforce-eager", "--max-tokens", "3", "--prompt-ids", &ids]);
-        match place.run(&mut command) {
-            // It is the same with all that would come.
-            Ok(said) | Err(said) if said.contains(NOT_SUPPORTED) => {
-                rows.push(Row::skipped(tool, format!("compute-sanitizer: {NOT_SUPPORTED}")));
-                break;
-            }
-            Ok(_) => rows.push(Row::ok(name)),
-            // It was cut off, and has found nothing so far that would have ended it.
-            Err(why) if place.is_over() => rows.push(Row::skipped(name, why)),
-            Err(why) => rows.push(Row::failed(name, why)),
+        let ran = place.run(&mut command);
+        // It is the same with all that would come.
+        if ran.clone().unwrap_or_else(String::from).contains(NOT_SUPPORTED) {
+            rows.push(Row::skipped(tool, format!("compute-sanitizer: {NOT_SUPPORTED}")));
+            break;
         }
+        // If it was cut off, it had found nothing so far that would have ended it.
+        rows.push(ran.map_or_else(|missed| missed.row(&name), |_| Row::ok(&name)));
     }
     Ok(rows)
 }

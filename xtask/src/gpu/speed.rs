@@ -15,8 +15,16 @@ pub const SHAPE: &str = "shapes/llama-3.1-8b";
 /// The shape of the checkpoint that is loaded from files: some GB.
 pub const TO_LOAD: &str = "shapes/to-load.json";
 
+/// What the GPU's tensor cores give at best, as `limits` found it.
+const MATRIX_RATE: &str = "bf16_library_tflop_s";
+/// The shape of very many layers.
+pub const DEEP: &str = "shapes/deep";
+
 /// The figure of `decode` that others are compared with.
 const DECODED: &str = "decode_tokens_per_s";
+
+/// The row of what its matrix products take at best.
+const BY_LIBRARY: &str = "bf16 by cuBLASLt";
 
 /// The shape of Llama-3.1-8B, with so many layers in place of 32.
 pub fn shape(layers: usize) -> Value {
@@ -43,6 +51,23 @@ pub fn shape(layers: usize) -> Value {
     })
 }
 
+/// A shape of very many layers that are tiny: a step of it is some thousand launches.
+pub fn deep() -> Value {
+    let mut deep = shape(100);
+    let small = [
+        ("hidden_size", 64),
+        ("intermediate_size", 128),
+        ("num_attention_heads", 4),
+        ("num_key_value_heads", 2),
+        ("head_dim", 16),
+        ("vocab_size", 512),
+        ("bos_token_id", 1),
+        ("eos_token_id", 2),
+    ];
+    small.into_iter().for_each(|(key, value)| deep[key] = value.into());
+    deep
+}
+
 /// What the GPU does at best.
 pub fn limits(place: &Place) -> Result<Vec<Row>, String> {
     let told = place.json(&mut place.anysplit("bench limits --device cuda --json"))?;
@@ -51,7 +76,16 @@ pub fn limits(place: &Place) -> Result<Vec<Row>, String> {
         note(place, key, &row[key]);
         Row::figure(name, &row[key], 1.0, unit)
     };
+    // Without NVIDIA's library nobody knows.
+    let by_library = match row["bf16_library_missing"].as_str() {
+        None => figure(BY_LIBRARY, MATRIX_RATE, "TFLOP/s"),
+        Some(why) => {
+            note(place, MATRIX_RATE, &Value::Null);
+            Row::skipped(BY_LIBRARY, why)
+        }
+    };
     Ok(vec![
+        by_library,
         figure("memory, copied", "copy_gb_s", "GB/s"),
         figure("memory, read", "read_gb_s", "GB/s"),
         figure("bf16 by mma.sync", "bf16_tflop_s", "TFLOP/s"),
@@ -72,6 +106,7 @@ pub fn kernels(place: &Place) -> Result<Vec<Row>, String> {
             false => Row::figure(name, &row["of_bf16"], 100.0, "% of mma.sync"),
         }
     };
+    // Those of `--reduction fast` are of another kind.
     let gemvs = rows.iter().filter(|row| row["kind"] == "gemv").filter_map(|row| row["of_copy"].as_f64());
     let slowest = gemvs.reduce(f64::min).map_or(Value::Null, Value::from);
     let slowest = Row::figure("slowest gemv", &slowest, 100.0, "% of copying");
@@ -118,49 +153,78 @@ pub fn decode(place: &Place) -> Result<Vec<Row>, String> {
     ])
 }
 
+/// A long prompt, in canonical order or not, and how fast it goes on behind it.
+fn behind_a_long_prompt(place: &Place, reduction: &str, name: &str) -> Result<Vec<Row>, String> {
+    let words =
+        format!("--reduction {reduction} --prompt-len 4096 --gen-len 64 --batch-size 1 --max-model-len 8192");
+    let rows = bench(place, 4096, &words)?;
+    let long = row_of(&rows, 1, 4096)?;
+    let figure =
+        |what: &str, key: &str, scale, unit| Row::figure(format!("{name}{what}"), &long[key], scale, unit);
+    Ok(vec![
+        of_matrix_rate(place, format!("{name}prefill of 4096, of cuBLASLt"), long),
+        figure("prefill of 4096, of mma.sync", "prefill_flops_fraction", 100.0, "%"),
+        figure("prefill of 4096", "prefill_tokens_per_s", 1.0, "tokens/s"),
+        figure("decode behind 4096", "decode_tokens_per_s", 1.0, "tokens/s"),
+        figure("decode behind 4096, of copying", "decode_bandwidth_fraction", 100.0, "%"),
+    ])
+}
+
+/// A prompt's operations per second, of those that the GPU's tensor cores give at best.
+fn of_matrix_rate(place: &Place, name: String, row: &Value) -> Row {
+    let Some(best) = noted(place, MATRIX_RATE) else {
+        let why = "it can't be judged: nobody has measured what NVIDIA's library (cuBLASLt) does here; where it is, run `limits` too";
+        return Row::skipped(name, why);
+    };
+    // The program tells a share and what it is of.
+    let share = row["prefill_flops_fraction"].as_f64().zip(row["fma_gflop_s"].as_f64());
+    let share = share.map_or(Value::Null, |(of, rate)| (of * rate / 1000.0 / best).into());
+    Row::figure(name, &share, 100.0, "%")
+}
+
 /// A long prompt, in canonical order.
 pub fn prefill(place: &Place) -> Result<Vec<Row>, String> {
-    let words = "--reduction canonical --prompt-len 4096 --gen-len 2 --batch-size 1 --max-model-len 8192";
-    let rows = bench(place, 4096, words)?;
-    let long = row_of(&rows, 1, 4096)?;
-    Ok(vec![
-        Row::figure("prefill of 4096", &long["prefill_tokens_per_s"], 1.0, "tokens/s"),
-        Row::figure("prefill of 4096, of mma.sync", &long["prefill_flops_fraction"], 100.0, "%"),
-    ])
+    behind_a_long_prompt(place, "canonical", "")
 }
 
 /// The same without the promise of equal bits.
 pub fn fast(place: &Place) -> Result<Vec<Row>, String> {
-    let words = "--reduction fast --prompt-len 4096 --gen-len 64 --batch-size 1 --max-model-len 8192";
-    let rows = bench(place, 4096, words)?;
-    let long = row_of(&rows, 1, 4096)?;
-    Ok(vec![
-        Row::figure("fast: decode behind 4096", &long["decode_tokens_per_s"], 1.0, "tokens/s"),
-        Row::figure("fast: decode, of copying", &long["decode_bandwidth_fraction"], 100.0, "%"),
-        Row::figure("fast: prefill of 4096, of mma.sync", &long["prefill_flops_fraction"], 100.0, "%"),
-    ])
+    behind_a_long_prompt(place, "fast", "fast: ")
 }
 
-/// All-reduces of 16 KB between ranks on one card, and whether their results are right.
+/// All-reduces of 16 KB between ranks on one card, the other operations once, and whether their results are right.
 pub fn comm(place: &Place) -> Result<Vec<Row>, String> {
+    let told =
+        |words: &str| place.json(&mut place.anysplit(&format!("bench comm --backend peer {words} --json")));
+    let right = |name: String, row: &Value| match row["wrong"].as_u64() {
+        Some(0) => Row::figure(name, &row["time_us_p50"], 1.0, "µs"),
+        _ => Row::failed(name, format!("{} wrong results", row["wrong"])),
+    };
     let of = |(ranks, shots): (u32, &str)| {
         let name = format!("all-reduce of 16 KB, {ranks} ranks, {shots} shot");
-        let words = format!(
-            "bench comm --backend peer --op all_reduce --min-bytes 16K --max-bytes 16K --tp {ranks} --shots {shots} --json"
-        );
-        let told = match place.json(&mut place.anysplit(&words)) {
-            Ok(told) => told,
-            Err(why) => return Row::failed(name, why),
-        };
-        let row = &told["rows"][0];
-        match row["wrong"].as_u64() {
-            Some(0) => Row::figure(name, &row["time_us_p50"], 1.0, "µs"),
-            _ => Row::failed(name, format!("{} wrong results", row["wrong"])),
+        let words = format!("--op all_reduce --min-bytes 16K --max-bytes 16K --tp {ranks} --shots {shots}");
+        match told(&words) {
+            Ok(told) => right(name, &told["rows"][0]),
+            Err(why) => Row::failed(name, why),
         }
     };
-    let all = [2, 4, 8].into_iter().flat_map(|ranks| ["one", "two"].map(|shots| (ranks, shots)));
-    Ok(all.map(of).collect())
+    let mut rows: Vec<Row> =
+        [2, 4, 8].into_iter().flat_map(|ranks| ["one", "two"].map(|shots| (ranks, shots))).map(of).collect();
+    let others = format!("--op {OTHERS} --min-bytes 1M --max-bytes 1M --tp 3");
+    match told(&others) {
+        Ok(told) => {
+            for op in OTHERS.split(',') {
+                let row = told["rows"].as_array().into_iter().flatten().find(|row| row["op"] == op);
+                rows.push(right(format!("{op} of 1 MB, 3 ranks"), row.unwrap_or(&Value::Null)));
+            }
+        }
+        Err(missed) => rows.push(missed.row(OTHERS)),
+    }
+    Ok(rows)
 }
+
+/// What ranks do with memory of GPUs besides sums for all.
+const OTHERS: &str = "all_gather,reduce_scatter,all_to_all,send_recv";
 
 /// From the command to the first token, with kernels compiled and with kernels found.
 pub fn start_up(place: &Place) -> Result<Vec<Row>, String> {

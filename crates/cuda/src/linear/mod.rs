@@ -15,7 +15,7 @@ mod weight;
 
 pub(crate) use embed::embed;
 pub(crate) use experts::{Grouped, grouped};
-pub(crate) use fast::Fast;
+pub(crate) use fast::{Fast, library_rate};
 pub use plan::MOST_HEADS;
 pub use weight::CudaWeight;
 

@@ -22,12 +22,13 @@ pub(super) fn plan(ranks: usize) -> ReducePlan {
 }
 
 /// Runs one kernel of all ranks that waits for all, with as many blocks and threads as any has. What kernels know of the group is there
-/// behind it.
+/// behind it. `numbers`: what ranks are called.
 ///
 /// # Errors
 /// A rank is missing or has failed. The inner error: kernels of a rank did not meet those of others.
 pub(super) fn tried(
     group: &impl Group,
+    numbers: &[usize],
     queue: &Queue,
     peers: &Peers,
 ) -> Result<Result<(), Refusal>, CollectiveError> {
@@ -35,17 +36,20 @@ pub(super) fn tried(
     let patience = (peers.timeout * 3 / 4).min(PATIENCE);
     peers.tell_kernels(queue, patience);
     let (trees, plan) = (Trees::default(), plan(group.size()));
-    let numbers = (4 * MOST_THREADS * peers.blocks).min(peers.slot / 4 * 4);
-    let (tree, partial) = (trees.get(queue, &plan), queue.tensor(1, numbers));
+    let count = (4 * MOST_THREADS * peers.blocks).min(peers.slot / 4 * 4);
+    let (tree, partial) = (trees.get(queue, &plan), queue.tensor(1, count));
     // Where the sum goes is had before: to ask for memory may wait for kernels that wait.
-    drop(queue.tensor(1, numbers));
+    drop(queue.tensor(1, count));
     // As are all kernels of this rank that nobody waits for.
     let ready = queue.read_numbers(partial.at(), 1).map(drop);
     group.barrier()?;
     let sum = peers.all_reduce_in(queue, &tree, &partial, 1, &plan, Shots::One);
     let ended = queue.read_numbers(sum.at(), 1).map(drop);
     let met = match peers.report() {
-        Some(report) => Err(Fault(told(&report.missing_ranks(), patience, &told_otherwise()))),
+        Some(report) => {
+            let missing: Vec<usize> = report.missing_ranks().into_iter().map(|rank| numbers[rank]).collect();
+            Err(Fault(told(&missing, patience, &told_otherwise())))
+        }
         None => ready.and(ended),
     };
     let all = agreed(group, met.map(|()| Vec::new()))?;

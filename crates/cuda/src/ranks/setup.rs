@@ -164,7 +164,7 @@ pub(super) fn peers(
     if let Err(refusal) = try_memory(group, numbers, queue, &peers)? {
         return Ok(Err(refusal));
     }
-    if let Err(refusal) = meeting::tried(group, queue, &peers)? {
+    if let Err(refusal) = meeting::tried(group, numbers, queue, &peers)? {
         return Ok(Err(refusal));
     }
     if queue.0.driver.has_speed() {

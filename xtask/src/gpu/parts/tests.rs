@@ -1,4 +1,6 @@
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -10,24 +12,31 @@ use crate::gpu::table::Outcome;
 fn folder(programs: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, script) in [("anysplit", "exit 1")].iter().chain(programs) {
-        let file = folder.path().join(name);
-        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
-        fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("a script");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("it may be run");
+        program(&folder.path().join(name), script);
     }
     folder
 }
 
+/// Writes a script. Another process does: what this one has open to be written, programs that other tests start meanwhile have too,
+/// and then it can't be run.
+fn program(file: &Path, script: &str) {
+    let write = "mkdir -p \"${1%/*}\" && printf '#!/bin/sh\\n%s\\n' \"$2\" > \"$1\" && chmod 755 \"$1\"";
+    let written = Command::new("sh").args(["-c", write, "sh"]).arg(file).arg(script).status();
+    assert!(written.is_ok_and(|status| status.success()), "{}", file.display());
+}
+
 fn says(place: &Place) -> Result<Vec<Row>, String> {
-    place.run(&mut place.command("says")).map(|said| vec![Row::ok(said.trim())])
+    Ok(vec![Row::ok(place.run(&mut place.command("says"))?.trim())])
 }
 
 fn fails(place: &Place) -> Result<Vec<Row>, String> {
-    place.run(&mut place.command("fails")).map(|_| Vec::new())
+    place.run(&mut place.command("fails"))?;
+    Ok(Vec::new())
 }
 
 fn hangs(place: &Place) -> Result<Vec<Row>, String> {
-    place.run(&mut place.command("hangs")).map(|_| Vec::new())
+    place.run(&mut place.command("hangs"))?;
+    Ok(Vec::new())
 }
 
 fn part(name: &'static str, limit: u64, run: fn(&Place) -> Result<Vec<Row>, String>) -> Part {
@@ -115,16 +124,25 @@ fn anysplit(wrong: &str) -> String {
         r#"words="$*"
 {wrong}
 case $words in
-  bench\ limits*) echo '{{"rows":[{{"copy_gb_s":4000,"read_gb_s":4100,"bf16_tflop_s":600,"launch_us":2.5,"graph_launch_us":1.2}}]}}' ;;
-  bench\ decode*repeats\ 3*tokens\ 4096*fast*) echo '{{"rows":[{{"batch":1,"prompt":4096,"decode_tokens_per_s":230,"decode_bandwidth_fraction":0.8,"prefill_flops_fraction":0.71}}]}}' ;;
+  bench\ limits*) echo '{{"rows":[{{"copy_gb_s":4000,"read_gb_s":4100,"bf16_tflop_s":400,"bf16_library_tflop_s":800,"bf16_library_missing":null,"launch_us":2.5,"graph_launch_us":1.2}}]}}' ;;
+  bench\ decode*repeats\ 3*tokens\ 4096*fast*gen-len\ 64*) echo '{{"rows":[{{"batch":1,"prompt":4096,"prefill_tokens_per_s":40000,"decode_tokens_per_s":230,
+    "decode_bandwidth_fraction":0.8,"prefill_flops_fraction":1.42,"fma_gflop_s":400000}}]}}' ;;
   bench\ decode*repeats\ 3*tokens\ 8192*1,64*) echo '{{"rows":[{{"batch":1,"prompt":128,"decode_tokens_per_s":200,"decode_roofline_fraction":0.9,
     "decode_bandwidth_fraction":0.74,"load_s":9}},{{"batch":64,"prompt":128,"decode_tokens_per_s":5000}}]}}' ;;
-  bench\ decode*repeats\ 3*tokens\ 4096*) echo '{{"rows":[{{"batch":1,"prompt":4096,"prefill_tokens_per_s":20000,"prefill_flops_fraction":0.5}}]}}' ;;
+  bench\ decode*repeats\ 3*tokens\ 4096*gen-len\ 64*) echo '{{"rows":[{{"batch":1,"prompt":4096,"prefill_tokens_per_s":20000,"decode_tokens_per_s":190,
+    "decode_bandwidth_fraction":0.7,"prefill_flops_fraction":0.9,"fma_gflop_s":400000}}]}}' ;;
+  bench\ comm*all_gather*) echo '{{"rows":[{{"op":"all_gather","time_us_p50":9,"wrong":0}},{{"op":"reduce_scatter","time_us_p50":9,"wrong":0}},
+    {{"op":"all_to_all","time_us_p50":9,"wrong":0}},{{"op":"send_recv","time_us_p50":9,"wrong":0}}]}}' ;;
   bench\ comm*) echo '{{"rows":[{{"time_us_p50":4.5,"wrong":0}}]}}' ;;
   score*) echo '{{"logprobs":[null,-1.25]}}' ;;
   generate*max-model-len*) echo '{{"stats":{{"load_s":1.5}}}}' ;;
+  serve*) trap 'kill $!; exit 0' TERM; echo "listening on http://$(cat address) for all" >&2; sleep 300 & wait ;;
+  generate*trace*) for last; do :; done; cp trace.json "$last"; cat stats.json ;;
+  generate*clients.txt) awk 'BEGIN {{ printf "[" ; for (i = 0; i < 8; i++) printf "%s{{\"text\":\" ships\"}}", i ? "," : "" ; print "]" }}' ;;
   generate*prompt-file*) awk 'BEGIN {{ printf "[" ; for (i = 0; i < 33; i++) printf "%s{{\"token_ids\":[7,8]}}", i ? "," : "" ; print "]" }}' ;;
   generate*) echo '{{"token_ids":[7,8]}}' ;;
+  launch*score*) echo '{{"logprobs":[null,-1.25]}}' ;;
+  launch*generate*) echo '{{"token_ids":[7,8]}}' ;;
 esac"#
     )
 }
@@ -163,8 +181,42 @@ fn real(wrong: &str, only: &[&str]) -> (TempDir, Report) {
         write(&format!("golden/{name}/golden.json"), &golden);
         write(&format!("golden/{name}/config.json"), &json!({}));
     }
+    let parts = ["qkv", "attention", "output", "ffn", "head"];
+    let steps: Vec<Value> = parts.iter().map(|op| json!({ "op": op, "ms": 0.15 })).collect();
+    let one = json!({ "ms": 1.0 });
+    write(
+        "stats.json",
+        &json!({ "stats": { "steps": { "prefill": one, "decode": one }, "breakdown": steps, "prefill_breakdown": steps } }),
+    );
+    let slices: Vec<Value> = [0, 1]
+        .iter()
+        .flat_map(|rank| parts.map(|name| json!({ "pid": rank, "ph": "X", "name": name, "dur": 2.5 })))
+        .collect();
+    write("trace.json", &json!({ "traceEvents": slices }));
+    fs::write(folder.path().join("address"), server(" ships").to_string()).expect("a file");
     let report = all_of(folder.path(), (!only.is_empty()).then_some(only), 120).expect("a report");
     (folder, report)
+}
+
+/// The address of a server that completes every prompt with the same text, as long as the tests run.
+fn server(text: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let answer = move |mut stream: TcpStream| -> std::io::Result<()> {
+        // The body is one line, which ends in a brace.
+        let mut request = Vec::new();
+        while !request.ends_with(b"}") {
+            let mut some = [0; 4096];
+            let count = stream.read(&mut some)?;
+            request.extend(&some[..count]);
+        }
+        let body = json!({ "choices": [{ "text": text }] }).to_string();
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    std::thread::spawn(move || {
+        listener.incoming().flatten().for_each(|stream| answer(stream).expect("an answer"))
+    });
+    address
 }
 
 #[test]
@@ -181,8 +233,18 @@ fn every_part_tells_its_figures_and_targets() {
     };
     assert_eq!(met("decode, batch 1, of copying"), Some(false), "of all limits it is nearer to one");
     assert_eq!(met("batch 64 beside batch 1"), Some(false), "25 times are not 30");
-    assert_eq!(met("prefill of 4096, of mma.sync"), Some(false));
-    assert_eq!(met("fast: prefill of 4096, of mma.sync"), Some(true));
+    // 90 % of what mma.sync can do are 45 % of what this GPU can.
+    assert_eq!(met("prefill of 4096, of cuBLASLt"), Some(false));
+    assert_eq!(met("fast: prefill of 4096, of cuBLASLt"), Some(true));
+    let figure = |part: &str| report.rows.iter().find(|row| row.part == part).and_then(|row| row.figure);
+    assert_eq!(figure("prefill of 4096, of cuBLASLt"), Some((45.0, "%")));
+    assert_eq!(
+        (figure("prefill of 4096, of mma.sync"), met("prefill of 4096, of mma.sync")),
+        (Some((90.0, "%")), None)
+    );
+    let behind = ["decode behind 4096", "fast: decode behind 4096"].map(figure);
+    assert_eq!(behind, [Some((190.0, "tokens/s")), Some((230.0, "tokens/s"))]);
+    assert_eq!((met("splits"), met("send_recv of 1 MB, 3 ranks")), (Some(true), None));
     assert_eq!((met("slowest gemv"), met("gemm")), (Some(true), None));
     // A few kB in what counts as a millisecond at least.
     assert_eq!((met("bits"), met("weights from page cache")), (Some(true), Some(false)));
@@ -193,6 +255,23 @@ fn every_part_tells_its_figures_and_targets() {
     );
     assert_eq!(met("start, kernels cached"), Some(true));
     assert_eq!((met("bits: batch 33"), met("memcheck: int8"), met("goldens")), (None, None, None));
+}
+
+#[test]
+fn without_nvidias_library_nobody_judges_a_prompts_speed() {
+    let missing = "case $words in bench\\ limits*) echo '{\"rows\":[{\"copy_gb_s\":4000,\"read_gb_s\":4100,\"bf16_tflop_s\":400,
+        \"bf16_library_tflop_s\":null,\"bf16_library_missing\":\"no libcublasLt\",\"launch_us\":2,\"graph_launch_us\":1}]}'; exit 0 ;; esac";
+    let (_folder, report) = real(missing, &["limits", "prefill"]);
+    let row = |part: &str| report.rows.iter().find(|row| row.part == part).expect("a row");
+    assert!(report.is_good(), "{}", report.table());
+    assert_eq!(row("bf16 by cuBLASLt").result, Outcome::Skipped("no libcublasLt".into()));
+    let prefill = row("prefill of 4096, of cuBLASLt");
+    assert_eq!((prefill.figure, prefill.is_met(), prefill.target), (None, None, Some(Target::AtLeast(55.0))));
+    assert!(
+        matches!(&prefill.result, Outcome::Skipped(why) if why.contains("can't be judged")),
+        "{prefill:?}"
+    );
+    assert_eq!(row("prefill of 4096, of mma.sync").figure, Some((90.0, "%")));
 }
 
 #[test]
@@ -219,6 +298,22 @@ fn wrong_results_are_failures() {
         failed(sums, "comm"),
         ["all-reduce of 16 KB, 4 ranks, one shot", "all-reduce of 16 KB, 4 ranks, two shot"]
     );
+    let other = "case $words in generate*clients.txt) echo '[{\"text\":\"a\"}]'; exit 0 ;; esac";
+    assert_eq!(failed(other, "serve"), ["serve"], "too few texts");
+    let other = "case $words in generate*clients.txt) echo '[{\"text\":\" ships\"},{\"text\":\" ships\"},{\"text\":\" boats\"},\
+        {\"text\":\" ships\"},{\"text\":\" ships\"},{\"text\":\" ships\"},{\"text\":\" ships\"},{\"text\":\" ships\"}]'; exit 0 ;; esac";
+    assert_eq!(failed(other, "serve"), ["serve: 8 clients at a time"]);
+    assert_eq!(failed("case $words in serve*) echo 'error: no GPU' >&2; exit 1 ;; esac", "serve"), ["serve"]);
+    let experts = "case $words in score*tp\\ 2\\ --ep) echo '{\"logprobs\":[null,-1]}'; exit 0 ;; esac";
+    assert_eq!(failed(experts, "splits"), ["splits: experts: tp 2, ep"]);
+    let processes = "case $words in launch*score*) echo 'error: no peer' >&2; exit 1 ;; esac";
+    assert_eq!(failed(processes, "splits"), ["splits: rows, positions: two processes"]);
+    let gathered = "case $words in bench\\ comm*all_gather*) echo '{\"rows\":[]}'; exit 0 ;; esac";
+    assert_eq!(failed(gathered, "comm").len(), 4);
+    let longer = "sed -i s/0.15/0.25/g stats.json";
+    assert_eq!(failed(longer, "seeing"), ["seeing: prefill, on the GPU", "seeing: decode, on the GPU"]);
+    let lacks = "sed -i s/attention/other/ trace.json";
+    assert_eq!(failed(lacks, "seeing"), ["seeing: trace"]);
     let nothing = "case $words in bench\\ decode*) echo '{\"rows\":[]}'; exit 0 ;; esac";
     assert_eq!(failed(nothing, "decode"), ["decode"]);
 }
@@ -230,10 +325,51 @@ fn some_parts_compare_with_what_a_whole_run_noted_but_not_with_what_failed_since
     let ratio = |report: &Report| report.rows.iter().find(|row| row.part.ends_with("eager")).cloned();
     let (whole, alone) = (ratio(&report).expect("a row"), ratio(&one("eager")).expect("a row"));
     assert_eq!((whole.figure, &whole), (Some((4.0, "times")), &alone));
-    fs::write(folder.path().join("anysplit"), "#!/bin/sh\nexit 1\n").expect("a script");
+    program(&folder.path().join("anysplit"), "exit 1");
     assert!(!one("decode").is_good());
     let why = "there is no figure of `decode` to compare with: run it with `--only decode,eager,compiled`";
     assert_eq!(one("eager").rows[0].result, Outcome::Failed(why.into()));
+}
+
+/// What a part makes of a program that takes its time where the words fit.
+fn late(where_: &str, only: &str, seconds: u64) -> Vec<(String, Outcome)> {
+    let slow = format!("case $words in {where_}) sleep 300 ;; esac");
+    let (folder, _) = real(&slow, &["limits"]);
+    let part = PARTS.iter().find(|part| part.name == only).expect("a part");
+    let limit = Duration::from_secs(seconds);
+    let place = Place { folder: folder.path().to_owned(), deadline: Instant::now() + limit, limit };
+    let rows = (part.run)(&place).expect("rows");
+    rows.into_iter().map(|row| (row.part, row.result)).collect()
+}
+
+#[test]
+fn what_there_was_no_time_for_is_neither_other_bits_nor_a_failure() {
+    let rows = late("score*tp\\ 3*", "bits", 5);
+    let why = "not measured: 6 of 7 ways had no time";
+    assert_eq!(rows[0], ("bits".into(), Outcome::Skipped(why.into())));
+    assert_eq!(rows[1], ("bits: tp 2".into(), Outcome::Ok));
+    let is_late = |row: &(String, Outcome)| matches!(&row.1, Outcome::Skipped(why) if !why.is_empty());
+    assert!(rows.len() == 8 && rows[2..].iter().all(is_late), "{rows:?}");
+    // Without anything to compare with, nothing is known of any way.
+    let rows = late("score*", "bits", 1);
+    assert!(rows.len() == 8 && rows.iter().all(is_late), "{rows:?}");
+    // Of goldens, those are told that there was no time for; others are what they are.
+    let rows = late("score*opt*", "goldens", 5);
+    let not_ok: Vec<_> = rows.iter().filter(|(_, result)| *result != Outcome::Ok).collect();
+    assert!(not_ok.len() == 1 && not_ok[0].0 == "golden opt" && is_late(not_ok[0]), "{rows:?}");
+}
+
+#[test]
+fn other_bits_are_told_also_if_something_had_no_time() {
+    let (_folder, report) = real(
+        "case $words in score*tp\\ 2*) echo '{\"logprobs\":[null,-1]}'; exit 0 ;; score*tp\\ 3*) exit 7 ;; esac",
+        &["bits"],
+    );
+    assert_eq!(report.rows[0].figure, Some((2.0, "ways with other bits")), "{}", report.table());
+    let (_folder, report) = real("case $words in score*tp\\ 3*) exit 7 ;; esac", &["bits"]);
+    let why = "not measured: 0 of 7 ways had no time, and 1 failed";
+    assert_eq!((report.rows[0].figure, report.is_good()), (None, false));
+    assert_eq!(report.rows[0].result, Outcome::Skipped(why.into()));
 }
 
 /// The outcomes of one of the sanitizer's tools that does this, by their names.

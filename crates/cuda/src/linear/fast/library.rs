@@ -23,7 +23,7 @@ use crate::rows;
 use crate::tensor::{CudaTensor, Queue};
 
 /// What the library may use besides.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
 /// The most bytes of a weight that are unpacked at a time.
 const SLICE: usize = 32 << 20;
 /// Rows of inputs begin at multiples of so many bytes.
@@ -232,13 +232,30 @@ fn unpack(
 }
 
 /// A product in the GPU's queue.
-struct Call {
+pub(super) struct Call {
     described: Rc<Described>,
     algorithm: Algorithm,
     product: Product,
     /// w, x and y.
     operands: [Address; 3],
     workspace: (Address, usize),
+}
+
+impl Call {
+    /// One whose operands (w, x and y) begin at multiples of 16 bytes, beside so much memory for the library.
+    ///
+    /// # Errors
+    /// The library has no way to compute it.
+    pub fn new(
+        of: &Rc<CublasLt>,
+        product: Product,
+        operands: [Address; 3],
+        workspace: (Address, usize),
+    ) -> Result<Self, Fault> {
+        let described = Rc::new(Described::new(of, product)?);
+        let algorithm = described.algorithm([16; 3], workspace.1)?;
+        Ok(Call { described, algorithm, product, operands, workspace })
+    }
 }
 
 impl fmt::Display for Call {

@@ -4,8 +4,11 @@
 mod cublaslt;
 mod gemv;
 mod library;
+mod rate;
 
 use ::tensor::{DType, WeightFormat};
+
+pub(crate) use self::rate::measure as library_rate;
 
 use self::library::Library;
 use super::plan::Nodes;
