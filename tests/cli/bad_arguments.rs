@@ -17,6 +17,7 @@ fn unknown_commands_flags_and_values_are_named() {
     anysplit("generate x --device tpu").refused(&["tpu", "--device", "cpu", "cuda"]);
     // Whether there is a driver or not, there is no GPU.
     anysplit("generate x --device cuda").refused(&["--device cuda", "NVIDIA"]);
+    anysplit("generate x --device gpu").refused(&["--device cuda", "NVIDIA"]);
     anysplit("generate x --max-tokens many").refused(&["many", "--max-tokens"]);
     anysplit("generate x --seed 0.5").refused(&["0.5", "--seed"]);
     anysplit("generate x --seed -1").refused(&["-1", "--seed"]);

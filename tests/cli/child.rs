@@ -213,7 +213,8 @@ impl Ended {
         let is_told = |line: &str| {
             let of_ranks =
                 line.contains(" ranks: ") || line.starts_with("rank ") || line.starts_with("ranks ");
-            line.starts_with("warning: ") || of_ranks
+            let is_of_errors = line.contains("error: ") || line.contains("panicked");
+            line.starts_with("warning: ") || (of_ranks && !is_of_errors)
         };
         assert!(before.lines().all(is_told), "{whole}");
         last.strip_prefix("error: ").expect(&whole).to_owned()

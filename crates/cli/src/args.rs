@@ -12,6 +12,7 @@ use tensor::{DType, KvDType};
 use crate::amount;
 use crate::error::CliError;
 use crate::membership::{JobArgs, Membership};
+use crate::serve;
 use crate::split::SplitArgs;
 
 /// Which model, and what its weights are kept in.
@@ -226,6 +227,7 @@ pub enum DeviceArg {
     /// The processor.
     Cpu,
     /// NVIDIA GPUs.
+    #[value(alias = "gpu")]
     Cuda,
 }
 
@@ -250,11 +252,11 @@ impl DeviceArg {
                 match (engine::usable_gpus(), engine::gpus()) {
                     (Ok(found), _) => say_unfit(&found),
                     (Err(fault), Ok(gpus)) => {
-                        job::say!("warning: {} is not used: {fault}; the processor is", gpus[0]);
+                        warn_of_host(&format!("{} is not used: {fault}; the processor is", gpus[0]));
                     }
                     (Err(_), Err(_)) => {
                         if let Some(fault) = engine::broken_driver() {
-                            job::say!("warning: GPUs are not used: {fault}; the processor is");
+                            warn_of_host(&format!("GPUs are not used: {fault}; the processor is"));
                         }
                     }
                 }
@@ -266,7 +268,15 @@ impl DeviceArg {
 
 /// Says which GPUs are not used though others are.
 fn say_unfit(found: &Usable) {
-    found.passed_over.iter().for_each(|gpu| job::say!("warning: {gpu}"));
+    found.passed_over.iter().for_each(|gpu| warn_of_host(gpu));
+}
+
+/// Warns of what is so for all of a host's processes: its first one does. A server's worker leaves it to the server.
+fn warn_of_host(of: &str) {
+    let is_first = std::env::var("LOCAL_RANK").map_or(true, |rank| rank == "0");
+    if is_first && !serve::is_worker() {
+        job::say!("warning: {of}");
+    }
 }
 
 /// Everything that the engine wants to know.

@@ -38,7 +38,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let has = |name: &str| args.iter().any(|arg| arg == name);
-    let gpu = match Gpu::open(0, &CubinCache::of_user()) {
+    let first = cuda::usable().map(|found| found.gpus[0].ordinal);
+    let gpu = match first.and_then(|ordinal| Gpu::open(ordinal, &CubinCache::of_user())) {
         Ok(gpu) => gpu,
         Err(Fault(why)) => {
             eprintln!("error: {why}");

@@ -41,7 +41,7 @@ struct Source {
 
 // The first group of each expert's rows, and the number of groups: of groups of 8 rows, then of groups of as many as blocks of a
 // kernel have. first [2, experts + 1]; two blocks.
-KERNEL(linear_group_first)(u32 *first, const u32 *offsets, u32 experts, u32 rows_of_block) {
+KERNEL_OF(1024, linear_group_first)(u32 *first, const u32 *offsets, u32 experts, u32 rows_of_block) {
   DYNAMIC_SHARED(u32, sums);
   u32 rows = block_x() == 0 ? 8 : rows_of_block;
   first += block_x() * (experts + 1);

@@ -107,7 +107,7 @@ DEVICE void end(const Call &call) {
 }
 
 // Waits until another rank's flag has come to the epoch. It says this epoch then, or the next one, in which its rank waits for this
-// one; whatever else it says is of an earlier call. Some flags are not written for billions of calls (those of a second phase, those of
+// one; else it is of an earlier call (but for one that was not written since two rounds of numbers ended). Some flags are not written for billions of calls (those of a second phase, those of
 // blocks that small calls don't have), so that nothing follows from which number is larger: epochs go round.
 DEVICE State wait_for(const Call &call, u32 rank, const u32 *flag) {
   const Peers *peers = call.peers;

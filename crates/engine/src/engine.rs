@@ -174,6 +174,8 @@ impl Engine {
         };
         let own = planned.as_ref().map(drop).map_err(String::clone);
         if let Some(refused) = agreement.told(&Some(own))?.into_iter().find(is_refusal) {
+            // A GPU that is not used keeps nothing.
+            drop(planned);
             return on_cpu_because(refused, config, source);
         }
         let planned = planned.expect("all ranks have a GPU with room");

@@ -70,6 +70,8 @@ pub fn deep() -> Value {
 
 /// What the GPU does at best.
 pub fn limits(place: &Place) -> Result<Vec<Row>, String> {
+    // That of a run before is not this one's.
+    note(place, MATRIX_RATE, &Value::Null);
     let told = place.json(&mut place.anysplit("bench limits --device cuda --json"))?;
     let row = &told["rows"][0];
     let figure = |name: &str, key: &str, unit| {
@@ -79,10 +81,7 @@ pub fn limits(place: &Place) -> Result<Vec<Row>, String> {
     // Without NVIDIA's library nobody knows.
     let by_library = match row["bf16_library_missing"].as_str() {
         None => figure(BY_LIBRARY, MATRIX_RATE, "TFLOP/s"),
-        Some(why) => {
-            note(place, MATRIX_RATE, &Value::Null);
-            Row::skipped(BY_LIBRARY, why)
-        }
+        Some(why) => Row::skipped(BY_LIBRARY, why),
     };
     Ok(vec![
         by_library,
@@ -205,7 +204,7 @@ pub fn comm(place: &Place) -> Result<Vec<Row>, String> {
         let words = format!("--op all_reduce --min-bytes 16K --max-bytes 16K --tp {ranks} --shots {shots}");
         match told(&words) {
             Ok(told) => right(name, &told["rows"][0]),
-            Err(why) => Row::failed(name, why),
+            Err(missed) => missed.row(name),
         }
     };
     let mut rows: Vec<Row> =

@@ -19,6 +19,7 @@ use crate::interrupt::leave_to_rank_0;
 use crate::membership::Membership;
 use crate::model::OpenModel;
 pub use args::ServeArgs;
+pub use worker::is_this as is_worker;
 
 /// What rank 0 may need beyond its limit to end.
 const FLUSH: Duration = Duration::from_secs(3);

@@ -72,7 +72,7 @@ fn lines(name: &str, info: &EngineInfo) -> Vec<String> {
     lines
 }
 
-/// Which GPUs ranks are on, and in which order sums are made if not in the canonical one; nothing of the processor.
+/// Which GPUs ranks are on, and in which order sums are made; nothing of the processor, which has one order only.
 fn devices(info: &EngineInfo) -> String {
     let mut names: Vec<&str> = info.ranks.iter().map(|rank| rank.device.as_str()).collect();
     names.dedup();

@@ -132,14 +132,14 @@ impl NvidiaDriver {
         let number = list.number();
         // Who never reads, as the first stages of a pipeline, waits here.
         if graphs.left() > MOST_LEFT {
-            self.wait_named()?;
+            self.wait_for_earlier()?;
             graphs.drop_left();
         }
         match graphs.way(number, list.work.len()) {
             Way::Eager => {}
             Way::Replay(graph) => {
                 if graph.may_be_under_way(self.waits.get()) {
-                    self.wait_named()?;
+                    self.wait_for_earlier()?;
                 }
                 return graph.launch(&list.bytes, self.waits.get());
             }
@@ -207,6 +207,14 @@ impl NvidiaDriver {
     fn wait(&self) -> Result<(), Fault> {
         self.wait_named()?;
         self.graphs.iter().for_each(|graphs| graphs.borrow_mut().drop_left());
+        Ok(())
+    }
+
+    /// Waits for all that was launched before the list at hand, whose kernels are still to be named.
+    fn wait_for_earlier(&self) -> Result<(), Fault> {
+        let kernels = self.kernels.get();
+        self.wait_named()?;
+        self.kernels.set(kernels);
         Ok(())
     }
 

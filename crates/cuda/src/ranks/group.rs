@@ -182,11 +182,11 @@ impl<C: Collective<Reference>> CudaGroup<C> {
             self.ending.kernels.set(peers.calls.get());
             self.standing.set_words(peers.words.clone());
             // The ranks' memory stays for as long as this rank's kernels may use it: until the queue is gone.
-            let held = (peers.own_words().clone(), peers.regions.clone());
+            let held = (peers.own_words().clone(), peers.regions.clone(), self.numbers.clone());
             // What was read behind a kernel that gave up is nothing.
             queue.0.watch(Box::new(move || {
-                let (words, _regions) = &held;
-                words.report().map_or(Ok(()), |report| Err(report.fault()))
+                let (words, _regions, numbers) = &held;
+                words.report().map_or(Ok(()), |report| Err(report.fault(numbers)))
             }));
         }
         self.path.set(path).ok();
@@ -319,7 +319,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         let (rank, missing) = (self.rank(), report.missing_ranks());
         // What the host's group knows is the cause.
         self.host.check()?;
-        if let Some(message) = report.other_size() {
+        if let Some(message) = report.other_size(&self.numbers) {
             self.fail(&message);
             return Err(CollectiveError::Failed { rank, message });
         }

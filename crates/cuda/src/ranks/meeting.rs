@@ -46,8 +46,10 @@ pub(super) fn tried(
     let sum = peers.all_reduce_in(queue, &tree, &partial, 1, &plan, Shots::One);
     let ended = queue.read_numbers(sum.at(), 1).map(drop);
     let met = match peers.report() {
+        // Another rank found it out and told this one, whom it missed: that one says so.
+        Some(report) if report.missing_ranks().contains(&peers.rank) => ready.and(ended),
         Some(report) => {
-            let missing: Vec<usize> = report.missing_ranks().into_iter().map(|rank| numbers[rank]).collect();
+            let missing = report.missing_of(numbers);
             Err(Fault(told(&missing, patience, &told_otherwise())))
         }
         None => ready.and(ended),

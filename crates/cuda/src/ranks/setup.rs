@@ -146,7 +146,7 @@ pub(super) fn peers(
         return Ok(Err(refusal));
     }
     if ranks.iter().any(|of| of.process != ranks[0].process) {
-        // What other processes were told of is never given back, so nobody is told in vain.
+        // What other processes were told of is never given back, so they are told as late as possible.
         let handles = match agreed(group, own.region.handle())? {
             Ok(handles) => handles,
             Err(refusal) => return Ok(Err(refusal)),
@@ -170,7 +170,7 @@ pub(super) fn peers(
     if queue.0.driver.has_speed() {
         peers.one_shot_bytes.set(crossover::measured(group, queue, &peers)?);
         // Kernels that could not meet there would not meet later.
-        let met = peers.report().map_or(Ok(Vec::new()), |report| Err(report.fault()));
+        let met = peers.report().map_or(Ok(Vec::new()), |report| Err(report.fault(numbers)));
         if let Err(refusal) = agreed(group, met)? {
             return Ok(Err(refusal));
         }

@@ -95,21 +95,26 @@ impl Report {
         (0..MOST_RANKS).filter(|rank| self.missing >> rank & 1 == 1).collect()
     }
 
-    /// What was sent and what was expected, where they differ.
-    pub fn other_size(&self) -> Option<String> {
+    /// The same by what ranks are called.
+    pub fn missing_of(&self, numbers: &[usize]) -> Vec<usize> {
+        self.missing_ranks().into_iter().map(|rank| numbers[rank]).collect()
+    }
+
+    /// What was sent and what was expected, where they differ. `numbers`: what ranks are called.
+    pub fn other_size(&self, numbers: &[usize]) -> Option<String> {
         let [sent, expected] = self.sizes?;
-        let (number, from) = (self.epoch, self.missing_ranks());
+        let (number, from) = (self.epoch, self.missing_of(numbers));
         Some(format!(
             "recv number {number}: a matrix of rank {from:?} has {sent} bytes, and {expected} were expected"
         ))
     }
 
-    /// For whoever reads what was never computed.
-    pub fn fault(&self) -> Fault {
+    /// For whoever reads what was never computed. `numbers`: what ranks are called.
+    pub fn fault(&self, numbers: &[usize]) -> Fault {
         let op = OPS.get(self.op).copied().unwrap_or("a collective");
-        let (missing, epoch) = (self.missing_ranks(), self.epoch);
+        let (missing, epoch) = (self.missing_of(numbers), self.epoch);
         let which = if self.op >= FIRST_OF_MESSAGES { "matrix" } else { "exchange" };
-        Fault(match (self.other_size(), self.is_late) {
+        Fault(match (self.other_size(numbers), self.is_late) {
             (Some(sizes), _) => sizes,
             (None, true) => {
                 format!("{op} ({which} {epoch} of its group): rank {missing:?} did not arrive in time")

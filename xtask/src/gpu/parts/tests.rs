@@ -78,8 +78,12 @@ fn what_is_left_of_the_time_is_what_parts_get() {
     let folder = folder(&[("says", "echo fine"), ("hangs", "sleep 300")]);
     let parts = [part("hangs", 100, hangs), part("says", 9, says)];
     let report = run_of(&parts, folder.path(), None, 1).expect("a report");
+    let late = Outcome::Skipped("hangs took longer than the 1 s of this part".into());
+    assert_eq!(results(&report), [("hangs", &late), ("says", &Outcome::Skipped("no time was left".into()))]);
+    // What had all of its time hangs.
+    let report = run_of(&[part("hangs", 1, hangs)], folder.path(), None, 60).expect("a report");
     let hung = Outcome::Failed("hangs took longer than the 1 s of this part".into());
-    assert_eq!(results(&report), [("hangs", &hung), ("says", &Outcome::Skipped("no time was left".into()))]);
+    assert_eq!(results(&report), [("hangs", &hung)]);
     let one = run_of(&parts, folder.path(), Some(&["says"]), 60).expect("a report");
     assert_eq!(results(&one), [("fine", &Outcome::Ok)]);
     let unknown = run_of(&parts, folder.path(), Some(&["sings"]), 60).err();
@@ -183,11 +187,8 @@ fn real(wrong: &str, only: &[&str]) -> (TempDir, Report) {
     }
     let parts = ["qkv", "attention", "output", "ffn", "head"];
     let steps: Vec<Value> = parts.iter().map(|op| json!({ "op": op, "ms": 0.15 })).collect();
-    let one = json!({ "ms": 1.0 });
-    write(
-        "stats.json",
-        &json!({ "stats": { "steps": { "prefill": one, "decode": one }, "breakdown": steps, "prefill_breakdown": steps } }),
-    );
+    let by_host = json!({ "ttft_ms": 1.0, "decode_tokens_per_s": 1000.0, "breakdown": steps, "prefill_breakdown": steps });
+    write("stats.json", &json!({ "stats": by_host }));
     let slices: Vec<Value> = [0, 1]
         .iter()
         .flat_map(|rank| parts.map(|name| json!({ "pid": rank, "ph": "X", "name": name, "dur": 2.5 })))

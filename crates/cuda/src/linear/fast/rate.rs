@@ -79,7 +79,7 @@ impl<'a> Room<'a> {
     fn fill(&self, bytes: usize) -> Result<(), Fault> {
         let number = |i: u32| {
             let random = i.wrapping_mul(2_654_435_761) ^ (i.wrapping_mul(0x9e37_79b9) >> 15);
-            // Any sign and mantissa, from 1/4 to 2.
+            // Any sign and mantissa, from 1/4 to 1.
             let bits = (random >> 16) as u16 & 0x80ff;
             (bits + 0x3e80).to_le_bytes()
         };
