@@ -4,7 +4,7 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::checkpoints::{Copy, golden, golden_prompt};
 use crate::child::{Anysplit, anysplit};
@@ -217,13 +217,20 @@ fn a_server_on_gpus_gives_the_answers_of_generate() {
     let Some(gpu) = on_gpu("serve --port 0 --tp 2 --max-num-seqs 8 --max-num-batched-tokens 64") else {
         return;
     };
-    let served = Served::of(gpu);
+    let served = Served::of(gpu.env("FAKE_GPUS", "3").env("FAKE_OLD_GPU", "1"));
     for prompt in ["Once upon a time", "The harbor"] {
         let printed = there("generate --max-tokens 12").arg(prompt).prints();
         let answer = served.completion(&greedy(prompt, 12));
         assert_eq!(format!("{}\n", answer["choices"][0]["text"].as_str().expect("a text")), printed);
     }
-    served.ends();
+    let status = served.get("/status").json();
+    assert_eq!(
+        (&status["engine"]["reduction"], &status["ranks"][1]["device"]),
+        (&json!("canonical"), &json!("Fake GPU"))
+    );
+    let told = served.ends().stderr.join("\n");
+    assert!(told.contains("2 ranks on Fake GPU, canonical sums (tp 2)"), "{told}");
+    assert_eq!(told.matches("GPU 1 is passed over").count(), 1, "{told}");
 }
 
 /// What a server answers to requests of different lengths at once, so that there are ever fewer.
