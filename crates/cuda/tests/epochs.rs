@@ -1,11 +1,11 @@
 //! Ranks meet whatever number their calls have: kernels count them in 32 bits, which go round within days.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Barrier, OnceLock};
 use std::time::Duration;
 
 use collective::{Collective, ReducePlan, SharedConfig, SharedGroup, WireDType};
-use cuda::{Address, Arguments, CudaDevice, CudaGroup, Driver, Fault, Grid, Kernel, SharedMemory};
+use cuda::{CudaDevice, CudaGroup, SharedMemory};
 use tensor::{Device, NormKind, NormSpec, ReductionTree, RowNorm};
 
 mod emulated;
@@ -17,62 +17,10 @@ const RANKS: usize = 2;
 /// What a rank does one after the other.
 const CALLS: usize = 15;
 
-/// What the ranks of a group have in common: the region of this one.
-type Region = Arc<OnceLock<Arc<dyn SharedMemory>>>;
-
-/// A driver whose group's region is known.
-struct Aged {
-    inner: Emulated,
-    region: Region,
-}
-
+/// The first that a group makes to share is a rank's region.
 fn epoch(region: &dyn SharedMemory) -> &AtomicU32 {
     // SAFETY: a region is longer, is there as long as this borrow, and its words are read and written each at once.
     unsafe { &*((region.at() + EPOCH_AT) as *const AtomicU32) }
-}
-
-impl Driver for Aged {
-    fn name(&self) -> String {
-        self.inner.name()
-    }
-    fn multiprocessors(&self) -> usize {
-        self.inner.multiprocessors()
-    }
-    fn shared_bytes(&self) -> usize {
-        self.inner.shared_bytes()
-    }
-    fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
-        self.inner.alloc(bytes)
-    }
-    fn free(&self, at: Address) {
-        self.inner.free(at);
-    }
-    fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
-        self.inner.write(to, bytes)
-    }
-    fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault> {
-        self.inner.read(from, bytes)
-    }
-    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
-        self.inner.copy(from, to, bytes)
-    }
-    fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault> {
-        self.inner.launch(kernel, grid, arguments)
-    }
-    fn ordinal(&self) -> Option<u32> {
-        self.inner.ordinal()
-    }
-    fn reach(&self, ordinal: u32) -> Result<(), Fault> {
-        self.inner.reach(ordinal)
-    }
-    fn shared(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
-        let region = self.inner.shared(bytes)?;
-        self.region.set(region.clone()).ok().expect("a rank has one group");
-        Ok(region)
-    }
-    fn shared_of_host(&self, bytes: usize) -> Result<Arc<dyn SharedMemory>, Fault> {
-        self.inner.shared_of_host(bytes)
-    }
 }
 
 /// Numbers whose sums depend on the order, others in each call.
@@ -95,13 +43,13 @@ fn results(wire: WireDType, before: u32) -> Vec<Vec<Vec<u32>>> {
         let group = CudaGroup::new(shared, wire, deadline).with_slots(1 << 16);
         let mut inner = Emulated::new(0).expect("there is a compiler");
         inner.ordinal = Some(rank as u32);
-        let region = Region::default();
-        let dev = CudaDevice::new(Box::new(Aged { inner, region: region.clone() }));
+        let shared = inner.shared.clone();
+        let dev = CudaDevice::new(Box::new(inner));
         group.prepare(&dev).expect("prepare");
         assert_eq!(group.path(), "peer memory");
         // Behind the call by which ranks find out that they meet: flags stay at what that one left.
-        let region = region.get().expect("it was made");
-        epoch(&**region).store(before, Ordering::SeqCst);
+        let region = shared.borrow()[0].clone();
+        epoch(&*region).store(before, Ordering::SeqCst);
         let (rows, cols) = (1, 192);
         let weight = dev.upload(&vec![1.5; cols], 1, cols);
         let norm = NormSpec { kind: NormKind::Rms { weight_offset: 0.0 }, eps: 1e-5 };
@@ -131,7 +79,7 @@ fn results(wire: WireDType, before: u32) -> Vec<Vec<Vec<u32>>> {
         let results = (0..CALLS).map(|call| bits(one(call))).collect();
         // Who ends tells others after how many calls; that is counted from 0.
         all_are_done.wait();
-        assert_eq!(epoch(&**region).load(Ordering::SeqCst), before.wrapping_add(CALLS as u32), "calls");
+        assert_eq!(epoch(&*region).load(Ordering::SeqCst), before.wrapping_add(CALLS as u32), "calls");
         results
     };
     std::thread::scope(|scope| {

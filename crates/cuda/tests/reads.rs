@@ -2,55 +2,15 @@
 
 mod emulated;
 
-use std::cell::Cell;
-use std::rc::Rc;
-
-use cuda::{Address, Arguments, CudaDevice, Driver, Fault, Grid, Kernel};
+use cuda::CudaDevice;
 use emulated::Emulated;
 use tensor::{DType, Device, ReductionTree, ReferenceTensor, RouterSpec};
-
-/// Counts what is read.
-struct Counting {
-    inner: Emulated,
-    reads: Rc<Cell<usize>>,
-}
-
-impl Driver for Counting {
-    fn name(&self) -> String {
-        self.inner.name()
-    }
-    fn multiprocessors(&self) -> usize {
-        self.inner.multiprocessors()
-    }
-    fn shared_bytes(&self) -> usize {
-        self.inner.shared_bytes()
-    }
-    fn alloc(&self, bytes: usize) -> Result<Address, Fault> {
-        self.inner.alloc(bytes)
-    }
-    fn free(&self, at: Address) {
-        self.inner.free(at);
-    }
-    fn write(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
-        self.inner.write(to, bytes)
-    }
-    fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault> {
-        self.reads.set(self.reads.get() + 1);
-        self.inner.read(from, bytes)
-    }
-    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Fault> {
-        self.inner.copy(from, to, bytes)
-    }
-    fn launch(&self, kernel: Kernel, grid: Grid, arguments: &Arguments) -> Result<(), Fault> {
-        self.inner.launch(kernel, grid, arguments)
-    }
-}
 
 #[test]
 fn a_step_with_experts_is_read_once() {
     let Some(inner) = Emulated::new(0) else { return };
-    let reads = Rc::new(Cell::new(0));
-    let dev = CudaDevice::new(Box::new(Counting { inner, reads: reads.clone() }));
+    let reads = inner.reads.clone();
+    let dev = CudaDevice::new(Box::new(inner));
     let (width, experts, vocab) = (32, 8, 50);
     let number = |row: usize, col: usize| ((row * 31 + col * 7) % 23) as f32 / 23.0 - 0.5;
     let pack = |n| dev.pack(&ReferenceTensor::from_fn(n, width, number), DType::BF16.into());

@@ -8,8 +8,6 @@ use collective::{
 };
 use job::{Job, JobError, JobGroup};
 use model::ModelError;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tensor::{Device, HostDevice, WeightFormat};
 
 use crate::EngineError;
@@ -264,31 +262,16 @@ impl<'a> Agreement<'a> {
     /// # Errors
     /// A rank is lost, or is of another version.
     pub fn told(&self, own: &OfGpus) -> Result<Vec<(usize, OfGpus)>, EngineError> {
-        self.exchange(&(self.job.rank(), own.clone()))
-            .map_err(|error| EngineError::Rank { rank: self.job.rank(), source: Box::new(error.into()) })
+        let failed = |error: CollectiveError| EngineError::Rank {
+            rank: self.job.rank(),
+            source: Box::new(error.into()),
+        };
+        let own = serde_json::to_vec(own).expect("a text at most");
+        let all = self.group.all_to_all_host(&vec![own; self.group.size()]).map_err(failed)?;
+        let read = |said: &Vec<u8>| {
+            let other = |_| CollectiveError::Refused("it is of another version".into());
+            serde_json::from_slice(said).map_err(other).map_err(failed)
+        };
+        self.job.order().iter().zip(&all).map(|(&rank, said)| Ok((rank, read(said)?))).collect()
     }
-
-    fn exchange(&self, own: &(usize, OfGpus)) -> Result<Vec<(usize, OfGpus)>, CollectiveError> {
-        let group = &self.group;
-        let mut all = Vec::new();
-        if group.rank() == 0 {
-            let mut said = vec![own.clone()];
-            for rank in 1..group.size() {
-                said.push(read(&group.recv_bytes(rank, None)?)?);
-            }
-            all = written(&said);
-        } else {
-            group.send_bytes(&written(own), 0)?;
-        }
-        group.broadcast(&mut all, None)?;
-        read(&all)
-    }
-}
-
-fn written<T: Serialize>(said: &T) -> Vec<u8> {
-    serde_json::to_vec(said).expect("numbers and texts")
-}
-
-fn read<T: DeserializeOwned>(said: &[u8]) -> Result<T, CollectiveError> {
-    serde_json::from_slice(said).map_err(|_| CollectiveError::Refused("it is of another version".into()))
 }

@@ -63,7 +63,8 @@ pub struct Emulated {
     /// In which order the threads of a block take turns.
     turn: Cell<u32>,
     sizes: RefCell<HashMap<Address, usize>>,
-    shared: RefCell<Vec<Arc<Shared>>>,
+    /// What ranks share, in the order in which it was made.
+    pub shared: Rc<RefCell<Vec<Arc<Shared>>>>,
     /// Which of the process's GPUs this is; nobody shares memory with one that has no number.
     pub ordinal: Option<u32>,
     /// Multiprocessors.
@@ -74,10 +75,12 @@ pub struct Emulated {
     pub lost: Option<&'static str>,
     /// What ran.
     pub launches: Launches,
+    /// How often something was read.
+    pub reads: Rc<Cell<usize>>,
 }
 
 /// Memory that is shared.
-struct Shared {
+pub struct Shared {
     words: Box<[UnsafeCell<u64>]>,
 }
 
@@ -103,7 +106,7 @@ impl Emulated {
         if library.is_none() {
             eprintln!("skipped: no C++ compiler, so no kernel can be emulated");
         }
-        let (turn, sizes, shared) = (Cell::new(turn), RefCell::default(), RefCell::default());
+        let (turn, sizes, shared) = (Cell::new(turn), RefCell::default(), Rc::default());
         let (multiprocessors, shared_bytes) = (2, 227 << 10);
         Some(Emulated {
             library: library?,
@@ -115,6 +118,7 @@ impl Emulated {
             shared_bytes,
             lost: None,
             launches: Launches::default(),
+            reads: Rc::default(),
         })
     }
 
@@ -179,6 +183,7 @@ impl Driver for Emulated {
     }
 
     fn read(&self, from: Address, bytes: &mut [u8]) -> Result<(), Fault> {
+        self.reads.set(self.reads.get() + 1);
         self.check(from, bytes.len());
         // SAFETY: checked.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
