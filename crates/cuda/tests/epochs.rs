@@ -2,7 +2,7 @@
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use collective::{Collective, ReducePlan, SharedConfig, SharedGroup, WireDType};
 use cuda::{CudaDevice, CudaGroup, SharedMemory};
@@ -60,7 +60,10 @@ fn results(wire: WireDType, before: u32) -> Vec<Vec<Vec<u32>>> {
                     std::thread::yield_now();
                 }
                 // However long: it only makes it likelier that one who does not wait is found.
-                std::thread::sleep(Duration::from_millis(3));
+                let until = Instant::now() + Duration::from_millis(3);
+                while Instant::now() < until {
+                    std::thread::yield_now();
+                }
             }
             begun[rank].store(call as u32 + 1, Ordering::SeqCst);
             let numbers: Vec<f32> = (0..rows * cols).map(|at| value(rank, call, at)).collect();

@@ -317,9 +317,12 @@ mod tests {
             for groups in of_threads::<CpuDevice>(grouping, &config) {
                 let ready = &ready;
                 scope.spawn(move || {
-                    if groups.rank + 1 == groups.mesh.size() {
-                        std::thread::sleep(Duration::from_millis(200));
+                    let others = groups.mesh.size() - 1;
+                    while groups.rank == others && ready.load(Ordering::SeqCst) < others {
+                        std::thread::yield_now();
                     }
+                    // Time for those who would not wait.
+                    (0..100).for_each(|_| std::thread::yield_now());
                     ready.fetch_add(1, Ordering::SeqCst);
                     groups.meet().expect("all come");
                     assert_eq!(ready.load(Ordering::SeqCst), groups.mesh.size(), "rank {}", groups.rank);
