@@ -306,7 +306,7 @@ fn who_hands_nothing_on_or_takes_nothing_is_named() {
             let text = error.to_string();
             let op = if is_sent { "send number" } else { "recv number 2 on rank 0" };
             assert!(text.contains(op) && text.contains("rank [1] did not arrive within 1 s"), "{text}");
-            assert!(began.elapsed() < 10 * deadline, "{:?}", began.elapsed());
+            assert!(began.elapsed() < LONG / 2, "{:?}", began.elapsed());
             assert!(dev.download(&dev.alloc(1, 1)).is_err(), "what follows is nothing");
         });
     }
