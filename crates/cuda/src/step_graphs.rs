@@ -91,15 +91,6 @@ impl<G> StepGraphs<G> {
         kept.chain(&self.left)
     }
 
-    /// The same, of which nothing more is known.
-    pub fn into_all(self) -> impl Iterator<Item = G> {
-        let kept = self.known.into_values().filter_map(|known| match known.state {
-            State::Graph(graph) => Some(graph),
-            State::Seen | State::Unfit => None,
-        });
-        kept.chain(self.left)
-    }
-
     fn make_room(&mut self) {
         if self.known.len() >= self.most {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.last).map(|(list, _)| *list);
@@ -167,6 +158,6 @@ mod tests {
         assert_eq!(graphs.all().count(), 0);
         run(&mut graphs, 7);
         run(&mut graphs, 7);
-        assert_eq!(graphs.into_all().collect::<Vec<_>>(), [7]);
+        assert_eq!(graphs.all().collect::<Vec<_>>(), [&7]);
     }
 }

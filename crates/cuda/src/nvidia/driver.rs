@@ -1,8 +1,8 @@
 //! One rank's queue of work on a GPU.
 //!
 //! Work is collected until a result is read. A list of work that came before is then replayed as a graph: one call instead of one
-//! per kernel, and less time between kernels. Any other list goes to the stream piece by piece. Without graphs (`enforce_eager`)
-//! nothing is collected.
+//! per kernel, and less time between kernels. Any other list goes to the stream piece by piece. Exchanges by another library are in no
+//! list: what was collected goes before them. Without graphs (`enforce_eager`) nothing is collected.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use super::api::check;
 use super::events::Events;
 use super::faults::told;
 use super::gpu::{Function, Gpu};
-use super::graph::{Graph, destroy};
+use super::graph::Graph;
 use super::pending::Pending;
 use super::pinned::{Pinned, PinnedPool};
 use super::shared;
@@ -48,7 +48,7 @@ const FP8: (u32, u32) = (8, 9);
 /// A rank's stream on a GPU. It stays on the thread that made it.
 pub struct NvidiaDriver {
     pub(super) stream: CUstream,
-    pending: Rc<Pending>,
+    pending: Pending,
     /// Whether memory can be had in the stream's order.
     has_pool: bool,
     functions: RefCell<HashMap<Kernel, Function>>,
@@ -88,7 +88,7 @@ impl NvidiaDriver {
         Ok(NvidiaDriver {
             gpu,
             stream,
-            pending: Rc::new(Pending::new(stream)),
+            pending: Pending::new(stream),
             has_pool,
             functions: RefCell::default(),
             graphs,
@@ -146,10 +146,9 @@ impl NvidiaDriver {
             Way::Capture => {
                 let capture =
                     |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
-                let (stream, bytes) = (self.stream, list.bytes.len());
+                let foreign = list.foreign.iter().map(|(call, _)| call.clone()).collect();
                 self.captures.set(true);
-                let captured =
-                    Graph::capture(stream, &self.pending, &self.written, bytes, &list.foreign, capture);
+                let captured = Graph::capture(self.stream, &self.written, list.bytes.len(), foreign, capture);
                 self.captures.set(false);
                 let mut graph = captured.ok();
                 let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
@@ -187,14 +186,7 @@ impl NvidiaDriver {
                 // SAFETY: see above.
                 check(unsafe { sys::cuMemcpyDtoDAsync_v2(*to, *from, *bytes, self.stream) })
             }
-            Work::Call(number) => {
-                let call = &list.foreign[*number];
-                // What is captured is under way when its graph is.
-                if !self.captures.get() {
-                    self.pending.add([call.clone()]);
-                }
-                call.enqueue(self.stream.cast())
-            }
+            Work::Call(number) => list.foreign[*number].0.enqueue(self.stream.cast()),
             Work::Mark(number) => self.events.borrow().record(*number, self.stream, self.captures.get()),
         }
     }
@@ -224,7 +216,7 @@ impl NvidiaDriver {
         self.waits.set(self.waits.get() + 1);
         self.pending.check()?;
         self.pending.wait().map_err(|Fault(error)| match last {
-            // Calls of other libraries say themselves what they are.
+            // Exchanges say themselves what they are.
             _ if self.pending.check().is_err() => Fault(error),
             Some(last) if count > 1 => Fault(format!(
                 "{error}, in one of {count} kernels up to {last}; with CUDA_LAUNCH_BLOCKING=1 and --enforce-eager it is the one \
@@ -366,7 +358,7 @@ impl Driver for NvidiaDriver {
         self.hand_over()?;
         let is_small = bytes.len() <= READ_BYTES;
         if !is_small {
-            // A copy to memory that is not pinned waits in the driver, where nobody watches other libraries' calls.
+            // A copy to memory that is not pinned waits in the driver, where nobody watches exchanges.
             self.wait()?;
         }
         let to = if is_small { self.results.at(0) } else { bytes.as_mut_ptr() };
@@ -420,14 +412,18 @@ impl Driver for NvidiaDriver {
     }
 
     fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
-        if self.graphs.is_none() {
-            self.pending.check()?;
-            self.gpu.bind()?;
-            self.pending.add([call.clone()]);
-            return call.enqueue(self.stream.cast());
+        let words = call.words();
+        let is_exchange = words.is_none();
+        if let (Some(words), Some(_)) = (words, &self.graphs) {
+            self.list.borrow_mut().call(call, words);
+            return self.bound();
         }
-        self.list.borrow_mut().call(call);
-        self.bound()
+        self.gpu.bind()?;
+        self.hand_over()?;
+        if is_exchange {
+            self.pending.add(call.clone());
+        }
+        call.enqueue(self.stream.cast())
     }
 
     fn bind(&self) -> Result<(), Fault> {
@@ -468,9 +464,8 @@ impl Drop for NvidiaDriver {
             mem::forget((self.graphs.take(), self.gpu.clone()));
             return;
         }
-        if let Some(graphs) = self.graphs.take() {
-            destroy(graphs.into_inner().into_all());
-        }
+        // Their executables are destroyed while the stream is there.
+        self.graphs.take();
         // SAFETY: it was created and is destroyed once.
         unsafe { sys::cuStreamDestroy_v2(self.stream) };
     }

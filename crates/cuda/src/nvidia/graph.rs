@@ -1,13 +1,11 @@
 //! A list of work as one thing that a GPU runs by itself.
 
-use std::mem;
 use std::ptr::null_mut;
 use std::rc::Rc;
 
 use cudarc::driver::sys::{self, CUgraphExec, CUstream, CUstreamCaptureMode};
 
 use super::api::check;
-use super::pending::Pending;
 use super::pinned::{PinnedPart, PinnedPool};
 use crate::driver::{Fault, Foreign};
 
@@ -19,11 +17,10 @@ pub(crate) struct Graph {
     written: PinnedPart,
     /// Which of the waits for the stream came before the last launch.
     launched: u64,
-    pending: Rc<Pending>,
     /// What it takes of the GPU's memory.
     pub bytes: u64,
     /// Whose work is in it: what they are of must stay for as long as it does.
-    foreign: Vec<Rc<dyn Foreign>>,
+    _foreign: Vec<Rc<dyn Foreign>>,
 }
 
 impl Graph {
@@ -31,10 +28,9 @@ impl Graph {
     /// bytes as there are to be written. Among it are these calls of other libraries.
     pub fn capture(
         stream: CUstream,
-        pending: &Rc<Pending>,
         pinned: &Rc<PinnedPool>,
         bytes: usize,
-        foreign: &[Rc<dyn Foreign>],
+        foreign: Vec<Rc<dyn Foreign>>,
         enqueue: impl FnOnce(*mut u8) -> Result<(), Fault>,
     ) -> Result<Self, Fault> {
         let written = pinned.part(bytes)?;
@@ -55,9 +51,8 @@ impl Graph {
             // SAFETY: what was made of it does not need it.
             unsafe { sys::cuGraphDestroy(graph) };
         }
-        let (pending, foreign) = (pending.clone(), foreign.to_vec());
         let bytes = free.saturating_sub(free_bytes());
-        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, bytes, foreign })
+        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, bytes, _foreign: foreign })
     }
 
     /// Whether the launch before may still read what it is to write. `waits` counts how often the stream was waited for.
@@ -68,20 +63,11 @@ impl Graph {
     /// Runs it, behind all work so far, with these bytes to be written. It is not under way.
     pub fn launch(&mut self, bytes: &[u8], waits: u64) -> Result<(), Fault> {
         self.launched = waits;
-        self.pending.add(self.foreign.iter().cloned());
         // SAFETY: no launch is under way, so no GPU reads there.
         unsafe { self.written.write(bytes) };
         // SAFETY: the graph and all it refers to are there until the stream has been waited for.
         check(unsafe { sys::cuGraphLaunch(self.executable, self.stream) })
     }
-}
-
-/// Destroys graphs that are not under way, and only then gives back what their work was of: all ranks in the same order, for some of it
-/// ends together with other ranks'.
-pub(super) fn destroy(graphs: impl Iterator<Item = Graph>) {
-    let mut foreign: Vec<_> = graphs.flat_map(|mut graph| mem::take(&mut graph.foreign)).collect();
-    foreign.sort_by_key(|call| call.order());
-    // A vector drops its first first.
 }
 
 /// Of the current context's GPU; 0 if that can't be known.

@@ -189,18 +189,14 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
     fn send(&self, dev: &CudaDevice, x: &CudaTensor, to: usize) -> Result<(), CollectiveError> {
         let count = |own: &mut CollectiveStats| own.sent_bytes += 4 * x.len() as u64;
         if let Some(moves) = self.nccl() {
-            self.message_nccl("send", to, count, |call| moves.send(&dev.queue, call, x, to))?;
-        } else if let Some(peers) = self.peers() {
-            let run = || {
-                peers.send(&dev.queue, x, to, self.deadline);
-                dev.queue.flush();
-            };
-            return self.message(SEND, peers, to, count, run);
-        } else {
-            return self.host.send(dev, x, to);
+            return self.message_nccl("send", to, count, |call| moves.send(&dev.queue, call, x, to));
         }
-        dev.queue.flush();
-        Ok(())
+        let Some(peers) = self.peers() else { return self.host.send(dev, x, to) };
+        let run = || {
+            peers.send(&dev.queue, x, to, self.deadline);
+            dev.queue.flush();
+        };
+        self.message(SEND, peers, to, count, run)
     }
 
     /// It is waited for on the GPU: who reads what is made of it hears of a rank that did not come.

@@ -9,8 +9,9 @@ u32 fake_graph_launches() { return graph_launches; }
 // Ten times the compute capability, and its second digit.
 u32 fake_capability() { return number("FAKE_CAPABILITY", 90); }
 u32 fake_marks() { return marks; }
-// For libraries that put kernels into streams: which GPU the thread has, and such a kernel.
+// For libraries that put kernels into streams: which GPU the thread has, whether a stream is captured, and such a kernel.
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
+bool fake_is_captured(const Stream *stream) { return stream->is_captured; }
 void fake_add(Stream *stream, Run kernel) { stream->add({kernel, true}); }
 
 // A list of none hides all.
