@@ -215,7 +215,7 @@ fn kernels_that_do_not_run_together_are_found_out_at_the_start() {
     });
 }
 
-/// A display's GPU ends what runs for seconds, as kernels that wait for a request may.
+/// A display's GPU ends what runs for seconds, as kernels that wait for a stage before may.
 #[test]
 fn gpus_of_displays_are_not_waited_on() {
     let variables = [("FAKE_GPUS", "2"), ("FAKE_WATCHDOG", "1")];

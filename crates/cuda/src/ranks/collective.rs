@@ -9,7 +9,7 @@ use super::compressed::CompressedSum;
 use super::group::CudaGroup;
 use super::moves::Moves;
 use super::peers::{ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, Peers, RECV, REDUCE_SCATTER, SEND};
-use super::rings::LONGEST;
+use super::rings::patience;
 use crate::device::CudaDevice;
 use crate::nccl::NcclPath;
 use crate::reduction::Reduction;
@@ -199,7 +199,8 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
         self.message(SEND, peers, to, count, run)
     }
 
-    /// It is waited for on the GPU: who reads what is made of it hears of a rank that did not come.
+    /// It is waited for on the GPU: who reads what is made of it hears of a rank that did not come. Without a deadline that is after ten
+    /// of the group's, and at least five minutes; over NCCL after one.
     fn recv(
         &self,
         dev: &CudaDevice,
@@ -217,8 +218,9 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
             );
         }
         let Some(peers) = self.peers() else { return self.host.recv(dev, from, rows, cols, deadline) };
-        self.patience.set(deadline.unwrap_or(LONGEST));
-        self.message(RECV, peers, from, |_| (), || peers.recv(&dev.queue, from, [rows, cols], deadline))
+        let patience = deadline.unwrap_or_else(|| patience(self.deadline));
+        self.patience.set(patience);
+        self.message(RECV, peers, from, |_| (), || peers.recv(&dev.queue, from, [rows, cols], patience))
     }
 }
 
