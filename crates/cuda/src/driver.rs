@@ -245,6 +245,14 @@ pub trait Driver {
     fn flush(&self) -> Result<(), Fault> {
         Ok(())
     }
+    /// The same where its rank goes on to wait for others or for work. Now and then this waits for the work so far, if nobody does
+    /// otherwise, so that it costs less from then on: all that it needs of other ranks they have been told of.
+    ///
+    /// # Errors
+    /// As of [`Driver::write`].
+    fn rest(&self) -> Result<(), Fault> {
+        self.flush()
+    }
     /// Whether it is worth to measure what is faster.
     fn has_speed(&self) -> bool {
         false

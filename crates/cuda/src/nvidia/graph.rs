@@ -25,7 +25,8 @@ pub(crate) struct Graph {
 
 impl Graph {
     /// Captures what `enqueue` puts into a stream, which does not run by that. It gets a place in the host's memory for as many
-    /// bytes as there are to be written. Among it are these calls of other libraries.
+    /// bytes as there are to be written. Among it are these calls of other libraries. No other rank has work under way ([`super::gate`]),
+    /// nor when it is dropped.
     pub fn capture(
         stream: CUstream,
         pinned: &Rc<PinnedPool>,
@@ -51,8 +52,14 @@ impl Graph {
             // SAFETY: what was made of it does not need it.
             unsafe { sys::cuGraphDestroy(graph) };
         }
-        let bytes = free.saturating_sub(free_bytes());
-        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, bytes, _foreign: foreign })
+        made?;
+        let mut graph =
+            Graph { stream, executable, written, launched: u64::MAX, bytes: 0, _foreign: foreign };
+        // Else its first launch does, which may wait for what runs as well.
+        // SAFETY: it was instantiated.
+        check(unsafe { sys::cuGraphUpload(executable, stream) })?;
+        graph.bytes = free.saturating_sub(free_bytes());
+        Ok(graph)
     }
 
     /// Whether the launch before may still read what it is to write. `waits` counts how often the stream was waited for.
@@ -78,8 +85,18 @@ fn free_bytes() -> u64 {
     free as u64
 }
 
+impl Graph {
+    /// Leaves it to its context, which destroys it at its end.
+    pub fn leave(&mut self) {
+        self.executable = null_mut();
+    }
+}
+
 impl Drop for Graph {
     fn drop(&mut self) {
+        if self.executable.is_null() {
+            return;
+        }
         // SAFETY: it was instantiated and is destroyed once.
         unsafe { sys::cuGraphExecDestroy(self.executable) };
     }
