@@ -271,9 +271,11 @@ fn say_unfit(found: &Usable) {
     found.passed_over.iter().for_each(|gpu| warn_of_host(gpu));
 }
 
-/// Warns of what is so for all of a host's processes: its first one does. A server's worker leaves it to the server.
+/// Warns of what is so for all of a host's processes: its first one does, if a launcher numbers them. A server's worker leaves it to
+/// the server.
 fn warn_of_host(of: &str) {
-    let is_first = std::env::var("LOCAL_RANK").map_or(true, |rank| rank == "0");
+    let job = job::JobEnv::detect(&|name| std::env::var(name).ok()).ok().flatten();
+    let is_first = job.and_then(|job| job.local_rank).unwrap_or(0) == 0;
     if is_first && !serve::is_worker() {
         job::say!("warning: {of}");
     }

@@ -15,6 +15,10 @@ impl<G: Group + ?Sized> Group for Box<G> {
 }
 
 impl<D: Device, C: Collective<D> + ?Sized> Collective<D> for Box<C> {
+    fn share(&self, dev: &D) -> Result<(), CollectiveError> {
+        (**self).share(dev)
+    }
+
     fn prepare(&self, dev: &D) -> Result<Option<String>, CollectiveError> {
         (**self).prepare(dev)
     }

@@ -141,6 +141,10 @@ impl<D: Device> Group for Members<D> {
 }
 
 impl<D: Device> Collective<D> for Members<D> {
+    fn share(&self, dev: &D) -> Result<(), CollectiveError> {
+        self.named(self.inner.share(dev))
+    }
+
     fn prepare(&self, dev: &D) -> Result<Option<String>, CollectiveError> {
         self.named(self.inner.prepare(dev))
     }

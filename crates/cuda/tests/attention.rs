@@ -34,7 +34,7 @@ fn segments_of_several_owners_agree_with_the_reference() {
 
 #[test]
 fn values_that_a_row_does_not_see_change_none_of_its_bits() {
-    device(7).iter().for_each(suite::unseen_values);
+    device(7).iter().for_each(suite::unseen::unseen_values);
 }
 
 #[test]

@@ -118,14 +118,35 @@ impl<D: Device> RankGroups<D> {
         std::iter::once(&self.tensor).chain(&self.context).chain(&self.pipeline).chain(&self.leaders)
     }
 
-    /// Has the groups whose ranks exchange tensors find out how their devices reach each other. All ranks call it when all are
-    /// ready. Gives a line for each reason why tensors have to take a long way, of the groups of which this rank is the first.
+    /// Returns when all ranks of all replicas have called it, however long the slowest takes.
+    fn meet(&self) -> Result<(), CollectiveError> {
+        let hear = |group: &Members<D>| match group.rank() {
+            0 => (1..group.size()).try_for_each(|rank| group.recv_bytes(rank, None).map(drop)),
+            _ => group.send_bytes(&[], 0),
+        };
+        let tell = |group: &Members<D>| group.broadcast(&mut Vec::new(), None);
+        hear(self.replica())?;
+        if let Some(leaders) = &self.leaders {
+            hear(leaders)?;
+            tell(leaders)?;
+        }
+        tell(self.replica())
+    }
+
+    /// Has the groups whose ranks exchange tensors find out how their devices reach each other. All ranks call it when they are ready;
+    /// deadlines hold from here on. Gives a line for each reason why tensors have to take a long way, of the groups of which this rank
+    /// is the first.
     pub fn prepare(&self, dev: &D) -> Result<Vec<String>, CollectiveError> {
         let tensor = std::iter::once((&self.tensor, "tensor parallel"));
         let context = self.context.iter().map(|group| (group, "decode context parallel"));
-        let exchanging = tensor.chain(context).chain(self.pipeline.iter().map(|group| (group, "pipeline")));
+        let pipeline = self.pipeline.iter().map(|group| (group, "pipeline"));
+        let exchanging: Vec<_> = tensor.chain(context).chain(pipeline).collect();
+        self.meet()?;
+        exchanging.iter().try_for_each(|(group, _)| group.share(dev))?;
         let mut long_ways: Vec<(String, Vec<String>)> = Vec::new();
         for (group, what) in exchanging {
+            // Groups of one kind at a time: none asks for memory or gives it back while others' work waits on the same device.
+            self.meet()?;
             let Some(why) = group.prepare(dev)?.filter(|_| group.rank() == 0) else { continue };
             let who = format!("{} ({what})", ranks_in_words(group.ranks()));
             match long_ways.iter_mut().find(|(known, _)| *known == why) {
@@ -133,6 +154,7 @@ impl<D: Device> RankGroups<D> {
                 None => long_ways.push((why, vec![who])),
             }
         }
+        self.meet()?;
         let line = |(why, who): (String, Vec<String>)| {
             format!("{} exchange through the host: {why}", who.join(" and "))
         };
@@ -273,5 +295,39 @@ impl<'a> Agreement<'a> {
             serde_json::from_slice(said).map_err(other).map_err(failed)
         };
         self.job.order().iter().zip(&all).map(|(&rank, said)| Ok((rank, read(said)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use cpu::CpuDevice;
+
+    use super::*;
+
+    #[test]
+    fn no_rank_goes_on_before_all_of_all_replicas_are_ready() {
+        let mesh = Mesh { dp: 2, pp: 2, ep: 1, tp: 2 };
+        let grouping = Grouping { mesh, context: 1, wire: WireDType::Float32 };
+        // Nobody's deadline counts there.
+        let config = SharedConfig { deadline: Duration::from_millis(10), ..SharedConfig::default() };
+        let ready = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for groups in of_threads::<CpuDevice>(grouping, &config) {
+                let ready = &ready;
+                scope.spawn(move || {
+                    let others = groups.mesh.size() - 1;
+                    while groups.rank == others && ready.load(Ordering::SeqCst) < others {
+                        std::thread::yield_now();
+                    }
+                    // Time for those who would not wait.
+                    (0..100).for_each(|_| std::thread::yield_now());
+                    ready.fetch_add(1, Ordering::SeqCst);
+                    groups.meet().expect("all come");
+                    assert_eq!(ready.load(Ordering::SeqCst), groups.mesh.size(), "rank {}", groups.rank);
+                });
+            }
+        });
     }
 }

@@ -166,9 +166,7 @@ fn load<M: MakeDevice>(
         });
         (decoder.inspect_err(|error| groups.fail(error))?, loader.stats())
     };
-    let long_ways = all_are_ready(&groups)
-        .and_then(|()| Ok(groups.prepare(&dev)?))
-        .inspect_err(|error| groups.fail(error))?;
+    let long_ways = groups.prepare(&dev).map_err(ModelError::from).inspect_err(|error| groups.fail(error))?;
     let LaunchOptions { kept, kv_dtype, comm_timeout, ref host, .. } = setup.options;
     let kept = KeptAs { dtype: kept.dtype.or(Some(setup.source.dtype())), ..kept };
     let slowed =
@@ -196,23 +194,6 @@ fn warm_up(grammars: Option<&Arc<Grammars>>) {
         // Without the thread that request waits.
         drop(cpus::on_all(|| std::thread::Builder::new().name("vocabulary".into()).spawn(work)));
     }
-}
-
-/// However long the slowest takes: all go on together, with deadlines from here on.
-fn all_are_ready<D: RankDevice>(groups: &RankGroups<D>) -> Result<(), ModelError> {
-    let wait = |group: &dyn Group| -> Result<(), CollectiveError> {
-        if group.rank() > 0 {
-            group.send_bytes(&[], 0)?;
-        } else {
-            (1..group.size()).try_for_each(|rank| group.recv_bytes(rank, None).map(drop))?;
-        }
-        group.broadcast(&mut Vec::new(), None)
-    };
-    wait(groups.replica())?;
-    if let Some(leaders) = &groups.leaders {
-        wait(leaders)?;
-    }
-    Ok(())
 }
 
 /// Of all ranks' errors the one that isn't about another rank.

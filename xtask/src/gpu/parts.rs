@@ -148,21 +148,28 @@ pub const PARTS: &[Part] = &[
         name: "memcheck",
         about: "compute-sanitizer over each family of kernels",
         limit: 60,
-        run: |place| sanitize::tool(place, "memcheck"),
+        run: |place| sanitize::models(place, "memcheck"),
         targets: &[],
     },
     Part {
         name: "racecheck",
         about: "compute-sanitizer, races in shared memory",
         limit: 60,
-        run: |place| sanitize::tool(place, "racecheck"),
+        run: |place| sanitize::models(place, "racecheck"),
         targets: &[],
     },
     Part {
         name: "synccheck",
         about: "compute-sanitizer, barriers",
         limit: 60,
-        run: |place| sanitize::tool(place, "synccheck"),
+        run: |place| sanitize::models(place, "synccheck"),
+        targets: &[],
+    },
+    Part {
+        name: "memcheck-suite",
+        about: "compute-sanitizer over the conformance suite",
+        limit: 150,
+        run: sanitize::suite,
         targets: &[],
     },
 ];
@@ -279,7 +286,7 @@ pub fn note(place: &Place, name: &str, value: &Value) {
 }
 
 /// The programs that test what is on this machine's GPU.
-fn tests(place: &Place) -> Result<Vec<String>, String> {
+pub fn tests(place: &Place) -> Result<Vec<String>, String> {
     let folder = place.folder.join("tests");
     let entries = fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let names = entries.flatten().map(|entry| format!("tests/{}", entry.file_name().to_string_lossy()));

@@ -1,7 +1,5 @@
-//! `compute-sanitizer` over small models: each family of kernels once, in steps as they are. Tests would find no more, and under it
-//! they take an hour.
-
-use std::path::Path;
+//! `compute-sanitizer` over small models, each family of kernels once, in steps as they are; then over the conformance suite, test by
+//! test, as far as the time goes.
 
 use super::command::{NOT_SUPPORTED, Place};
 use super::table::Row;
@@ -29,28 +27,53 @@ const RUNS: &[(&str, &str)] = &[
 const PLACES: [&str; 3] =
     ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer", "/opt/cuda/bin/compute-sanitizer"];
 
-/// One of its tools. What there was no time for says so; what came before stands.
-pub fn tool(place: &Place, tool: &str) -> Result<Vec<Row>, String> {
+/// One of its tools over small models.
+pub fn models(place: &Place, tool: &str) -> Result<Vec<Row>, String> {
+    // 40 tokens: more rows than decoding has, so that prompts' kernels run too.
+    let ids = (5..45).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
+    let runs = RUNS.iter().map(|(about, words)| {
+        let mut words: Vec<&str> = words.split_whitespace().collect();
+        words.extend(["--device", "cuda", "--enforce-eager", "--max-tokens", "3", "--prompt-ids", &ids]);
+        (format!("{tool}: {about}"), "anysplit".to_owned(), words.into_iter().map(str::to_owned).collect())
+    });
+    under(place, tool, runs.collect())
+}
+
+/// Whether accesses of the conformance suite are where they may be.
+pub fn suite(place: &Place) -> Result<Vec<Row>, String> {
+    const TOOL: &str = "memcheck";
+    let mut runs = Vec::new();
+    for program in super::parts::tests(place)? {
+        let listed = place.run(place.command(&program).arg("--list"))?;
+        let tests = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+        runs.extend(tests.map(|test| {
+            let words = ["--exact", test, "--nocapture"].map(str::to_owned).to_vec();
+            (format!("{TOOL}: {test}"), program.clone(), words)
+        }));
+    }
+    under(place, TOOL, runs)
+}
+
+/// A row's name, a program, its words.
+type Run = (String, String, Vec<String>);
+
+/// A tool over programs, one by one. What there was no time for says so; what came before stands.
+fn under(place: &Place, tool: &str, runs: Vec<Run>) -> Result<Vec<Row>, String> {
     let is_there = |program: &&&str| place.run(place.command(program).arg("--version")).is_ok();
-    let Some(program) = PLACES.iter().find(is_there) else {
+    let Some(sanitizer) = PLACES.iter().find(is_there) else {
         return Ok(vec![Row::skipped(
             tool,
             "compute-sanitizer is not on PATH; any CUDA toolkit of 12 or later has it",
         )]);
     };
-    // 40 tokens: more rows than decoding has, so that prompts' kernels run too.
-    let ids = (5..45).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
     let mut rows = Vec::new();
-    for (about, words) in RUNS {
-        let name = format!("{tool}: {about}");
+    for (name, program, words) in runs {
         if place.is_over() {
             rows.push(Row::skipped(name, "no time was left"));
             continue;
         }
-        let mut command = place.command(program);
-        command.args(["--tool", tool, "--error-exitcode", "9"]).arg(place.folder.join(Path::new("anysplit")));
-        command.args(words.split_whitespace());
-        command.args(["--device", "cuda", "--enforce-eager", "--max-tokens", "3", "--prompt-ids", &ids]);
+        let mut command = place.command(sanitizer);
+        command.args(["--tool", tool, "--error-exitcode", "9"]).arg(place.folder.join(program)).args(words);
         let ran = place.run(&mut command);
         // It is the same with all that would come.
         if ran.clone().unwrap_or_else(String::from).contains(NOT_SUPPORTED) {

@@ -16,6 +16,10 @@ use crate::reduction::Reduction;
 use crate::tensor::CudaTensor;
 
 impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
+    fn share(&self, dev: &CudaDevice) -> Result<(), CollectiveError> {
+        self.map(&dev.queue)
+    }
+
     fn prepare(&self, dev: &CudaDevice) -> Result<Option<String>, CollectiveError> {
         self.find_path(&dev.queue)
     }

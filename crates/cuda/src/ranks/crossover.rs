@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use collective::{CollectiveError, Group, ReducePlan};
+use collective::{CollectiveError, Group};
 
 use super::finish::Trees;
 use super::meeting;
 use super::peers::{Peers, Shots};
 use crate::driver::Fault;
-use crate::tensor::Queue;
+use crate::tensor::{CudaTensor, Queue};
 
 /// Sizes that are tried, each twice the one before, in bytes of a rank.
 const LEAST: usize = 64 << 10;
@@ -38,12 +38,16 @@ pub(super) fn measured(group: &impl Group, queue: &Queue, peers: &Peers) -> Resu
         return Ok(by_rule(ranks));
     }
     let plan = meeting::plan(ranks);
-    let mut times = Vec::new();
+    let (trees, mut times) = (Trees::default(), Vec::new());
     for bytes in (0..SIZES).map(|i| LEAST << i).filter(|&bytes| bytes <= 4 * peers.slot) {
         let mut of = [Shots::One, Shots::Two].map(|shots| (shots, Ok(Duration::ZERO)));
+        let (tree, partial) = (trees.get(queue, &plan), queue.tensor(1, bytes / 4));
+        // Memory of sums is had before any kernel waits: one is made while the one before is still there.
+        drop([(); 2].map(|()| queue.tensor(1, bytes / 4)));
         for (shots, time) in &mut of {
             group.barrier()?;
-            *time = timed(queue, peers, &plan, bytes, *shots);
+            let sum = || peers.all_reduce_in(queue, &tree, &partial, 1, &plan, *shots);
+            *time = timed(queue, sum);
         }
         times.push((bytes, of.map(|(_, time)| time)));
     }
@@ -54,18 +58,9 @@ pub(super) fn measured(group: &impl Group, queue: &Queue, peers: &Peers) -> Resu
 }
 
 /// What some all-reduces of a size take.
-fn timed(
-    queue: &Queue,
-    peers: &Peers,
-    plan: &ReducePlan,
-    bytes: usize,
-    shots: Shots,
-) -> Result<Duration, Fault> {
-    let (trees, partial) = (Trees::default(), queue.tensor(1, bytes / 4));
-    let tree = trees.get(queue, plan);
+fn timed(queue: &Queue, sum: impl Fn() -> CudaTensor) -> Result<Duration, Fault> {
     let run = |times: usize| -> Result<(), Fault> {
-        let sums = (0..times).map(|_| peers.all_reduce_in(queue, &tree, &partial, 1, plan, shots));
-        let last = sums.last().expect("there are some");
+        let last = (0..times).map(|_| sum()).last().expect("there are some");
         queue.read(last.at(), 1).map(drop)
     };
     run(BEFORE)?;

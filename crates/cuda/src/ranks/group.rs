@@ -60,6 +60,8 @@ pub struct CudaGroup<C: Group> {
     way: Way,
     /// What its ranks are called.
     numbers: Vec<usize>,
+    /// What ranks share, from [`Collective::share`] until it is known whether that will do.
+    mapped: Cell<Option<Result<Peers, Refusal>>>,
     path: OnceCell<Path>,
     pub(super) standing: Arc<Standing>,
     /// What is added to the host's counts, and what is taken off.
@@ -98,6 +100,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
             messages: RefCell::default(),
             slot_bytes: SLOT_BYTES,
             way: Way::default(),
+            mapped: Cell::default(),
             path: OnceCell::new(),
             standing,
             own: Cell::default(),
@@ -154,6 +157,15 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         }
     }
 
+    /// As [`Collective::share`].
+    pub(super) fn map(&self, queue: &Queue) -> Result<(), CollectiveError> {
+        if self.size() > 1 && matches!(self.way, Way::Shortest | Way::Peers) {
+            let mapped = setup::map(&self.host, &self.numbers, queue, self.slot_bytes, self.deadline)?;
+            self.mapped.set(Some(mapped));
+        }
+        Ok(())
+    }
+
     /// As [`Collective::prepare`].
     pub(super) fn find_path(&self, queue: &Queue) -> Result<Option<String>, CollectiveError> {
         if self.size() == 1 || self.path.get().is_some() {
@@ -162,20 +174,18 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         let mut long_way = None;
         let path = match self.way {
             Way::Host => Path::Staged,
-            Way::Shortest | Way::Peers => {
-                match setup::peers(&self.host, &self.numbers, queue, self.slot_bytes, self.deadline)? {
-                    Ok(peers) => Path::Peers(Box::new(peers)),
-                    Err(no_peers) if self.way == Way::Shortest => {
-                        self.by_nccl(queue)?.unwrap_or_else(|no_nccl| {
-                            long_way = Some(self.long_way(&no_peers, &no_nccl));
-                            Path::Staged
-                        })
-                    }
-                    Err(Refusal { rank, why }) => {
-                        return Err(self.refused(rank, &format!("{NO_PEERS}: {why}")));
-                    }
+            Way::Shortest | Way::Peers => match self.found_peers(queue)? {
+                Ok(peers) => Path::Peers(Box::new(peers)),
+                Err(no_peers) if self.way == Way::Shortest => {
+                    self.by_nccl(queue)?.unwrap_or_else(|no_nccl| {
+                        long_way = Some(self.long_way(&no_peers, &no_nccl));
+                        Path::Staged
+                    })
                 }
-            }
+                Err(Refusal { rank, why }) => {
+                    return Err(self.refused(rank, &format!("{NO_PEERS}: {why}")));
+                }
+            },
             Way::Nccl => self.by_nccl(queue)?.map_err(|Refusal { rank, why }| self.refused(rank, &why))?,
         };
         if let Path::Peers(peers) = &path {
@@ -193,6 +203,18 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         self.standing.enter_host(self.host.watched().progress().sequence);
         self.prepared.set(self.host.stats());
         Ok(long_way)
+    }
+
+    /// What ranks share, if that works.
+    fn found_peers(&self, queue: &Queue) -> Result<Result<Peers, Refusal>, CollectiveError> {
+        let mapped = self.mapped.take();
+        if mapped.is_none() {
+            self.map(queue)?;
+        }
+        match mapped.or_else(|| self.mapped.take()).expect("ranks that go this way have shared") {
+            Ok(peers) => setup::tried(&self.host, &self.numbers, queue, peers),
+            Err(refusal) => Ok(Err(refusal)),
+        }
     }
 
     fn by_nccl(&self, queue: &Queue) -> Result<Result<Path, Refusal>, CollectiveError> {

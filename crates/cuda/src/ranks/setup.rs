@@ -1,7 +1,10 @@
 //! How ranks find out whether they can use each other's memory.
 //!
-//! Each tells the others who it is; where all can, all map what they need, try it with data, and agree. Whatever a rank can't do or
-//! does not find as it should be, all ranks take another way: NCCL, or the host.
+//! Each tells the others who it is; where all can, all map what they need ([`map`]), try it with data, and agree ([`tried`]). Whatever a
+//! rank can't do or does not find as it should be, all ranks take another way: NCCL, or the host.
+//!
+//! The second part comes when ranks of all groups are through the first: while kernels of some wait for each other, a driver that others ask
+//! for memory of the same GPU may wait for those kernels, and hold up the rank that they wait for.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -94,18 +97,18 @@ impl Own {
     }
 }
 
-/// The ranks' memory, if all can use all of it, or why not. All ranks call it and get the same answer. `numbers`: what they are called.
+/// The ranks' memory, if all have mapped all of it, or why not. All ranks call it and get the same answer. `numbers`: what they are
+/// called.
 ///
 /// # Errors
 /// A rank is missing or has failed.
-pub(super) fn peers(
+pub(super) fn map(
     group: &impl Group,
     numbers: &[usize],
     queue: &Queue,
     slot_bytes: usize,
     timeout: Duration,
 ) -> Result<Result<Peers, Refusal>, CollectiveError> {
-    // Before anything is allocated, since another rank's kernels may wait as soon as that has all it needs.
     let own = match group.size() {
         ..=MOST_RANKS => Own::new(queue, slot_bytes),
         ranks => Err(Fault(format!("{ranks} ranks are more than the {MOST_RANKS} that one group can have"))),
@@ -145,6 +148,12 @@ pub(super) fn peers(
     if let Some(refusal) = by_turns(&ranks, numbers) {
         return Ok(Err(refusal));
     }
+    let is_elsewhere =
+        |of: &Rank| of.process != ranks[0].process && (of.host != ranks[0].host || of.host == 0);
+    if let Some(rank) = ranks.iter().position(is_elsewhere) {
+        let why = format!("rank {} is on another host", numbers[0]);
+        return Ok(Err(Refusal { rank, why }));
+    }
     if ranks.iter().any(|of| of.process != ranks[0].process) {
         // What other processes were told of is never given back, so they are told as late as possible.
         let handles = match agreed(group, own.region.handle())? {
@@ -161,6 +170,20 @@ pub(super) fn peers(
         (Ok(_), Err(_)) => unreachable!("all ranks said that they found it"),
     };
     drop(listed);
+    Ok(Ok(peers))
+}
+
+/// The same, if data gets where it should and kernels of all ranks run at the same time; how fast is measured as well. All ranks call
+/// it and get the same answer.
+///
+/// # Errors
+/// A rank is missing or has failed.
+pub(super) fn tried(
+    group: &impl Group,
+    numbers: &[usize],
+    queue: &Queue,
+    peers: Peers,
+) -> Result<Result<Peers, Refusal>, CollectiveError> {
     if let Err(refusal) = try_memory(group, numbers, queue, &peers)? {
         return Ok(Err(refusal));
     }
@@ -207,7 +230,6 @@ fn found(
     timeout: Duration,
 ) -> Result<Peers, Fault> {
     let own = &ranks[rank];
-    let number = |of: &Rank| numbers[ranks.iter().position(|other| other == of).unwrap_or(rank)];
     if let Some(other) = ranks.iter().position(|of| of.slot != own.slot) {
         return Err(Fault(format!("rank {} has other slots", numbers[other])));
     }
@@ -216,9 +238,6 @@ fn found(
     let region = |of: &Rank| match of.process == own.process {
         true if of.ordinal == own.ordinal => listed(of.region),
         true => queue.0.driver.reach(of.ordinal as u32).and_then(|()| listed(of.region)),
-        false if of.host != own.host || own.host == 0 => {
-            Err(Fault(format!("rank {} is on another host", number(of))))
-        }
         false => queue.0.driver.open_shared(&of.handle),
     };
     // What hosts of other processes have to say comes by their groups.

@@ -2,13 +2,10 @@
 
 #![allow(dead_code, reason = "each program of tests uses a part")]
 
-use cuda::CudaDevice;
 use tensor::conformance::{self, Agreement};
 use tensor::{DType, KvDType, WeightFormat};
 
-mod unseen;
-
-pub use unseen::unseen_values;
+pub mod unseen;
 
 /// Formats whose products have the reference's bits.
 pub const EXACT: [WeightFormat; 3] =
@@ -36,27 +33,3 @@ pub fn agreement(dtype: KvDType) -> Agreement {
 pub fn scaled() -> impl Iterator<Item = (WeightFormat, DType)> {
     conformance::scaled().into_iter().map(|format| (format, DType::BF16))
 }
-
-/// One part.
-pub type Part = fn(&CudaDevice);
-
-/// All of it, for devices that take no minute for each.
-pub const ALL: &[(&str, Part)] = &[
-    ("rows", |dev| conformance::rows(dev)),
-    ("linear layers", |dev| conformance::linear_of(dev, &EXACT)),
-    ("tensor cores", |dev| {
-        NEAR.into_iter()
-            .chain(scaled())
-            .for_each(|(format, inputs)| conformance::linear_near(dev, format, inputs))
-    }),
-    ("experts", |dev| {
-        conformance::experts_of(dev, &EXACT);
-        conformance::experts_near(dev, DType::BF16.into(), DType::BF16);
-        scaled().for_each(|(format, inputs)| conformance::experts_near(dev, format, inputs));
-    }),
-    ("attention", |dev| conformance::attention_agreeing(dev, &agreement)),
-    ("unseen values", unseen_values),
-    ("segments", |dev| conformance::context_agreeing(dev, &agreement)),
-    ("copies", |dev| conformance::copies_agreeing(dev, &agreement)),
-    ("logits", |dev| conformance::logits(dev)),
-];

@@ -378,7 +378,7 @@ fn sanitized(script: &str, milliseconds: u64) -> Vec<(String, Outcome)> {
     let folder = folder(&[("compute-sanitizer", script)]);
     let limit = Duration::from_millis(milliseconds);
     let place = Place { folder: folder.path().to_owned(), deadline: Instant::now() + limit, limit };
-    let rows = sanitize::tool(&place, "memcheck").expect("rows");
+    let rows = sanitize::models(&place, "memcheck").expect("rows");
     rows.into_iter().map(|row| (row.part, row.result)).collect()
 }
 
@@ -407,6 +407,25 @@ echo 'error: the GPU failed' >&2; exit 9";
         let why = Outcome::Skipped("compute-sanitizer: Device not supported".into());
         assert_eq!(sanitized(&not, 60_000), [("memcheck".to_owned(), why)]);
     }
+}
+
+#[test]
+fn each_test_of_the_suite_is_sanitized_by_itself() {
+    let folder = folder(&[
+        (
+            "tests/gpu",
+            "case $* in --list) printf 'rows: test\\nlogits: test\\n\\n2 tests, 0 benchmarks\\n' ;; *) exit 7 ;; esac",
+        ),
+        (
+            "compute-sanitizer",
+            "case $* in *logits*) echo '========= Invalid __global__ read of size 4 bytes'; exit 9 ;; esac",
+        ),
+    ]);
+    let report = run_of(PARTS, folder.path(), Some(&["memcheck-suite"]), 60).expect("a report");
+    let found =
+        "compute-sanitizer: exit status: 9: ========= Invalid __global__ read of size 4 bytes".to_owned();
+    let expected = [("memcheck: rows", &Outcome::Ok), ("memcheck: logits", &Outcome::Failed(found))];
+    assert_eq!(results(&report), expected);
 }
 
 #[test]

@@ -53,6 +53,13 @@ impl Library {
         if !driver.takes_calls() {
             return Err(Fault(format!("{} has no queue that other libraries know", driver.name())));
         }
+        // The first product of a size makes the library load kernels, for which the driver may wait for kernels of a rank that waits
+        // for this one's.
+        if let ranks @ 2.. = driver.ranks_on_gpu() {
+            return Err(Fault(format!(
+                "cuBLASLt is for ranks with a GPU of their own, and {ranks} share this one"
+            )));
+        }
         driver.bind()?;
         Ok(Library {
             cublaslt: CublasLt::open(driver.cuda_major())?,
