@@ -183,8 +183,8 @@ fn no_exchange_is_part_of_a_graph() {
         on_all(3, LONG, Reduction::Canonical, |rank, group, dev| {
             group.prepare(dev).expect("prepare");
             let plan = &plans(3)[0];
-            let (steps, mut asked) = (20, Vec::new());
-            for step in 0..steps {
+            let mut asked = Vec::new();
+            for step in 0..20 {
                 let nodes = plan.nodes_of_rank[rank];
                 let mut x = dev.upload(&values(step, 64), 1, 64);
                 for layer in 0..4 {
@@ -221,8 +221,9 @@ fn no_exchange_is_part_of_a_graph() {
             // 4 reductions of all, and 2 pairs.
             let of_step: Vec<u32> = asked.windows(2).map(|two| two[1] - two[0]).collect();
             assert!(of_step[0] > 0 && of_step.iter().all(|calls| *calls == of_step[0]), "{asked:?}");
-            assert!(counted_by("libcuda.so.1", "fake_own_graph_launches") > 0, "what lies between is");
         });
+        // What lies between is, at least on the last one, which reads when the others are done.
+        assert!(counted_by("libcuda.so.1", "fake_graph_launches") > 0);
     });
 }
 
