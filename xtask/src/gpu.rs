@@ -36,7 +36,7 @@ const SECONDS: u64 = 590;
 /// How to call it, with the parts that there are.
 pub fn usage() -> String {
     let told = |part: &parts::Part| {
-        format!("\n         {:<12}  {} ({} s at most)", part.name, part.about, part.limit)
+        format!("\n         {:<14}  {} ({} s at most)", part.name, part.about, part.limit)
     };
     let parts: String = parts::PARTS.iter().map(told).collect();
     format!("{USAGE}\n       parts, the most important first; what there is no time for is left out:{parts}")

@@ -315,7 +315,7 @@ fn conformance(place: &Place) -> Result<Vec<Row>, String> {
 }
 
 /// What the program that ran last skipped, and why.
-fn skipped(place: &Place) -> Option<String> {
+pub fn skipped(place: &Place) -> Option<String> {
     let mut logs: Vec<_> =
         fs::read_dir(place.folder.join("logs")).ok()?.flatten().map(|entry| entry.path()).collect();
     logs.retain(|path| path.extension().is_some_and(|kind| kind == "err"));
