@@ -4,13 +4,14 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::path::PathBuf;
-use std::process::Command;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 use cuda::{Address, Arguments, Driver, Fault, Grid, Kernel, SharedMemory, kernels};
 use libloading::Library;
+
+#[path = "../once/mod.rs"]
+mod once;
 
 /// Of each kernel, by its name: how often it ran, and in how many blocks at most.
 pub type Launches = Rc<RefCell<HashMap<&'static str, [u32; 2]>>>;
@@ -18,43 +19,25 @@ pub type Launches = Rc<RefCell<HashMap<&'static str, [u32; 2]>>>;
 type Run = unsafe extern "C" fn(*const u32, u32, u32, *const *const c_void, u32);
 type Takes = unsafe extern "C" fn() -> u32;
 
-/// The kernels of this machine, compiled once per process. `None` where there is no C++ compiler.
+/// The kernels of this machine. `None` where there is no C++ compiler.
 fn library() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
-    LIBRARY.get_or_init(compile).as_ref()
+    LIBRARY.get_or_init(load).as_ref()
 }
 
-fn compile() -> Option<Library> {
-    let folder = tempfile::tempdir().expect("a folder for the kernels");
-    let path = |name: &str| -> PathBuf { folder.path().join(name) };
-    std::fs::write(path("kernels.cpp"), kernels::emulated()).expect("the kernels' source");
-    let compiler = std::env::var("CXX").unwrap_or("c++".into());
-    let output = Command::new(compiler)
-        .args([
-            "-std=c++17",
-            "-O2",
-            "-shared",
-            "-fPIC",
-            "-ffp-contract=off",
-            "-mfma",
-            "-mf16c",
-            "-U_FORTIFY_SOURCE",
-            "-Wall",
-            // Where a GPU does otherwise than this processor: addresses that are no multiples, shifts by too much. A kernel ends there.
-            "-fsanitize=alignment,shift",
-            "-fsanitize-undefined-trap-on-error",
-        ])
-        .args(["-Wno-unused-function", "-o"])
-        .args([path("kernels.so"), path("kernels.cpp")])
-        .output()
-        .ok()?;
-    assert!(
-        output.status.success(),
-        "the kernels don't compile:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    // SAFETY: the library has no initialisers; it was made just now of our own sources.
-    Some(unsafe { Library::new(path("kernels.so")) }.expect("the kernels can be loaded"))
+fn load() -> Option<Library> {
+    const OPTIONS: &[&str] = &[
+        "-std=c++17",
+        "-O2",
+        "-Wall",
+        "-Wno-unused-function",
+        // Where a GPU does otherwise than this processor: addresses that are no multiples, shifts by too much. A kernel ends there.
+        "-fsanitize=alignment,shift",
+        "-fsanitize-undefined-trap-on-error",
+    ];
+    let folder = once::compiled("kernels", &[("kernels.so", &kernels::emulated(), OPTIONS)])?;
+    // SAFETY: the library has no initialisers; it was made of our own sources.
+    Some(unsafe { Library::new(folder.join("kernels.so")) }.expect("the kernels can be loaded"))
 }
 
 /// Memory of the host, and kernels that run when they are launched.

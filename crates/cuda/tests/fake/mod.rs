@@ -1,11 +1,11 @@
 //! Libraries that stand for NVIDIA's where there are none: all kernels run, on the processor.
 
-use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
+
+#[path = "../once/mod.rs"]
+mod once;
 
 /// A folder of them, made when their sources have changed; none, and a word about it, without a C++ compiler.
 pub fn libraries() -> Option<&'static Path> {
@@ -16,19 +16,6 @@ pub fn libraries() -> Option<&'static Path> {
     }
     folder
 }
-
-const OPTIONS: &[&str] = &[
-    "-std=c++17",
-    "-O1",
-    "-shared",
-    "-fPIC",
-    "-ffp-contract=off",
-    "-mfma",
-    "-mf16c",
-    "-pthread",
-    "-U_FORTIFY_SOURCE",
-    "-w",
-];
 
 /// `LD_LIBRARY_PATH` with that folder first.
 pub fn search_path(folder: &Path) -> OsString {
@@ -52,31 +39,6 @@ fn compiled() -> Option<PathBuf> {
         ("libnccl.so.2", include_str!("libnccl.cpp")),
         ("libcublasLt.so.13", include_str!("libcublaslt.cpp")),
     ];
-    let mut hash = DefaultHasher::new();
-    (sources, OPTIONS).hash(&mut hash);
-    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stand-ins");
-    let folder = all.join(format!("{:016x}", hash.finish()));
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    std::fs::create_dir_all(&all).expect("a folder");
-    // Other processes may do the same at this time: whoever is first gives it its name.
-    let made = tempfile::tempdir_in(&all).expect("a folder");
-    for (name, source) in sources {
-        let (from, to) = (made.path().join(format!("{name}.cpp")), made.path().join(name));
-        std::fs::write(&from, source).expect("a source");
-        let output = Command::new(std::env::var("CXX").unwrap_or("c++".into()))
-            .args(OPTIONS)
-            .args([&format!("-Wl,-soname,{name}"), "-o"])
-            .args([&to, &from])
-            .arg("-ldl")
-            .output()
-            .ok()?;
-        assert!(output.status.success(), "{name}:\n{}", String::from_utf8_lossy(&output.stderr));
-    }
-    if std::fs::rename(made.path(), &folder).is_ok() {
-        // It is no temporary folder any more.
-        let _ = made.keep();
-    }
-    Some(folder)
+    const OPTIONS: &[&str] = &["-std=c++17", "-O1", "-pthread", "-w", "-ldl"];
+    once::compiled("stand-ins", &sources.map(|(name, source)| (name, source, OPTIONS)))
 }
