@@ -174,10 +174,9 @@ fn what_fast_gives_up_is_said() {
     assert_eq!((&said["device"], &said["reduction"]), (&"cuda".into(), &"fast".into()));
     assert!(told.starts_with("warning: --reduction fast") && told.lines().count() == 1, "{told}");
     // A library that does not work is missed by layers that it would have had.
-    let without = |flags: &str| {
-        let command = there("generate --reduction fast --max-tokens 2 --device cuda x").args(flags);
-        command.env("FAKE_NO_CUBLASLT", "1").run().succeeds().1
-    };
+    let of = |flags: &str| there("generate --reduction fast --max-tokens 2 --device cuda x").args(flags);
+    let without =
+        |flags: &str| of(flags).env("FAKE_GPUS", "2").env("FAKE_NO_CUBLASLT", "1").run().succeeds().1;
     let told = without("--tp 2");
     assert_eq!(
         told.matches("libcublasLt.so.13: libcublasLt: CUBLAS_STATUS_NOT_INITIALIZED").count(),
@@ -185,6 +184,10 @@ fn what_fast_gives_up_is_said() {
         "{told}"
     );
     assert!(told.starts_with("warning: --reduction fast: ") && told.lines().count() == 2, "{told}");
+    // What the library asks the driver for could wait for a rank of the same GPU that waits for this one.
+    let (_, told) = of("--tp 2").env("FAKE_GPUS", "1").run().succeeds();
+    let why = "cuBLASLt is for ranks with a GPU of their own, and 2 share this one";
+    assert_eq!(told.matches(why).count(), 1, "{told}");
     for flags in ["--quantization int8", "--quantization int4", "--dtype float32"] {
         assert_eq!(without(flags).lines().count(), 1, "{flags}");
     }

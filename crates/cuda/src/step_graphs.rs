@@ -18,12 +18,16 @@ pub(crate) struct StepGraphs<G, L> {
     /// Lists so far, and how many there were when the stream was last waited for.
     clock: u64,
     waited: u64,
-    most: usize,
+    /// Pieces of work of all that are known, and how many there may be.
+    work: usize,
+    most_work: usize,
     /// How many pieces of work make a graph worth it.
     least_work: usize,
 }
 
 struct Known<G> {
+    /// Pieces of work.
+    work: usize,
     /// When it came, and when before that.
     last: u64,
     before: u64,
@@ -53,11 +57,11 @@ pub(crate) enum Way<'a, G> {
 const MOST_WANTED: usize = 64;
 
 impl<G, L> StepGraphs<G, L> {
-    /// For at most so many lists, of which those that came last are known.
-    pub fn new(most: usize, least_work: usize) -> Self {
-        assert!(most > 0, "one list at least is known");
+    /// For lists of at most so many pieces of work in all, of which those that came last are known: a model between whose layers ranks
+    /// exchange outside of graphs has many short ones.
+    pub fn new(most_work: usize, least_work: usize) -> Self {
         let (known, left, wanted) = Default::default();
-        StepGraphs { known, left, wanted, clock: 0, waited: 0, most, least_work }
+        StepGraphs { known, left, wanted, clock: 0, waited: 0, work: 0, most_work, least_work }
     }
 
     /// How a list of so many pieces is to run.
@@ -67,8 +71,9 @@ impl<G, L> StepGraphs<G, L> {
         }
         self.clock += 1;
         if !self.known.contains_key(&list) {
-            self.make_room();
-            self.known.insert(list, Known { last: self.clock, before: 0, state: State::Seen(1) });
+            self.make_room(work);
+            self.work += work;
+            self.known.insert(list, Known { work, last: self.clock, before: 0, state: State::Seen(1) });
             return Way::Eager;
         }
         let known = self.known.get_mut(&list).expect("it is known");
@@ -138,12 +143,14 @@ impl<G, L> StepGraphs<G, L> {
         kept.chain(self.left)
     }
 
-    fn make_room(&mut self) {
-        if self.known.len() >= self.most {
+    /// Forgets lists until there is room for one of so many pieces, or none is left.
+    fn make_room(&mut self, work: usize) {
+        while self.work + work > self.most_work {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.last).map(|(list, _)| *list);
             let Some((list, known)) = oldest.and_then(|list| Some((list, self.known.remove(&list)?))) else {
                 return;
             };
+            self.work -= known.work;
             self.wanted.retain(|(wanted, _)| *wanted != list);
             if let State::Graph(graph) = known.state {
                 self.left.push(graph);
@@ -191,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_list_that_came_twice_is_replayed_from_the_third_time_on() {
-        let mut graphs = Graphs::new(8, 4);
+        let mut graphs = Graphs::new(800, 4);
         let ways = steps(&mut graphs, [1, 2, 1, 1, 2, 2, 3], true);
         assert_eq!(ways, ["eager", "eager", "remember", "replay", "remember", "replay", "eager"]);
         assert_eq!(graphs.way(2, 100), Way::Replay(&mut 2));
@@ -199,7 +206,7 @@ mod tests {
 
     #[test]
     fn where_others_are_at_work_it_is_tried_less_and_less() {
-        let mut graphs = Graphs::new(8, 4);
+        let mut graphs = Graphs::new(800, 4);
         let ways = steps(&mut graphs, [1; 40], false);
         let tried: Vec<usize> = (1..=40).filter(|times| ways[times - 1] == "remember").collect();
         assert_eq!(tried, [2, 4, 8, 16, 32]);
@@ -209,7 +216,7 @@ mod tests {
 
     #[test]
     fn who_never_waits_has_to_for_a_graph() {
-        let mut graphs = Graphs::new(8, 4);
+        let mut graphs = Graphs::new(800, 4);
         assert_eq!([1, 2, 2].map(|list| run(&mut graphs, list)), ["eager", "eager", "remember"]);
         assert!(graphs.is_never_waited_for());
         wait(&mut graphs, false);
@@ -220,7 +227,7 @@ mod tests {
         assert!(!graphs.is_never_waited_for());
         // It is remembered once, however often it comes until somebody waits; and who waited in between will again.
         assert_eq!([2, 1, 1, 1].map(|list| run(&mut graphs, list)), ["replay", "remember", "eager", "eager"]);
-        let mut graphs = Graphs::new(8, 4);
+        let mut graphs = Graphs::new(800, 4);
         run(&mut graphs, 1);
         wait(&mut graphs, true);
         assert_eq!(run(&mut graphs, 1), "remember");
@@ -229,14 +236,14 @@ mod tests {
 
     #[test]
     fn short_lists_are_not_worth_it() {
-        let mut graphs = Graphs::new(8, 4);
+        let mut graphs = Graphs::new(800, 4);
         assert!((0..5).all(|_| graphs.way(1, 3) == Way::Eager));
         assert_eq!([graphs.way(1, 4) == Way::Eager, graphs.way(1, 4) == Way::Remember], [true, true]);
     }
 
     #[test]
     fn what_could_not_be_captured_is_not_tried_again() {
-        let mut graphs = Graphs::new(8, 4);
+        let mut graphs = Graphs::new(800, 4);
         graphs.way(1, 9);
         assert_eq!(graphs.way(1, 9), Way::Remember);
         graphs.keep(1, None);
@@ -245,7 +252,7 @@ mod tests {
 
     #[test]
     fn no_more_is_remembered_than_there_is_room_for() {
-        let mut graphs = Graphs::new(1000, 4);
+        let mut graphs = Graphs::new(100000, 4);
         let all = 0..2 * MOST_WANTED as u128;
         all.clone().for_each(|list| assert_eq!(run(&mut graphs, list), "eager"));
         let remembered =
@@ -258,7 +265,7 @@ mod tests {
 
     #[test]
     fn the_lists_that_came_last_are_known() {
-        let mut graphs = Graphs::new(2, 4);
+        let mut graphs = Graphs::new(200, 4);
         let ways = steps(&mut graphs, [1, 1, 2, 1, 3, 1, 2], true);
         // 2 made room for 3, and not 1, which came between.
         assert_eq!(ways, ["eager", "remember", "eager", "replay", "eager", "replay", "eager"]);
@@ -273,7 +280,7 @@ mod tests {
         steps(&mut graphs, [7, 7], true);
         assert_eq!(graphs.into_all().collect::<Vec<_>>(), [7]);
         // Nor is what made room made a graph.
-        let mut graphs = Graphs::new(2, 4);
+        let mut graphs = Graphs::new(200, 4);
         assert_eq!([1, 1, 2, 3].map(|list| run(&mut graphs, list)), ["eager", "remember", "eager", "eager"]);
         assert!(graphs.waited().is_empty());
     }

@@ -35,8 +35,9 @@ const READ_BYTES: usize = 256 << 10;
 /// Larger writes are not collected, and no longer lists.
 const MOST_WRITTEN: usize = 256 << 10;
 const MOST_WORK: usize = 1 << 14;
-/// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
-const MOST_GRAPHS: usize = 128;
+/// Pieces of work of all lists that are known: of a step of some 500 a hundred lists, a few per eight rows and twice as many when block
+/// tables or contexts have doubled.
+const MOST_KNOWN: usize = 1 << 16;
 const LEAST_WORK: usize = 8;
 /// Room for all that graphs write; a list for which there is none left is no graph.
 const GRAPH_BYTES: usize = 16 << 20;
@@ -82,7 +83,7 @@ impl NvidiaDriver {
         // SAFETY: it writes one pointer.
         check(unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         let has_pool = gpu.has_pool()?;
-        let graphs = (!enforce_eager).then(|| RefCell::new(StepGraphs::new(MOST_GRAPHS, LEAST_WORK)));
+        let graphs = (!enforce_eager).then(|| RefCell::new(StepGraphs::new(MOST_KNOWN, LEAST_WORK)));
         let events = RefCell::new(Events::new(gpu.api));
         let staging = RefCell::new(Staging::new()?);
         let written = PinnedPool::new(GRAPH_BYTES)?;
