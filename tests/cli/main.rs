@@ -40,6 +40,8 @@ mod launch_faults;
 mod launch_usage;
 mod packed;
 mod perplexity;
+#[path = "../../crates/job/tests/common/ports.rs"]
+mod ports;
 mod quantize;
 mod quantize_folder;
 mod same_answers;

@@ -222,8 +222,14 @@ fn a_hub_that_falls_silent_is_an_error_after_a_while() {
     hub.stalls.insert(SINGLE.to_owned(), 1000);
     let mut setting = Setting::new(hub);
     setting.config.stall = Duration::from_millis(300);
-    let error = setting.fails(&[SINGLE, "nothing came for", &setting.config.endpoint]);
-    assert!(!error.is_usage());
+    // On a busy machine what comes before may take that long too. It is in the cache when it is asked for again.
+    let silences = std::iter::repeat_with(|| {
+        let error = setting.fails(&["nothing came for", &setting.config.endpoint]);
+        assert!(!error.is_usage());
+        error.to_string()
+    });
+    let found = silences.take(50).find(|line| line.contains(SINGLE));
+    assert!(found.is_some(), "it never comes to the file that falls silent");
 }
 
 #[test]

@@ -164,6 +164,14 @@ pub fn authenticate(
 }
 
 const CLOSED: &str = "it closed the connection";
+/// What is said of whoever has not answered by the deadline.
+pub(crate) const LATE: &str = "it did not answer in time";
+
+/// Whether something was found wrong with the other side of a connection, or it said so of this one. Whoever is merely silent, or gone,
+/// might have been right.
+pub(crate) fn is_refusal(error: &CollectiveError) -> bool {
+    matches!(error, CollectiveError::Refused(why) if why != CLOSED && why != LATE)
+}
 
 fn refused(why: String) -> CollectiveError {
     CollectiveError::Refused(why)
@@ -206,7 +214,7 @@ fn may_wait(error: std::io::Error, deadline: Instant) -> Result<(), CollectiveEr
     match error.kind() {
         ErrorKind::Interrupted => Ok(()),
         ErrorKind::WouldBlock | ErrorKind::TimedOut if Instant::now() < deadline => Ok(()),
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => Err(refused("it did not answer in time".into())),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Err(refused(LATE.into())),
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
             Err(refused(CLOSED.into()))
         }

@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use collective::conformance::patiently;
 use collective::{CollectiveError, Group, Role, Secret, TcpConfig, TcpMesh, TcpRank, authenticate};
 use proptest::prelude::*;
 
@@ -85,22 +86,26 @@ fn missing_ranks_are_named() {
 
 #[test]
 fn another_secret_is_told_on_both_sides() {
-    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listener()).unzip();
-    let config = TcpConfig { connect_deadline: Duration::from_millis(500), ..config() };
-    let connect = |(me, listener): (usize, TcpListener)| {
-        let peers: Vec<_> = (0..2).map(|r| (r != me).then(|| addresses[r])).collect();
-        let secret = Secret::from_bytes(vec![me as u8; 16]).expect("long enough");
-        TcpMesh::connect(me, listener, &peers, &secret, &config).expect_err("refused").to_string()
-    };
-    let errors: Vec<String> = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            listeners.into_iter().enumerate().map(|rank| scope.spawn(|| connect(rank))).collect();
-        threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+    // Both must have been there together for a moment.
+    patiently(Duration::from_millis(500), |connect_deadline| {
+        let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listener()).unzip();
+        let config = TcpConfig { connect_deadline, ..config() };
+        let connect = |(me, listener): (usize, TcpListener)| {
+            let peers: Vec<_> = (0..2).map(|r| (r != me).then(|| addresses[r])).collect();
+            let secret = Secret::from_bytes(vec![me as u8; 16]).expect("long enough");
+            TcpMesh::connect(me, listener, &peers, &secret, &config).expect_err("refused").to_string()
+        };
+        let errors: Vec<String> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                listeners.into_iter().enumerate().map(|rank| scope.spawn(|| connect(rank))).collect();
+            threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+        });
+        for (me, error) in errors.iter().enumerate() {
+            assert!(error.contains(&format!("no connection with rank [{}]", 1 - me)), "{error}");
+        }
+        let is_told = errors.iter().all(|error| error.contains("another group secret"));
+        if is_told { Ok(()) } else { Err(format!("{errors:?}")) }
     });
-    for (me, error) in errors.iter().enumerate() {
-        assert!(error.contains(&format!("no connection with rank [{}]", 1 - me)), "{error}");
-        assert!(error.contains("another group secret"), "{error}");
-    }
 }
 
 /// A rank 1 of two, and the socket of a rank 0 that says what it likes.

@@ -275,6 +275,14 @@ mod tests {
     }
 
     #[test]
+    fn once_a_rank_is_lost_the_others_have_a_second_to_end() {
+        for timeout in [Duration::from_millis(1500), LONG] {
+            let Pace { tick, grace, linger, .. } = Pace::new(timeout);
+            assert!(tick + grace + linger < Duration::from_secs(1), "{timeout:?}");
+        }
+    }
+
+    #[test]
     fn a_doomed_process_is_ended_unless_it_is_held() {
         let (watch, verdict) = doomed();
         assert_eq!(watch.wait_for_a_doomed_process(Duration::ZERO, LONG), Some(verdict.clone()));

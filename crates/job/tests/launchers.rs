@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use common::hosts::{Hosts, secret};
-use common::ranks::{ROLE, Ranks, SLACK, TIMEOUT, binary, only_line};
+use common::ranks::{PATIENCE, ROLE, Ranks, SLACK, TIMEOUT, binary, only_line};
 use common::{free_port, ranks};
 
 /// Without the variables that launchers set this process is on its own. With them it is a rank of a test below.
@@ -68,7 +68,12 @@ fn a_wire_that_is_cut_ends_both_sides_within_the_timeout() {
     let Some(hosts) = Hosts::new(2) else { return };
     let secret = secret();
     let path = secret.path().to_str().expect("text");
-    let ranks = Ranks::start_commands((0..2).map(|rank| rank_on(&hosts, rank, "wait", path)).collect());
+    let start = |rank| {
+        let mut command = rank_on(&hosts, rank, "wait", path);
+        command.env(PATIENCE, TIMEOUT.as_secs_f32().to_string());
+        command
+    };
+    let ranks = Ranks::start_commands((0..2).map(start).collect());
     ranks.hear_all("here");
     hosts.cut();
     let began = Instant::now();

@@ -2,6 +2,7 @@
 //! test, as far as the time goes.
 
 use super::command::{NOT_SUPPORTED, Place};
+use super::parts::{skipped, tests};
 use super::table::Row;
 
 /// What is run, the most important first. All are small, and launch by launch, so that an access is told with its kernel.
@@ -43,7 +44,7 @@ pub fn models(place: &Place, tool: &str) -> Result<Vec<Row>, String> {
 pub fn suite(place: &Place) -> Result<Vec<Row>, String> {
     const TOOL: &str = "memcheck";
     let mut runs = Vec::new();
-    for program in super::parts::tests(place)? {
+    for program in tests(place)? {
         let listed = place.run(place.command(&program).arg("--list"))?;
         let tests = listed.lines().filter_map(|line| line.strip_suffix(": test"));
         runs.extend(tests.map(|test| {
@@ -81,7 +82,11 @@ fn under(place: &Place, tool: &str, runs: Vec<Run>) -> Result<Vec<Row>, String> 
             break;
         }
         // If it was cut off, it had found nothing so far that would have ended it.
-        rows.push(ran.map_or_else(|missed| missed.row(&name), |_| Row::ok(&name)));
+        let ended = |_| match skipped(place) {
+            Some(why) => Row::failed(&name, why),
+            None => Row::ok(&name),
+        };
+        rows.push(ran.map_or_else(|missed| missed.row(&name), ended));
     }
     Ok(rows)
 }

@@ -7,6 +7,7 @@ mod moves;
 mod sums;
 mod waits;
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tensor::Device;
@@ -17,6 +18,19 @@ use crate::Collective;
 const LONG: Duration = Duration::from_secs(60);
 /// A deadline that is waited for.
 const SHORT: Duration = Duration::from_millis(100);
+
+/// Makes a check whose patience is waited out. Whoever was only held up by a busy machine comes in time where there is more of it: so
+/// the check is made again with four times as much until it gives no reason why not, and that is long only where something is wrong.
+///
+/// # Panics
+/// With the last reason, if a quarter of a minute would not do.
+pub fn patiently(first: Duration, check: impl Fn(Duration) -> Result<(), String>) {
+    let mut patience = first;
+    while let Err(why) = check(patience) {
+        patience *= 4;
+        assert!(patience < LONG / 4, "{why}");
+    }
+}
 
 /// Runs all checks on groups of `ranks` threads and panics at the first that does not hold.
 ///
@@ -90,6 +104,33 @@ impl<D: Device, C: Collective<D>> Checks<'_, D, C> {
             self.an_end_ends_all();
             self.an_abort_ends_every_wait();
         }
+    }
+
+    /// Runs `work`, which waits a short deadline out, on all ranks of fresh groups: [patiently], for a rank that was held up may be
+    /// missing like the one that is. `work` gives a reason if that may be so.
+    fn on_all_in_vain(&self, work: impl Fn(usize, C, D, Duration) -> Result<(), String> + Sync) {
+        patiently(SHORT, |deadline| {
+            let late = Mutex::new(None);
+            (self.on_all)(deadline, &|rank, group, dev| {
+                let prepared = group.prepare(&dev).map_err(|error| format!("prepare: {error}"));
+                if let Err(why) = prepared.and_then(|_| work(rank, group, dev, deadline)) {
+                    *late.lock().expect("nobody panics with it") = Some(why);
+                }
+            });
+            // The ranks may be processes, and all or none of them try again.
+            let others = Mutex::new(Vec::new());
+            self.on_all(LONG, |_, group, _| {
+                let is_late = late.lock().expect("nobody panics with it").is_some();
+                let all = group.all_gather_host(&[f32::from(is_late)]).expect("all_gather_host");
+                *others.lock().expect("nobody panics with it") = all.concat();
+            });
+            let others = others.into_inner().expect("nobody panics with it");
+            let own = late.into_inner().expect("nobody panics with it");
+            match others.iter().position(|&is_late| is_late > 0.0) {
+                None => Ok(()),
+                Some(rank) => Err(own.unwrap_or_else(|| format!("rank {rank} says why"))),
+            }
+        });
     }
 
     /// Runs `work` on all ranks of a fresh group. The group ends when `work` does.

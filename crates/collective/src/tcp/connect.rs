@@ -11,7 +11,7 @@ use rustix::fs::Timespec;
 
 use super::system;
 use crate::CollectiveError;
-use crate::secret::{Role, Secret, authenticate, read_exact, write_all};
+use crate::secret::{LATE, Role, Secret, authenticate, is_refusal, read_exact, write_all};
 
 /// Nobody of ours needs longer to prove itself.
 const MEETING: Duration = Duration::from_secs(5);
@@ -35,8 +35,30 @@ struct Meetings<'a> {
     found: Mutex<Vec<Option<Option<TcpStream>>>>,
     /// How many strangers are heard.
     busy: AtomicUsize,
-    /// What went wrong last.
-    last: Mutex<Option<String>>,
+    reasons: Mutex<Reasons>,
+}
+
+/// Why a connection is missing.
+#[derive(Default)]
+struct Reasons {
+    /// What was wrong with another side, or with this one for another, last.
+    refusal: Option<String>,
+    /// What else went wrong last. It takes no refusal's place: whoever was refused tries again, at the end in vain.
+    other: Option<String>,
+}
+
+impl Reasons {
+    fn note(&mut self, is_refusal: bool, why: String) {
+        *(if is_refusal { &mut self.refusal } else { &mut self.other }) = Some(why);
+    }
+
+    /// Both, for a refusal may be a stranger's.
+    fn told(self) -> String {
+        match (self.refusal, self.other) {
+            (Some(refusal), Some(other)) => format!("{refusal}; {other}"),
+            (refusal, other) => refusal.or(other).unwrap_or_else(|| "nobody came".into()),
+        }
+    }
 }
 
 /// A socket for each of `peers`.
@@ -56,7 +78,7 @@ pub fn connect(
         until: Instant::now() + deadline,
         found: Mutex::new(peers.iter().map(|p| p.map(|_| None)).collect()),
         busy: AtomicUsize::new(0),
-        last: Mutex::default(),
+        reasons: Mutex::default(),
     };
     std::thread::scope(|scope| {
         for (peer, address) in peers.iter().enumerate().skip(me + 1) {
@@ -81,8 +103,8 @@ impl Meetings<'_> {
         Instant::now() < self.until && !self.missing().is_empty()
     }
 
-    fn note(&self, why: String) {
-        *self.last.lock().expect("nobody panics with it") = Some(why);
+    fn note(&self, is_refusal: bool, why: String) {
+        self.reasons.lock().expect("nobody panics with it").note(is_refusal, why);
     }
 
     /// Connects with a higher rank, as often as it takes.
@@ -90,14 +112,14 @@ impl Meetings<'_> {
         while Instant::now() < self.until {
             let left = self.until.saturating_duration_since(Instant::now()).max(GLANCE);
             let met = TcpStream::connect_timeout(&address, left)
-                .map_err(|e| e.to_string())
-                .and_then(|socket| self.introduce(socket, peer).map_err(|e| e.to_string()));
+                .map_err(|e| (false, e.to_string()))
+                .and_then(|socket| self.introduce(socket, peer).map_err(|e| (is_refusal(&e), e.to_string())));
             match met {
                 Ok(socket) => {
                     self.found.lock().expect("nobody panics with it")[peer] = Some(Some(socket));
                     return;
                 }
-                Err(why) => self.note(format!("rank {peer} at {address}: {why}")),
+                Err((is_refusal, why)) => self.note(is_refusal, format!("rank {peer} at {address}: {why}")),
             }
             // Its process may not listen yet.
             std::thread::sleep(GLANCE);
@@ -127,7 +149,7 @@ impl Meetings<'_> {
                     self.busy.fetch_add(1, Relaxed);
                     scope.spawn(move || {
                         if let Err(error) = self.receive(socket) {
-                            self.note(format!("{from}: {error}"));
+                            self.note(is_refusal(&error), format!("{from}: {error}"));
                         }
                         self.busy.fetch_sub(1, Relaxed);
                     });
@@ -140,7 +162,7 @@ impl Meetings<'_> {
                 }
                 // What an accepted connection has died of meanwhile; or no more descriptors, and strangers give some back.
                 Err(e) => {
-                    self.note(e.to_string());
+                    self.note(false, e.to_string());
                     std::thread::sleep(GLANCE);
                 }
             }
@@ -181,8 +203,7 @@ impl Meetings<'_> {
     fn result(self, deadline: Duration) -> Result<Vec<Option<TcpStream>>, CollectiveError> {
         let missing = self.missing();
         if !missing.is_empty() {
-            let last = self.last.into_inner().expect("nobody panics with it");
-            let why = last.unwrap_or_else(|| "nobody came".into());
+            let why = self.reasons.into_inner().expect("nobody panics with it").told();
             let waited_s = deadline.as_secs_f64().ceil() as u64;
             return Err(CollectiveError::Unconnected { rank: self.me, missing, waited_s, why });
         }
@@ -204,7 +225,8 @@ struct Wanted<'a> {
 impl std::io::Read for Wanted<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
         if !self.meetings.goes_on() {
-            return Ok(0);
+            // Of a kind after which nobody reads again.
+            return Err(std::io::Error::other(LATE));
         }
         self.socket.read(bytes)
     }
@@ -217,5 +239,55 @@ impl std::io::Write for Wanted<'_> {
 
     fn flush(&mut self) -> std::io::Result<()> {
         self.socket.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(byte: u8) -> Secret {
+        Secret::from_bytes([byte; 16]).expect("long enough")
+    }
+
+    /// What one of two ranks knows before it has met the other.
+    fn meetings(me: usize, secret: &Secret, until: Instant) -> Meetings<'_> {
+        let found = (0..2).map(|rank| (rank != me).then_some(None)).collect();
+        let (busy, reasons) = (AtomicUsize::new(0), Mutex::default());
+        Meetings { me, world: 2, secret, until, found: Mutex::new(found), busy, reasons }
+    }
+
+    #[test]
+    fn who_is_gone_after_a_refusal_does_not_hide_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let (ours, until) = (secret(1), Instant::now() + Duration::from_secs(60));
+        let meetings = meetings(0, &ours, until);
+        std::thread::scope(|scope| {
+            let call = scope.spawn(|| meetings.call(1, address));
+            let accept = || listener.accept().expect("it comes again").0;
+            authenticate(&mut accept(), &secret(2), Role::Accepts, until).expect_err("another secret");
+            drop(accept());
+            // So that it ends before its time.
+            let mut socket = accept();
+            authenticate(&mut socket, &ours, Role::Accepts, until).expect("the same secret");
+            write_all(&mut socket, &[WELCOME], until).expect("said");
+            read_exact(&mut socket, &mut [0; 12], until).expect("its names");
+            call.join().expect("no panic");
+        });
+        let told = meetings.reasons.into_inner().expect("nobody panics with it").told();
+        let (refusal, other) = told.split_once("; ").expect("both");
+        assert!(refusal.contains("it has another group secret"), "{told}");
+        assert!(other.ends_with("it closed the connection"), "{told}");
+    }
+
+    #[test]
+    fn who_is_silent_until_time_is_up_has_refused_nobody() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let _silent = TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+        let (ours, socket) = (secret(1), listener.accept().expect("somebody").0);
+        let error = meetings(1, &ours, Instant::now()).receive(socket).expect_err("it says nothing");
+        assert_eq!(error, CollectiveError::Refused(LATE.into()));
+        assert!(!is_refusal(&error));
     }
 }

@@ -2,18 +2,14 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod hosts;
+mod ports;
 pub mod ranks;
 pub mod role;
 
-use std::net::TcpListener;
 use std::time::Duration;
 
 use job::{Fingerprint, Job, JobEnv, JobError, JobOptions};
-
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
-}
+pub use ports::free_port;
 
 /// A rank's environment, as a launcher that has all ranks on one host sets it, and other variables.
 pub fn env(rank: usize, size: usize, port: u16, more: &[(&str, &str)]) -> JobEnv {

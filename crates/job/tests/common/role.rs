@@ -9,7 +9,10 @@ use collective::{Group, Secret, conformance};
 use job::{Backend, Failure, Job, JobEnv, JobOptions, Report, hold_lifeline};
 use tensor::Reference;
 
-use super::ranks::{ROLE, TIMEOUT, rank_command};
+use super::ranks::{PATIENCE, ROLE, rank_command};
+
+/// Seconds of silence after which a rank counts as dead where no test says otherwise: more than any test waits.
+const PATIENT: f32 = 60.0;
 
 /// Ends the process if it is a rank of some test. What started it as one has set variables; without them it is on its
 /// own.
@@ -29,17 +32,19 @@ fn lookup(name: &str) -> Option<String> {
 /// Returns the exit status.
 fn be_a_rank(env: &JobEnv, role: &str) -> i32 {
     let report = Report::open(&lookup).expect("a pipe");
-    hold_lifeline(&lookup, TIMEOUT).expect("a pipe");
+    // Where nobody is to fall silent a rank that a busy machine holds up is not to be taken for one that does.
+    let comm_timeout = lookup(PATIENCE).map_or(PATIENT, |text| text.parse().expect("seconds"));
+    let comm_timeout = Duration::from_secs_f32(comm_timeout);
+    hold_lifeline(&lookup, comm_timeout).expect("a pipe");
     match role {
         "launcher" => launch_one(),
         "launched" => rest(),
         _ => {}
     }
-    let is_patient = role == "conformance";
     let secret = lookup("ANYSPLIT_GROUP_SECRET_FILE").map(|file| Secret::from_file(Path::new(&file)));
     let options = JobOptions {
         secret: secret.map_or(Secret::none(), |secret| secret.expect("a secret")),
-        comm_timeout: if is_patient { Duration::from_secs(60) } else { TIMEOUT },
+        comm_timeout,
         startup_timeout: Duration::from_secs(60),
         backend: lookup("ANYSPLIT_COMM_BACKEND")
             .map_or(Backend::Auto, |text| text.parse().expect("a backend")),
@@ -71,13 +76,16 @@ fn say(text: &str) {
     write!(out, "\n@{text}\n").and_then(|()| out.flush()).expect("the test reads");
 }
 
-/// A launcher: one process, and a pulse of which there is only one beat.
+/// A launcher: one process, and a pulse for it, as fast as it listens, until one of the two is stopped or ends.
 fn launch_one() -> ! {
     let mut child = rank_command(0, 2, 1).env(ROLE, "launched").env("ANYSPLIT_LIFE_FD", "0").spawn();
     let child = child.as_mut().expect("a process");
-    child.stdin.as_mut().expect("a pipe").write_all(b".").expect("it listens");
+    let mut pulse = child.stdin.take().expect("a pipe");
     say("launched");
-    rest()
+    while pulse.write_all(b".").is_ok() {
+        std::thread::yield_now();
+    }
+    std::process::exit(1)
 }
 
 fn act(job: &Job, role: &str) -> Result<(), Failure> {
