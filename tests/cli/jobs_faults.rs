@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::checkpoints::{ENDLESS_TOKENS, endless};
 use crate::child::{Anysplit, anysplit, free_port};
-use crate::job_child::{End, Running, is_ignored};
+use crate::job_child::{End, LONG, Running, is_ignored};
 
 /// Short enough to wait for.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,12 +46,13 @@ pub fn launch(ranks: usize) -> Anysplit {
     launch_with(ranks, TIMEOUT)
 }
 
-/// The same with another `--comm-timeout`.
+/// The same with another `--comm-timeout`. Ranks that don't end when they are asked to are killed too late for any test.
 pub fn launch_with(ranks: usize, timeout: Duration) -> Anysplit {
     anysplit(&format!(
-        "launch --nproc-per-node {ranks} --master-port {} --comm-timeout {} -- anysplit",
+        "launch --nproc-per-node {ranks} --master-port {} --comm-timeout {} --shutdown-timeout {} -- anysplit",
         free_port(),
-        timeout.as_secs()
+        timeout.as_secs(),
+        LONG.as_secs()
     ))
 }
 
