@@ -1,6 +1,7 @@
 //! The golden checkpoints, and copies of them that can be damaged.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -30,6 +31,28 @@ pub fn comma_separated(ids: &Value) -> String {
 fn read_json(file: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(file).expect("the file is there")).expect("the file is JSON")
 }
+
+/// The demo model with room for so many tokens ([`ENDLESS_TOKENS`]) that making them takes longer than any test waits. So it is
+/// still at work when a test does something to it, however long that was held up.
+pub fn endless() -> &'static Path {
+    static MODEL: OnceLock<PathBuf> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("endless-model");
+        std::fs::create_dir_all(&dir).expect("cargo's directory for tests");
+        for name in ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+        {
+            std::fs::copy(demo.join(name), dir.join(name)).expect("copied");
+        }
+        let mut config = read_json(&demo.join("config.json"));
+        config["max_position_embeddings"] = (ENDLESS_TOKENS + 1000).into();
+        std::fs::write(dir.join("config.json"), config.to_string()).expect("written");
+        dir
+    })
+}
+
+/// What to ask [`endless`] for: minutes of work, each token of which takes longer than the one before.
+pub const ENDLESS_TOKENS: usize = 100_000;
 
 /// A directory that goes away.
 pub struct Copy {

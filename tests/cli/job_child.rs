@@ -15,6 +15,12 @@ use tempfile::TempDir;
 /// Longer than any wait here takes on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(50);
 
+/// What a busy machine may add to what was planned. Far less than [`LONG`].
+const SLACK: Duration = Duration::from_secs(10);
+
+/// A deadline for jobs whose end has to wait for none.
+pub const LONG: Duration = Duration::from_secs(40);
+
 /// The variable by which the processes of one job are known, and their children, wherever they end up.
 const MARK: &str = "TEST_JOB";
 
@@ -221,10 +227,11 @@ impl End {
         line
     }
 
-    /// Checks that no process was left two seconds after the deadline.
+    /// Checks that no process was left long after the deadline. What is planned takes less than two seconds of that, as
+    /// `launch/watch.rs` checks; this machine may be busy.
     #[track_caller]
     pub fn is_in_time(&self, timeout: Duration) {
-        assert!(self.took < timeout + Duration::from_secs(2), "{:?}: {:?}", self.took, self.stderr);
+        assert!(self.took < timeout + SLACK, "{:?}: {:?}", self.took, self.stderr);
     }
 }
 

@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::child::{Anysplit, anysplit, free_port};
-use crate::job_child::{End, Running, is_ignored};
-use crate::jobs_faults::{Phase, TIMEOUT, launch, printed_no_garbage, reach, work};
+use crate::job_child::{End, LONG, Running, is_ignored};
+use crate::jobs_faults::{Phase, TIMEOUT, launch_with, printed_no_garbage, reach, work};
 
 const PHASES: [Phase; 4] = [Phase::Start, Phase::Load, Phase::Prefill, Phase::Decode];
 
-/// The same fault of a launcher in every phase at once.
-fn to_launchers(signal: Signal, check: impl Fn(Phase, &End) + Sync) {
+/// The same fault of a launcher in every phase at once, with a `--comm-timeout`.
+fn to_launchers(signal: Signal, timeout: Duration, check: impl Fn(Phase, &End) + Sync) {
     std::thread::scope(|scope| {
         for phase in PHASES {
             let check = &check;
             scope.spawn(move || {
-                let mut job = Running::start(work(phase, launch(2), "--tp 2").command());
+                let mut job = Running::start(work(phase, launch_with(2, timeout), "--tp 2").command());
                 reach(phase, &mut job, 1);
                 let fault = job.signal(signal);
                 let end = job.ends(fault);
@@ -34,7 +34,7 @@ fn to_launchers(signal: Signal, check: impl Fn(Phase, &End) + Sync) {
 
 #[test]
 fn a_launcher_that_is_killed_takes_its_ranks_with_it() {
-    to_launchers(Signal::KILL, |_, end| {
+    to_launchers(Signal::KILL, LONG, |_, end| {
         assert_eq!(end.status, None);
         // Nobody has to wait for a deadline.
         end.is_in_time(Duration::ZERO);
@@ -43,7 +43,7 @@ fn a_launcher_that_is_killed_takes_its_ranks_with_it() {
 
 #[test]
 fn a_launcher_that_is_stopped_is_ended_by_its_ranks() {
-    to_launchers(Signal::STOP, |_, end| {
+    to_launchers(Signal::STOP, TIMEOUT, |_, end| {
         assert_eq!(end.status, None, "by a signal");
         end.is_in_time(TIMEOUT);
     });
@@ -66,7 +66,7 @@ fn ctrl_c_and_requests_to_end_end_all_ranks_cleanly() {
         if is_ignored(signal) {
             continue;
         }
-        to_launchers(signal, |phase, end| {
+        to_launchers(signal, LONG, |phase, end| {
             assert_eq!(end.status, Some(status), "{phase:?}");
             assert_eq!(end.line(), format!("error: ended by {name}"), "{phase:?}");
             end.is_in_time(Duration::ZERO);

@@ -175,9 +175,9 @@ fn strangers_on_any_port_disturb_no_job() {
         open.push(impostors(port, seed));
         ranks.push(start(2));
         ranks[0].prints();
-        for (rank, job) in ranks.iter_mut().enumerate() {
-            let pid = job.pid(rank);
-            assert_eq!(listens_on(pid), [0; 0], "nobody comes to a job that runs: seed {seed}, rank {rank}");
+        // Nobody comes to a job that runs. Ranks other than the first may be a little behind it.
+        for job in &mut ranks {
+            job.waits_until("listens no more", |pid| listens_on(pid).is_empty());
         }
         for (rank, job) in ranks.into_iter().enumerate() {
             let end = job.ends(began);

@@ -22,7 +22,7 @@ fn told(ranks: impl IntoIterator<Item = Anysplit>) -> (Vec<Option<i32>>, Vec<Str
     let statuses = ends.iter().map(|end| end.status).collect();
     let mut lines = Vec::new();
     for end in ends {
-        end.is_in_time(Duration::from_secs(8));
+        end.is_in_time(Duration::from_secs(20));
         assert_eq!(end.stdout, "");
         lines.extend(end.stderr.iter().filter_map(|line| line.strip_prefix("error: ")).map(str::to_owned));
     }
@@ -176,19 +176,29 @@ fn a_host_that_nobody_knows_is_named() {
 
 #[test]
 fn other_secrets_are_told_on_both_sides() {
-    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let node = |rank: usize, text: &str| {
-        let options = "--nnodes 2 --comm-timeout 20 --node-rank";
-        let launch = anysplit(&format!("launch {options} {rank} --master-port {port} --group-secret-file"));
-        let launch = launch.arg(secret(dir.path(), text)).args("-- anysplit score --prompt-ids 1,2");
-        launch.args("--startup-timeout 2")
+    let dir = tempfile::tempdir().unwrap();
+    let both = |seconds: u64| {
+        let port = free_port();
+        let node = |rank: usize, text: &str| {
+            let options = "--nnodes 2 --comm-timeout 20 --node-rank";
+            let launch =
+                anysplit(&format!("launch {options} {rank} --master-port {port} --group-secret-file"));
+            let launch = launch.arg(secret(dir.path(), text)).args("-- anysplit score --prompt-ids 1,2");
+            launch.args(&format!("--startup-timeout {seconds}"))
+        };
+        told([node(0, "one secret of a node"), node(1, "another secret of a node")])
     };
-    let (statuses, lines) = told([node(0, "one secret of a node"), node(1, "another secret of a node")]);
+    let (mut seconds, (mut statuses, mut lines)) = (2, both(2));
+    // On a busy machine they may not meet within that.
+    if lines.iter().all(|line| line.contains(" within 2 s") && !line.contains(" connected")) {
+        seconds = 15;
+        (statuses, lines) = both(seconds);
+    }
     // Who has the wrong one may be anybody, so rank 0 goes on waiting for rank 1.
     assert_eq!((statuses, lines.len()), (vec![Some(1), Some(2)], 2), "{lines:?}");
-    assert!(lines[0].contains(
-        "rank 1 of 2 did not come within 2 s; 127.0.0.1 connected, but it has another group secret"
-    ));
+    let never_came = format!("rank 1 of 2 did not come within {seconds} s");
+    let why = format!("{never_came}; 127.0.0.1 connected, but it has another group secret");
+    assert!(lines[0].contains(&why), "{lines:?}");
     assert!(
         lines[1].contains("rank 1 and rank 0 at 127.0.0.1") && lines[1].contains("--group-secret-file"),
         "{lines:?}"

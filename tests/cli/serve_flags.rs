@@ -5,14 +5,14 @@ use std::io::Write;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::checkpoints::golden;
+use crate::checkpoints::{ENDLESS_TOKENS, golden};
 use crate::child::anysplit;
 use crate::job_child::Running;
-use crate::served::{Served, greedy, post};
+use crate::served::{Served, endless, greedy, post};
 
 #[test]
 fn a_line_tells_of_each_request_when_it_is_over() {
-    let mut served = Served::start("--log-level debug");
+    let mut served = Served::endless("--log-level debug");
     let send = |id: &str, more: serde_json::Value| {
         let mut body = json!({"prompt": "The", "temperature": 0, "ignore_eos": true});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -26,7 +26,7 @@ fn a_line_tells_of_each_request_when_it_is_over() {
     assert!(line.contains("prompt_tokens=") && line.contains("completion_tokens=5"), "{line}");
     assert!(line.ends_with("finish_reason=length"), "{line}");
     let mut leaves = served.connect();
-    leaves.write_all(send("gone-1", json!({"max_tokens": 2000})).as_bytes()).unwrap();
+    leaves.write_all(send("gone-1", json!({"max_tokens": ENDLESS_TOKENS})).as_bytes()).unwrap();
     served.until("it runs", |served| served.metric("anysplit:num_requests_running") > 0.0);
     drop(leaves);
     let line = served.running.says("cmpl-gone-1");
@@ -105,11 +105,9 @@ fn a_server_that_everybody_can_use_says_so() {
 
 #[test]
 fn a_drain_that_cuts_requests_off_says_how_many() {
-    let served = Served::start("--shutdown-timeout 0");
-    let mut body = greedy("The", 2000);
-    body.as_object_mut()
-        .unwrap()
-        .extend([("n".to_owned(), 2.into()), ("ignore_eos".to_owned(), true.into())]);
+    let served = Served::endless("--shutdown-timeout 0");
+    let mut body = endless();
+    body["n"] = 2.into();
     let mut running = served.connect();
     running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
     served.until("both run", |served| served.metric("anysplit:num_requests_running") == 2.0);

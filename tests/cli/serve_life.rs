@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::child::{anysplit, free_port};
 use crate::job_child::Running;
-use crate::served::{Api, Served, greedy, post};
+use crate::served::{Api, Served, endless, greedy, post};
 
 #[test]
 fn two_hundred_clients_that_vanish_leave_no_blocks_behind() {
@@ -66,10 +66,7 @@ fn a_server_that_is_asked_to_end_finishes_what_runs_and_refuses_the_rest() {
     let mut first = [0; 64];
     running.read_exact(&mut first).unwrap();
     let asked = served.running.signal(Signal::TERM);
-    served.until("new requests are refused", |served| {
-        let late = TcpStream::connect(served.address);
-        late.is_err() || served.post("/v1/completions", &greedy("The", 1)).status == 503
-    });
+    served.until("new requests are refused", Api::refuses);
     let mut rest = String::new();
     running.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "it was cut off");
@@ -97,17 +94,12 @@ fn who_asks_all_of_its_processes_to_end_gets_no_other_end() {
 
 #[test]
 fn a_worker_that_dies_while_its_server_ends_is_a_failure() {
-    let mut served = Served::start("");
-    let body =
-        json!({"prompt": "The", "max_tokens": 2000, "temperature": 0, "ignore_eos": true, "stream": true});
+    let mut served = Served::endless("");
     let mut running = served.connect();
-    running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+    running.write_all(post("/v1/completions", &endless()).as_bytes()).unwrap();
     running.read_exact(&mut [0; 64]).unwrap();
     served.running.signal(Signal::TERM);
-    served.until("it drains", |served| {
-        let late = TcpStream::connect(served.address);
-        late.is_err() || served.post("/v1/completions", &greedy("The", 1)).status == 503
-    });
+    served.until("it drains", Api::refuses);
     let killed = served.running.signal_child_of_first(Signal::KILL);
     let mut rest = String::new();
     running.read_to_string(&mut rest).unwrap();
@@ -119,11 +111,9 @@ fn a_worker_that_dies_while_its_server_ends_is_a_failure() {
 
 #[test]
 fn with_no_patience_running_requests_are_ended_with_an_error() {
-    let served = Served::start("--shutdown-timeout 0");
-    let body =
-        json!({"prompt": "The", "max_tokens": 2000, "temperature": 0, "ignore_eos": true, "stream": true});
+    let served = Served::endless("--shutdown-timeout 0");
     let mut running = served.connect();
-    running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+    running.write_all(post("/v1/completions", &endless()).as_bytes()).unwrap();
     running.read_exact(&mut [0; 64]).unwrap();
     let end = served.ends();
     assert_eq!(end.status, Some(0), "{:?}", end.stderr);
@@ -152,15 +142,13 @@ fn what_cannot_be_served_is_told_in_one_line() {
 
 #[test]
 fn a_worker_that_dies_ends_its_requests_and_the_server() {
-    let mut served = Served::start("--tp 2 --shutdown-timeout 3600");
-    let body =
-        json!({"prompt": "The", "max_tokens": 2000, "temperature": 0, "ignore_eos": true, "stream": true});
+    let mut served = Served::endless("--tp 2 --shutdown-timeout 3600");
     let mut running = served.connect();
-    running.write_all(post("/v1/completions", &body).as_bytes()).unwrap();
+    running.write_all(post("/v1/completions", &endless()).as_bytes()).unwrap();
     running.read_exact(&mut [0; 64]).unwrap();
     // One that is still being sent is waited for no longer.
     let mut sending = served.connect();
-    let request = post("/v1/completions", &body);
+    let request = post("/v1/completions", &endless());
     sending.write_all(&request.as_bytes()[..request.len() - 10]).unwrap();
     let killed = served.running.signal_child_of_first(Signal::KILL);
     let mut rest = String::new();

@@ -7,6 +7,7 @@ use std::time::Instant;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::checkpoints::{self, ENDLESS_TOKENS};
 use crate::child::{Anysplit, anysplit};
 use crate::job_child::{End, LIMIT, Running};
 
@@ -44,6 +45,12 @@ impl Served {
         Served::of(anysplit("serve --port 0").args(arguments))
     }
 
+    /// One of which [`endless`] asks for more than it ever says.
+    #[track_caller]
+    pub fn endless(arguments: &str) -> Served {
+        Served::of(anysplit("serve --port 0").args(arguments).model(checkpoints::endless()))
+    }
+
     /// The same of a whole command.
     #[track_caller]
     pub fn of(command: Anysplit) -> Served {
@@ -75,16 +82,27 @@ impl Api {
 
     /// What a request gets that is written as it is. The connection must end with the answer.
     pub fn send(&self, request: &str) -> Answer {
-        let mut stream = self.connect();
-        stream.write_all(request.as_bytes()).expect("the server reads");
+        self.ask(request).expect("the server answers and closes")
+    }
+
+    /// Whether new requests are refused, or nobody is there any more to refuse them.
+    pub fn refuses(&self) -> bool {
+        let answer = self.ask(&post("/v1/completions", &greedy("The", 1)));
+        answer.is_ok_and(|answer| answer.status == 503) || TcpStream::connect(self.address).is_err()
+    }
+
+    fn ask(&self, request: &str) -> std::io::Result<Answer> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(request.as_bytes())?;
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).expect("the server answers and closes");
+        stream.read_to_end(&mut bytes)?;
         let text = String::from_utf8(bytes).expect("answers are UTF-8");
-        let (head, body) = text.split_once("\r\n\r\n").expect("an answer has a head");
+        let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
         let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
         let body = if is_chunked { unchunked(body) } else { body.to_owned() };
-        Answer { status, head: head.to_owned(), body }
+        Ok(Answer { status, head: head.to_owned(), body })
     }
 
     pub fn connect(&self) -> TcpStream {
@@ -149,6 +167,11 @@ pub fn post(path: &str, body: &Value) -> String {
 /// A greedy completion of so many tokens.
 pub fn greedy(prompt: &str, max_tokens: usize) -> Value {
     json!({ "prompt": prompt, "max_tokens": max_tokens, "temperature": 0 })
+}
+
+/// A streamed completion that is never over, of [`Served::endless`].
+pub fn endless() -> Value {
+    json!({"prompt": "The", "max_tokens": ENDLESS_TOKENS, "temperature": 0, "ignore_eos": true, "stream": true})
 }
 
 fn unchunked(mut body: &str) -> String {

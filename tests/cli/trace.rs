@@ -125,7 +125,9 @@ fn processes_of_a_job_are_in_one_file_by_one_clock() {
         let all = threads[&(rank, 1)].iter().filter(|event| event["name"] == "all-reduce");
         all.map(|event| (ns(event, "ts"), ns(event, "ts") + ns(event, "dur"))).collect::<Vec<_>>()
     };
-    let error_ns = 2_000_000; // far more than two processes of one machine need to answer
+    // As far as that is known: processes that are held up compare clocks badly, and say so.
+    let error_us: f64 = clock.split(" µs").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    let error_ns = (error_us * 1e3) as i64 + 100_000;
     for (a, b) in began(0).into_iter().zip(began(1)) {
         assert!(a.0 < b.1 + error_ns && b.0 < a.1 + error_ns, "{a:?} and {b:?} should overlap");
     }
@@ -255,6 +257,12 @@ fn catches(pid: u32, signal: Signal) -> bool {
     bits >> (signal.as_raw() - 1) & 1 == 1
 }
 
+/// Whether only its parent's taking note of its end is missing.
+fn has_ended(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, fields)| fields.starts_with(" Z"))
+}
+
 /// Hundredths of a second for which all threads of a process have run.
 fn worked_cs(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -284,21 +292,29 @@ fn a_benchmark_that_is_interrupted_in_the_recorded_run_leaves_a_trace_that_says_
     }
     let copy = Copy::empty();
     let (file, counts) = (copy.file("trace.json"), copy.file("counts.json"));
-    let command = anysplit("bench decode --prompt-len 16 --gen-len 4000 --repeats 1 --threads-per-rank 1")
-        .model(golden("qwen3_moe"))
-        .arg("--expert-counts")
-        .arg(&counts);
-    let mut bench = Running::start(command.arg("--trace").arg(&file).command());
-    // They are written before the recorded run, which is the only thing that then takes time.
-    let before = Cell::new(None);
-    bench.waits_until("records", |pid| {
-        if before.get().is_none() && counts.exists() {
-            before.set(Some(worked_cs(pid)));
-        }
-        before.get().is_some_and(|before| worked_cs(pid) > before + 4)
-    });
-    let asked = bench.signal(Signal::INT);
-    let end = bench.ends(asked);
+    // What is recorded takes as long as what is measured before, so it can't be without an end: where this test is held up for
+    // all of it, it does the same again.
+    let interrupted = || {
+        let _ = std::fs::remove_file(&counts);
+        let command =
+            anysplit("bench decode --prompt-len 16 --gen-len 4000 --repeats 1 --threads-per-rank 1")
+                .model(golden("qwen3_moe"))
+                .arg("--expert-counts")
+                .arg(&counts);
+        let mut bench = Running::start(command.arg("--trace").arg(&file).command());
+        // They are written before the recorded run, which is the only thing that then takes time.
+        let before = Cell::new(None);
+        bench.waits_until("records", |pid| {
+            if before.get().is_none() && counts.exists() {
+                before.set(Some(worked_cs(pid)));
+            }
+            has_ended(pid) || before.get().is_some_and(|before| worked_cs(pid) > before + 4)
+        });
+        let asked = bench.signal(Signal::INT);
+        bench.ends(asked)
+    };
+    let end = [(); 4].iter().map(|()| interrupted()).find(|end| end.status != Some(0));
+    let end = end.expect("it is interrupted before its end");
     assert_eq!((end.status, end.line(), &*end.stdout), (Some(130), "error: ended by SIGINT", ""));
     assert_incomplete(&read(&file), "ended by SIGINT", &[0], &[]);
 }

@@ -1,36 +1,27 @@
 // The page of a real server, with the model that is inside the binary, on two ranks.
 
 import { spawn } from "node:child_process";
-import { createServer } from "node:net";
 
 import { DESKTOP, PHONE, check, visit } from "./browser.mjs";
 import { answered, ask } from "./mocked.mjs";
 
 const READY_WITHIN_MS = 120_000;
 
-const freePort = () =>
-  new Promise((resolve) => {
-    const probe = createServer().listen(0, "127.0.0.1", () => {
-      const { port } = probe.address();
-      probe.close(() => resolve(port));
-    });
-  });
-
 /** Runs `use` on the address of a server with further arguments. */
 const served = async (binary, args, use) => {
-  const port = await freePort();
-  const server = spawn(binary, ["serve", "--tp", "2", "--port", String(port), ...args], { stdio: ["ignore", "ignore", "pipe"] });
+  const server = spawn(binary, ["serve", "--tp", "2", "--port", "0", ...args], { stdio: ["ignore", "ignore", "pipe"] });
   let said = "";
+  // It chooses a port that nobody has, and says which.
+  const address = () => said.match(/listening on (http:\/\/\S+?),? .*\n/)?.[1];
   server.stderr.on("data", (bytes) => (said += bytes));
   const ended = new Promise((resolve) => server.on("close", resolve));
-  const url = `http://127.0.0.1:${port}/`;
   try {
     const deadline = Date.now() + READY_WITHIN_MS;
-    while (!(await fetch(`${url}ready`).then(({ ok }) => ok, () => false))) {
+    while (!address() || !(await fetch(`${address()}/ready`).then(({ ok }) => ok, () => false))) {
       check(Date.now() < deadline && server.exitCode === null, `the server is not ready: ${said}`);
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
-    await use(url);
+    await use(`${address()}/`);
   } finally {
     server.kill("SIGTERM");
     await ended;

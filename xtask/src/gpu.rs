@@ -21,6 +21,7 @@ const USAGE: &str = "\
 usage: cargo xtask gpu pack [--profile NAME] [--out FOLDER]   builds, and packs what a machine with a GPU needs
        cargo xtask gpu run [--folder FOLDER] [--profile NAME] [--only PART,PART] [--seconds N] [--out FILE]
                                                              runs all of it here; without a packed folder builds first
+                                                             a part that is alone has all N seconds
        FILE gets the table as JSON, and beside it .txt gets it as it is printed, after each part; unless it is said,
        it is results.json in FOLDER (without one, in target/gpu), and of some parts results-PART-PART.json";
 

@@ -244,7 +244,7 @@ pub trait Collective<D: Device>: Group {
     }
     /// Sends a matrix to another rank; returns like [`Group::send_bytes`] and keeps its place among those messages.
     fn send(&self, dev: &D, x: &D::Tensor, to: usize) -> Result<(), CollectiveError>;
-    /// The matrix that another rank sent. `deadline: None` waits as long as it takes.
+    /// The matrix that another rank sent. `deadline: None` waits as long as it takes, or as long as a device may be kept waiting.
     ///
     /// # Shapes
     /// → `[rows, cols]`, as sent

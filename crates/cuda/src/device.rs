@@ -122,7 +122,7 @@ impl Device for CudaDevice {
     }
 
     fn flush(&self) {
-        self.queue.flush();
+        self.queue.rest();
     }
 
     fn download(&self, x: &CudaTensor) -> Result<Vec<f32>, DeviceError> {

@@ -109,24 +109,23 @@ pub enum Mark {
 /// A call of another library, which puts work into a GPU's queue by itself. Its name and number are what errors say of it.
 pub trait Foreign: fmt::Display {
     /// What it is: calls of the same words put the same work there, at the same addresses. So a graph that was made of one does for
-    /// the others.
-    fn words(&self) -> Vec<u64>;
-    /// In which order what they are of is given back, on all ranks: the lowest first.
-    fn order(&self) -> u64 {
-        0
-    }
-    /// Puts its work into a stream, which may be one that is being captured. The GPU is that of the calling thread.
+    /// the others. `None` if it exchanges with other ranks: such a call is in no graph, for all ranks would have to have it in one, or none,
+    /// and each knows only its own list.
+    fn words(&self) -> Option<Vec<u64>>;
+    /// Puts its work into a stream, which may be one that is being captured if the call has words. The GPU is that of the calling thread.
     ///
     /// # Errors
     /// Whatever the library says.
     fn enqueue(&self, stream: *mut c_void) -> Result<(), Fault>;
-    /// Asked again and again while somebody waits for the stream, with how long that has been.
+    /// Asked of exchanges again and again while somebody waits for the stream, with how long that has been. All else ends by itself.
     ///
     /// # Errors
     /// It will not end by itself any more, or takes too long.
-    fn watch(&self, waited: Duration) -> Result<(), Fault>;
-    /// Makes it end, without what it was to do. Nobody waits for it longer than for a moment from then on.
-    fn abort(&self);
+    fn watch(&self, _waited: Duration) -> Result<(), Fault> {
+        Ok(())
+    }
+    /// Makes an exchange end, without what it was to do. Nobody waits for it longer than for a moment from then on.
+    fn abort(&self) {}
 }
 
 /// Memory that several ranks use, of a GPU or of the host. It stays as long as anyone has it.
@@ -245,6 +244,14 @@ pub trait Driver {
     /// As of [`Driver::write`].
     fn flush(&self) -> Result<(), Fault> {
         Ok(())
+    }
+    /// The same where its rank goes on to wait for others or for work. Now and then this waits for the work so far, if nobody does
+    /// otherwise, so that it costs less from then on: all that it needs of other ranks they have been told of.
+    ///
+    /// # Errors
+    /// As of [`Driver::write`].
+    fn rest(&self) -> Result<(), Fault> {
+        self.flush()
     }
     /// Whether it is worth to measure what is faster.
     fn has_speed(&self) -> bool {

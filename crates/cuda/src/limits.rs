@@ -176,7 +176,7 @@ fn launch(driver: &dyn Driver, to: Address) -> Result<Duration, Fault> {
     let all = || {
         (0..LAUNCHES).try_for_each(|_| driver.launch(kernel("limits_nothing"), Grid::flat(1, 32), &arguments))
     };
-    // The second time it is captured, if it is at all.
+    // After the second time it is made a graph, if it is at all.
     let times = (0..2 + REPEATS).map(|_| timed(driver, all)).collect::<Result<Vec<Duration>, _>>()?;
     Ok(times[2..].iter().min().copied().unwrap_or_default() / LAUNCHES as u32)
 }

@@ -1,28 +1,42 @@
 //! When work that comes again is replayed as a graph.
 
 use std::collections::HashMap;
+use std::mem;
 
-/// Lists of work that came, by what they are. The first time a list runs piece by piece, the second time it is captured as well,
-/// and from then on the graph is replayed: most lists of prompts never come again, and a graph costs more than it saves if it runs
-/// once.
-pub(crate) struct StepGraphs<G> {
+/// Lists of work that came, by what they are. A list runs piece by piece the first two times. It is remembered the second time, and made
+/// a graph when its rank next waits for its stream; from then on the graph is replayed: most lists of prompts never come again, and a
+/// graph costs more than it saves if it runs once. Where it could not be made then, because other ranks had work under way, it is
+/// remembered again when it comes for the 4th, the 8th, the 16th time: so trying costs little, however often it is in vain.
+///
+/// `L` is what is remembered of a list.
+pub(crate) struct StepGraphs<G, L> {
     known: HashMap<u128, Known<G>>,
     /// Graphs of lists that are known no more. They may still be under way.
     left: Vec<G>,
-    /// Lists so far.
+    /// Lists that are to be graphs.
+    wanted: Vec<(u128, L)>,
+    /// Lists so far, and how many there were when the stream was last waited for.
     clock: u64,
-    most: usize,
+    waited: u64,
+    /// Pieces of work of all that are known, and how many there may be.
+    work: usize,
+    most_work: usize,
     /// How many pieces of work make a graph worth it.
     least_work: usize,
 }
 
 struct Known<G> {
+    /// Pieces of work.
+    work: usize,
+    /// When it came, and when before that.
     last: u64,
+    before: u64,
     state: State<G>,
 }
 
 enum State<G> {
-    Seen,
+    /// It came so many times.
+    Seen(u64),
     Graph(G),
     /// It couldn't be captured, and won't be.
     Unfit,
@@ -33,17 +47,21 @@ enum State<G> {
 pub(crate) enum Way<'a, G> {
     /// Piece by piece.
     Eager,
-    /// Captured, kept ([`StepGraphs::keep`]) and run.
-    Capture,
+    /// The same, and then it is to be remembered ([`StepGraphs::remember`]).
+    Remember,
     /// As the graph that was kept.
     Replay(&'a mut G),
 }
 
-impl<G> StepGraphs<G> {
-    /// For at most so many lists, of which those that came last are known.
-    pub fn new(most: usize, least_work: usize) -> Self {
-        assert!(most > 0, "one list at least is known");
-        StepGraphs { known: HashMap::new(), left: Vec::new(), clock: 0, most, least_work }
+/// The most lists that are remembered at a time; others are when they come again.
+const MOST_WANTED: usize = 64;
+
+impl<G, L> StepGraphs<G, L> {
+    /// For lists of at most so many pieces of work in all, of which those that came last are known: a model between whose layers ranks
+    /// exchange outside of graphs has many short ones.
+    pub fn new(most_work: usize, least_work: usize) -> Self {
+        let (known, left, wanted) = Default::default();
+        StepGraphs { known, left, wanted, clock: 0, waited: 0, work: 0, most_work, least_work }
     }
 
     /// How a list of so many pieces is to run.
@@ -53,23 +71,48 @@ impl<G> StepGraphs<G> {
         }
         self.clock += 1;
         if !self.known.contains_key(&list) {
-            self.make_room();
-            self.known.insert(list, Known { last: self.clock, state: State::Seen });
+            self.make_room(work);
+            self.work += work;
+            self.known.insert(list, Known { work, last: self.clock, before: 0, state: State::Seen(1) });
             return Way::Eager;
         }
         let known = self.known.get_mut(&list).expect("it is known");
-        known.last = self.clock;
+        known.before = mem::replace(&mut known.last, self.clock);
         match &mut known.state {
-            State::Seen => Way::Capture,
+            State::Seen(times) => {
+                *times += 1;
+                let has_room = self.wanted.len() < MOST_WANTED;
+                let is_new = self.wanted.iter().all(|(wanted, _)| *wanted != list);
+                if times.is_power_of_two() && has_room && is_new { Way::Remember } else { Way::Eager }
+            }
             State::Graph(graph) => Way::Replay(graph),
             State::Unfit => Way::Eager,
         }
     }
 
+    /// A list that is to be a graph.
+    pub fn remember(&mut self, list: u128, what: L) {
+        self.wanted.push((list, what));
+    }
+
+    /// Whether a list is to be a graph for which the stream would have to be waited for: between the last two times that it came it was
+    /// not.
+    pub fn is_never_waited_for(&self) -> bool {
+        let before = |list| self.known.get(list).map_or(0, |known| known.before);
+        self.wanted.iter().any(|(list, _)| before(list) > self.waited)
+    }
+
+    /// The stream was waited for: lists that are to be graphs now. Those that are not kept then come here again later.
+    pub fn waited(&mut self) -> Vec<(u128, L)> {
+        self.waited = self.clock;
+        mem::take(&mut self.wanted)
+    }
+
     /// Keeps what was captured; `None` if that was not possible.
     pub fn keep(&mut self, list: u128, graph: Option<G>) {
-        let state = graph.map_or(State::Unfit, State::Graph);
-        self.known.insert(list, Known { last: self.clock, state });
+        if let Some(known) = self.known.get_mut(&list) {
+            known.state = graph.map_or(State::Unfit, State::Graph);
+        }
     }
 
     /// Drops the graphs that made room for others, of which none is under way any more.
@@ -77,16 +120,16 @@ impl<G> StepGraphs<G> {
         self.left.clear();
     }
 
-    /// How many made room for others and are not dropped yet.
-    pub fn left(&self) -> usize {
-        self.left.len()
+    /// Whether some made room for others and are not dropped yet.
+    pub fn has_left(&self) -> bool {
+        !self.left.is_empty()
     }
 
     /// All graphs that there are.
     pub fn all(&self) -> impl Iterator<Item = &G> {
         let kept = self.known.values().filter_map(|known| match &known.state {
             State::Graph(graph) => Some(graph),
-            State::Seen | State::Unfit => None,
+            State::Seen(_) | State::Unfit => None,
         });
         kept.chain(&self.left)
     }
@@ -95,16 +138,21 @@ impl<G> StepGraphs<G> {
     pub fn into_all(self) -> impl Iterator<Item = G> {
         let kept = self.known.into_values().filter_map(|known| match known.state {
             State::Graph(graph) => Some(graph),
-            State::Seen | State::Unfit => None,
+            State::Seen(_) | State::Unfit => None,
         });
         kept.chain(self.left)
     }
 
-    fn make_room(&mut self) {
-        if self.known.len() >= self.most {
+    /// Forgets lists until there is room for one of so many pieces, or none is left.
+    fn make_room(&mut self, work: usize) {
+        while self.work + work > self.most_work {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.last).map(|(list, _)| *list);
-            let oldest = oldest.and_then(|list| self.known.remove(&list));
-            if let Some(Known { state: State::Graph(graph), .. }) = oldest {
+            let Some((list, known)) = oldest.and_then(|list| Some((list, self.known.remove(&list)?))) else {
+                return;
+            };
+            self.work -= known.work;
+            self.wanted.retain(|(wanted, _)| *wanted != list);
+            if let State::Graph(graph) = known.state {
                 self.left.push(graph);
             }
         }
@@ -115,58 +163,125 @@ impl<G> StepGraphs<G> {
 mod tests {
     use super::*;
 
-    fn run(graphs: &mut StepGraphs<u32>, list: u128) -> &'static str {
-        let way = match graphs.way(list, 100) {
+    type Graphs = StepGraphs<u32, ()>;
+
+    /// How a list runs.
+    fn run(graphs: &mut Graphs, list: u128) -> &'static str {
+        match graphs.way(list, 100) {
             Way::Eager => "eager",
-            Way::Capture => "capture",
             Way::Replay(_) => "replay",
-        };
-        if way == "capture" {
-            graphs.keep(list, Some(list as u32));
+            Way::Remember => {
+                graphs.remember(list, ());
+                "remember"
+            }
         }
-        way
+    }
+
+    /// Waits for the stream, and makes graphs if nobody else has work under way.
+    fn wait(graphs: &mut Graphs, is_alone: bool) {
+        for (list, ()) in graphs.waited() {
+            if is_alone {
+                graphs.keep(list, Some(list as u32));
+            }
+        }
+    }
+
+    /// Steps of one list each, behind which the rank reads.
+    fn steps<const N: usize>(graphs: &mut Graphs, lists: [u128; N], is_alone: bool) -> [&'static str; N] {
+        lists.map(|list| {
+            let ran = run(graphs, list);
+            assert!(!graphs.is_never_waited_for(), "it is after each step");
+            wait(graphs, is_alone);
+            ran
+        })
     }
 
     #[test]
-    fn a_list_is_captured_when_it_comes_again_and_replayed_from_then_on() {
-        let mut graphs = StepGraphs::new(8, 4);
-        let ways = [1, 2, 1, 1, 2, 2, 3].map(|list| run(&mut graphs, list));
-        assert_eq!(ways, ["eager", "eager", "capture", "replay", "capture", "replay", "eager"]);
+    fn a_list_that_came_twice_is_replayed_from_the_third_time_on() {
+        let mut graphs = Graphs::new(800, 4);
+        let ways = steps(&mut graphs, [1, 2, 1, 1, 2, 2, 3], true);
+        assert_eq!(ways, ["eager", "eager", "remember", "replay", "remember", "replay", "eager"]);
         assert_eq!(graphs.way(2, 100), Way::Replay(&mut 2));
     }
 
     #[test]
+    fn where_others_are_at_work_it_is_tried_less_and_less() {
+        let mut graphs = Graphs::new(800, 4);
+        let ways = steps(&mut graphs, [1; 40], false);
+        let tried: Vec<usize> = (1..=40).filter(|times| ways[times - 1] == "remember").collect();
+        assert_eq!(tried, [2, 4, 8, 16, 32]);
+        steps(&mut graphs, [1; 23], false);
+        assert_eq!(steps(&mut graphs, [1; 2], true), ["remember", "replay"]);
+    }
+
+    #[test]
+    fn who_never_waits_has_to_for_a_graph() {
+        let mut graphs = Graphs::new(800, 4);
+        assert_eq!([1, 2, 2].map(|list| run(&mut graphs, list)), ["eager", "eager", "remember"]);
+        assert!(graphs.is_never_waited_for());
+        wait(&mut graphs, false);
+        // Who waited once goes on not to.
+        assert_eq!([2, 2].map(|list| run(&mut graphs, list)), ["eager", "remember"]);
+        assert!(graphs.is_never_waited_for());
+        wait(&mut graphs, true);
+        assert!(!graphs.is_never_waited_for());
+        // It is remembered once, however often it comes until somebody waits; and who waited in between will again.
+        assert_eq!([2, 1, 1, 1].map(|list| run(&mut graphs, list)), ["replay", "remember", "eager", "eager"]);
+        let mut graphs = Graphs::new(800, 4);
+        run(&mut graphs, 1);
+        wait(&mut graphs, true);
+        assert_eq!(run(&mut graphs, 1), "remember");
+        assert!(!graphs.is_never_waited_for());
+    }
+
+    #[test]
     fn short_lists_are_not_worth_it() {
-        let mut graphs = StepGraphs::<u32>::new(8, 4);
+        let mut graphs = Graphs::new(800, 4);
         assert!((0..5).all(|_| graphs.way(1, 3) == Way::Eager));
-        assert_eq!([graphs.way(1, 4) == Way::Eager, graphs.way(1, 4) == Way::Capture], [true, true]);
+        assert_eq!([graphs.way(1, 4) == Way::Eager, graphs.way(1, 4) == Way::Remember], [true, true]);
     }
 
     #[test]
     fn what_could_not_be_captured_is_not_tried_again() {
-        let mut graphs = StepGraphs::<u32>::new(8, 4);
+        let mut graphs = Graphs::new(800, 4);
         graphs.way(1, 9);
-        assert_eq!(graphs.way(1, 9), Way::Capture);
+        assert_eq!(graphs.way(1, 9), Way::Remember);
         graphs.keep(1, None);
-        assert!((0..3).all(|_| graphs.way(1, 9) == Way::Eager));
+        assert!((0..30).all(|_| graphs.way(1, 9) == Way::Eager));
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_there_is_room_for() {
+        let mut graphs = Graphs::new(100000, 4);
+        let all = 0..2 * MOST_WANTED as u128;
+        all.clone().for_each(|list| assert_eq!(run(&mut graphs, list), "eager"));
+        let remembered =
+            |graphs: &mut Graphs| all.clone().filter(|list| run(graphs, *list) == "remember").count();
+        assert_eq!(remembered(&mut graphs), MOST_WANTED);
+        wait(&mut graphs, true);
+        assert_eq!(remembered(&mut graphs), 0);
+        assert_eq!(remembered(&mut graphs), MOST_WANTED);
     }
 
     #[test]
     fn the_lists_that_came_last_are_known() {
-        let mut graphs = StepGraphs::new(2, 4);
-        let ways = [1, 1, 2, 1, 3, 1, 2].map(|list| run(&mut graphs, list));
+        let mut graphs = Graphs::new(200, 4);
+        let ways = steps(&mut graphs, [1, 1, 2, 1, 3, 1, 2], true);
         // 2 made room for 3, and not 1, which came between.
-        assert_eq!(ways, ["eager", "capture", "eager", "replay", "eager", "replay", "eager"]);
+        assert_eq!(ways, ["eager", "remember", "eager", "replay", "eager", "replay", "eager"]);
         assert_eq!(graphs.all().count(), 1);
         // Any number of lists that come once leave no more behind than that.
         (10..1000).for_each(|list| assert_eq!(run(&mut graphs, list), "eager"));
         assert_eq!(graphs.known.len(), 2);
         // That of 1 stays until somebody knows that it is not under way.
-        assert_eq!(graphs.all().collect::<Vec<_>>(), [&1]);
+        assert_eq!((graphs.all().collect::<Vec<_>>(), graphs.has_left()), (vec![&1], true));
         graphs.drop_left();
-        assert_eq!(graphs.all().count(), 0);
-        run(&mut graphs, 7);
-        run(&mut graphs, 7);
+        assert_eq!((graphs.all().count(), graphs.has_left()), (0, false));
+        steps(&mut graphs, [7, 7], true);
         assert_eq!(graphs.into_all().collect::<Vec<_>>(), [7]);
+        // Nor is what made room made a graph.
+        let mut graphs = Graphs::new(200, 4);
+        assert_eq!([1, 1, 2, 3].map(|list| run(&mut graphs, list)), ["eager", "remember", "eager", "eager"]);
+        assert!(graphs.waited().is_empty());
     }
 }

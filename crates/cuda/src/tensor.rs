@@ -215,6 +215,13 @@ impl Queue {
         }
     }
 
+    /// The same where the rank goes on to wait for others or for work.
+    pub fn rest(&self) {
+        if self.0.is_sound() {
+            self.0.note(self.0.driver.rest());
+        }
+    }
+
     /// Has files of kernels loaded before they are needed.
     pub fn prepare(&self, files: &[&'static str]) {
         if self.0.is_sound() {

@@ -27,8 +27,8 @@ pub(crate) struct WorkList<F> {
     pub work: Vec<Work<F>>,
     /// What is to be written, all one after the other.
     pub bytes: Vec<u8>,
-    /// Calls of other libraries, in order.
-    pub foreign: Vec<Rc<dyn Foreign>>,
+    /// Calls of other libraries, in order, and what they are ([`Foreign::words`]).
+    pub foreign: Vec<(Rc<dyn Foreign>, Vec<u64>)>,
 }
 
 impl<F> WorkList<F> {
@@ -42,10 +42,10 @@ impl<F> WorkList<F> {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// A call of another library.
-    pub fn call(&mut self, call: Rc<dyn Foreign>) {
+    /// A call of another library, which has these words.
+    pub fn call(&mut self, call: Rc<dyn Foreign>, words: Vec<u64>) {
         self.work.push(Work::Call(self.foreign.len()));
-        self.foreign.push(call);
+        self.foreign.push((call, words));
     }
 
     pub fn clear(&mut self) {
@@ -73,9 +73,9 @@ impl<F> WorkList<F> {
                 Work::Write { to, bytes, .. } => words(&[1, *to, *bytes as u64]),
                 Work::Copy { from, to, bytes } => words(&[2, *from, *to, *bytes as u64]),
                 Work::Call(number) => {
-                    let call = self.foreign[*number].words();
+                    let (_, call) = &self.foreign[*number];
                     words(&[3, call.len() as u64]);
-                    words(&call);
+                    words(call);
                 }
                 Work::Mark(number) => words(&[4, *number as u64]),
             }
@@ -101,32 +101,28 @@ mod tests {
     }
 
     /// A call that differs from others of its kind in what is no part of it.
-    struct Call(Vec<u64>, &'static str);
+    struct Call(&'static str);
 
     impl std::fmt::Display for Call {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str(self.1)
+            f.write_str(self.0)
         }
     }
 
     impl Foreign for Call {
-        fn words(&self) -> Vec<u64> {
-            self.0.clone()
+        fn words(&self) -> Option<Vec<u64>> {
+            None
         }
         fn enqueue(&self, _: *mut std::ffi::c_void) -> Result<(), crate::Fault> {
             Ok(())
         }
-        fn watch(&self, _: std::time::Duration) -> Result<(), crate::Fault> {
-            Ok(())
-        }
-        fn abort(&self) {}
     }
 
     #[test]
     fn calls_of_other_libraries_are_their_words() {
         let number = |calls: &[(&[u64], &'static str)]| {
             let mut list = WorkList::<()>::new();
-            calls.iter().for_each(|(words, name)| list.call(Rc::new(Call(words.to_vec(), name))));
+            calls.iter().for_each(|(words, name)| list.call(Rc::new(Call(name)), words.to_vec()));
             list.number()
         };
         assert_eq!(

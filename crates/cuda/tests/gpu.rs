@@ -87,6 +87,6 @@ fn logits_are_those_of_the_reference() {
 #[test]
 fn work_that_comes_again_is_the_same_as_graphs() {
     let Some(dev) = device(false) else { return };
-    // Of the same work the second time is captured, the third replayed.
+    // Of the same work the second time is remembered and made a graph, the third is that.
     (0..3).for_each(|_| conformance::rows(&dev));
 }

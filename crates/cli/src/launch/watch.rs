@@ -15,8 +15,11 @@ const LOOK: Duration = Duration::from_millis(250);
 const BEAT: Duration = Duration::from_millis(200);
 /// For so long after a failure the other ranks may end by themselves, and say what they know.
 const GRACE: Duration = Duration::from_secs(1);
-/// So long after SIGTERM follows SIGKILL. Together with `GRACE` it is below the two seconds in which all is over.
+/// So long after SIGTERM follows SIGKILL.
 const TERM: Duration = Duration::from_millis(700);
+/// When a rank has been stopped for too long, or has failed, all is over in less than this.
+const OVER: Duration = Duration::from_secs(2);
+const _: () = assert!(LOOK.as_millis() + GRACE.as_millis() + TERM.as_millis() < OVER.as_millis());
 /// What a server needs beyond its own limit, for answers to reach their clients.
 const FLUSH: Duration = Duration::from_secs(3);
 /// For so long the kernel is given to end what was killed.

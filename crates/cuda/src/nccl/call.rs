@@ -36,19 +36,8 @@ impl Call {
 }
 
 impl Foreign for Call {
-    fn words(&self) -> Vec<u64> {
-        let words = |transfer: &Transfer| match *transfer {
-            Transfer::AllReduce { from, to, count } => [0, from, to, count as u64],
-            Transfer::ReduceScatter { from, to, count } => [1, from, to, count as u64],
-            Transfer::AllGather { from, to, count } => [2, from, to, count as u64],
-            Transfer::Send { from, bytes, peer } => [3, from, bytes as u64, peer as u64],
-            Transfer::Recv { to, bytes, peer } => [4, to, bytes as u64, peer as u64],
-        };
-        [self.communicator.serial].into_iter().chain(self.transfers.iter().flat_map(words)).collect()
-    }
-
-    fn order(&self) -> u64 {
-        self.communicator.serial
+    fn words(&self) -> Option<Vec<u64>> {
+        None
     }
 
     fn enqueue(&self, stream: *mut c_void) -> Result<(), Fault> {

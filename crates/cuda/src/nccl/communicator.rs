@@ -2,7 +2,6 @@
 //! nothing that another rank does or leaves out holds this one up for longer.
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,14 +16,9 @@ const SPINS_FOR: Duration = Duration::from_micros(500);
 /// What bringing a communicator to its end together may take: nobody waits for what it would give.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
-/// Communicators of this process so far.
-static MADE: AtomicU64 = AtomicU64::new(0);
-
 /// What a rank exchanges by. It is given back when it is dropped.
 pub(super) struct Communicator {
     nccl: Arc<Nccl>,
-    /// Its own among all of the process, ever.
-    pub serial: u64,
     /// This rank.
     pub rank: usize,
     deadline: Duration,
@@ -56,9 +50,8 @@ impl Communicator {
         patience: Duration,
     ) -> Result<Self, Fault> {
         let handle = nccl.begin(id, rank, ranks)?;
-        let serial = MADE.fetch_add(1, Relaxed);
         let state = Mutex::new(State { handle, lost: None });
-        let communicator = Communicator { nccl, serial, rank, deadline, watched, state };
+        let communicator = Communicator { nccl, rank, deadline, watched, state };
         let mut state = communicator.state();
         if let Err(Fault(why)) = communicator.settle(&state, patience) {
             let fault = Fault(format!("no communicator of NCCL: {why}"));

@@ -3,7 +3,7 @@
 //! ```text
 //! setup.rs         whether all ranks can, and a communicator if they do
 //! path.rs          moves of words ─▶ transfers
-//! call.rs          transfers as work of a GPU's queue; a graph replays them
+//! call.rs          transfers as work of a GPU's queue; in no graph, for both sides would have to have them in one
 //! communicator.rs  made of a group's ranks; watched while somebody waits; aborted when it takes too long
 //! api.rs           the library's functions
 //! ```

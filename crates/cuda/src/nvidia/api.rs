@@ -41,6 +41,7 @@ const FUNCTIONS: &[&str] = &[
     "cuGraphExecDestroy",
     "cuGraphInstantiateWithFlags",
     "cuGraphLaunch",
+    "cuGraphUpload",
     "cuInit",
     "cuIpcCloseMemHandle",
     "cuIpcGetMemHandle",

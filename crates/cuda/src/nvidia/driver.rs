@@ -1,8 +1,8 @@
 //! One rank's queue of work on a GPU.
 //!
 //! Work is collected until a result is read. A list of work that came before is then replayed as a graph: one call instead of one
-//! per kernel, and less time between kernels. Any other list goes to the stream piece by piece. Without graphs (`enforce_eager`)
-//! nothing is collected.
+//! per kernel, and less time between kernels. Any other list goes to the stream piece by piece. Exchanges by another library are in no
+//! list: what was collected goes before them. Without graphs (`enforce_eager`) nothing is collected.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -17,16 +17,17 @@ use cudarc::driver::sys::{self, CUstream};
 
 use super::api::check;
 use super::events::Events;
-use super::faults::told;
+use super::gate::{self, Stream};
 use super::gpu::{Function, Gpu};
-use super::graph::{Graph, destroy};
+use super::graph::Graph;
+use super::lists::Remembered;
 use super::pending::Pending;
 use super::pinned::{Pinned, PinnedPool};
 use super::shared;
 use super::staging::{PART_BYTES, Staging};
 use crate::driver::{Address, Arguments, Driver, Fault, Foreign, Grid, Kernel, Mark, SharedMemory};
 use crate::nvtx::Ranges;
-use crate::step_graphs::{StepGraphs, Way};
+use crate::step_graphs::StepGraphs;
 use crate::work::{Work, WorkList};
 
 /// Results up to this size are read through pinned memory too.
@@ -34,10 +35,9 @@ const READ_BYTES: usize = 256 << 10;
 /// Larger writes are not collected, and no longer lists.
 const MOST_WRITTEN: usize = 256 << 10;
 const MOST_WORK: usize = 1 << 14;
-/// Lists that are known: a few per eight rows of a step, and twice as many when block tables or contexts have doubled.
-const MOST_GRAPHS: usize = 128;
-/// Those that made room for others, until somebody waits.
-const MOST_LEFT: usize = 8;
+/// Pieces of work of all lists that are known: of a step of some 500 a hundred lists, a few per eight rows and twice as many when block
+/// tables or contexts have doubled.
+const MOST_KNOWN: usize = 1 << 16;
 const LEAST_WORK: usize = 8;
 /// Room for all that graphs write; a list for which there is none left is no graph.
 const GRAPH_BYTES: usize = 16 << 20;
@@ -48,27 +48,27 @@ const FP8: (u32, u32) = (8, 9);
 /// A rank's stream on a GPU. It stays on the thread that made it.
 pub struct NvidiaDriver {
     pub(super) stream: CUstream,
-    pending: Rc<Pending>,
+    pub(super) pending: Pending,
     /// Whether memory can be had in the stream's order.
     has_pool: bool,
     functions: RefCell<HashMap<Kernel, Function>>,
     /// Nothing is collected without it.
-    graphs: Option<RefCell<StepGraphs<Graph>>>,
-    list: RefCell<WorkList<Function>>,
-    staging: RefCell<Staging>,
+    pub(super) graphs: Option<RefCell<StepGraphs<Graph, Remembered>>>,
+    pub(super) list: RefCell<WorkList<Function>>,
+    pub(super) staging: RefCell<Staging>,
     results: Pinned,
-    events: RefCell<Events>,
-    ranges: Option<Ranges>,
+    pub(super) events: RefCell<Events>,
+    pub(super) ranges: Option<Ranges>,
     /// Whether work goes to a graph that is being made.
-    captures: Cell<bool>,
+    pub(super) captures: Cell<bool>,
     /// For what graphs write.
-    written: Rc<PinnedPool>,
+    pub(super) written: Rc<PinnedPool>,
     /// How often the stream was waited for.
-    waits: Cell<u64>,
+    pub(super) waits: Cell<u64>,
     /// Kernels since then, and the last of them.
-    kernels: Cell<(usize, Option<Kernel>)>,
+    pub(super) kernels: Cell<(usize, Option<Kernel>)>,
     /// What went wrong where nobody could be told.
-    late: RefCell<Option<Fault>>,
+    pub(super) late: RefCell<Option<Fault>>,
     /// Behind all else, which needs its context until it has been given back.
     pub(super) gpu: Arc<Gpu>,
 }
@@ -83,22 +83,26 @@ impl NvidiaDriver {
         // SAFETY: it writes one pointer.
         check(unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         let has_pool = gpu.has_pool()?;
-        let graphs = (!enforce_eager).then(|| RefCell::new(StepGraphs::new(MOST_GRAPHS, LEAST_WORK)));
+        let graphs = (!enforce_eager).then(|| RefCell::new(StepGraphs::new(MOST_KNOWN, LEAST_WORK)));
         let events = RefCell::new(Events::new(gpu.api));
+        let staging = RefCell::new(Staging::new()?);
+        let written = PinnedPool::new(GRAPH_BYTES)?;
+        // Others look at it until it is dropped.
+        gate::add(Stream { stream, context: gpu.context() });
         Ok(NvidiaDriver {
             gpu,
             stream,
-            pending: Rc::new(Pending::new(stream)),
+            pending: Pending::new(stream),
             has_pool,
             functions: RefCell::default(),
             graphs,
             list: RefCell::new(WorkList::new()),
-            staging: RefCell::new(Staging::new()?),
+            staging,
             results,
             events,
             ranges: Ranges::of_process(),
             captures: Cell::new(false),
-            written: PinnedPool::new(GRAPH_BYTES)?,
+            written,
             waits: Cell::new(0),
             kernels: Cell::new((0, None)),
             late: RefCell::default(),
@@ -113,127 +117,6 @@ impl NvidiaDriver {
         self.functions.borrow_mut().insert(kernel, function);
         Ok(function)
     }
-
-    /// Hands collected work to the GPU. It is current.
-    fn hand_over(&self) -> Result<(), Fault> {
-        self.pending.check()?;
-        if let Some(fault) = self.late.borrow_mut().take() {
-            return Err(fault);
-        }
-        let mut list = self.list.borrow_mut();
-        let Some(graphs) = self.graphs.as_ref().filter(|_| !list.work.is_empty()) else { return Ok(()) };
-        let name = || format!("launch {}", list.work.len());
-        let done = Ranges::around(self.ranges, name, || self.run(&list, &mut graphs.borrow_mut()));
-        list.clear();
-        done
-    }
-
-    fn run(&self, list: &WorkList<Function>, graphs: &mut StepGraphs<Graph>) -> Result<(), Fault> {
-        let number = list.number();
-        // Who never reads, as the first stages of a pipeline, waits here.
-        if graphs.left() > MOST_LEFT {
-            self.wait_for_earlier()?;
-            graphs.drop_left();
-        }
-        match graphs.way(number, list.work.len()) {
-            Way::Eager => {}
-            Way::Replay(graph) => {
-                if graph.may_be_under_way(self.waits.get()) {
-                    self.wait_for_earlier()?;
-                }
-                return graph.launch(&list.bytes, self.waits.get());
-            }
-            Way::Capture => {
-                let capture =
-                    |written| list.work.iter().try_for_each(|work| self.enqueue(work, list, written));
-                let (stream, bytes) = (self.stream, list.bytes.len());
-                self.captures.set(true);
-                let captured =
-                    Graph::capture(stream, &self.pending, &self.written, bytes, &list.foreign, capture);
-                self.captures.set(false);
-                let mut graph = captured.ok();
-                let launched = graph.as_mut().map(|g| g.launch(&list.bytes, self.waits.get()));
-                graphs.keep(number, graph);
-                if let Some(launched) = launched {
-                    return launched;
-                }
-            }
-        }
-        for work in &list.work {
-            match *work {
-                Work::Write { to, from, bytes } => self.stage(to, &list.bytes[from..from + bytes])?,
-                _ => self.enqueue(work, list, null_mut())?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts work of a list into the stream. What is to be written lies from `written` on and stays there until it has been.
-    fn enqueue(
-        &self,
-        work: &Work<Function>,
-        list: &WorkList<Function>,
-        written: *mut u8,
-    ) -> Result<(), Fault> {
-        match work {
-            Work::Launch { function, kernel, grid, arguments } => function
-                .start(grid, arguments, self.stream)
-                .map_err(|Fault(error)| told(*kernel, *grid, &error)),
-            // SAFETY: whoever asked for it says that the places are of so many bytes; the host's are pinned.
-            Work::Write { to, from, bytes } => check(unsafe {
-                sys::cuMemcpyHtoDAsync_v2(*to, written.wrapping_add(*from).cast(), *bytes, self.stream)
-            }),
-            Work::Copy { from, to, bytes } => {
-                // SAFETY: see above.
-                check(unsafe { sys::cuMemcpyDtoDAsync_v2(*to, *from, *bytes, self.stream) })
-            }
-            Work::Call(number) => {
-                let call = &list.foreign[*number];
-                // What is captured is under way when its graph is.
-                if !self.captures.get() {
-                    self.pending.add([call.clone()]);
-                }
-                call.enqueue(self.stream.cast())
-            }
-            Work::Mark(number) => self.events.borrow().record(*number, self.stream, self.captures.get()),
-        }
-    }
-
-    /// Writes bytes by way of pinned memory.
-    fn stage(&self, to: Address, bytes: &[u8]) -> Result<(), Fault> {
-        self.staging.borrow_mut().write(&self.pending, self.stream, to, bytes)
-    }
-
-    fn wait(&self) -> Result<(), Fault> {
-        self.wait_named()?;
-        self.graphs.iter().for_each(|graphs| graphs.borrow_mut().drop_left());
-        Ok(())
-    }
-
-    /// Waits for all that was launched before the list at hand, whose kernels are still to be named.
-    fn wait_for_earlier(&self) -> Result<(), Fault> {
-        let kernels = self.kernels.get();
-        self.wait_named()?;
-        self.kernels.set(kernels);
-        Ok(())
-    }
-
-    /// Waits for the stream's work; a fault names the kernel that it is in.
-    fn wait_named(&self) -> Result<(), Fault> {
-        let (count, last) = self.kernels.replace((0, None));
-        self.waits.set(self.waits.get() + 1);
-        self.pending.check()?;
-        self.pending.wait().map_err(|Fault(error)| match last {
-            // Calls of other libraries say themselves what they are.
-            _ if self.pending.check().is_err() => Fault(error),
-            Some(last) if count > 1 => Fault(format!(
-                "{error}, in one of {count} kernels up to {last}; with CUDA_LAUNCH_BLOCKING=1 and --enforce-eager it is the one \
-                 that is named"
-            )),
-            Some(last) => Fault(format!("{error}, in kernel {last}")),
-            None => Fault(error),
-        })
-    }
 }
 
 impl Driver for NvidiaDriver {
@@ -244,6 +127,11 @@ impl Driver for NvidiaDriver {
     fn flush(&self) -> Result<(), Fault> {
         self.gpu.bind()?;
         self.hand_over()
+    }
+
+    fn rest(&self) -> Result<(), Fault> {
+        self.flush()?;
+        self.wait_for_graphs()
     }
 
     fn multiprocessors(&self) -> usize {
@@ -366,7 +254,7 @@ impl Driver for NvidiaDriver {
         self.hand_over()?;
         let is_small = bytes.len() <= READ_BYTES;
         if !is_small {
-            // A copy to memory that is not pinned waits in the driver, where nobody watches other libraries' calls.
+            // A copy to memory that is not pinned waits in the driver, where nobody watches exchanges.
             self.wait()?;
         }
         let to = if is_small { self.results.at(0) } else { bytes.as_mut_ptr() };
@@ -400,7 +288,8 @@ impl Driver for NvidiaDriver {
 
     fn mark(&self) -> Result<Mark, Fault> {
         self.gpu.bind()?;
-        let idle = || self.hand_over().and_then(|()| self.wait());
+        // What it makes into graphs may have marks.
+        let idle = || self.hand_over().and_then(|()| self.wait_named());
         let number = self.events.borrow_mut().next(self.stream, idle)?;
         self.add(Work::Mark(number))?;
         Ok(Mark::Pending(number))
@@ -420,14 +309,19 @@ impl Driver for NvidiaDriver {
     }
 
     fn call(&self, call: Rc<dyn Foreign>) -> Result<(), Fault> {
-        if self.graphs.is_none() {
-            self.pending.check()?;
-            self.gpu.bind()?;
-            self.pending.add([call.clone()]);
-            return call.enqueue(self.stream.cast());
+        let words = call.words();
+        let is_exchange = words.is_none();
+        if let (Some(words), Some(_)) = (words, &self.graphs) {
+            self.list.borrow_mut().call(call, words);
+            return self.bound();
         }
-        self.list.borrow_mut().call(call);
-        self.bound()
+        self.gpu.bind()?;
+        self.hand_over()?;
+        if is_exchange {
+            self.pending.add(call.clone());
+        }
+        let _gate = gate::open();
+        call.enqueue(self.stream.cast())
     }
 
     fn bind(&self) -> Result<(), Fault> {
@@ -440,6 +334,7 @@ impl NvidiaDriver {
         if self.graphs.is_none() {
             self.pending.check()?;
             self.gpu.bind()?;
+            let _gate = gate::open();
             return self.enqueue(&work, &self.list.borrow(), null_mut());
         }
         self.list.borrow_mut().work.push(work);
@@ -459,7 +354,7 @@ impl NvidiaDriver {
 impl Drop for NvidiaDriver {
     fn drop(&mut self) {
         // What can't be given back is gone with the process. All that is given back by the fields is used no more.
-        self.gpu.bind().and_then(|()| self.wait()).ok();
+        self.gpu.bind().and_then(|()| self.wait_named()).ok();
         if self.pending.is_stuck() {
             // All that the stream's work may use stays where it is.
             self.results.leave();
@@ -468,9 +363,8 @@ impl Drop for NvidiaDriver {
             mem::forget((self.graphs.take(), self.gpu.clone()));
             return;
         }
-        if let Some(graphs) = self.graphs.take() {
-            destroy(graphs.into_inner().into_all());
-        }
+        self.leave_graphs();
+        gate::remove(self.own_stream());
         // SAFETY: it was created and is destroyed once.
         unsafe { sys::cuStreamDestroy_v2(self.stream) };
     }

@@ -1,19 +1,19 @@
 //! A GPU of this machine, and the kernels that are loaded on it. All ranks of a process that share it share this.
 
 use std::collections::HashMap;
-use std::ffi::{CString, c_int};
+use std::ffi::c_int;
 use std::fmt;
 use std::ptr::{self, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUlimit,
-    CUmemPool_attribute, CUmodule, CUstream,
+    self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUlimit, CUmemPool_attribute, CUstream,
 };
 
 use super::api::{Api, check};
 use super::driver::NvidiaDriver;
+use super::modules::Module;
 use crate::compile::{Compiler, Target, in_parallel};
 use crate::cubin_cache::CubinCache;
 use crate::driver::{Arguments, Fault, Grid, Kernel};
@@ -172,7 +172,8 @@ pub struct Gpu {
     context: CUcontext,
     pub(super) api: Api,
     compiler: Compiler,
-    loaded: Mutex<Loaded>,
+    /// By file.
+    loaded: Mutex<Modules>,
     /// How many ranks of this host have it.
     pub(super) ranks: AtomicUsize,
     /// How many processes those are.
@@ -181,12 +182,7 @@ pub struct Gpu {
     limits: Mutex<Option<GpuLimits>>,
 }
 
-#[derive(Default)]
-struct Loaded {
-    /// By file.
-    modules: HashMap<&'static str, CUmodule>,
-    functions: HashMap<Kernel, Function>,
-}
+type Modules = HashMap<&'static str, Module>;
 
 /// A kernel as the driver knows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -245,7 +241,7 @@ impl Gpu {
     }
 
     /// Loads files of kernels; those that have to be compiled are compiled at the same time, by all processors. What is loaded
-    /// before the first step does not hold a step up.
+    /// before the first step does not hold a step up, nor other ranks' kernels that wait.
     ///
     /// # Errors
     /// All that the compiler says of the first that does not compile, or the driver of one that it can't load.
@@ -254,20 +250,16 @@ impl Gpu {
         self.load_to(&mut self.loaded.lock().unwrap_or_else(PoisonError::into_inner), files)
     }
 
-    fn load_to(&self, loaded: &mut Loaded, files: &[&'static str]) -> Result<(), Fault> {
+    fn load_to(&self, loaded: &mut Modules, files: &[&'static str]) -> Result<(), Fault> {
         let new: Vec<&'static str> =
-            files.iter().copied().filter(|file| !loaded.modules.contains_key(file)).collect();
+            files.iter().copied().filter(|file| !loaded.contains_key(file)).collect();
         for (file, code) in new.iter().zip(in_parallel(&new, |file| self.compiler.code(file))) {
-            let (code, mut module) = (code?, null_mut());
-            // SAFETY: the code is whole; PTX ends in a zero.
-            check(unsafe { sys::cuModuleLoadData(&mut module, code.as_ptr().cast()) }).map_err(
-                |Fault(error)| {
-                    let (major, minor) = self.api.version;
-                    let what = format!("{file}.cu, compiled {}", self.compiler);
-                    Fault(format!("{what}, is nothing for a driver of CUDA {major}.{minor}: {error}"))
-                },
-            )?;
-            loaded.modules.insert(file, module);
+            let module = Module::load(&code?, self.info.shared_bytes).map_err(|Fault(error)| {
+                let (major, minor) = self.api.version;
+                let what = format!("{file}.cu, compiled {}", self.compiler);
+                Fault(format!("{what}, is nothing for a driver of CUDA {major}.{minor}: {error}"))
+            })?;
+            loaded.insert(file, module);
         }
         Ok(())
     }
@@ -356,6 +348,11 @@ impl Gpu {
         Ok(has != 0)
     }
 
+    /// The one that all of the process share.
+    pub(super) fn context(&self) -> CUcontext {
+        self.context
+    }
+
     /// As the driver calls it.
     pub(super) fn device(&self) -> CUdevice {
         self.device
@@ -367,31 +364,11 @@ impl Gpu {
         check(unsafe { sys::cuCtxSetCurrent(self.context) })
     }
 
-    /// A kernel, which may then have all the shared memory that there is. The context is current.
+    /// A kernel. The context is current.
     pub(crate) fn function(&self, kernel: Kernel) -> Result<Function, Fault> {
         let loaded = &mut *self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.functions.get(&kernel) {
-            return Ok(*function);
-        }
         self.load_to(loaded, &[kernel.file])?;
-        let module = loaded.modules[kernel.file];
-        let no = |error: &str| Fault(format!("no kernel {} in {}.cu: {error}", kernel.name, kernel.file));
-        let name = CString::new(kernel.name).map_err(|_| no("a name with a zero"))?;
-        let mut function = null_mut();
-        // SAFETY: it writes one pointer; the module is loaded and the name ends in a zero.
-        check(unsafe { sys::cuModuleGetFunction(&mut function, module, name.as_ptr()) })
-            .map_err(|f| no(&f.0))?;
-        // More than 48 KB must be asked for. It binds nothing: a launch says what it takes.
-        let mut own = 0;
-        let own_bytes = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
-        // SAFETY: it writes one number.
-        check(unsafe { sys::cuFuncGetAttribute(&mut own, own_bytes, function) }).map_err(|f| no(&f.0))?;
-        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the function is loaded.
-        check(unsafe { sys::cuFuncSetAttribute(function, most, self.info.shared_bytes as c_int - own) })
-            .map_err(|f| no(&f.0))?;
-        loaded.functions.insert(kernel, Function(function));
-        Ok(Function(function))
+        loaded.get_mut(kernel.file).expect("it was loaded").function(kernel)
     }
 
     /// Bytes of its memory that nobody has.
@@ -416,10 +393,7 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         // What can't be given back is gone with the process.
         self.bind().ok();
-        for module in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner).modules.values() {
-            // SAFETY: it was loaded and is unloaded once; nothing runs any more that is of it.
-            unsafe { sys::cuModuleUnload(*module) };
-        }
+        self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         // SAFETY: it was retained once.
         unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }

@@ -1,13 +1,11 @@
 //! A list of work as one thing that a GPU runs by itself.
 
-use std::mem;
 use std::ptr::null_mut;
 use std::rc::Rc;
 
 use cudarc::driver::sys::{self, CUgraphExec, CUstream, CUstreamCaptureMode};
 
 use super::api::check;
-use super::pending::Pending;
 use super::pinned::{PinnedPart, PinnedPool};
 use crate::driver::{Fault, Foreign};
 
@@ -19,22 +17,21 @@ pub(crate) struct Graph {
     written: PinnedPart,
     /// Which of the waits for the stream came before the last launch.
     launched: u64,
-    pending: Rc<Pending>,
     /// What it takes of the GPU's memory.
     pub bytes: u64,
     /// Whose work is in it: what they are of must stay for as long as it does.
-    foreign: Vec<Rc<dyn Foreign>>,
+    _foreign: Vec<Rc<dyn Foreign>>,
 }
 
 impl Graph {
     /// Captures what `enqueue` puts into a stream, which does not run by that. It gets a place in the host's memory for as many
-    /// bytes as there are to be written. Among it are these calls of other libraries.
+    /// bytes as there are to be written. Among it are these calls of other libraries. No other rank has work under way ([`super::gate`]),
+    /// nor when it is dropped.
     pub fn capture(
         stream: CUstream,
-        pending: &Rc<Pending>,
         pinned: &Rc<PinnedPool>,
         bytes: usize,
-        foreign: &[Rc<dyn Foreign>],
+        foreign: Vec<Rc<dyn Foreign>>,
         enqueue: impl FnOnce(*mut u8) -> Result<(), Fault>,
     ) -> Result<Self, Fault> {
         let written = pinned.part(bytes)?;
@@ -55,9 +52,14 @@ impl Graph {
             // SAFETY: what was made of it does not need it.
             unsafe { sys::cuGraphDestroy(graph) };
         }
-        let (pending, foreign) = (pending.clone(), foreign.to_vec());
-        let bytes = free.saturating_sub(free_bytes());
-        made.map(|()| Graph { stream, executable, written, launched: u64::MAX, pending, bytes, foreign })
+        made?;
+        let mut graph =
+            Graph { stream, executable, written, launched: u64::MAX, bytes: 0, _foreign: foreign };
+        // Else its first launch does, which may wait for what runs as well.
+        // SAFETY: it was instantiated.
+        check(unsafe { sys::cuGraphUpload(executable, stream) })?;
+        graph.bytes = free.saturating_sub(free_bytes());
+        Ok(graph)
     }
 
     /// Whether the launch before may still read what it is to write. `waits` counts how often the stream was waited for.
@@ -68,20 +70,11 @@ impl Graph {
     /// Runs it, behind all work so far, with these bytes to be written. It is not under way.
     pub fn launch(&mut self, bytes: &[u8], waits: u64) -> Result<(), Fault> {
         self.launched = waits;
-        self.pending.add(self.foreign.iter().cloned());
         // SAFETY: no launch is under way, so no GPU reads there.
         unsafe { self.written.write(bytes) };
         // SAFETY: the graph and all it refers to are there until the stream has been waited for.
         check(unsafe { sys::cuGraphLaunch(self.executable, self.stream) })
     }
-}
-
-/// Destroys graphs that are not under way, and only then gives back what their work was of: all ranks in the same order, for some of it
-/// ends together with other ranks'.
-pub(super) fn destroy(graphs: impl Iterator<Item = Graph>) {
-    let mut foreign: Vec<_> = graphs.flat_map(|mut graph| mem::take(&mut graph.foreign)).collect();
-    foreign.sort_by_key(|call| call.order());
-    // A vector drops its first first.
 }
 
 /// Of the current context's GPU; 0 if that can't be known.
@@ -92,8 +85,18 @@ fn free_bytes() -> u64 {
     free as u64
 }
 
+impl Graph {
+    /// Leaves it to its context, which destroys it at its end.
+    pub fn leave(&mut self) {
+        self.executable = null_mut();
+    }
+}
+
 impl Drop for Graph {
     fn drop(&mut self) {
+        if self.executable.is_null() {
+            return;
+        }
         // SAFETY: it was instantiated and is destroyed once.
         unsafe { sys::cuGraphExecDestroy(self.executable) };
     }

@@ -1,4 +1,4 @@
-//! Waiting for a stream in which other libraries work too: for as long as their calls say that they will end.
+//! Waiting for a stream in which ranks exchange by another library: for as long as its calls say that they will end.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// A stream, and what is known of the work in it.
 pub(super) struct Pending {
     stream: CUstream,
-    /// Calls of other libraries since the stream was last waited for.
+    /// Exchanges since the stream was last waited for.
     calls: RefCell<Vec<Rc<dyn Foreign>>>,
     /// Why nothing more is done: calls were aborted, so what lies in memory is not what was asked for.
     lost: RefCell<Option<Fault>>,
@@ -33,12 +33,12 @@ impl Pending {
         Pending { stream, calls: RefCell::default(), lost: RefCell::default(), is_stuck: Cell::new(false) }
     }
 
-    /// Calls that are put into the stream from now on.
-    pub fn add(&self, calls: impl IntoIterator<Item = Rc<dyn Foreign>>) {
-        self.calls.borrow_mut().extend(calls);
+    /// An exchange that is put into the stream now.
+    pub fn add(&self, call: Rc<dyn Foreign>) {
+        self.calls.borrow_mut().push(call);
     }
 
-    /// Whether a call of another library may be under way.
+    /// Whether an exchange may be under way.
     pub fn has_calls(&self) -> bool {
         !self.calls.borrow().is_empty()
     }

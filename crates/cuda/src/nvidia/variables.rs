@@ -2,13 +2,11 @@
 
 /// Kernels of ranks that share a GPU wait for each other: so each rank's queue must have one of the GPU's, and no kernel may be loaded
 /// while another waits; and a queue must have room for a step, or the thread that fills it waits for kernels that wait for another's.
-/// NCCL must not read other GPUs' tensors in place, nor show them to others when it is in a graph: they are of memory pools, which other
-/// GPUs don't see.
-const FOR_RANKS: [(&str, &str); 5] = [
+/// NCCL must not read other GPUs' tensors in place: they are of memory pools, which other GPUs don't see.
+const FOR_RANKS: [(&str, &str); 4] = [
     ("CUDA_DEVICE_MAX_CONNECTIONS", "32"),
     ("CUDA_MODULE_LOADING", "EAGER"),
     ("CUDA_SCALE_LAUNCH_QUEUES", "4x"),
-    ("NCCL_GRAPH_REGISTER", "0"),
     ("NCCL_P2P_DIRECT_DISABLE", "1"),
 ];
 

@@ -9,7 +9,7 @@ use super::compressed::CompressedSum;
 use super::group::CudaGroup;
 use super::moves::Moves;
 use super::peers::{ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, Peers, RECV, REDUCE_SCATTER, SEND};
-use super::rings::LONGEST;
+use super::rings::patience;
 use crate::device::CudaDevice;
 use crate::nccl::NcclPath;
 use crate::reduction::Reduction;
@@ -193,21 +193,18 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
     fn send(&self, dev: &CudaDevice, x: &CudaTensor, to: usize) -> Result<(), CollectiveError> {
         let count = |own: &mut CollectiveStats| own.sent_bytes += 4 * x.len() as u64;
         if let Some(moves) = self.nccl() {
-            self.message_nccl("send", to, count, |call| moves.send(&dev.queue, call, x, to))?;
-        } else if let Some(peers) = self.peers() {
-            let run = || {
-                peers.send(&dev.queue, x, to, self.deadline);
-                dev.queue.flush();
-            };
-            return self.message(SEND, peers, to, count, run);
-        } else {
-            return self.host.send(dev, x, to);
+            return self.message_nccl("send", to, count, |call| moves.send(&dev.queue, call, x, to));
         }
-        dev.queue.flush();
-        Ok(())
+        let Some(peers) = self.peers() else { return self.host.send(dev, x, to) };
+        let run = || {
+            peers.send(&dev.queue, x, to, self.deadline);
+            dev.queue.flush();
+        };
+        self.message(SEND, peers, to, count, run)
     }
 
-    /// It is waited for on the GPU: who reads what is made of it hears of a rank that did not come.
+    /// It is waited for on the GPU: who reads what is made of it hears of a rank that did not come. Without a deadline that is after ten
+    /// of the group's, and at least five minutes; over NCCL after one.
     fn recv(
         &self,
         dev: &CudaDevice,
@@ -225,8 +222,9 @@ impl<C: Collective<Reference>> Collective<CudaDevice> for CudaGroup<C> {
             );
         }
         let Some(peers) = self.peers() else { return self.host.recv(dev, from, rows, cols, deadline) };
-        self.patience.set(deadline.unwrap_or(LONGEST));
-        self.message(RECV, peers, from, |_| (), || peers.recv(&dev.queue, from, [rows, cols], deadline))
+        let patience = deadline.unwrap_or_else(|| patience(self.deadline));
+        self.patience.set(patience);
+        self.message(RECV, peers, from, |_| (), || peers.recv(&dev.queue, from, [rows, cols], patience))
     }
 }
 

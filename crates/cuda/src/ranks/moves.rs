@@ -15,7 +15,7 @@ use crate::tensor::{CudaTensor, Queue};
 
 /// Up to so many bytes of nodes every rank gets all of them and finishes the whole tree: one move instead of two. Nobody has measured
 /// where that ends to be faster. Up to as many bytes rows also travel filled up, of which each rank then takes what it wants: so steps
-/// with a few rows more or fewer make the same moves, and are one graph.
+/// with a few rows more or fewer do the same between moves, and that is one graph.
 const DIRECT_BYTES: usize = 256 << 10;
 const WORD: usize = 4;
 /// Slices begin where kernels can take four floats at a time.
@@ -48,7 +48,7 @@ fn row_slices(rows_of_rank: &[usize], cols: usize) -> Vec<Range<usize>> {
     ends.zip(rows_of_rank).map(|(end, rows)| end - rows * cols..end).collect()
 }
 
-/// All of a matrix, if there is anything of it: with the rows to which it is filled up, so that others that are too make the same moves.
+/// All of a matrix, if there is anything of it: with the rows to which it is filled up, so that what is filled up to as many is moved alike.
 fn moves_of(x: &CudaTensor, rank: usize) -> Vec<Move> {
     let all = (x.len() > 0).then(|| Move { at: x.at(), words: x.filled_len(), rank });
     all.into_iter().collect()

@@ -16,8 +16,17 @@ const LANE_WORDS: usize = 4096;
 const NOTHING: u64 = u64::MAX;
 /// Threads of a block, at most.
 const MOST_THREADS: usize = 512;
-/// Every wait of a kernel ends. One for as long as it takes ends after this; before, when this rank's host hears that another is lost.
-pub(super) const LONGEST: Duration = Duration::from_secs(3600);
+/// A receive without a bound of its own waits for so many deadlines of its group, and at least so long.
+const DEADLINES: u32 = 10;
+const LEAST_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long a receive without a bound waits, in a group of this deadline. Every wait of a kernel ends, for while it waits the driver may
+/// hold up other ranks of the process, the one that it waits for among them, and nobody would hear of that. The other rank has the same
+/// command already, so no more lies between than what it computes first: its steps before, and one of at most
+/// `--max-num-batched-tokens`, which takes seconds. It ends earlier when this rank's host hears that another is lost.
+pub(super) fn patience(deadline: Duration) -> Duration {
+    deadline.saturating_mul(DEADLINES).max(LEAST_PATIENCE)
+}
 
 /// How messages travel, and how many of them there were.
 pub(super) struct Rings {
@@ -68,16 +77,16 @@ impl Peers {
     pub fn send(&self, queue: &Queue, x: &CudaTensor, to: usize, patience: Duration) {
         let mut legs = vec![Leg::default(); self.ranks()];
         legs[to].sent = Some((x.at(), x.len()));
-        self.move_words(queue, SEND, (&legs, to), x.filled_len(), Some(patience));
+        self.move_words(queue, SEND, (&legs, to), x.filled_len(), patience);
     }
 
-    /// The matrix that another rank sent, waited for as long as it takes if there is no `patience`: for an hour.
+    /// The matrix that another rank sent, which is waited for no longer than that.
     pub fn recv(
         &self,
         queue: &Queue,
         from: usize,
         [rows, cols]: [usize; 2],
-        patience: Option<Duration>,
+        patience: Duration,
     ) -> CudaTensor {
         let out = queue.tensor(rows, cols);
         let mut legs = vec![Leg::default(); self.ranks()];
@@ -120,7 +129,7 @@ impl Peers {
             self.rings.exchanges.set(self.rings.exchanges.get().wrapping_add(1));
             let sides = legs.iter().flat_map(|leg| [leg.sent, leg.received]).flatten();
             let most = sides.map(|(_, words)| words).max().unwrap_or(0);
-            self.move_words(queue, ALL_TO_ALL, (&legs, self.ranks()), most, Some(self.timeout));
+            self.move_words(queue, ALL_TO_ALL, (&legs, self.ranks()), most, self.timeout);
         }
         out
     }
@@ -132,7 +141,7 @@ impl Peers {
         op: usize,
         (legs, numbered): (&[Leg], usize),
         most: usize,
-        patience: Option<Duration>,
+        patience: Duration,
     ) {
         self.rings.count(legs);
         let at = |side: Option<(Address, usize)>| side.map_or(0, |(at, _)| at);
@@ -143,7 +152,7 @@ impl Peers {
         let lanes = lanes_of(most, self.rings.lanes);
         // All threads of a block look at ranks, and each moves four words at a time.
         let threads = most.div_ceil(4 * lanes).next_multiple_of(32).clamp(32, MOST_THREADS);
-        let timeout = patience.unwrap_or(LONGEST).min(LONGEST).as_nanos() as usize;
+        let timeout = usize::try_from(patience.as_nanos()).unwrap_or(usize::MAX);
         let arguments = Arguments::new().address(self.group()).count(op).address(table.at).count(numbered);
         let arguments = arguments.long(timeout);
         queue.launch(Kernel { file: "moves", name: "move_words" }, Grid::flat(lanes, threads), arguments);
@@ -153,6 +162,13 @@ impl Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn receives_wait_for_ten_deadlines_and_at_least_five_minutes() {
+        let waits = [1, 30, 60, u64::MAX].map(|seconds| patience(Duration::from_secs(seconds)));
+        assert_eq!(waits[..3], [300, 300, 600].map(Duration::from_secs));
+        assert_eq!(waits[3], Duration::MAX);
+    }
 
     #[test]
     fn rings_are_powers_of_two_and_have_room() {

@@ -4,7 +4,7 @@ use crate::driver::{Driver, Fault};
 
 /// Refuses a GPU on which kernels of several processes, of this group or others, run by turns. One that waits for another GPU would
 /// keep the GPU from another process's kernel until its turn is over, for which a third may wait there. And one that drives a display:
-/// a kernel that waits for a request, as those of later stages do, would be ended.
+/// a kernel that waits for a long prompt's part, as those of later stages do, would be ended.
 pub(crate) fn lets_kernels_wait(driver: &dyn Driver) -> Result<(), Fault> {
     match driver.processes_on_gpu() {
         processes if processes > 1 && !driver.runs_processes_together() => Err(Fault(format!(

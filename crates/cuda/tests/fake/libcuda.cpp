@@ -6,12 +6,32 @@ u32 fake_graphs_made() { return graphs_made; }
 // Executables that were not destroyed.
 u32 fake_graphs_alive() { return graphs_alive; }
 u32 fake_graph_launches() { return graph_launches; }
+// Those of the thread that asks.
+u32 fake_own_graph_launches() { return own_graph_launches; }
 // Ten times the compute capability, and its second digit.
 u32 fake_capability() { return number("FAKE_CAPABILITY", 90); }
 u32 fake_marks() { return marks; }
-// For libraries that put kernels into streams: which GPU the thread has, and such a kernel.
+// For libraries that put kernels into streams: which GPU the thread has, whether a stream is captured, and such a kernel.
 int fake_bound_device() { return bound ? int(bound - devices.data()) : -1; }
+bool fake_is_captured(const Stream *stream) { return stream->is_captured; }
 void fake_add(Stream *stream, Run kernel) { stream->add({kernel, true}); }
+// All kernels, as PTX declares them: their names are among those of this library's functions.
+const char *fake_kernels() {
+  static const std::string declared = [] {
+    Dl_info of;
+    dladdr((void *)&fake_kernels, &of);
+    std::string bytes, declared, before(1, '\0');
+    char part[1 << 16];
+    int file = open(of.dli_fname, O_RDONLY);
+    for (ssize_t count; (count = read(file, part, sizeof part)) > 0;) bytes.append(part, count);
+    close(file);
+    before += "emulate_";
+    for (size_t at = 0; (at = bytes.find(before, at)) != bytes.npos; at++)
+      declared += std::string("\n.entry ") + (bytes.c_str() + at + before.size());
+    return declared;
+  }();
+  return declared.c_str();
+}
 
 // A list of none hides all.
 int cuInit(u32) {
@@ -102,7 +122,7 @@ int cuCtxEnablePeerAccess(Device *context, u32) {
 int cuCtxGetLimit(size_t *value, int) { return *value = 1024, bound ? SUCCESS : INVALID_CONTEXT; }
 int cuCtxSetLimit(int, size_t) {
   CHECK(uncaptured);
-  return may_wait_for_all(__func__), SUCCESS;
+  return may_wait_for_all(__func__);
 }
 
 int allocate(u64 *at, size_t bytes, int file) {
@@ -118,7 +138,7 @@ int allocate(u64 *at, size_t bytes, int file) {
 }
 int cuMemAlloc_v2(u64 *at, size_t bytes) {
   CHECK(uncaptured);
-  may_wait_for_all(__func__);
+  CHECK(may_wait_for_all);
   return allocate(at, bytes, memfd_create("fake", 0));
 }
 int cuIpcGetMemHandle(Handle *handle, u64 at) {
@@ -196,7 +216,7 @@ int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
 int cuMemsetD8_v2(u64 at, u8 value, size_t bytes) {
   CHECK(uncaptured);
   if (!is_ours(at, bytes)) return INVALID_VALUE;
-  may_wait_for_all(__func__);
+  CHECK(may_wait_for_all);
   return memset((void *)at, value, bytes), SUCCESS;
 }
 int cuMemGetInfo_v2(size_t *free, size_t *of) {
@@ -206,7 +226,7 @@ int cuMemGetInfo_v2(size_t *free, size_t *of) {
 }
 int cuMemHostAlloc(void **at, size_t bytes, u32) {
   CHECK(uncaptured);
-  may_wait_for_all(__func__);
+  CHECK(may_wait_for_all);
   *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (*at == MAP_FAILED) return OUT_OF_MEMORY;
   memset(*at, 0xff, bytes);
@@ -226,7 +246,7 @@ int cuModuleLoadData(Module **module, const char *code) {
   CHECK(uncaptured);
   std::string wanted = "cubin for --gpu-architecture=sm_" + std::to_string(fake_capability());
   if (strncmp(code, wanted.c_str(), wanted.size())) return INVALID_VALUE;
-  may_wait_for_all(__func__);
+  CHECK(may_wait_for_all);
   return *module = new Module, SUCCESS;
 }
 int cuModuleUnload(Module *module) {
@@ -255,6 +275,7 @@ int cuFuncGetAttribute(int *value, int, Function *function) {
 int cuFuncSetAttribute(Function *function, int which, int value) {
   CHECK(own, function);
   if (which != 8 || value < 0 || value > MOST_SHARED - OWN_SHARED) return INVALID_VALUE;
+  if (!std::exchange(function->is_ready, true)) CHECK(may_wait_for_all, 2);
   return function->shared = value, SUCCESS;
 }
 

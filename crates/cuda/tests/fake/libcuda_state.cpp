@@ -23,7 +23,7 @@ namespace fake {
 
 enum {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_CONTEXT = 201,
-  INVALID_HANDLE = 400, ILLEGAL_STATE = 401, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701, ALREADY_ENABLED = 704,
+  INVALID_HANDLE = 400, ILLEGAL_STATE = 401, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701, TIMEOUT = 702, ALREADY_ENABLED = 704,
   CONTEXT_IS_DESTROYED = 709, FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, CAPTURED_EVENT = 907,
   CAPTURE_WRONG_THREAD = 908
 };
@@ -127,6 +127,15 @@ struct Stream : Owned {
     return failed;
   }
   int wait() { return wait(all()); }
+  // Whether that was so in time.
+  bool waits_for_all(double most_ms) {
+    std::unique_lock held(lock);
+    u64 until = done + work.size();
+    waiting++;
+    wake.notify_all();
+    bool is_done = progress.wait_for(held, std::chrono::duration<double, std::milli>(most_ms), [&] { return done >= until; });
+    return waiting--, is_done;
+  }
   // Whether all are done; who asks wants them to be.
   int query() {
     std::lock_guard held(lock);
@@ -174,6 +183,7 @@ double now_ms() {
 typedef std::vector<Work> Graph;
 struct Executable : Owned {
   Graph graph;
+  bool is_uploaded = false;
 };
 struct Module : Owned {};
 typedef void (*Emulated)(const u32 *, u32, u32, void **, u32);
@@ -182,6 +192,7 @@ struct Function : Owned {
   std::string name;
   Emulated run;
   u32 arguments, threads, shared = SHARED_UNASKED - OWN_SHARED;
+  bool is_ready = false;
 };
 struct Allocation {
   size_t bytes;
@@ -211,6 +222,7 @@ std::map<u64, Pinned> &pinned = *new std::map<u64, Pinned>;
 std::vector<Stream *> &streams = *new std::vector<Stream *>;
 std::atomic<u32> graphs_made = 0, graphs_alive = 0, graph_launches = 0;
 u32 marks = 0;
+thread_local u32 own_graph_launches = 0;
 // Streams that this thread captures.
 thread_local std::set<Stream *> capturing;
 
@@ -246,23 +258,26 @@ bool reaches(Device *device, u64 at) {
   return device->peers.count(of->second.device) && of->second.file >= 0;
 }
 
-// Waits for all that runs on the current GPU.
-void wait_for_all() {
+// Waits for all that runs on the current GPU. False if that is not done in time.
+bool wait_for_all(double most_ms = 1e9) {
   std::vector<Stream *> there;
   {
     std::lock_guard held(all);
     there = streams;
   }
   for (Stream *stream : there)
-    if (stream->device == bound && stream->is_there()) stream->wait();
+    if (stream->device == bound && stream->is_there() && !stream->waits_for_all(most_ms)) return false;
+  return true;
 }
-// What may wait for that, if FAKE_WAITS says so; it tells if that was long. From 1 on it is what the CUDA C++ Programming Guide names
-// (implicit synchronization), from 2 on whatever is not said to be asynchronous.
-void may_wait_for_all(const char *function, u64 from = 1) {
-  if (number("FAKE_WAITS", 0) < from) return;
+// What may wait for that, if FAKE_WAITS says so; it tells if that was long, and refuses if it is in vain: then kernels wait for something
+// that comes behind this call. From 1 on it is what the CUDA C++ Programming Guide names (implicit synchronization), from 2 on whatever
+// is not said to be asynchronous.
+int may_wait_for_all(const char *function, u64 from = 1) {
+  if (number("FAKE_WAITS", 0) < from) return SUCCESS;
   double began = now_ms();
-  wait_for_all();
+  if (!wait_for_all(15e3)) return refuse(function, TIMEOUT, "it waits in vain for all that runs");
   if (now_ms() - began > 1000) fprintf(stderr, "libcuda: %s waited %.1f s for all that ran\n", function, (now_ms() - began) / 1e3);
+  return SUCCESS;
 }
 
 // Checks of a call, which are over if there is something to say.

@@ -144,7 +144,7 @@ int cuStreamEndCapture(Stream *stream, Graph **graph) {
 int cuGraphDestroy(Graph *graph) { return delete graph, SUCCESS; }
 int cuGraphInstantiateWithFlags(Executable **executable, Graph *graph, u64) {
   CHECK(uncaptured);
-  may_wait_for_all(__func__, 2);
+  CHECK(may_wait_for_all, 2);
   graphs_made++, graphs_alive++;
   tell("made");
   *executable = new Executable;
@@ -153,15 +153,22 @@ int cuGraphInstantiateWithFlags(Executable **executable, Graph *graph, u64) {
 int cuGraphExecDestroy(Executable *executable) {
   CHECK(uncaptured);
   CHECK(there, executable);
-  may_wait_for_all(__func__, 2);
+  CHECK(may_wait_for_all, 2);
   graphs_alive--;
   executable->graph.clear();
   return executable->is_ended = true, SUCCESS;
 }
-int cuGraphLaunch(Executable *executable, Stream *stream) {
+// Without it the first launch does the same.
+int cuGraphUpload(Executable *executable, Stream *stream) {
   CHECK(own, executable);
   CHECK(own, stream);
-  graph_launches++;
+  if (executable->is_uploaded) return SUCCESS;
+  CHECK(may_wait_for_all, 2);
+  return executable->is_uploaded = true, SUCCESS;
+}
+int cuGraphLaunch(Executable *executable, Stream *stream) {
+  if (int error = cuGraphUpload(executable, stream)) return error;
+  graph_launches++, own_graph_launches++;
   tell("launched");
   for (Work &work : executable->graph)
     if (int error = stream->add(work)) return error;

@@ -60,7 +60,6 @@ struct Comm {
   std::function<void()> then;
   bool is_joined = false, is_finalized = false;
   std::atomic<u32> runs{0};
-  u32 serial = 0;
   std::atomic<int> error{SUCCESS};
   std::atomic<bool> is_aborted{false};
   std::string text;
@@ -90,9 +89,7 @@ struct Asked {
   std::vector<Op> ops;
 };
 
-std::atomic<u32> calls, alive, disordered;
-// Of each rank: the last of its communicators that was given back, by when they were made.
-std::atomic<u32> made, last_of_rank[RANKS];
+std::atomic<u32> calls, alive;
 thread_local u32 depth = 0;
 thread_local std::vector<Asked> group;
 thread_local std::string last_error;
@@ -198,7 +195,6 @@ extern "C" {
 
 u32 fake_nccl_calls() { return calls; }
 u32 fake_nccl_alive() { return alive; }
-u32 fake_nccl_disordered() { return disordered; }
 
 int ncclGetVersion(int *version) {
   const char *text = getenv("FAKE_NCCL_VERSION");
@@ -235,7 +231,7 @@ int ncclCommInitRankConfig(Handle **made, int ranks, Id id, int rank, const Conf
   comm->rank = rank, comm->ranks = ranks, comm->shared = (Shared *)mapped, comm->path = id.path;
   comm->shared->gpu_of_rank[rank] = gpu;
   if (!is_meant("FAKE_NCCL_HANG", rank, 0)) comm->shared->joined++;
-  alive++, comm->serial = ++fake::made;
+  alive++;
   return *made = new Handle(comm), IN_PROGRESS;
 }
 int ncclCommGetAsyncError(Handle *handle, int *state) {
@@ -263,7 +259,6 @@ int ncclGroupEnd() {
   for (Asked &asked : std::exchange(group, {})) {
     Handle comm = asked.comm;
     comm->asked = ASKED;
-    // As CUDA has it, what is captured runs as often as its graph.
     comm->then = [=] {
       typedef void Add(void *stream, std::function<int()> work);
       of_driver<Add *>("fake_add")(asked.stream, [=] { return run(*comm, asked.ops), 0; });
@@ -277,6 +272,8 @@ int ncclGroupEnd() {
 static int begin(Handle *handle, void *stream, Op op) {
   Handle &comm = *handle;
   if (!comm->is_joined || comm->asked > 0) return told(INVALID_USAGE, "the communicator is not ready");
+  // All ranks would have to capture it, or none (NCCL's user guide: Using NCCL with CUDA Graphs).
+  if (of_driver<bool (*)(void *)>("fake_is_captured")(stream)) return told(INVALID_USAGE, "the stream is captured");
   calls++;
   ncclGroupStart();
   bool is_new = group.empty() || group.back().comm != comm || group.back().stream != stream;
@@ -308,10 +305,8 @@ int ncclCommFinalize(Handle *comm) {
   return (*comm)->asked = ASKED, (*comm)->then = [comm] { (*comm)->is_finalized = true; }, IN_PROGRESS;
 }
 int ncclCommDestroy(Handle *comm) {
-  // The real one waits for graphs that have work of it.
   (*comm)->then = nullptr;
   if (!(*comm)->is_finalized || comm->use_count() > 1) fprintf(stderr, "a communicator is destroyed that is in use\n"), abort();
-  if (last_of_rank[(*comm)->rank].exchange((*comm)->serial) > (*comm)->serial) disordered++;
   while (getenv("FAKE_NCCL_STAYS")) std::this_thread::sleep_for(std::chrono::seconds(1));
   return alive--, delete comm, SUCCESS;
 }

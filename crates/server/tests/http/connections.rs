@@ -1,10 +1,11 @@
 //! Clients that leave, stall, or only sit there.
 
 use std::io::{BufReader, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use engine::serving::Event;
+use engine::{GenerateRequest, Logprobs};
 use serde_json::json;
 use server::{Limits, ServerConfig, Timeouts};
 
@@ -116,43 +117,66 @@ fn more_connections_than_allowed_wait_for_one_to_end() {
     assert_eq!(read(&mut third).unwrap().status, 200);
 }
 
+/// So short that a test can wait for it. A busy machine may hold up a client for longer.
+const SHORT: Duration = Duration::from_millis(100);
+
+fn timeouts(timeouts: Timeouts) -> ServerConfig {
+    ServerConfig { timeouts, ..Default::default() }
+}
+
 #[test]
-fn who_sends_a_head_or_a_body_too_slowly_is_cut_off() {
-    let short = Duration::from_millis(100);
-    let config = ServerConfig {
-        timeouts: Timeouts { head: short, body: short, ..Default::default() },
-        ..Default::default()
-    };
-    let server = Harness::new(config, says_text);
-    let mut slow_head = connect(server.address);
-    slow_head.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: loc").unwrap();
+fn who_sends_a_head_too_slowly_is_cut_off() {
+    // Nobody asks whether it is ready: who does may be too slow too.
+    let config = timeouts(Timeouts { head: SHORT, ..Default::default() });
+    let server = Harness::loading(config, says_text);
+    let mut slow = connect(server.address);
+    let _ = slow.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: loc");
     // The end of the connection, with or without an answer.
     let mut rest = Vec::new();
-    let _ = slow_head.read_to_end(&mut rest);
-    let mut slow_body = BufReader::new(connect(server.address));
-    let text = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
-    slow_body.get_mut().write_all(text).unwrap();
-    assert_eq!(read(&mut slow_body).unwrap().error(), (408, "body_timeout".into(), String::new()));
+    let _ = slow.read_to_end(&mut rest);
     let mut idle = connect(server.address);
-    assert_eq!(idle.read(&mut [0]).unwrap(), 0, "who says nothing is cut off too");
-    let mut done = BufReader::new(connect(server.address));
-    done.get_mut().write_all(&head("GET", "/health", &[], b"")).unwrap();
-    assert_eq!(read(&mut done).unwrap().status, 200);
-    assert_eq!(done.read(&mut [0]).unwrap(), 0, "and who has nothing more to say");
+    assert_eq!(idle.read_to_end(&mut rest).unwrap(), 0, "who says nothing is cut off too");
+    let mut done = None;
+    until("somebody is fast enough", || {
+        let mut stream = BufReader::new(connect(server.address));
+        let _ = stream.get_mut().write_all(&head("GET", "/health", &[], b""));
+        let answer = read(&mut stream);
+        done = answer.is_some().then_some(stream);
+        answer.is_some_and(|answer| answer.status == 200)
+    });
+    assert_eq!(done.unwrap().read_to_end(&mut rest).unwrap(), 0, "and who has nothing more to say");
+}
+
+#[test]
+fn who_sends_a_body_too_slowly_is_cut_off() {
+    let config = timeouts(Timeouts { body: SHORT, ..Default::default() });
+    let server = Harness::new(config, says_text);
+    let mut slow = BufReader::new(connect(server.address));
+    let text = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
+    slow.get_mut().write_all(text).unwrap();
+    assert_eq!(read(&mut slow).unwrap().error(), (408, "body_timeout".into(), String::new()));
+}
+
+/// More than what lies between server and client has room for, in few events. It never ends.
+fn says_much(id: u64, request: &GenerateRequest) -> Vec<Event> {
+    let logprobs = Logprobs { logprob: -1.0, rank: 321, top: (300..320).map(|id| (id, -1.0)).collect() };
+    let token = |_| Event::Token { id, token: 300, logprobs: Some(logprobs.clone()), end: None };
+    never_ends(id, request).into_iter().chain((0..20_000).map(token)).collect()
+}
+
+/// Asks for what [`says_much`] says.
+fn asks_for_much(server: &Harness) -> TcpStream {
+    let mut stream = connect(server.address);
+    let body = b"{\"prompt\": \"a\", \"stream\": true, \"logprobs\": 20}";
+    let headers = [JSON, &[("Connection", "close")]].concat();
+    stream.write_all(&head("POST", PATH, &headers, body)).unwrap();
+    stream
 }
 
 #[test]
 fn who_reads_nothing_is_cut_off_and_its_request_aborted() {
-    let config = ServerConfig {
-        timeouts: Timeouts { write: Duration::from_millis(100), ..Default::default() },
-        ..Default::default()
-    };
-    let server = Harness::new(config, |id, request| {
-        let token = |_| Event::Token { id, token: 300, logprobs: None, end: None };
-        never_ends(id, request).into_iter().chain((0..60_000).map(token)).collect()
-    });
-    let mut stream = connect(server.address);
-    stream.write_all(&head("POST", PATH, JSON, b"{\"prompt\": \"a\", \"stream\": true}")).unwrap();
+    let server = Harness::new(timeouts(Timeouts { write: SHORT, ..Default::default() }), says_much);
+    let stream = asks_for_much(&server);
     let (id, _) = server.submitted();
     server.aborted(id);
     drop(stream);
@@ -161,18 +185,21 @@ fn who_reads_nothing_is_cut_off_and_its_request_aborted() {
 #[test]
 fn who_reads_slowly_has_no_more_time_than_the_request() {
     let limits = Limits { connections: 1, ..Default::default() };
-    let timeouts = Timeouts { request: Some(Duration::from_millis(300)), ..Default::default() };
-    let server = Harness::new(ServerConfig { limits, timeouts, ..Default::default() }, |id, request| {
-        let logprobs =
-            engine::Logprobs { logprob: -1.0, rank: 321, top: (300..320).map(|id| (id, -1.0)).collect() };
-        let token = |_| Event::Token { id, token: 300, logprobs: Some(logprobs.clone()), end: None };
-        never_ends(id, request).into_iter().chain((0..20_000).map(token)).collect()
+    let timeouts = Timeouts { request: Some(3 * SHORT), ..Default::default() };
+    // That time may be over before the answer begins.
+    let mut begun = None;
+    until("an answer begins", || {
+        let config =
+            ServerConfig { limits: limits.clone(), timeouts: timeouts.clone(), ..Default::default() };
+        let server = Harness::new(config, says_much);
+        let stream = asks_for_much(&server);
+        // It is only looked at.
+        let mut status = [0; 12];
+        let has_begun = stream.peek(&mut status).is_ok() && status == *b"HTTP/1.1 200";
+        begun = has_begun.then_some((server, stream));
+        begun.is_some()
     });
-    let mut stream = connect(server.address);
-    // More than what lies between server and client has room for.
-    let body = b"{\"prompt\": \"a\", \"stream\": true, \"logprobs\": 20}";
-    let headers = [JSON, &[("Connection", "close")]].concat();
-    stream.write_all(&head("POST", PATH, &headers, body)).unwrap();
+    let (server, stream) = begun.unwrap();
     let (id, _) = server.submitted();
     server.aborted(id);
     // Its connection is the only one that there may be.

@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::rc::Rc;
-use std::time::Duration;
 
 use ::tensor::{DType, Scales, WeightFormat};
 
@@ -273,23 +272,17 @@ impl fmt::Display for Call {
 }
 
 impl Foreign for Call {
-    fn words(&self) -> Vec<u64> {
+    fn words(&self) -> Option<Vec<u64>> {
         let Product { element, rows, n, k, input_stride, output_stride } = self.product;
         let sizes =
             [element.number() as usize, rows, n, k, input_stride, output_stride].map(|size| size as u64);
         // The algorithm is a function of these.
-        [0x6d61_746d_756c].into_iter().chain(sizes).chain(self.operands).chain([self.workspace.0]).collect()
+        let words = [0x6d61_746d_756c].into_iter().chain(sizes).chain(self.operands);
+        Some(words.chain([self.workspace.0]).collect())
     }
 
     fn enqueue(&self, stream: *mut c_void) -> Result<(), Fault> {
         let done = self.described.multiply(self.operands, &self.algorithm, self.workspace, stream);
         done.map_err(|Fault(error)| Fault(format!("{self}: {error}")))
     }
-
-    fn watch(&self, _: Duration) -> Result<(), Fault> {
-        // Like a kernel, it ends by itself.
-        Ok(())
-    }
-
-    fn abort(&self) {}
 }
