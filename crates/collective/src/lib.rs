@@ -141,15 +141,15 @@ pub trait Group {
 
 /// A group whose ranks exchange a device's tensors.
 pub trait Collective<D: Device>: Group {
-    /// Has what the ranks' devices share, before any of their work waits for that of others: to ask a device for memory may wait for
-    /// work that waits. All ranks of a device's groups call it, and then [`Collective::prepare`] once all have.
+    /// Allocates and maps what the ranks' devices share, before any of their work waits for that of others: to ask a device for memory
+    /// may wait for work that waits. All ranks of a device's groups call it, and then [`Collective::prepare`] once all have.
     ///
     /// # Errors
     /// A rank is missing, or has failed. That there is nothing to share is no error.
     fn share(&self, _dev: &D) -> Result<(), CollectiveError> {
         Ok(())
     }
-    /// Finds out how the ranks' devices reach each other, with what they [share](Collective::share), which is had now if it was not
+    /// Finds out how the ranks' devices reach each other, with what they [share](Collective::share), which is done now if it was not
     /// before. All ranks call it once, before anything else and when all are ready; groups whose tensors are host memory know already.
     /// Gives why tensors have to take a long way, if they have to.
     ///

@@ -245,14 +245,20 @@ pub trait Driver {
     fn flush(&self) -> Result<(), Fault> {
         Ok(())
     }
-    /// The same where its rank goes on to wait for others or for work. Now and then this waits for the work so far, if nobody does
-    /// otherwise, so that it costs less from then on: all that it needs of other ranks they have been told of.
+    /// The same where its rank goes on to wait for others or for work, and has told others all that they need. Now and then this waits for
+    /// the work so far, if nobody does otherwise, so that what comes again costs less.
     ///
     /// # Errors
     /// As of [`Driver::write`].
     fn rest(&self) -> Result<(), Fault> {
         self.flush()
     }
+    /// Whether asking for memory waits for nothing that runs.
+    fn has_pool(&self) -> bool {
+        true
+    }
+    /// Work in it may wait for that of other ranks from now on.
+    fn meets_others(&self) {}
     /// Whether it is worth to measure what is faster.
     fn has_speed(&self) -> bool {
         false

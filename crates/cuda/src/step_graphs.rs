@@ -5,16 +5,18 @@ use std::mem;
 
 /// Lists of work that came, by what they are. A list runs piece by piece the first two times. It is remembered the second time, and made
 /// a graph when its rank next waits for its stream; from then on the graph is replayed: most lists of prompts never come again, and a
-/// graph costs more than it saves if it runs once. Where it could not be made then, because other ranks had work under way, it is
-/// remembered again when it comes for the 4th, the 8th, the 16th time: so trying costs little, however often it is in vain.
+/// graph costs more than it saves if it runs once. Where it could not be made then, because other ranks had work under way, it is made
+/// at a later wait at which they happen to have none; time for them to end theirs is taken only when the list comes for the 4th, the 8th,
+/// the 16th time, so trying costs little, however often it is in vain.
 ///
 /// `L` is what is remembered of a list.
 pub(crate) struct StepGraphs<G, L> {
     known: HashMap<u128, Known<G>>,
     /// Graphs of lists that are known no more. They may still be under way.
     left: Vec<G>,
-    /// Lists that are to be graphs.
+    /// Lists that are to be graphs, and whether it is worth to wait for one.
     wanted: Vec<(u128, L)>,
+    is_worth_a_wait: bool,
     /// Lists so far, and how many there were when the stream was last waited for.
     clock: u64,
     waited: u64,
@@ -38,8 +40,6 @@ enum State<G> {
     /// It came so many times.
     Seen(u64),
     Graph(G),
-    /// It couldn't be captured, and won't be.
-    Unfit,
 }
 
 /// What is to be done with a list.
@@ -53,7 +53,7 @@ pub(crate) enum Way<'a, G> {
     Replay(&'a mut G),
 }
 
-/// The most lists that are remembered at a time; others are when they come again.
+/// The most lists that are remembered at a time; others are at their 4th, 8th, 16th time.
 const MOST_WANTED: usize = 64;
 
 impl<G, L> StepGraphs<G, L> {
@@ -61,7 +61,8 @@ impl<G, L> StepGraphs<G, L> {
     /// exchange outside of graphs has many short ones.
     pub fn new(most_work: usize, least_work: usize) -> Self {
         let (known, left, wanted) = Default::default();
-        StepGraphs { known, left, wanted, clock: 0, waited: 0, work: 0, most_work, least_work }
+        let (is_worth_a_wait, clock, waited, work) = Default::default();
+        StepGraphs { known, left, wanted, is_worth_a_wait, clock, waited, work, most_work, least_work }
     }
 
     /// How a list of so many pieces is to run.
@@ -81,17 +82,18 @@ impl<G, L> StepGraphs<G, L> {
         match &mut known.state {
             State::Seen(times) => {
                 *times += 1;
-                let has_room = self.wanted.len() < MOST_WANTED;
-                let is_new = self.wanted.iter().all(|(wanted, _)| *wanted != list);
-                if times.is_power_of_two() && has_room && is_new { Way::Remember } else { Way::Eager }
+                let (is_time, has_room) = (times.is_power_of_two(), self.wanted.len() < MOST_WANTED);
+                let is_wanted = self.wanted.iter().any(|(wanted, _)| *wanted == list);
+                self.is_worth_a_wait |= is_time && is_wanted;
+                if is_time && has_room && !is_wanted { Way::Remember } else { Way::Eager }
             }
             State::Graph(graph) => Way::Replay(graph),
-            State::Unfit => Way::Eager,
         }
     }
 
     /// A list that is to be a graph.
     pub fn remember(&mut self, list: u128, what: L) {
+        self.is_worth_a_wait = true;
         self.wanted.push((list, what));
     }
 
@@ -99,19 +101,24 @@ impl<G, L> StepGraphs<G, L> {
     /// not.
     pub fn is_never_waited_for(&self) -> bool {
         let before = |list| self.known.get(list).map_or(0, |known| known.before);
-        self.wanted.iter().any(|(list, _)| before(list) > self.waited)
+        self.is_worth_a_wait && self.wanted.iter().any(|(list, _)| before(list) > self.waited)
     }
 
-    /// The stream was waited for: lists that are to be graphs now. Those that are not kept then come here again later.
-    pub fn waited(&mut self) -> Vec<(u128, L)> {
+    /// The stream was waited for: lists that are to be graphs now, and whether it is worth to wait for others.
+    pub fn waited(&mut self) -> (Vec<(u128, L)>, bool) {
         self.waited = self.clock;
-        mem::take(&mut self.wanted)
+        (mem::take(&mut self.wanted), mem::take(&mut self.is_worth_a_wait))
     }
 
-    /// Keeps what was captured; `None` if that was not possible.
-    pub fn keep(&mut self, list: u128, graph: Option<G>) {
+    /// Those lists could not be graphs yet.
+    pub fn put_back(&mut self, wanted: Vec<(u128, L)>) {
+        self.wanted = wanted;
+    }
+
+    /// Keeps what was captured. A list that could not be is remembered again at its 4th, 8th, 16th time.
+    pub fn keep(&mut self, list: u128, graph: G) {
         if let Some(known) = self.known.get_mut(&list) {
-            known.state = graph.map_or(State::Unfit, State::Graph);
+            known.state = State::Graph(graph);
         }
     }
 
@@ -129,7 +136,7 @@ impl<G, L> StepGraphs<G, L> {
     pub fn all(&self) -> impl Iterator<Item = &G> {
         let kept = self.known.values().filter_map(|known| match &known.state {
             State::Graph(graph) => Some(graph),
-            State::Seen(_) | State::Unfit => None,
+            State::Seen(_) => None,
         });
         kept.chain(&self.left)
     }
@@ -138,7 +145,7 @@ impl<G, L> StepGraphs<G, L> {
     pub fn into_all(self) -> impl Iterator<Item = G> {
         let kept = self.known.into_values().filter_map(|known| match known.state {
             State::Graph(graph) => Some(graph),
-            State::Seen(_) | State::Unfit => None,
+            State::Seen(_) => None,
         });
         kept.chain(self.left)
     }
@@ -179,11 +186,11 @@ mod tests {
 
     /// Waits for the stream, and makes graphs if nobody else has work under way.
     fn wait(graphs: &mut Graphs, is_alone: bool) {
-        for (list, ()) in graphs.waited() {
-            if is_alone {
-                graphs.keep(list, Some(list as u32));
-            }
+        let (mut wanted, _) = graphs.waited();
+        if is_alone {
+            wanted.drain(..).for_each(|(list, ())| graphs.keep(list, list as u32));
         }
+        graphs.put_back(wanted);
     }
 
     /// Steps of one list each, behind which the rank reads.
@@ -205,13 +212,17 @@ mod tests {
     }
 
     #[test]
-    fn where_others_are_at_work_it_is_tried_less_and_less() {
+    fn where_others_are_at_work_time_is_taken_less_and_less_often_and_the_first_chance_is_used() {
         let mut graphs = Graphs::new(800, 4);
-        let ways = steps(&mut graphs, [1; 40], false);
-        let tried: Vec<usize> = (1..=40).filter(|times| ways[times - 1] == "remember").collect();
-        assert_eq!(tried, [2, 4, 8, 16, 32]);
-        steps(&mut graphs, [1; 23], false);
-        assert_eq!(steps(&mut graphs, [1; 2], true), ["remember", "replay"]);
+        let takes_time = |times: &usize| {
+            assert_eq!(run(&mut graphs, 1), if *times == 2 { "remember" } else { "eager" });
+            let (wanted, is_worth_a_wait) = graphs.waited();
+            graphs.put_back(wanted);
+            is_worth_a_wait
+        };
+        let taken: Vec<usize> = (1..=40).filter(takes_time).collect();
+        assert_eq!(taken, [2, 4, 8, 16, 32]);
+        assert_eq!(steps(&mut graphs, [1; 2], true), ["eager", "replay"]);
     }
 
     #[test]
@@ -221,7 +232,9 @@ mod tests {
         assert!(graphs.is_never_waited_for());
         wait(&mut graphs, false);
         // Who waited once goes on not to.
-        assert_eq!([2, 2].map(|list| run(&mut graphs, list)), ["eager", "remember"]);
+        assert_eq!(run(&mut graphs, 2), "eager");
+        assert!(!graphs.is_never_waited_for(), "it is not worth it each time");
+        assert_eq!(run(&mut graphs, 2), "eager");
         assert!(graphs.is_never_waited_for());
         wait(&mut graphs, true);
         assert!(!graphs.is_never_waited_for());
@@ -242,12 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_captured_is_not_tried_again() {
+    fn what_could_not_be_captured_is_tried_less_and_less() {
         let mut graphs = Graphs::new(800, 4);
-        graphs.way(1, 9);
-        assert_eq!(graphs.way(1, 9), Way::Remember);
-        graphs.keep(1, None);
-        assert!((0..30).all(|_| graphs.way(1, 9) == Way::Eager));
+        let tried = |_: &usize| {
+            let ran = run(&mut graphs, 1);
+            drop(graphs.waited());
+            ran == "remember"
+        };
+        assert_eq!((1..=40).filter(tried).collect::<Vec<_>>(), [2, 4, 8, 16, 32]);
     }
 
     #[test]
@@ -282,6 +297,6 @@ mod tests {
         // Nor is what made room made a graph.
         let mut graphs = Graphs::new(200, 4);
         assert_eq!([1, 1, 2, 3].map(|list| run(&mut graphs, list)), ["eager", "remember", "eager", "eager"]);
-        assert!(graphs.waited().is_empty());
+        assert!(graphs.waited().0.is_empty());
     }
 }

@@ -285,8 +285,10 @@ fn a_call_that_hangs_is_aborted_in_time_and_named() {
             assert_eq!(told.lines().count(), 1, "{told}");
             assert!(told.contains("all_reduce number") && told.contains("over NCCL on rank"), "{told}");
         }
-        let causes = ended.iter().filter(|(told, _)| told.contains("not done within 3 s")).count();
-        assert!(causes > 0, "{ended:?}");
+        let is_cause = |(told, took): &(String, Duration)| {
+            told.contains("not done within 3 s") && *took >= deadline * 3 / 4
+        };
+        assert!(ended.iter().any(is_cause), "{ended:?}");
         assert_eq!(counted("fake_nccl_alive"), 0, "communicators are given back");
     });
 }

@@ -145,7 +145,7 @@ impl<D: Device> RankGroups<D> {
         exchanging.iter().try_for_each(|(group, _)| group.share(dev))?;
         let mut long_ways: Vec<(String, Vec<String>)> = Vec::new();
         for (group, what) in exchanging {
-            // Groups of one kind at a time: none asks for memory or gives it back while others' work waits on the same device.
+            // Groups of one kind at a time: no rank gives up what it mapped for another kind while kernels of this one wait.
             self.meet()?;
             let Some(why) = group.prepare(dev)?.filter(|_| group.rank() == 0) else { continue };
             let who = format!("{} ({what})", ranks_in_words(group.ranks()));

@@ -174,7 +174,7 @@ impl<D: Device> Worker<D> {
 
     /// The edits of a step whose command didn't have them. Those that don't lead wait for them.
     fn late_edits(&self, late: Option<&mut dyn LateEdits>) -> Result<Vec<LogitEdit>, ModelError> {
-        // The forward pass goes on meanwhile.
+        // The forward pass begins before anybody waits for them.
         self.dev.flush();
         if let Some(late) = late {
             let edits = self.dev.span(Part::Sampling, || {

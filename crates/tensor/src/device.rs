@@ -46,7 +46,7 @@ pub trait Device {
     fn upload(&self, data: &[f32], rows: usize, cols: usize) -> Self::Tensor;
     /// A matrix of unspecified content.
     fn alloc(&self, rows: usize, cols: usize) -> Self::Tensor;
-    /// Lets all that was enqueued begin, without waiting for it. A device may hold work back until a result is read; but a rank
+    /// Lets all that was enqueued begin, without waiting for it but now and then, to make what comes again cheaper. A device may hold work back until a result is read; but a rank
     /// that reads nothing has a part in what others read. So it is called where a rank goes on to wait for others or for work.
     fn flush(&self) {}
     /// A matrix to host memory, row-major, after all that was enqueued.

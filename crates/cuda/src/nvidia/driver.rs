@@ -17,7 +17,7 @@ use cudarc::driver::sys::{self, CUstream};
 
 use super::api::check;
 use super::events::Events;
-use super::gate::{self, Stream};
+use super::gate;
 use super::gpu::{Function, Gpu};
 use super::graph::Graph;
 use super::lists::Remembered;
@@ -88,7 +88,6 @@ impl NvidiaDriver {
         let staging = RefCell::new(Staging::new()?);
         let written = PinnedPool::new(GRAPH_BYTES)?;
         // Others look at it until it is dropped.
-        gate::add(Stream { stream, context: gpu.context() });
         Ok(NvidiaDriver {
             gpu,
             stream,
@@ -326,6 +325,14 @@ impl Driver for NvidiaDriver {
 
     fn bind(&self) -> Result<(), Fault> {
         self.gpu.bind()
+    }
+
+    fn has_pool(&self) -> bool {
+        self.has_pool
+    }
+
+    fn meets_others(&self) {
+        gate::add(self.own_stream());
     }
 }
 

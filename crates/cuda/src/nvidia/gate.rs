@@ -18,7 +18,7 @@ const MOMENT: Duration = Duration::from_millis(2);
 const PAUSE: Duration = Duration::from_micros(50);
 
 static GATE: RwLock<()> = RwLock::new(());
-/// The streams of all ranks of the process.
+/// The streams of all ranks of the process that exchange something on GPUs: others, as of replicas that have a GPU each, wait for nobody.
 static STREAMS: Mutex<Vec<Stream>> = Mutex::new(Vec::new());
 
 /// A rank's stream, and the context that it is of.
@@ -35,9 +35,12 @@ fn streams() -> MutexGuard<'static, Vec<Stream>> {
     STREAMS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A stream that others look at from now on, as long as it is there.
+/// A stream in which work may wait for other ranks', at which they look from now on, as long as it is there.
 pub(super) fn add(stream: Stream) {
-    streams().push(stream);
+    let mut streams = streams();
+    if !streams.contains(&stream) {
+        streams.push(stream);
+    }
 }
 
 /// A stream that nobody looks at any more.

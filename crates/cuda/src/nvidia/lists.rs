@@ -114,7 +114,7 @@ impl NvidiaDriver {
     /// Waits for the stream. What then is to be a graph becomes one.
     pub(super) fn wait(&self) -> Result<(), Fault> {
         self.wait_named()?;
-        self.make_graphs(gate::moment());
+        self.make_graphs(gate::moment);
         Ok(())
     }
 
@@ -124,27 +124,30 @@ impl NvidiaDriver {
             let began = Instant::now();
             self.wait_named()?;
             let own = began.elapsed();
-            self.make_graphs((TIMES_OWN * own).min(MOST_PATIENCE).max(gate::moment()));
+            self.make_graphs(|| (TIMES_OWN * own).min(MOST_PATIENCE).max(gate::moment()));
         }
         Ok(())
     }
 
     /// Makes graphs of what was remembered, and drops those that made room for others, unless other ranks have work under way for longer
     /// than that. The stream was waited for.
-    fn make_graphs(&self, patience: Duration) {
+    fn make_graphs(&self, patience: impl FnOnce() -> Duration) {
         let Some(graphs) = &self.graphs else { return };
         let graphs = &mut *graphs.borrow_mut();
-        let wanted = graphs.waited();
+        let (mut wanted, is_worth_a_wait) = graphs.waited();
         if wanted.is_empty() && !graphs.has_left() {
             return;
         }
-        let patience = if wanted.is_empty() { Duration::ZERO } else { patience };
+        let patience = if is_worth_a_wait { patience() } else { Duration::ZERO };
         gate::alone(self.own_stream(), patience, || {
             graphs.drop_left();
-            for (number, remembered) in wanted {
-                graphs.keep(number, self.captured(remembered).ok());
+            for (number, remembered) in wanted.drain(..) {
+                if let Ok(graph) = self.captured(remembered) {
+                    graphs.keep(number, graph);
+                }
             }
         });
+        graphs.put_back(wanted);
     }
 
     fn captured(&self, Remembered { list, bytes }: Remembered) -> Result<Graph, Fault> {

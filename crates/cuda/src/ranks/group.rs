@@ -160,10 +160,13 @@ impl<C: Collective<Reference>> CudaGroup<C> {
     /// As [`Collective::share`].
     pub(super) fn map(&self, queue: &Queue) -> Result<(), CollectiveError> {
         if self.size() > 1 && matches!(self.way, Way::Shortest | Way::Peers) {
-            let mapped = setup::map(&self.host, &self.numbers, queue, self.slot_bytes, self.deadline)?;
-            self.mapped.set(Some(mapped));
+            self.mapped.set(Some(self.peers_mapped(queue)?));
         }
         Ok(())
+    }
+
+    fn peers_mapped(&self, queue: &Queue) -> Result<Result<Peers, Refusal>, CollectiveError> {
+        setup::map(&self.host, &self.numbers, queue, self.slot_bytes, self.deadline)
     }
 
     /// As [`Collective::prepare`].
@@ -171,6 +174,7 @@ impl<C: Collective<Reference>> CudaGroup<C> {
         if self.size() == 1 || self.path.get().is_some() {
             return Ok(None);
         }
+        queue.0.driver.meets_others();
         let mut long_way = None;
         let path = match self.way {
             Way::Host => Path::Staged,
@@ -207,11 +211,11 @@ impl<C: Collective<Reference>> CudaGroup<C> {
 
     /// What ranks share, if that works.
     fn found_peers(&self, queue: &Queue) -> Result<Result<Peers, Refusal>, CollectiveError> {
-        let mapped = self.mapped.take();
-        if mapped.is_none() {
-            self.map(queue)?;
-        }
-        match mapped.or_else(|| self.mapped.take()).expect("ranks that go this way have shared") {
+        let mapped = match self.mapped.take() {
+            Some(mapped) => mapped,
+            None => self.peers_mapped(queue)?,
+        };
+        match mapped {
             Ok(peers) => setup::tried(&self.host, &self.numbers, queue, peers),
             Err(refusal) => Ok(Err(refusal)),
         }

@@ -4,6 +4,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// What the compiler is told of all of them.
+const COMMON: [&str; 7] =
+    ["-shared", "-fPIC", "-ffp-contract=off", "-mfma", "-mf16c", "-U_FORTIFY_SOURCE", "-o"];
+
 /// A library to be made: its name, its source, and what the compiler is told besides.
 pub type Source<'a> = (&'a str, &'a str, &'a [&'a str]);
 
@@ -11,7 +15,7 @@ pub type Source<'a> = (&'a str, &'a str, &'a [&'a str]);
 pub fn compiled(kind: &str, sources: &[Source<'_>]) -> Option<PathBuf> {
     let compiler = std::env::var("CXX").unwrap_or("c++".into());
     let mut hash = DefaultHasher::new();
-    (&compiler, sources).hash(&mut hash);
+    (&compiler, COMMON, sources).hash(&mut hash);
     let all = target().join("tmp").join(kind);
     let folder = all.join(format!("{:016x}", hash.finish()));
     if folder.is_dir() {
@@ -24,7 +28,7 @@ pub fn compiled(kind: &str, sources: &[Source<'_>]) -> Option<PathBuf> {
         let (from, to) = (made.path().join(format!("{name}.cpp")), made.path().join(name));
         std::fs::write(&from, source).expect("a source");
         let output = Command::new(&compiler)
-            .args(["-shared", "-fPIC", "-ffp-contract=off", "-mfma", "-mf16c", "-U_FORTIFY_SOURCE", "-o"])
+            .args(COMMON)
             .args([&to, &from])
             .arg(format!("-Wl,-soname,{name}"))
             .args(*options)

@@ -204,6 +204,7 @@ fn load_is_told_when_it_changes_and_not_before() {
     drop(outbox);
     let (loads, tokens) = watch.join().unwrap();
     assert!(loads.windows(2).all(|pair| pair[0] != pair[1]));
+    assert!(loads.iter().any(|load| load.running > 0), "one is told while they run");
     // However few reports a busy machine comes to, the last one tells of all that there was.
     let last = loads.last().unwrap();
     assert_eq!((last.running, last.waiting, last.generation_tokens), (0, 0, tokens as u64));

@@ -433,6 +433,15 @@ echo 'error: the GPU failed' >&2; exit 9";
 }
 
 #[test]
+fn a_part_that_is_alone_has_all_the_time() {
+    let folder = folder(&[("hangs", "sleep 2")]);
+    let parts = [part("hangs", 1, hangs), part("says", 9, says)];
+    let report = run_of(&parts, folder.path(), Some(&["hangs"]), 60).expect("a report");
+    assert_eq!(results(&report), []);
+    assert!(report.is_good());
+}
+
+#[test]
 fn each_test_of_the_suite_is_sanitized_by_itself() {
     let folder = folder(&[
         (
