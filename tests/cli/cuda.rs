@@ -272,16 +272,18 @@ fn batches_of_up_to_eight_more_sequences_are_one_graph_on_any_split() {
             let told = folder.path().join(format!("{model}{i}"));
             // Nobody makes a graph while another rank waits for it, or it would wait for that one.
             let served = Served::of(serve(model, split).env("FAKE_TOLD", &told).env("FAKE_WAITS", "2"));
-            assert_eq!(answers_of_many(&served), expected, "{model} {split}");
+            // Twice, for a graph is made late where other ranks have work under way all the time.
+            for round in 0..2 {
+                assert_eq!(answers_of_many(&served), expected, "{model} {split}, round {round}");
+            }
             served.ends();
             let told = std::fs::read_to_string(told).expect("what graphs there were");
             let [made, launched] =
                 ["made", "launched"].map(|what| told.lines().filter(|line| *line == what).count());
             println!("{model} {split}: {made} graphs, launched {launched} times");
-            let ranks = if split == "--tp 1" { 1 } else { 2 };
+            let ranks: usize = split.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a number");
             assert!(made <= 8 * ranks, "{model} {split}: {made} graphs");
-            // A loaded machine may make a graph late, when no other rank has work under way.
-            assert!(launched >= 6 * ranks, "{model} {split}: {launched} launches of {made} graphs");
+            assert!(launched >= 20 * ranks, "{model} {split}: {launched} launches of {made} graphs");
         }
     }
 }

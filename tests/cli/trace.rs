@@ -313,7 +313,7 @@ fn a_benchmark_that_is_interrupted_in_the_recorded_run_leaves_a_trace_that_says_
         let asked = bench.signal(Signal::INT);
         bench.ends(asked)
     };
-    let end = [(); 4].iter().map(|()| interrupted()).find(|end| end.status != Some(0));
+    let end = std::iter::repeat_with(interrupted).take(4).find(|end| end.status != Some(0));
     let end = end.expect("it is interrupted before its end");
     assert_eq!((end.status, end.line(), &*end.stdout), (Some(130), "error: ended by SIGINT", ""));
     assert_incomplete(&read(&file), "ended by SIGINT", &[0], &[]);

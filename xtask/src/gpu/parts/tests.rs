@@ -72,7 +72,7 @@ fn a_part_that_fails_or_hangs_is_nothing_to_the_others() {
         let report = run_of(&parts, folder.path(), None, 200).expect("a report");
         let hung = Outcome::Failed(format!("hangs took longer than the {seconds} s of this part"));
         assert_eq!(results(&report), [("fails", &failed), ("hangs", &hung), ("fine", &Outcome::Ok)]);
-        assert!(!report.is_good() && report.seconds < 200.0);
+        assert!(!report.is_good() && report.seconds < 30.0);
         folder.path().join("left").exists()
     });
     // What it started has ended too, as soon as the system has done what it was told.
